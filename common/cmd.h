@@ -1,0 +1,59 @@
+/* The command line: one table drives parsing, --help, completion and the manual check.
+ *
+ *   granary NOUN VERB [options] arguments        options may stand anywhere; "--" ends them
+ *
+ * Exit status: 0 done, 1 failed, 2 usage, 3 partly done, 4 locked or fenced, 5 damaged. stdout is data, stderr is talk. */
+#ifndef GR_CMD_H
+#define GR_CMD_H
+#include "common/fiber.h"
+#include <jansson.h>
+
+struct gr_opt {
+    const char *name; /* without "--" */
+    const char *arg;  /* "SIZE": takes a value; NULL: a flag. No optional values. */
+    const char *help;
+    bool repeat;      /* may be given several times */
+};
+struct gr_cmd_ctx; /* parsed command line and output of one run */
+struct gr_cmd {
+    const char *noun; /* "datastore"; NULL for one-word commands ("up") */
+    const char *verb;
+    const char *args; /* "NAME DEVICE..." as shown */
+    int min_args, max_args; /* -1: any number */
+    const char *help;       /* one line */
+    const struct gr_opt *opts; /* NULL-name terminated, may be NULL; --help and --json are always there */
+    int (*fn)(struct gr_cmd_ctx *c, struct gr_err *err); /* in a fiber; returns 0 or a negative code */
+};
+const char *gr_cmd_arg(const struct gr_cmd_ctx *c, int i);  /* i-th argument, NULL behind the last */
+int gr_cmd_nargs(const struct gr_cmd_ctx *c);
+const char *gr_cmd_opt(const struct gr_cmd_ctx *c, const char *name);         /* last value given, NULL when absent */
+const char *gr_cmd_opt_n(const struct gr_cmd_ctx *c, const char *name, int i); /* i-th value of a repeated option */
+bool gr_cmd_flag(const struct gr_cmd_ctx *c, const char *name);
+bool gr_cmd_json(const struct gr_cmd_ctx *c);
+struct gr_loop *gr_cmd_loop(const struct gr_cmd_ctx *c);
+void *gr_cmd_app(const struct gr_cmd_ctx *c); /* what main passed */
+
+/* Output. A column shows one key of each row as text; --json prints the rows as they are. Names are escaped on a terminal. */
+enum gr_col_kind { GR_COL_TEXT, GR_COL_SIZE, GR_COL_NUMBER, GR_COL_TIME, GR_COL_BOOL, GR_COL_LIST };
+struct gr_col {
+    const char *key;   /* kebab-case JSON key */
+    const char *title; /* heading of the text table */
+    enum gr_col_kind kind;
+};
+/* Print an array of objects (takes no reference): a table, or JSON. */
+int gr_cmd_rows(struct gr_cmd_ctx *c, const struct gr_col *cols, json_t *rows);
+/* Print one object: "title: value" lines, or JSON. */
+int gr_cmd_object(struct gr_cmd_ctx *c, const struct gr_col *cols, json_t *obj);
+/* One sentence of result for people ("created ds1/web01"); silent with --json, which prints @obj instead (may be NULL: {}). */
+int gr_cmd_done(struct gr_cmd_ctx *c, json_t *obj, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+/* Streamed rows of --json (an array printed element by element) or text lines. */
+int gr_cmd_stream_begin(struct gr_cmd_ctx *c, const struct gr_col *cols);
+int gr_cmd_stream_row(struct gr_cmd_ctx *c, json_t *row);
+int gr_cmd_stream_end(struct gr_cmd_ctx *c);
+/* Progress of long work on stderr, at most 5 times a second, only when stderr is a terminal. total 0: unknown. */
+void gr_cmd_progress(struct gr_cmd_ctx *c, const char *what, uint64_t done, uint64_t total, bool bytes);
+
+/* Parse and run: prints help and errors, returns the exit status. @tables: NULL-terminated list of tables, each ended by an
+ * entry with verb NULL. @about: one line. */
+int gr_cmd_main(int argc, char **argv, const char *program, const char *about, const struct gr_cmd *const *tables, void *app);
+#endif

@@ -1,0 +1,25 @@
+/* GRANARY_HOME: where one host keeps its configuration, state and sockets.
+ *   conf/   datastores.json, access.json …        state/   host.json (host uuid), intents, caches
+ *   run/    storaged.sock, hostd.sock, *.pid, vm/  log/     one file per daemon, per VM
+ * Default: /var/lib/granary (conf in it too). Directories are 0700. */
+#ifndef GR_HOME_H
+#define GR_HOME_H
+#include "common/err.h"
+#include <jansson.h>
+#include <stdint.h>
+struct gr_home;
+/* From $GRANARY_HOME or the default; makes the directories when @make. */
+int gr_home_open(int make, struct gr_home **ret, struct gr_err *err);
+void gr_home_free(struct gr_home *h);
+const char *gr_home_dir(const struct gr_home *h);
+/* Absolute path of a name below the home, such as "run/storaged.sock"; new memory. */
+char *gr_home_path(const struct gr_home *h, const char *name);
+/* This host's uuid, made at first use. */
+int gr_home_host_uuid(struct gr_home *h, uint8_t ret[16], struct gr_err *err);
+/* Exclusive lock on the home's storage role (one joined writer process): 0, or -GR_ELOCKED with the holder's pid in the text.
+ * Held until *ret_fd is closed. */
+int gr_home_lock(struct gr_home *h, int *ret_fd, struct gr_err *err);
+/* JSON documents under conf/ and state/: a missing one reads as an empty object; written atomically. */
+int gr_home_load(struct gr_home *h, const char *name, json_t **ret, struct gr_err *err);
+int gr_home_save(struct gr_home *h, const char *name, json_t *doc, struct gr_err *err);
+#endif

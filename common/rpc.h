@@ -1,0 +1,60 @@
+/* JSON over unix sockets between the processes of one machine.
+ *
+ * Frame: 8 bytes "GRP1" + be32 length of the body, then the body: one JSON object of at most GR_RPC_MAX bytes.
+ * Request  {"id":N,"method":"disk.create","params":{…}}
+ * Reply    {"id":N,"part":…} any number of times, then {"id":N,"result":…} or {"id":N,"error":{"code":"ENOENT","text":"…"}}.
+ * One connection may carry many requests, also at once. A malformed frame closes the connection and nothing else.
+ * Paths may be of any length (the directory is opened first and the socket reached through /proc/self/fd). */
+#ifndef GR_RPC_H
+#define GR_RPC_H
+#include "common/fiber.h"
+#include <jansson.h>
+#define GR_RPC_MAX (16u << 20)
+
+struct gr_rpc_call; /* one request being served */
+/* Serve a request in a fiber of its own. @params: borrowed. On success put a new reference into *ret_result (NULL = {}). */
+typedef int (*gr_rpc_fn)(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret_result, struct gr_err *err);
+struct gr_rpc_method {
+    const char *name;
+    gr_rpc_fn fn;
+};
+/* Send one part of a streamed answer; takes the reference of @part. Suspends while the peer is slow. -EPIPE: peer is gone.
+ * With a NULL call (method run in process, no socket) the part goes to the local caller's on_part. */
+int gr_rpc_part(struct gr_rpc_call *call, json_t *part);
+/* True once the peer is gone: long work should stop. */
+bool gr_rpc_gone(const struct gr_rpc_call *call);
+/* Have fn(arg) called when the connection of @call closes (pins, exposures tied to the caller's life). */
+int gr_rpc_on_close(struct gr_rpc_call *call, void (*fn)(void *arg), void *arg);
+
+struct gr_rpc_server;
+int gr_rpc_server_new(struct gr_loop *loop, struct gr_rpc_server **ret);
+/* Add a NULL-name-terminated table; @arg is passed to its functions. Tables are borrowed. */
+int gr_rpc_server_add(struct gr_rpc_server *s, const struct gr_rpc_method *methods, void *arg);
+/* Listen on a unix socket (mode 0600), replacing a dead one. -EADDRINUSE: somebody answers there. */
+int gr_rpc_server_listen(struct gr_rpc_server *s, const char *path, struct gr_err *err);
+void gr_rpc_server_free(struct gr_rpc_server *s);
+/* Run a method of the server's tables in process, without a socket (fiber). */
+int gr_rpc_local(struct gr_rpc_server *s, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *part_arg,
+                 json_t **ret_result, struct gr_err *err);
+
+struct gr_rpc_client;
+/* Connect (fiber). -ENOENT / -ECONNREFUSED: nobody listens. */
+int gr_rpc_connect(struct gr_loop *loop, const char *path, struct gr_rpc_client **ret, struct gr_err *err);
+void gr_rpc_client_free(struct gr_rpc_client *c);
+/* Call and wait (fiber). @params: reference is taken (may be NULL). on_part may be NULL; its json_t is borrowed; a negative
+ * return ends the call. The peer's error comes back as its code and text. timeout_ms < 0: none. */
+int gr_rpc_call(struct gr_rpc_client *c, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *part_arg,
+                int64_t timeout_ms, json_t **ret_result, struct gr_err *err);
+
+/* Unix sockets at paths of any length. */
+int gr_unix_listen(const char *path, int mode, int *ret_fd, struct gr_err *err);
+int gr_unix_connect(const char *path, int *ret_fd, struct gr_err *err); /* non-blocking descriptor */
+
+/* Typed reading of params; each gives one clear error naming the key. Optional ones leave *ret alone when absent. */
+int gr_json_str(json_t *o, const char *key, const char **ret, struct gr_err *err);
+int gr_json_opt_str(json_t *o, const char *key, const char **ret, struct gr_err *err);
+int gr_json_u64(json_t *o, const char *key, uint64_t *ret, struct gr_err *err);
+int gr_json_opt_u64(json_t *o, const char *key, uint64_t *ret, struct gr_err *err);
+int gr_json_opt_bool(json_t *o, const char *key, bool *ret, struct gr_err *err);
+int gr_json_array(json_t *o, const char *key, json_t **ret, struct gr_err *err);
+#endif

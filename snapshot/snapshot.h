@@ -1,0 +1,47 @@
+/* Snapshots: what is made of births and roots. Names live per disk; snapshots and bookmarks share one name space.
+ * Thread rule as vmfs/vmfs.h: the volume's loop, in a fiber. */
+#ifndef SNAPSHOT_H
+#define SNAPSHOT_H
+#include "vmfs/vmfs.h"
+
+struct snap_info {
+    char name[VMFS_NAME_MAX + 1];
+    bool is_bookmark;
+    uint64_t id;          /* stable number within the disk; 0 for bookmarks */
+    uint64_t parent_id;   /* snapshot this one grew from; 0: none */
+    int64_t created_s;    /* wall clock */
+    uint64_t size;        /* bytes: size of the disk at that instant */
+    struct gr_bookmark bookmark; /* disk, lineage, epoch: keep it to ask what changed since */
+    unsigned clones;      /* disks that start here */
+    bool current;         /* the live head grew from it */
+    bool deleting;        /* going away in the background */
+    unsigned pins;        /* readers elsewhere */
+    char group[37];       /* uuid text of the group taken in one instant */
+};
+/* One instant of all @disks; durable when it returns. -EEXIST names the disk that has @name already (then nothing is done). */
+int snap_create(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err);
+int snap_list(struct vmfs_disk *d, int (*fn)(void *arg, const struct snap_info *info), void *arg, struct gr_err *err);
+int snap_find(struct vmfs_disk *d, const char *name, struct snap_info *ret, struct gr_err *err); /* -ENOENT */
+/* Gone from the list at once, durably; space comes back in the background. @keep_bookmark leaves a bookmark of the same name.
+ * A snapshot with clones stays hidden until they are gone. -GR_ELOCKED: pinned by readers (named). */
+int snap_delete(struct vmfs_disk *d, const char *name, bool keep_bookmark, struct gr_err *err);
+int snap_bookmark(struct vmfs_disk *d, const char *snapshot, const char *bookmark, struct gr_err *err);
+/* Wait until no snapshot of @d is being deleted any more. */
+int snap_settle(struct vmfs_disk *d, struct gr_err *err);
+/* The live disk becomes what the snapshot is; later snapshots stay. GR_EVENT_REVERTED. The disk's own I/O is held meanwhile. */
+int snap_revert(struct vmfs_disk *d, const char *name, struct gr_err *err);
+/* New disk @path of the same volume that starts at the snapshot. */
+int snap_clone(struct vmfs_disk *d, const char *name, const char *path, struct gr_err *err);
+/* Read-only bdev of a snapshot; holds the snapshot while open (a delete waits hidden). Put with gr_bdev_put. */
+int snap_open(struct vmfs_disk *d, const char *name, struct gr_bdev **ret, struct gr_err *err);
+/* The same for a process that joined as VMFS_READER: pins the snapshot in the reader's slot. @path is the disk. */
+int snap_open_reader(struct vmfs *reader, const char *path, const char *name, struct gr_bdev **ret, struct gr_err *err);
+/* Changes from @base (name of a snapshot or bookmark, or a token "uuid:lineage:epoch") to @to (NULL: the live disk at one
+ * instant), in ascending order, merged, exact to 4 KiB. fn returns < 0 to stop. -ENOENT: base unknown here, and why. */
+int snap_diff(struct vmfs_disk *d, const char *base, const char *to, int (*fn)(void *arg, uint64_t off, uint64_t len, bool zero), void *arg,
+              struct gr_err *err);
+int snap_resolve_base(struct vmfs_disk *d, const char *base, struct gr_bookmark *ret, struct gr_err *err);
+/* "uuid:lineage:epoch" */
+void snap_bookmark_format(const struct gr_bookmark *b, char out[96]);
+int snap_bookmark_parse(const char *text, struct gr_bookmark *ret);
+#endif

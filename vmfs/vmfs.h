@@ -1,0 +1,156 @@
+/* vmfs: the datastore. A volume on one or more devices, joined by hosts through slots; a namespace of directories,
+ * regular files and disks; each disk's content a map of 4 KiB pieces with births, journalled per host.
+ *
+ * The on-disk format is vmfs/format.h; the ideas are in docs/vmfs.md.
+ *
+ * Thread rule: a volume lives on one loop; every call is made there, in a fiber unless marked "any context", and may
+ * suspend. Ownership: what an _open/_join gives is released by _close/_leave; strings in results are copies in place. */
+#ifndef VMFS_H
+#define VMFS_H
+#include "common/bdev.h"
+#include "common/fiber.h"
+
+#define VMFS_NAME_MAX 255       /* bytes of one path component */
+#define VMFS_PATH_MAX 4096      /* bytes of a path inside the volume */
+#define VMFS_VOLUME_NAME_MAX 63
+#define VMFS_DEVICES_MAX 32
+#define VMFS_ADDRESS_MAX 1023
+#define VMFS_BLOCK 65536u       /* bytes: the block */
+#define VMFS_PIECE 4096u        /* bytes: the piece, unit of allocation and of change tracking */
+#define VMFS_DISK_MAX (1ull << 50) /* bytes: 1 PiB */
+
+struct vmfs;      /* a joined volume */
+struct vmfs_disk; /* an open object with content: a disk or a regular file */
+
+/* ---- format, probe ---- */
+struct vmfs_format_opts {
+    const char *name;       /* volume name, 1..63 bytes, [A-Za-z0-9._-], not starting with '.' or '-' */
+    bool force;             /* format over foreign data (never over a volume with a living slot) */
+    unsigned journal_units; /* 0: by volume size */
+    unsigned region_units;  /* 0: by volume size */
+    bool preallocate;       /* write the devices' blocks out first, so that later writes hit allocated space */
+};
+/* Write a new, empty volume. Refuses anything that already holds data and names it (file system, partition table, volume). */
+int vmfs_format(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_format_opts *opts, struct gr_err *err);
+/* What is on a device: "" when it is blank, else a name such as "ext4 file system", "GPT partition table", "Granary datastore 'ds1'". */
+int vmfs_probe(struct gr_loop *loop, struct gr_bdev *device, char ret_what[160], struct gr_err *err);
+
+/* ---- join, leave ---- */
+enum vmfs_role {
+    VMFS_HOST,   /* takes a slot; may own disks and write */
+    VMFS_READER, /* takes a slot for pins only; reads snapshots; never writes content */
+};
+struct vmfs_join_opts {
+    enum vmfs_role role;
+    uint8_t host_uuid[16];
+    const char *host_name;  /* shown to others */
+    const char *address;    /* unix socket of this host's storage service, or "" ; at most VMFS_ADDRESS_MAX bytes */
+    const char *portal;     /* "host:port" of this host's iSCSI portal, or "" */
+    size_t map_cache_bytes; /* limit of cached map nodes; 0: 256 MiB */
+    void (*warn)(void *arg, const char *text); /* damage repaired from a copy, slots recovered, …; may be NULL */
+    void *warn_arg;
+};
+/* Join: read the superblock (second copy with a warning when the first is damaged), recover dead hosts' slots, take a slot.
+ * Errors: -GR_EFORMAT no datastore, -GR_EVERSION, -GR_ECORRUPT, -GR_ELOCKED no free slot, -ENODEV device missing. */
+int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_join_opts *opts, struct vmfs **ret,
+              struct gr_err *err);
+/* Checkpoint, give everything back and leave; all disks must be closed. The handle is gone even when it fails. */
+int vmfs_leave(struct vmfs *v, struct gr_err *err);
+/* Forget everything at once, as if the process had died (tests, fenced hosts). */
+void vmfs_abandon(struct vmfs *v);
+/* Change what others see of this host (portal known after listening). */
+int vmfs_set_address(struct vmfs *v, const char *address, const char *portal, struct gr_err *err);
+
+struct vmfs_info {
+    char name[VMFS_VOLUME_NAME_MAX + 1];
+    uint8_t uuid[16];
+    uint64_t size, free, metadata; /* bytes; free as this host sees it (others' regions as of their last checkpoint) */
+    uint64_t reserved;             /* bytes promised to thick disks for overwrites */
+    unsigned n_devices, n_slots, n_regions;
+    uint64_t region_bytes, journal_bytes;
+    unsigned version;
+    bool fenced; /* this host gave the volume up; `fence_reason` says why */
+    char fence_reason[160];
+};
+void vmfs_info(struct vmfs *v, struct vmfs_info *ret); /* any context */
+struct vmfs_slot_info {
+    unsigned slot;
+    uint64_t generation;
+    const char *state; /* "free", "host", "reader", "replaying" */
+    bool alive, self;
+    uint8_t host_uuid[16];
+    char host_name[64], portal[128];
+    char address[VMFS_ADDRESS_MAX + 1];
+};
+int vmfs_slots(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_slot_info *s), void *arg, struct gr_err *err);
+/* Take over dead hosts' slots now: replay and free them. Returns how many. */
+int vmfs_recover(struct vmfs *v, struct gr_err *err);
+/* The volume learns that its device(s) grew; new regions are added. */
+int vmfs_grow(struct vmfs *v, struct gr_err *err);
+/* Write journal and map home. */
+int vmfs_checkpoint(struct vmfs *v, struct gr_err *err);
+
+/* Counters for tests, `info` and benchmarks. */
+struct vmfs_stats {
+    uint64_t reads, writes_in_place, writes_redirected, splits, merges, unmaps, flushes;
+    uint64_t journal_frames, journal_bytes, checkpoints, node_bytes, device_flushes;
+    uint64_t replays, replayed_records, dropped_pieces, takeovers;
+};
+void vmfs_stats(const struct vmfs *v, struct vmfs_stats *ret); /* any context */
+
+/* ---- namespace: paths inside the volume, '/'-separated, no leading slash needed; "" is the root ---- */
+enum vmfs_type { VMFS_DIR = 1, VMFS_FILE = 2, VMFS_DISK = 3 };
+enum vmfs_provision { VMFS_THIN = 0, VMFS_THICK = 1, VMFS_EAGER = 2 };
+struct vmfs_stat {
+    enum vmfs_type type;
+    uint64_t id;         /* object id (inode number) */
+    uint8_t uuid[16];    /* disks: identity for VPD 83, bookmarks */
+    uint64_t size;       /* bytes */
+    uint64_t used;       /* bytes of space the object holds (its own map and metadata), as of the owner's last checkpoint or now if ours */
+    enum vmfs_provision provision;
+    int64_t mtime_s;
+    unsigned n_snapshots;
+    int owner_slot;      /* -1: nobody */
+    uint64_t owner_generation;
+    char parent[VMFS_NAME_MAX + 1 + 16]; /* clones: text naming the origin, "" otherwise */
+};
+/* Names: 1..255 bytes of UTF-8 without '/', '@', ':' or control characters, not "." or "..". */
+int vmfs_name_check(const char *path, struct gr_err *err); /* any context */
+int vmfs_stat(struct vmfs *v, const char *path, struct vmfs_stat *ret, struct gr_err *err);
+int vmfs_readdir(struct vmfs *v, const char *path, int (*fn)(void *arg, const char *name, const struct vmfs_stat *st), void *arg,
+                 struct gr_err *err);
+int vmfs_mkdir(struct vmfs *v, const char *path, bool parents, struct gr_err *err);
+int vmfs_rename(struct vmfs *v, const char *from, const char *to, struct gr_err *err);
+/* Remove an empty directory, a file, or a disk (nobody else may own it, it may not be open; refused while clones hang on its snapshots). */
+int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err);
+/* New disk or file; parent folders are made. -EEXIST. size: multiple of 512, > 0 for disks, at most VMFS_DISK_MAX. */
+int vmfs_create(struct vmfs *v, const char *path, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct gr_err *err);
+
+/* ---- objects with content ---- */
+/* Take the object's lock and open it; opened twice gives the same object again (counted).
+ * -GR_ELOCKED: owned by a living host, whose slot and name are in the text (and in ret_owner when not NULL). */
+int vmfs_open(struct vmfs *v, const char *path, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err);
+/* Last close: the lock stays ours until vmfs_release() or leave, so that opening again is cheap. */
+void vmfs_close(struct vmfs_disk *d);
+/* Checkpoint and give up the lock of a closed object, so that another host can open it. */
+int vmfs_release(struct vmfs *v, const char *path, struct gr_err *err);
+struct gr_bdev *vmfs_bdev(struct vmfs_disk *d); /* the live head; borrowed */
+uint64_t vmfs_disk_id(const struct vmfs_disk *d);
+void vmfs_disk_stat(struct vmfs_disk *d, struct vmfs_stat *ret);
+struct vmfs *vmfs_disk_volume(struct vmfs_disk *d);
+/* Grow or shrink (shrink refuses unless @shrink). Durable before it returns; GR_EVENT_RESIZED. */
+int vmfs_resize(struct vmfs_disk *d, uint64_t size, bool shrink, struct gr_err *err);
+/* Whole small files (configuration): read at most @max bytes into new memory; replace atomically. */
+int vmfs_file_read(struct vmfs *v, const char *path, size_t max, void **ret, size_t *ret_len, struct gr_err *err);
+int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t len, struct gr_err *err);
+
+/* ---- check ---- */
+struct vmfs_check_report {
+    uint64_t objects, nodes, pieces, shared_pieces, regions; /* how much was looked at */
+    uint64_t errors;                                         /* broken rules */
+    uint64_t leaked_units;                                   /* allocated, reachable from nowhere */
+};
+/* Prove the volume: every metadata block valid, reachable ∪ journals ∪ tables ∪ pending frees ∪ free = all, disjoint but for
+ * sharing that births explain. One line per broken rule goes to @line. 0: sound; -GR_ECORRUPT: @ret counts what is wrong. */
+int vmfs_check(struct vmfs *v, void (*line)(void *arg, const char *text), void *arg, struct vmfs_check_report *ret, struct gr_err *err);
+#endif

@@ -42,7 +42,7 @@ IS_CLANG := $(shell $(CC) --version 2>/dev/null | grep -ci clang)
 WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wundef -Wformat=2 -Wwrite-strings \
         -Wcast-qual -Wpointer-arith -Wno-unused-parameter -Wno-missing-field-initializers
 ifeq ($(IS_CLANG),0)
-WARN += -Wimplicit-fallthrough=5 -Wno-clobbered
+WARN += -Wimplicit-fallthrough=5 -Wno-clobbered -Wno-format-truncation
 else
 WARN += -Wimplicit-fallthrough -Wno-gnu-statement-expression
 endif

@@ -1,0 +1,73 @@
+#include "tests/lib/test.h"
+#include <ftw.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static char dir[64];
+static pid_t dir_owner;
+
+static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
+{
+    return remove(path);
+}
+
+static void remove_dir(void)
+{
+    if (getpid() == dir_owner)
+        nftw(dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+const char *test_dir(void)
+{
+    if (!dir[0]) {
+        snprintf(dir, sizeof(dir), "%s", "/tmp/granary-test.XXXXXX");
+        assert_non_null(mkdtemp(dir));
+        dir_owner = getpid();
+        atexit(remove_dir);
+    }
+    return dir;
+}
+
+char *test_path(const char *name)
+{
+    char *p = NULL;
+    assert_true(asprintf(&p, "%s/%s", test_dir(), name) > 0);
+    return p;
+}
+
+uint64_t test_seed(void)
+{
+    static uint64_t seed;
+    const char *env = getenv("GRANARY_SEED");
+    if (seed == 0) {
+        struct timespec ts;
+        clock_gettime(CLOCK_REALTIME, &ts);
+        seed = env ? strtoull(env, NULL, 0) : (uint64_t)ts.tv_sec * 1000003u + (uint64_t)ts.tv_nsec;
+        printf("# GRANARY_SEED=%llu\n", (unsigned long long)seed);
+        fflush(stdout);
+    }
+    return seed;
+}
+
+uint64_t test_rand(uint64_t *state)
+{
+    uint64_t z = (*state += 0x9e3779b97f4a7c15u);
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+unsigned test_soak_s(unsigned usual)
+{
+    const char *env = getenv("GRANARY_SOAK");
+    return env ? (unsigned)strtoul(env, NULL, 10) : usual;
+}
+
+unsigned test_cases(unsigned usual)
+{
+    const char *env = getenv("GRANARY_SOAK");
+    return env ? usual * (1 + (unsigned)strtoul(env, NULL, 10)) : usual;
+}

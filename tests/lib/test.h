@@ -1,0 +1,31 @@
+/* Shared by the unit tests: cmocka and what it needs, a private directory, seeds, a deadline for soaks. */
+#ifndef TEST_H
+#define TEST_H
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+/* cmocka.h needs the four above */
+#include <cmocka.h>
+
+/* A fresh private directory, removed with all it holds when the process ends. The string lives as long as the process. */
+const char *test_dir(void);
+/* "DIR/name" of the private directory; new memory. */
+char *test_path(const char *name);
+/* Seed of this run: GRANARY_SEED or the clock; printed, so that a failure can be repeated. */
+uint64_t test_seed(void);
+/* Small fast generator (splitmix64) for test data; @state is the seed and moves on. */
+uint64_t test_rand(uint64_t *state);
+/* Seconds a randomised test should go on: GRANARY_SOAK, or @usual. */
+unsigned test_soak_s(unsigned usual);
+/* How many random cases to do: @usual, or far more under GRANARY_SOAK. */
+unsigned test_cases(unsigned usual);
+
+#define TEST(fn) cmocka_unit_test(fn)
+#define TEST_MAIN(...)                                                        \
+    int main(void)                                                            \
+    {                                                                         \
+        const struct CMUnitTest test_list[] = {__VA_ARGS__};                  \
+        return cmocka_run_group_tests(test_list, NULL, NULL);                 \
+    }
+#endif

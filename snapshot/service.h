@@ -1,0 +1,133 @@
+/* The storage service: the datastores of one host (one GRANARY_HOME) and everything that can be asked of them.
+ *
+ * One implementation, two ways to reach it: granary-storaged serves the methods below on run/storaged.sock; a command that
+ * finds nobody there takes the home's storage lock and runs the same methods in its own process (snapshot/client.h).
+ *
+ * Who owns what: a disk is opened, and thereby owned, by the host that needs it first. A request for a disk that another
+ * living host owns is forwarded to that host's service (the address in its slot); a holder without one is a command at
+ * work, which is waited for (10 s) and then named (-GR_ELOCKED).
+ *
+ * Methods (params → result; "disk" is "DATASTORE/PATH"; sizes in bytes, times in seconds since 1970; ? = optional):
+ *   datastore.create {"name","devices":[absolute path],"size"?,"preallocate"?,"force"?}        → as datastore.info
+ *   datastore.join {"name","devices":[…]} → as datastore.info      datastore.leave {"name"}    datastore.destroy {"name","yes":true}
+ *   datastore.list → [{"name","state":"joined|registered|failed","size","free","used","devices":[…],"error"?}]
+ *   datastore.info {"name"} → {"name","uuid","size","free","used","metadata","reserved","devices":[…],"hosts":[{"slot","host",
+ *       "state","alive","self","address","portal","generation"}],"regions","region-size","journal-size","version","stats":{…}}
+ *   datastore.check {"name"} parts {"line"} → {"name","sound","errors","objects","nodes","pieces","shared-pieces","regions",
+ *       "leaked-units"}
+ *   datastore.grow {"name","size"} → as datastore.info      datastore.recover {"name"} → {"recovered"}
+ *   disk.create {"disk","size","provision"?:"thin|thick|eager"} → as disk.info
+ *   disk.list {"path"?: "DS" or "DS/DIR"} → [{"disk","size","used","provision","snapshots","owner","uuid"}]
+ *   disk.info {"disk"} → {"disk","size","used","provision","uuid","id","snapshots","owner","owner-self","parent","mtime"}
+ *   disk.resize {"disk","size","shrink"?} → as disk.info      disk.delete {"disk"}      disk.release {"disk"}
+ *   disk.import {"disk","file","format"?:"raw|vmdk","provision"?} parts {"done","total"} → as disk.info
+ *   disk.export {"disk","snapshot"?,"file","format"?} parts {"done","total"} → {"file","bytes"}
+ *   snapshot.create {"disks":[…],"name"} → [{"disk","name","bookmark","group",…}] as snapshot.list
+ *   snapshot.list {"disk"} → [{"disk","name","kind":"snapshot|bookmark","id","parent-id","created","size","bookmark",
+ *       "clones","current","deleting","pins","group"}]      "bookmark" is the token "uuid:lineage:epoch"
+ *   snapshot.delete {"disk","snapshot","keep-bookmark"?,"settle"?}      snapshot.revert {"disk","snapshot","force"?}
+ *   snapshot.clone {"disk","snapshot","to":"DS/NEW"} → as disk.info of the new disk
+ *   snapshot.bookmark {"disk","snapshot","bookmark"} → {"disk","name","bookmark"}
+ *   snapshot.diff {"disk","base","to"?} parts [{"offset","length","state":"data|zero"},…] → {"ranges","bytes"}
+ *       base: a snapshot, a bookmark or a token
+ *   dir.list {"path"} → [{"name","path","type":"dir|file|disk","size","used","mtime"}]      dir.make {"path"}
+ *   dir.rename {"from","to"}      dir.remove {"path"} an empty directory or a file
+ *   file.read {"path","offset"?,"length"?} → {"data-b64","size"}  (8 MiB at most in one answer)
+ *   file.write {"path","data-b64"} replaces the whole file atomically      file.list {"path"} → all files below, as dir.list
+ *
+ * Thread rule: as vmfs/vmfs.h: one loop, in fibers. */
+#ifndef SNAPSHOT_SERVICE_H
+#define SNAPSHOT_SERVICE_H
+#include "common/cmd.h"
+#include "common/home.h"
+#include "common/rpc.h"
+#include "snapshot/snapshot.h"
+
+/* ---- names ---- */
+/* "DATASTORE/PATH[@SNAPSHOT]" taken apart and checked. */
+struct snap_path {
+    char ds[VMFS_VOLUME_NAME_MAX + 1];
+    char path[VMFS_PATH_MAX + 1]; /* inside the datastore, "" = its root; no leading, double or trailing '/' */
+    char snap[VMFS_NAME_MAX + 1]; /* "" when none */
+};
+enum snap_path_kind {
+    SNAP_PATH_DISK,     /* a path is needed, no '@' */
+    SNAP_PATH_SNAPSHOT, /* path and '@' are needed */
+    SNAP_PATH_EITHER,   /* a path is needed, '@' allowed */
+    SNAP_PATH_DIR,      /* the path may be missing; no '@' */
+};
+/* -GR_EUSAGE with a sentence that names what is wrong with @text. Any context. */
+int snap_path_parse(const char *text, enum snap_path_kind kind, struct snap_path *ret, struct gr_err *err);
+/* 1..63 of [A-Za-z0-9._-], not starting with '.' or '-'. */
+int snap_datastore_name_check(const char *name, struct gr_err *err);
+/* 1..255 bytes of UTF-8, no '/', '@', ':' or control character, not "." or "..", not starting with "granary." */
+int snap_name_check(const char *name, struct gr_err *err);
+
+/* ---- the service ---- */
+/* Image formats beyond raw, brought in by the program. */
+struct snap_images {
+    /* (fiber) Open image file @path as a read-only bdev. @format "vmdk". */
+    int (*open)(struct gr_loop *loop, const char *path, const char *format, struct gr_bdev **ret, struct gr_err *err);
+    /* (fiber) Write all of @src as an image to @fd (a new, empty file). @progress may be NULL; a negative return ends it. */
+    int (*write)(struct gr_chan *src, const char *name, int fd, const char *format, int (*progress)(void *arg, uint64_t done, uint64_t total),
+                 void *arg, struct gr_err *err);
+};
+struct snap_hooks {
+    void *arg;
+    /* (fiber) Make everybody outside the service let go of @disk ("DS/PATH" or "DS/PATH@SNAP"): sessions end, references on its
+     * bdev are put. @only_idle: -GR_ELOCKED naming the user when somebody uses it. May be NULL. */
+    int (*release)(void *arg, const char *disk, bool only_idle, struct gr_err *err);
+    /* Sessions that use @disk now. May be NULL. */
+    unsigned (*users)(void *arg, const char *disk);
+    /* Something worth a line in the log. May be NULL. */
+    void (*warn)(void *arg, const char *text);
+};
+struct snap_svc_opts {
+    struct gr_loop *loop;
+    struct gr_home *home;      /* borrowed; its storage lock is held by the caller */
+    const char *address;       /* socket under which others reach this service, "" for a command */
+    struct snap_hooks hooks;   /* copied */
+    const struct snap_images *images; /* may be NULL: raw only */
+};
+struct snap_svc;
+int snap_svc_new(const struct snap_svc_opts *opts, struct snap_svc **ret, struct gr_err *err);
+/* (fiber) Close all disks, leave all datastores, free. What could not be left in order is warned about. NULL allowed. */
+void snap_svc_free(struct snap_svc *s);
+/* (fiber) Join every registered datastore. Those that fail stay listed as "failed", are warned about and tried again when they
+ * are asked for. Returns how many failed, or a negative code (registry unreadable). */
+int snap_svc_join_all(struct snap_svc *s, struct gr_err *err);
+/* (fiber) Open every disk that no other host owns; returns how many this host owns now. */
+int snap_svc_open_all(struct snap_svc *s);
+/* (fiber) Tell all joined datastores this host's portal ("host:port"). */
+int snap_svc_set_portal(struct snap_svc *s, const char *portal, struct gr_err *err);
+
+/* Where a disk or snapshot is. */
+struct snap_place {
+    struct gr_bdev *bdev;   /* owned here: a new reference */
+    char host[64];          /* else the owner: its name, */
+    char portal[128];       /* its portal or "", */
+    char address[VMFS_ADDRESS_MAX + 1]; /* the socket of its service or "" */
+};
+/* (fiber) Find "DS/PATH[@SNAP]", taking the disk when nobody living owns it. 0: @ret filled. -ENOENT, -GR_ELOCKED: held by a
+ * command for more than @wait_ms. */
+int snap_svc_find(struct snap_svc *s, const char *name, uint64_t wait_ms, struct snap_place *ret, struct gr_err *err);
+/* (fiber) Who owns @disk, without taking it. 0: owned here or by nobody (@ret empty); 1: @ret names the owner. */
+int snap_svc_owner(struct snap_svc *s, const char *disk, struct snap_place *ret, struct gr_err *err);
+/* (fiber) Call fn(arg, "DS/PATH") for every disk of every joined datastore; a negative return ends the walk. */
+int snap_svc_each_disk(struct snap_svc *s, int (*fn)(void *arg, const char *disk), void *arg, struct gr_err *err);
+/* (fiber) Names of snapshots and bookmarks of @disk, when it is owned here. */
+int snap_svc_each_snapshot(struct snap_svc *s, const char *disk, int (*fn)(void *arg, const struct snap_info *info), void *arg,
+                           struct gr_err *err);
+int snap_svc_resolve_base(struct snap_svc *s, const char *disk, const char *base, struct gr_bookmark *ret, struct gr_err *err);
+/* The methods above; add to a server with arg = the service. */
+extern const struct gr_rpc_method snap_service[];
+
+/* ---- commands ---- */
+/* What gr_cmd_main's app must point to for the tables below. */
+struct snap_cmd_app {
+    const struct snap_images *images; /* for commands that work without a daemon */
+};
+extern const struct gr_cmd snap_datastore_commands[];
+extern const struct gr_cmd snap_disk_commands[];
+extern const struct gr_cmd snap_snapshot_commands[];
+#endif

@@ -1,12 +1,15 @@
 /* The command line: one table drives parsing, --help, completion and the manual check.
  *
  *   granary NOUN VERB [options] arguments        options may stand anywhere; "--" ends them
+ * A program that is one command (granary-storaged) has a table of one entry with noun NULL and verb "".
+ * `PROGRAM --help --json` prints the table itself. An option of one name takes a value in all commands or in none.
  *
  * Exit status: 0 done, 1 failed, 2 usage, 3 partly done, 4 locked or fenced, 5 damaged. stdout is data, stderr is talk. */
 #ifndef GR_CMD_H
 #define GR_CMD_H
 #include "common/fiber.h"
 #include <jansson.h>
+#define GR_VERSION "0.1.0"
 
 struct gr_opt {
     const char *name; /* without "--" */
@@ -22,7 +25,7 @@ struct gr_cmd {
     int min_args, max_args; /* -1: any number */
     const char *help;       /* one line */
     const struct gr_opt *opts; /* NULL-name terminated, may be NULL; --help and --json are always there */
-    int (*fn)(struct gr_cmd_ctx *c, struct gr_err *err); /* in a fiber; returns 0 or a negative code */
+    int (*fn)(struct gr_cmd_ctx *c, struct gr_err *err); /* in a fiber; returns 0 or a negative code (-GR_EUSAGE: usage is shown) */
 };
 const char *gr_cmd_arg(const struct gr_cmd_ctx *c, int i);  /* i-th argument, NULL behind the last */
 int gr_cmd_nargs(const struct gr_cmd_ctx *c);
@@ -33,7 +36,8 @@ bool gr_cmd_json(const struct gr_cmd_ctx *c);
 struct gr_loop *gr_cmd_loop(const struct gr_cmd_ctx *c);
 void *gr_cmd_app(const struct gr_cmd_ctx *c); /* what main passed */
 
-/* Output. A column shows one key of each row as text; --json prints the rows as they are. Names are escaped on a terminal. */
+/* Output. A column shows one key of each row as text; --json prints the rows as they are. Control characters and broken
+ * UTF-8 are escaped in text. Column tables end with an entry whose key is NULL. */
 enum gr_col_kind { GR_COL_TEXT, GR_COL_SIZE, GR_COL_NUMBER, GR_COL_TIME, GR_COL_BOOL, GR_COL_LIST };
 struct gr_col {
     const char *key;   /* kebab-case JSON key */

@@ -3,7 +3,7 @@
  * Frame: 8 bytes "GRP1" + be32 length of the body, then the body: one JSON object of at most GR_RPC_MAX bytes.
  * Request  {"id":N,"method":"disk.create","params":{…}}
  * Reply    {"id":N,"part":…} any number of times, then {"id":N,"result":…} or {"id":N,"error":{"code":"ENOENT","text":"…"}}.
- * One connection may carry many requests, also at once. A malformed frame closes the connection and nothing else.
+ * {"id":N,"cancel":true} from the caller: it no longer waits. One connection may carry many requests, also at once. A malformed frame closes the connection and nothing else.
  * Paths may be of any length (the directory is opened first and the socket reached through /proc/self/fd). */
 #ifndef GR_RPC_H
 #define GR_RPC_H
@@ -19,11 +19,12 @@ struct gr_rpc_method {
     gr_rpc_fn fn;
 };
 /* Send one part of a streamed answer; takes the reference of @part. Suspends while the peer is slow. -EPIPE: peer is gone.
- * With a NULL call (method run in process, no socket) the part goes to the local caller's on_part. */
+ * In process (gr_rpc_local) the part goes to the caller's on_part; with a NULL call it is dropped. */
 int gr_rpc_part(struct gr_rpc_call *call, json_t *part);
-/* True once the peer is gone: long work should stop. */
+/* True once the peer is gone or has given up this call: long work should stop. */
 bool gr_rpc_gone(const struct gr_rpc_call *call);
-/* Have fn(arg) called when the connection of @call closes (pins, exposures tied to the caller's life). */
+/* Have fn(arg) called, in a fiber, once the connection of @call has closed and the call has returned (pins, exposures tied to
+ * the caller's life); in process: when the server is freed. -EPIPE: it is closed already, nothing was registered. */
 int gr_rpc_on_close(struct gr_rpc_call *call, void (*fn)(void *arg), void *arg);
 
 struct gr_rpc_server;
@@ -32,17 +33,18 @@ int gr_rpc_server_new(struct gr_loop *loop, struct gr_rpc_server **ret);
 int gr_rpc_server_add(struct gr_rpc_server *s, const struct gr_rpc_method *methods, void *arg);
 /* Listen on a unix socket (mode 0600), replacing a dead one. -EADDRINUSE: somebody answers there. */
 int gr_rpc_server_listen(struct gr_rpc_server *s, const char *path, struct gr_err *err);
+/* Closes the socket and all connections and waits for calls being served (in a fiber, or outside the loop). NULL allowed. */
 void gr_rpc_server_free(struct gr_rpc_server *s);
-/* Run a method of the server's tables in process, without a socket (fiber). */
+/* Run a method of the server's tables in process, without a socket (fiber). Takes the reference of @params (may be NULL). */
 int gr_rpc_local(struct gr_rpc_server *s, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *part_arg,
                  json_t **ret_result, struct gr_err *err);
 
 struct gr_rpc_client;
 /* Connect (fiber). -ENOENT / -ECONNREFUSED: nobody listens. */
 int gr_rpc_connect(struct gr_loop *loop, const char *path, struct gr_rpc_client **ret, struct gr_err *err);
-void gr_rpc_client_free(struct gr_rpc_client *c);
+void gr_rpc_client_free(struct gr_rpc_client *c); /* NULL allowed; no call may be waiting */
 /* Call and wait (fiber). @params: reference is taken (may be NULL). on_part may be NULL; its json_t is borrowed; a negative
- * return ends the call. The peer's error comes back as its code and text. timeout_ms < 0: none. */
+ * return ends the call, and the peer is told (gr_rpc_gone there). The peer's error comes back as its code and text. timeout_ms < 0: none. */
 int gr_rpc_call(struct gr_rpc_client *c, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *part_arg,
                 int64_t timeout_ms, json_t **ret_result, struct gr_err *err);
 

@@ -1,0 +1,207 @@
+/* Inside of the data mover; nobody else includes this. Files:
+ *   mover_server.c   listening, limits, life of connections       mover_io.c      bytes: buffers, queue of replies, TLS records
+ *   mover_tls.c      credentials and handshake                    mover_pki.c     certificates
+ *   mover_opt.c      parsing of options (pure, fuzzed)            mover_nego.c    negotiation of one connection
+ *   mover_req.c      requests                                     mover_reply.c   replies
+ *   mover_status.c   block status                                 mover_name.c    URLs and bookmark tokens
+ *
+ * Each connection has one fiber that reads: it negotiates, then reads requests and submits them. READ and WRITE complete
+ * by callback into the connection's reply queue, which is written when the socket takes it; BLOCK_STATUS and CACHE run as
+ * fibers of their own. A connection ends when its fiber ends, and the fiber ends only when no request is in flight. */
+#ifndef MOVER_INT_H
+#define MOVER_INT_H
+#include "common/buf.h"
+#include "common/fiber.h"
+#include "iscsi-target/mover.h"
+#include "iscsi-target/mover_proto.h"
+#include <gnutls/gnutls.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#define MOVER_MAX_REQUEST (UINT32_C(32) << 20) /* bytes of one READ or WRITE */
+#define MOVER_MAX_OPTION (UINT32_C(64) << 10)  /* option data that is looked at */
+#define MOVER_MAX_OPTION_SKIP (UINT32_C(1) << 20) /* longer ones end the connection */
+#define MOVER_MAX_OPTIONS 64                   /* per connection */
+#define MOVER_MAX_CONTEXTS 16
+#define MOVER_MAX_EXTENTS 2048                 /* of one block-status reply and context */
+#define MOVER_PER_ADDRESS 16                   /* negotiating connections */
+#define MOVER_READ_CHUNKS 16                   /* data and hole chunks of one READ */
+#define MOVER_MAX_SLOW 16                      /* BLOCK_STATUS and CACHE fibers per connection */
+
+/* ---- mover_io.c: the bytes of one connection ---- */
+/* One message of the reply queue; memory is the sender's until done(). */
+struct mover_out {
+    struct iovec *iov;
+    int iovcnt;
+    void (*done)(struct mover_out *out); /* sent or given up */
+    struct mover_out *next;
+};
+struct mover_io {
+    struct gr_loop *loop;
+    int fd;
+    int error; /* negative once the connection is broken: nothing more is read or written */
+    bool watching, in_armed, out_armed, in_ready;
+    struct gr_watch watch;
+    gnutls_session_t tls;
+    struct gr_fiber *reader;      /* suspended until readable, drained or broken */
+    struct gr_timer in_timer;     /* deadline of the reader */
+    bool timed_out;
+    struct gr_timer stall_timer;  /* the peer takes nothing */
+    uint64_t stall_ms;
+    struct gr_defer flush;
+    uint8_t *in;                  /* raw bytes received, not yet consumed */
+    size_t in_pos, in_len;
+    uint8_t *out;                 /* TLS records made, not yet sent */
+    size_t out_pos, out_len;
+    uint8_t *stage;               /* gathers small pieces of plain text into one record */
+    struct mover_out *head, *tail;
+    int head_iov;                 /* progress inside the head message */
+    size_t head_off;
+};
+/* Take over @fd (made non-blocking). 0, -ENOMEM or what the loop says; on failure the caller still owns @fd. */
+int mover_io_open(struct mover_io *io, struct gr_loop *loop, int fd, uint64_t stall_ms);
+void mover_io_close(struct mover_io *io); /* gives up the queue, closes the socket */
+void mover_io_fail(struct mover_io *io, int code); /* break the connection; callable from callbacks */
+/* Fiber: read between 1 and @len bytes; 0 at the end of the stream; -ETIMEDOUT at @deadline_ns (0: none). */
+int64_t mover_io_read_some(struct mover_io *io, void *buf, size_t len, uint64_t deadline_ns);
+/* Fiber: exactly @len bytes; -EPIPE when the stream ends first. */
+int mover_io_read(struct mover_io *io, void *buf, size_t len, uint64_t deadline_ns);
+int mover_io_skip(struct mover_io *io, uint64_t len, uint64_t deadline_ns);
+/* Queue a message; it is written later this turn. On a broken connection done() is called at once. */
+void mover_io_send(struct mover_io *io, struct mover_out *out);
+int mover_io_send_copy(struct mover_io *io, const void *buf, size_t len); /* 0, -ENOMEM, or the connection's error */
+/* Fiber: wait until everything queued has been given to the kernel; 0 or the error. */
+int mover_io_drain(struct mover_io *io, uint64_t deadline_ns);
+/* Fiber: wait until there may be something to read. 0, -ETIMEDOUT or the error. */
+int mover_io_wait(struct mover_io *io, uint64_t deadline_ns);
+void mover_io_flush(struct mover_io *io);
+/* From here on bytes travel in records of @tls, which the io owns when 0 is returned. */
+int mover_io_bind_tls(struct mover_io *io, gnutls_session_t tls);
+
+/* ---- mover_tls.c ---- */
+struct mover_creds;
+int mover_creds_load(const char *pki_dir, const char *psk_file, struct mover_creds **ret, struct gr_err *err);
+void mover_creds_free(struct mover_creds *c);
+/* Fiber: server side of the handshake; only a peer with our CA's client certificate or a known PSK gets 0. */
+int mover_tls_accept(struct mover_io *io, struct mover_creds *c, uint64_t deadline_ns, struct gr_err *err);
+void mover_tls_bye(struct mover_io *io);
+
+/* ---- mover_opt.c: option data, no state ---- */
+struct mover_opt_info { /* INFO, GO */
+    char name[NBD_MAX_STRING + 1];
+    bool want_name, want_description, want_block_size;
+};
+struct mover_opt_meta { /* LIST_META_CONTEXT, SET_META_CONTEXT */
+    char name[NBD_MAX_STRING + 1];
+    uint32_t n_queries;
+    size_t first; /* offset of the first query in the option data */
+};
+/* An export name: 1..4096 bytes, UTF-8 without control characters. 0 or -EINVAL. */
+int mover_opt_name(const uint8_t *data, size_t len, char ret[NBD_MAX_STRING + 1]);
+int mover_opt_parse_info(const uint8_t *data, size_t len, struct mover_opt_info *ret);
+int mover_opt_parse_meta(const uint8_t *data, size_t len, struct mover_opt_meta *ret);
+/* Next query at *@pos: 0 and the string, or -EINVAL. All of them are checked by mover_opt_parse_meta. */
+int mover_opt_next_query(const uint8_t *data, size_t len, size_t *pos, char ret[NBD_MAX_STRING + 1]);
+struct mover_request {
+    uint16_t flags, type;
+    uint64_t cookie, off;
+    uint32_t len;
+};
+/* 0 or -GR_EPROTO (wrong magic). */
+int mover_request_parse(const uint8_t wire[28], struct mover_request *ret);
+
+/* ---- connection ---- */
+struct mover_context {
+    uint32_t id;
+    bool changed; /* granary:changed:..., else base:allocation */
+    struct gr_bookmark base;
+};
+struct mover_conn {
+    struct mover_server *server;
+    struct mover_conn *next;
+    struct mover_io io;
+    char peer[80];
+    struct sockaddr_storage addr;
+    uint64_t deadline_ns; /* of the negotiation */
+    bool negotiating, tls, structured, no_zeroes;
+    char *name; /* export being opened or served; NULL before */
+    struct mover_export exp;
+    struct gr_listener listener;
+    bool listening;
+    struct gr_chan *chan;
+    struct gr_geometry geo;
+    uint16_t tx_flags;
+    char *meta_name; /* export the contexts were selected for */
+    struct mover_context ctx[MOVER_MAX_CONTEXTS];
+    unsigned n_ctx;
+    unsigned in_flight, slow;
+    uint64_t in_flight_bytes;
+    struct gr_fqueue room; /* the reader, waiting for requests to end */
+};
+struct mover_listen {
+    struct mover_server *server;
+    struct gr_watch watch;
+    struct mover_listen *next;
+    unsigned port;
+};
+#define MOVER_POOL_CLASSES 10 /* 4 KiB << n, up to 2 MiB */
+struct mover_server {
+    struct gr_loop *loop;
+    struct mover_opts opts;
+    char *pki_dir, *psk_file;
+    struct mover_creds *creds;
+    struct mover_listen *listens;
+    struct gr_timer accept_pause;
+    struct mover_conn *conns;
+    struct gr_fqueue ended; /* somebody waits for connections to end */
+    struct gr_fqueue room;  /* readers waiting for bytes of the whole server */
+    uint64_t in_flight_bytes;
+    struct mover_stats stats;
+    void *pool[MOVER_POOL_CLASSES]; /* free buffers, linked through their first word */
+    size_t pool_bytes;
+};
+void mover_log(struct mover_server *s, enum mover_log_level level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+/* Aligned buffers for data, kept for reuse. */
+void *mover_buf_get(struct mover_server *s, size_t len);
+void mover_buf_put(struct mover_server *s, void *buf, size_t len);
+void mover_pool_free(struct mover_server *s);
+
+/* Fiber: handshake and options. 0: the transmission phase begins; 1: the client left in order; else the error. */
+int mover_negotiate(struct mover_conn *c, struct gr_err *err);
+/* Fiber: opens the export into @c (bdev, channel, geometry, flags). */
+int mover_export_open(struct mover_conn *c, const char *name, struct gr_err *err);
+void mover_export_close(struct mover_conn *c);
+/* Fiber: read and submit requests until the client leaves or breaks; returns when nothing is in flight. */
+int mover_serve(struct mover_conn *c);
+
+/* ---- requests (mover_req.c, mover_reply.c, mover_status.c) ---- */
+struct mover_req {
+    struct mover_conn *conn;
+    struct mover_request rq;
+    struct gr_bio bio;
+    struct iovec data_iov;
+    uint8_t *data;
+    size_t data_len; /* of the buffer */
+    uint64_t data_off; /* device offset of data[0] */
+    uint64_t counted; /* bytes counted as in flight */
+    bool is_slow;
+    struct mover_out out;
+    struct iovec iov[2 * MOVER_READ_CHUNKS + 1];
+    uint8_t heads[MOVER_READ_CHUNKS][32];
+    uint8_t *extra; /* chunk data made for the reply: block status, error text; freed with the request */
+};
+void mover_req_free(struct mover_req *r);
+/* Queue the reply of a request, which frees it when sent. */
+void mover_reply_done(struct mover_req *r);                                /* success without data */
+void mover_reply_error(struct mover_req *r, uint32_t nbd_error, const char *text); /* text: for people, may be NULL */
+void mover_reply_code(struct mover_req *r, int code, const char *what);     /* a negative code of ours */
+void mover_reply_read(struct mover_req *r);                                /* data/data_off hold rq.off..rq.off+len */
+/* Block status of one context, as it goes on the wire: its id, then n times {length, flags}. */
+struct mover_status_part {
+    uint32_t n;
+    uint8_t *wire; /* 4 + 8 * n bytes */
+};
+void mover_reply_status(struct mover_req *r, struct mover_status_part *parts, unsigned n);
+void mover_status_run(void *arg); /* fiber: struct mover_req */
+uint32_t mover_errno(int code);
+#endif

@@ -46,6 +46,10 @@ struct gr_bookmark {
     uint64_t lineage;
     uint64_t epoch;
 };
+/* Its token "uuid:lineage:epoch" (decimal), as commands, job records and NBD contexts carry it. */
+#define GR_BOOKMARK_TEXT 96
+void gr_bookmark_format(const struct gr_bookmark *b, char out[GR_BOOKMARK_TEXT]);
+int gr_bookmark_parse(const char *text, struct gr_bookmark *ret); /* 0 or -EINVAL */
 
 struct gr_chan;
 struct gr_bdev;

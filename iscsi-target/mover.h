@@ -31,7 +31,7 @@ struct mover_dir {
     /* Call @fn for every export a client may see. NULL: listing is refused by policy. */
     int (*list)(void *arg, mover_name_fn fn, void *ctx, struct gr_err *err);
     /* Turn @base (name of a snapshot or bookmark of the disk behind @export_name) into a bookmark. -ENOENT: none of that
-     * name. May be NULL. Textual tokens (mover_bookmark_parse) never come here: the bdev itself judges them. */
+     * name. May be NULL. Textual tokens (gr_bookmark_parse) never come here: the bdev itself judges them. */
     int (*resolve_base)(void *arg, const char *export_name, const char *base, struct gr_bookmark *ret, struct gr_err *err);
     /* Call @fn for every base name known for @export_name (NBD_OPT_LIST_META_CONTEXT). May be NULL. */
     int (*list_bases)(void *arg, const char *export_name, mover_name_fn fn, void *ctx, struct gr_err *err);
@@ -90,17 +90,13 @@ struct mover_stats {
 void mover_server_stats(const struct mover_server *s, struct mover_stats *ret);
 
 /* ---- changed-since ---- */
-#define MOVER_CONTEXT_CHANGED "granary:changed:" /* + BASE */
+#define MOVER_CONTEXT_CHANGED "granary:changed:" /* + name of a snapshot or bookmark, or a bookmark token */
 /* Flags of that context's extents. Unchanged extents always have flags 0. */
 enum mover_changed_flags {
     MOVER_CHANGED = 1,      /* may differ from what the base held */
     MOVER_CHANGED_ZERO = 2, /* changed, and reads as zeros now */
     MOVER_CHANGED_HOLE = 4, /* changed, and no space is held for it now (implies ZERO) */
 };
-#define MOVER_BOOKMARK_TEXT 80
-/* "uuid:lineage:epoch" (decimal numbers): what a client stores to ask later. */
-void mover_bookmark_format(const struct gr_bookmark *b, char out[MOVER_BOOKMARK_TEXT]);
-int mover_bookmark_parse(const char *text, struct gr_bookmark *ret); /* 0 or -EINVAL */
 
 /* "nbds://HOST:PORT/EXPORT?tls-certificates=DIR" as libnbd's tools take it, or "nbd://..." when @pki_dir is NULL. @host_port
  * as given to clients. New memory; NULL when out of memory. */

@@ -3,7 +3,7 @@
  *   mover_tls.c      credentials and handshake                    mover_pki.c     certificates
  *   mover_opt.c      parsing of options (pure, fuzzed)            mover_nego.c    negotiation of one connection
  *   mover_req.c      requests                                     mover_reply.c   replies
- *   mover_status.c   block status                                 mover_name.c    URLs and bookmark tokens
+ *   mover_status.c   block status                                 mover_name.c    URLs
  *
  * Each connection has one fiber that reads: it negotiates, then reads requests and submits them. READ and WRITE complete
  * by callback into the connection's reply queue, which is written when the socket takes it; BLOCK_STATUS and CACHE run as

@@ -268,7 +268,7 @@ static int resolve_changed(struct mover_conn *c, const char *base_name, struct g
 {
     const struct mover_dir *dir = &c->server->opts.dir;
     struct gr_err err = {0};
-    if (mover_bookmark_parse(base_name, ret) < 0) {
+    if (gr_bookmark_parse(base_name, ret) < 0) {
         if (!dir->resolve_base)
             return -ENOENT;
         int r = dir->resolve_base(dir->arg, c->name, base_name, ret, &err);

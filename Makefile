@@ -33,8 +33,8 @@ mods_granary-vmx := hv common
 mods_granary-proxy := backup-proxy snapshot vmfs common
 mods_granary-mount := backup-proxy snapshot vmfs common
 pkgs_granary-mount := fuse3
-mods_granary-fsread := common
-pkgs_granary-fsread := tsk
+mods_granary-fsread := backup-proxy common
+pkgs_granary-fsread := tsk libseccomp
 # ---- tests that need more than their module: mods_<test name>, pkgs_<test name> as for programs -----------------------
 
 # ---- compilation ----------------------------------------------------------------------------------------------------

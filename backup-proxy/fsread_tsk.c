@@ -1,0 +1,449 @@
+#include "backup-proxy/fsread_tsk.h"
+#include "common/endian.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <tsk/libtsk.h>
+
+struct fsread_fs {
+    TSK_IMG_INFO img; /* first: libtsk hands it back to volume_read */
+    const struct fs_image *disk;
+    const struct fs_volume *vol;
+    TSK_FS_INFO *fs;
+    TSK_FS_FILE *file; /* the last one used stays open: reads come in rows */
+    uint64_t file_inode;
+};
+
+/* ---- the image as libtsk sees it ---- */
+static ssize_t volume_read(TSK_IMG_INFO *img, TSK_OFF_T off, char *buf, size_t len)
+{
+    struct fsread_fs *f = (struct fsread_fs *)(void *)img;
+    if (off < 0 || (uint64_t)off >= f->vol->size)
+        return -1;
+    if (len > f->vol->size - (uint64_t)off)
+        len = (size_t)(f->vol->size - (uint64_t)off);
+    int rc = fs_parts_read(f->disk, f->vol, (uint64_t)off, buf, len);
+    return rc < 0 ? -1 : (ssize_t)len;
+}
+
+static void volume_close(TSK_IMG_INFO *img)
+{
+}
+
+static void volume_stat(TSK_IMG_INFO *img, FILE *f)
+{
+}
+
+/* ---- recognising ---- */
+enum {
+    EXT_INCOMPAT_COMPRESSION = 0x1,
+    EXT_INCOMPAT_RECOVER = 0x4,
+    EXT_INCOMPAT_JOURNAL_DEV = 0x8,
+    EXT_INCOMPAT_INLINE_DATA = 0x8000,
+    EXT_STATE_CLEAN = 0x1,
+};
+
+static int check_ext(const uint8_t *sb, struct fs_opened *info, struct fsread_text *why)
+{
+    uint32_t incompat = gr_get_le32(sb + 96);
+    const char *feature = incompat & EXT_INCOMPAT_COMPRESSION   ? "compression"
+                          : incompat & EXT_INCOMPAT_JOURNAL_DEV ? "journal_dev"
+                          : incompat & EXT_INCOMPAT_INLINE_DATA ? "inline_data"
+                                                                : NULL;
+    if (feature) {
+        snprintf(why->text, sizeof why->text, "ext file system with the feature %s, which this reader does not know", feature);
+        return -EOPNOTSUPP;
+    }
+    info->dirty = (incompat & EXT_INCOMPAT_RECOVER) || !(gr_get_le16(sb + 58) & EXT_STATE_CLEAN);
+    const uint8_t *u = sb + 104;
+    snprintf(info->uuid, sizeof info->uuid, "%08x-%04x-%04x-%02x%02x-%02x%02x%02x%02x%02x%02x", gr_get_be32(u), gr_get_be16(u + 4),
+             gr_get_be16(u + 6), u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
+    snprintf(info->label, sizeof info->label, "%.16s", (const char *)sb + 120);
+    return 0;
+}
+
+static void fat_label(const uint8_t *field, struct fs_opened *info)
+{
+    snprintf(info->label, sizeof info->label, "%.11s", (const char *)field);
+    size_t n = strlen(info->label);
+    while (n && info->label[n - 1] == ' ')
+        info->label[--n] = '\0';
+    if (strcmp(info->label, "NO NAME") == 0)
+        info->label[0] = '\0';
+}
+
+/* By the magic numbers; libtsk then checks the rest. Only these parsers of libtsk are ever run. */
+static int recognise(struct fsread_fs *f, struct fs_opened *info, TSK_FS_TYPE_ENUM *ret, struct fsread_text *why)
+{
+    uint8_t b[2048];
+    if (f->vol->size < sizeof b)
+        return -ENODEV;
+    int rc = fs_parts_read(f->disk, f->vol, 0, b, sizeof b);
+    if (rc < 0)
+        return rc;
+    if (memcmp(b + 3, "NTFS    ", 8) == 0) {
+        snprintf(info->uuid, sizeof info->uuid, "%016llX", (unsigned long long)gr_get_le64(b + 72));
+        *ret = TSK_FS_TYPE_NTFS;
+        return 0;
+    }
+    if (memcmp(b + 3, "EXFAT   ", 8) == 0) {
+        snprintf(info->uuid, sizeof info->uuid, "%04X-%04X", gr_get_le16(b + 102), gr_get_le16(b + 100));
+        *ret = TSK_FS_TYPE_EXFAT;
+        return 0;
+    }
+    if (gr_get_le16(b + 1024 + 56) == 0xef53) {
+        *ret = TSK_FS_TYPE_EXT_DETECT;
+        return check_ext(b + 1024, info, why);
+    }
+    bool fat32 = memcmp(b + 82, "FAT32", 5) == 0;
+    if (b[510] == 0x55 && b[511] == 0xaa && (fat32 || memcmp(b + 54, "FAT", 3) == 0)) {
+        const uint8_t *id = b + (fat32 ? 67 : 39);
+        snprintf(info->uuid, sizeof info->uuid, "%04X-%04X", gr_get_le16(id + 2), gr_get_le16(id));
+        fat_label(b + (fat32 ? 71 : 43), info);
+        *ret = TSK_FS_TYPE_FAT_DETECT;
+        return 0;
+    }
+    return -ENODEV;
+}
+
+static const char *type_name(TSK_FS_TYPE_ENUM t)
+{
+    switch ((unsigned)t) {
+    case TSK_FS_TYPE_EXT2: return "ext2";
+    case TSK_FS_TYPE_EXT3: return "ext3";
+    case TSK_FS_TYPE_EXT4: return "ext4";
+    case TSK_FS_TYPE_NTFS: return "ntfs";
+    case TSK_FS_TYPE_FAT12: return "fat12";
+    case TSK_FS_TYPE_FAT16: return "fat16";
+    case TSK_FS_TYPE_FAT32: return "fat32";
+    case TSK_FS_TYPE_EXFAT: return "exfat";
+    default: return "unknown";
+    }
+}
+
+static bool is_fat(const struct fsread_fs *f)
+{
+    return TSK_FS_TYPE_ISFAT(f->fs->ftype);
+}
+
+static bool is_ntfs(const struct fsread_fs *f)
+{
+    return TSK_FS_TYPE_ISNTFS(f->fs->ftype);
+}
+
+static const char *tsk_why(void)
+{
+    const char *s = tsk_error_get_errstr();
+    return s && *s ? s : "libtsk gives no reason";
+}
+
+/* UTF-16LE label of $Volume (MFT entry 3). */
+static void ntfs_label(struct fsread_fs *f, struct fs_opened *info)
+{
+    TSK_FS_FILE *file = tsk_fs_file_open_meta(f->fs, NULL, 3);
+    uint8_t raw[256];
+    ssize_t n = file ? tsk_fs_file_read_type(file, TSK_FS_ATTR_TYPE_NTFS_VNAME, 0, 0, (char *)raw, sizeof raw, TSK_FS_FILE_READ_FLAG_NOID)
+                     : 0;
+    size_t k = 0;
+    for (ssize_t i = 0; i + 1 < n && k + 3 < sizeof info->label; i += 2) {
+        unsigned c = gr_get_le16(raw + i);
+        if (c < 0x80) {
+            info->label[k++] = (char)c;
+        } else if (c < 0x800) {
+            info->label[k++] = (char)(0xc0 | c >> 6);
+            info->label[k++] = (char)(0x80 | (c & 0x3f));
+        } else {
+            info->label[k++] = (char)(0xe0 | c >> 12);
+            info->label[k++] = (char)(0x80 | (c >> 6 & 0x3f));
+            info->label[k++] = (char)(0x80 | (c & 0x3f));
+        }
+    }
+    info->label[k] = '\0';
+    if (file)
+        tsk_fs_file_close(file);
+}
+
+int fsread_open(const struct fs_image *img, const struct fs_volume *vol, struct fs_opened *ret_info, struct fsread_fs **ret,
+                struct fsread_text *why)
+{
+    struct fs_opened info = {.size = vol->size};
+    struct fsread_fs *f = calloc(1, sizeof *f);
+    if (!f)
+        return -ENOMEM;
+    f->disk = img;
+    f->vol = vol;
+    TSK_FS_TYPE_ENUM type = TSK_FS_TYPE_UNSUPP;
+    int rc = recognise(f, &info, &type, why);
+    if (rc < 0) {
+        free(f);
+        return rc;
+    }
+    tsk_error_reset();
+    if (!tsk_img_open_external(f, (TSK_OFF_T)vol->size, 512, volume_read, volume_close, volume_stat)) {
+        snprintf(why->text, sizeof why->text, "%.200s", tsk_why());
+        free(f);
+        return -EIO;
+    }
+    f->fs = tsk_fs_open_img(&f->img, 0, type);
+    if (!f->fs) {
+        snprintf(why->text, sizeof why->text, "damaged file system: %.200s", tsk_why());
+        tsk_img_close(&f->img);
+        free(f);
+        return -EIO;
+    }
+    snprintf(info.fs, sizeof info.fs, "%s", type_name(f->fs->ftype));
+    info.root = f->fs->root_inum;
+    info.block_size = f->fs->block_size;
+    if (is_ntfs(f))
+        ntfs_label(f, &info);
+    *ret_info = info;
+    *ret = f;
+    return 0;
+}
+
+void fsread_close(struct fsread_fs *f)
+{
+    if (!f)
+        return;
+    if (f->file)
+        tsk_fs_file_close(f->file);
+    tsk_fs_close(f->fs);
+    tsk_img_close(&f->img);
+    free(f);
+}
+
+/* ---- attributes ---- */
+static uint8_t type_of(TSK_FS_META_TYPE_ENUM t)
+{
+    switch ((int)t) {
+    case TSK_FS_META_TYPE_REG: return FS_T_FILE;
+    case TSK_FS_META_TYPE_DIR: return FS_T_DIR;
+    case TSK_FS_META_TYPE_LNK: return FS_T_LINK;
+    case TSK_FS_META_TYPE_CHR: return FS_T_CHAR;
+    case TSK_FS_META_TYPE_BLK: return FS_T_BLOCK;
+    case TSK_FS_META_TYPE_FIFO: return FS_T_FIFO;
+    case TSK_FS_META_TYPE_SOCK: return FS_T_SOCKET;
+    default: return FS_T_UNKNOWN;
+    }
+}
+
+static struct fs_time time_of(time_t sec, uint32_t nsec)
+{
+    return (struct fs_time){.sec = (int64_t)sec, .nsec = nsec < 1000000000 ? nsec : 0};
+}
+
+/* FAT and NTFS have no Unix permissions: read for all, write where the guest had not set "read-only". */
+static uint32_t mode_of(const struct fsread_fs *f, const TSK_FS_META *m)
+{
+    if (!is_fat(f) && !is_ntfs(f))
+        return (uint32_t)m->mode & 07777;
+    if (m->type == TSK_FS_META_TYPE_DIR)
+        return 0755;
+    return (uint32_t)m->mode & 0222 ? 0644 : 0444;
+}
+
+static void attr_of(const struct fsread_fs *f, const TSK_FS_META *m, uint64_t inode, struct fs_attr *a)
+{
+    memset(a, 0, sizeof *a);
+    a->inode = inode;
+    if (!m || !(m->flags & TSK_FS_META_FLAG_ALLOC))
+        return; /* a name without an inode in use: type stays unknown */
+    a->type = type_of(m->type);
+    a->size = m->size > 0 ? (uint64_t)m->size : 0;
+    a->nlink = m->nlink > 0 ? (uint64_t)m->nlink : 1;
+    a->mode = mode_of(f, m);
+    a->uid = (uint32_t)m->uid;
+    a->gid = (uint32_t)m->gid;
+    a->mtime = time_of(m->mtime, m->mtime_nano);
+    a->atime = time_of(m->atime, m->atime_nano);
+    a->ctime = time_of(m->ctime, m->ctime_nano);
+    a->btime = time_of(m->crtime, m->crtime_nano);
+    if (is_fat(f))
+        a->ctime = a->mtime;
+}
+
+static int use_file(struct fsread_fs *f, uint64_t inode)
+{
+    if (f->file && f->file_inode == inode)
+        return 0;
+    if (f->file)
+        tsk_fs_file_close(f->file);
+    tsk_error_reset();
+    f->file = tsk_fs_file_open_meta(f->fs, NULL, (TSK_INUM_T)inode);
+    f->file_inode = inode;
+    if (!f->file)
+        return -EIO;
+    if (!f->file->meta || !(f->file->meta->flags & TSK_FS_META_FLAG_ALLOC)) {
+        tsk_fs_file_close(f->file);
+        f->file = NULL;
+        return -ESTALE;
+    }
+    return 0;
+}
+
+int fsread_stat(struct fsread_fs *f, uint64_t inode, struct fs_attr *ret)
+{
+    int rc = use_file(f, inode);
+    if (rc < 0)
+        return rc;
+    attr_of(f, f->file->meta, inode, ret);
+    return 0;
+}
+
+int fsread_link(struct fsread_fs *f, uint64_t inode, const char **ret)
+{
+    int rc = use_file(f, inode);
+    if (rc < 0)
+        return rc;
+    if (f->file->meta->type != TSK_FS_META_TYPE_LNK)
+        return -EINVAL;
+    if (!f->file->meta->link || strlen(f->file->meta->link) > FS_LINK_MAX)
+        return -EIO;
+    *ret = f->file->meta->link;
+    return 0;
+}
+
+/* ---- directories ---- */
+static bool ends_with(const char *s, const char *tail)
+{
+    size_t n = strlen(s), k = strlen(tail);
+    return n >= k && strcmp(s + n - k, tail) == 0;
+}
+
+/* What libtsk invents, and what the guest's own system does not show as files. */
+static bool is_hidden(const struct fsread_fs *f, uint64_t dir, const TSK_FS_NAME *n)
+{
+    if (n->type == TSK_FS_NAME_TYPE_VIRT || n->type == TSK_FS_NAME_TYPE_VIRT_DIR || n->meta_addr == TSK_FS_ORPHANDIR_INUM(f->fs))
+        return true;
+    if (dir != f->fs->root_inum)
+        return false;
+    if (is_ntfs(f))
+        return n->meta_addr < 16 || strcmp(n->name, "$Extend") == 0;
+    if (is_fat(f))
+        return ends_with(n->name, "(Volume Label Entry)") || strcmp(n->name, "$ALLOC_BITMAP") == 0 ||
+               strcmp(n->name, "$UPCASE_TABLE") == 0;
+    return false;
+}
+
+/* Guest bytes that cannot stand in a name become a "%XX" that can. Returns the length, 0: leave the entry out. */
+static uint32_t clean_name(const char *name, char out[FS_NAME_MAX + 1])
+{
+    size_t n = 0, len = strlen(name);
+    for (size_t i = 0; i < len; i++) {
+        size_t need = name[i] == '/' ? 3 : 1;
+        if (need > FS_NAME_MAX - n)
+            return 0;
+        if (need == 3)
+            memcpy(out + n, "%2F", 3);
+        else
+            out[n] = name[i];
+        n += need;
+    }
+    out[n] = '\0';
+    return fs_name_ok(out, n) ? (uint32_t)n : 0;
+}
+
+int fsread_list(struct fsread_fs *f, uint64_t inode, int (*emit)(void *arg, const struct fs_entry *e), void *arg)
+{
+    int rc = use_file(f, inode);
+    if (rc < 0)
+        return rc;
+    if (f->file->meta->type != TSK_FS_META_TYPE_DIR)
+        return -ENOTDIR;
+    tsk_error_reset();
+    TSK_FS_DIR *dir = tsk_fs_dir_open_meta(f->fs, (TSK_INUM_T)inode);
+    if (!dir)
+        return -EIO;
+    size_t n = tsk_fs_dir_getsize(dir);
+    struct fs_entry *e = calloc(1, sizeof *e);
+    rc = e ? 0 : -ENOMEM;
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        const TSK_FS_NAME *peek = tsk_fs_dir_get_name(dir, i);
+        if (!peek || !peek->name || !(peek->flags & TSK_FS_NAME_FLAG_ALLOC) || is_hidden(f, inode, peek))
+            continue;
+        TSK_FS_FILE *file = tsk_fs_dir_get(dir, i);
+        if (!file)
+            continue;
+        e->name_len = clean_name(peek->name, e->name);
+        attr_of(f, file->meta, peek->meta_addr, &e->attr);
+        if (e->name_len && !(file->meta && file->meta->type == TSK_FS_META_TYPE_VIRT))
+            rc = emit(arg, e);
+        tsk_fs_file_close(file);
+    }
+    free(e);
+    tsk_fs_dir_close(dir);
+    return rc;
+}
+
+/* ---- content ---- */
+int64_t fsread_read(struct fsread_fs *f, uint64_t inode, uint64_t off, void *buf, size_t len)
+{
+    int rc = use_file(f, inode);
+    if (rc < 0)
+        return rc;
+    if (f->file->meta->type != TSK_FS_META_TYPE_REG)
+        return -EINVAL;
+    uint64_t size = f->file->meta->size > 0 ? (uint64_t)f->file->meta->size : 0;
+    if (off >= size)
+        return 0;
+    if (len > size - off)
+        len = (size_t)(size - off);
+    tsk_error_reset();
+    ssize_t n = tsk_fs_file_read(f->file, (TSK_OFF_T)off, buf, len, TSK_FS_FILE_READ_FLAG_NONE);
+    return n <= 0 ? -EIO : n;
+}
+
+/* The data attribute, when its bytes lie in the volume as they are. */
+static int plain_attr(struct fsread_fs *f, uint64_t inode, const TSK_FS_ATTR **ret)
+{
+    int rc = use_file(f, inode);
+    if (rc < 0)
+        return rc;
+    if (f->file->meta->type != TSK_FS_META_TYPE_REG)
+        return -EINVAL;
+    tsk_error_reset();
+    const TSK_FS_ATTR *a = tsk_fs_file_attr_get(f->file);
+    if (!a)
+        return -EIO;
+    if (!(a->flags & TSK_FS_ATTR_NONRES) || (a->flags & (TSK_FS_ATTR_COMP | TSK_FS_ATTR_ENC)) || a->nrd.skiplen)
+        return -EOPNOTSUPP;
+    *ret = a;
+    return 0;
+}
+
+int fsread_map(struct fsread_fs *f, uint64_t inode, uint64_t off, struct fs_run *out, unsigned max, uint64_t *ret_end)
+{
+    const TSK_FS_ATTR *a = NULL;
+    int rc = plain_attr(f, inode, &a);
+    if (rc < 0)
+        return rc;
+    uint64_t bs = f->fs->block_size, limit = a->nrd.initsize > 0 ? (uint64_t)a->nrd.initsize : 0, at = 0;
+    unsigned n = 0;
+    for (const TSK_FS_ATTR_RUN *r = a->nrd.run; r; r = r->next) {
+        if (r->len == 0 || r->len > f->vol->size / bs || r->offset > (uint64_t)INT64_MAX / bs || r->addr > f->vol->size / bs) {
+            if (r->len && (r->flags & TSK_FS_ATTR_RUN_FLAG_SPARSE))
+                continue; /* a hole may be longer than the volume */
+            return -EIO;
+        }
+        struct fs_run run = {.file_off = r->offset * bs, .volume_off = r->addr * bs, .len = r->len * bs};
+        if (run.file_off < at)
+            return -EIO;
+        at = run.file_off + run.len;
+        if (at <= off || (r->flags & TSK_FS_ATTR_RUN_FLAG_SPARSE) || run.file_off >= limit)
+            continue;
+        if (r->flags & (TSK_FS_ATTR_RUN_FLAG_FILLER | TSK_FS_ATTR_RUN_FLAG_ENCRYPTED))
+            return -EIO; /* content that libtsk could not find */
+        if (run.len > limit - run.file_off)
+            run.len = limit - run.file_off;
+        if (run.len > f->vol->size - run.volume_off)
+            return -EIO;
+        if (n == max) {
+            *ret_end = run.file_off;
+            return (int)n;
+        }
+        out[n++] = run;
+    }
+    *ret_end = INT64_MAX;
+    return (int)n;
+}

@@ -1,0 +1,110 @@
+# shellcheck shell=bash
+# Sourced first by every end-to-end test: set -eu, a private directory $T (also GRANARY_HOME=$T/home), the programs on PATH,
+# helpers, and a clean-up that ends what the test started, by process id, and removes $T. A failing command fails the test.
+#
+#   requires CMD...            skip (77) when a program is missing        requires_root        skip 'why'
+#   free_port                  prints a TCP port nobody listens on
+#   start NAME CMD ARG...      runs CMD in the background, output in $T/NAME.log, pid in $T/NAME.pid; ended at the end
+#   stop NAME [SIGNAL]         ends it (TERM) and waits; prints nothing
+#   track PID                  a process started otherwise: ended at the end
+#   on_exit 'command'          run at the end, last given first
+#   wait_for SECONDS CMD...    until CMD succeeds, else fails, telling what it waited for
+#   run_check CMD ARG...       must succeed; its output is in $T/out (stdout) and $T/err, and printed when it fails
+#   run_mustfail STATUS TEXT CMD ARG...   must exit with STATUS and say TEXT (grep -E, on stderr or stdout)
+#   check 'sentence' CMD...    an assertion with a name
+#   fail 'sentence'
+set -eu
+set -o pipefail
+TOP=${GRANARY_TOP:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}
+BUILD=${GRANARY_BUILD:-$TOP/build/release}
+export TOP BUILD
+PATH=$BUILD/bin:$PATH
+T=$(mktemp -d "${TMPDIR:-/tmp}/granary-e2e.XXXXXX")
+export T PATH GRANARY_HOME=$T/home LC_ALL=C
+TEST_NAME=$(basename "$0" .sh)
+test_pids=()
+test_on_exit=()
+
+fail() { echo "FAIL: $TEST_NAME: $*" >&2; exit 1; }
+skip() { echo "$*"; exit 77; }
+requires() { local p; for p in "$@"; do command -v "$p" > /dev/null || skip "needs $p"; done; }
+requires_root() { [ "$(id -u)" = 0 ] || skip "needs root"; }
+on_exit() { test_on_exit+=("$1"); }
+track() { test_pids+=("$1"); }
+
+# End one process: TERM, ten seconds of patience, KILL.
+end_pid() { # PID [SIGNAL]
+    kill "-${2:-TERM}" "$1" 2>/dev/null || return 0
+    local i
+    for i in $(seq 100); do
+        [ "$(ps -o stat= -p "$1" 2>/dev/null | cut -c1)" = Z ] && break
+        kill -0 "$1" 2>/dev/null || return 0
+        sleep 0.1
+    done
+    kill -KILL "$1" 2>/dev/null || true
+    wait "$1" 2>/dev/null || true
+    : "$i"
+}
+
+cleanup() {
+    local status=$? i
+    trap - EXIT INT TERM HUP
+    set +e
+    if [ $status -ne 0 ] && [ $status -ne 77 ]; then
+        for i in "$T"/*.log "$T"/home/log/*.log "$T"/home/log/*/*.log; do
+            [ -s "$i" ] && { echo "---- ${i#"$T"/} (end)"; tail -n 25 "$i"; }
+        done
+    fi
+    for ((i = ${#test_on_exit[@]} - 1; i >= 0; i--)); do eval "${test_on_exit[$i]}" > /dev/null 2>&1; done
+    if [ -x "$BUILD/bin/granary" ] && [ -d "$GRANARY_HOME/run" ]; then timeout 30 granary down > /dev/null 2>&1; fi
+    for ((i = ${#test_pids[@]} - 1; i >= 0; i--)); do end_pid "${test_pids[$i]}"; done
+    # daemons of this home that the test or `granary down` left behind name themselves in their pid files
+    for i in "$GRANARY_HOME"/run/*.pid "$GRANARY_HOME"/run/vm/*.pid "$GRANARY_HOME"/run/vm/*/*.pid; do
+        [ -s "$i" ] && end_pid "$(head -n 1 "$i")"
+    done
+    rm -rf "$T"
+    exit $status
+}
+trap cleanup EXIT
+trap 'exit 130' INT TERM HUP
+
+free_port() {
+    local port
+    while :; do
+        port=$((10240 + (RANDOM * 32768 + RANDOM) % 22000)) # below the ephemeral range, so that no client takes it meanwhile
+        (exec 3<> "/dev/tcp/127.0.0.1/$port") 2>/dev/null || { echo "$port"; return; }
+    done
+}
+start() { # NAME CMD ARG...
+    local name=$1; shift
+    "$@" > "$T/$name.log" 2>&1 &
+    echo $! > "$T/$name.pid"
+    track $!
+}
+stop() { # NAME [SIGNAL]
+    local pid; pid=$(cat "$T/$1.pid")
+    end_pid "$pid" "${2:-TERM}"
+    wait "$pid" 2>/dev/null || true
+}
+wait_for() { # SECONDS CMD...
+    local end=$((SECONDS + $1)); shift
+    until "$@" > /dev/null 2>&1; do
+        [ $SECONDS -lt $end ] || fail "waited in vain for: $*"
+        sleep 0.05
+    done
+}
+run_check() {
+    local status=0
+    "$@" > "$T/out" 2> "$T/err" || status=$?
+    [ $status -eq 0 ] || { cat "$T/out" "$T/err"; fail "exit $status: $*"; }
+}
+run_mustfail() { # STATUS TEXT CMD...
+    local want=$1 text=$2 status=0; shift 2
+    "$@" > "$T/out" 2> "$T/err" || status=$?
+    [ $status -eq "$want" ] || { cat "$T/out" "$T/err"; fail "exit $status, wanted $want: $*"; }
+    cat "$T/err" "$T/out" | grep -Eq -- "$text" || { cat "$T/out" "$T/err"; fail "does not say '$text': $*"; }
+}
+check() { # SENTENCE CMD...
+    local what=$1; shift
+    "$@" > "$T/check" 2>&1 || { cat "$T/check"; fail "$what ($*)"; }
+}

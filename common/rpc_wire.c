@@ -150,7 +150,7 @@ static int fill(struct rpc_wire *w, size_t need, struct gr_err *err)
 
 int rpc_wire_recv(struct rpc_wire *w, json_t **ret, struct gr_err *err)
 {
-    size_t need = RPC_HEADER;
+    size_t need = 1; /* a wrong first byte is refused at once */
     for (;;) {
         int r = fill(w, need, err);
         if (r <= 0)

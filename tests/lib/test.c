@@ -1,4 +1,5 @@
 #include "tests/lib/test.h"
+#include "common/fiber.h"
 #include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -70,4 +71,12 @@ unsigned test_cases(unsigned usual)
 {
     const char *env = getenv("GRANARY_SOAK");
     return env ? usual * (1 + (unsigned)strtoul(env, NULL, 10)) : usual;
+}
+
+void test_in_fiber(int (*body)(void *arg), void *arg)
+{
+    struct gr_loop *loop = NULL;
+    assert_int_equal(gr_loop_new(NULL, &loop, NULL), 0);
+    assert_int_equal(gr_fiber_run(loop, body, arg), 0);
+    gr_loop_free(loop);
 }

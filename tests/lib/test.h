@@ -21,6 +21,9 @@ unsigned test_soak_s(unsigned usual);
 /* How many random cases to do: @usual, or far more under GRANARY_SOAK. */
 unsigned test_cases(unsigned usual);
 
+/* Run @body as a fiber on a loop of its own (the test's body when it calls what suspends); it must return 0. */
+void test_in_fiber(int (*body)(void *arg), void *arg);
+
 #define TEST(fn) cmocka_unit_test(fn)
 #define TEST_MAIN(...)                                                        \
     int main(void)                                                            \

@@ -65,7 +65,9 @@ mods_for = $(or $(mods_$(1)),$(call with_deps,$(2)))
 
 ifeq ($(V),)
 Q := @
+ifeq ($(findstring s,$(firstword -$(MAKEFLAGS))),)
 say = @printf '  %-8s %s\n' '$(1)' '$(2)';
+endif
 endif
 
 .PHONY: all
@@ -157,7 +159,8 @@ fuzz:
 	$(Q)$(MAKE) --no-print-directory VARIANT=fuzz CC="$(if $(filter ccache,$(CC)),ccache )clang" fuzz-run
 fuzz-run: $(fuzzers)
 	$(Q)for f in $(fuzzers); do n=$${f##*/}; mkdir -p $(B)/corpus/$$n $(B)/crashes tests/fuzz/corpus/$$n; echo "  FUZZ     $$n"; \
-	  $$f -runs=$(RUNS) -max_len=65536 -timeout=10 -rss_limit_mb=1024 -verbosity=0 -artifact_prefix=$(B)/crashes/$$n- $(B)/corpus/$$n tests/fuzz/corpus/$$n || exit 1; done
+	  $$f -runs=$(RUNS) -max_len=65536 -timeout=10 -rss_limit_mb=1024 -artifact_prefix=$(B)/crashes/$$n- $(B)/corpus/$$n tests/fuzz/corpus/$$n \
+	    > $(B)/crashes/$$n.log 2>&1 || { tail -n 60 $(B)/crashes/$$n.log; exit 1; }; done
 bench: all tools
 	$(Q)for b in tests/bench/*.sh; do [ -e "$$b" ] || continue; echo "== $$b"; B=$(B) "$$b" || exit 1; done
 # the unit tests again, but long: GRANARY_SOAK seconds (default 600) for each randomised one, and tests/soak/*.sh

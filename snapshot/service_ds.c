@@ -1,0 +1,509 @@
+/* The datastores of a home: the registry conf/datastores.json, joining, leaving; and the disks held open in them. */
+#include "common/buf.h"
+#include "snapshot/service_int.h"
+#include <linux/magic.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+
+#ifndef SMB2_SUPER_MAGIC
+#define SMB2_SUPER_MAGIC 0xFE534D42
+#endif
+#ifndef CIFS_SUPER_MAGIC
+#define CIFS_SUPER_MAGIC 0xFF534D42
+#endif
+
+#define REGISTRY "conf/datastores.json"
+
+/* ---- registry ---- */
+struct snap_ds *snap_ds_find(struct snap_svc *s, const char *name)
+{
+    for (struct snap_ds *ds = s->list; ds; ds = ds->next)
+        if (strcmp(ds->name, name) == 0)
+            return ds;
+    return NULL;
+}
+
+void snap_ds_remove(struct snap_svc *s, struct snap_ds *ds)
+{
+    for (struct snap_ds **p = &s->list; *p; p = &(*p)->next) {
+        if (*p != ds)
+            continue;
+        *p = ds->next;
+        for (unsigned i = 0; i < ds->n_devices; i++)
+            free(ds->devices[i]);
+        free(ds);
+        return;
+    }
+}
+
+int snap_ds_add(struct snap_svc *s, const char *name, json_t *devices, struct snap_ds **ret, struct gr_err *err)
+{
+    size_t n = json_array_size(devices);
+    int r = snap_datastore_name_check(name, err);
+    if (r < 0)
+        return r;
+    if (snap_ds_find(s, name))
+        return gr_fail(err, -EEXIST, "datastore '%s' is registered here already", name);
+    if (n == 0 || n > VMFS_DEVICES_MAX)
+        return gr_fail(err, -GR_EUSAGE, "datastore '%s': %zu devices given; 1 to %d are possible", name, n, VMFS_DEVICES_MAX);
+    struct snap_ds *ds = gr_zalloc(sizeof(*ds));
+    if (!ds)
+        return gr_fail(err, -ENOMEM, "datastore '%s': out of memory", name);
+    memcpy(ds->name, name, strlen(name) + 1);
+    ds->next = s->list;
+    s->list = ds;
+    for (; ds->n_devices < n; ds->n_devices++) {
+        const char *path = json_string_value(json_array_get(devices, ds->n_devices));
+        if (!path || path[0] != '/')
+            r = gr_fail(err, -GR_EUSAGE, "datastore '%s': a device must be given by its absolute path", name);
+        else if (!(ds->devices[ds->n_devices] = gr_strdup(path)))
+            r = gr_fail(err, -ENOMEM, "datastore '%s': out of memory", name);
+        if (r < 0) {
+            snap_ds_remove(s, ds);
+            return r;
+        }
+    }
+    *ret = ds;
+    return 0;
+}
+
+int snap_registry_load(struct snap_svc *s, struct gr_err *err)
+{
+    snap_auto_json json_t *doc = NULL;
+    json_t *row;
+    size_t i;
+    int r = gr_home_load(s->o.home, REGISTRY, &doc, err);
+    if (r < 0)
+        return r;
+    json_t *list = json_object_get(doc, "datastores");
+    if (list && !json_is_array(list))
+        return gr_fail(err, -GR_EFORMAT, "%s/" REGISTRY ": \"datastores\" must be a list", gr_home_dir(s->o.home));
+    for (i = json_array_size(list); i-- > 0;) { /* adding puts in front: keep the order of the file */
+        struct snap_ds *ds = NULL;
+        row = json_array_get(list, i);
+        const char *name = json_string_value(json_object_get(row, "name"));
+        r = snap_ds_add(s, name ? name : "", json_object_get(row, "devices"), &ds, err);
+        if (r < 0)
+            return gr_prefix(err, r, "%s/" REGISTRY ": entry %zu", gr_home_dir(s->o.home), i + 1);
+    }
+    return 0;
+}
+
+int snap_registry_save(struct snap_svc *s, struct gr_err *err)
+{
+    snap_auto_json json_t *doc = json_object();
+    json_t *list = json_array();
+    if (!doc || !list || json_object_set_new(doc, "datastores", list) < 0)
+        return gr_fail(err, -ENOMEM, REGISTRY ": out of memory");
+    for (struct snap_ds *ds = s->list; ds; ds = ds->next) {
+        json_t *devices = json_array();
+        for (unsigned i = 0; i < ds->n_devices; i++)
+            json_array_append_new(devices, json_string(ds->devices[i]));
+        if (json_array_size(devices) != ds->n_devices ||
+            json_array_append_new(list, json_pack("{s:s,s:o}", "name", ds->name, "devices", devices)) < 0)
+            return gr_fail(err, -ENOMEM, REGISTRY ": out of memory");
+    }
+    return gr_home_save(s->o.home, REGISTRY, doc, err);
+}
+
+/* ---- join, leave ---- */
+/* Byte-range locks that tell whether a process lives hold only within one machine. */
+static int refuse_network_fs(const char *path, struct gr_err *err)
+{
+    struct statfs fs;
+    if (statfs(path, &fs) < 0)
+        return gr_fail(err, -errno, "%s: cannot look at its file system: %s", path, strerror(errno));
+    switch ((unsigned long)fs.f_type) {
+    case NFS_SUPER_MAGIC:
+    case SMB_SUPER_MAGIC:
+    case SMB2_SUPER_MAGIC:
+    case CIFS_SUPER_MAGIC:
+    case CEPH_SUPER_MAGIC:
+    case V9FS_MAGIC:
+    case AFS_SUPER_MAGIC:
+        return gr_fail(err, -EOPNOTSUPP, "%s: on a network file system, whose locks cannot fence a lost host; use a local file or a block device",
+                       path);
+    }
+    return 0;
+}
+
+int snap_device_open(struct gr_loop *loop, const char *path, struct gr_bdev **ret, struct gr_err *err)
+{
+    struct stat st;
+    if (stat(path, &st) < 0)
+        return gr_fail(err, -errno, "%s: %s", path, errno == ENOENT ? "no such device or file" : strerror(errno));
+    if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+        return gr_fail(err, -EINVAL, "%s: neither a regular file nor a block device", path);
+    if (S_ISREG(st.st_mode) && st.st_size == 0)
+        return gr_fail(err, -GR_EFORMAT, "%s: an empty file, no datastore", path);
+    if (S_ISREG(st.st_mode)) {
+        int r = refuse_network_fs(path, err);
+        if (r < 0)
+            return r;
+    }
+    struct gr_file_opts o = {.direct = true, .exclusive = S_ISBLK(st.st_mode)};
+    return gr_bdev_file_open(loop, path, &o, ret, err);
+}
+
+static void close_devices(struct snap_ds *ds)
+{
+    for (unsigned i = 0; i < ds->n_devices; i++) {
+        gr_bdev_put(ds->bdevs[i]);
+        ds->bdevs[i] = NULL;
+    }
+}
+
+static void vmfs_warning(void *arg, const char *text)
+{
+    snap_warn(arg, "%s", text);
+}
+
+static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
+{
+    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = s->address, .portal = s->portal, .warn = vmfs_warning, .warn_arg = s};
+    char host[65] = "";
+    int r = gr_home_host_uuid(s->o.home, o.host_uuid, err);
+    if (r < 0)
+        return r;
+    if (gethostname(host, sizeof(host) - 1) < 0 || !host[0])
+        memcpy(host, "localhost", sizeof("localhost"));
+    char uuid[37];
+    gr_uuid_format(o.host_uuid, uuid);
+    gr_auto_free char *name = gr_asprintf("%.50s-%.8s", host, uuid); /* several homes of one machine are told apart */
+    if (!name)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    o.host_name = name;
+    for (unsigned i = 0; i < ds->n_devices; i++) {
+        r = snap_device_open(s->o.loop, ds->devices[i], &ds->bdevs[i], err);
+        if (r < 0)
+            return r;
+    }
+    r = vmfs_join(s->o.loop, ds->bdevs, ds->n_devices, &o, &ds->v, err);
+    if (r < 0)
+        return r;
+    struct vmfs_info info;
+    vmfs_info(ds->v, &info);
+    if (strcmp(info.name, ds->name) == 0)
+        return 0;
+    vmfs_leave(ds->v, NULL);
+    ds->v = NULL;
+    return gr_fail(err, -EINVAL, "%s holds datastore '%s', not '%s': join it by that name", ds->devices[0], info.name, ds->name);
+}
+
+int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
+{
+    struct gr_err scratch = {0};
+    struct gr_err *e = err ? err : &scratch;
+    int r = join_volume(s, ds, e);
+    if (r < 0)
+        close_devices(ds);
+    memcpy(ds->error, r < 0 ? e->text : "", r < 0 ? sizeof(ds->error) : 1);
+    return r < 0 ? gr_prefix(e, r, "datastore '%s'", ds->name) : 0;
+}
+
+static void handle_free(struct snap_ds *ds, struct snap_handle *h)
+{
+    for (struct snap_handle **p = &ds->handles; *p; p = &(*p)->next) {
+        if (*p != h)
+            continue;
+        *p = h->next;
+        break;
+    }
+    vmfs_close(h->disk);
+    free(h->path);
+    free(h);
+}
+
+static int release_hook(struct snap_svc *s, const struct snap_ds *ds, const char *path, bool only_idle, struct gr_err *err)
+{
+    gr_auto_free char *disk = gr_asprintf("%s/%s", ds->name, path);
+    if (!disk)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    return s->o.hooks.release ? s->o.hooks.release(s->o.hooks.arg, disk, only_idle, err) : 0;
+}
+
+/* Requests at work on the datastore end by themselves; long ones are not waited for when it is only about leaving. */
+static int wait_unused(struct snap_ds *ds, bool bounded, struct gr_err *err)
+{
+    for (unsigned ms = 0; ds->users > 0; ms += 20) {
+        if (bounded && ms >= SNAP_WAIT_MS)
+            return gr_fail(err, -GR_ELOCKED, "datastore '%s' is in use by %u requests", ds->name, ds->users);
+        gr_fiber_sleep_ms(20);
+    }
+    return 0;
+}
+
+int snap_ds_leave(struct snap_svc *s, struct snap_ds *ds, bool only_idle, struct gr_err *err)
+{
+    int r = 0;
+    for (struct snap_handle *h = ds->handles; h && only_idle; h = h->next)
+        if (snap_users_of(s, ds, h->path) > 0)
+            return release_hook(s, ds, h->path, true, err) < 0
+                       ? gr_prefix(err, -GR_ELOCKED, "datastore '%s' is in use", ds->name)
+                       : gr_fail(err, -GR_ELOCKED, "datastore '%s' is in use: disk %s has sessions", ds->name, h->path);
+    ds->leaving = true;
+    r = wait_unused(ds, only_idle, err);
+    while (r == 0 && ds->handles) {
+        r = release_hook(s, ds, ds->handles->path, only_idle, err);
+        if (r == 0)
+            handle_free(ds, ds->handles);
+    }
+    if (r == 0) {
+        r = vmfs_leave(gr_take(ds->v), err);
+        close_devices(ds);
+    }
+    ds->leaving = false;
+    return r;
+}
+
+int snap_ds_get(struct snap_svc *s, const char *name, struct snap_ds **ret, struct gr_err *err)
+{
+    gr_fmutex_lock(&s->lock);
+    struct snap_ds *ds = snap_ds_find(s, name);
+    int r = 0;
+    if (!ds)
+        r = gr_fail(err, -ENOENT, "no datastore '%s' here: granary datastore list shows those joined", name);
+    else if (ds->leaving)
+        r = gr_fail(err, -GR_ELOCKED, "datastore '%s' is being left", name);
+    else if (!ds->v)
+        r = snap_ds_join(s, ds, err);
+    if (r == 0) {
+        ds->users++;
+        *ret = ds;
+    }
+    gr_fmutex_unlock(&s->lock);
+    return r;
+}
+
+void snap_ds_put(struct snap_ds *ds)
+{
+    ds->users--;
+}
+
+/* ---- open disks ---- */
+struct snap_handle *snap_handle_find(struct snap_ds *ds, const char *path)
+{
+    for (struct snap_handle *h = ds->handles; h; h = h->next)
+        if (strcmp(h->path, path) == 0)
+            return h;
+    return NULL;
+}
+
+unsigned snap_users_of(struct snap_svc *s, const struct snap_ds *ds, const char *path)
+{
+    gr_auto_free char *disk = gr_asprintf("%s/%s", ds->name, path);
+    return disk && s->o.hooks.users ? s->o.hooks.users(s->o.hooks.arg, disk) : 0;
+}
+
+int snap_refuse_in_use(struct snap_svc *s, const struct snap_disk *d, const char *what, struct gr_err *err)
+{
+    unsigned n = snap_users_of(s, d->ds, d->h->path);
+    if (n == 0)
+        return 0;
+    return gr_fail(err, -GR_ELOCKED, "disk %s/%s cannot %s: it is in use by %u session%s (granary session list names them)", d->ds->name,
+                   d->h->path, what, n, n == 1 ? "" : "s");
+}
+
+struct slot_search {
+    int slot;
+    bool found;
+    struct vmfs_slot_info info;
+};
+
+static void match_slot(void *arg, const struct vmfs_slot_info *s)
+{
+    struct slot_search *f = arg;
+    if ((int)s->slot != f->slot)
+        return;
+    f->found = true;
+    f->info = *s;
+}
+
+/* 0: nobody living, or this host. 1: filled. */
+static int place_of_slot(struct snap_ds *ds, int slot, struct snap_place *ret, struct gr_err *err)
+{
+    if (slot < 0)
+        return 0;
+    struct slot_search *f = gr_zalloc(sizeof(*f));
+    if (!f)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    f->slot = slot;
+    int r = vmfs_slots(ds->v, match_slot, f, err);
+    if (r >= 0)
+        r = f->found && f->info.alive && !f->info.self;
+    if (r > 0) {
+        struct snap_place p = {0};
+        memcpy(p.host, f->info.host_name, sizeof(p.host));
+        memcpy(p.portal, f->info.portal, sizeof(p.portal));
+        memcpy(p.address, f->info.address, sizeof(p.address));
+        *ret = p;
+    }
+    free(f);
+    return r;
+}
+
+int snap_owner_of(struct snap_ds *ds, const char *path, struct snap_place *ret, struct gr_err *err)
+{
+    struct vmfs_stat st;
+    int r = vmfs_stat(ds->v, path, &st, err);
+    return r < 0 ? r : place_of_slot(ds, st.owner_slot, ret, err);
+}
+
+struct stale {
+    char names[8][VMFS_NAME_MAX + 1];
+    unsigned n;
+};
+
+static int note_stale(void *arg, const struct snap_info *info)
+{
+    struct stale *st = arg;
+    if (strncmp(info->name, SNAP_EXPORT_PREFIX, strlen(SNAP_EXPORT_PREFIX)) == 0 && !info->deleting && st->n < GR_ARRAY_LEN(st->names))
+        memcpy(st->names[st->n++], info->name, sizeof(st->names[0]));
+    return 0;
+}
+
+/* An export that was killed left its snapshot; who opens the disk first is alone with it and removes it. */
+static void remove_stale(struct snap_svc *s, struct snap_ds *ds, struct snap_handle *h)
+{
+    struct vmfs_stat st;
+    vmfs_disk_stat(h->disk, &st);
+    if (st.type != VMFS_DISK || st.n_snapshots == 0)
+        return;
+    struct stale *stale = gr_zalloc(sizeof(*stale));
+    struct gr_err err = {0};
+    if (!stale)
+        return;
+    if (snap_list(h->disk, note_stale, stale, &err) < 0)
+        snap_warn(s, "disk %s/%s: its snapshots cannot be listed: %s", ds->name, h->path, err.text);
+    for (unsigned i = 0; i < stale->n; i++)
+        if (snap_delete(h->disk, stale->names[i], false, &err) < 0)
+            snap_warn(s, "disk %s/%s: left-over snapshot %s cannot be deleted: %s", ds->name, h->path, stale->names[i], err.text);
+    free(stale);
+}
+
+static int handle_add(struct snap_svc *s, struct snap_ds *ds, const char *path, struct vmfs_disk *disk, struct snap_handle **ret,
+                      struct gr_err *err)
+{
+    struct snap_handle *h = snap_handle_find(ds, path);
+    if (h) { /* somebody else was quicker */
+        vmfs_close(disk);
+        *ret = h;
+        return 0;
+    }
+    h = gr_zalloc(sizeof(*h));
+    if (!h || !(h->path = gr_strdup(path))) {
+        free(h);
+        vmfs_close(disk);
+        return gr_fail(err, -ENOMEM, "%s/%s: out of memory", ds->name, path);
+    }
+    h->disk = disk;
+    h->next = ds->handles;
+    ds->handles = h;
+    h->users++;
+    remove_stale(s, ds, h);
+    h->users--;
+    *ret = h;
+    return 0;
+}
+
+/* One try to open: 0, or an error; -GR_ELOCKED with *ret_owner filled when a living host holds it; -EAGAIN: a dead one was
+ * recovered, try again. */
+static int try_open(struct snap_svc *s, struct snap_ds *ds, const char *path, struct snap_handle **ret, struct snap_place *owner,
+                    struct gr_err *err)
+{
+    int slot = -1;
+    struct vmfs_disk *disk = NULL;
+    int r = vmfs_open(ds->v, path, &disk, &slot, err);
+    if (r == 0)
+        return handle_add(s, ds, path, disk, ret, err);
+    if (r != -GR_ELOCKED || slot < 0)
+        return r;
+    int living = place_of_slot(ds, slot, owner, err);
+    if (living != 0)
+        return living < 0 ? living : -GR_ELOCKED;
+    living = vmfs_recover(ds->v, err);
+    return living < 0 ? living : -EAGAIN;
+}
+
+int snap_handle_get(struct snap_svc *s, struct snap_ds *ds, const char *path, uint64_t wait_ms, struct snap_handle **ret,
+                    struct snap_place *ret_owner, struct gr_err *err)
+{
+    uint64_t deadline = gr_loop_now_ns(s->o.loop) + wait_ms * 1000000ull;
+    for (unsigned tries = 0;; tries++) {
+        struct snap_place owner = {0};
+        struct snap_handle *h = snap_handle_find(ds, path);
+        int r = h ? 0 : try_open(s, ds, path, &h, &owner, err);
+        if (r == 0 && !h->closing) {
+            h->users++;
+            *ret = h;
+            return 0;
+        }
+        if (r == 0)
+            r = gr_fail(err, -GR_ELOCKED, "%s/%s is being closed", ds->name, path);
+        if (r == -EAGAIN && tries > 50)
+            return gr_fail(err, -GR_ELOCKED, "%s/%s: locked by a host that is gone, and cannot be recovered", ds->name, path);
+        if (r != -GR_ELOCKED && r != -EAGAIN)
+            return r;
+        if (owner.host[0])
+            gr_fail(err, -GR_ELOCKED, "%s/%s is owned by host '%s'%s", ds->name, path, owner.host,
+                    owner.address[0] ? "" : ", where a command is at work on it: try again");
+        if (r == -GR_ELOCKED && (owner.address[0] || gr_loop_now_ns(s->o.loop) >= deadline)) {
+            if (ret_owner)
+                *ret_owner = owner;
+            return r;
+        }
+        gr_fiber_sleep_ms(50);
+    }
+}
+
+int snap_disk_get(struct snap_op *op, const struct snap_path *p, struct snap_disk *ret)
+{
+    struct snap_disk d = {0};
+    int r = snap_ds_get(op->s, p->ds, &d.ds, op->err);
+    if (r < 0)
+        return r;
+    struct snap_place owner = {0};
+    r = snap_handle_get(op->s, d.ds, p->path, SNAP_WAIT_MS, &d.h, &owner, op->err);
+    if (r == -GR_ELOCKED && owner.address[0]) {
+        op->owner = owner;
+        op->forward = true;
+    }
+    if (r < 0) {
+        snap_ds_put(d.ds);
+        return r;
+    }
+    struct vmfs_stat st;
+    vmfs_disk_stat(d.h->disk, &st);
+    if (st.type != VMFS_DISK) {
+        snap_disk_put(&d);
+        return gr_fail(op->err, -EINVAL, "%s/%s is a file, not a disk", p->ds, p->path);
+    }
+    *ret = d;
+    return 0;
+}
+
+void snap_disk_put(struct snap_disk *d)
+{
+    if (d->h)
+        d->h->users--;
+    if (d->ds)
+        snap_ds_put(d->ds);
+    *d = (struct snap_disk){0};
+}
+
+int snap_disk_drop(struct snap_svc *s, struct snap_disk *d, bool only_idle, struct gr_err *err)
+{
+    if (d->h->users > 1)
+        return gr_fail(err, -GR_ELOCKED, "disk %s/%s is in use by %u other request%s", d->ds->name, d->h->path, d->h->users - 1,
+                       d->h->users == 2 ? "" : "s");
+    d->h->closing = true;
+    int r = release_hook(s, d->ds, d->h->path, only_idle, err);
+    if (r < 0) {
+        d->h->closing = false;
+        return r;
+    }
+    handle_free(d->ds, d->h);
+    d->h = NULL;
+    return 0;
+}

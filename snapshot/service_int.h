@@ -1,0 +1,125 @@
+/* Inside of the storage service; only snapshot/service*.c include it. */
+#ifndef SNAPSHOT_SERVICE_INT_H
+#define SNAPSHOT_SERVICE_INT_H
+#include "common/cleanup.h"
+#include "snapshot/service.h"
+
+#define SNAP_WAIT_MS 10000u            /* how long a request waits for a command that holds what it needs */
+#define SNAP_EXPORT_PREFIX "granary.export." /* snapshots of an export under way; what is found at first open is left over */
+#define SNAP_FILE_MAX (8u << 20)       /* bytes of a file in one answer */
+
+/* A disk that this host holds open, and so owns. */
+struct snap_handle {
+    struct snap_handle *next;
+    char *path; /* inside the datastore */
+    struct vmfs_disk *disk;
+    unsigned users; /* requests at work on it */
+    bool closing;   /* goes away: nobody new */
+};
+struct snap_ds {
+    struct snap_ds *next;
+    char name[VMFS_VOLUME_NAME_MAX + 1];
+    char *devices[VMFS_DEVICES_MAX]; /* absolute paths */
+    unsigned n_devices;
+    struct gr_bdev *bdevs[VMFS_DEVICES_MAX]; /* while joined */
+    struct vmfs *v;                          /* NULL: not joined */
+    char error[GR_ERR_TEXT];                 /* why not */
+    unsigned users;
+    bool leaving;
+    struct snap_handle *handles;
+};
+struct snap_svc {
+    struct snap_svc_opts o;
+    char *address;
+    char portal[128];
+    struct gr_fmutex lock; /* joining, leaving, the registry */
+    struct snap_ds *list;
+};
+
+/* One request. */
+struct snap_op {
+    struct snap_svc *s;
+    struct gr_rpc_call *call;
+    json_t *params; /* borrowed */
+    json_t **ret;   /* result: a new reference */
+    struct gr_err *err;
+    struct snap_place owner; /* set when what is asked for belongs to another host with a service */
+    bool forward;
+};
+typedef int (*snap_op_fn)(struct snap_op *op);
+/* Run @fn; when it finds the thing owned elsewhere, ask the owner and pass its answer on. */
+int snap_op_run(void *arg, struct gr_rpc_call *call, const char *method, snap_op_fn fn, json_t *params, json_t **ret, struct gr_err *err);
+#define SNAP_METHOD(fn, name)                                                                                             \
+    static int rpc_##fn(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret_result, struct gr_err *err)     \
+    {                                                                                                                     \
+        return snap_op_run(arg, call, name, fn, params, ret_result, err);                                                 \
+    }
+/* Params: parse the path under @key. */
+int snap_op_path(struct snap_op *op, const char *key, enum snap_path_kind kind, struct snap_path *ret);
+/* A name of a snapshot or bookmark under @key, checked. */
+int snap_op_name(struct snap_op *op, const char *key, const char **ret);
+/* Give @o (reference taken, NULL: out of memory) as the result. */
+int snap_op_result(struct snap_op *op, json_t *o);
+
+/* The datastore @name, joined when it is not yet; put it back. */
+int snap_ds_get(struct snap_svc *s, const char *name, struct snap_ds **ret, struct gr_err *err);
+void snap_ds_put(struct snap_ds *ds);
+struct snap_ds *snap_ds_find(struct snap_svc *s, const char *name);
+/* With s->lock held: */
+int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err);
+int snap_ds_leave(struct snap_svc *s, struct snap_ds *ds, bool only_idle, struct gr_err *err);
+int snap_ds_add(struct snap_svc *s, const char *name, json_t *devices, struct snap_ds **ret, struct gr_err *err); /* not yet saved */
+void snap_ds_remove(struct snap_svc *s, struct snap_ds *ds);
+int snap_registry_load(struct snap_svc *s, struct gr_err *err);
+int snap_registry_save(struct snap_svc *s, struct gr_err *err);
+/* Open one device of a datastore. */
+int snap_device_open(struct gr_loop *loop, const char *path, struct gr_bdev **ret, struct gr_err *err);
+
+/* A datastore and a disk of it, open here. */
+struct snap_disk {
+    struct snap_ds *ds;
+    struct snap_handle *h;
+};
+/* Open @p's disk for a request: takes it when nobody living owns it. Owned elsewhere: -GR_ELOCKED, and the op is marked for
+ * forwarding. Release with snap_disk_put. */
+int snap_disk_get(struct snap_op *op, const struct snap_path *p, struct snap_disk *ret);
+void snap_disk_put(struct snap_disk *d);
+/* The same outside a request; @ret_owner (may be NULL) is filled on -GR_ELOCKED when the owner is known. */
+int snap_handle_get(struct snap_svc *s, struct snap_ds *ds, const char *path, uint64_t wait_ms, struct snap_handle **ret,
+                    struct snap_place *ret_owner, struct gr_err *err);
+/* Everybody lets go of the disk and it is closed; @d holds nothing of it afterwards but the datastore. On failure it stays. */
+int snap_disk_drop(struct snap_svc *s, struct snap_disk *d, bool only_idle, struct gr_err *err);
+struct snap_handle *snap_handle_find(struct snap_ds *ds, const char *path);
+/* Who owns @path: 0 nobody or this host, 1 @ret is filled, or an error. */
+int snap_owner_of(struct snap_ds *ds, const char *path, struct snap_place *ret, struct gr_err *err);
+unsigned snap_users_of(struct snap_svc *s, const struct snap_ds *ds, const char *path);
+/* Refuse when sessions use the disk: -GR_ELOCKED. @what: "be deleted". */
+int snap_refuse_in_use(struct snap_svc *s, const struct snap_disk *d, const char *what, struct gr_err *err);
+void snap_warn(struct snap_svc *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* Walk the entries of @dir in the order of their names. fn: 0 go on, SNAP_WALK_INTO go into this folder, negative: stop. */
+#define SNAP_WALK_INTO 1
+typedef int (*snap_walk_fn)(void *arg, const char *path, const struct vmfs_stat *st);
+int snap_walk(struct snap_ds *ds, const char *dir, snap_walk_fn fn, void *arg, struct gr_err *err);
+
+/* Result rows. */
+json_t *snap_disk_row(struct snap_ds *ds, const char *path, const struct vmfs_stat *st);
+json_t *snap_info_row(const char *ds, const char *path, const struct snap_info *info);
+static inline void snap_json_decref(json_t **o)
+{
+    json_decref(*o);
+}
+#define snap_auto_json gr_auto(snap_json_decref)
+/* Copy the content of @from to the empty disk behind @to (both @size bytes): holes and zeros stay holes. */
+struct snap_copy {
+    struct gr_chan *from, *to;
+    uint64_t size;
+    bool (*progress)(void *arg, uint64_t done, uint64_t total); /* false: stop (-GR_ECANCELED) */
+    void *arg;
+};
+int snap_copy_run(const struct snap_copy *c, struct gr_err *err);
+
+extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[];
+int snap_op_disk_import(struct snap_op *op);
+int snap_op_disk_export(struct snap_op *op);
+#endif

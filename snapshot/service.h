@@ -20,7 +20,7 @@
  *   disk.list {"path"?: "DS" or "DS/DIR"} → [{"disk","size","used","provision","snapshots","owner","uuid"}]
  *   disk.info {"disk"} → {"disk","size","used","provision","uuid","id","snapshots","owner","owner-self","parent","mtime"}
  *   disk.resize {"disk","size","shrink"?} → as disk.info      disk.delete {"disk"}      disk.release {"disk"}
- *   disk.import {"disk","file","format"?:"raw|vmdk","provision"?} parts {"done","total"} → as disk.info
+ *   disk.import {"disk","file","format"?:"raw|vmdk","extents"?:[…],"provision"?} parts {"done","total"} → as disk.info
  *   disk.export {"disk","snapshot"?,"file","format"?} parts {"done","total"} → {"file","bytes"}
  *   snapshot.create {"disks":[…],"name"} → [{"disk","name","bookmark","group",…}] as snapshot.list
  *   snapshot.list {"disk"} → [{"disk","name","kind":"snapshot|bookmark","id","parent-id","created","size","bookmark",
@@ -64,13 +64,20 @@ int snap_datastore_name_check(const char *name, struct gr_err *err);
 int snap_name_check(const char *name, struct gr_err *err);
 
 /* ---- the service ---- */
-/* Image formats beyond raw, brought in by the program. */
+/* Disk images and copying, brought in by the program (the codecs are backup-proxy's). All in fibers. */
 struct snap_images {
-    /* (fiber) Open image file @path as a read-only bdev. @format "vmdk". */
-    int (*open)(struct gr_loop *loop, const char *path, const char *format, struct gr_bdev **ret, struct gr_err *err);
-    /* (fiber) Write all of @src as an image to @fd (a new, empty file). @progress may be NULL; a negative return ends it. */
-    int (*write)(struct gr_chan *src, const char *name, int fd, const char *format, int (*progress)(void *arg, uint64_t done, uint64_t total),
+    /* "vmdk" when the file @path looks like one, else "raw"; NULL and *err when it cannot be read. */
+    const char *(*probe)(const char *path, struct gr_err *err);
+    /* Open the image @path of @format (not "raw") as a read-only bdev. @extents: further files it may consist of, ended by
+     * NULL, or NULL. */
+    int (*open)(struct gr_loop *loop, const char *path, const char *format, const char *const *extents, struct gr_bdev **ret,
+                struct gr_err *err);
+    /* Write all of @src as an image of @format (not "raw") to the empty file @fd. */
+    int (*write)(struct gr_chan *src, const char *name, int fd, const char *format, void (*progress)(void *arg, uint64_t done, uint64_t total),
                  void *arg, struct gr_err *err);
+    /* Copy what is not zero of @src to @dst, which reads as zeros. */
+    int (*copy)(struct gr_chan *src, struct gr_chan *dst, void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
+                struct gr_err *err);
 };
 struct snap_hooks {
     void *arg;
@@ -87,7 +94,7 @@ struct snap_svc_opts {
     struct gr_home *home;      /* borrowed; its storage lock is held by the caller */
     const char *address;       /* socket under which others reach this service, "" for a command */
     struct snap_hooks hooks;   /* copied */
-    const struct snap_images *images; /* may be NULL: raw only */
+    const struct snap_images *images; /* NULL: no import and export */
 };
 struct snap_svc;
 int snap_svc_new(const struct snap_svc_opts *opts, struct snap_svc **ret, struct gr_err *err);
@@ -119,8 +126,8 @@ int snap_svc_each_disk(struct snap_svc *s, int (*fn)(void *arg, const char *disk
 int snap_svc_each_snapshot(struct snap_svc *s, const char *disk, int (*fn)(void *arg, const struct snap_info *info), void *arg,
                            struct gr_err *err);
 int snap_svc_resolve_base(struct snap_svc *s, const char *disk, const char *base, struct gr_bookmark *ret, struct gr_err *err);
-/* The methods above; add to a server with arg = the service. */
-extern const struct gr_rpc_method snap_service[];
+/* Add the methods above to a server. */
+int snap_svc_serve(struct snap_svc *s, struct gr_rpc_server *server);
 
 /* ---- commands ---- */
 /* What gr_cmd_main's app must point to for the tables below. */

@@ -198,6 +198,8 @@ int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
     int r = join_volume(s, ds, e);
     if (r < 0)
         close_devices(ds);
+    else
+        snap_clean_tmp(s, ds);
     memcpy(ds->error, r < 0 ? e->text : "", r < 0 ? sizeof(ds->error) : 1);
     return r < 0 ? gr_prefix(e, r, "datastore '%s'", ds->name) : 0;
 }

@@ -6,6 +6,7 @@
 
 #define SNAP_WAIT_MS 10000u            /* how long a request waits for a command that holds what it needs */
 #define SNAP_EXPORT_PREFIX "granary.export." /* snapshots of an export under way; what is found at first open is left over */
+#define SNAP_TMP_DIR "granary.tmp" /* folder of disks that are being filled; what no living host owns in it is removed at join */
 #define SNAP_FILE_MAX (8u << 20)       /* bytes of a file in one answer */
 
 /* A disk that this host holds open, and so owns. */
@@ -110,16 +111,9 @@ static inline void snap_json_decref(json_t **o)
     json_decref(*o);
 }
 #define snap_auto_json gr_auto(snap_json_decref)
-/* Copy the content of @from to the empty disk behind @to (both @size bytes): holes and zeros stay holes. */
-struct snap_copy {
-    struct gr_chan *from, *to;
-    uint64_t size;
-    bool (*progress)(void *arg, uint64_t done, uint64_t total); /* false: stop (-GR_ECANCELED) */
-    void *arg;
-};
-int snap_copy_run(const struct snap_copy *c, struct gr_err *err);
-
 extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[];
+/* Remove what killed imports left in @ds. */
+void snap_clean_tmp(struct snap_svc *s, struct snap_ds *ds);
 int snap_op_disk_import(struct snap_op *op);
 int snap_op_disk_export(struct snap_op *op);
 #endif

@@ -25,6 +25,8 @@ static void listing_done(struct listing *l)
 static int collect(void *arg, const char *name, const struct vmfs_stat *st)
 {
     struct listing *l = arg;
+    if (!l->dir[0] && strcmp(name, SNAP_TMP_DIR) == 0)
+        return 0;
     if (l->n == l->cap) {
         size_t cap = l->cap ? l->cap * 2 : 16;
         struct entry *v = gr_realloc(l->v, cap * sizeof(*v));

@@ -76,6 +76,7 @@ static void test_bad(void **state)
         {"ds1/\xc0\xaf", SNAP_PATH_DISK, "not UTF-8"},
         {"-ds/a", SNAP_PATH_DISK, "'-'"},
         {".ds/a", SNAP_PATH_DISK, "'.'"},
+        {"ds1/granary.tmp/x", SNAP_PATH_DISK, "Granary's own"},
         {"d s/a", SNAP_PATH_DISK, "letters"},
     };
     for (size_t i = 0; i < sizeof(t) / sizeof(t[0]); i++)

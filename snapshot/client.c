@@ -1,0 +1,85 @@
+#include "snapshot/client.h"
+#include "common/cleanup.h"
+#include <stdio.h>
+#include <string.h>
+
+#define WAIT_MS 10000u
+#define STEP_MS 50u
+
+struct snap_client {
+    struct gr_rpc_client *peer; /* the daemon, or */
+    struct snap_svc *svc;       /* the service in this process */
+    struct gr_rpc_server *server;
+    int lock;
+};
+
+static void print_warning(void *arg, const char *text)
+{
+    fprintf(stderr, "warning: %s\n", text);
+}
+
+static int start_here(struct snap_client *c, struct gr_loop *loop, struct gr_home *home, const struct snap_images *images, struct gr_err *err)
+{
+    struct snap_svc_opts o = {.loop = loop, .home = home, .address = "", .hooks = {.warn = print_warning}, .images = images};
+    int r = gr_rpc_server_new(loop, &c->server);
+    if (r < 0)
+        return gr_fail(err, r, "storage service: %s", gr_code_text(r));
+    r = snap_svc_new(&o, &c->svc, err);
+    if (r == 0 && (r = snap_svc_serve(c->svc, c->server)) < 0)
+        gr_fail(err, r, "storage service: %s", gr_code_text(r));
+    return r;
+}
+
+int snap_client_open(struct gr_loop *loop, struct gr_home *home, const struct snap_images *images, struct snap_client **ret,
+                     struct gr_err *err)
+{
+    gr_auto_free char *path = gr_home_path(home, "run/storaged.sock");
+    struct snap_client *c = gr_zalloc(sizeof(*c));
+    if (!c || !path) {
+        free(c);
+        return gr_fail(err, -ENOMEM, "storage service: out of memory");
+    }
+    c->lock = -1;
+    int r;
+    for (unsigned ms = 0;; ms += STEP_MS) {
+        r = gr_rpc_connect(loop, path, &c->peer, err);
+        if (r != -ENOENT && r != -ECONNREFUSED)
+            break;
+        r = gr_home_lock(home, &c->lock, err);
+        if (r != -GR_ELOCKED || ms >= WAIT_MS)
+            break;
+        gr_fiber_sleep_ms(STEP_MS);
+    }
+    if (r == 0 && !c->peer)
+        r = start_here(c, loop, home, images, err);
+    if (r < 0) {
+        snap_client_close(c);
+        return r;
+    }
+    *ret = c;
+    return 0;
+}
+
+void snap_client_close(struct snap_client *c)
+{
+    if (!c)
+        return;
+    gr_rpc_client_free(c->peer);
+    gr_rpc_server_free(c->server);
+    snap_svc_free(c->svc);
+    gr_closep(&c->lock);
+    free(c);
+}
+
+int snap_client_call(struct snap_client *c, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *part_arg,
+                     json_t **ret_result, struct gr_err *err)
+{
+    if (c->peer)
+        return gr_rpc_call(c->peer, method, params, on_part, part_arg, -1, ret_result, err);
+    return gr_rpc_local(c->server, method, params, on_part, part_arg, ret_result, err);
+}
+
+struct snap_svc *snap_client_local(struct snap_client *c)
+{
+    return c->svc;
+}

@@ -1,0 +1,544 @@
+/* Methods datastore.*: create, join, leave, destroy, list, info, check, grow, recover. */
+#include "common/buf.h"
+#include "snapshot/service_int.h"
+#include <fcntl.h>
+#include <string.h>
+#include <sys/stat.h>
+
+/* ---- rows ---- */
+static json_t *devices_row(const struct snap_ds *ds)
+{
+    json_t *a = json_array();
+    for (unsigned i = 0; a && i < ds->n_devices; i++)
+        json_array_append_new(a, json_string(ds->devices[i]));
+    return a;
+}
+
+static void add_host(void *arg, const struct vmfs_slot_info *s)
+{
+    char uuid[37];
+    if (strcmp(s->state, "free") == 0)
+        return;
+    gr_uuid_format(s->host_uuid, uuid);
+    json_array_append_new(arg, json_pack("{s:i,s:I,s:s,s:b,s:b,s:s,s:s,s:s,s:s}", "slot", (int)s->slot, "generation",
+                                         (json_int_t)s->generation, "state", s->state, "alive", s->alive, "self", s->self, "uuid", uuid,
+                                         "host", s->host_name, "portal", s->portal, "address", s->address));
+}
+
+static json_t *stats_row(struct vmfs *v)
+{
+    struct vmfs_stats st;
+    vmfs_stats(v, &st);
+    const struct {
+        const char *key;
+        uint64_t value;
+    } rows[] = {
+        {"reads", st.reads},
+        {"writes-in-place", st.writes_in_place},
+        {"writes-redirected", st.writes_redirected},
+        {"splits", st.splits},
+        {"merges", st.merges},
+        {"unmaps", st.unmaps},
+        {"flushes", st.flushes},
+        {"journal-frames", st.journal_frames},
+        {"journal-bytes", st.journal_bytes},
+        {"checkpoints", st.checkpoints},
+        {"node-bytes", st.node_bytes},
+        {"device-flushes", st.device_flushes},
+        {"replays", st.replays},
+        {"replayed-records", st.replayed_records},
+        {"dropped-pieces", st.dropped_pieces},
+        {"takeovers", st.takeovers},
+    };
+    json_t *o = json_object();
+    for (size_t i = 0; o && i < GR_ARRAY_LEN(rows); i++)
+        json_object_set_new(o, rows[i].key, json_integer((json_int_t)rows[i].value));
+    return o;
+}
+
+static json_t *info_row(struct snap_ds *ds, struct gr_err *err)
+{
+    struct vmfs_info i;
+    char uuid[37];
+    vmfs_info(ds->v, &i);
+    gr_uuid_format(i.uuid, uuid);
+    json_t *hosts = json_array();
+    if (hosts && vmfs_slots(ds->v, add_host, hosts, err) < 0) {
+        json_decref(hosts);
+        return NULL;
+    }
+    json_t *o = json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:i,s:I,s:I,s:i,s:i,s:o}", "name", ds->name, "state",
+                          i.fenced ? "fenced" : "joined", "uuid", uuid, "size", (json_int_t)i.size, "free", (json_int_t)i.free, "used",
+                          (json_int_t)(i.size - GR_MIN(i.free, i.size)), "metadata", (json_int_t)i.metadata, "reserved",
+                          (json_int_t)i.reserved, "devices", devices_row(ds), "hosts", hosts, "regions", (int)i.n_regions, "region-size",
+                          (json_int_t)i.region_bytes, "journal-size", (json_int_t)i.journal_bytes, "version", (int)i.version, "slots",
+                          (int)i.n_slots, "stats", stats_row(ds->v));
+    if (o && i.fenced)
+        json_object_set_new(o, "fence-reason", json_string(i.fence_reason));
+    return o;
+}
+
+static int op_info(struct snap_op *op)
+{
+    const char *name = NULL;
+    struct snap_ds *ds = NULL;
+    int r = gr_json_str(op->params, "name", &name, op->err);
+    if (r == 0)
+        r = snap_datastore_name_check(name, op->err);
+    if (r == 0)
+        r = snap_ds_get(op->s, name, &ds, op->err);
+    if (r < 0)
+        return r;
+    json_t *o = info_row(ds, op->err);
+    snap_ds_put(ds);
+    return o || op->err->code == 0 ? snap_op_result(op, o) : op->err->code;
+}
+SNAP_METHOD(op_info, "datastore.info")
+
+static json_t *list_row(struct snap_ds *ds)
+{
+    struct vmfs_info i;
+    vmfs_info(ds->v, &i);
+    return json_pack("{s:s,s:s,s:I,s:I,s:I,s:o}", "name", ds->name, "state", i.fenced ? "fenced" : "joined", "size", (json_int_t)i.size,
+                     "free", (json_int_t)i.free, "used", (json_int_t)(i.size - GR_MIN(i.free, i.size)), "devices", devices_row(ds));
+}
+
+static int op_list(struct snap_op *op)
+{
+    snap_auto_json json_t *names = json_array();
+    json_t *rows = json_array();
+    size_t i;
+    json_t *n;
+    for (struct snap_ds *ds = op->s->list; ds; ds = ds->next)
+        json_array_append_new(names, json_string(ds->name));
+    json_array_foreach(names, i, n) /* joining suspends: the list may change meanwhile */
+    {
+        struct snap_ds *ds = NULL;
+        struct gr_err e = {0};
+        if (snap_ds_get(op->s, json_string_value(n), &ds, &e) == 0) {
+            json_array_append_new(rows, list_row(ds));
+            snap_ds_put(ds);
+        } else if ((ds = snap_ds_find(op->s, json_string_value(n)))) {
+            json_array_append_new(rows, json_pack("{s:s,s:s,s:o,s:s}", "name", ds->name, "state", "failed", "devices", devices_row(ds),
+                                                  "error", e.text));
+        }
+    }
+    return snap_op_result(op, rows);
+}
+SNAP_METHOD(op_list, "datastore.list")
+
+/* ---- create ---- */
+struct creation {
+    struct gr_loop *loop;
+    const char *paths[VMFS_DEVICES_MAX];
+    bool made[VMFS_DEVICES_MAX]; /* made or lengthened here, to be undone */
+    bool was_empty[VMFS_DEVICES_MAX];
+    struct gr_bdev *bdevs[VMFS_DEVICES_MAX];
+    unsigned n;
+    uint64_t size;
+    bool has_size;
+};
+
+static void creation_close(struct creation *c)
+{
+    for (unsigned i = 0; i < c->n; i++) {
+        gr_bdev_put(c->bdevs[i]);
+        c->bdevs[i] = NULL;
+    }
+}
+
+static void creation_undo(struct creation *c)
+{
+    creation_close(c);
+    for (unsigned i = 0; i < c->n; i++) {
+        if (c->made[i])
+            unlink(c->paths[i]);
+        else if (c->was_empty[i] && truncate(c->paths[i], 0) < 0)
+            continue; /* an empty file stays longer than it was: nothing is lost */
+    }
+}
+
+/* A missing file is made; an empty one gets its length; anything else is taken as it is. */
+static int device_prepare(struct creation *c, unsigned i, struct gr_err *err)
+{
+    const char *path = c->paths[i];
+    struct stat st;
+    bool missing = stat(path, &st) < 0;
+    if (missing && errno != ENOENT)
+        return gr_fail(err, -errno, "%s: %s", path, strerror(errno));
+    if (!missing && !S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+        return gr_fail(err, -EINVAL, "%s: neither a regular file nor a block device", path);
+    if (missing && !c->has_size)
+        return gr_fail(err, -ENOENT, "%s: no such device or file; give --size to make a file", path);
+    if (!missing && (S_ISBLK(st.st_mode) || st.st_size > 0)) {
+        if (c->has_size && S_ISREG(st.st_mode) && (uint64_t)st.st_size != c->size)
+            return gr_fail(err, -EEXIST, "%s: is there already and is %llu bytes long, not %llu: leave --size away or remove the file", path,
+                           (unsigned long long)st.st_size, (unsigned long long)c->size);
+        return 0;
+    }
+    if (!c->has_size)
+        return gr_fail(err, -GR_EUSAGE, "%s: an empty file; give --size", path);
+    gr_auto_close int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | (missing ? O_EXCL : 0), 0600);
+    if (fd < 0)
+        return gr_fail(err, -errno, "%s: cannot make the file: %s", path, strerror(errno));
+    c->made[i] = missing;
+    c->was_empty[i] = !missing;
+    if (ftruncate(fd, (off_t)c->size) < 0)
+        return gr_fail(err, -errno, "%s: cannot make it %llu bytes long: %s", path, (unsigned long long)c->size, strerror(errno));
+    return 0;
+}
+
+static int device_check(struct creation *c, unsigned i, bool force, struct gr_err *err)
+{
+    char what[160] = "";
+    int r = snap_device_open(c->loop, c->paths[i], &c->bdevs[i], err);
+    if (r < 0)
+        return r;
+    r = vmfs_probe(c->loop, c->bdevs[i], what, err);
+    if (r < 0)
+        return gr_prefix(err, r, "%s", c->paths[i]);
+    if (what[0] && !force)
+        return gr_fail(err, -EEXIST, "%s: holds a %s already; nothing was changed (--force formats over it)", c->paths[i], what);
+    return 0;
+}
+
+static int params_devices(struct snap_op *op, json_t **ret, const char *paths[VMFS_DEVICES_MAX], unsigned *ret_n)
+{
+    json_t *devices = NULL;
+    int r = gr_json_array(op->params, "devices", &devices, op->err);
+    if (r < 0)
+        return r;
+    size_t n = json_array_size(devices);
+    if (n == 0 || n > VMFS_DEVICES_MAX)
+        return gr_fail(op->err, -GR_EUSAGE, "%zu devices given; 1 to %d are possible", n, VMFS_DEVICES_MAX);
+    for (size_t i = 0; i < n; i++) {
+        paths[i] = json_string_value(json_array_get(devices, i));
+        if (!paths[i] || paths[i][0] != '/')
+            return gr_fail(op->err, -GR_EUSAGE, "a device must be given by its absolute path");
+        for (size_t k = 0; k < i; k++)
+            if (strcmp(paths[i], paths[k]) == 0)
+                return gr_fail(op->err, -GR_EUSAGE, "%s: given twice", paths[i]);
+    }
+    *ret = devices;
+    *ret_n = (unsigned)n;
+    return 0;
+}
+
+/* With the lock held: put the datastore into the registry and join it; a failure leaves the registry as it was. */
+static int register_and_join(struct snap_op *op, const char *name, json_t *devices, struct snap_ds **ret)
+{
+    struct snap_svc *s = op->s;
+    struct snap_ds *ds = NULL;
+    int r = snap_ds_add(s, name, devices, &ds, op->err);
+    if (r < 0)
+        return r;
+    r = snap_ds_join(s, ds, op->err);
+    if (r == 0)
+        r = snap_registry_save(s, op->err);
+    if (r < 0) {
+        if (ds->v)
+            snap_ds_leave(s, ds, false, NULL);
+        snap_ds_remove(s, ds);
+        return r;
+    }
+    *ret = ds;
+    return 0;
+}
+
+static int result_info(struct snap_op *op, struct snap_ds *ds)
+{
+    json_t *o = info_row(ds, op->err);
+    return o || op->err->code == 0 ? snap_op_result(op, o) : op->err->code;
+}
+
+static int format_devices(struct snap_op *op, const char *name, struct creation *c)
+{
+    bool force = false, preallocate = false;
+    int r = gr_json_opt_bool(op->params, "force", &force, op->err);
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "preallocate", &preallocate, op->err);
+    for (unsigned i = 0; i < c->n && r == 0; i++)
+        r = device_prepare(c, i, op->err);
+    for (unsigned i = 0; i < c->n && r == 0; i++)
+        r = device_check(c, i, force, op->err);
+    if (r < 0)
+        return r;
+    struct vmfs_format_opts fo = {.name = name, .force = force, .preallocate = preallocate};
+    return vmfs_format(c->loop, c->bdevs, c->n, &fo, op->err);
+}
+
+static int op_create(struct snap_op *op)
+{
+    const char *name = NULL;
+    json_t *devices = NULL;
+    struct creation c = {.loop = op->s->o.loop};
+    int r = gr_json_str(op->params, "name", &name, op->err);
+    if (r == 0)
+        r = snap_datastore_name_check(name, op->err);
+    if (r == 0)
+        r = params_devices(op, &devices, c.paths, &c.n);
+    c.has_size = json_object_get(op->params, "size") != NULL;
+    if (r == 0)
+        r = gr_json_opt_u64(op->params, "size", &c.size, op->err);
+    if (r < 0)
+        return r;
+    if (c.has_size && (c.size == 0 || c.size > INT64_MAX || c.size % 4096))
+        return gr_fail(op->err, -GR_EUSAGE, "datastore '%s': size %llu is not possible: it must be a multiple of 4096 above 0 and below 2^63",
+                       name, (unsigned long long)c.size);
+    gr_fmutex_lock(&op->s->lock);
+    struct snap_ds *ds = NULL;
+    if (snap_ds_find(op->s, name))
+        r = gr_fail(op->err, -EEXIST, "datastore '%s' is registered here already", name);
+    else
+        r = format_devices(op, name, &c);
+    creation_close(&c);
+    if (r == 0)
+        r = register_and_join(op, name, devices, &ds);
+    if (r < 0)
+        creation_undo(&c);
+    else
+        ds->users++;
+    gr_fmutex_unlock(&op->s->lock);
+    if (r < 0)
+        return r;
+    r = result_info(op, ds);
+    snap_ds_put(ds);
+    return r;
+}
+SNAP_METHOD(op_create, "datastore.create")
+
+static int op_join(struct snap_op *op)
+{
+    const char *name = NULL;
+    json_t *devices = NULL;
+    const char *paths[VMFS_DEVICES_MAX];
+    unsigned n;
+    int r = gr_json_str(op->params, "name", &name, op->err);
+    if (r == 0)
+        r = params_devices(op, &devices, paths, &n);
+    if (r < 0)
+        return r;
+    struct snap_ds *ds = NULL;
+    gr_fmutex_lock(&op->s->lock);
+    r = register_and_join(op, name, devices, &ds);
+    if (r == 0)
+        ds->users++;
+    gr_fmutex_unlock(&op->s->lock);
+    if (r < 0)
+        return r;
+    snap_svc_open_all(op->s);
+    r = result_info(op, ds);
+    snap_ds_put(ds);
+    return r;
+}
+SNAP_METHOD(op_join, "datastore.join")
+
+/* ---- leave, destroy ---- */
+static int named(struct snap_op *op, struct snap_ds **ret)
+{
+    const char *name = NULL;
+    int r = gr_json_str(op->params, "name", &name, op->err);
+    if (r == 0)
+        r = snap_datastore_name_check(name, op->err);
+    if (r < 0)
+        return r;
+    struct snap_ds *ds = snap_ds_find(op->s, name);
+    if (!ds)
+        return gr_fail(op->err, -ENOENT, "no datastore '%s' here: granary datastore list shows those registered", name);
+    *ret = ds;
+    return 0;
+}
+
+static int op_leave(struct snap_op *op)
+{
+    struct snap_ds *ds = NULL;
+    gr_fmutex_lock(&op->s->lock);
+    int r = named(op, &ds);
+    if (r == 0 && ds->v)
+        r = snap_ds_leave(op->s, ds, true, op->err);
+    if (r == 0) {
+        snap_ds_remove(op->s, ds);
+        r = snap_registry_save(op->s, op->err);
+    }
+    gr_fmutex_unlock(&op->s->lock);
+    return r;
+}
+SNAP_METHOD(op_leave, "datastore.leave")
+
+struct others {
+    unsigned n;
+    char host[64];
+};
+
+static void count_other(void *arg, const struct vmfs_slot_info *s)
+{
+    struct others *o = arg;
+    if (!s->alive || s->self || strcmp(s->state, "free") == 0)
+        return;
+    o->n++;
+    memcpy(o->host, s->host_name, sizeof(o->host));
+}
+
+/* Nobody is joined any more: an empty volume is written over it, which is refused, even forced, when a host joined in the
+ * meantime; then the traces go: a file is removed, a block device's ends are zeroed. */
+static int wipe(struct snap_op *op, struct snap_ds *ds)
+{
+    struct creation c = {.loop = op->s->o.loop, .n = ds->n_devices};
+    int r = 0;
+    for (unsigned i = 0; i < c.n && r == 0; i++) {
+        c.paths[i] = ds->devices[i];
+        r = snap_device_open(c.loop, c.paths[i], &c.bdevs[i], op->err);
+    }
+    struct vmfs_format_opts fo = {.name = ds->name, .force = true};
+    if (r == 0)
+        r = vmfs_format(c.loop, c.bdevs, c.n, &fo, op->err);
+    for (unsigned i = 0; i < c.n && r == 0; i++) {
+        struct stat st;
+        if (stat(c.paths[i], &st) == 0 && S_ISREG(st.st_mode)) {
+            if (unlink(c.paths[i]) < 0)
+                r = gr_fail(op->err, -errno, "%s: cannot be removed: %s", c.paths[i], strerror(errno));
+            continue;
+        }
+        struct gr_geometry g;
+        struct gr_chan *ch = NULL;
+        r = gr_bdev_geometry(c.bdevs[i], &g);
+        if (r == 0)
+            r = gr_chan_open(c.bdevs[i], c.loop, &ch);
+        uint64_t end = GR_MIN(g.size / 2, 64ull << 20) / 4096 * 4096;
+        if (r == 0)
+            r = gr_write_zeroes(ch, 0, end, 0);
+        if (r == 0)
+            r = gr_write_zeroes(ch, (g.size - end) / 4096 * 4096, end, 0);
+        if (r == 0)
+            r = gr_flush(ch);
+        gr_chan_close(ch);
+        if (r < 0)
+            gr_fail(op->err, r, "%s: cannot be wiped: %s", c.paths[i], gr_code_text(r));
+    }
+    creation_close(&c);
+    return r;
+}
+
+static int op_destroy(struct snap_op *op)
+{
+    struct snap_ds *ds = NULL;
+    bool yes = false;
+    int r = gr_json_opt_bool(op->params, "yes", &yes, op->err);
+    if (r < 0)
+        return r;
+    gr_fmutex_lock(&op->s->lock);
+    r = named(op, &ds);
+    if (r == 0 && !yes)
+        r = gr_fail(op->err, -GR_EUSAGE, "datastore '%s': destroying it removes all its disks for ever: add --yes", ds->name);
+    if (r == 0 && !ds->v)
+        r = snap_ds_join(op->s, ds, op->err);
+    struct others o = {0};
+    if (r == 0)
+        r = vmfs_slots(ds->v, count_other, &o, op->err);
+    if (r >= 0 && o.n > 0)
+        r = gr_fail(op->err, -GR_ELOCKED, "datastore '%s' is in use by host '%s'%s: it has to leave first", ds->name, o.host,
+                    o.n > 1 ? " and others" : "");
+    if (r >= 0)
+        r = snap_ds_leave(op->s, ds, true, op->err);
+    if (r == 0)
+        r = wipe(op, ds);
+    if (r == 0) {
+        snap_ds_remove(op->s, ds);
+        r = snap_registry_save(op->s, op->err);
+    }
+    gr_fmutex_unlock(&op->s->lock);
+    return r;
+}
+SNAP_METHOD(op_destroy, "datastore.destroy")
+
+/* ---- check, grow, recover ---- */
+struct check_lines {
+    struct gr_rpc_call *call;
+};
+
+static void check_line(void *arg, const char *text)
+{
+    struct check_lines *l = arg;
+    (void)gr_rpc_part(l->call, json_pack("{s:s}", "line", text)); /* nobody listens any more: the report still counts */
+}
+
+static int get_named(struct snap_op *op, struct snap_ds **ret)
+{
+    const char *name = NULL;
+    int r = gr_json_str(op->params, "name", &name, op->err);
+    if (r == 0)
+        r = snap_datastore_name_check(name, op->err);
+    return r < 0 ? r : snap_ds_get(op->s, name, ret, op->err);
+}
+
+static int op_check(struct snap_op *op)
+{
+    struct snap_ds *ds = NULL;
+    struct vmfs_check_report rep = {0};
+    struct check_lines lines = {op->call};
+    int r = get_named(op, &ds);
+    if (r < 0)
+        return r;
+    r = vmfs_check(ds->v, check_line, &lines, &rep, op->err);
+    json_t *o = json_pack("{s:s,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "name", ds->name, "sound", r == 0, "errors", (json_int_t)rep.errors,
+                          "leaked-units", (json_int_t)rep.leaked_units, "objects", (json_int_t)rep.objects, "nodes", (json_int_t)rep.nodes,
+                          "pieces", (json_int_t)rep.pieces, "shared-pieces", (json_int_t)rep.shared_pieces, "regions",
+                          (json_int_t)rep.regions);
+    snap_ds_put(ds);
+    if (r < 0 && (r != -GR_ECORRUPT || (rep.errors == 0 && rep.leaked_units == 0))) {
+        json_decref(o);
+        return r;
+    }
+    return snap_op_result(op, o);
+}
+SNAP_METHOD(op_check, "datastore.check")
+
+static int op_grow(struct snap_op *op)
+{
+    struct snap_ds *ds = NULL;
+    uint64_t size = 0, now = 0;
+    struct gr_geometry g = {0};
+    int r = gr_json_u64(op->params, "size", &size, op->err);
+    if (r == 0)
+        r = get_named(op, &ds);
+    if (r < 0)
+        return r;
+    for (unsigned i = 0; i < ds->n_devices && r == 0; i++) {
+        r = gr_bdev_geometry(ds->bdevs[i], &g);
+        now += g.size;
+    }
+    struct gr_bdev *last = ds->bdevs[ds->n_devices - 1];
+    if (r < 0)
+        gr_fail(op->err, r, "datastore '%s': %s", ds->name, gr_code_text(r));
+    else if (size < now || size > INT64_MAX || size % 4096)
+        r = gr_fail(op->err, -GR_EUSAGE, "datastore '%s' has %llu bytes; %llu is no larger size in multiples of 4096", ds->name,
+                    (unsigned long long)now, (unsigned long long)size);
+    if (r == 0 && size > now)
+        r = gr_bdev_file_resize(last, g.size + (size - now), op->err);
+    if (r == 0)
+        r = vmfs_grow(ds->v, op->err);
+    if (r == 0)
+        r = result_info(op, ds);
+    snap_ds_put(ds);
+    return r;
+}
+SNAP_METHOD(op_grow, "datastore.grow")
+
+static int op_recover(struct snap_op *op)
+{
+    struct snap_ds *ds = NULL;
+    int r = get_named(op, &ds);
+    if (r < 0)
+        return r;
+    r = vmfs_recover(ds->v, op->err);
+    snap_ds_put(ds);
+    return r < 0 ? r : snap_op_result(op, json_pack("{s:i}", "recovered", r));
+}
+SNAP_METHOD(op_recover, "datastore.recover")
+
+const struct gr_rpc_method snap_datastore_methods[] = {
+    {"datastore.create", rpc_op_create},   {"datastore.join", rpc_op_join},   {"datastore.leave", rpc_op_leave},
+    {"datastore.destroy", rpc_op_destroy}, {"datastore.list", rpc_op_list},   {"datastore.info", rpc_op_info},
+    {"datastore.check", rpc_op_check},     {"datastore.grow", rpc_op_grow},   {"datastore.recover", rpc_op_recover},
+    {NULL, NULL},
+};

@@ -1,0 +1,255 @@
+/* Methods disk.*: create, list, info, resize, delete, release. Import and export: service_image.c. */
+#include "common/buf.h"
+#include "snapshot/service_int.h"
+#include <string.h>
+
+static const char *const provision_names[] = {"thin", "thick", "eager"};
+
+static int parse_provision(struct snap_op *op, enum vmfs_provision *ret)
+{
+    const char *text = "thin";
+    int r = gr_json_opt_str(op->params, "provision", &text, op->err);
+    if (r < 0)
+        return r;
+    for (unsigned i = 0; i < GR_ARRAY_LEN(provision_names); i++)
+        if (strcmp(text, provision_names[i]) == 0) {
+            *ret = (enum vmfs_provision)i;
+            return 0;
+        }
+    return gr_fail(op->err, -GR_EUSAGE, "provision '%.40s' is not known: thin, thick or eager", text);
+}
+
+static void set_owner(json_t *row, struct snap_ds *ds, const char *path)
+{
+    struct snap_place owner = {0};
+    bool self = snap_handle_find(ds, path) != NULL;
+    int r = self ? 0 : snap_owner_of(ds, path, &owner, NULL);
+    json_object_set_new(row, "owner", json_string(r > 0 ? owner.host : self ? "this host" : ""));
+    json_object_set_new(row, "owner-self", json_boolean(self));
+}
+
+json_t *snap_disk_row(struct snap_ds *ds, const char *path, const struct vmfs_stat *st)
+{
+    char uuid[37];
+    gr_auto_free char *disk = gr_asprintf("%s/%s", ds->name, path);
+    gr_uuid_format(st->uuid, uuid);
+    json_t *o = json_pack("{s:s,s:I,s:I,s:s,s:s,s:I,s:i,s:s,s:I}", "disk", disk ? disk : path, "size", (json_int_t)st->size, "used",
+                          (json_int_t)st->used, "provision", (unsigned)st->provision < 3 ? provision_names[st->provision] : "unknown", "uuid",
+                          uuid, "id", (json_int_t)st->id, "snapshots", (int)st->n_snapshots, "parent", st->parent, "mtime",
+                          (json_int_t)st->mtime_s);
+    if (o)
+        set_owner(o, ds, path);
+    return o;
+}
+
+static int result_disk(struct snap_op *op, const struct snap_disk *d)
+{
+    struct vmfs_stat st;
+    vmfs_disk_stat(d->h->disk, &st);
+    return snap_op_result(op, snap_disk_row(d->ds, d->h->path, &st));
+}
+
+static int op_create(struct snap_op *op)
+{
+    struct snap_path p;
+    uint64_t size = 0;
+    enum vmfs_provision provision = VMFS_THIN;
+    struct snap_disk d = {0};
+    struct snap_ds *ds = NULL;
+    int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
+    if (r == 0)
+        r = gr_json_u64(op->params, "size", &size, op->err);
+    if (r == 0)
+        r = parse_provision(op, &provision);
+    if (r < 0)
+        return r;
+    if (size == 0 || size % 512)
+        return gr_fail(op->err, -GR_EUSAGE, "disk %s/%s: size %llu is not possible: it must be a multiple of 512 above 0", p.ds, p.path,
+                       (unsigned long long)size);
+    if (size > VMFS_DISK_MAX)
+        return gr_fail(op->err, -GR_EUSAGE, "disk %s/%s: size %llu is above the largest possible, 1 PiB", p.ds, p.path,
+                       (unsigned long long)size);
+    r = snap_ds_get(op->s, p.ds, &ds, op->err);
+    if (r < 0)
+        return r;
+    r = vmfs_create(ds->v, p.path, VMFS_DISK, size, provision, op->err);
+    snap_ds_put(ds);
+    if (r < 0)
+        return gr_prefix(op->err, r, "disk %s/%s", p.ds, p.path);
+    r = snap_disk_get(op, &p, &d);
+    if (r < 0)
+        return r;
+    r = result_disk(op, &d);
+    snap_disk_put(&d);
+    return r;
+}
+SNAP_METHOD(op_create, "disk.create")
+
+struct rows {
+    struct snap_ds *ds;
+    json_t *a;
+};
+
+static int add_disk(void *arg, const char *path, const struct vmfs_stat *st)
+{
+    struct rows *l = arg;
+    if (st->type == VMFS_DIR)
+        return SNAP_WALK_INTO;
+    if (st->type == VMFS_DISK)
+        return json_array_append_new(l->a, snap_disk_row(l->ds, path, st)) < 0 ? -ENOMEM : 0;
+    return 0;
+}
+
+static int list_below(struct snap_op *op, const struct snap_path *p, json_t *a)
+{
+    struct rows l = {.a = a};
+    int r = snap_ds_get(op->s, p->ds, &l.ds, op->err);
+    if (r < 0)
+        return r;
+    r = snap_walk(l.ds, p->path, add_disk, &l, op->err);
+    snap_ds_put(l.ds);
+    return r < 0 && op->err->code == 0 ? gr_fail(op->err, r, "%s/%s: %s", p->ds, p->path, gr_code_text(r)) : r;
+}
+
+static int op_list(struct snap_op *op)
+{
+    snap_auto_json json_t *a = json_array();
+    const char *text = NULL;
+    struct snap_path p = {0};
+    int r = gr_json_opt_str(op->params, "path", &text, op->err);
+    if (r == 0 && text)
+        r = snap_path_parse(text, SNAP_PATH_DIR, &p, op->err);
+    if (r == 0 && text)
+        r = list_below(op, &p, a);
+    if (r < 0)
+        return r;
+    if (!text) {
+        snap_auto_json json_t *names = json_array();
+        size_t i;
+        json_t *n;
+        for (struct snap_ds *ds = op->s->list; ds; ds = ds->next)
+            json_array_append_new(names, json_string(ds->name));
+        json_array_foreach(names, i, n)
+        {
+            memcpy(p.ds, json_string_value(n), json_string_length(n) + 1);
+            r = list_below(op, &p, a);
+            if (r < 0)
+                return r;
+        }
+    }
+    return snap_op_result(op, gr_take(a));
+}
+SNAP_METHOD(op_list, "disk.list")
+
+/* Of a disk owned elsewhere, the owner knows best; when it does not answer, what the volume says will do. */
+static int op_info(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_ds *ds = NULL;
+    struct vmfs_stat st;
+    int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
+    if (r == 0)
+        r = snap_ds_get(op->s, p.ds, &ds, op->err);
+    if (r < 0)
+        return r;
+    struct snap_handle *h = snap_handle_find(ds, p.path);
+    if (h && !h->closing)
+        vmfs_disk_stat(h->disk, &st);
+    else
+        r = vmfs_stat(ds->v, p.path, &st, op->err);
+    if (r == 0 && st.type != VMFS_DISK)
+        r = gr_fail(op->err, -EINVAL, "%s/%s is a %s, not a disk", p.ds, p.path, st.type == VMFS_DIR ? "folder" : "file");
+    json_t *o = r == 0 ? snap_disk_row(ds, p.path, &st) : NULL;
+    snap_ds_put(ds);
+    return r < 0 ? r : snap_op_result(op, o);
+}
+SNAP_METHOD(op_info, "disk.info")
+
+static int op_resize(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_disk d = {0};
+    struct vmfs_stat st;
+    uint64_t size = 0;
+    bool shrink = false;
+    int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
+    if (r == 0)
+        r = gr_json_u64(op->params, "size", &size, op->err);
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "shrink", &shrink, op->err);
+    if (r < 0)
+        return r;
+    if (size == 0 || size % 512 || size > VMFS_DISK_MAX)
+        return gr_fail(op->err, -GR_EUSAGE, "disk %s/%s: size %llu is not possible: a multiple of 512 above 0, at most 1 PiB", p.ds, p.path,
+                       (unsigned long long)size);
+    r = snap_disk_get(op, &p, &d);
+    if (r < 0)
+        return r;
+    vmfs_disk_stat(d.h->disk, &st);
+    if (size < st.size && !shrink)
+        r = gr_fail(op->err, -GR_EUSAGE, "disk %s/%s has %llu bytes; %llu would cut off what is behind: add --shrink if that is meant", p.ds,
+                    p.path, (unsigned long long)st.size, (unsigned long long)size);
+    else if (size < st.size)
+        r = snap_refuse_in_use(op->s, &d, "be shrunk", op->err);
+    if (r == 0 && size != st.size)
+        r = vmfs_resize(d.h->disk, size, shrink, op->err);
+    if (r == 0)
+        r = result_disk(op, &d);
+    snap_disk_put(&d);
+    return r;
+}
+SNAP_METHOD(op_resize, "disk.resize")
+
+static int op_delete(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_disk d = {0};
+    int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
+    if (r == 0)
+        r = snap_disk_get(op, &p, &d);
+    if (r < 0)
+        return r;
+    r = snap_refuse_in_use(op->s, &d, "be deleted", op->err);
+    if (r == 0)
+        r = snap_disk_drop(op->s, &d, true, op->err);
+    if (r == 0)
+        r = vmfs_remove(d.ds->v, p.path, op->err);
+    snap_disk_put(&d);
+    return r < 0 ? gr_prefix(op->err, r, "disk %s/%s", p.ds, p.path) : 0;
+}
+SNAP_METHOD(op_delete, "disk.delete")
+
+/* Give an idle disk up, so that another host can open it. */
+static int op_release(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_disk d = {0};
+    int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
+    if (r == 0)
+        r = snap_disk_get(op, &p, &d);
+    if (r < 0)
+        return r;
+    r = snap_refuse_in_use(op->s, &d, "change hands", op->err);
+    if (r == 0)
+        r = snap_disk_drop(op->s, &d, true, op->err);
+    if (r == 0)
+        r = vmfs_release(d.ds->v, p.path, op->err);
+    snap_disk_put(&d);
+    return r;
+}
+SNAP_METHOD(op_release, "disk.release")
+
+SNAP_METHOD(snap_op_disk_import, "disk.import")
+SNAP_METHOD(snap_op_disk_export, "disk.export")
+
+const struct gr_rpc_method snap_disk_methods[] = {
+    {"disk.create", rpc_op_create},
+    {"disk.list", rpc_op_list},
+    {"disk.info", rpc_op_info},
+    {"disk.resize", rpc_op_resize},
+    {"disk.delete", rpc_op_delete},
+    {"disk.release", rpc_op_release},
+    {"disk.import", rpc_snap_op_disk_import},
+    {"disk.export", rpc_snap_op_disk_export},
+    {NULL, NULL},
+};

@@ -1,0 +1,326 @@
+/* Methods snapshot.*: create, list, delete, revert, clone, bookmark, diff. */
+#include "common/buf.h"
+#include "snapshot/service_int.h"
+#include <string.h>
+
+#define CREATE_MAX 256   /* disks in one instant */
+#define DIFF_BATCH 512   /* ranges in one part */
+
+json_t *snap_info_row(const char *ds, const char *path, const struct snap_info *i)
+{
+    char token[96];
+    gr_auto_free char *disk = gr_asprintf("%s/%s", ds, path);
+    snap_bookmark_format(&i->bookmark, token);
+    return json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:s,s:i,s:b,s:b,s:i,s:s}", "disk", disk ? disk : path, "name", i->name, "kind",
+                     i->is_bookmark ? "bookmark" : "snapshot", "id", (json_int_t)i->id, "parent-id", (json_int_t)i->parent_id, "created",
+                     (json_int_t)i->created_s, "size", (json_int_t)i->size, "bookmark", token, "clones", (int)i->clones, "current",
+                     i->current, "deleting", i->deleting, "pins", (int)i->pins, "group", i->group);
+}
+
+/* ---- create ---- */
+struct group {
+    struct snap_path *paths;
+    struct snap_disk *disks;
+    size_t n;
+};
+
+static void group_done(struct group *g)
+{
+    for (size_t i = 0; g->disks && i < g->n; i++)
+        snap_disk_put(&g->disks[i]);
+    free(g->disks);
+    free(g->paths);
+}
+
+static int group_parse(struct snap_op *op, struct group *g)
+{
+    json_t *list = NULL;
+    int r = gr_json_array(op->params, "disks", &list, op->err);
+    if (r < 0)
+        return r;
+    size_t n = json_array_size(list);
+    if (n == 0 || n > CREATE_MAX)
+        return gr_fail(op->err, -GR_EUSAGE, "%zu disks given; 1 to %d can be taken in one instant", n, CREATE_MAX);
+    g->paths = gr_zalloc(n * sizeof(*g->paths));
+    g->disks = gr_zalloc(n * sizeof(*g->disks));
+    if (!g->paths || !g->disks)
+        return gr_fail(op->err, -ENOMEM, "snapshot of %zu disks: out of memory", n);
+    for (; g->n < n; g->n++) {
+        const struct snap_path *p = &g->paths[g->n];
+        const char *text = json_string_value(json_array_get(list, g->n));
+        r = snap_path_parse(text ? text : "", SNAP_PATH_DISK, &g->paths[g->n], op->err);
+        if (r < 0)
+            return r;
+        if (strcmp(p->ds, g->paths[0].ds) != 0)
+            return gr_fail(op->err, -EXDEV, "disks of two datastores, '%s' and '%s', cannot be taken in one instant", g->paths[0].ds, p->ds);
+        for (size_t k = 0; k < g->n; k++)
+            if (strcmp(g->paths[k].path, p->path) == 0)
+                return gr_fail(op->err, -GR_EUSAGE, "disk %s is given twice", text);
+    }
+    return 0;
+}
+
+/* A member that another host owns. The first decides where the snapshot is taken; a later one is asked back, if idle. */
+static int fetch_member(struct snap_op *op, struct group *g, size_t i)
+{
+    struct snap_place owner = op->owner;
+    if (i == 0)
+        return -GR_ELOCKED;
+    struct gr_rpc_client *peer = NULL;
+    gr_auto_free char *disk = gr_asprintf("%s/%s", g->paths[i].ds, g->paths[i].path);
+    int r = gr_rpc_connect(op->s->o.loop, owner.address, &peer, op->err);
+    if (r == 0)
+        r = gr_rpc_call(peer, "disk.release", json_pack("{s:s,s:b}", "disk", disk ? disk : "", "forwarded", 1), NULL, NULL, 30000, NULL,
+                        op->err);
+    gr_rpc_client_free(peer);
+    if (r < 0)
+        return gr_prefix(op->err, -GR_ELOCKED, "%s belongs to host '%s', other disks of this snapshot to this one", disk ? disk : "a disk",
+                         owner.host);
+    op->forward = false;
+    return snap_disk_get(op, &g->paths[i], &g->disks[i]);
+}
+
+static int group_open(struct snap_op *op, struct group *g)
+{
+    for (size_t i = 0; i < g->n; i++) {
+        int r = snap_disk_get(op, &g->paths[i], &g->disks[i]);
+        if (r == -GR_ELOCKED && op->forward)
+            r = fetch_member(op, g, i);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int op_create(struct snap_op *op)
+{
+    gr_auto(group_done) struct group g = {0};
+    const char *name = NULL;
+    int r = snap_op_name(op, "name", &name);
+    if (r == 0)
+        r = group_parse(op, &g);
+    if (r == 0)
+        r = group_open(op, &g);
+    if (r < 0)
+        return r;
+    struct vmfs_disk **disks = gr_alloc(g.n * sizeof(struct vmfs_disk *));
+    if (!disks)
+        return gr_fail(op->err, -ENOMEM, "snapshot of %zu disks: out of memory", g.n);
+    for (size_t i = 0; i < g.n; i++)
+        disks[i] = g.disks[i].h->disk;
+    r = snap_create(disks, (unsigned)g.n, name, op->err);
+    free(disks);
+    if (r < 0)
+        return r;
+    json_t *a = json_array();
+    for (size_t i = 0; i < g.n; i++) {
+        struct snap_info info;
+        r = snap_find(g.disks[i].h->disk, name, &info, op->err);
+        if (r < 0) {
+            json_decref(a);
+            return r;
+        }
+        json_array_append_new(a, snap_info_row(g.paths[i].ds, g.paths[i].path, &info));
+    }
+    return snap_op_result(op, a);
+}
+SNAP_METHOD(op_create, "snapshot.create")
+
+/* ---- list, delete, revert, clone, bookmark ---- */
+struct rows {
+    const struct snap_path *p;
+    json_t *a;
+};
+
+static int add_row(void *arg, const struct snap_info *info)
+{
+    struct rows *l = arg;
+    return json_array_append_new(l->a, snap_info_row(l->p->ds, l->p->path, info)) < 0 ? -ENOMEM : 0;
+}
+
+static int open_disk(struct snap_op *op, struct snap_path *p, struct snap_disk *d)
+{
+    int r = snap_op_path(op, "disk", SNAP_PATH_DISK, p);
+    return r < 0 ? r : snap_disk_get(op, p, d);
+}
+
+static int op_list(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_disk d = {0};
+    snap_auto_json json_t *a = json_array();
+    int r = open_disk(op, &p, &d);
+    if (r < 0)
+        return r;
+    struct rows l = {&p, a};
+    r = snap_list(d.h->disk, add_row, &l, op->err);
+    snap_disk_put(&d);
+    return r < 0 ? r : snap_op_result(op, gr_take(a));
+}
+SNAP_METHOD(op_list, "snapshot.list")
+
+static int op_delete(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_disk d = {0};
+    const char *name = NULL;
+    bool keep = false, settle = false;
+    int r = gr_json_str(op->params, "snapshot", &name, op->err);
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "keep-bookmark", &keep, op->err);
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "settle", &settle, op->err);
+    if (r == 0)
+        r = open_disk(op, &p, &d);
+    if (r < 0)
+        return r;
+    gr_auto_free char *full = gr_asprintf("%s/%s@%s", p.ds, p.path, name);
+    struct snap_info info;
+    r = snap_find(d.h->disk, name, &info, op->err);
+    if (r == 0 && op->s->o.hooks.release && full)
+        r = op->s->o.hooks.release(op->s->o.hooks.arg, full, true, op->err);
+    if (r == 0)
+        r = snap_delete(d.h->disk, name, keep, op->err);
+    if (r == 0 && (settle || !op->s->address[0])) /* a command has no background: it finishes before it goes */
+        r = snap_settle(d.h->disk, op->err);
+    snap_disk_put(&d);
+    return r;
+}
+SNAP_METHOD(op_delete, "snapshot.delete")
+
+static int op_revert(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_disk d = {0};
+    const char *name = NULL;
+    bool force = false;
+    int r = gr_json_str(op->params, "snapshot", &name, op->err);
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "force", &force, op->err);
+    if (r == 0)
+        r = open_disk(op, &p, &d);
+    if (r < 0)
+        return r;
+    if (!force)
+        r = snap_refuse_in_use(op->s, &d, "be reverted", op->err);
+    if (r == 0)
+        r = snap_revert(d.h->disk, name, op->err);
+    snap_disk_put(&d);
+    return r;
+}
+SNAP_METHOD(op_revert, "snapshot.revert")
+
+static int op_clone(struct snap_op *op)
+{
+    struct snap_path p, to;
+    struct snap_disk d = {0};
+    const char *name = NULL;
+    int r = gr_json_str(op->params, "snapshot", &name, op->err);
+    if (r == 0)
+        r = snap_op_path(op, "to", SNAP_PATH_DISK, &to);
+    if (r == 0)
+        r = open_disk(op, &p, &d);
+    if (r < 0)
+        return r;
+    if (strcmp(p.ds, to.ds) != 0)
+        r = gr_fail(op->err, -EXDEV, "a clone shares its blocks with the snapshot and must be in the same datastore, '%s'", p.ds);
+    if (r == 0)
+        r = snap_clone(d.h->disk, name, to.path, op->err);
+    snap_disk_put(&d);
+    if (r == 0)
+        r = snap_disk_get(op, &to, &d);
+    if (r < 0)
+        return r;
+    struct vmfs_stat st;
+    vmfs_disk_stat(d.h->disk, &st);
+    r = snap_op_result(op, snap_disk_row(d.ds, to.path, &st));
+    snap_disk_put(&d);
+    return r;
+}
+SNAP_METHOD(op_clone, "snapshot.clone")
+
+static int op_bookmark(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_disk d = {0};
+    struct gr_bookmark b;
+    const char *name = NULL, *bookmark = NULL;
+    char token[96];
+    int r = gr_json_str(op->params, "snapshot", &name, op->err);
+    if (r == 0)
+        r = snap_op_name(op, "bookmark", &bookmark);
+    if (r == 0)
+        r = open_disk(op, &p, &d);
+    if (r < 0)
+        return r;
+    r = snap_bookmark(d.h->disk, name, bookmark, op->err);
+    if (r == 0)
+        r = snap_resolve_base(d.h->disk, bookmark, &b, op->err);
+    snap_disk_put(&d);
+    if (r < 0)
+        return r;
+    snap_bookmark_format(&b, token);
+    gr_auto_free char *disk = gr_asprintf("%s/%s", p.ds, p.path);
+    return snap_op_result(op, json_pack("{s:s,s:s,s:s}", "disk", disk ? disk : p.path, "name", bookmark, "bookmark", token));
+}
+SNAP_METHOD(op_bookmark, "snapshot.bookmark")
+
+/* ---- diff ---- */
+struct diff {
+    struct snap_op *op;
+    json_t *batch;
+    uint64_t ranges, bytes;
+};
+
+static int diff_send(struct diff *df)
+{
+    json_t *batch = gr_take(df->batch);
+    if (json_array_size(batch) == 0) {
+        json_decref(batch);
+        return 0;
+    }
+    return gr_rpc_part(df->op->call, batch);
+}
+
+static int diff_range(void *arg, uint64_t off, uint64_t len, bool zero)
+{
+    struct diff *df = arg;
+    if (!df->batch && !(df->batch = json_array()))
+        return -ENOMEM;
+    if (json_array_append_new(df->batch, json_pack("{s:I,s:I,s:s}", "offset", (json_int_t)off, "length", (json_int_t)len, "state",
+                                                   zero ? "zero" : "data")) < 0)
+        return -ENOMEM;
+    df->ranges++;
+    df->bytes += len;
+    return json_array_size(df->batch) >= DIFF_BATCH ? diff_send(df) : 0;
+}
+
+static int op_diff(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_disk d = {0};
+    struct diff df = {.op = op};
+    const char *base = NULL, *to = NULL;
+    int r = gr_json_str(op->params, "base", &base, op->err);
+    if (r == 0)
+        r = gr_json_opt_str(op->params, "to", &to, op->err);
+    if (r == 0)
+        r = open_disk(op, &p, &d);
+    if (r < 0)
+        return r;
+    r = snap_diff(d.h->disk, base, to, diff_range, &df, op->err);
+    if (r == 0)
+        r = diff_send(&df);
+    json_decref(df.batch);
+    snap_disk_put(&d);
+    if (r < 0 && op->err->code == 0)
+        gr_fail(op->err, r, "diff of %s/%s: %s", p.ds, p.path, gr_code_text(r));
+    return r < 0 ? r : snap_op_result(op, json_pack("{s:I,s:I}", "ranges", (json_int_t)df.ranges, "bytes", (json_int_t)df.bytes));
+}
+SNAP_METHOD(op_diff, "snapshot.diff")
+
+const struct gr_rpc_method snap_snapshot_methods[] = {
+    {"snapshot.create", rpc_op_create}, {"snapshot.list", rpc_op_list},         {"snapshot.delete", rpc_op_delete},
+    {"snapshot.revert", rpc_op_revert}, {"snapshot.clone", rpc_op_clone},       {"snapshot.bookmark", rpc_op_bookmark},
+    {"snapshot.diff", rpc_op_diff},     {NULL, NULL},
+};

@@ -116,13 +116,19 @@ struct gr_bdev {
     const struct gr_bdev_ops *ops;
     unsigned refs;
     struct gr_listener *listeners;
-    char name[128]; /* for messages */
+    unsigned geometry_gen; /* counts up when the geometry may have changed */
+    char name[128];        /* for messages */
 };
 struct gr_chan {
     struct gr_bdev *bdev;
     struct gr_loop *loop;
     unsigned refs;
     void *priv;
+    /* gr_submit()'s own: the geometry requests are checked against, and requests put off because done() was nested too deep. */
+    struct gr_geometry geometry;
+    unsigned geometry_gen;
+    struct gr_bio *put_off_head, *put_off_tail;
+    struct gr_defer put_off;
 };
 
 /* For implementations: set ops, name, refs = 1. */

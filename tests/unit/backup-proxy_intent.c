@@ -14,7 +14,7 @@ static struct gr_home *home_at(char dir[64])
 {
     struct gr_home *h = NULL;
     struct gr_err err = {0};
-    strcpy(dir, "/tmp/granary-intent.XXXXXX");
+    snprintf(dir, 64, "/tmp/granary-intent.XXXXXX");
     assert_non_null(mkdtemp(dir));
     setenv("GRANARY_HOME", dir, 1);
     assert_int_equal(gr_home_open(1, &h, &err), 0);

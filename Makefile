@@ -51,6 +51,7 @@ flags_asan := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-s
 flags_tsan := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
 flags_fuzz := -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all
 flags_cov := -O0 -g --coverage
+flags_clang := -O1
 ALL_PKGS := $(sort $(foreach m,$(MODULES),$(pkgs_$(m))) fuse3 tsk)
 PKG_CFLAGS := $(shell $(PKG_CONFIG) --cflags $(ALL_PKGS) 2>/dev/null)
 ALL_CFLAGS = -std=gnu17 -D_GNU_SOURCE -I. $(PKG_CFLAGS) -pthread -fno-strict-aliasing $(WARN) $(flags_$(VARIANT)) $(CFLAGS)
@@ -137,7 +138,7 @@ $(B)/%.h.ok: %.h
 	$(call say,HEADER,$<)
 	$(Q)mkdir -p $(@D); $(CC) $(filter-out -O%,$(ALL_CFLAGS)) -U_FORTIFY_SOURCE -Wno-unused -MMD -MP -MT $@ -MF $@.d -fsyntax-only -x c -include $< /dev/null && touch $@
 
-.PHONY: check check-unit asan tsan cov lint lint-light fuzz fuzz-run bench soak
+.PHONY: check check-unit asan tsan cov clang lint lint-light fuzz fuzz-run bench soak
 check: all lint-light check-unit
 # the unit tests and the corpus of every fuzz target, TAP lines and a count at the end
 check-unit: $(units) $(fuzzers) $(tools) progs
@@ -150,6 +151,9 @@ asan:
 	$(Q)$(MAKE) --no-print-directory VARIANT=asan check-unit
 tsan:
 	$(Q)$(MAKE) --no-print-directory VARIANT=tsan check-unit
+# the other compiler's warnings
+clang:
+	$(Q)$(MAKE) --no-print-directory VARIANT=clang CC="$(if $(filter ccache,$(CC)),ccache )clang" all units fuzzers tools
 cov:
 	$(Q)$(MAKE) --no-print-directory VARIANT=cov check-unit
 	$(Q)cd $(O)/cov && gcov -n $$(find . -name '*.gcno' -not -path './tests/*') 2>/dev/null | grep -A1 "^File '[a-z]" | grep -v '^--'
@@ -183,7 +187,7 @@ print-deps:
 	$(Q)$(foreach m,$(MODULES),printf '%s:%s\n' '$(m)' ' $(deps_$(m))';)
 help:
 	@echo 'make [all]       programs in build/release/bin/      VARIANT=release|asan|tsan|cov   CC="ccache gcc"|clang   V=1'
-	@echo 'make check       quick lint, unit tests, fuzz corpora; also: make asan, make tsan, make cov'
+	@echo 'make check       quick lint, unit tests, fuzz corpora; also: make asan, make tsan, make cov, make clang'
 	@echo 'make lint        layering, headers, banned functions, man pages, scripts, cppcheck'
 	@echo 'make fuzz        each fuzz target for RUNS=20000 inputs (clang)'
 	@echo 'make bench       measurements, against peers where they are installed'

@@ -7,7 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static char dir[64];
+static char dir[4096]; /* made at first use */
 static pid_t dir_owner;
 
 static int remove_one(const char *path, const struct stat *st, int type, struct FTW *ftw)
@@ -24,7 +24,8 @@ static void remove_dir(void)
 const char *test_dir(void)
 {
     if (!dir[0]) {
-        snprintf(dir, sizeof(dir), "%s", "/tmp/granary-test.XXXXXX");
+        const char *tmp = getenv("TMPDIR");
+        snprintf(dir, sizeof(dir), "%s/granary-test.XXXXXX", tmp && tmp[0] == '/' ? tmp : "/tmp");
         assert_non_null(mkdtemp(dir));
         dir_owner = getpid();
         atexit(remove_dir);

@@ -197,14 +197,20 @@ struct gr_fault_rule {
     int code;           /* negative status to give; 0 with @hang: never complete until the layer is closed */
     bool hang;
     bool swallow;       /* WRITE: report success, do nothing (phantom write) */
-    uint32_t torn_bytes; /* WRITE: only the first so many bytes reach the lower layer, then @code */
+    uint32_t torn_bytes; /* WRITE: only the first so many bytes reach the lower layer, then @code (0: success); whole blocks.
+                            A write that is no longer passes whole. */
 };
+/* Of all rules that match, the first added that fires decides. -EINVAL: a rule that does nothing, or tears a block. */
 int gr_bdev_fault_open(struct gr_loop *loop, struct gr_bdev *lower, struct gr_bdev **ret);
 int gr_bdev_fault_add(struct gr_bdev *fault, const struct gr_fault_rule *rule);
 void gr_bdev_fault_clear(struct gr_bdev *fault);
+/* Each request waits so long before it reaches @lower (write_ns: everything that changes bytes). */
 int gr_bdev_delay_open(struct gr_loop *loop, struct gr_bdev *lower, uint64_t read_ns, uint64_t write_ns, uint64_t flush_ns, struct gr_bdev **ret);
 /* Record: every WRITE (with its bytes), UNMAP, WRITE_ZEROES and FLUSH in submission and completion order, in memory, so that
- * a replayer can build what a power cut could have left (tests/). */
+ * a replayer can build what a power cut could have left (tests/). Entries stand in submission order. A request that the
+ * lower device failed stays "not yet completed": it may have done anything. A COMPARE_WRITE stands as a WRITE with FUA and
+ * ATOMIC; one that miscompared as a GR_OP_READ of length 0, to be skipped. COPY is answered -EOPNOTSUPP.
+ * gr_record_at()'s result is valid until the next request or note; data until the layer is closed. */
 struct gr_record_entry {
     enum gr_op op;
     uint32_t flags;

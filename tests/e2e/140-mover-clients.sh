@@ -51,7 +51,7 @@ check 'writes reach the file' test "$(dd if="$T/rw.raw" bs=1M skip=1 count=1 sta
 run_mustfail 1 '.' qemu-io -f raw -c 'write 0 512' "$snap"
 check 'the read-only file is as it was' cmp "$T/disk.raw" "$T/copy.raw"
 
-run_check nbdsh -u "$snap" -c 'assert h.pread(3, 1048575)[0] == 0' -c '
+run_check env PATH=/usr/bin:/bin nbdsh -u "$snap" -c 'assert h.pread(3, 1048575)[0] == 0' -c '
 cookies = [h.aio_pread(nbd.Buffer(70000), 1000 * i) for i in range(500)]
 while h.aio_in_flight() > 0: h.poll(-1)
 assert all(h.aio_command_completed(c) for c in cookies)' -c '

@@ -4,7 +4,8 @@
 #define GR_LOG_H
 #include "common/err.h"
 enum gr_log_level { GR_LOG_ERR = 3, GR_LOG_WARN = 4, GR_LOG_NOTE = 5, GR_LOG_INFO = 6, GR_LOG_DEBUG = 7 };
-/* @program: shown in front of each line; @path: append to this file instead of stderr (NULL: stderr); @max: highest level shown. */
+/* @program: shown in front of each line; @path: append to this file instead of stderr (NULL: stderr), putting one above
+ * 16 MiB aside as PATH.old; @max: highest level shown. */
 int gr_log_open(const char *program, const char *path, enum gr_log_level max, struct gr_err *err);
 void gr_log(enum gr_log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* At most one line a second for each call site; tells how many were left out. */

@@ -33,7 +33,8 @@ int gr_rpc_server_new(struct gr_loop *loop, struct gr_rpc_server **ret);
 int gr_rpc_server_add(struct gr_rpc_server *s, const struct gr_rpc_method *methods, void *arg);
 /* Listen on a unix socket (mode 0600), replacing a dead one. -EADDRINUSE: somebody answers there. */
 int gr_rpc_server_listen(struct gr_rpc_server *s, const char *path, struct gr_err *err);
-/* Closes the socket and all connections and waits for calls being served (in a fiber, or outside the loop). NULL allowed. */
+/* Closes the socket and all connections and waits for calls being served (in a fiber that serves none, or outside the
+ * loop). NULL allowed. */
 void gr_rpc_server_free(struct gr_rpc_server *s);
 /* Run a method of the server's tables in process, without a socket (fiber). Takes the reference of @params (may be NULL). */
 int gr_rpc_local(struct gr_rpc_server *s, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *part_arg,

@@ -1,4 +1,5 @@
 #include "common/buf.h"
+#include "common/cleanup.h"
 #include "common/err.h"
 #include "common/home.h"
 #include "common/log.h"
@@ -136,6 +137,16 @@ static void log_lines(void **state)
     for (char *s = b.data; *s; s++)
         lines += *s == '\n';
     assert_int_equal(lines, 3);
+    /* a log that has grown is put aside at the next start */
+    gr_auto_free char *old = test_path("log.old");
+    struct stat st;
+    assert_int_equal(gr_log_open("granary-test", path, GR_LOG_INFO, &err), 0);
+    assert_int_not_equal(stat(old, &st), 0);
+    assert_int_equal(truncate(path, 17 << 20), 0);
+    assert_int_equal(gr_log_open("granary-test", path, GR_LOG_INFO, &err), 0);
+    assert_int_equal(stat(old, &st), 0);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_size, 0);
     gr_buf_done(&b);
     free(path);
 }

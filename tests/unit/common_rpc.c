@@ -540,6 +540,47 @@ static void local_calls(void **state)
     test_in_fiber(local_body, NULL);
 }
 
+/* Let the n-th allocation of client and server fail, for every n until none is left: an error, never a crash or a leak, and the
+ * daemon goes on. */
+static int no_memory_body(void *arg)
+{
+    struct daemon d;
+    int failures = 0;
+    daemon_start(&d);
+    for (int n = 0;; n++) {
+        struct gr_err err = {0};
+        struct gr_rpc_client *c = NULL;
+        struct sink sink = {0};
+        gr_alloc_fail_after(n, 0);
+        int r = gr_rpc_connect(d.loop, d.path, &c, &err);
+        if (r == 0)
+            r = gr_rpc_call(c, "pin", NULL, NULL, NULL, 2000, NULL, &err);
+        if (r == 0)
+            r = gr_rpc_call(c, "stream", json_pack("{s:i}", "n", 3), take_part, &sink, 2000, NULL, &err);
+        void *probe = gr_alloc(1);
+        bool all_served = probe == NULL; /* the failure was still to come */
+        free(probe);
+        gr_alloc_fail_after(-1, 0);
+        gr_rpc_client_free(c);
+        assert_true(r != -ETIMEDOUT);
+        failures += r < 0;
+        if (r == 0 && all_served)
+            break;
+        assert_true(n < 2000);
+    }
+    assert_true(failures > 5);
+    struct gr_rpc_client *c = client_of(&d);
+    assert_int_equal(gr_rpc_call(c, "echo", NULL, NULL, NULL, 2000, NULL, NULL), 0);
+    gr_rpc_client_free(c);
+    daemon_stop(&d);
+    return 0;
+}
+
+static void no_memory(void **state)
+{
+    test_in_fiber(no_memory_body, NULL);
+}
+
 static void long_paths(void **state)
 {
     struct gr_err err = {0};
@@ -566,4 +607,4 @@ static void long_paths(void **state)
 }
 
 TEST_MAIN(TEST(calls), TEST(many_at_once), TEST(streams), TEST(deaths), TEST(hostile_clients), TEST(hostile_daemons), TEST(local_calls),
-          TEST(long_paths))
+          TEST(no_memory), TEST(long_paths))

@@ -1,0 +1,210 @@
+/* granary datastore create|join|leave|destroy|list|info|check|grow */
+#include "common/buf.h"
+#include "common/cleanup.h"
+#include "snapshot/cmd_storage.h"
+
+static const struct gr_col list_cols[] = {
+    {"name", "NAME", GR_COL_TEXT},       {"state", "STATE", GR_COL_TEXT}, {"size", "SIZE", GR_COL_SIZE},       {"used", "USED", GR_COL_SIZE},
+    {"free", "FREE", GR_COL_SIZE},       {"devices", "DEVICES", GR_COL_LIST}, {"error", "ERROR", GR_COL_TEXT}, {NULL},
+};
+static const struct gr_col info_cols[] = {
+    {"name", "Name", GR_COL_TEXT},
+    {"uuid", "UUID", GR_COL_TEXT},
+    {"state", "State", GR_COL_TEXT},
+    {"size", "Size", GR_COL_SIZE},
+    {"used", "Used", GR_COL_SIZE},
+    {"free", "Free", GR_COL_SIZE},
+    {"metadata", "Metadata", GR_COL_SIZE},
+    {"reserved", "Reserved", GR_COL_SIZE},
+    {"devices", "Devices", GR_COL_LIST},
+    {"regions", "Regions", GR_COL_NUMBER},
+    {"region-size", "Region size", GR_COL_SIZE},
+    {"journal-size", "Journal", GR_COL_SIZE},
+    {"version", "Format version", GR_COL_NUMBER},
+    {NULL},
+};
+static const struct gr_col host_cols[] = {
+    {"slot", "SLOT", GR_COL_NUMBER}, {"host", "HOST", GR_COL_TEXT},     {"state", "STATE", GR_COL_TEXT},
+    {"alive", "ALIVE", GR_COL_BOOL}, {"self", "SELF", GR_COL_BOOL},     {"portal", "PORTAL", GR_COL_TEXT},
+    {NULL},
+};
+
+static int named(struct gr_cmd_ctx *c, const char *method, json_t **ret, struct gr_err *err)
+{
+    const char *name = gr_cmd_arg(c, 0);
+    int r = snap_datastore_name_check(name, err);
+    return r < 0 ? r : snap_cmd_call(c, method, json_pack("{s:s}", "name", name), NULL, NULL, ret, err);
+}
+
+/* {"name","devices"} from NAME DEVICE... */
+static int name_devices(struct gr_cmd_ctx *c, json_t **ret, struct gr_err *err)
+{
+    json_t *devices = json_array();
+    int r = snap_datastore_name_check(gr_cmd_arg(c, 0), err);
+    for (int i = 1; r == 0 && gr_cmd_arg(c, i); i++) {
+        gr_auto_free char *path = NULL;
+        r = snap_cmd_absolute(gr_cmd_arg(c, i), &path, err);
+        if (r == 0 && json_array_append_new(devices, json_string(path)) < 0)
+            r = gr_fail(err, -GR_EUSAGE, "device %d: its name is not UTF-8", i);
+    }
+    json_t *params = r == 0 ? json_pack("{s:s,s:O}", "name", gr_cmd_arg(c, 0), "devices", devices) : NULL;
+    json_decref(devices);
+    if (r == 0)
+        *ret = params;
+    return r;
+}
+
+static int cmd_create(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *params = NULL, *res = NULL;
+    uint64_t size = 0;
+    const char *text = gr_cmd_opt(c, "size");
+    int r = text ? snap_cmd_size(c, text, &size, err) : 0;
+    if (r == 0)
+        r = name_devices(c, &params, err);
+    if (r < 0)
+        return r;
+    if (text)
+        json_object_set_new(params, "size", json_integer((json_int_t)size));
+    if (gr_cmd_flag(c, "preallocate"))
+        json_object_set_new(params, "preallocate", json_true());
+    if (gr_cmd_flag(c, "force"))
+        json_object_set_new(params, "force", json_true());
+    r = snap_cmd_call(c, "datastore.create", params, NULL, NULL, &res, err);
+    if (r == 0)
+        r = gr_cmd_done(c, res, "datastore '%s' created and joined", gr_cmd_arg(c, 0));
+    json_decref(res);
+    return r;
+}
+
+static int cmd_join(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *params = NULL, *res = NULL;
+    int r = name_devices(c, &params, err);
+    if (r == 0)
+        r = snap_cmd_call(c, "datastore.join", params, NULL, NULL, &res, err);
+    if (r == 0)
+        r = gr_cmd_done(c, res, "datastore '%s' joined", gr_cmd_arg(c, 0));
+    json_decref(res);
+    return r;
+}
+
+static int cmd_leave(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    int r = named(c, "datastore.leave", NULL, err);
+    return r < 0 ? r : gr_cmd_done(c, NULL, "datastore '%s' left; its devices keep their content", gr_cmd_arg(c, 0));
+}
+
+static int cmd_destroy(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    const char *name = gr_cmd_arg(c, 0);
+    int r = snap_datastore_name_check(name, err);
+    if (r == 0 && !gr_cmd_flag(c, "yes"))
+        return gr_fail(err, -GR_EUSAGE, "datastore '%s': destroying it removes all its disks for ever: add --yes", name);
+    if (r == 0)
+        r = snap_cmd_call(c, "datastore.destroy", json_pack("{s:s,s:b}", "name", name, "yes", 1), NULL, NULL, NULL, err);
+    return r < 0 ? r : gr_cmd_done(c, NULL, "datastore '%s' destroyed", name);
+}
+
+static int cmd_list(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *res = NULL;
+    int r = snap_cmd_call(c, "datastore.list", json_object(), NULL, NULL, &res, err);
+    if (r == 0)
+        r = gr_cmd_rows(c, list_cols, res);
+    json_decref(res);
+    return r;
+}
+
+static int cmd_info(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *res = NULL;
+    int r = named(c, "datastore.info", &res, err);
+    if (r == 0)
+        r = gr_cmd_object(c, info_cols, res);
+    if (r == 0 && !gr_cmd_json(c))
+        r = gr_cmd_rows(c, host_cols, json_object_get(res, "hosts"));
+    json_decref(res);
+    return r;
+}
+
+struct check {
+    struct gr_cmd_ctx *c;
+    json_t *lines;
+};
+
+static int check_line(void *arg, json_t *part)
+{
+    struct check *k = arg;
+    const char *line = json_string_value(json_object_get(part, "line"));
+    if (!line)
+        return 0;
+    if (!gr_cmd_json(k->c))
+        return gr_cmd_done(k->c, NULL, "%s", line);
+    return json_array_append_new(k->lines, json_string(line)) < 0 ? -ENOMEM : 0;
+}
+
+static int cmd_check(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    const char *name = gr_cmd_arg(c, 0);
+    json_t *res = NULL;
+    struct check k = {c, json_array()};
+    int r = snap_datastore_name_check(name, err);
+    if (r == 0)
+        r = snap_cmd_call(c, "datastore.check", json_pack("{s:s}", "name", name), check_line, &k, &res, err);
+    if (r < 0) {
+        json_decref(k.lines);
+        return r;
+    }
+    bool sound = json_is_true(json_object_get(res, "sound"));
+    long long errors = json_integer_value(json_object_get(res, "errors"));
+    long long leaked = json_integer_value(json_object_get(res, "leaked-units"));
+    json_object_set_new(res, "broken", k.lines);
+    if (sound)
+        r = gr_cmd_done(c, res, "datastore '%s' is sound: %lld objects, %lld metadata nodes, %lld pieces (%lld shared)", name,
+                        json_integer_value(json_object_get(res, "objects")), json_integer_value(json_object_get(res, "nodes")),
+                        json_integer_value(json_object_get(res, "pieces")), json_integer_value(json_object_get(res, "shared-pieces")));
+    else if (gr_cmd_json(c))
+        gr_cmd_done(c, res, "%s", name);
+    json_decref(res);
+    return sound ? r : gr_fail(err, -GR_ECORRUPT, "datastore '%s' is damaged: %lld rules broken, %lld units leaked", name, errors, leaked);
+}
+
+static int cmd_grow(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *res = NULL;
+    uint64_t size = 0;
+    char now[16];
+    const char *name = gr_cmd_arg(c, 0);
+    int r = snap_datastore_name_check(name, err);
+    if (r == 0)
+        r = snap_cmd_size(c, gr_cmd_arg(c, 1), &size, err);
+    if (r == 0)
+        r = snap_cmd_call(c, "datastore.grow", json_pack("{s:s,s:I}", "name", name, "size", (json_int_t)size), NULL, NULL, &res, err);
+    if (r < 0)
+        return r;
+    gr_format_size((uint64_t)json_integer_value(json_object_get(res, "size")), now);
+    r = gr_cmd_done(c, res, "datastore '%s' has %s now", name, now);
+    json_decref(res);
+    return r;
+}
+
+static const struct gr_opt create_opts[] = {
+    {"size", "SIZE", "length of each device file that is missing"},
+    {"preallocate", NULL, "take the space of the devices at once"},
+    {"force", NULL, "format over foreign data (never over a datastore in use)"},
+    {NULL},
+};
+static const struct gr_opt destroy_opts[] = {{"yes", NULL, "yes, all of it shall be gone"}, {NULL}};
+
+const struct gr_cmd snap_datastore_commands[] = {
+    {"datastore", "create", "NAME DEVICE...", 2, -1, "format devices as a new datastore and join it", create_opts, cmd_create},
+    {"datastore", "join", "NAME DEVICE...", 2, -1, "register an existing datastore here and join it", NULL, cmd_join},
+    {"datastore", "leave", "NAME", 1, 1, "leave a datastore and forget it here; its content stays", NULL, cmd_leave},
+    {"datastore", "destroy", "NAME", 1, 1, "remove a datastore and everything in it", destroy_opts, cmd_destroy},
+    {"datastore", "list", "", 0, 0, "list the datastores of this host", NULL, cmd_list},
+    {"datastore", "info", "NAME", 1, 1, "show one datastore and the hosts joined to it", NULL, cmd_info},
+    {"datastore", "check", "NAME", 1, 1, "prove that a datastore is sound", NULL, cmd_check},
+    {"datastore", "grow", "NAME SIZE", 2, 2, "make a datastore (its last device file) larger", NULL, cmd_grow},
+    {NULL},
+};

@@ -1,0 +1,194 @@
+/* granary disk create|list|info|resize|delete|import|export */
+#include "common/buf.h"
+#include "common/cleanup.h"
+#include "snapshot/cmd_storage.h"
+
+static const struct gr_col list_cols[] = {
+    {"disk", "DISK", GR_COL_TEXT},
+    {"size", "SIZE", GR_COL_SIZE},
+    {"used", "USED", GR_COL_SIZE},
+    {"provision", "PROVISION", GR_COL_TEXT},
+    {"snapshots", "SNAPSHOTS", GR_COL_NUMBER},
+    {"owner", "OWNER", GR_COL_TEXT},
+    {NULL},
+};
+static const struct gr_col info_cols[] = {
+    {"disk", "Disk", GR_COL_TEXT},           {"uuid", "UUID", GR_COL_TEXT},   {"size", "Size", GR_COL_SIZE},
+    {"used", "Used", GR_COL_SIZE},           {"provision", "Provision", GR_COL_TEXT}, {"snapshots", "Snapshots", GR_COL_NUMBER},
+    {"parent", "Cloned from", GR_COL_TEXT},  {"owner", "Owner", GR_COL_TEXT}, {"mtime", "Changed", GR_COL_TIME},
+    {NULL},
+};
+
+static int cmd_create(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct snap_path p;
+    uint64_t size = 0;
+    json_t *res = NULL;
+    const char *text = gr_cmd_opt(c, "size"), *provision = gr_cmd_opt(c, "provision");
+    int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_DISK, &p, err);
+    if (r == 0 && !text)
+        r = gr_fail(err, -GR_EUSAGE, "disk %s: give --size", gr_cmd_arg(c, 0));
+    if (r == 0)
+        r = snap_cmd_size(c, text, &size, err);
+    if (r < 0)
+        return r;
+    json_t *params = json_pack("{s:s,s:I,s:s}", "disk", gr_cmd_arg(c, 0), "size", (json_int_t)size, "provision", provision ? provision : "thin");
+    r = snap_cmd_call(c, "disk.create", params, NULL, NULL, &res, err);
+    if (r == 0)
+        r = gr_cmd_done(c, res, "disk %s created", gr_cmd_arg(c, 0));
+    json_decref(res);
+    return r;
+}
+
+static int cmd_list(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct snap_path p;
+    json_t *res = NULL;
+    const char *path = gr_cmd_arg(c, 0);
+    int r = path ? snap_path_parse(path, SNAP_PATH_DIR, &p, err) : 0;
+    if (r == 0)
+        r = snap_cmd_call(c, "disk.list", path ? json_pack("{s:s}", "path", path) : json_object(), NULL, NULL, &res, err);
+    if (r == 0)
+        r = gr_cmd_rows(c, list_cols, res);
+    json_decref(res);
+    return r;
+}
+
+static int cmd_info(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct snap_path p;
+    json_t *res = NULL;
+    int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_DISK, &p, err);
+    if (r == 0)
+        r = snap_cmd_call(c, "disk.info", json_pack("{s:s}", "disk", gr_cmd_arg(c, 0)), NULL, NULL, &res, err);
+    if (r == 0)
+        r = gr_cmd_object(c, info_cols, res);
+    json_decref(res);
+    return r;
+}
+
+static int cmd_resize(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct snap_path p;
+    uint64_t size = 0;
+    json_t *res = NULL;
+    const char *text = gr_cmd_opt(c, "size") ? gr_cmd_opt(c, "size") : gr_cmd_arg(c, 1);
+    int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_DISK, &p, err);
+    if (r == 0 && !text)
+        r = gr_fail(err, -GR_EUSAGE, "disk %s: give the new size", gr_cmd_arg(c, 0));
+    if (r == 0)
+        r = snap_cmd_size(c, text, &size, err);
+    if (r == 0)
+        r = snap_cmd_call(c, "disk.resize",
+                          json_pack("{s:s,s:I,s:b}", "disk", gr_cmd_arg(c, 0), "size", (json_int_t)size, "shrink", gr_cmd_flag(c, "shrink")),
+                          NULL, NULL, &res, err);
+    char now[16];
+    gr_format_size(size, now);
+    if (r == 0)
+        r = gr_cmd_done(c, res, "disk %s has %s now", gr_cmd_arg(c, 0), now);
+    json_decref(res);
+    return r;
+}
+
+static int cmd_delete(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct snap_path p;
+    int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_DISK, &p, err);
+    if (r == 0)
+        r = snap_cmd_call(c, "disk.delete", json_pack("{s:s}", "disk", gr_cmd_arg(c, 0)), NULL, NULL, NULL, err);
+    return r < 0 ? r : gr_cmd_done(c, NULL, "disk %s deleted", gr_cmd_arg(c, 0));
+}
+
+struct transfer {
+    struct gr_cmd_ctx *c;
+    const char *what;
+};
+
+static int show_progress(void *arg, json_t *part)
+{
+    struct transfer *t = arg;
+    gr_cmd_progress(t->c, t->what, (uint64_t)json_integer_value(json_object_get(part, "done")),
+                    (uint64_t)json_integer_value(json_object_get(part, "total")), true);
+    return 0;
+}
+
+static int cmd_import(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct snap_path p;
+    gr_auto_free char *file = NULL;
+    json_t *res = NULL, *extents = json_array();
+    const char *disk = gr_cmd_arg(c, 1), *extent;
+    struct transfer t = {c, "importing"};
+    int r = snap_path_parse(disk, SNAP_PATH_DISK, &p, err);
+    if (r == 0)
+        r = snap_cmd_absolute(gr_cmd_arg(c, 0), &file, err);
+    for (int i = 0; r == 0 && (extent = gr_cmd_opt_n(c, "extent", i)); i++) {
+        gr_auto_free char *full = NULL;
+        r = snap_cmd_absolute(extent, &full, err);
+        if (r == 0 && json_array_append_new(extents, json_string(full)) < 0)
+            r = gr_fail(err, -GR_EUSAGE, "--extent: not UTF-8");
+    }
+    if (r == 0)
+        r = snap_cmd_call(c, "disk.import",
+                          json_pack("{s:s,s:s,s:s*,s:s*,s:O}", "disk", disk, "file", file, "format", gr_cmd_opt(c, "format"), "provision",
+                                    gr_cmd_opt(c, "provision"), "extents", extents),
+                          show_progress, &t, &res, err);
+    if (r == 0)
+        r = gr_cmd_done(c, res, "disk %s imported from %s", disk, gr_cmd_arg(c, 0));
+    json_decref(extents);
+    json_decref(res);
+    return r;
+}
+
+static int cmd_export(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct snap_path p;
+    gr_auto_free char *file = NULL, *disk = NULL;
+    json_t *res = NULL;
+    struct transfer t = {c, "exporting"};
+    int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_EITHER, &p, err);
+    if (r == 0)
+        r = snap_cmd_absolute(gr_cmd_arg(c, 1), &file, err);
+    if (r < 0)
+        return r;
+    disk = snap_cmd_disk(&p);
+    r = snap_cmd_call(c, "disk.export",
+                      json_pack("{s:s,s:s,s:s*,s:s*}", "disk", disk ? disk : "", "file", file, "format", gr_cmd_opt(c, "format"), "snapshot",
+                                p.snap[0] ? p.snap : NULL),
+                      show_progress, &t, &res, err);
+    char size[16];
+    gr_format_size((uint64_t)json_integer_value(json_object_get(res, "allocated")), size);
+    if (r == 0)
+        r = gr_cmd_done(c, res, "%s exported to %s (%s)", gr_cmd_arg(c, 0), gr_cmd_arg(c, 1), size);
+    json_decref(res);
+    return r;
+}
+
+static const struct gr_opt create_opts[] = {
+    {"size", "SIZE", "size of the disk"},
+    {"provision", "KIND", "thin (default), thick (space is reserved) or eager (also written with zeros)"},
+    {NULL},
+};
+static const struct gr_opt resize_opts[] = {
+    {"size", "SIZE", "the new size (or as second argument)"},
+    {"shrink", NULL, "allow a smaller size: what is behind is cut off"},
+    {NULL},
+};
+static const struct gr_opt import_opts[] = {
+    {"format", "FORMAT", "raw or vmdk; without it the file's header decides"},
+    {"provision", "KIND", "thin (default), thick or eager"},
+    {"extent", "FILE", "a further file that the image consists of", true},
+    {NULL},
+};
+static const struct gr_opt export_opts[] = {{"format", "FORMAT", "raw (default, with holes) or vmdk (stream-optimized)"}, {NULL}};
+
+const struct gr_cmd snap_disk_commands[] = {
+    {"disk", "create", "DATASTORE/PATH", 1, 1, "make a new, empty disk", create_opts, cmd_create},
+    {"disk", "list", "[DATASTORE[/FOLDER]]", 0, 1, "list disks", NULL, cmd_list},
+    {"disk", "info", "DATASTORE/PATH", 1, 1, "show one disk", NULL, cmd_info},
+    {"disk", "resize", "DATASTORE/PATH SIZE", 1, 2, "make a disk larger (or, with --shrink, smaller)", resize_opts, cmd_resize},
+    {"disk", "delete", "DATASTORE/PATH", 1, 1, "delete a disk and its snapshots", NULL, cmd_delete},
+    {"disk", "import", "FILE DATASTORE/PATH", 2, 2, "make a disk from an image file", import_opts, cmd_import},
+    {"disk", "export", "DATASTORE/PATH[@SNAPSHOT] FILE", 2, 2, "write a disk or snapshot to a new image file", export_opts, cmd_export},
+    {NULL},
+};

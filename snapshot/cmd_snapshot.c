@@ -1,0 +1,244 @@
+/* granary snapshot create|list|tree|delete|revert|clone|bookmark|diff */
+#include "common/buf.h"
+#include "common/cleanup.h"
+#include "snapshot/cmd_storage.h"
+#include <string.h>
+
+#define TREE_DEPTH_MAX 64
+
+static const struct gr_col list_cols[] = {
+    {"name", "NAME", GR_COL_TEXT},      {"kind", "KIND", GR_COL_TEXT},     {"created", "CREATED", GR_COL_TIME}, {"size", "SIZE", GR_COL_SIZE},
+    {"clones", "CLONES", GR_COL_NUMBER}, {"current", "CURRENT", GR_COL_BOOL}, {"bookmark", "BOOKMARK", GR_COL_TEXT}, {NULL},
+};
+static const struct gr_col diff_cols[] = {
+    {"offset", "OFFSET", GR_COL_NUMBER}, {"length", "LENGTH", GR_COL_NUMBER}, {"state", "STATE", GR_COL_TEXT}, {NULL},
+};
+
+static int cmd_create(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *disks = json_array(), *res = NULL;
+    const char *name = gr_cmd_opt(c, "name");
+    int r = name ? snap_name_check(name, err) : gr_fail(err, -GR_EUSAGE, "give the snapshot's --name");
+    for (int i = 0; r == 0 && gr_cmd_arg(c, i); i++) {
+        struct snap_path p;
+        r = snap_path_parse(gr_cmd_arg(c, i), SNAP_PATH_DISK, &p, err);
+        if (r == 0)
+            json_array_append_new(disks, json_string(gr_cmd_arg(c, i)));
+    }
+    if (r == 0)
+        r = snap_cmd_call(c, "snapshot.create", json_pack("{s:O,s:s}", "disks", disks, "name", name), NULL, NULL, &res, err);
+    json_decref(disks);
+    if (r == 0 && gr_cmd_nargs(c) == 1)
+        r = gr_cmd_done(c, res, "snapshot %s@%s created", gr_cmd_arg(c, 0), name);
+    else if (r == 0)
+        r = gr_cmd_done(c, res, "snapshot '%s' of %d disks created, all at one instant", name, gr_cmd_nargs(c));
+    json_decref(res);
+    return r;
+}
+
+static int get_list(struct gr_cmd_ctx *c, json_t **ret, struct gr_err *err)
+{
+    struct snap_path p;
+    int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_DISK, &p, err);
+    return r < 0 ? r : snap_cmd_call(c, "snapshot.list", json_pack("{s:s}", "disk", gr_cmd_arg(c, 0)), NULL, NULL, ret, err);
+}
+
+static int cmd_list(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *res = NULL;
+    int r = get_list(c, &res, err);
+    if (r == 0)
+        r = gr_cmd_rows(c, list_cols, res);
+    json_decref(res);
+    return r;
+}
+
+static int print_children(struct gr_cmd_ctx *c, json_t *rows, json_int_t parent, int depth)
+{
+    size_t i;
+    json_t *row;
+    json_array_foreach(rows, i, row)
+    {
+        json_int_t id = json_integer_value(json_object_get(row, "id"));
+        if (id == 0 || json_integer_value(json_object_get(row, "parent-id")) != parent || depth > TREE_DEPTH_MAX)
+            continue;
+        bool current = json_is_true(json_object_get(row, "current"));
+        int r = gr_cmd_done(c, NULL, "%*s%s", depth * 2, "", json_string_value(json_object_get(row, "name")));
+        if (r == 0)
+            r = print_children(c, rows, id, depth + 1);
+        if (r == 0 && current)
+            r = gr_cmd_done(c, NULL, "%*s(the disk as it is now)", depth * 2 + 2, "");
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+/* A snapshot whose parent is gone stands at the root. */
+static void root_orphans(json_t *rows)
+{
+    size_t i, k;
+    json_t *row, *other;
+    json_array_foreach(rows, i, row)
+    {
+        json_int_t parent = json_integer_value(json_object_get(row, "parent-id"));
+        bool found = false;
+        json_array_foreach(rows, k, other)
+            found = found || json_integer_value(json_object_get(other, "id")) == parent;
+        if (parent && !found)
+            json_object_set_new(row, "parent-id", json_integer(0));
+    }
+}
+
+static int cmd_tree(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *res = NULL;
+    int r = get_list(c, &res, err);
+    if (r == 0 && gr_cmd_json(c))
+        r = gr_cmd_rows(c, list_cols, res);
+    else if (r == 0) {
+        root_orphans(res);
+        r = print_children(c, res, 0, 0);
+    }
+    json_decref(res);
+    return r;
+}
+
+/* {"disk","snapshot"} from DS/PATH@SNAP */
+static int disk_snapshot(struct gr_cmd_ctx *c, json_t **ret, struct gr_err *err)
+{
+    struct snap_path p;
+    int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_SNAPSHOT, &p, err);
+    if (r < 0)
+        return r;
+    gr_auto_free char *disk = snap_cmd_disk(&p);
+    *ret = disk ? json_pack("{s:s,s:s}", "disk", disk, "snapshot", p.snap) : NULL;
+    return 0;
+}
+
+static int cmd_delete(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *params = NULL;
+    int r = disk_snapshot(c, &params, err);
+    if (r < 0)
+        return r;
+    if (gr_cmd_flag(c, "keep-bookmark"))
+        json_object_set_new(params, "keep-bookmark", json_true());
+    if (gr_cmd_flag(c, "settle"))
+        json_object_set_new(params, "settle", json_true());
+    r = snap_cmd_call(c, "snapshot.delete", params, NULL, NULL, NULL, err);
+    return r < 0 ? r : gr_cmd_done(c, NULL, "snapshot %s deleted", gr_cmd_arg(c, 0));
+}
+
+static int cmd_revert(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *params = NULL;
+    int r = disk_snapshot(c, &params, err);
+    if (r < 0)
+        return r;
+    if (gr_cmd_flag(c, "force"))
+        json_object_set_new(params, "force", json_true());
+    r = snap_cmd_call(c, "snapshot.revert", params, NULL, NULL, NULL, err);
+    return r < 0 ? r : gr_cmd_done(c, NULL, "disk reverted to %s", gr_cmd_arg(c, 0));
+}
+
+static int cmd_clone(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct snap_path to;
+    json_t *params = NULL, *res = NULL;
+    int r = snap_path_parse(gr_cmd_arg(c, 1), SNAP_PATH_DISK, &to, err);
+    if (r == 0)
+        r = disk_snapshot(c, &params, err);
+    if (r < 0)
+        return r;
+    json_object_set_new(params, "to", json_string(gr_cmd_arg(c, 1)));
+    r = snap_cmd_call(c, "snapshot.clone", params, NULL, NULL, &res, err);
+    if (r == 0)
+        r = gr_cmd_done(c, res, "disk %s starts at %s", gr_cmd_arg(c, 1), gr_cmd_arg(c, 0));
+    json_decref(res);
+    return r;
+}
+
+static int cmd_bookmark(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *params = NULL, *res = NULL;
+    int r = snap_name_check(gr_cmd_arg(c, 1), err);
+    if (r == 0)
+        r = disk_snapshot(c, &params, err);
+    if (r < 0)
+        return r;
+    json_object_set_new(params, "bookmark", json_string(gr_cmd_arg(c, 1)));
+    r = snap_cmd_call(c, "snapshot.bookmark", params, NULL, NULL, &res, err);
+    if (r == 0)
+        r = gr_cmd_done(c, res, "bookmark '%s' of %s: %s", gr_cmd_arg(c, 1), gr_cmd_arg(c, 0),
+                        json_string_value(json_object_get(res, "bookmark")));
+    json_decref(res);
+    return r;
+}
+
+static int diff_part(void *arg, json_t *part)
+{
+    size_t i;
+    json_t *row;
+    json_array_foreach(part, i, row)
+    {
+        int r = gr_cmd_stream_row(arg, row);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int diff_params(struct gr_cmd_ctx *c, json_t **ret, struct gr_err *err)
+{
+    struct snap_path a, b = {0};
+    const char *since = gr_cmd_opt(c, "since"), *second = gr_cmd_arg(c, 1);
+    int r = snap_path_parse(gr_cmd_arg(c, 0), since ? SNAP_PATH_EITHER : SNAP_PATH_SNAPSHOT, &a, err);
+    if (r == 0 && since && second)
+        r = gr_fail(err, -GR_EUSAGE, "with --since only one disk or snapshot can be named");
+    if (r == 0 && second)
+        r = snap_path_parse(second, SNAP_PATH_EITHER, &b, err);
+    if (r == 0 && second && (strcmp(a.ds, b.ds) != 0 || strcmp(a.path, b.path) != 0))
+        r = gr_fail(err, -GR_EUSAGE, "'%s' and '%s' belong to different disks", gr_cmd_arg(c, 0), second);
+    if (r < 0)
+        return r;
+    const char *to = since ? a.snap : b.snap;
+    gr_auto_free char *disk = snap_cmd_disk(&a);
+    *ret = json_pack("{s:s,s:s,s:s*}", "disk", disk ? disk : "", "base", since ? since : a.snap, "to", to[0] ? to : NULL);
+    return 0;
+}
+
+static int cmd_diff(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *params = NULL;
+    int r = diff_params(c, &params, err);
+    if (r == 0)
+        r = gr_cmd_stream_begin(c, diff_cols);
+    if (r < 0)
+        return r;
+    r = snap_cmd_call(c, "snapshot.diff", params, diff_part, c, NULL, err);
+    int end = gr_cmd_stream_end(c);
+    return r < 0 ? r : end;
+}
+
+static const struct gr_opt create_opts[] = {{"name", "NAME", "name of the snapshot"}, {NULL}};
+static const struct gr_opt delete_opts[] = {
+    {"keep-bookmark", NULL, "leave a bookmark of the same name, so that changes since can still be asked for"},
+    {"settle", NULL, "return when its space is free again"},
+    {NULL},
+};
+static const struct gr_opt revert_opts[] = {{"force", NULL, "even while initiators use the disk"}, {NULL}};
+static const struct gr_opt diff_opts[] = {{"since", "BOOKMARK", "changes since this bookmark or token UUID:LINEAGE:EPOCH"}, {NULL}};
+
+const struct gr_cmd snap_snapshot_commands[] = {
+    {"snapshot", "create", "DATASTORE/PATH...", 1, -1, "take a snapshot of one or more disks, all at one instant", create_opts, cmd_create},
+    {"snapshot", "list", "DATASTORE/PATH", 1, 1, "list the snapshots and bookmarks of a disk", NULL, cmd_list},
+    {"snapshot", "tree", "DATASTORE/PATH", 1, 1, "show which snapshot grew from which", NULL, cmd_tree},
+    {"snapshot", "delete", "DATASTORE/PATH@SNAPSHOT", 1, 1, "delete a snapshot or bookmark", delete_opts, cmd_delete},
+    {"snapshot", "revert", "DATASTORE/PATH@SNAPSHOT", 1, 1, "make the disk what it was at the snapshot", revert_opts, cmd_revert},
+    {"snapshot", "clone", "DATASTORE/PATH@SNAPSHOT DATASTORE/NEW", 2, 2, "make a new disk that starts at a snapshot", NULL, cmd_clone},
+    {"snapshot", "bookmark", "DATASTORE/PATH@SNAPSHOT NAME", 2, 2, "note the snapshot's instant for later comparison", NULL, cmd_bookmark},
+    {"snapshot", "diff", "DATASTORE/PATH@A [DATASTORE/PATH@B]", 1, 2, "list what changed between a snapshot and a later one, or now", diff_opts,
+     cmd_diff},
+    {NULL},
+};

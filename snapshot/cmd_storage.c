@@ -1,0 +1,54 @@
+#include "snapshot/cmd_storage.h"
+#include "common/buf.h"
+#include "common/cleanup.h"
+
+int snap_cmd_call(struct gr_cmd_ctx *c, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *arg, json_t **ret,
+                  struct gr_err *err)
+{
+    const struct snap_cmd_app *app = gr_cmd_app(c);
+    struct gr_home *home = NULL;
+    struct snap_client *client = NULL;
+    if (!params)
+        return gr_fail(err, -GR_EUSAGE, "an argument is not UTF-8");
+    int r = gr_home_open(1, &home, err);
+    if (r == 0)
+        r = snap_client_open(gr_cmd_loop(c), home, app->images, &client, err);
+    if (r == 0)
+        r = snap_client_call(client, method, params, on_part, arg, ret, err);
+    else
+        json_decref(params);
+    snap_client_close(client);
+    gr_home_free(home);
+    return r;
+}
+
+char *snap_cmd_disk(const struct snap_path *p)
+{
+    return gr_asprintf("%s/%s", p->ds, p->path);
+}
+
+int snap_cmd_absolute(const char *path, char **ret, struct gr_err *err)
+{
+    if (!path[0])
+        return gr_fail(err, -GR_EUSAGE, "a file name must not be empty");
+    gr_auto_free char *cwd = path[0] == '/' ? NULL : getcwd(NULL, 0);
+    if (path[0] != '/' && !cwd)
+        return gr_fail(err, -errno, "the working directory cannot be told");
+    char *full = cwd ? gr_asprintf("%s/%s", cwd, path) : gr_strdup(path);
+    if (!full)
+        return gr_fail(err, -ENOMEM, "%s: out of memory", path);
+    *ret = full;
+    return 0;
+}
+
+int snap_cmd_size(struct gr_cmd_ctx *c, const char *text, uint64_t *ret, struct gr_err *err)
+{
+    uint64_t size;
+    int r = gr_parse_size(text, &size, err);
+    if (r < 0)
+        return r;
+    if (size == 0)
+        return gr_fail(err, -GR_EUSAGE, "a size of 0 is not possible");
+    *ret = size;
+    return 0;
+}

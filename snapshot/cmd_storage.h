@@ -1,0 +1,15 @@
+/* Shared by the storage commands (cmd_datastore.c, cmd_disk.c, cmd_snapshot.c). */
+#ifndef SNAPSHOT_CMD_STORAGE_H
+#define SNAPSHOT_CMD_STORAGE_H
+#include "snapshot/client.h"
+
+/* Run one method of the service of this GRANARY_HOME. Takes @params; NULL means that an argument was not UTF-8. */
+int snap_cmd_call(struct gr_cmd_ctx *c, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *arg, json_t **ret,
+                  struct gr_err *err);
+/* "DS/PATH" of @p in new memory, NULL: out of memory. */
+char *snap_cmd_disk(const struct snap_path *p);
+/* @path made absolute by the working directory; new memory. */
+int snap_cmd_absolute(const char *path, char **ret, struct gr_err *err);
+/* --size of the command line. */
+int snap_cmd_size(struct gr_cmd_ctx *c, const char *text, uint64_t *ret, struct gr_err *err);
+#endif

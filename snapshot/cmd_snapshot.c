@@ -176,17 +176,32 @@ static int cmd_bookmark(struct gr_cmd_ctx *c, struct gr_err *err)
     return r;
 }
 
+struct diff {
+    struct gr_cmd_ctx *c;
+    bool begun;
+};
+
+/* Nothing is printed before the service has found both ends. */
+static int diff_begin(struct diff *d)
+{
+    if (d->begun)
+        return 0;
+    d->begun = true;
+    return gr_cmd_stream_begin(d->c, diff_cols);
+}
+
 static int diff_part(void *arg, json_t *part)
 {
+    struct diff *d = arg;
     size_t i;
     json_t *row;
+    int r = diff_begin(d);
     json_array_foreach(part, i, row)
     {
-        int r = gr_cmd_stream_row(arg, row);
-        if (r < 0)
-            return r;
+        if (r == 0)
+            r = gr_cmd_stream_row(d->c, row);
     }
-    return 0;
+    return r;
 }
 
 static int diff_params(struct gr_cmd_ctx *c, json_t **ret, struct gr_err *err)
@@ -211,13 +226,13 @@ static int diff_params(struct gr_cmd_ctx *c, json_t **ret, struct gr_err *err)
 static int cmd_diff(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     json_t *params = NULL;
+    struct diff d = {c, false};
     int r = diff_params(c, &params, err);
     if (r == 0)
-        r = gr_cmd_stream_begin(c, diff_cols);
-    if (r < 0)
-        return r;
-    r = snap_cmd_call(c, "snapshot.diff", params, diff_part, c, NULL, err);
-    int end = gr_cmd_stream_end(c);
+        r = snap_cmd_call(c, "snapshot.diff", params, diff_part, &d, NULL, err);
+    if (r == 0)
+        r = diff_begin(&d);
+    int end = d.begun ? gr_cmd_stream_end(c) : 0;
     return r < 0 ? r : end;
 }
 

@@ -1,0 +1,34 @@
+/* Starting, announcing and ending our daemons without an init system, and beside one (systemd's notification).
+ *
+ * A starter runs the program with "--ready-fd N"; the daemon writes "ready\n", or one sentence of failure, to that descriptor
+ * when it knows. Which process serves a socket is asked of the kernel (SO_PEERCRED), not of a pid file. */
+#ifndef GR_DAEMON_H
+#define GR_DAEMON_H
+#include "common/fiber.h"
+#include <sys/types.h>
+
+/* ---- for whoever starts and ends them; all in fibers ---- */
+/* Run @argv (NULL-terminated; argv[0] is the path of the program) detached, with "--ready-fd N" appended and its output
+ * appended to the file @log, and wait until it is ready. Its sentence of failure comes back in @err. -ETIMEDOUT: it is ended. */
+int gr_daemon_start(const char *const *argv, const char *log, unsigned timeout_ms, struct gr_err *err);
+/* The process that listens on the unix socket @path; 0: nobody. */
+pid_t gr_daemon_pid(const char *path);
+/* SIGTERM to it, and wait until the process is gone. 0; 1: nobody was there; -ETIMEDOUT. */
+int gr_daemon_stop(const char *path, const char *program, unsigned timeout_ms, struct gr_err *err);
+/* Path of a program of ours: beside the running one. New memory, NULL: it is not there. Any context. */
+char *gr_program_path(const char *name);
+
+/* ---- for the daemon itself; any context ---- */
+/* Tell the starter (descriptor @ready_fd, -1: none) and systemd: ready, or failed with @error (NULL: ready). Closes @ready_fd. */
+void gr_daemon_ready(int ready_fd, const char *error);
+/* Tell systemd that the end has begun. */
+void gr_daemon_stopping(void);
+/* Write the pid file; gr_daemon_pidfile_remove() when the process ends. */
+int gr_daemon_pidfile(const char *path, struct gr_err *err);
+void gr_daemon_pidfile_remove(const char *path);
+/* No core dumps (they would hold secrets and guests' data), no new privileges by exec, and, for root, only what opening
+ * devices, files and ports of others needs: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER, CAP_NET_BIND_SERVICE,
+ * CAP_SYS_RAWIO, and what the login process sheds itself (CAP_SETUID, CAP_SETGID, CAP_SYS_CHROOT). Call it before the first
+ * thread is made. */
+int gr_daemon_confine(struct gr_err *err);
+#endif

@@ -1,0 +1,29 @@
+/* Private to the repository's files. */
+#ifndef BP_REPO_DIR_H
+#define BP_REPO_DIR_H
+#include "backup-proxy/repo.h"
+#include <pthread.h>
+
+#define REPO_FDS 64u
+struct repo_fd {
+    uint64_t pack;
+    int fd; /* -1: free */
+    unsigned users;
+    uint64_t used; /* clock of last use */
+};
+struct bp_repo {
+    char *path;
+    int dir;
+    uint8_t uuid[16];
+    int index_fd; /* -1: no index (read-only or failed) */
+    pthread_mutex_t lock; /* the table of open packs */
+    uint64_t clock;
+    struct repo_fd fds[REPO_FDS];
+};
+/* Descriptor of a sealed pack whose header was checked; give back with repo_pack_put. Thread-safe. */
+int repo_pack_get(struct bp_repo *r, uint64_t id, int *ret_fd, struct gr_err *err);
+void repo_pack_put(struct bp_repo *r, uint64_t id, int fd);
+void repo_pack_header(const struct bp_repo *r, uint64_t id, struct pack_header_disk *ret);
+int repo_pread(int fd, void *buf, size_t len, uint64_t off);  /* whole; -GR_ECORRUPT at the end of the file */
+int repo_pwrite(int fd, const void *buf, size_t len, uint64_t off);
+#endif

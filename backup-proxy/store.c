@@ -59,6 +59,13 @@ static void queue_add(struct store *s, uint64_t from, uint64_t to, bool zero)
     s->queue[s->q_n++] = (struct change){from, to, zero};
     s->taken = to;
 }
+/* A disk that shrank into the middle of a piece: the parent's bytes behind the end must not stay. */
+static bool cut_piece(struct store *s)
+{
+    if (s->job->incremental && s->job->parent_size > s->job->size && s->job->size % REPO_PIECE)
+        queue_add(s, s->pieces - 1, s->pieces, false);
+    return s->q_n > 0;
+}
 /* Whole pieces: data grows to them, zeros shrink to them and leave their torn edges to be read. */
 static int queue_fill(struct store *s, struct gr_err *err)
 {
@@ -66,8 +73,10 @@ static int queue_fill(struct store *s, struct gr_err *err)
     s->q_at = s->q_n = 0;
     while (s->q_n == 0) {
         int r = s->job->next(s->job->next_arg, &c, err);
-        if (r <= 0)
+        if (r < 0 || (r == 0 && !cut_piece(s)))
             return r;
+        if (r == 0)
+            return 1;
         if (c.len == 0 || c.off >= s->job->size)
             continue; /* behind the end of a disk that shrank */
         uint64_t end = c.off + GR_MIN(c.len, s->job->size - c.off);

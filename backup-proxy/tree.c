@@ -11,7 +11,7 @@ struct bp_tree {
     struct bp_codec codec;
     unsigned levels, base_levels;
     struct bp_ref base; /* used while the path is empty */
-    uint64_t units, base_units;
+    uint64_t units, base_units, pieces;
     struct bp_node *node[REPO_MAX_LEVELS]; /* by level; held ones are the path, from the top down to `depth` */
     bool dirty[REPO_MAX_LEVELS];
     unsigned low; /* lowest level held; levels: nothing is held */
@@ -36,6 +36,7 @@ int bp_tree_new(struct bp_repo *r, struct bp_packer *packer, const struct bp_ref
     t->base_levels = bp_tree_levels(base_size);
     t->base = *base;
     t->units = size / REPO_UNIT + (size % REPO_UNIT != 0);
+    t->pieces = size / REPO_PIECE + (size % REPO_PIECE != 0);
     t->base_units = base_size / REPO_UNIT + (base_size % REPO_UNIT != 0);
     for (unsigned i = 0; i < t->levels; i++)
         if (!(t->node[i] = gr_alloc(sizeof *t->node[i]))) {
@@ -253,7 +254,11 @@ int bp_tree_clear(struct bp_tree *t, uint64_t from, uint64_t to, struct gr_err *
 static int shrink(struct bp_tree *t, struct gr_err *err)
 {
     uint64_t limit = node_units(t->levels - 1);
-    return t->base_units > t->units ? bp_tree_clear(t, t->units, GR_MIN(t->base_units, limit), err) : 0;
+    unsigned last = (unsigned)(t->pieces % REPO_PIECES);
+    int r = 0;
+    if (t->base_units >= t->units && t->base.raw && last)
+        r = bp_tree_set(t, t->units - 1, last, REPO_PIECES - last, NULL, err);
+    return r == 0 && t->base_units > t->units ? bp_tree_clear(t, t->units, GR_MIN(t->base_units, limit), err) : r;
 }
 int bp_tree_finish(struct bp_tree *t, struct bp_ref *ret_root, struct gr_err *err)
 {

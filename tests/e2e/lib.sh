@@ -46,6 +46,11 @@ end_pid() { # PID [SIGNAL]
     : "$i"
 }
 
+# A pid file may be stale and its number somebody else's by now.
+is_ours() { # PID
+    grep -qzxF "GRANARY_HOME=$GRANARY_HOME" "/proc/$1/environ" 2>/dev/null
+}
+
 cleanup() {
     local status=$? i
     trap - EXIT INT TERM HUP
@@ -60,7 +65,7 @@ cleanup() {
     for ((i = ${#test_pids[@]} - 1; i >= 0; i--)); do end_pid "${test_pids[$i]}"; done
     # daemons of this home that the test or `granary down` left behind name themselves in their pid files
     for i in "$GRANARY_HOME"/run/*.pid "$GRANARY_HOME"/run/vm/*.pid "$GRANARY_HOME"/run/vm/*/*.pid; do
-        [ -s "$i" ] && end_pid "$(head -n 1 "$i")"
+        [ -s "$i" ] && is_ours "$(head -n 1 "$i")" && end_pid "$(head -n 1 "$i")"
     done
     rm -rf "$T"
     exit $status

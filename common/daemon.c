@@ -28,7 +28,7 @@ static int spawn_detached(const char *const *argv, const char *log, int ready_fd
     posix_spawn_file_actions_t fa;
     posix_spawnattr_t attr;
     sigset_t none, all;
-    while (argv[n] && n < ARGS_MAX) {
+    while (n < ARGS_MAX && argv[n]) {
         args[n] = argv[n];
         n++;
     }

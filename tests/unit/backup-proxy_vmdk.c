@@ -342,9 +342,9 @@ static int hostile_texts(void *arg)
     /* 10^6 extents */
     size_t len = 0;
     gr_auto_free char *big = malloc(20u << 20);
-    len += (size_t)sprintf(big, "%s", HEAD);
+    len += (size_t)snprintf(big, 20u << 20, "%s", HEAD);
     while (len < 70000)
-        len += (size_t)sprintf(big + len, "RW 1 ZERO\n");
+        len += (size_t)snprintf(big + len, 16, "RW 1 ZERO\n");
     spill(path, big, len);
     assert_int_equal(try_image(path, named, &err), -GR_EFORMAT);
     spill(path, big, 40000);

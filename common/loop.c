@@ -87,7 +87,6 @@ void gr_loop_free(struct gr_loop *loop)
 {
     if (!loop)
         return;
-    assert(!loop->in_turn);
     loop->closing = true;
     gr_pool_free(loop->pool);
     gr_signals_free(loop);

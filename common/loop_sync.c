@@ -30,10 +30,16 @@ void gr_fio_exec(struct gr_fio *fio)
     do {
         switch (fio->op) {
         case GR_FOP_READ:
-            r = fio->rw_flags ? preadv2(fio->fd, fio->iov, n, off, fio->rw_flags) : preadv(fio->fd, fio->iov, n, off);
+            if (n == 1 && !fio->rw_flags)
+                r = pread(fio->fd, fio->iov[0].iov_base, fio->iov[0].iov_len, off);
+            else
+                r = preadv2(fio->fd, fio->iov, n, off, fio->rw_flags);
             break;
         case GR_FOP_WRITE:
-            r = fio->rw_flags ? pwritev2(fio->fd, fio->iov, n, off, fio->rw_flags) : pwritev(fio->fd, fio->iov, n, off);
+            if (n == 1 && !fio->rw_flags)
+                r = pwrite(fio->fd, fio->iov[0].iov_base, fio->iov[0].iov_len, off);
+            else
+                r = pwritev2(fio->fd, fio->iov, n, off, fio->rw_flags);
             break;
         case GR_FOP_FDATASYNC:
             r = fdatasync(fio->fd);

@@ -8,7 +8,7 @@
 #include <sys/wait.h>
 #include "tests/lib/test.h"
 
-enum { SIZE = 2 << 20, ROUNDS = 600, MAX_IO = 192 << 10 };
+enum { SIZE = 2 << 20, ROUNDS = 300, MAX_IO = 192 << 10 };
 struct ctx {
     struct gr_loop *loop;
     struct gr_bdev *bdev;
@@ -274,7 +274,7 @@ static void test_chains(void **state)
 
     for (int i = 0; i < N; i++) {
         chains[i].c = c;
-        chains[i].left = c->mem ? 20000 : 200;
+        chains[i].left = c->mem && i == 0 ? 300000 : 200; /* without the limit of nesting: far more than the stack holds */
         chains[i].iov = (struct iovec){chains[i].buf, 512};
         chains[i].bio = (struct gr_bio){.op = i % 2 ? GR_OP_READ : GR_OP_WRITE, .off = 512 * (uint64_t)i, .len = 512, .iov = &chains[i].iov,
                                         .iovcnt = 1, .done = chain_next, .arg = &chains[i]};
@@ -353,7 +353,7 @@ static int count_in(struct gr_loop *loop, struct gr_chan *a, struct gr_chan *b)
     struct counter k[4];
 
     for (int i = 0; i < 4; i++) {
-        k[i] = (struct counter){.ch = i % 2 ? a : b, .left = 25, .running = &running};
+        k[i] = (struct counter){.ch = i % 2 ? a : b, .left = 15, .running = &running};
         if (gr_fiber_start(loop, count_up, &k[i]) < 0)
             return -1;
     }
@@ -404,7 +404,7 @@ static void test_compare_write_races(void **state)
         assert_true(WIFEXITED(status));
         assert_int_equal(WEXITSTATUS(status), 0);
     }
-    assert_int_equal(gr_fiber_run(c->loop, read_counter, c), pid ? 200 : 100);
+    assert_int_equal(gr_fiber_run(c->loop, read_counter, c), pid ? 120 : 60);
     gr_chan_close(ch);
     gr_bdev_put(b);
 }

@@ -122,27 +122,43 @@ static void test_timers(void **state)
     assert_int_equal(c->count, 3);
 }
 
+struct ordered {
+    struct gr_timer t;
+    struct ctx *c;
+    uint64_t *last_ns;
+};
+
+static void in_order(void *arg)
+{
+    struct ordered *o = arg;
+
+    assert_true(o->t.due_ns >= *o->last_ns);
+    *o->last_ns = o->t.due_ns;
+    o->c->count++;
+}
+
 static void test_timer_heap(void **state)
 {
     struct ctx *c = *state;
-    enum { N = 500 };
-    static struct gr_timer t[N];
+    enum { N = 2000 };
+    struct ordered *o = calloc(N, sizeof(*o));
     unsigned seed = 7;
+    uint64_t last_ns = 0;
 
-    memset(t, 0, sizeof(t));
     for (int i = 0; i < N; i++) {
-        t[i] = (struct gr_timer){.fn = mark_a, .arg = c};
-        gr_timer_arm(c->loop, &t[i], (uint64_t)rand_r(&seed) % 20000000);
+        o[i] = (struct ordered){.t = {.fn = in_order, .arg = &o[i]}, .c = c, .last_ns = &last_ns};
+        gr_timer_arm(c->loop, &o[i].t, (uint64_t)rand_r(&seed) % 20000000);
     }
     for (int i = 0; i < N; i += 3)
-        gr_timer_arm(c->loop, &t[i], (uint64_t)rand_r(&seed) % 20000000);
+        gr_timer_arm(c->loop, &o[i].t, (uint64_t)rand_r(&seed) % 20000000);
     int left = N;
-    for (int i = 0; i < N; i += 5, left--)
-        gr_timer_cancel(c->loop, &t[i]);
+    for (int i = 0; i < N; i += 2, left--)
+        gr_timer_cancel(c->loop, &o[i].t);
     while (c->count < left)
         gr_loop_turn(c->loop, -1);
     for (int i = 0; i < N; i++)
-        assert_int_equal(t[i].heap_pos, 0);
+        assert_int_equal(o[i].t.heap_pos, 0);
+    free(o);
 }
 
 static void timer_rearm(void *arg)

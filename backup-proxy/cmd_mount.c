@@ -113,6 +113,14 @@ int mount_start_program(const char *const *args, struct gr_err *err)
 }
 
 /* ---- commands ---- */
+static int say_done(struct gr_cmd_ctx *c, const char *what, const char *dir)
+{
+    json_t *o = json_pack("{s:s}", "dir", dir);
+    int rc = gr_cmd_done(c, o, "%s %s", what, dir);
+    json_decref(o);
+    return rc;
+}
+
 static int cmd_mount(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     const char *args[ARGS_MAX] = {0}, *repo = gr_cmd_opt(c, "repo"), *image = gr_cmd_opt(c, "image");
@@ -137,7 +145,7 @@ static int cmd_mount(struct gr_cmd_ctx *c, struct gr_err *err)
     int rc = mount_start_program(args, err);
     if (rc < 0)
         return rc;
-    return gr_cmd_done(c, json_pack("{s:s}", "dir", gr_cmd_arg(c, want - 1)), "mounted on %s", gr_cmd_arg(c, want - 1));
+    return say_done(c, "mounted on", gr_cmd_arg(c, want - 1));
 }
 
 struct unmount {
@@ -161,7 +169,7 @@ static int cmd_unmount(struct gr_cmd_ctx *c, struct gr_err *err)
         return rc;
     rc = gr_fiber_work(unmount_work, &u);
     gr_home_free(u.home);
-    return rc < 0 ? rc : gr_cmd_done(c, json_pack("{s:s}", "dir", u.dir), "unmounted %s", u.dir);
+    return rc < 0 ? rc : say_done(c, "unmounted", u.dir);
 }
 
 static const struct gr_opt mount_opts[] = {

@@ -13,6 +13,7 @@ struct fsread_fs {
     TSK_FS_INFO *fs;
     TSK_FS_FILE *file; /* the last one used stays open: reads come in rows */
     uint64_t file_inode;
+    char link[FS_LINK_MAX + 1];
 };
 
 /* ---- the image as libtsk sees it ---- */
@@ -261,6 +262,8 @@ static void attr_of(const struct fsread_fs *f, const TSK_FS_META *m, uint64_t in
     a->btime = time_of(m->crtime, m->crtime_nano);
     if (is_fat(f))
         a->ctime = a->mtime;
+    if (is_fat(f) || is_ntfs(f))
+        a->uid = a->gid = 0; /* libtsk shows the end of a security id: no number that means anything here */
 }
 
 static int use_file(struct fsread_fs *f, uint64_t inode)
@@ -298,9 +301,21 @@ int fsread_link(struct fsread_fs *f, uint64_t inode, const char **ret)
         return rc;
     if (f->file->meta->type != TSK_FS_META_TYPE_LNK)
         return -EINVAL;
-    if (!f->file->meta->link || strlen(f->file->meta->link) > FS_LINK_MAX)
+    const char *link = f->file->meta->link;
+    if (link && *link && strlen(link) <= FS_LINK_MAX) {
+        *ret = link;
+        return 0;
+    }
+    /* libtsk does not follow the extents of a long link of ext4 by itself: its target is its content */
+    TSK_OFF_T size = f->file->meta->size;
+    if (size < 1 || size > (TSK_OFF_T)FS_LINK_MAX)
         return -EIO;
-    *ret = f->file->meta->link;
+    tsk_error_reset();
+    ssize_t n = tsk_fs_file_read(f->file, 0, f->link, (size_t)size, TSK_FS_FILE_READ_FLAG_NONE);
+    if (n != size || memchr(f->link, '\0', (size_t)n))
+        return -EIO;
+    f->link[n] = '\0';
+    *ret = f->link;
     return 0;
 }
 
@@ -422,7 +437,7 @@ int fsread_map(struct fsread_fs *f, uint64_t inode, uint64_t off, struct fs_run 
     unsigned n = 0;
     for (const TSK_FS_ATTR_RUN *r = a->nrd.run; r; r = r->next) {
         if (r->len == 0 || r->len > f->vol->size / bs || r->offset > (uint64_t)INT64_MAX / bs || r->addr > f->vol->size / bs) {
-            if (r->len && (r->flags & TSK_FS_ATTR_RUN_FLAG_SPARSE))
+            if (r->len == 0 || (r->flags & (TSK_FS_ATTR_RUN_FLAG_SPARSE | TSK_FS_ATTR_RUN_FLAG_FILLER)))
                 continue; /* a hole may be longer than the volume */
             return -EIO;
         }
@@ -432,6 +447,8 @@ int fsread_map(struct fsread_fs *f, uint64_t inode, uint64_t off, struct fs_run 
         at = run.file_off + run.len;
         if (at <= off || (r->flags & TSK_FS_ATTR_RUN_FLAG_SPARSE) || run.file_off >= limit)
             continue;
+        if ((r->flags & TSK_FS_ATTR_RUN_FLAG_FILLER) && TSK_FS_TYPE_ISEXT(f->fs->ftype))
+            continue; /* what no extent covers: a hole */
         if (r->flags & (TSK_FS_ATTR_RUN_FLAG_FILLER | TSK_FS_ATTR_RUN_FLAG_ENCRYPTED))
             return -EIO; /* content that libtsk could not find */
         if (run.len > limit - run.file_off)

@@ -2,6 +2,7 @@
  * `granary mount`; prints nothing unless something is wrong, and returns once the mount answers. */
 #include "backup-proxy/mount_daemon.h"
 #include "backup-proxy/mount_guest.h"
+#include "backup-proxy/mount_table.h"
 #include "common/cleanup.h"
 #include "common/fiber.h"
 #include "common/log.h"
@@ -46,18 +47,30 @@ static void release_image(void *arg, struct gr_loop *loop)
 static int usage(void)
 {
     fprintf(stderr, "granary-mount: usage: granary-mount {--image FILE | --repo REPO --point POINT[:DISK]} [--allow-other] "
-                    "[--foreground] DIR\n");
+                    "[--foreground] DIR, or granary-mount --unmount [--force] DIR\n");
     return 2;
+}
+
+static int unmount(const char *dir, bool force, struct gr_err *err)
+{
+    struct gr_home *home = NULL;
+    int rc = gr_home_open(0, &home, err);
+    if (rc == 0)
+        rc = mount_unmount(home, dir, force, err);
+    gr_home_free(home);
+    return rc;
 }
 
 int main(int argc, char **argv)
 {
     static const struct option options[] = {{"image", required_argument, NULL, 'i'}, {"allow-other", no_argument, NULL, 'a'},
-                                            {"foreground", no_argument, NULL, 'f'}, {0}};
+                                            {"foreground", no_argument, NULL, 'f'}, {"unmount", no_argument, NULL, 'u'},
+                                            {"force", no_argument, NULL, 'F'},      {0}};
     struct source s = {0};
     struct mount_daemon_opts o = {0};
     char full[PATH_MAX], text[PATH_MAX + 16];
     struct gr_err err = {0};
+    bool end = false, force = false;
     opterr = 0;
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         if (c == 'i')
@@ -66,12 +79,22 @@ int main(int argc, char **argv)
             o.allow_other = true;
         else if (c == 'f')
             o.foreground = true;
+        else if (c == 'u')
+            end = true;
+        else if (c == 'F')
+            force = true;
         else
             return usage();
     }
-    if (optind != argc - 1 || !s.image)
+    if (optind != argc - 1 || (end ? s.image != NULL : !s.image))
         return usage();
     gr_log_open("granary-mount", NULL, GR_LOG_NOTE, NULL);
+    if (end) {
+        int rc = unmount(argv[optind], force, &err);
+        if (rc < 0)
+            fprintf(stderr, "granary-mount: %s\n", gr_err_text(&err, rc));
+        return gr_code_exit(rc);
+    }
     if (!realpath(s.image, full)) {
         fprintf(stderr, "granary-mount: '%s': %s\n", s.image, gr_code_text(-errno));
         return 1;

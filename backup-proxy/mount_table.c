@@ -1,6 +1,7 @@
 #include "backup-proxy/mount_table.h"
 #include "common/cleanup.h"
 #include "common/seam.h"
+#include <fcntl.h>
 #include <libgen.h>
 #include <limits.h>
 #include <signal.h>
@@ -8,7 +9,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mount.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 
@@ -114,12 +114,27 @@ static const char *detail_str(json_t *intent, const char *key)
     return json_string_value(json_object_get(json_object_get(intent, "detail"), key));
 }
 
-/* A mount whose daemon is gone answers ENOTCONN. */
+/* A mount whose daemon is gone answers ENOTCONN (to an open: attributes may still be in the kernel's cache). */
 static bool is_dead_mount(const char *dir)
 {
     char source[256], type[64];
-    struct stat st;
-    return mount_lookup(dir, source, type) && strcmp(type, TYPE) == 0 && lstat(dir, &st) < 0 && errno == ENOTCONN;
+    if (!mount_lookup(dir, source, type) || strcmp(type, TYPE) != 0)
+        return false;
+    gr_auto_close int fd = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    return fd < 0 && (errno == ENOTCONN || errno == ECONNABORTED);
+}
+
+static bool still_runs(json_t *intent)
+{
+    int pid = (int)json_integer_value(json_object_get(intent, "pid"));
+    return bp_process_start(pid) == (uint64_t)json_integer_value(json_object_get(intent, "start-time"));
+}
+
+static bool wait_end(json_t *intent, int seconds)
+{
+    for (int i = 0; i < seconds * 50 && still_runs(intent); i++)
+        nap();
+    return !still_runs(intent);
 }
 
 int mount_reap(struct gr_home *home, struct gr_err *err)
@@ -132,8 +147,8 @@ int mount_reap(struct gr_home *home, struct gr_err *err)
     json_array_foreach(list, i, one)
     {
         const char *dir = detail_str(one, "dir");
-        if (json_is_true(json_object_get(one, "alive")))
-            continue;
+        if (json_is_true(json_object_get(one, "alive")) && !(dir && is_dead_mount(dir) && wait_end(one, END_S)))
+            continue; /* a dying process closes its mount before it is gone */
         while (rc == 0 && dir && is_dead_mount(dir))
             rc = detach(dir, true);
         if (rc < 0) {
@@ -161,19 +176,6 @@ static json_t *find_mount(json_t *list, const char *dir)
             return json_incref(one);
     }
     return NULL;
-}
-
-static bool still_runs(json_t *intent)
-{
-    int pid = (int)json_integer_value(json_object_get(intent, "pid"));
-    return bp_process_start(pid) == (uint64_t)json_integer_value(json_object_get(intent, "start-time"));
-}
-
-static bool wait_end(json_t *intent, int seconds)
-{
-    for (int i = 0; i < seconds * 50 && still_runs(intent); i++)
-        nap();
-    return !still_runs(intent);
 }
 
 static int end_mount(json_t *intent, const char *dir, bool force, struct gr_err *err)

@@ -27,7 +27,7 @@ pkgs_backup-proxy := libiscsi libnbd sqlite3 libzstd libisal libseccomp zlib net
 # ---- programs: FOLDER/main_NAME.c becomes build/VARIANT/bin/NAME.  mods_NAME: the modules it is composed of (default: its
 # folder and that folder's deps), pkgs_NAME: libraries beyond those of its modules. -----------------------------------
 mods_granary := $(MODULES)
-mods_granary-storaged := iscsi-target snapshot vmfs common
+mods_granary-storaged := iscsi-target snapshot vmfs backup-proxy common
 mods_granary-hostd := hv common
 mods_granary-vmx := hv common
 mods_granary-proxy := backup-proxy snapshot vmfs common

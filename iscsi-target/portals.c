@@ -1,0 +1,115 @@
+#include "iscsi-target/portals.h"
+#include <stdio.h>
+#include <string.h>
+
+#define PORTS "state/ports.json"
+
+/* The part before ":0" of "HOST:0" in @host; false: the port is another. */
+static bool any_port(const char *portal, char host[TGT_SHOWN])
+{
+    const char *colon = strrchr(portal, ':');
+    if (!colon || strcmp(colon, ":0") != 0 || colon - portal > TGT_SHOWN - 10)
+        return false;
+    memcpy(host, portal, (size_t)(colon - portal));
+    host[colon - portal] = 0;
+    return true;
+}
+
+static unsigned remembered(struct gr_home *home, const char *key)
+{
+    json_t *doc = NULL;
+    if (gr_home_load(home, PORTS, &doc, NULL) < 0)
+        return 0;
+    json_int_t port = json_integer_value(json_object_get(doc, key));
+    json_decref(doc);
+    return port > 0 && port < 65536 ? (unsigned)port : 0;
+}
+
+static int remember(struct gr_home *home, const char *key, unsigned port, struct gr_err *err)
+{
+    json_t *doc = NULL;
+    if (remembered(home, key) == port)
+        return 0;
+    int r = gr_home_load(home, PORTS, &doc, err);
+    if (r < 0)
+        return r;
+    json_object_set_new(doc, key, json_integer(port));
+    r = gr_home_save(home, PORTS, doc, err);
+    json_decref(doc);
+    return r;
+}
+
+int tgt_portal_open(struct tgt_server *s, struct gr_home *home, const char *key, const char *portal, unsigned flags, char ret_shown[TGT_SHOWN],
+                    struct gr_err *err)
+{
+    char host[TGT_SHOWN], again[TGT_SHOWN];
+    uint16_t port = 0;
+    int r = -EADDRINUSE;
+    bool any = any_port(portal, host);
+    unsigned last = any ? remembered(home, key) : 0;
+    if (last) {
+        snprintf(again, sizeof(again), "%.280s:%u", host, last);
+        r = tgt_server_listen(s, again, flags, &port, NULL);
+    }
+    if (r < 0)
+        r = tgt_server_listen(s, portal, flags, &port, err);
+    if (r == 0 && any)
+        r = remember(home, key, port, err);
+    if (r < 0)
+        return r;
+    if (any)
+        snprintf(ret_shown, TGT_SHOWN, "%.280s:%u", host, port);
+    else
+        snprintf(ret_shown, TGT_SHOWN, "%s", portal);
+    return 0;
+}
+
+/* @host with the port of last time, else any. */
+static int mover_any(struct mover_server *s, struct gr_home *home, const char *host, char shown[TGT_SHOWN], struct gr_err *err)
+{
+    char text[TGT_SHOWN];
+    int r = -EADDRINUSE;
+    unsigned last = remembered(home, "mover");
+    if (last) {
+        snprintf(text, sizeof(text), "%.280s:%u", host, last);
+        r = mover_server_listen(s, text, NULL);
+    }
+    if (r < 0) {
+        snprintf(text, sizeof(text), "%.280s:0", host);
+        r = mover_server_listen(s, text, err);
+    }
+    if (r < 0)
+        return r;
+    snprintf(shown, TGT_SHOWN, "%.280s:%u", host, mover_server_port(s));
+    return remember(home, "mover", mover_server_port(s), err);
+}
+
+int tgt_mover_open(struct mover_server *s, struct gr_home *home, const char *wanted, char ret_shown[TGT_SHOWN], struct gr_err *err)
+{
+    char host[TGT_SHOWN];
+    if (wanted && any_port(wanted, host))
+        return mover_any(s, home, host, ret_shown, err);
+    int r = mover_server_listen(s, wanted ? wanted : TGT_MOVER_DEFAULT, err);
+    if (r == -EADDRINUSE && !wanted)
+        return mover_any(s, home, "127.0.0.1", ret_shown, err);
+    if (r == 0)
+        snprintf(ret_shown, TGT_SHOWN, "%s", wanted ? wanted : TGT_MOVER_DEFAULT);
+    return r;
+}
+
+void tgt_portal_host(const char *portal, char ret[TGT_SHOWN])
+{
+    const char *colon = strrchr(portal, ':');
+    size_t n = colon ? (size_t)(colon - portal) : 0;
+    ret[0] = 0;
+    if (n >= TGT_SHOWN)
+        return;
+    if (n > 2 && portal[0] == '[' && portal[n - 1] == ']') {
+        portal++;
+        n -= 2;
+    }
+    memcpy(ret, portal, n);
+    ret[n] = 0;
+    if (strcmp(ret, "0.0.0.0") == 0 || strcmp(ret, "::") == 0)
+        ret[0] = 0;
+}

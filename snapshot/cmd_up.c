@@ -1,0 +1,268 @@
+/* granary up|down|status: the daemons of this GRANARY_HOME. */
+#include "common/cleanup.h"
+#include "common/daemon.h"
+#include "snapshot/cmd_storage.h"
+#include <fcntl.h>
+#include <string.h>
+#include <sys/file.h>
+
+#define START_MS 60000u
+#define STOP_MS 60000u
+#define ASK_MS 5000
+
+struct site {
+    struct gr_cmd_ctx *c;
+    struct gr_home *home;
+    char *storaged, *hostd; /* sockets */
+    int lock;
+};
+
+static int site_open(struct site *s, struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    *s = (struct site){.c = c, .lock = -1};
+    int r = gr_home_open(1, &s->home, err);
+    if (r < 0)
+        return r;
+    s->storaged = gr_home_path(s->home, "run/storaged.sock");
+    s->hostd = gr_home_path(s->home, "run/hostd.sock");
+    return s->storaged && s->hostd ? 0 : gr_fail(err, -ENOMEM, "out of memory");
+}
+
+static void site_done(struct site *s)
+{
+    gr_closep(&s->lock);
+    free(s->storaged);
+    free(s->hostd);
+    gr_home_free(s->home);
+}
+
+/* One starts or ends daemons at a time; a second waits for the first. */
+static int site_lock(struct site *s, struct gr_err *err)
+{
+    gr_auto_free char *path = gr_home_path(s->home, "run/up.lock");
+    s->lock = path ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600) : -1;
+    if (s->lock < 0)
+        return gr_fail(err, -errno, "%s/run/up.lock: %s", gr_home_dir(s->home), strerror(errno));
+    for (unsigned ms = 0; flock(s->lock, LOCK_EX | LOCK_NB) < 0; ms += 50) {
+        if (ms > START_MS + STOP_MS)
+            return gr_fail(err, -GR_ELOCKED, "another 'granary up' or 'granary down' of %s does not come to an end", gr_home_dir(s->home));
+        gr_fiber_sleep_ms(50);
+    }
+    return 0;
+}
+
+/* Ask a daemon; NULL: it is not there (or does not know the method). */
+static json_t *ask(struct site *s, const char *socket, const char *method)
+{
+    struct gr_rpc_client *peer = NULL;
+    json_t *res = NULL;
+    if (gr_rpc_connect(gr_cmd_loop(s->c), socket, &peer, NULL) < 0)
+        return NULL;
+    if (gr_rpc_call(peer, method, json_object(), NULL, NULL, ASK_MS, &res, NULL) < 0)
+        res = NULL;
+    gr_rpc_client_free(peer);
+    return res;
+}
+
+/* ---- up ---- */
+static bool port_is_any(const char *portal)
+{
+    size_t n = strlen(portal);
+    return n >= 2 && strcmp(portal + n - 2, ":0") == 0;
+}
+
+/* A daemon that runs with other addresses is not what was asked for. */
+static int check_same(struct site *s, json_t *status, const char *option, struct gr_err *err)
+{
+    const char *wanted = gr_cmd_opt(s->c, option);
+    const char *is = json_string_value(json_object_get(status, option));
+    if (!wanted || port_is_any(wanted) || (is && strcmp(wanted, is) == 0))
+        return 0;
+    return gr_fail(err, -EBUSY, "granary-storaged is up already, but with --%s %s: run 'granary down' first", option, is && is[0] ? is : "(none)");
+}
+
+static int start(struct site *s, const char *program, const char *const *more, bool needed, struct gr_err *err)
+{
+    const char *argv[16] = {0};
+    size_t n = 1;
+    gr_auto_free char *path = gr_program_path(program);
+    gr_auto_free char *name = gr_asprintf("log/%s.log", strncmp(program, "granary-", 8) == 0 ? program + 8 : program);
+    gr_auto_free char *log = name ? gr_home_path(s->home, name) : NULL;
+    if (!path)
+        return needed ? gr_fail(err, -ENOENT, "the program %s is not beside granary", program) : 0;
+    if (!log)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    argv[0] = path;
+    for (size_t i = 0; more && more[i] && n < GR_ARRAY_LEN(argv) - 1; i++)
+        argv[n++] = more[i];
+    return gr_daemon_start(argv, log, START_MS, err);
+}
+
+static int start_storaged(struct site *s, struct gr_err *err)
+{
+    static const char *const valued[] = {"portal", "multipath-portal", "mover"};
+    static const char *const flags[] = {"--portal", "--multipath-portal", "--mover"};
+    const char *args[10] = {0};
+    size_t n = 0;
+    for (size_t i = 0; i < GR_ARRAY_LEN(valued); i++) {
+        if (!gr_cmd_opt(s->c, valued[i]))
+            continue;
+        args[n++] = flags[i];
+        args[n++] = gr_cmd_opt(s->c, valued[i]);
+    }
+    if (gr_cmd_flag(s->c, "insecure"))
+        args[n++] = "--insecure";
+    return start(s, "granary-storaged", args, true, err);
+}
+
+static int bring_up(struct site *s, bool *ret_already, struct gr_err *err)
+{
+    int r = site_lock(s, err);
+    if (r < 0)
+        return r;
+    json_t *status = ask(s, s->storaged, "daemon.status");
+    bool already = status != NULL;
+    if (already) {
+        r = check_same(s, status, "portal", err);
+        r = r < 0 ? r : check_same(s, status, "multipath-portal", err);
+        r = r < 0 ? r : check_same(s, status, "mover", err);
+        json_decref(status);
+    } else {
+        r = start_storaged(s, err);
+    }
+    if (r < 0)
+        return r;
+    if (gr_daemon_pid(s->hostd) == 0) {
+        r = start(s, "granary-hostd", NULL, false, err);
+        if (r < 0)
+            return gr_prefix(err, -GR_EPARTIAL, "storage is up, but virtual machines cannot run");
+    }
+    *ret_already = already;
+    return 0;
+}
+
+static int cmd_up(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct site s;
+    bool already = false;
+    int r = site_open(&s, c, err);
+    if (r == 0)
+        r = bring_up(&s, &already, err);
+    if (r < 0) {
+        site_done(&s);
+        return r;
+    }
+    json_t *st = ask(&s, s.storaged, "daemon.status");
+    json_t *o = json_pack("{s:s,s:b,s:O?,s:O?,s:O?,s:i,s:i}", "home", gr_home_dir(s.home), "already-up", already, "portal",
+                          json_object_get(st, "portal"), "multipath-portal", json_object_get(st, "multipath-portal"), "mover",
+                          json_object_get(st, "mover"), "storaged-pid", (int)gr_daemon_pid(s.storaged), "hostd-pid",
+                          (int)gr_daemon_pid(s.hostd));
+    const char *portal = json_string_value(json_object_get(st, "portal")), *mover = json_string_value(json_object_get(st, "mover"));
+    r = gr_cmd_done(c, o, "%s: iSCSI portal %s, mover %s", already ? "up already" : "up", portal ? portal : "?", mover ? mover : "?");
+    json_decref(st);
+    json_decref(o);
+    site_done(&s);
+    return r;
+}
+
+/* ---- down ---- */
+static int cmd_down(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct site s;
+    int stopped = 0;
+    int r = site_open(&s, c, err);
+    if (r == 0)
+        r = site_lock(&s, err);
+    if (r == 0)
+        r = gr_daemon_stop(s.hostd, "granary-hostd", STOP_MS, err);
+    stopped += r == 0;
+    if (r >= 0)
+        r = gr_daemon_stop(s.storaged, "granary-storaged", STOP_MS, err);
+    stopped += r == 0;
+    site_done(&s);
+    if (r < 0)
+        return r;
+    return gr_cmd_done(c, NULL, stopped ? "down" : "nothing was up");
+}
+
+/* ---- status ---- */
+static const struct gr_col status_cols[] = {
+    {"home", "Home", GR_COL_TEXT},         {"up", "Up", GR_COL_BOOL},          {"portal", "iSCSI portal", GR_COL_TEXT},
+    {"mover", "Mover", GR_COL_TEXT},       {"sessions", "Sessions", GR_COL_NUMBER}, {"engine", "VM engine", GR_COL_TEXT},
+    {"engine-reason", "because", GR_COL_TEXT}, {NULL},
+};
+static const struct gr_col datastore_cols[] = {
+    {"name", "DATASTORE", GR_COL_TEXT}, {"state", "STATE", GR_COL_TEXT}, {"size", "SIZE", GR_COL_SIZE},
+    {"free", "FREE", GR_COL_SIZE},      {"error", "ERROR", GR_COL_TEXT}, {NULL},
+};
+static const struct gr_col vm_cols[] = {
+    {"vm", "VM", GR_COL_TEXT}, {"state", "STATE", GR_COL_TEXT}, {"engine", "ENGINE", GR_COL_TEXT}, {NULL},
+};
+
+/* Without a daemon nothing is joined just to be shown: what is registered is told. */
+static json_t *registered(struct site *s, struct gr_err *err)
+{
+    json_t *doc = NULL, *rows = json_array(), *row;
+    size_t i;
+    if (gr_home_load(s->home, "conf/datastores.json", &doc, err) < 0) {
+        json_decref(rows);
+        return NULL;
+    }
+    json_array_foreach(json_object_get(doc, "datastores"), i, row)
+        json_array_append_new(rows, json_pack("{s:O?,s:s,s:O?}", "name", json_object_get(row, "name"), "state", "registered", "devices",
+                                              json_object_get(row, "devices")));
+    json_decref(doc);
+    return rows;
+}
+
+static int status_object(struct site *s, json_t **ret, struct gr_err *err)
+{
+    json_t *st = ask(s, s->storaged, "daemon.status");
+    json_t *ds = st ? ask(s, s->storaged, "datastore.list") : registered(s, err);
+    json_t *hd = ask(s, s->hostd, "daemon.status");
+    json_t *probe = ask(s, s->hostd, "hv.probe");
+    json_t *vms = ask(s, s->hostd, "vm.list");
+    if (!ds) {
+        json_decref(st);
+        return err->code ? err->code : gr_fail(err, -EIO, "the datastores cannot be listed");
+    }
+    *ret = json_pack("{s:s,s:b,s:O?,s:O?,s:O?,s:O?,s:O?,s:O?,s:o?,s:o?,s:o?,s:o?}", "home", gr_home_dir(s->home), "up", st != NULL, "portal",
+                     json_object_get(st, "portal"), "multipath-portal", json_object_get(st, "multipath-portal"), "mover",
+                     json_object_get(st, "mover"), "sessions", json_object_get(st, "sessions"), "engine", json_object_get(probe, "engine"),
+                     "engine-reason", json_object_get(probe, "reason"), "storaged", st, "hostd", hd, "datastores", ds, "vms", vms);
+    json_decref(probe);
+    return *ret ? 0 : gr_fail(err, -ENOMEM, "out of memory");
+}
+
+static int cmd_status(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct site s;
+    json_t *o = NULL;
+    int r = site_open(&s, c, err);
+    if (r == 0)
+        r = status_object(&s, &o, err);
+    if (r == 0)
+        r = gr_cmd_object(c, status_cols, o);
+    if (r == 0 && !gr_cmd_json(c) && json_array_size(json_object_get(o, "datastores")) > 0)
+        r = gr_cmd_rows(c, datastore_cols, json_object_get(o, "datastores"));
+    if (r == 0 && !gr_cmd_json(c) && json_array_size(json_object_get(o, "vms")) > 0)
+        r = gr_cmd_rows(c, vm_cols, json_object_get(o, "vms"));
+    json_decref(o);
+    site_done(&s);
+    return r;
+}
+
+static const struct gr_opt up_opts[] = {
+    {"portal", "HOST:PORT", "iSCSI portal (default 127.0.0.1:3260; port 0: any free one)"},
+    {"multipath-portal", "HOST:PORT", "a second portal that never redirects, for dm-multipath"},
+    {"mover", "HOST:PORT", "NBD data mover (default 127.0.0.1:10809, or any free port)"},
+    {"insecure", NULL, "allow addresses beyond loopback without access control, and the mover without TLS"},
+    {NULL},
+};
+
+const struct gr_cmd snap_up_commands[] = {
+    {NULL, "up", "", 0, 0, "start the daemons of this host; returns when every LUN answers", up_opts, cmd_up},
+    {NULL, "down", "", 0, 0, "end the daemons in order; returns when they are gone", NULL, cmd_down},
+    {NULL, "status", "", 0, 0, "show daemons, datastores, portals and virtual machines", NULL, cmd_status},
+    {NULL},
+};

@@ -4,14 +4,12 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <cmocka.h>
+#include "tests/lib/test.h"
 
 struct ctx {
     struct gr_loop *loop;
@@ -324,6 +322,138 @@ static void test_watch_close(void **state)
     close(sv[1]);
 }
 
+/* Watches added, changed, deleted, their descriptors closed and made anew, at random, from callbacks. No call comes for a
+ * deleted one; in the end everything that is ready is told. */
+enum { PAIRS = 16 };
+struct churn {
+    struct gr_loop *loop;
+    struct peer {
+        struct churn *all;
+        struct gr_watch w;
+        bool on;
+        int told;
+    } p[2 * PAIRS];
+    unsigned seed;
+    bool quiet;
+};
+
+static void peer_ready(void *arg, int events);
+
+static void peer_on(struct peer *p, int fd, int events)
+{
+    p->w = (struct gr_watch){.fn = peer_ready, .arg = p, .fd = fd, .events = events};
+    p->on = true;
+    assert_int_equal(gr_watch_add(p->all->loop, &p->w), 0);
+}
+
+static void peer_off(struct peer *p)
+{
+    if (p->on)
+        gr_watch_del(p->all->loop, &p->w);
+    p->on = false;
+}
+
+static void pair_open(struct churn *ch, int i)
+{
+    int sv[2];
+
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, sv), 0);
+    peer_on(&ch->p[2 * i], sv[0], POLLIN);
+    peer_on(&ch->p[2 * i + 1], sv[1], POLLIN | POLLOUT);
+}
+
+static void pair_close(struct churn *ch, int i)
+{
+    for (int k = 2 * i; k <= 2 * i + 1; k++) {
+        peer_off(&ch->p[k]);
+        close(ch->p[k].w.fd);
+    }
+}
+
+static void churn_some(struct churn *ch)
+{
+    struct peer *o;
+    char b[16] = "x";
+
+    for (int n = 2; n; n--) {
+        unsigned who = (unsigned)rand_r(&ch->seed) % (2 * PAIRS);
+        o = &ch->p[who];
+        ssize_t got = 0;
+        switch (rand_r(&ch->seed) % 7) {
+        case 0:
+            got = read(o->w.fd, b, sizeof(b));
+            break;
+        case 1:
+            got = write(o->w.fd, b, 1);
+            break;
+        case 2:
+            if (o->on)
+                gr_watch_set(ch->loop, &o->w, rand_r(&ch->seed) % 4 ? POLLIN : 0);
+            break;
+        case 3:
+            if (o->on)
+                gr_watch_set(ch->loop, &o->w, POLLIN | POLLOUT);
+            break;
+        case 4:
+            peer_off(o);
+            break;
+        case 5:
+            if (!o->on)
+                peer_on(o, o->w.fd, POLLIN | POLLOUT);
+            break;
+        case 6:
+            pair_close(ch, (int)who / 2);
+            pair_open(ch, (int)who / 2);
+            break;
+        }
+        (void)got;
+    }
+}
+
+static void peer_ready(void *arg, int events)
+{
+    struct peer *p = arg;
+    struct churn *ch = p->all;
+
+    assert_true(p->on);
+    assert_true(events & (p->w.events | POLLHUP | POLLERR));
+    p->told++;
+    if (!ch->quiet)
+        churn_some(ch);
+}
+
+static void test_watch_churn(void **state)
+{
+    struct ctx *c = *state;
+    struct churn *ch = calloc(1, sizeof(*ch));
+
+    ch->loop = c->loop;
+    ch->seed = (unsigned)test_seed();
+    for (int i = 0; i < 2 * PAIRS; i++)
+        ch->p[i].all = ch;
+    for (int i = 0; i < PAIRS; i++)
+        pair_open(ch, i);
+    for (int i = (int)test_cases(2000); i; i--) {
+        gr_loop_turn(c->loop, 1);
+        churn_some(ch);
+    }
+    ch->quiet = true;
+    for (int i = 0; i < 2 * PAIRS; i++) {
+        peer_off(&ch->p[i]);
+        peer_on(&ch->p[i], ch->p[i].w.fd, i % 2 ? POLLOUT : 0);
+        if (!(i % 2))
+            gr_watch_set(c->loop, &ch->p[i].w, POLLOUT);
+        ch->p[i].told = 0;
+    }
+    for (int i = 0; i < 5; i++)
+        gr_loop_turn(c->loop, 10);
+    for (int i = 0; i < 2 * PAIRS; i++)
+        assert_in_range(ch->p[i].told, 1, 5);
+    for (int i = 0; i < PAIRS; i++)
+        pair_close(ch, i);
+    free(ch);
+}
+
 /* ---- file I/O ---- */
 static void io_done(struct gr_fio *fio)
 {
@@ -524,7 +654,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         BOTH(test_defer), BOTH(test_timers), BOTH(test_timer_heap), BOTH(test_timer_rearm), BOTH(test_watch_level),
-        BOTH(test_watch_grow), BOTH(test_watch_delete_inside), BOTH(test_watch_twice), BOTH(test_watch_close), BOTH(test_file_io),
+        BOTH(test_watch_grow), BOTH(test_watch_delete_inside), BOTH(test_watch_twice), BOTH(test_watch_close), BOTH(test_watch_churn), BOTH(test_file_io),
         BOTH(test_post), BOTH(test_stop), BOTH(test_work), BOTH(test_other_thread), BOTH(test_signal_child), BOTH(test_idle),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -35,12 +35,12 @@ compare_command() { # PAGE VERB WHAT HELP-TEXT-COMMAND...
 [ -x "$BUILD/bin/granary" ] || skip "granary is not built"
 granary --help --json > "$T/table"
 jq -e 'length > 0 and all(.[]; (.verb | length) > 0 and (.help | length) > 0)' "$T/table" > "$T/out" || fail "granary --help --json is no table of commands"
-granary --help > "$T/help"
+granary --help > "$T/all"
 while IFS=$'\t' read -r noun verb; do
     [ "$noun" = - ] && noun=''
     what="granary${noun:+ $noun} $verb"
     page=$TOP/docs/man/granary${noun:+-$noun}.8
-    grep -q -- "^  ${noun:+$noun }$verb " "$T/help" || complain "granary --help does not list $what"
+    grep -q -- "^  ${noun:+$noun }$verb " "$T/all" || complain "granary --help does not list $what"
     [ -e "$page" ] || { complain "docs/man/granary${noun:+-$noun}.8 is missing ($what)"; continue; }
     verbs_in "$page" | grep -qx -- "$verb" || { complain "$page: no \".Ss $verb\" in COMMANDS for \`$what\`"; continue; }
     # shellcheck disable=SC2086
@@ -65,6 +65,7 @@ for page in "$TOP"/docs/man/*.8; do
 done
 
 for program in "$BUILD"/bin/granary-*; do
+    [ -e "$program" ] || continue
     name=$(basename "$program")
     page=$TOP/docs/man/$name.8
     [ -e "$page" ] || { complain "docs/man/$name.8 is missing"; continue; }

@@ -3,7 +3,7 @@
 #include "common/fiber_ctx.h"
 #include <stdint.h>
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(GR_FIBER_UCONTEXT)
 void gr_fctx_swap(void **save_sp, void *load_sp);
 void gr_fctx_begin(void);
 __asm__(".text\n"

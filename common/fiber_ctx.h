@@ -2,12 +2,12 @@
 #ifndef GR_FIBER_CTX_H
 #define GR_FIBER_CTX_H
 #include <stddef.h>
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) || defined(GR_FIBER_UCONTEXT)
 #include <ucontext.h>
 #endif
 
 struct gr_fctx {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(GR_FIBER_UCONTEXT)
     void *sp;
 #else
     ucontext_t uc;

@@ -1,4 +1,4 @@
-/* 4 KiB random reads at depth 32: gr_bdev_file beside the bare system interface on the same file, on a disk with O_DIRECT
+/* 4 KiB random reads and overwrites at depth 32: gr_bdev_file beside the bare system interface on the same file, on a disk with O_DIRECT
  * (peer: liburing by hand) and on tmpfs (peer: pread in a loop).   loop [SECONDS] [DISK-DIRECTORY] */
 #include "common/bdev.h"
 #include "common/cleanup.h"
@@ -37,25 +37,26 @@ static void report(const char *what, uint64_t n, double t0, double c0)
 {
     double t = now_s() - t0, c = cpu_s() - c0;
 
-    printf("%-34s %9.0f IOPS   %5.2f us CPU per I/O\n", what, (double)n / t, c * 1e6 / (double)n);
+    printf("%-40s %9.0f IOPS   %5.2f us CPU per I/O\n", what, (double)n / t, c * 1e6 / (double)n);
 }
 
-static int raw_uring(const char *path, double seconds, uint8_t *buf)
+static int raw_uring(const char *path, bool write, double seconds, uint8_t *buf)
 {
-    gr_auto_close int fd = open(path, O_RDONLY | O_DIRECT | O_CLOEXEC);
+    gr_auto_close int fd = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
     struct io_uring ring;
     struct io_uring_params p = {.flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN};
     uint64_t seed = 1, n = 0;
+    int op = write ? IORING_OP_WRITE : IORING_OP_READ;
 
     if (fd < 0 || io_uring_queue_init_params(1024, &ring, &p) < 0)
         return -1;
     double c0 = cpu_s(), t0 = now_s();
     for (uint64_t i = 0; i < DEPTH; i++) {
         struct io_uring_sqe *sqe = io_uring_get_sqe(&ring);
-        io_uring_prep_read(sqe, fd, buf + i * IO, IO, rand_off(&seed));
+        io_uring_prep_rw(op, sqe, fd, buf + i * IO, IO, rand_off(&seed));
         io_uring_sqe_set_data64(sqe, i);
     }
-    while ((n & 255) || now_s() - t0 < seconds) {
+    while (now_s() - t0 < seconds) {
         struct io_uring_cqe *cqe;
         unsigned head, got = 0;
         io_uring_submit_and_wait(&ring, 1);
@@ -64,16 +65,14 @@ static int raw_uring(const char *path, double seconds, uint8_t *buf)
             if (cqe->res != IO)
                 return -1;
             struct io_uring_sqe *sqe = io_uring_get_sqe(&ring);
-            io_uring_prep_read(sqe, fd, buf + i * IO, IO, rand_off(&seed));
+            io_uring_prep_rw(op, sqe, fd, buf + i * IO, IO, rand_off(&seed));
             io_uring_sqe_set_data64(sqe, i);
             got++;
         }
         io_uring_cq_advance(&ring, got);
         n += got;
-        if (now_s() - t0 >= seconds)
-            break;
     }
-    report("O_DIRECT, liburing by hand", n, t0, c0);
+    report(write ? "O_DIRECT write, liburing by hand" : "O_DIRECT read, liburing by hand", n, t0, c0);
     io_uring_queue_exit(&ring);
     return 0;
 }
@@ -87,7 +86,7 @@ static int raw_pread(const char *path, double seconds, uint8_t *buf)
     for (; (n & 255) || now_s() - t0 < seconds; n++)
         if (pread(fd, buf, IO, (off_t)rand_off(&seed)) != IO)
             return -1;
-    report("tmpfs, pread in a loop", n, t0, c0);
+    report("tmpfs read, pread in a loop", n, t0, c0);
     return 0;
 }
 
@@ -118,7 +117,7 @@ static void time_up(void *arg)
     ((struct bench *)arg)->stop = true;
 }
 
-static int through_bdev(const char *what, const char *path, double seconds, uint8_t *buf)
+static int through_bdev(const char *what, const char *path, bool write, double seconds, uint8_t *buf)
 {
     struct gr_loop *loop = NULL;
     struct gr_bdev *bdev = NULL;
@@ -130,7 +129,7 @@ static int through_bdev(const char *what, const char *path, double seconds, uint
     char label[80];
 
     if (gr_loop_new(NULL, &loop, &err) < 0 ||
-        gr_bdev_file_open(loop, path, &(struct gr_file_opts){.direct = true, .read_only = true}, &bdev, &err) < 0 ||
+        gr_bdev_file_open(loop, path, &(struct gr_file_opts){.direct = true}, &bdev, &err) < 0 ||
         gr_chan_open(bdev, loop, &b.ch) < 0) {
         fprintf(stderr, "%s\n", err.text);
         return -1;
@@ -140,7 +139,7 @@ static int through_bdev(const char *what, const char *path, double seconds, uint
     b.running = DEPTH;
     for (int i = 0; i < DEPTH; i++) {
         iov[i] = (struct iovec){buf + (size_t)i * IO, IO};
-        bio[i] = (struct gr_bio){.op = GR_OP_READ, .len = IO, .iov = &iov[i], .iovcnt = 1, .done = next, .arg = &b, .off = rand_off(&b.seed)};
+        bio[i] = (struct gr_bio){.op = write ? GR_OP_WRITE : GR_OP_READ, .len = IO, .iov = &iov[i], .iovcnt = 1, .done = next, .arg = &b, .off = rand_off(&b.seed)};
         gr_submit(b.ch, &bio[i]);
     }
     while (b.running)
@@ -179,14 +178,14 @@ int main(int argc, char **argv)
     snprintf(shm, sizeof(shm), "/dev/shm/granary-bench-%d", (int)getpid());
     int r = buf && make_file(disk) == 0 && make_file(shm) == 0 ? 0 : -1;
     for (int round = 0; r == 0 && round < 2; round++) {
-        r = raw_uring(disk, seconds, buf);
+        r = raw_uring(disk, round, seconds, buf);
         if (r == 0)
-            r = through_bdev("O_DIRECT", disk, seconds, buf);
+            r = through_bdev(round ? "O_DIRECT write" : "O_DIRECT read", disk, round, seconds, buf);
     }
     if (r == 0)
         r = raw_pread(shm, seconds, buf);
     if (r == 0)
-        r = through_bdev("tmpfs", shm, seconds, buf);
+        r = through_bdev("tmpfs read", shm, false, seconds, buf);
     unlink(disk);
     unlink(shm);
     if (r < 0)

@@ -3,6 +3,7 @@
 #include "common/cleanup.h"
 #include "common/fiber.h"
 #include <fcntl.h>
+#include <pthread.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -409,11 +410,71 @@ static void test_compare_write_races(void **state)
     gr_bdev_put(b);
 }
 
+/* One bdev from the loops of two threads, each by its channel: halves of their own, and one counter together. */
+struct half {
+    struct ctx *c;
+    struct gr_loop *loop;
+    struct gr_chan *ch;
+    uint64_t base;
+    unsigned seed;
+    int result;
+};
+
+static int run_half(void *arg)
+{
+    struct half *h = arg;
+    int round = 0;
+    uint64_t w[512], r[512];
+
+    for (; round < 40; round++) {
+        uint64_t off = h->base + 4096 * (uint64_t)(rand_r(&h->seed) % 100);
+        for (int i = 0; i < 512; i++)
+            w[i] = h->base + (uint64_t)(round * i);
+        OK(gr_pwrite(h->ch, w, sizeof(w), off, 0));
+        OK(gr_pread(h->ch, r, sizeof(r), off));
+        MUST(!memcmp(w, r, sizeof(w)));
+        if (round % 10 == 0)
+            OK(gr_flush(h->ch));
+    }
+    return 0;
+}
+
+static void *half_main(void *arg)
+{
+    struct half *h = arg;
+
+    h->result = gr_fiber_run(h->loop, run_half, h);
+    if (h->result == 0)
+        h->result = count_in(h->loop, h->ch, h->ch);
+    return NULL;
+}
+
+static void test_two_loops(void **state)
+{
+    struct ctx *c = *state;
+    struct half h[2];
+    pthread_t t[2];
+
+    for (int i = 0; i < 2; i++) {
+        h[i] = (struct half){.c = c, .base = (uint64_t)(i + 1) << 19, .seed = c->seed + (unsigned)i, .result = -1};
+        assert_int_equal(gr_loop_new(&(struct gr_loop_opts){.engine = gr_loop_engine(c->loop)}, &h[i].loop, NULL), 0);
+        assert_int_equal(gr_chan_open(c->bdev, h[i].loop, &h[i].ch), 0);
+        assert_int_equal(pthread_create(&t[i], NULL, half_main, &h[i]), 0);
+    }
+    for (int i = 0; i < 2; i++) {
+        pthread_join(t[i], NULL);
+        assert_int_equal(h[i].result, 0);
+        gr_chan_close(h[i].ch);
+        gr_loop_free(h[i].loop);
+    }
+    assert_int_equal(gr_fiber_run(c->loop, read_counter, c), 120);
+}
+
 #define ON(f, kind, engine) {#f ": " #kind ", " #engine, f, setup, teardown, &(struct setup){KIND_##kind, GR_ENGINE_##engine}}
 #define ALL(f) ON(f, MEM, AUTO), ON(f, MEM, SYNC), ON(f, DIRECT, AUTO), ON(f, DIRECT, SYNC), ON(f, BUFFERED, AUTO), ON(f, BUFFERED, SYNC), ON(f, TMPFS, AUTO)
 int main(void)
 {
-    const struct CMUnitTest tests[] = {ALL(test_random), ALL(test_refused), ALL(test_chains), ALL(test_named_locks), ALL(test_compare_write_races)};
+    const struct CMUnitTest tests[] = {ALL(test_random), ALL(test_refused), ALL(test_chains), ALL(test_named_locks), ALL(test_compare_write_races), ALL(test_two_loops)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,685 @@
+/* The parent's side of the login process: starts it, answers its questions, takes over logged-in sockets. Everything it says
+ * is checked: it talks to strangers. What decides (names, CHAP, addresses) is decided here, from our own knowledge. */
+#include "common/buf.h"
+#include "common/cleanup.h"
+#include "common/seam.h"
+#include "iscsi-target/chap.h"
+#include "iscsi-target/target_int.h"
+#include "iscsi-target/login_ipc.h"
+#include <netinet/in.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#define RESTART_NS (200ull * 1000000)
+#define PING_NS (5ull * 1000000000)
+#define CHALLENGE_LEN 32u
+
+struct slot {
+    bool used, discovery, busy, approved, need_chap, authenticated, challenged;
+    uint32_t gen, portal;
+    bool open;
+    char initiator[TGT_NAME_MAX + 1], target[TGT_NAME_MAX + 1], address[64], local[64];
+    char disk[1024];
+    struct tgt_lu *lu; /* a user is held from the approval on */
+    unsigned alg;
+    uint8_t id, challenge[CHALLENGE_LEN];
+    struct gr_buf listing;
+    bool listed;
+};
+struct tgt_login_parent {
+    struct tgt_server *s;
+    int sock, pid;
+    uint32_t spawn; /* counts the processes started */
+    bool stopping, ponged;
+    struct gr_watch watch;
+    struct gr_timer restart, ping;
+    struct tgt_msg in, out;
+    struct slot slots[TGT_SLOTS_MAX];
+};
+/* A question being answered in a fiber. */
+struct job {
+    struct tgt_server *s;
+    uint32_t slot, gen, spawn;
+    int fd;
+    struct tgt_msg msg;
+};
+
+static void slot_clear(struct slot *sl)
+{
+    if (sl->lu)
+        tgt_lu_user_put(sl->lu);
+    gr_buf_done(&sl->listing);
+    memset(sl, 0, sizeof *sl);
+}
+
+static void answer(struct tgt_login_parent *p, uint32_t slot, uint32_t gen, enum tgt_msg_type type)
+{
+    p->out.slot = slot;
+    p->out.gen = gen;
+    if (p->sock >= 0)
+        tgt_msg_send(p->sock, &p->out, type, -1, MSG_DONTWAIT); /* a full queue: that login times out */
+}
+
+/* ---- the process ---- */
+
+static void lose(struct tgt_login_parent *p, const char *why);
+
+static void config(struct tgt_login_parent *p)
+{
+    const struct tgt_server_opts *o = &p->s->opts;
+    p->out.u.config.max_half_open = o->max_half_open ? GR_MIN(o->max_half_open, TGT_SLOTS_MAX) : TGT_SLOTS_MAX;
+    p->out.u.config.per_address = o->max_half_open_per_address ? o->max_half_open_per_address : 64;
+    p->out.u.config.timeout_ms = o->login_timeout_ms ? o->login_timeout_ms : 15000;
+    answer(p, 0, 0, TGT_MSG_CONFIG);
+}
+
+int tgt_login_listen(struct tgt_server *s, unsigned portal)
+{
+    struct tgt_login_parent *p = s->login;
+    p->out.u.listen.portal = portal;
+    if (p->sock < 0)
+        return 0; /* it is told when it has started again */
+    return tgt_msg_send(p->sock, &p->out, TGT_MSG_LISTEN, s->portals[portal].fd, MSG_DONTWAIT);
+}
+
+static void ended(void *arg, int pid, int status)
+{
+    struct tgt_login_parent *p = arg;
+    if (p->pid != pid)
+        return;
+    p->pid = -1;
+    if (!p->stopping)
+        tgt_note(p->s, 4, "the login process ended (%s %d), starting another", WIFSIGNALED(status) ? "signal" : "status",
+                 WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+    lose(p, NULL);
+    gr_fqueue_wake_all(&p->s->changed);
+}
+
+static void from_child(void *arg, int events);
+
+static int spawn_child(struct tgt_login_parent *p, int theirs, struct gr_err *err)
+{
+    char name[] = "granary-login", flag[] = "--granary-login-process";
+    char *argv[] = {name, flag, NULL}, *env[] = {NULL};
+    const char *exe = p->s->opts.login_exe ? p->s->opts.login_exe : "/proc/self/exe";
+    posix_spawn_file_actions_t fa;
+    posix_spawnattr_t at;
+    sigset_t none;
+    sigemptyset(&none);
+    posix_spawn_file_actions_init(&fa);
+    posix_spawnattr_init(&at);
+    posix_spawn_file_actions_addopen(&fa, 0, "/dev/null", O_RDWR, 0);
+    posix_spawn_file_actions_adddup2(&fa, 0, 1);
+    posix_spawn_file_actions_adddup2(&fa, theirs, TGT_IPC_FD);
+    posix_spawnattr_setsigmask(&at, &none);
+    posix_spawnattr_setflags(&at, POSIX_SPAWN_SETSIGMASK);
+    int r = posix_spawn(&p->pid, exe, &fa, &at, argv, env);
+    posix_spawn_file_actions_destroy(&fa);
+    posix_spawnattr_destroy(&at);
+    return r ? gr_fail(err, -r, "login process: cannot start %s: %s", exe, strerror(r)) : 0;
+}
+
+static int start(struct tgt_login_parent *p, struct gr_err *err)
+{
+    int pair[2], room = 8 << 20;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+        return gr_fail(err, -errno, "login process: no socket pair: %s", strerror(errno));
+    if (setsockopt(pair[0], SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) < 0)
+        setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+    int r = spawn_child(p, pair[1], err);
+    close(pair[1]);
+    if (r < 0) {
+        close(pair[0]);
+        return r;
+    }
+    p->sock = pair[0];
+    p->spawn++;
+    p->ponged = true;
+    p->watch = (struct gr_watch){.fn = from_child, .arg = p, .fd = p->sock, .events = POLLIN};
+    r = gr_watch_add(p->s->loop, &p->watch);
+    if (!r)
+        r = gr_loop_child(p->s->loop, p->pid, ended, p);
+    if (r < 0)
+        return gr_fail(err, r, "login process: cannot be watched: %s", gr_code_text(r));
+    config(p);
+    for (unsigned i = 0; i < p->s->n_portals; i++)
+        tgt_login_listen(p->s, i);
+    return 0;
+}
+
+static void restart(void *arg)
+{
+    struct tgt_login_parent *p = arg;
+    struct gr_err err = {0};
+    if (p->stopping || p->sock >= 0)
+        return;
+    if (p->pid > 0 || start(p, &err) < 0) { /* the old one is not reaped yet, or no resources: later */
+        if (err.code)
+            tgt_note(p->s, 3, "%s", err.text);
+        gr_timer_arm(p->s->loop, &p->restart, RESTART_NS);
+    }
+}
+
+/* Give this process up: @why is logged. All logins under way are lost with it. */
+static void lose(struct tgt_login_parent *p, const char *why)
+{
+    if (why)
+        tgt_note(p->s, 4, "login process: %s; it is replaced", why);
+    if (p->sock >= 0) {
+        gr_watch_del(p->s->loop, &p->watch);
+        close(p->sock);
+        p->sock = -1;
+    }
+    if (p->pid > 0)
+        kill(p->pid, SIGKILL);
+    for (unsigned i = 0; i < TGT_SLOTS_MAX; i++)
+        slot_clear(&p->slots[i]);
+    if (!p->stopping)
+        gr_timer_arm(p->s->loop, &p->restart, RESTART_NS);
+}
+
+static void ping(void *arg)
+{
+    struct tgt_login_parent *p = arg;
+    if (p->sock >= 0 && !p->ponged) {
+        lose(p, "it does not answer");
+    } else if (p->sock >= 0) {
+        p->ponged = false;
+        answer(p, 0, 0, TGT_MSG_PING);
+    }
+    gr_timer_arm(p->s->loop, &p->ping, PING_NS);
+}
+
+int tgt_login_start(struct tgt_server *s, struct gr_err *err)
+{
+    struct tgt_login_parent *p = gr_zalloc(sizeof *p);
+    if (!p)
+        return gr_fail(err, -ENOMEM, "login process: out of memory");
+    s->login = p;
+    p->s = s;
+    p->sock = p->pid = -1;
+    p->restart = (struct gr_timer){.fn = restart, .arg = p};
+    p->ping = (struct gr_timer){.fn = ping, .arg = p};
+    gr_timer_arm(s->loop, &p->ping, PING_NS);
+    return start(p, err);
+}
+
+void tgt_login_stop(struct tgt_server *s)
+{
+    struct tgt_login_parent *p = s->login;
+    if (!p || p->stopping)
+        return;
+    p->stopping = true;
+    gr_timer_cancel(s->loop, &p->restart);
+    gr_timer_cancel(s->loop, &p->ping);
+    lose(p, NULL);
+}
+
+void tgt_login_free(struct tgt_server *s)
+{
+    struct tgt_login_parent *p = s->login;
+    if (!p)
+        return;
+    tgt_login_stop(s);
+    while (p->pid > 0) /* reaped by the loop */
+        gr_fqueue_wait(&s->changed);
+    free(p);
+    s->login = NULL;
+}
+
+/* ---- jobs in fibers ---- */
+
+static struct slot *slot_of(const struct job *j)
+{
+    struct tgt_login_parent *p = j->s->login;
+    struct slot *sl = p ? &p->slots[j->slot] : NULL;
+    return sl && p->spawn == j->spawn && sl->used && sl->gen == j->gen ? sl : NULL;
+}
+
+static void job_end(struct job *j)
+{
+    struct tgt_server *s = j->s;
+    struct slot *sl = slot_of(j);
+    if (sl)
+        sl->busy = false;
+    if (j->fd >= 0)
+        close(j->fd);
+    s->busy_fibers--;
+    free(j);
+    gr_fqueue_wake_all(&s->changed);
+}
+
+static int job_start(struct tgt_login_parent *p, uint32_t slot, void (*fn)(void *), int fd)
+{
+    struct job *j = gr_zalloc(sizeof *j);
+    if (!j) {
+        if (fd >= 0)
+            close(fd);
+        return -ENOMEM;
+    }
+    *j = (struct job){.s = p->s, .slot = slot, .gen = p->slots[slot].gen, .spawn = p->spawn, .fd = fd, .msg = p->in};
+    p->s->busy_fibers++;
+    p->slots[slot].busy = true;
+    if (gr_fiber_start(p->s->loop, fn, j) < 0)
+        job_end(j);
+    return 0;
+}
+
+/* The disk behind a target name; hashed names are looked for in the listing. */
+struct seek {
+    const char *target;
+    char disk[1024];
+    bool found;
+};
+
+static int seek_each(void *arg, const char *disk)
+{
+    struct seek *k = arg;
+    char name[TGT_NAME_MAX + 1];
+    if (tgt_name_of(disk, name) < 0 || strcmp(name, k->target) != 0 || strlen(disk) >= sizeof k->disk)
+        return 0;
+    memcpy(k->disk, disk, strlen(disk) + 1);
+    k->found = true;
+    return -ECANCELED;
+}
+
+static int disk_of_target(struct tgt_server *s, const char *target, char ret[1024])
+{
+    int r = tgt_disk_of(target, ret, 1024);
+    if (r != -GR_ERANGE)
+        return r;
+    struct seek k = {.target = target};
+    s->dir.list(s->dir.arg, seek_each, &k, NULL);
+    if (k.found)
+        memcpy(ret, k.disk, sizeof k.disk);
+    return k.found ? 0 : -ENOENT;
+}
+
+static unsigned login_status(int r)
+{
+    switch (r) {
+    case -EREMCHG:
+        return TGT_LOGIN_MOVED;
+    case -ENOENT:
+    case -EINVAL:
+        return TGT_LOGIN_NOT_FOUND;
+    case -GR_ELOCKED:
+    case -EBUSY:
+    case -EAGAIN:
+        return TGT_LOGIN_UNAVAILABLE;
+    case -GR_EFENCED:
+    case -GR_EAUTH:
+        return TGT_LOGIN_FORBIDDEN;
+    case -ENOMEM:
+        return TGT_LOGIN_RESOURCES;
+    default:
+        return TGT_LOGIN_TARGET;
+    }
+}
+
+static void send_asked(struct tgt_login_parent *p, const struct job *j, unsigned status, bool need_chap, const char *alias, const char *address)
+{
+    struct tgt_msg *m = &p->out;
+    memset(&m->u.asked, 0, sizeof m->u.asked);
+    m->u.asked.status = status;
+    m->u.asked.need_chap = need_chap;
+    snprintf(m->u.asked.alias, sizeof m->u.asked.alias, "%s", alias);
+    snprintf(m->u.asked.address, sizeof m->u.asked.address, "%s", address);
+    answer(p, j->slot, j->gen, TGT_MSG_ASKED);
+}
+
+/* May this initiator use that target, must it prove itself, is it served here? */
+static void ask_fiber(void *arg)
+{
+    struct job *j = arg;
+    struct tgt_server *s = j->s;
+    struct slot *sl = slot_of(j);
+    struct tgt_lu *lu = NULL;
+    struct tgt_chap_secrets secrets;
+    struct gr_err err = {0};
+    char disk[1024] = "", redirect[300] = "", initiator[TGT_NAME_MAX + 1];
+    if (!sl) {
+        job_end(j);
+        return;
+    }
+    memcpy(initiator, sl->initiator, sizeof initiator);
+    bool open = sl->open, multipath = s->portals[sl->portal].flags & TGT_PORTAL_MULTIPATH;
+    int r = disk_of_target(s, sl->target, disk);
+    if (!r && tgt_access_masked(s->access, disk))
+        r = gr_fail(&err, -ENOENT, "disk '%s' is masked", disk);
+    else if (!r && !tgt_access_admits(s->access, disk, initiator, open))
+        r = gr_fail(&err, -GR_EAUTH, "disk '%s': initiator %s is not in its access list", disk, initiator);
+    if (!r)
+        r = tgt_lu_acquire(s, disk, initiator, &lu, redirect, &err);
+    if (r == -EREMCHG && multipath)
+        r = -GR_ELOCKED;
+    sl = slot_of(j); /* the wait may have outlived it */
+    if (!sl || (r < 0 && r != -EREMCHG)) {
+        if (lu)
+            tgt_lu_user_put(lu);
+        if (sl) {
+            tgt_note(s, 5, "login of %s (%s) to '%s' refused: %s", initiator, sl->address, disk[0] ? disk : sl->target, gr_err_text(&err, r));
+            send_asked(s->login, j, login_status(r), false, "", "");
+        }
+        job_end(j);
+        return;
+    }
+    if (r == -EREMCHG) {
+        send_asked(s->login, j, TGT_LOGIN_MOVED, false, "", redirect);
+        job_end(j);
+        return;
+    }
+    sl->lu = lu;
+    memcpy(sl->disk, disk, sizeof disk);
+    sl->need_chap = tgt_access_chap(s->access, disk, &secrets);
+    sl->approved = true;
+    send_asked(s->login, j, TGT_LOGIN_OK, sl->need_chap, lu->disk, "");
+    job_end(j);
+}
+
+static bool is_loopback(const struct sockaddr_storage *ss)
+{
+    if (ss->ss_family == AF_INET)
+        return ntohl(((const struct sockaddr_in *)(const void *)ss)->sin_addr.s_addr) >> 24 == 127;
+    return ss->ss_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)(const void *)ss)->sin6_addr);
+}
+
+/* The socket is what it should be, and the rule that let it in still holds for where it really is. */
+static bool socket_ok(struct tgt_server *s, const struct slot *sl, int fd)
+{
+    struct sockaddr_storage local;
+    socklen_t len = sizeof local;
+    int type = 0;
+    socklen_t type_len = sizeof type;
+    if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &type_len) < 0 || type != SOCK_STREAM)
+        return false;
+    if (getsockname(fd, (struct sockaddr *)&local, &len) < 0 || (local.ss_family != AF_INET && local.ss_family != AF_INET6))
+        return false;
+    bool open = is_loopback(&local) || (s->portals[sl->portal].flags & TGT_PORTAL_INSECURE);
+    return tgt_access_admits(s->access, sl->disk, sl->initiator, open);
+}
+
+static void refuse_login(const struct job *j, unsigned status)
+{
+    uint8_t b[TGT_BHS_LEN];
+    tgt_bhs_start(b, TGT_OP_LOGIN_RSP, 0, j->msg.u.hand_over.itt, 0);
+    memcpy(b + 8, j->msg.u.hand_over.isid, TGT_ISID_LEN);
+    tgt_bhs_sns(b, j->msg.u.hand_over.statsn, j->msg.u.hand_over.cmdsn, j->msg.u.hand_over.cmdsn);
+    gr_put_be16(b + 36, (uint16_t)status);
+    if (send(j->fd, b, sizeof b, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+        return; /* the peer sees the connection close */
+}
+
+static void hand_over_fiber(void *arg)
+{
+    struct job *j = arg;
+    struct tgt_server *s = j->s;
+    struct gr_err err = {0};
+    struct slot *sl = slot_of(j);
+    char initiator[TGT_NAME_MAX + 1];
+    unsigned portal = sl ? sl->portal : 0, max = s->opts.max_sessions ? s->opts.max_sessions : 256;
+    if (!sl || !socket_ok(s, sl, j->fd)) {
+        job_end(j);
+        return;
+    }
+    memcpy(initiator, sl->initiator, sizeof initiator);
+    struct tgt_lu *lu = gr_take(sl->lu);
+    slot_clear(sl); /* the login process is done with it */
+    int r = s->stopping || lu->releasing ? gr_fail(&err, -GR_ELOCKED, "shutting down") : 0;
+    if (!r && s->n_sessions >= max)
+        r = gr_fail(&err, -ENOMEM, "%u sessions are logged in, no more are allowed", s->n_sessions);
+    if (!r)
+        r = tgt_lu_incarnation(lu, initiator, &err);
+    if (r < 0) {
+        tgt_note(s, 4, "login of %s to '%s' refused: %s", initiator, lu->disk, gr_err_text(&err, r));
+        refuse_login(j, login_status(r));
+        tgt_lu_user_put(lu);
+        job_end(j);
+        return;
+    }
+    struct tgt_sess_start st = {.fd = gr_take_fd(&j->fd), .lu = lu, .initiator = initiator, .address = j->msg.u.hand_over.address,
+                                .text = j->msg.u.hand_over.text, .text_len = j->msg.u.hand_over.text_len, .params = j->msg.u.hand_over.params,
+                                .flags = (uint8_t)j->msg.u.hand_over.flags, .cid = j->msg.u.hand_over.cid, .itt = j->msg.u.hand_over.itt,
+                                .cmdsn = j->msg.u.hand_over.cmdsn, .statsn = j->msg.u.hand_over.statsn, .portal = portal};
+    memcpy(st.isid, j->msg.u.hand_over.isid, TGT_ISID_LEN);
+    tgt_sess_new(s, &st);
+    job_end(j);
+}
+
+/* ---- listings ---- */
+
+struct listing {
+    struct tgt_server *s;
+    const char *initiator, *which, *address;
+    bool open;
+    struct gr_buf *out;
+};
+
+static int list_each(void *arg, const char *disk)
+{
+    struct listing *l = arg;
+    char name[TGT_NAME_MAX + 1];
+    if (!tgt_access_admits(l->s->access, disk, l->initiator, l->open) || tgt_name_of(disk, name) < 0)
+        return 0;
+    if (strcmp(l->which, "All") != 0 && strcmp(l->which, name) != 0)
+        return 0;
+    if (l->out->len > 8u << 20)
+        return -ENOSPC;
+    int r = gr_buf_printf(l->out, "TargetName=%s", name);
+    if (!r)
+        r = gr_buf_zero(l->out, 1);
+    if (!r)
+        r = gr_buf_printf(l->out, "TargetAddress=%s,1", l->address);
+    return r ? r : gr_buf_zero(l->out, 1);
+}
+
+static int list_at(struct tgt_server *s, const char *initiator, const char *which, bool open, const char *address, struct gr_buf *ret)
+{
+    struct listing l = {s, initiator, which, address, open, ret};
+    return s->dir.list(s->dir.arg, list_each, &l, NULL);
+}
+
+int tgt_list_targets(struct tgt_server *s, const char *initiator, const char *which, bool open, unsigned portal, struct gr_buf *ret)
+{
+    return list_at(s, initiator, which, open, s->portals[portal].text, ret);
+}
+
+static void send_piece(struct tgt_login_parent *p, const struct slot *sl, uint32_t slot, uint32_t off, uint32_t room)
+{
+    struct tgt_msg *m = &p->out;
+    if (off > sl->listing.len)
+        off = (uint32_t)sl->listing.len;
+    uint32_t left = (uint32_t)sl->listing.len - off, len = GR_MIN(GR_MIN(left, room), TGT_LIST_PIECE);
+    if (len)
+        memcpy(m->u.listed.text, sl->listing.data + off, len);
+    m->u.listed.len = len;
+    m->u.listed.more = len < left;
+    answer(p, slot, sl->gen, TGT_MSG_LISTED);
+}
+
+static void list_fiber(void *arg)
+{
+    struct job *j = arg;
+    struct slot *sl = slot_of(j);
+    struct gr_buf text = {0};
+    if (sl) {
+        struct slot copy = *sl;
+        list_at(j->s, copy.initiator, j->msg.u.list.target, copy.open, copy.local, &text);
+        sl = slot_of(j);
+    }
+    if (sl) {
+        gr_buf_done(&sl->listing);
+        sl->listing = text;
+        sl->listed = true;
+        send_piece(j->s->login, sl, j->slot, 0, j->msg.u.list.room);
+    } else {
+        gr_buf_done(&text);
+    }
+    job_end(j);
+}
+
+/* ---- messages: each returns false when the login process broke the protocol ---- */
+
+static bool on_ask(struct tgt_login_parent *p, struct slot *sl)
+{
+    const struct tgt_msg *m = &p->in;
+    if (!tgt_msg_str_ok(m->u.ask.initiator, sizeof m->u.ask.initiator) || !tgt_msg_str_ok(m->u.ask.target, sizeof m->u.ask.target) ||
+        !tgt_msg_str_ok(m->u.ask.address, sizeof m->u.ask.address) || !tgt_msg_str_ok(m->u.ask.local, sizeof m->u.ask.local) ||
+        m->u.ask.portal >= p->s->n_portals || sl->used)
+        return false;
+    memset(sl, 0, sizeof *sl);
+    sl->used = true;
+    sl->gen = m->gen;
+    sl->discovery = m->u.ask.discovery;
+    sl->portal = m->u.ask.portal;
+    sl->open = m->u.ask.loopback || (p->s->portals[sl->portal].flags & TGT_PORTAL_INSECURE);
+    memcpy(sl->initiator, m->u.ask.initiator, sizeof sl->initiator);
+    memcpy(sl->target, m->u.ask.target, sizeof sl->target);
+    memcpy(sl->address, m->u.ask.address, sizeof sl->address);
+    memcpy(sl->local, m->u.ask.local, sizeof sl->local);
+    if (!sl->discovery)
+        return job_start(p, m->slot, ask_fiber, -1) >= 0 || true;
+    struct job j = {.slot = m->slot, .gen = m->gen};
+    send_asked(p, &j, TGT_LOGIN_OK, false, "", "");
+    return true;
+}
+
+static bool on_chap_start(struct tgt_login_parent *p, struct slot *sl)
+{
+    const struct gr_world *w = gr_loop_world(p->s->loop);
+    if (!sl->approved || !sl->need_chap || sl->challenged)
+        return false;
+    sl->challenged = true;
+    sl->alg = tgt_chap_choose(p->in.u.chap_start.algs);
+    w->random(w->arg, &sl->id, 1);
+    w->random(w->arg, sl->challenge, sizeof sl->challenge);
+    p->out.u.challenge.alg = sl->alg;
+    p->out.u.challenge.id = sl->id;
+    p->out.u.challenge.len = sizeof sl->challenge;
+    memcpy(p->out.u.challenge.bytes, sl->challenge, sizeof sl->challenge);
+    answer(p, p->in.slot, sl->gen, TGT_MSG_CHALLENGE);
+    return true;
+}
+
+/* Our own challenge thrown back at us, from whichever connection. */
+static bool reflected(const struct tgt_login_parent *p, const uint8_t *challenge, uint32_t len)
+{
+    for (unsigned i = 0; i < TGT_SLOTS_MAX; i++)
+        if (p->slots[i].challenged && len == CHALLENGE_LEN && !memcmp(p->slots[i].challenge, challenge, CHALLENGE_LEN))
+            return true;
+    return false;
+}
+
+static bool proves(struct tgt_login_parent *p, const struct slot *sl, const struct tgt_chap_secrets *sec)
+{
+    const struct tgt_msg *m = &p->in;
+    uint8_t want[TGT_CHAP_HASH_MAX];
+    uint32_t len = tgt_chap_len(sl->alg);
+    if (!sl->alg || !sec->secret || tgt_chap_response(sl->alg, sl->id, sec->secret, sl->challenge, sizeof sl->challenge, want) < 0)
+        return false;
+    bool good = m->u.chap_verify.response_len == len && tgt_chap_equal(want, m->u.chap_verify.response, len);
+    return good && sec->user && !strcmp(sec->user, m->u.chap_verify.name);
+}
+
+static bool on_chap_verify(struct tgt_login_parent *p, struct slot *sl)
+{
+    const struct tgt_msg *m = &p->in;
+    struct tgt_msg *o = &p->out;
+    struct tgt_chap_secrets sec;
+    if (!sl->approved || !sl->challenged || !tgt_msg_str_ok(m->u.chap_verify.name, sizeof m->u.chap_verify.name) ||
+        m->u.chap_verify.response_len > sizeof m->u.chap_verify.response || m->u.chap_verify.challenge_len > TGT_CHAP_MAX || m->u.chap_verify.id > 255)
+        return false;
+    memset(&o->u.verified, 0, sizeof o->u.verified);
+    bool ok = tgt_access_chap(p->s->access, sl->disk, &sec) && proves(p, sl, &sec);
+    if (ok && m->u.chap_verify.mutual) {
+        ok = sec.mutual_secret && !reflected(p, m->u.chap_verify.challenge, m->u.chap_verify.challenge_len) &&
+             tgt_chap_response(sl->alg, (uint8_t)m->u.chap_verify.id, sec.mutual_secret, m->u.chap_verify.challenge,
+                               m->u.chap_verify.challenge_len, o->u.verified.response) == 0;
+        o->u.verified.len = ok ? tgt_chap_len(sl->alg) : 0;
+        snprintf(o->u.verified.name, sizeof o->u.verified.name, "%s", sec.mutual_user ? sec.mutual_user : "");
+    }
+    if (!ok)
+        tgt_note(p->s, 4, "login of %s (%s) to '%s': CHAP failed", sl->initiator, sl->address, sl->disk);
+    sl->authenticated = ok;
+    sl->challenged = ok; /* one try per challenge */
+    o->u.verified.ok = ok;
+    answer(p, m->slot, sl->gen, TGT_MSG_VERIFIED);
+    return true;
+}
+
+static bool on_list(struct tgt_login_parent *p, struct slot *sl)
+{
+    const struct tgt_msg *m = &p->in;
+    if (!sl->discovery || !tgt_msg_str_ok(m->u.list.target, sizeof m->u.list.target) || sl->busy)
+        return false;
+    if (m->u.list.off && sl->listed)
+        send_piece(p, sl, m->slot, m->u.list.off, m->u.list.room);
+    else
+        job_start(p, m->slot, list_fiber, -1);
+    return true;
+}
+
+static bool on_hand_over(struct tgt_login_parent *p, struct slot *sl, int *fd)
+{
+    const struct tgt_msg *m = &p->in;
+    if (*fd < 0 || sl->busy || sl->discovery || !sl->approved || (sl->need_chap && !sl->authenticated) ||
+        !tgt_params_ok(&m->u.hand_over.params) || !tgt_msg_str_ok(m->u.hand_over.address, sizeof m->u.hand_over.address) ||
+        m->u.hand_over.text_len > sizeof m->u.hand_over.text)
+        return false;
+    job_start(p, m->slot, hand_over_fiber, gr_take_fd(fd));
+    return true;
+}
+
+static bool message(struct tgt_login_parent *p, int *fd)
+{
+    const struct tgt_msg *m = &p->in;
+    if (m->slot >= TGT_SLOTS_MAX)
+        return false;
+    struct slot *sl = &p->slots[m->slot];
+    if (m->type == TGT_MSG_PONG) {
+        p->ponged = true;
+        return true;
+    }
+    if (m->type == TGT_MSG_GONE) {
+        if (sl->used && sl->gen == m->gen)
+            slot_clear(sl);
+        return true;
+    }
+    if (m->type == TGT_MSG_ASK)
+        return on_ask(p, sl);
+    if (!sl->used || sl->gen != m->gen)
+        return false;
+    switch (m->type) {
+    case TGT_MSG_CHAP_START:
+        return on_chap_start(p, sl);
+    case TGT_MSG_CHAP_VERIFY:
+        return on_chap_verify(p, sl);
+    case TGT_MSG_LIST:
+        return on_list(p, sl);
+    case TGT_MSG_HAND_OVER:
+        return on_hand_over(p, sl, fd);
+    default:
+        return false;
+    }
+}
+
+static void from_child(void *arg, int events)
+{
+    struct tgt_login_parent *p = arg;
+    for (int i = 0; i < 64 && p->sock >= 0; i++) {
+        gr_auto_close int fd = -1;
+        int r = tgt_msg_recv(p->sock, &p->in, &fd);
+        if (r == -EAGAIN)
+            return;
+        if (r <= 0 || !message(p, &fd)) {
+            lose(p, r == 0 ? "it is gone" : "it broke the protocol");
+            return;
+        }
+    }
+    (void)events;
+}

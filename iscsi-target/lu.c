@@ -1,0 +1,245 @@
+/* Logical units: opened at the first login, closed when nobody is left; their events become unit attentions. */
+#include "common/cleanup.h"
+#include "common/buf.h"
+#include "common/seam.h"
+#include "iscsi-target/scsi.h"
+#include <stdlib.h>
+
+#define INCARNATIONS_ATTR "incarnations"
+#define INCARNATIONS_MAX 64u
+
+struct tgt_lu *tgt_lu_find(struct tgt_server *s, const char *disk)
+{
+    struct tgt_lu *lu = s->lus;
+    while (lu && strcmp(lu->disk, disk) != 0)
+        lu = lu->next;
+    return lu;
+}
+
+void tgt_lu_ua(struct tgt_lu *lu, const struct tgt_sess *except, uint16_t ua)
+{
+    for (struct tgt_sess *o = lu->server->sessions; o; o = o->next)
+        if (o->lu == lu && o != except)
+            tgt_sess_ua(o, ua);
+}
+
+static int take_geometry(struct tgt_lu *lu)
+{
+    struct gr_geometry g;
+    int r = gr_bdev_geometry(lu->bdev, &g);
+    if (r < 0)
+        return r;
+    if (g.size < g.logical_block || (g.logical_block != 512 && g.logical_block != 4096))
+        return -EINVAL;
+    lu->geo = g;
+    lu->shift = g.logical_block == 512 ? 9 : 12;
+    return 0;
+}
+
+static void ask_logout(struct tgt_lu *lu)
+{
+    for (struct tgt_sess *o = lu->server->sessions; o; o = o->next)
+        if (o->lu == lu)
+            tgt_sess_ask_logout(o);
+}
+
+static void event(void *arg, enum gr_event ev)
+{
+    struct tgt_lu *lu = arg;
+    switch (ev) {
+    case GR_EVENT_RESIZED:
+        if (take_geometry(lu) == 0)
+            tgt_lu_ua(lu, NULL, TGT_UA_CAPACITY);
+        break;
+    case GR_EVENT_REVERTED:
+        if (take_geometry(lu) == 0)
+            tgt_lu_ua(lu, NULL, TGT_UA_MEDIUM_CHANGED);
+        break;
+    case GR_EVENT_THRESHOLD:
+        tgt_lu_ua(lu, NULL, TGT_UA_THRESHOLD);
+        break;
+    case GR_EVENT_FENCED:
+        lu->fenced = true;
+        break;
+    case GR_EVENT_MOVING:
+        ask_logout(lu);
+        break;
+    case GR_EVENT_GONE:
+        lu->fenced = true;
+        ask_logout(lu);
+        break;
+    }
+}
+
+static void lu_close(struct tgt_lu *lu)
+{
+    if (!lu->bdev)
+        return;
+    gr_bdev_unlisten(lu->bdev, &lu->listener);
+    gr_chan_close(gr_take(lu->chan));
+    gr_bdev_put(gr_take(lu->bdev));
+    free(gr_take(lu->incarnations));
+    tgt_copies_free(lu);
+    lu->fenced = lu->swp = lu->d_sense = false;
+}
+
+void tgt_lu_user_put(struct tgt_lu *lu)
+{
+    struct tgt_server *s = lu->server;
+    if (--lu->users)
+        return;
+    lu_close(lu);
+    gr_fqueue_wake_all(&s->changed);
+}
+
+static int lu_open(struct tgt_lu *lu, struct gr_bdev *bdev, struct gr_err *err)
+{
+    void *text = NULL;
+    lu->bdev = bdev;
+    int r = take_geometry(lu);
+    if (r < 0)
+        gr_fail(err, r, "disk '%s': its geometry cannot be served", lu->disk);
+    if (!r && (r = gr_chan_open(bdev, lu->server->loop, &lu->chan)) < 0)
+        gr_fail(err, r, "disk '%s': cannot be opened for I/O: %s", lu->disk, gr_code_text(r));
+    if (r < 0) {
+        lu->bdev = NULL;
+        gr_bdev_put(bdev);
+        return r;
+    }
+    lu->listener = (struct gr_listener){.fn = event, .arg = lu};
+    gr_bdev_listen(bdev, &lu->listener);
+    if (bdev->ops->attr_get) {
+        int n = bdev->ops->attr_get(bdev, INCARNATIONS_ATTR, &text, NULL);
+        if (n >= 0) {
+            lu->incarnations = gr_asprintf("%.*s", n, (const char *)text);
+            free(text);
+        }
+    }
+    return tgt_pr_load(lu, err);
+}
+
+static struct tgt_lu *lu_new(struct tgt_server *s, const char *disk)
+{
+    struct tgt_lu *lu = gr_zalloc(sizeof *lu);
+    if (!lu || strlen(disk) >= sizeof lu->disk || tgt_name_of(disk, lu->target) < 0) {
+        free(lu);
+        return NULL;
+    }
+    memcpy(lu->disk, disk, strlen(disk) + 1);
+    lu->server = s;
+    lu->next = s->lus;
+    s->lus = lu;
+    return lu;
+}
+
+int tgt_lu_acquire(struct tgt_server *s, const char *disk, const char *initiator, struct tgt_lu **ret, char redirect[300], struct gr_err *err)
+{
+    struct tgt_place place = {0};
+    struct tgt_lu *lu = tgt_lu_find(s, disk);
+    if (lu && lu->releasing)
+        return gr_fail(err, -GR_ELOCKED, "disk '%s' is being released", disk);
+    if (!lu || !lu->bdev) {
+        int r = s->dir.lookup(s->dir.arg, disk, initiator, &place, err);
+        if (r < 0)
+            return r;
+        if (!place.bdev) {
+            memcpy(redirect, place.redirect, sizeof place.redirect);
+            return -EREMCHG;
+        }
+        lu = tgt_lu_find(s, disk); /* another login may have been faster */
+        if (!lu)
+            lu = lu_new(s, disk);
+        if (!lu || lu->releasing) {
+            gr_bdev_put(place.bdev);
+            return gr_fail(err, lu ? -GR_ELOCKED : -ENOMEM, "disk '%s' cannot be served now", disk);
+        }
+        lu->users++;
+        if (lu->bdev)
+            gr_bdev_put(place.bdev);
+        else if ((r = lu_open(lu, place.bdev, err)) < 0) {
+            tgt_lu_user_put(lu);
+            return r;
+        }
+        *ret = lu;
+        return 0;
+    }
+    lu->users++;
+    *ret = lu;
+    return 0;
+}
+
+void tgt_lu_free_all(struct tgt_server *s)
+{
+    while (s->lus) {
+        struct tgt_lu *lu = s->lus;
+        s->lus = lu->next;
+        lu_close(lu);
+        tgt_pr_free(lu);
+        free(lu);
+    }
+}
+
+/* ---- incarnations: one start of a VM may not come back once a later one was seen ---- */
+
+bool tgt_incarnation_split(const char *initiator, char uuid[37], uint64_t *ret_n)
+{
+    const char *vm = strstr(initiator, ":vm-");
+    uint8_t raw[16];
+    if (!vm || strlen(vm) < 4 + 36 + 2 || vm[4 + 36] != ':')
+        return false;
+    memcpy(uuid, vm + 4, 36);
+    uuid[36] = 0;
+    return gr_uuid_parse(uuid, raw) == 0 && gr_parse_u64(vm + 4 + 37, 0, UINT64_MAX / 2, ret_n, NULL) == 0;
+}
+
+static uint64_t highest(const struct tgt_lu *lu, const char *uuid)
+{
+    const char *at = lu->incarnations ? strstr(lu->incarnations, uuid) : NULL;
+    return at ? strtoull(at + 36, NULL, 10) : 0;
+}
+
+/* The list with @uuid's number replaced, newest first, bounded. */
+static char *updated(const struct tgt_lu *lu, const char *uuid, uint64_t n)
+{
+    struct gr_buf b = {0};
+    unsigned lines = 1;
+    gr_buf_printf(&b, "%s %llu\n", uuid, (unsigned long long)n);
+    for (const char *p = lu->incarnations; p && *p && lines < INCARNATIONS_MAX;) {
+        size_t len = strcspn(p, "\n");
+        if (len > 37 && strncmp(p, uuid, 36) != 0) {
+            gr_buf_printf(&b, "%.*s\n", (int)len, p);
+            lines++;
+        }
+        p += len + (p[len] == '\n');
+    }
+    return gr_buf_take(&b);
+}
+
+int tgt_lu_incarnation(struct tgt_lu *lu, const char *initiator, struct gr_err *err)
+{
+    char uuid[37], other[37];
+    uint64_t n, m;
+    if (!tgt_incarnation_split(initiator, uuid, &n))
+        return 0;
+    if (n < highest(lu, uuid))
+        return gr_fail(err, -GR_EFENCED, "disk '%s': start %llu of VM %s is not its latest", lu->disk, (unsigned long long)n, uuid);
+    if (n > highest(lu, uuid)) {
+        char *list = updated(lu, uuid, n);
+        if (!list)
+            return gr_fail(err, -ENOMEM, "disk '%s': out of memory", lu->disk);
+        int r = lu->bdev->ops->attr_set ? lu->bdev->ops->attr_set(lu->bdev, INCARNATIONS_ATTR, list, strlen(list), err) : 0;
+        if (r < 0) {
+            free(list);
+            return r;
+        }
+        free(lu->incarnations);
+        lu->incarnations = list;
+    }
+    struct tgt_sess *next;
+    for (struct tgt_sess *o = lu->server->sessions; o; o = next) {
+        next = o->next;
+        if (o->lu == lu && tgt_incarnation_split(o->initiator, other, &m) && !strcmp(other, uuid) && m < n)
+            tgt_sess_close(o, "a later start of the same VM logged in");
+    }
+    return 0;
+}

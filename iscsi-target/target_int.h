@@ -1,0 +1,302 @@
+/* What the files of iscsi-target/ share: server, logical unit, session (one connection each), task.
+ *
+ * Ownership: the server owns LUs and sessions; a session owns its tasks (a fixed array). A task whose device I/O is under way
+ * when its session ends is an orphan: it keeps the session's memory and, for writes, its range lock until the device has
+ * answered, so that a late duplicate cannot land behind a newer acknowledged write. */
+#ifndef TGT_INTERNAL_H
+#define TGT_INTERNAL_H
+#include "iscsi-target/lun_access.h"
+#include "iscsi-target/iscsi.h"
+#include "iscsi-target/nego.h"
+#include "iscsi-target/buf_pool.h"
+#include "iscsi-target/target.h"
+
+/* ---- limits: everything that a peer can grow has one ---- */
+#define TGT_WINDOW 256u          /* commands of a session that are accepted and not answered (CmdSN window) */
+#define TGT_TASKS 512u           /* task slots of a session: window, immediate ones, answers not yet sent */
+#define TGT_IMMEDIATE_MAX 64u    /* immediate commands under way */
+#define TGT_MISC_MAX 64u         /* answers other than of commands (NOP, text, TMF, reject) not yet sent: then reading stops */
+#define TGT_R2T_MAX 8u           /* outstanding R2Ts of a task */
+#define TGT_RX_BYTES (128u << 10)
+#define TGT_TX_PDUS 256u
+#define TGT_UA_MAX 8u
+#define TGT_TEXT_IN_MAX 8192u    /* text of one exchange in full feature phase */
+#define TGT_SESSION_BYTES (64u << 20) /* data buffers of a session; more: TASK SET FULL, or the command waits */
+#define TGT_SERVER_BYTES (768u << 20)
+#define TGT_FIBERS_MAX 128u      /* slow commands running at once in a server; more wait */
+#define TGT_BAD_DATA_MAX 4096u   /* Data-Outs in a row that belong to no task: then the connection is closed */
+
+struct tgt_task;
+struct tgt_sess;
+struct tgt_lu;
+
+/* ---- ranges of a LU that are being read or written ---- */
+struct tgt_range {
+    uint64_t off, len; /* bytes */
+    bool excl;         /* nothing else may overlap */
+    bool active;
+    void (*go)(struct tgt_range *r); /* called when it had to wait and now holds */
+    struct tgt_range *prev, *next;
+};
+struct tgt_ranges {
+    struct tgt_range *active, *waiting, *waiting_last;
+    unsigned n_excl; /* exclusive ones, waiting or active: 0 is the fast path */
+};
+/* True: it holds. False: it waits, r->go will be called. */
+bool tgt_range_begin(struct tgt_ranges *rs, struct tgt_range *r);
+void tgt_range_end(struct tgt_ranges *rs, struct tgt_range *r); /* active or waiting */
+void tgt_range_seal(struct tgt_ranges *rs, struct tgt_range *r); /* an active one becomes exclusive (its session is gone) */
+
+/* ---- task ---- */
+enum tgt_state {
+    TASK_FREE,
+    TASK_HELD,    /* arrived ahead of its CmdSN */
+    TASK_COLLECT, /* data from the initiator is still to come */
+    TASK_WAIT,    /* for a buffer, a range or a fiber */
+    TASK_RUN,     /* with the device or a fiber */
+    TASK_REPLY,   /* answer is being sent */
+};
+struct tgt_r2t {
+    uint32_t ttt, off, len, got, datasn;
+};
+struct tgt_tmf_wait { /* a task management function waiting for tasks to end */
+    struct tgt_sess *sess;
+    uint32_t itt, tasks; /* how many are still to end */
+    uint8_t response;
+    bool cold_reset;
+};
+struct tgt_task {
+    struct tgt_sess *sess;
+    struct tgt_lu *lu;
+    const struct tgt_cmd *cmd;
+    struct tgt_task *hash_next; /* or the next free one */
+    struct tgt_task *tx_next;
+    struct tgt_task *wait_next; /* server's queues for buffers and fibers */
+    uint16_t index;
+    uint8_t state, flags;       /* tgt_state; byte 1 of the command */
+    bool immediate, counted, in_tx, aborted, waiting_buf, waiting_fiber, in_fiber, done_pending;
+    bool failed_early;          /* answered before its data came */
+    bool lun_ok;
+    uint8_t cdb[16];
+    uint32_t itt, cmdsn, edtl;
+    uint32_t early;             /* sense of a held command that failed before its turn */
+    struct tgt_tmf_wait *tmf;
+    /* data */
+    uint8_t *buf;
+    uint32_t cap;
+    uint32_t out_total;         /* bytes the CDB wants from the initiator */
+    uint32_t out_need, out_got; /* bytes we take; contiguous from 0 */
+    uint32_t in_total, in_len;  /* bytes the command has for the initiator; what of it is sent */
+    /* data-out sequences */
+    bool unsolicited;           /* unsolicited Data-Outs are still due */
+    uint32_t unsol_datasn, unsol_limit;
+    uint32_t r2t_off, r2tsn, r2t_seq, n_r2t;
+    struct tgt_r2t r2t[TGT_R2T_MAX];
+    /* device */
+    struct gr_bio bio;
+    struct iovec iov, iov2;
+    struct tgt_range range;
+    /* answer */
+    uint8_t status, sense_len;
+    uint8_t sense[44];
+    uint32_t tx_off, datasn;
+};
+
+/* ---- session ---- */
+struct tgt_misc { /* a PDU to send that belongs to no task */
+    struct tgt_misc *next;
+    uint8_t bhs[TGT_BHS_LEN];
+    bool takes_statsn, last; /* last: close the connection when it is out */
+    uint32_t len;
+    uint8_t data[];
+};
+struct tgt_tx {
+    uint8_t head[TGT_BHS_LEN + 4], tail[8]; /* header and its digest; padding and data digest */
+    uint8_t head_len, tail_len;
+    bool last;
+    const uint8_t *data;
+    uint32_t len;
+    struct tgt_task *ends; /* released when this PDU is out */
+    struct tgt_misc *misc;
+};
+enum tgt_rx_phase { RX_HEADER, RX_DATA, RX_TAIL };
+struct tgt_sess_stats {
+    uint64_t reads, writes, read_bytes, write_bytes, others, errors;
+};
+struct tgt_sess {
+    struct tgt_server *server;
+    struct tgt_lu *lu;
+    struct tgt_sess *prev, *next;         /* server's list */
+    uint32_t id;
+    uint16_t tsih, cid;
+    uint8_t isid[TGT_ISID_LEN];
+    char initiator[TGT_NAME_MAX + 1];
+    char address[64];
+    uint64_t started_ns, heard_ns;
+    struct tgt_params params;
+    int fd;                               /* -1: closed */
+    struct gr_watch watch;
+    struct gr_defer flush, reap;
+    bool closing;                         /* no more commands; ends when the queue is out */
+    bool paused;                          /* reading stopped until answers are out */
+    bool parsing, logout_sent;
+    unsigned nop_outstanding;
+    unsigned running;                     /* tasks with the device or a fiber: they hold this memory */
+    unsigned holds;                       /* others who hold this memory (TMF waits) */
+    const char *why;                      /* reason of the end, for the log */
+    /* sequence numbers */
+    uint32_t statsn, expcmdsn, outstanding, n_immediate;
+    /* tasks */
+    struct tgt_task *tasks, *free_tasks, *held;
+    struct tgt_task *hash[TGT_TASKS];
+    unsigned n_free;
+    size_t buf_bytes;
+    unsigned bad_data;
+    /* receive */
+    uint8_t *rx_buf;
+    uint32_t rx_pos, rx_end;
+    enum tgt_rx_phase rx_phase;
+    uint8_t rx_bhs[TGT_BHS_LEN];
+    uint32_t rx_len, rx_left;             /* of the data segment */
+    uint8_t *rx_to;                       /* where the segment goes (start); NULL: thrown away */
+    struct tgt_task *rx_task;
+    struct tgt_misc *rx_misc;
+    char *text;
+    uint32_t text_len, text_off;
+    struct gr_buf *listing;               /* SendTargets answer that did not fit in one PDU */
+    /* send */
+    struct tgt_task *tx_tasks, *tx_tasks_last;
+    struct tgt_misc *tx_misc, *tx_misc_last;
+    unsigned n_misc;
+    struct tgt_tx *tx;
+    unsigned tx_head, tx_count;
+    uint32_t tx_done;                     /* bytes of the head PDU that are out */
+    /* unit attentions: ASC << 8 | ASCQ, first come first served */
+    uint16_t ua[TGT_UA_MAX];
+    unsigned n_ua;
+    struct tgt_sess_stats stats;
+};
+
+/* ---- logical unit ---- */
+struct tgt_pr;
+struct tgt_lu {
+    struct tgt_server *server;
+    struct tgt_lu *next;
+    char disk[1024];
+    char target[TGT_NAME_MAX + 1];
+    struct gr_bdev *bdev;       /* NULL: nobody is logged in */
+    struct gr_chan *chan;
+    struct gr_geometry geo;
+    unsigned shift;             /* log2 of the logical block */
+    struct gr_listener listener;
+    struct tgt_ranges ranges;
+    unsigned n_sessions, users; /* users: sessions, orphans, logins under way */
+    bool releasing, fenced;
+    struct tgt_sess *reserved;  /* RESERVE(6) */
+    struct tgt_pr *pr;
+    bool swp, d_sense;
+    bool removal_prevented;
+    struct tgt_copy_result *copies; /* EXTENDED COPY results */
+    char *incarnations;         /* "uuid n\n" of hv's initiators, durable where the bdev has a store */
+    struct tgt_sess_stats stats; /* of sessions that have ended */
+};
+
+struct tgt_portal {
+    int fd;
+    unsigned flags;
+    bool loopback;
+    char text[300]; /* "host:port" for URLs */
+};
+#define TGT_PORTALS 16u
+struct tgt_login_parent;
+struct tgt_server {
+    struct gr_loop *loop;
+    struct tgt_server_opts opts;
+    struct tgt_directory dir;
+    struct tgt_access *access;
+    struct tgt_login_parent *login;
+    struct tgt_portal portals[TGT_PORTALS];
+    unsigned n_portals;
+    struct tgt_sess *sessions;
+    unsigned n_sessions;
+    unsigned busy_fibers;       /* lookups and commands in fibers: free waits for them */
+    struct tgt_lu *lus;
+    struct tgt_pool pool;
+    struct tgt_task *buf_waiters, *buf_waiters_last, *fiber_waiters, *fiber_waiters_last;
+    unsigned n_fibers;
+    uint32_t next_id;
+    uint16_t next_tsih;
+    bool stopping;
+    struct gr_fqueue changed;   /* a session has ended, a LU is idle */
+    struct gr_timer tick;
+};
+
+/* ---- server.c ---- */
+void tgt_note(struct tgt_server *s, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+/* ---- lu.c ---- (fiber) */
+struct tgt_lu *tgt_lu_find(struct tgt_server *s, const char *disk);
+/* Find or open the LU of @disk for a login; holds a user. 0, or negative; -EREMCHG: redirect filled. */
+int tgt_lu_acquire(struct tgt_server *s, const char *disk, const char *initiator, struct tgt_lu **ret, char redirect[300], struct gr_err *err);
+void tgt_lu_user_put(struct tgt_lu *lu);
+void tgt_lu_free_all(struct tgt_server *s);
+void tgt_lu_ua(struct tgt_lu *lu, const struct tgt_sess *except, uint16_t ua);
+/* Incarnation rule for "…:vm-<uuid>:<n>": 0 may log in (older ones are dropped), -GR_EFENCED: a newer one was seen. (fiber) */
+int tgt_lu_incarnation(struct tgt_lu *lu, const char *initiator, struct gr_err *err);
+bool tgt_incarnation_split(const char *initiator, char uuid[37], uint64_t *ret_n);
+/* ---- login_parent.c ---- */
+int tgt_login_start(struct tgt_server *s, struct gr_err *err);
+int tgt_login_listen(struct tgt_server *s, unsigned portal);
+void tgt_login_stop(struct tgt_server *s); /* no new logins */
+void tgt_login_free(struct tgt_server *s);
+/* Listing of targets for @initiator ("All" or one name) as SendTargets text. (fiber) */
+struct gr_buf;
+int tgt_list_targets(struct tgt_server *s, const char *initiator, const char *which, bool open, unsigned portal, struct gr_buf *ret);
+/* ---- sess.c ---- */
+struct tgt_sess_start {
+    int fd; /* taken */
+    struct tgt_lu *lu; /* user taken */
+    const char *initiator, *address, *text;
+    struct tgt_params params;
+    uint8_t isid[TGT_ISID_LEN], flags;
+    uint16_t cid;
+    uint32_t itt, cmdsn, statsn, text_len;
+    unsigned portal;
+};
+int tgt_sess_new(struct tgt_server *s, const struct tgt_sess_start *start);
+/* End it now: socket closed, tasks dropped, those with the device orphaned. The memory goes from the loop later. */
+void tgt_sess_close(struct tgt_sess *sess, const char *why);
+void tgt_sess_unhold(struct tgt_sess *sess);
+struct tgt_misc *tgt_misc_new(struct tgt_sess *sess, enum tgt_opcode op, uint8_t flags, uint32_t itt, uint32_t len);
+void tgt_misc_send(struct tgt_sess *sess, struct tgt_misc *m); /* StatSN and windows are filled in when it goes out */
+void tgt_sess_reject(struct tgt_sess *sess, const uint8_t *bhs, enum tgt_reject reason);
+void tgt_sess_ask_logout(struct tgt_sess *sess); /* async message: please log out */
+void tgt_sess_ua(struct tgt_sess *sess, uint16_t ua);
+void tgt_sess_tick(struct tgt_sess *sess);    /* every few seconds */
+uint32_t tgt_sess_maxcmdsn(const struct tgt_sess *sess);
+/* ---- rx.c / tx.c / pdu.c ---- */
+void tgt_rx_ready(struct tgt_sess *sess);
+void tgt_tx_kick(struct tgt_sess *sess);   /* something is ready: sent later this turn, together with the rest */
+void tgt_tx_flush(struct tgt_sess *sess);
+void tgt_tx_drop(struct tgt_sess *sess);
+bool tgt_pdu_header(struct tgt_sess *sess, const uint8_t *ahs); /* false: the session was closed */
+void tgt_pdu_whole(struct tgt_sess *sess);
+/* ---- text in full feature phase: ffp_text.c ---- */
+bool tgt_ffp_text_header(struct tgt_sess *sess);
+void tgt_ffp_text_whole(struct tgt_sess *sess);
+/* ---- task.c ---- */
+struct tgt_task *tgt_task_find(struct tgt_sess *sess, uint32_t itt);
+void tgt_task_command(struct tgt_sess *sess, bool bad_ahs);     /* header of a SCSI command */
+void tgt_task_data_out(struct tgt_sess *sess);
+void tgt_task_segment(struct tgt_task *t);     /* the segment being received for it is whole */
+void tgt_task_advance(struct tgt_sess *sess);  /* run held tasks whose turn has come */
+void tgt_task_release(struct tgt_task *t);
+void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf);
+void tgt_task_done(struct tgt_task *t);        /* the command has its status: answer */
+int tgt_task_buf(struct tgt_task *t, uint32_t len); /* 0; -EAGAIN: over the limit for now; -ENOMEM */
+void tgt_task_wait_buf(struct tgt_task *t);
+void tgt_bufs_retry(struct tgt_server *s);
+void tgt_fibers_retry(struct tgt_server *s);
+/* ---- tmf.c ---- */
+void tgt_tmf_request(struct tgt_sess *sess);
+void tgt_tmf_task_gone(struct tgt_tmf_wait *w);
+#endif

@@ -1,0 +1,283 @@
+/* RPC methods lun.* and session.*. */
+#include "common/buf.h"
+#include "common/cleanup.h"
+#include "common/seam.h"
+#include "iscsi-target/target_int.h"
+#include <stdlib.h>
+
+struct lun_list {
+    struct tgt_server *s;
+    json_t *rows;
+    const char *only; /* NULL: all */
+    bool found;
+    bool stats;
+};
+
+static json_t *or_null(const char *text)
+{
+    return text ? json_string(text) : json_null();
+}
+
+static json_t *lun_row(struct tgt_server *s, const char *disk)
+{
+    struct tgt_chap_secrets sec;
+    char name[TGT_NAME_MAX + 1];
+    if (tgt_name_of(disk, name) < 0)
+        return NULL;
+    gr_auto_free char *url = tgt_server_url(s, disk);
+    gr_auto_free char *nbd = s->dir.nbd_url ? s->dir.nbd_url(s->dir.arg, disk) : NULL;
+    const struct tgt_lu *lu = tgt_lu_find(s, disk);
+    tgt_access_chap(s->access, disk, &sec);
+    json_t *row = json_pack("{s:s,s:s,s:b,s:I}", "disk", disk, "target", name, "masked", tgt_access_masked(s->access, disk), "sessions",
+                            (json_int_t)tgt_server_sessions(s, disk));
+    if (!row)
+        return NULL;
+    json_object_set_new(row, "iscsi-url", or_null(url));
+    json_object_set_new(row, "nbd-url", or_null(nbd));
+    json_object_set_new(row, "initiators", tgt_access_initiators(s->access, disk));
+    json_object_set_new(row, "chap-user", or_null(sec.user));
+    json_object_set_new(row, "mutual-user", or_null(sec.mutual_user));
+    json_object_set_new(row, "size", lu && lu->bdev ? json_integer((json_int_t)lu->geo.size) : json_null());
+    return row;
+}
+
+static void add_stats(struct tgt_sess_stats *sum, const struct tgt_sess_stats *st)
+{
+    sum->reads += st->reads;
+    sum->writes += st->writes;
+    sum->read_bytes += st->read_bytes;
+    sum->write_bytes += st->write_bytes;
+    sum->others += st->others;
+    sum->errors += st->errors;
+}
+
+static void put_stats(json_t *row, const struct tgt_sess_stats *st)
+{
+    json_object_set_new(row, "reads", json_integer((json_int_t)st->reads));
+    json_object_set_new(row, "read-bytes", json_integer((json_int_t)st->read_bytes));
+    json_object_set_new(row, "writes", json_integer((json_int_t)st->writes));
+    json_object_set_new(row, "write-bytes", json_integer((json_int_t)st->write_bytes));
+    json_object_set_new(row, "others", json_integer((json_int_t)st->others));
+    json_object_set_new(row, "errors", json_integer((json_int_t)st->errors));
+}
+
+static json_t *stat_row(struct tgt_server *s, const char *disk)
+{
+    const struct tgt_lu *lu = tgt_lu_find(s, disk);
+    struct tgt_sess_stats sum = {0};
+    if (lu)
+        add_stats(&sum, &lu->stats);
+    for (const struct tgt_sess *o = s->sessions; o; o = o->next)
+        if (o->lu == lu)
+            add_stats(&sum, &o->stats);
+    json_t *row = json_pack("{s:s,s:I}", "disk", disk, "sessions", (json_int_t)tgt_server_sessions(s, disk));
+    if (row)
+        put_stats(row, &sum);
+    return row;
+}
+
+static int each_lun(void *arg, const char *disk)
+{
+    struct lun_list *l = arg;
+    if (l->only && strcmp(l->only, disk) != 0)
+        return 0;
+    l->found = true;
+    json_t *row = l->stats ? stat_row(l->s, disk) : lun_row(l->s, disk);
+    return row && json_array_append_new(l->rows, row) == 0 ? 0 : -ENOMEM;
+}
+
+static int list_luns(struct tgt_server *s, json_t *params, bool stats, json_t **ret, struct gr_err *err)
+{
+    struct lun_list l = {.s = s, .rows = json_array(), .stats = stats};
+    int r = gr_json_opt_str(params, "disk", &l.only, err);
+    if (!r)
+        r = s->dir.list(s->dir.arg, each_lun, &l, err);
+    if (!r && l.only && !l.found)
+        r = gr_fail(err, -ENOENT, "disk '%s' is not served here", l.only);
+    if (r < 0) {
+        json_decref(l.rows);
+        return r;
+    }
+    *ret = l.rows;
+    return 0;
+}
+
+static int lun_list(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    (void)call;
+    return list_luns(arg, params, false, ret, err);
+}
+
+static int lun_stat(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    (void)call;
+    return list_luns(arg, params, true, ret, err);
+}
+
+/* The disk of a request that changes its rules: "*" (the rule of all others) or one that exists. */
+static int disk_param(struct tgt_server *s, json_t *params, const char **ret, struct gr_err *err)
+{
+    const char *disk;
+    int r = gr_json_str(params, "disk", &disk, err);
+    if (r < 0)
+        return r;
+    struct lun_list l = {.s = s, .rows = json_array(), .only = disk, .stats = true};
+    if (strcmp(disk, "*") != 0)
+        r = s->dir.list(s->dir.arg, each_lun, &l, err);
+    json_decref(l.rows);
+    if (r < 0)
+        return r;
+    if (strcmp(disk, "*") != 0 && !l.found)
+        return gr_fail(err, -ENOENT, "disk '%s' is not served here", disk);
+    *ret = disk;
+    return 0;
+}
+
+/* End the sessions that the rules no longer admit. */
+static void enforce(struct tgt_server *s, const char *why)
+{
+    struct tgt_sess *next;
+    for (struct tgt_sess *o = s->sessions; o; o = next) {
+        next = o->next;
+        if (!tgt_access_admits(s->access, o->lu->disk, o->initiator, true))
+            tgt_sess_close(o, why);
+    }
+}
+
+static int set_mask(struct tgt_server *s, json_t *params, bool masked, json_t **ret, struct gr_err *err)
+{
+    const char *disk;
+    int r = disk_param(s, params, &disk, err);
+    if (!r)
+        r = tgt_access_mask(s->access, disk, masked, err);
+    if (r < 0)
+        return r;
+    enforce(s, "the disk was masked");
+    *ret = json_pack("{s:s,s:b}", "disk", disk, "masked", masked);
+    return 0;
+}
+
+static int lun_mask(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    (void)call;
+    return set_mask(arg, params, true, ret, err);
+}
+
+static int lun_unmask(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    (void)call;
+    return set_mask(arg, params, false, ret, err);
+}
+
+static int each_name(struct tgt_server *s, json_t *names, const char *disk,
+                     int (*fn)(struct tgt_access *, const char *, const char *, struct gr_err *), struct gr_err *err)
+{
+    json_t *v;
+    size_t i;
+    json_array_foreach(names, i, v)
+    {
+        if (!json_is_string(v))
+            return gr_fail(err, -GR_EUSAGE, "lun.acl: an initiator name is not a string");
+        int r = fn(s->access, disk, json_string_value(v), err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int lun_acl(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct tgt_server *s = arg;
+    const char *disk;
+    (void)call;
+    int r = disk_param(s, params, &disk, err);
+    if (!r)
+        r = each_name(s, json_object_get(params, "allow"), disk, tgt_access_allow, err);
+    if (!r)
+        r = each_name(s, json_object_get(params, "deny"), disk, tgt_access_deny, err);
+    if (r < 0)
+        return r;
+    enforce(s, "its initiator is no longer in the access list");
+    *ret = json_pack("{s:s,s:o}", "disk", disk, "initiators", tgt_access_initiators(s->access, disk));
+    return 0;
+}
+
+static int lun_chap(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct tgt_server *s = arg;
+    struct tgt_chap_secrets sec = {0};
+    const char *disk;
+    bool off = false;
+    (void)call;
+    int r = disk_param(s, params, &disk, err);
+    if (!r)
+        r = gr_json_opt_bool(params, "off", &off, err);
+    if (!r && !off) {
+        r = gr_json_str(params, "user", &sec.user, err);
+        if (!r)
+            r = gr_json_str(params, "secret", &sec.secret, err);
+        if (!r)
+            r = gr_json_opt_str(params, "mutual-user", &sec.mutual_user, err);
+        if (!r)
+            r = gr_json_opt_str(params, "mutual-secret", &sec.mutual_secret, err);
+    }
+    if (!r)
+        r = tgt_access_set_chap(s->access, disk, &sec, err);
+    if (r < 0)
+        return r;
+    *ret = json_pack("{s:s,s:b}", "disk", disk, "chap", !off);
+    return 0;
+}
+
+static json_t *session_row(struct tgt_server *s, const struct tgt_sess *o)
+{
+    char isid[2 * TGT_ISID_LEN + 1];
+    for (unsigned i = 0; i < TGT_ISID_LEN; i++)
+        snprintf(isid + 2 * i, 3, "%02x", o->isid[i]);
+    json_t *row = json_pack("{s:I,s:s,s:s,s:s,s:s,s:I,s:I,s:b,s:b}", "id", (json_int_t)o->id, "disk", o->lu->disk, "initiator", o->initiator,
+                            "address", o->address, "isid", isid, "age", (json_int_t)((gr_loop_now_ns(s->loop) - o->started_ns) / 1000000000),
+                            "depth", (json_int_t)o->outstanding, "header-digest", (int)o->params.header_digest, "data-digest",
+                            (int)o->params.data_digest);
+    if (row)
+        put_stats(row, &o->stats);
+    return row;
+}
+
+static int session_list(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct tgt_server *s = arg;
+    const char *disk = NULL;
+    (void)call;
+    int r = gr_json_opt_str(params, "disk", &disk, err);
+    if (r < 0)
+        return r;
+    json_t *rows = json_array();
+    for (const struct tgt_sess *o = s->sessions; o; o = o->next)
+        if (!disk || !strcmp(disk, o->lu->disk))
+            json_array_append_new(rows, session_row(s, o));
+    *ret = rows;
+    return 0;
+}
+
+static int session_drop(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct tgt_server *s = arg;
+    uint64_t id;
+    (void)call;
+    int r = gr_json_u64(params, "id", &id, err);
+    if (r < 0)
+        return r;
+    for (struct tgt_sess *o = s->sessions; o; o = o->next) {
+        if (o->id != id)
+            continue;
+        tgt_sess_close(o, "dropped by command");
+        *ret = json_pack("{s:I}", "id", (json_int_t)id);
+        return 0;
+    }
+    return gr_fail(err, -ENOENT, "session %llu does not exist", (unsigned long long)id);
+}
+
+const struct gr_rpc_method tgt_service[] = {
+    {"lun.list", lun_list},       {"lun.mask", lun_mask},         {"lun.unmask", lun_unmask},     {"lun.acl", lun_acl}, {"lun.chap", lun_chap},
+    {"lun.stat", lun_stat},       {"session.list", session_list}, {"session.drop", session_drop}, {NULL, NULL},
+};

@@ -1,0 +1,123 @@
+/* Task management (RFC 7143 11.5, SAM-5 7). A function is answered when every task it ends has ended: what is with the device
+ * ends when the device answers. */
+#include "common/cleanup.h"
+#include "common/seam.h"
+#include "iscsi-target/scsi.h"
+#include <stdlib.h>
+
+static void answer(struct tgt_tmf_wait *w)
+{
+    struct tgt_sess *sess = w->sess;
+    struct tgt_server *s = sess->server;
+    struct tgt_lu *lu = sess->lu;
+    if (sess->fd >= 0) {
+        struct tgt_misc *m = tgt_misc_new(sess, TGT_OP_TMF_RSP, TGT_FINAL, w->itt, 0);
+        if (m) {
+            m->bhs[2] = w->response;
+            tgt_misc_send(sess, m);
+        }
+    }
+    if (w->cold_reset) { /* every session of the target ends */
+        struct tgt_sess *next;
+        if (sess->fd >= 0)
+            tgt_tx_flush(sess);
+        for (struct tgt_sess *o = s->sessions; o; o = next) {
+            next = o->next;
+            if (o->lu == lu)
+                tgt_sess_close(o, "target cold reset");
+        }
+    }
+    free(w);
+    tgt_sess_unhold(sess);
+}
+
+void tgt_tmf_task_gone(struct tgt_tmf_wait *w)
+{
+    if (!--w->tasks)
+        answer(w);
+}
+
+static void abort_all(struct tgt_tmf_wait *w, struct tgt_sess *sess)
+{
+    for (unsigned i = 0; i < TGT_TASKS; i++)
+        tgt_task_abort(&sess->tasks[i], w);
+}
+
+static uint8_t abort_task(struct tgt_tmf_wait *w, struct tgt_sess *sess)
+{
+    const uint8_t *b = sess->rx_bhs;
+    uint32_t ref = gr_get_be32(b + 20), ref_cmdsn = gr_get_be32(b + 32);
+    struct tgt_task *t = tgt_task_find(sess, ref);
+    if (t) {
+        tgt_task_abort(t, w);
+        return TGT_TMF_DONE;
+    }
+    /* Not here: if it may still be on its way, it counts as received and gone (RFC 7143 11.6.1). */
+    uint32_t ahead = ref_cmdsn - sess->expcmdsn;
+    return ahead < TGT_WINDOW - sess->outstanding ? TGT_TMF_DONE : TGT_TMF_NO_TASK;
+}
+
+/* Abort the tasks of every session, drop RESERVE(6), tell everybody. */
+static void reset(struct tgt_tmf_wait *w, struct tgt_lu *lu)
+{
+    struct tgt_server *s = lu->server;
+    for (struct tgt_sess *o = s->sessions; o; o = o->next)
+        if (o->lu == lu)
+            abort_all(w, o);
+    lu->reserved = NULL;
+    lu->removal_prevented = false;
+    lu->swp = lu->d_sense = false;
+    tgt_lu_ua(lu, NULL, TGT_UA_RESET);
+}
+
+static uint8_t function(struct tgt_tmf_wait *w, struct tgt_sess *sess)
+{
+    const uint8_t *b = sess->rx_bhs;
+    struct tgt_lu *lu = sess->lu;
+    unsigned fn = b[1] & 0x7fu;
+    bool needs_lun = fn >= TGT_TMF_ABORT_TASK && fn <= TGT_TMF_LUN_RESET;
+    if (needs_lun && gr_get_be64(b + 8))
+        return TGT_TMF_NO_LUN;
+    switch (fn) {
+    case TGT_TMF_ABORT_TASK:
+        return abort_task(w, sess);
+    case TGT_TMF_ABORT_TASK_SET:
+        abort_all(w, sess);
+        return TGT_TMF_DONE;
+    case TGT_TMF_CLEAR_TASK_SET:
+        for (struct tgt_sess *o = lu->server->sessions; o; o = o->next)
+            if (o->lu == lu)
+                abort_all(w, o);
+        tgt_lu_ua(lu, sess, TGT_UA_CLEARED);
+        return TGT_TMF_DONE;
+    case TGT_TMF_LUN_RESET:
+    case TGT_TMF_WARM_RESET:
+        reset(w, lu);
+        return TGT_TMF_DONE;
+    case TGT_TMF_COLD_RESET:
+        reset(w, lu);
+        w->cold_reset = true;
+        return TGT_TMF_DONE;
+    case TGT_TMF_REASSIGN:
+        return TGT_TMF_NO_REASSIGN;
+    case TGT_TMF_CLEAR_ACA:
+        return TGT_TMF_UNSUPPORTED;
+    default:
+        return TGT_TMF_REJECTED;
+    }
+}
+
+void tgt_tmf_request(struct tgt_sess *sess)
+{
+    struct tgt_tmf_wait *w = gr_zalloc(sizeof *w);
+    if (!w) {
+        tgt_sess_reject(sess, sess->rx_bhs, TGT_REJECT_IMMEDIATE);
+        return;
+    }
+    w->sess = sess;
+    w->itt = tgt_bhs_itt(sess->rx_bhs);
+    w->tasks = 1; /* ours, so that nothing is answered before all are aborted */
+    sess->holds++;
+    w->response = function(w, sess);
+    tgt_tmf_task_gone(w);
+}

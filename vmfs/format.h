@@ -1,0 +1,342 @@
+/* The Granary volume format, version 1. This header is the specification; docs/vmfs.md tells the why.
+ *
+ * UNITS. Everything is counted in units of 4 KiB. An address is {device (16 bits), unit (48 bits)} in one 64-bit number;
+ * address 0 means "none" (unit 0 of device 0 is never used, so that boot sectors of others stay recognisable).
+ *
+ * LAYOUT of device 0 (other devices: superblocks and regions only; copies B lie on device 1 when there is one)
+ *     unit 0        left alone              unit 1          superblock A
+ *     unit 4096     superblock B            tables A, B     slots, region headers + bitmaps, inodes: superblock tells where
+ *     the rest      regions: runs of units that one host at a time leases for allocation
+ *
+ * WHO WRITES WHAT. A host owns its slot, the regions it leased and the objects it locked, and nothing else. Home blocks
+ * (slot, aux, region header, bitmap, inode) exist in two copies, each with its own address and a generation that only
+ * grows; the newer valid copy counts. Blobs and map nodes are never overwritten: a checkpoint writes new ones elsewhere.
+ * All changes between two checkpoints are records in the host's journal; a checkpoint puts images of the changed home
+ * blocks into the journal, makes them durable, writes them home, and moves the journal's tail. So the state of a host at any
+ * cut is: home blocks, plus the last complete image set, plus the records behind it, in order.
+ *
+ * VALIDITY RULES of every metadata block
+ *   rule 1 magic and type are the expected ones     rule 2 version <= VMFS_VERSION    rule 3 volume equals the superblock's
+ *   rule 4 self equals the address read from        rule 5 crc32c over all units of the block with the field zero
+ *   rule 6 units matches the pointer                rule 7 numbers inside are in range (each decoder says which)
+ *
+ * LOCKS. A lock names slot, slot generation and token. It counts while that slot is in use under that generation.
+ * Every compare-and-write carries a fresh nonce. Life locks are byte locks of the device (key = slot number) held by the
+ * process itself: getting another's proves that its process is gone. */
+#ifndef VMFS_FORMAT_H
+#define VMFS_FORMAT_H
+#include "common/endian.h"
+
+#define VMFS_VERSION 1
+#define VMFS_UNIT 4096u
+#define VMFS_SUPER_A 1u
+#define VMFS_SUPER_B 4096u
+#define VMFS_MIN_UNITS 8192u            /* 32 MiB: smallest device 0 */
+#define VMFS_MAX_UNITS (1ull << 44)     /* 64 PiB per device */
+#define VMFS_SLOTS_DEFAULT 64u
+#define VMFS_BITMAP_BITS 32256u         /* units described by one bitmap block: 4032 bytes */
+#define VMFS_FANOUT 128u                /* children of a node, blocks of a leaf */
+#define VMFS_BLOCK_PIECES 16u
+#define VMFS_LEAF_PIECES (VMFS_FANOUT * VMFS_BLOCK_PIECES) /* 2048 pieces = 8 MiB */
+#define VMFS_MAX_LEVEL 5u               /* level 5 covers 2^18 PiB; a disk of 1 PiB needs level 4 */
+
+#define VMFS_INCOMPAT_KNOWN 0ull
+#define VMFS_RO_COMPAT_KNOWN 0ull
+
+#define VMFS_ADDR_NONE 0ull
+static inline uint64_t vmfs_addr(unsigned dev, uint64_t unit) { return (uint64_t)dev << 48 | unit; }
+static inline unsigned vmfs_addr_dev(uint64_t a) { return (unsigned)(a >> 48); }
+static inline uint64_t vmfs_addr_unit(uint64_t a) { return a & 0xffffffffffffull; }
+
+enum vmfs_block_type {
+    VMFS_T_SUPER = 1, VMFS_T_SLOT, VMFS_T_AUX, VMFS_T_REGION, VMFS_T_BITMAP, VMFS_T_INODE, VMFS_T_NODE, VMFS_T_LEAF, VMFS_T_BLOB,
+    VMFS_T_FRAME
+};
+#define VMFS_MAGIC 0x42564e47u /* "GNVB" */
+
+struct vmfs_hdr_disk {        /* OFFSET SIZE */
+    gr_le32 magic;            /*   0  4  rule 1 */
+    gr_le16 type, version;    /*   4  4  rules 1, 2 */
+    uint8_t volume[16];       /*   8 16  rule 3 */
+    gr_le64 self;             /*  24  8  rule 4 */
+    gr_le64 generation;       /*  32  8  grows with every write of a home block; birth epoch for nodes */
+    gr_le32 units;            /*  40  4  rule 6 */
+    gr_le32 slot;             /*  44  4  who wrote it */
+    gr_le64 reserved;         /*  48  8  zero */
+    gr_le32 crc32c;           /*  56  4  rule 5 */
+    gr_le32 reserved2;        /*  60  4  zero */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_hdr_disk, 64);
+GR_LAYOUT(struct vmfs_hdr_disk, crc32c, 56);
+
+struct vmfs_lock_disk {
+    gr_le32 holder;     /* slot + 1; 0: free */
+    gr_le32 flags;      /* zero */
+    gr_le64 generation; /* of the slot */
+    gr_le64 token;      /* grows with every acquisition; records name it */
+    gr_le64 nonce;      /* fresh with every write of the lock */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_lock_disk, 32);
+
+struct vmfs_table_disk {     /* a table of fixed-stride entries in two copies */
+    gr_le64 addr_a, addr_b;
+    gr_le32 entries, stride; /* stride in units */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_table_disk, 24);
+
+struct vmfs_device_disk {
+    uint8_t uuid[16];
+    gr_le64 units;        /* of the device, all of it */
+    gr_le64 first_unit;   /* of its first region */
+    gr_le32 first_region; /* index of its first region in the region table */
+    gr_le32 regions;
+    gr_le64 flags; /* zero */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_device_disk, 48);
+
+struct vmfs_super_disk {
+    struct vmfs_hdr_disk hdr;
+    gr_le64 compat, ro_compat, incompat; /* feature words: unknown incompat: no join; unknown ro_compat: readers only */
+    gr_le64 created_s;
+    char name[64];                       /* NUL-terminated */
+    gr_le32 n_devices, this_device;
+    gr_le32 region_units;                /* units of a full region */
+    gr_le32 bitmap_blocks;               /* bitmap blocks of a region */
+    gr_le32 journal_units;               /* of one host's journal */
+    gr_le32 reserved;
+    struct vmfs_table_disk slots, regions, inodes;
+    gr_le64 data_crc, key_id, quota;     /* reserved for per-piece data CRC, encryption, quotas: zero */
+    uint8_t pad[4096 - 64 - 32 - 64 - 24 - 72 - 24 - 32 * 48];
+    struct vmfs_device_disk devices[32];
+} __attribute__((packed));
+GR_SIZE(struct vmfs_super_disk, 4096);
+
+enum vmfs_slot_state { VMFS_SLOT_FREE = 0, VMFS_SLOT_HOST = 1, VMFS_SLOT_READER = 2, VMFS_SLOT_REPLAYING = 3 };
+#define VMFS_PINS_MAX 64u
+struct vmfs_pin_disk {
+    gr_le64 object, snapshot;
+} __attribute__((packed));
+struct vmfs_slot_disk {
+    struct vmfs_hdr_disk hdr;
+    gr_le32 state, n_pins;
+    gr_le64 generation;            /* grows with every claim and every release */
+    gr_le64 nonce;
+    uint8_t host_uuid[16];
+    char host_name[64];
+    char portal[128];
+    char address[1024];
+    gr_le64 journal_addr;          /* 0: none yet; stays with the slot once made */
+    gr_le32 journal_units, reserved;
+    gr_le64 tail_seq;              /* first frame not yet covered by home blocks */
+    gr_le64 tail_off;              /* its offset in the journal, units */
+    gr_le64 version;               /* of the host's software: gates features */
+    struct vmfs_pin_disk pins[VMFS_PINS_MAX];
+    uint8_t pad[4096 - 64 - 8 - 16 - 16 - 64 - 128 - 1024 - 16 - 24 - VMFS_PINS_MAX * 16];
+} __attribute__((packed));
+GR_SIZE(struct vmfs_slot_disk, 4096);
+
+/* Foreign frees: units this slot's host freed in regions that another host leases; they are given back when the region can
+ * be leased. The list stays with the slot when the host leaves. More than fit: in a blob. */
+struct vmfs_run_disk {
+    gr_le64 addr;
+    gr_le64 units;
+} __attribute__((packed));
+#define VMFS_AUX_RUNS 240u
+struct vmfs_aux_disk {
+    struct vmfs_hdr_disk hdr;
+    gr_le32 n_runs, reserved;
+    gr_le64 blob_addr;  /* 0: none; else a blob of more runs */
+    gr_le32 blob_bytes, blob_units;
+    struct vmfs_run_disk runs[VMFS_AUX_RUNS];
+    uint8_t pad[4096 - 64 - 24 - VMFS_AUX_RUNS * 16];
+} __attribute__((packed));
+GR_SIZE(struct vmfs_aux_disk, 4096);
+
+struct vmfs_region_disk {
+    struct vmfs_hdr_disk hdr;
+    struct vmfs_lock_disk lock;
+    gr_le32 units, free_units; /* free as of the last checkpoint */
+    uint8_t pad[4096 - 64 - 32 - 8];
+} __attribute__((packed));
+GR_SIZE(struct vmfs_region_disk, 4096);
+struct vmfs_bitmap_disk {
+    struct vmfs_hdr_disk hdr;
+    uint8_t bits[4032]; /* bit set: allocated */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_bitmap_disk, 4096);
+
+#define VMFS_INODE_ROOT 1u  /* the root directory; its lock guards the whole namespace */
+#define VMFS_INODE_DYING 2u /* a hidden directory of objects whose content is being given back */
+struct vmfs_inode_disk {
+    struct vmfs_hdr_disk hdr;
+    struct vmfs_lock_disk lock;
+    gr_le64 id;               /* index | reuse count << 32 */
+    gr_le16 type, provision;  /* enum vmfs_type (0: free), enum vmfs_provision */
+    gr_le32 n_snapshots;
+    uint8_t uuid[16];
+    gr_le64 size, used_units;
+    gr_le64 mtime_s;
+    gr_le64 blob_addr;        /* 0: the blob is inline */
+    gr_le32 blob_bytes, blob_units;
+    gr_le64 key_id, quota;    /* reserved: zero */
+    uint8_t blob[4096 - 64 - 32 - 88];
+} __attribute__((packed));
+GR_SIZE(struct vmfs_inode_disk, 4096);
+GR_LAYOUT(struct vmfs_inode_disk, lock, 64);
+#define VMFS_INODE_BLOB_MAX sizeof(((struct vmfs_inode_disk *)0)->blob)
+
+/* Directory blob: entries one behind the other. */
+struct vmfs_dirent_disk {
+    gr_le64 id;
+    gr_le16 type, name_len;
+    char name[];
+} __attribute__((packed));
+GR_SIZE(struct vmfs_dirent_disk, 12);
+
+struct vmfs_ptr_disk {
+    gr_le64 addr;  /* 0: nothing below was ever written */
+    gr_le64 birth; /* newest birth below << 16 | units */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_ptr_disk, 16);
+
+/* Object blob of a disk or file: this, then snaps, lineages, bookmarks, attributes, each as its counter says. */
+struct vmfs_content_disk {
+    gr_le64 epoch;          /* current: births of new data */
+    gr_le64 lineage;        /* random, of the live head */
+    gr_le64 parent_snap;    /* snapshot id the live head grew from; 0: none (or the origin) */
+    gr_le64 next_snap;      /* next snapshot id */
+    struct vmfs_ptr_disk root;
+    gr_le32 level, flags;
+    gr_le64 origin_object, origin_snap, origin_epoch; /* clone of; 0: not a clone */
+    gr_le64 reserved_units; /* promised overwrite space (thick, eager) */
+    gr_le32 n_snaps, n_lineages, n_bookmarks, n_attrs;
+} __attribute__((packed));
+GR_SIZE(struct vmfs_content_disk, 104);
+struct vmfs_snap_disk {
+    gr_le64 id, parent, epoch, lineage, size;
+    struct vmfs_ptr_disk root;
+    gr_le32 level, flags;   /* VMFS_SNAP_* */
+    gr_le64 cursor;         /* deleting: pieces below are given back */
+    gr_le64 created_s;
+    gr_le32 clones, reserved;
+    uint8_t group[16];
+    gr_le16 name_len;
+    char name[];
+} __attribute__((packed));
+GR_SIZE(struct vmfs_snap_disk, 106);
+#define VMFS_SNAP_HIDDEN 1u   /* not listed: deleted by the user, or an old live head after a revert */
+#define VMFS_SNAP_DELETING 2u /* being given back */
+struct vmfs_lineage_disk {
+    gr_le64 lineage, parent, epoch; /* grew from @parent at @epoch */
+} __attribute__((packed));
+struct vmfs_bookmark_disk {
+    gr_le64 lineage, epoch, created_s;
+    gr_le16 name_len;
+    char name[];
+} __attribute__((packed));
+struct vmfs_attr_disk {
+    gr_le16 key_len, reserved;
+    gr_le32 val_len;
+    char bytes[]; /* key, value */
+} __attribute__((packed));
+
+/* Interior node (VMFS_T_NODE, one unit): header (reserved = level), then VMFS_FANOUT pointers.
+ * Leaf (VMFS_T_LEAF, 1..9 units): header, tag[VMFS_FANOUT], then one payload per block whose tag is not EMPTY:
+ *   EXTENT  addr, birth, written, zero        one run, one birth
+ *   RUN     addr, written, zero, birth[16]    one run, 16 births
+ *   SPLIT   written, zero, {addr, birth}[16]  sixteen of everything
+ * State of a piece by (written, zero): 1,0 data · 0,1 reserved: owned, never written, reads zero · 1,1 zeroed: owned, reads
+ * zero, born then · 0,0 hole: not owned, reads zero, born then (births of holes count: an unmap is a change). */
+enum vmfs_leaf_tag { VMFS_LEAF_EMPTY = 0, VMFS_LEAF_EXTENT = 1, VMFS_LEAF_RUN = 2, VMFS_LEAF_SPLIT = 3 };
+struct vmfs_node_disk {
+    struct vmfs_hdr_disk hdr;
+    gr_le32 level, reserved;
+    struct vmfs_ptr_disk child[VMFS_FANOUT];
+} __attribute__((packed));
+GR_SIZE(struct vmfs_node_disk, 2120);
+#define VMFS_EXTENT_BYTES 20u
+#define VMFS_RUN_BYTES 140u
+#define VMFS_SPLIT_BYTES 260u
+#define VMFS_LEAF_UNITS_MAX 9u
+
+/* Journal frame: this header, then payload, padded to units. A frame may wrap at the end of the journal area. */
+enum vmfs_frame_kind { VMFS_FRAME_RECORDS = 1, VMFS_FRAME_IMAGES = 2 };
+struct vmfs_frame_disk {
+    struct vmfs_hdr_disk hdr;      /* type FRAME; generation = slot generation; units = units of the frame; self = offset in the journal */
+    gr_le64 seq;                   /* the first frame of a journal is 1; never reset */
+    gr_le64 watermark;             /* frames up to here were durable when this one was written: their data is never doubted */
+    gr_le32 kind, n_records;
+    gr_le32 payload, reserved;     /* payload bytes */
+    gr_le64 covers;                /* IMAGES: state after this frame is in the images */
+    gr_le32 part, parts;           /* IMAGES: which of how many */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_frame_disk, 112);
+
+enum vmfs_record_type {
+    VMFS_R_MAP = 1,    /* pieces of an object get a new address and state */
+    VMFS_R_SNAP_ADD,   /* new snapshot: the live root is frozen, epoch + 1 */
+    VMFS_R_SNAP_FLAGS, /* hidden, deleting */
+    VMFS_R_SNAP_FREE,  /* units only a deleting snapshot needed are free; its cursor moves */
+    VMFS_R_SNAP_DROP,  /* a deleted snapshot leaves the table */
+    VMFS_R_REVERT,     /* the live head becomes a snapshot's content, new lineage */
+    VMFS_R_BOOKMARK,   /* bookmark added, or dropped (epoch 0) */
+    VMFS_R_RESIZE,
+    VMFS_R_ATTR,       /* small durable store of the logical unit */
+    VMFS_R_CLONES,     /* clone counter of a snapshot */
+    VMFS_R_RESERVE,    /* promised overwrite space */
+};
+struct vmfs_rec_disk {
+    gr_le16 type, flags;
+    gr_le32 len;      /* bytes of the record, this header included, multiple of 4 */
+    gr_le64 object;   /* inode id */
+    gr_le64 token;    /* lock token the record was written under: another token in the inode means somebody went on; skip */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_rec_disk, 24);
+struct vmfs_rec_map_disk {
+    struct vmfs_rec_disk r;   /* flags: VMFS_RF_TRUSTED = data was durable before the record: no check */
+    gr_le64 piece, birth;
+    gr_le64 addr;             /* of the first piece; 0 for holes */
+    gr_le32 count, state;     /* VMFS_P_* */
+    gr_le32 crc[];            /* DATA and not TRUSTED: CRC32C of each piece */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_rec_map_disk, 56);
+#define VMFS_RF_TRUSTED 1u
+enum vmfs_piece_state { VMFS_P_HOLE = 0, VMFS_P_DATA = 1, VMFS_P_RESERVED = 2, VMFS_P_ZEROED = 3 }; /* bit 0 written, bit 1 zero */
+struct vmfs_rec_snap_disk { /* SNAP_ADD, SNAP_FLAGS (flags), SNAP_DROP, REVERT (id; lineage new), CLONES (clones) */
+    struct vmfs_rec_disk r;
+    gr_le64 id, lineage, created_s;
+    gr_le32 value; /* flags, or clone count */
+    gr_le16 name_len, reserved;
+    uint8_t group[16];
+    char name[];
+} __attribute__((packed));
+GR_SIZE(struct vmfs_rec_snap_disk, 72);
+struct vmfs_rec_free_disk {
+    struct vmfs_rec_disk r;
+    gr_le64 id, cursor;
+    gr_le32 n_runs, reserved;
+    struct vmfs_run_disk runs[];
+} __attribute__((packed));
+struct vmfs_rec_value_disk { /* RESIZE, RESERVE */
+    struct vmfs_rec_disk r;
+    gr_le64 value;
+} __attribute__((packed));
+struct vmfs_rec_bookmark_disk {
+    struct vmfs_rec_disk r;
+    gr_le64 lineage, epoch, created_s;
+    gr_le16 name_len, reserved;
+    char name[];
+} __attribute__((packed));
+struct vmfs_rec_attr_disk {
+    struct vmfs_rec_disk r;
+    gr_le16 key_len, reserved;
+    gr_le32 val_len; /* 0: delete */
+    char bytes[];
+} __attribute__((packed));
+/* Payload of an IMAGES frame: n_records of these. */
+struct vmfs_image_disk {
+    gr_le64 addr_a, addr_b;
+    uint8_t block[4096]; /* as for copy A; copy B differs in self and crc only */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_image_disk, 4112);
+#endif

@@ -1,0 +1,458 @@
+/* Inside vmfs/ (and, for what snapshots are made of, snapshot/): the state of one joined volume.
+ *
+ * One fiber loop, no threads: functions marked [sync] never suspend; all others may, and every pointer into the map or the
+ * object table must be looked up again afterwards unless it is pinned (refs) or guarded (range lock, ns lock, ckpt lock).
+ *
+ * Every change of durable state is a record; apply_*() [sync] is the only code that changes objects, maps and free space,
+ * both when a record is made and when it is replayed. */
+#ifndef VMFS_INTERNAL_H
+#define VMFS_INTERNAL_H
+#include "common/buf.h"
+#include "common/cleanup.h"
+#include "common/crc.h"
+#include "vmfs/format.h"
+#include "vmfs/vmfs.h"
+#include <string.h>
+
+/* ---------- decoded home blocks ---------- */
+struct vlock {
+    uint32_t holder; /* slot + 1, 0 free */
+    uint64_t generation, token, nonce;
+};
+struct vtable {
+    uint64_t addr_a, addr_b;
+    uint32_t entries, stride;
+};
+struct vdevinfo {
+    uint8_t uuid[16];
+    uint64_t units, first_unit;
+    uint32_t first_region, regions;
+};
+struct vsuper {
+    uint8_t uuid[16];
+    uint64_t generation, compat, ro_compat, incompat, created_s;
+    char name[64];
+    uint32_t n_devices, this_device, region_units, bitmap_blocks, journal_units;
+    uint32_t version;
+    struct vtable slots, regions, inodes;
+    struct vdevinfo dev[VMFS_DEVICES_MAX];
+};
+struct vslot {
+    uint64_t block_generation;
+    uint32_t state, n_pins;
+    uint64_t generation, nonce;
+    uint8_t host_uuid[16];
+    char host_name[64], portal[128], address[1024];
+    uint64_t journal_addr, tail_seq, tail_off, version;
+    uint32_t journal_units;
+    struct {
+        uint64_t object, snapshot;
+    } pins[VMFS_PINS_MAX];
+};
+struct vinode {
+    uint64_t block_generation;
+    struct vlock lock;
+    uint64_t id;
+    uint16_t type, provision;
+    uint32_t n_snapshots;
+    uint8_t uuid[16];
+    uint64_t size, used_units;
+    int64_t mtime_s;
+    uint64_t blob_addr;
+    uint32_t blob_bytes, blob_units;
+    uint8_t inline_blob[VMFS_INODE_BLOB_MAX];
+};
+
+/* ---------- map in memory ---------- */
+struct mptr {
+    uint64_t addr;
+    uint64_t birth;
+    uint32_t units;
+};
+struct mpieces { /* SPLIT and RUN in memory */
+    uint64_t addr[VMFS_BLOCK_PIECES];
+    uint64_t birth[VMFS_BLOCK_PIECES];
+};
+struct ment {
+    uint64_t addr;  /* EXTENT: first piece; unused with px */
+    uint64_t birth; /* EXTENT: of every owned piece */
+    uint64_t seq;   /* newest frame with a record for this block: in place only when sealed */
+    uint16_t written, zero;
+    struct mpieces *px; /* NULL: EXTENT (or never written: addr 0) */
+};
+struct mnode;
+struct mchild {
+    struct mnode *mem;
+    struct mptr ptr; /* when mem is NULL */
+};
+struct mnode {
+    unsigned refs; /* parents (and pins) */
+    uint8_t level; /* 0: leaf */
+    bool dirty, used; /* used: clock bit of the cache */
+    struct mptr ptr;  /* where it lies on disk; addr 0: nowhere yet. ptr.birth of the version on disk */
+    uint64_t birth;   /* newest birth below, now */
+    struct mnode *lru_prev, *lru_next; /* leaves of the volume */
+    union {
+        struct mchild child[VMFS_FANOUT];
+        struct ment ent[VMFS_FANOUT];
+    };
+};
+/* Root of a tree: the live head's, a snapshot's. */
+struct mtree {
+    struct mchild root;
+    uint8_t level; /* of the root, >= 1 */
+};
+
+/* ---------- objects ---------- */
+struct vsnap {
+    uint64_t id, parent, epoch, lineage, size, cursor;
+    int64_t created_s;
+    uint32_t flags, clones;
+    uint8_t group[16];
+    char *name;
+    struct mtree tree;
+    unsigned open; /* bdevs reading it in this process */
+};
+struct vlineage {
+    uint64_t lineage, parent, epoch;
+};
+struct vbookmark {
+    uint64_t lineage, epoch;
+    int64_t created_s;
+    char *name;
+};
+struct vattr {
+    char *key;
+    void *val;
+    size_t len;
+};
+struct vdirent {
+    uint64_t id;
+    uint16_t type;
+    char *name;
+};
+/* An operation on a range of a disk, from admission to acknowledgement. */
+struct vrange {
+    uint64_t first, end; /* pieces */
+    uint64_t epoch;      /* at admission: birth of what it writes */
+    bool granted;
+    struct vrange *prev, *next;
+    void (*grant)(struct vrange *r); /* called when it may go on */
+    void *arg;
+};
+struct vobj { /* an object this host holds the lock of */
+    struct vobj *hash_next;
+    struct vmfs *v;
+    uint64_t id;
+    struct vinode ino;
+    bool dirty; /* inode or blob differs from home */
+    unsigned opens;
+    bool dying; /* content is being given back */
+    /* directories */
+    struct vdirent *ents;
+    size_t n_ents, cap_ents;
+    /* disks and files */
+    uint64_t epoch, lineage, parent_snap, next_snap;
+    uint64_t origin_object, origin_snap, origin_epoch;
+    uint64_t reserved_units;
+    struct mtree live;
+    struct vsnap **snaps;
+    size_t n_snaps;
+    struct vlineage *lineages;
+    size_t n_lineages;
+    struct vbookmark *bookmarks;
+    size_t n_bookmarks;
+    struct vattr *attrs;
+    size_t n_attrs;
+    struct gr_fmutex load_lock;  /* one fiber loads nodes of this object at a time */
+    struct vrange *ranges;       /* admitted and waiting, in order */
+    bool frozen;                 /* admission stopped (revert, resize, remove) */
+    unsigned inflight;           /* admitted writes, all epochs */
+    unsigned late;               /* … of an epoch before the current one */
+    struct gr_fqueue drained;    /* woken when inflight or late fall to 0, or frozen ends */
+    struct vmfs_disk *handle;    /* the open handle, NULL when closed */
+    bool walker;                 /* a fiber is giving back deleted snapshots */
+    struct gr_fqueue settled;
+};
+struct vmfs_disk {
+    struct gr_bdev bdev; /* first member */
+    struct vobj *o;
+    char *path;
+    bool gone; /* volume left or abandoned under it */
+};
+
+/* ---------- space ---------- */
+struct vfree { /* units freed in memory, not yet reusable */
+    uint64_t addr;
+    uint32_t units;
+    uint32_t kind;  /* 0: wait for frame seq to be durable, 1: for checkpoint number seq */
+    uint64_t seq;
+    uint64_t ticket; /* reusable when every ticket below is closed */
+};
+struct vregion { /* a region leased by this host */
+    uint32_t index;
+    uint64_t first; /* address of its first unit */
+    uint32_t units;
+    struct vlock lock;
+    uint64_t hdr_generation, bm_generation;
+    uint64_t *used;    /* logical: what a checkpoint persists */
+    uint64_t *busy;    /* used, or in flight, or freed but not yet reusable */
+    uint32_t free_busy; /* units clear in busy */
+    uint32_t free_used; /* units clear in used */
+    uint32_t hint;      /* where to look next, in blocks of 16 units */
+    bool dirty;
+    struct vregion *next;
+};
+struct vspace {
+    struct vregion *regions;     /* leased here, newest first */
+    struct vregion **by_index;   /* [n_regions] or NULL */
+    uint8_t *tried;              /* [n_regions] 1: known to be leased by another or full */
+    struct vregion *current;     /* allocating from */
+    uint64_t frag_addr;          /* fragment block being filled */
+    uint32_t frag_left;
+    struct vfree *pending;       /* FIFO */
+    size_t n_pending, cap_pending, first_pending;
+    struct vmfs_run { uint64_t addr; uint64_t units; } *foreign; /* freed here, leased elsewhere */
+    size_t n_foreign, cap_foreign;
+    bool foreign_dirty;
+    uint64_t next_ticket;
+    struct vticket *oldest, *newest;
+    uint64_t free_elsewhere;     /* free units of regions not leased here, as of their last checkpoint */
+    struct gr_fmutex lease_lock;
+};
+struct vticket { /* somebody may still read units freed after now */
+    uint64_t number;
+    struct vticket *prev, *next;
+};
+
+/* ---------- journal ---------- */
+struct vjournal {
+    uint64_t addr;
+    uint32_t units;
+    uint64_t next_seq;   /* of the frame being filled */
+    uint64_t head_off;   /* where it goes */
+    uint64_t tail_seq, tail_off;
+    uint32_t used;       /* units between tail and head */
+    uint64_t durable_seq, sealed_seq, written_watermark;
+    struct gr_buf pending;
+    uint32_t n_pending;
+    bool committing, unflushed; /* unflushed: data written since the last device flush */
+    uint64_t asked, done;
+    struct gr_fqueue commit_q, room_q;
+    struct gr_timer timer;
+    bool timer_fiber;
+};
+
+struct vdev {
+    struct gr_bdev *bdev;
+    struct gr_chan *ch;
+};
+#define VOBJ_HASH 1024u
+struct vmfs {
+    struct gr_loop *loop;
+    struct vdev dev[VMFS_DEVICES_MAX];
+    unsigned n_dev;
+    struct vsuper sb;
+    enum vmfs_role role;
+    bool joined, leaving, fenced, replaying;
+    char fence_reason[160];
+    unsigned slot;
+    struct vslot me;
+    struct vmfs_join_opts opts; /* strings owned below */
+    char *host_name, *address, *portal;
+    struct vjournal j;
+    struct vspace sp;
+    struct vobj *objs[VOBJ_HASH];
+    struct gr_fmutex ns_lock;     /* namespace operations of this process */
+    struct gr_fmutex ckpt_lock;
+    uint64_t ckpt_started, ckpt_done; /* numbers of checkpoints */
+    size_t dirty_nodes;
+    size_t n_leaves, max_leaves;
+    struct mnode *lru_head, *lru_tail;
+    unsigned background;          /* fibers that must end before leave */
+    struct gr_fqueue background_q;
+    bool ckpt_wanted, ckpt_running_auto;
+    uint64_t aux_generation;
+    struct vmfs_stats stats;
+    struct vbio *free_bios;
+};
+
+/* ---------- device.c: synchronous-looking metadata I/O (fiber) ---------- */
+int vdev_read(struct vmfs *v, uint64_t addr, uint32_t units, void *buf);
+int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, uint32_t flags);
+int vdev_flush(struct vmfs *v); /* all devices */
+void *vunits_alloc(uint32_t units); /* aligned, zeroed; free() */
+/* Give the volume up on this host: nothing is acknowledged any more. [sync] */
+void vmfs_fence(struct vmfs *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void vmfs_warn(struct vmfs *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* ---------- codec.c [sync]: decode checks every validity rule; encode seals ---------- */
+void vhdr_seal(const struct vmfs *v, void *block, unsigned type, uint32_t units, uint64_t self, uint64_t generation, unsigned slot);
+int vhdr_check(const uint8_t volume[16], const void *block, unsigned type, uint32_t units, uint64_t self, struct gr_err *err);
+void vhdr_move(void *block, uint32_t units, uint64_t self); /* the same block for its other copy */
+int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err); /* rule 4 is the caller's */
+void vsuper_encode(const struct vsuper *s, uint64_t self, void *block);
+int vslot_decode(const struct vsuper *sb, const void *block, uint64_t self, struct vslot *ret, struct gr_err *err);
+void vslot_encode(const struct vmfs *v, const struct vslot *s, unsigned index, uint64_t self, void *block);
+int vinode_decode(const struct vsuper *sb, const void *block, uint64_t self, struct vinode *ret, struct gr_err *err);
+void vinode_encode(const struct vmfs *v, const struct vinode *i, uint64_t self, void *block);
+void vlock_get(const struct vmfs_lock_disk *d, struct vlock *ret);
+void vlock_put(const struct vlock *l, struct vmfs_lock_disk *d);
+/* Object blob (content or directory) to and from a vobj. */
+int vobj_blob_encode(const struct vobj *o, struct gr_buf *ret);
+int vobj_blob_decode(struct vobj *o, const void *blob, size_t len, struct gr_err *err);
+/* Nodes. encode_size: units the node takes. */
+uint32_t mnode_units(const struct mnode *n);
+void mnode_encode(const struct vmfs *v, const struct mnode *n, uint64_t addr, void *buf);
+int mnode_decode(struct vmfs *v, const void *buf, uint32_t units, uint64_t addr, unsigned level, struct mnode **ret, struct gr_err *err);
+
+/* ---------- home.c: home blocks in two copies ---------- */
+/* Read entry @index (+ @sub units) of a table: the newer valid copy; a damaged one is warned about. -GR_ECORRUPT: both bad. */
+int vhome_read(struct vmfs *v, const struct vtable *t, uint32_t index, uint32_t sub, unsigned type, void *buf, struct gr_err *err);
+/* Write both copies at once (own slot only; everything else goes through a checkpoint's images). */
+int vhome_write(struct vmfs *v, const struct vtable *t, uint32_t index, uint32_t sub, const void *block, struct gr_err *err);
+static inline uint64_t vhome_addr(const struct vtable *t, uint32_t index, uint32_t sub, int copy)
+{
+    return (copy ? t->addr_b : t->addr_a) + (uint64_t)index * t->stride + sub;
+}
+/* Compare-and-write of a home block's lock: @old is the block as read (4 KiB), @l the new lock. Bumps generation and nonce,
+ * writes copy B too. 0; -GR_EMISCOMPARE: somebody was quicker. @block_out receives the new block (may be NULL). */
+int vhome_lock(struct vmfs *v, const struct vtable *t, uint32_t index, const void *old, struct vlock *l, void *block_out, struct gr_err *err);
+
+/* ---------- slot.c ---------- */
+int vslot_read(struct vmfs *v, unsigned slot, struct vslot *ret, struct gr_err *err);
+int vslot_write_mine(struct vmfs *v, struct gr_err *err);
+/* Does this lock count now? 1 held by a living or unrecovered slot, 0 void. Own locks count. */
+int vlock_counts(struct vmfs *v, const struct vlock *l, struct gr_err *err);
+bool vlock_mine(const struct vmfs *v, const struct vlock *l);
+/* The holder of @l is dead: recover its slot. 1 recovered, 0 it lives. */
+int vslot_recover_holder(struct vmfs *v, unsigned slot, uint64_t generation, struct gr_err *err);
+
+/* ---------- journal.c ---------- */
+uint64_t journal_seq(const struct vmfs *v); /* of the frame a record made now goes into [sync] */
+/* Add a record to the frame being filled [sync]. 0 or -ENOMEM. */
+int journal_add(struct vmfs *v, const void *rec, size_t len);
+void journal_room(struct vmfs *v);        /* suspend while the journal or the pending frame is too full */
+int journal_commit(struct vmfs *v);       /* everything applied so far is durable when it returns 0 */
+void journal_data_written(struct vmfs *v); /* in-place data reached the device: a flush is owed [sync] */
+int journal_write_images(struct vmfs *v, const struct vmfs_image_disk *images, unsigned n, uint64_t covers); /* frames, no flush */
+/* Close the pending frame now and have it written (no flush): its seq, or the last one's. */
+int journal_cut(struct vmfs *v, uint64_t *ret_seq, uint64_t *ret_next_off);
+/* Walk the frames from the tail: fn gets header fields and payload. Ends at the first that is not valid. */
+struct vframe {
+    uint64_t seq, off, watermark, covers;
+    uint32_t units, kind, n_records, part, parts, payload;
+};
+int journal_scan(struct vmfs *v, int (*fn)(void *arg, const struct vframe *f, const uint8_t *payload), void *arg, struct vframe *ret_last,
+                 struct gr_err *err);
+int journal_make(struct vmfs *v, struct gr_err *err); /* give my slot a journal if it has none */
+void journal_stop(struct vmfs *v);
+
+/* ---------- space.c ---------- */
+int space_init(struct vmfs *v, struct gr_err *err);
+void space_done(struct vmfs *v);
+/* Regions of this volume containing @addr; NULL when not leased here. [sync] */
+struct vregion *space_region(struct vmfs *v, uint64_t addr);
+uint32_t space_region_index(const struct vmfs *v, uint64_t addr);
+/* Lease one more region with free units (any), or the region @index. -ENOSPC: none can be had. */
+int space_lease_any(struct vmfs *v, struct gr_err *err);
+int space_lease(struct vmfs *v, uint32_t index, struct gr_err *err);
+int space_ensure(struct vmfs *v, uint64_t units); /* lease until so many are free here; -GR_ENOSPACE */
+/* Reserve units [sync]: they are busy until space_used() or space_unreserve(). 0 = none (ask space_ensure and try again). */
+uint64_t space_take_block(struct vmfs *v);                       /* 16 units, aligned */
+uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got); /* 1..want contiguous; for metadata and odd pieces */
+uint64_t space_take_piece(struct vmfs *v);                       /* 1 unit, packed in arrival order */
+void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units);
+/* Apply [sync]: units become / stop being part of the logical state. @kind/@seq: see struct vfree. */
+void space_used(struct vmfs *v, uint64_t addr, uint32_t units);
+void space_freed(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, uint64_t seq);
+void space_reclaim(struct vmfs *v); /* pending frees that became reusable [sync] */
+uint64_t space_free_units(const struct vmfs *v); /* here and elsewhere */
+uint64_t space_free_here(const struct vmfs *v);
+uint64_t space_meta_reserve(const struct vmfs *v); /* units kept back for metadata and deletes */
+void ticket_open(struct vmfs *v, struct vticket *t);
+void ticket_close(struct vmfs *v, struct vticket *t);
+
+/* ---------- map.c ---------- */
+struct mnode *mnode_new(struct vmfs *v, unsigned level);
+void mnode_put(struct vmfs *v, struct mnode *n);
+struct mnode *mnode_get(struct mnode *n);
+void mtree_done(struct vmfs *v, struct mtree *t);
+unsigned mtree_level_for(uint64_t pieces);
+uint64_t mnode_span(unsigned level); /* pieces covered by a node of this level */
+/* Leaf holding @piece if the path is in memory [sync]. *ret NULL: nothing was ever written there. -EAGAIN: must be loaded. */
+int mtree_peek(struct mtree *t, uint64_t piece, struct mnode **ret);
+/* Load the path to @piece (fiber). Afterwards mtree_peek succeeds until the next suspension. */
+int mtree_load(struct vobj *o, struct mtree *t, uint64_t piece, struct gr_err *err);
+/* First piece >= @piece below which something may be mapped or born after @since, skipping pruned subtrees; loads interior nodes.
+ * Returns UINT64_MAX when there is none. */
+int mtree_next(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t since, uint64_t *ret, struct gr_err *err);
+void mtree_grow(struct vmfs *v, struct mtree *t, unsigned level); /* [sync] */
+/* One piece of an entry. */
+struct mpiece {
+    uint64_t addr, birth;
+    enum vmfs_piece_state state;
+};
+static inline struct mpiece ment_piece(const struct ment *e, unsigned i)
+{
+    struct mpiece p;
+    unsigned st = (e->written >> i & 1) | (e->zero >> i & 1) << 1;
+    p.state = (enum vmfs_piece_state)st;
+    if (e->px) {
+        p.addr = e->px->addr[i];
+        p.birth = e->px->birth[i];
+    } else {
+        p.addr = st ? e->addr + i : 0;
+        p.birth = st ? e->birth : 0;
+    }
+    return p;
+}
+/* Make the path to @piece in the live tree of @o private and dirty; the path must be in memory [sync]. NULL: -ENOMEM. */
+struct mnode *mtree_own(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t birth);
+/* Change @count pieces of one leaf, already owned [sync]. Old units are handed to @dropped(arg, piece, old) when owned. */
+int mleaf_set(struct mnode *leaf, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, enum vmfs_piece_state state, uint64_t seq,
+              void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old), void *arg);
+void map_evict(struct vmfs *v); /* keep the cache within its limit [sync] */
+
+/* ---------- object.c ---------- */
+struct vobj *vobj_find(struct vmfs *v, uint64_t id);          /* held here? [sync] */
+/* Lock and load an object. -GR_ELOCKED with the holder named; *ret_owner its slot. Waits up to @wait_ms for it. */
+int vobj_hold(struct vmfs *v, uint64_t id, unsigned wait_ms, struct vobj **ret, int *ret_owner, struct gr_err *err);
+/* Give the lock up (after a checkpoint); frees the memory. */
+int vobj_release(struct vmfs *v, struct vobj *o, struct gr_err *err);
+void vobj_free(struct vobj *o);
+/* Read an object someone else may own (home state, as of its last checkpoint), not locked, not in the table. */
+int vobj_peek(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err);
+int vobj_new(struct vmfs *v, enum vmfs_type type, struct vobj **ret, struct gr_err *err); /* free inode, locked, in the table */
+struct vsnap *vobj_snap(struct vobj *o, uint64_t id);
+struct vsnap *vobj_snap_named(struct vobj *o, const char *name);
+struct vbookmark *vobj_bookmark_named(struct vobj *o, const char *name);
+
+/* ---------- record.c: make, apply, replay ---------- */
+/* Add the record to the journal and apply it [sync]. Everything it touches must be in memory. */
+int record_do(struct vobj *o, void *rec, size_t len, struct gr_err *err);
+int record_apply(struct vobj *o, const void *rec, uint64_t seq, struct gr_err *err);
+/* Map change of one leaf's range. crc NULL: TRUSTED (data already durable) or no data. Units must be reserved (space_take_*). */
+int record_map(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, enum vmfs_piece_state state, const uint32_t *crc);
+/* Is a unit born at @birth at @piece still needed by a snapshot (or origin) the tree with parent @parent_snap grew from? */
+bool held_by_ancestors(struct vobj *o, uint64_t parent_snap, uint64_t birth, uint64_t piece_end);
+
+/* ---------- ckpt.c ---------- */
+int ckpt_run(struct vmfs *v);
+void ckpt_kick(struct vmfs *v); /* start one in the background when due [sync] */
+
+/* ---------- replay.c ---------- */
+int replay_run(struct vmfs *v, struct gr_err *err); /* of v->slot, whose life lock is held */
+
+/* ---------- disk_io.c ---------- */
+struct gr_bdev *disk_bdev_init(struct vmfs_disk *d);
+/* Stop admission and wait until no write is in flight; admit again. */
+void disk_freeze(struct vobj *o);
+void disk_thaw(struct vobj *o);
+void disk_wait_late(struct vobj *o); /* until no write of an older epoch is in flight */
+/* Read from a tree (live or snapshot) (fiber). */
+int tree_read(struct vobj *o, struct mtree *t, uint64_t limit, const struct iovec *iov, int iovcnt, uint64_t off, uint64_t len);
+
+/* ---------- ns.c ---------- */
+int ns_format_root(struct vmfs *v, struct gr_err *err);
+#endif

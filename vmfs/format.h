@@ -5,7 +5,8 @@
  *
  * LAYOUT of device 0 (other devices: superblocks and regions only; copies B lie on device 1 when there is one)
  *     unit 0        left alone              unit 1          superblock A
- *     unit 4096     superblock B            tables A, B     slots, region headers + bitmaps, inodes: superblock tells where
+ *     unit 4096     superblock B            tables A, B     slots, region headers + bitmaps, inodes: superblock tells where;
+ *                                                        one journal per slot: its slot block tells where
  *     the rest      regions: runs of units that one host at a time leases for allocation
  *
  * WHO WRITES WHAT. A host owns its slot, the regions it leased and the objects it locked, and nothing else. Home blocks
@@ -125,7 +126,7 @@ struct vmfs_slot_disk {
     char host_name[64];
     char portal[128];
     char address[1024];
-    gr_le64 journal_addr;          /* 0: none yet; stays with the slot once made */
+    gr_le64 journal_addr;          /* set by format; outside the regions */
     gr_le32 journal_units, reserved;
     gr_le64 tail_seq;              /* first frame not yet covered by home blocks */
     gr_le64 tail_off;              /* its offset in the journal, units */

@@ -91,7 +91,6 @@ struct mnode {
     bool dirty, used; /* used: clock bit of the cache */
     struct mptr ptr;  /* where it lies on disk; addr 0: nowhere yet. ptr.birth of the version on disk */
     uint64_t birth;   /* newest birth below, now */
-    struct mnode *lru_prev, *lru_next; /* leaves of the volume */
     union {
         struct mchild child[VMFS_FANOUT];
         struct ment ent[VMFS_FANOUT];
@@ -165,7 +164,8 @@ struct vobj { /* an object this host holds the lock of */
     struct vattr *attrs;
     size_t n_attrs;
     struct gr_fmutex load_lock;  /* one fiber loads nodes of this object at a time */
-    struct vrange *ranges;       /* admitted and waiting, in order */
+    struct vrange *ranges, *last_range; /* admitted and waiting, in order of arrival */
+    unsigned waiting;
     bool frozen;                 /* admission stopped (revert, resize, remove) */
     unsigned inflight;           /* admitted writes, all epochs */
     unsigned late;               /* … of an epoch before the current one */
@@ -185,9 +185,8 @@ struct vmfs_disk {
 struct vfree { /* units freed in memory, not yet reusable */
     uint64_t addr;
     uint32_t units;
-    uint32_t kind;  /* 0: wait for frame seq to be durable, 1: for checkpoint number seq */
     uint64_t seq;
-    uint64_t ticket; /* reusable when every ticket below is closed */
+    uint64_t ticket; /* reusable when every ticket below this number is closed */
 };
 struct vregion { /* a region leased by this host */
     uint32_t index;
@@ -210,11 +209,15 @@ struct vspace {
     struct vregion *current;     /* allocating from */
     uint64_t frag_addr;          /* fragment block being filled */
     uint32_t frag_left;
-    struct vfree *pending;       /* FIFO */
-    size_t n_pending, cap_pending, first_pending;
+    struct vfreeq {
+        struct vfree *e; /* FIFO */
+        size_t first, n, cap;
+    } freeq[2]; /* by kind */
     struct vmfs_run { uint64_t addr; uint64_t units; } *foreign; /* freed here, leased elsewhere */
     size_t n_foreign, cap_foreign;
     bool foreign_dirty;
+    uint64_t aux_blob_addr;      /* where the foreign frees that do not fit the aux block are */
+    uint32_t aux_blob_units;
     uint64_t next_ticket;
     struct vticket *oldest, *newest;
     uint64_t free_elsewhere;     /* free units of regions not leased here, as of their last checkpoint */
@@ -237,10 +240,12 @@ struct vjournal {
     struct gr_buf pending;
     uint32_t n_pending;
     bool committing, unflushed; /* unflushed: data written since the last device flush */
-    uint64_t asked, done;
+    uint64_t last_record_seq;  /* newest frame with records */
+    uint64_t asked, done;      /* commit requests */
+    struct gr_fmutex write_lock; /* frames are cut and written in order */
     struct gr_fqueue commit_q, room_q;
     struct gr_timer timer;
-    bool timer_fiber;
+    bool timer_fiber, stopping;
 };
 
 struct vdev {
@@ -266,15 +271,16 @@ struct vmfs {
     struct gr_fmutex ns_lock;     /* namespace operations of this process */
     struct gr_fmutex ckpt_lock;
     uint64_t ckpt_started, ckpt_done; /* numbers of checkpoints */
-    size_t dirty_nodes;
+    size_t dirty_nodes, max_dirty_nodes;
     size_t n_leaves, max_leaves;
-    struct mnode *lru_head, *lru_tail;
     unsigned background;          /* fibers that must end before leave */
     struct gr_fqueue background_q;
     bool ckpt_wanted, ckpt_running_auto;
     uint64_t aux_generation;
+    uint32_t next_inode; /* where to look for a free one */
     struct vmfs_stats stats;
-    struct vbio *free_bios;
+    struct rop *free_rops;        /* pool of tree_io.c */
+    struct dop *free_dops;        /* pool of disk.c */
 };
 
 /* ---------- device.c: synchronous-looking metadata I/O (fiber) ---------- */
@@ -307,7 +313,8 @@ void mnode_encode(const struct vmfs *v, const struct mnode *n, uint64_t addr, vo
 int mnode_decode(struct vmfs *v, const void *buf, uint32_t units, uint64_t addr, unsigned level, struct mnode **ret, struct gr_err *err);
 
 /* ---------- home.c: home blocks in two copies ---------- */
-/* Read entry @index (+ @sub units) of a table: the newer valid copy; a damaged one is warned about. -GR_ECORRUPT: both bad. */
+/* Read entry @index (+ @sub units) of a table: the newer valid copy; a damaged one is warned about.
+ * 0; 1: never written since format (@buf is all zero); -GR_ECORRUPT: both bad. */
 int vhome_read(struct vmfs *v, const struct vtable *t, uint32_t index, uint32_t sub, unsigned type, void *buf, struct gr_err *err);
 /* Write both copies at once (own slot only; everything else goes through a checkpoint's images). */
 int vhome_write(struct vmfs *v, const struct vtable *t, uint32_t index, uint32_t sub, const void *block, struct gr_err *err);
@@ -328,6 +335,13 @@ bool vlock_mine(const struct vmfs *v, const struct vlock *l);
 /* The holder of @l is dead: recover its slot. 1 recovered, 0 it lives. */
 int vslot_recover_holder(struct vmfs *v, unsigned slot, uint64_t generation, struct gr_err *err);
 
+/* Claim a free slot (its life lock and block); give it back; drop the life lock only. */
+int vslot_claim(struct vmfs *v, struct gr_err *err);
+int vslot_free_mine(struct vmfs *v, struct gr_err *err);
+void vslot_forget(struct vmfs *v);
+/* Release the memory of objects, map, space, journal of @v; not @v itself. */
+void vmfs_abandon_state(struct vmfs *v);
+
 /* ---------- journal.c ---------- */
 uint64_t journal_seq(const struct vmfs *v); /* of the frame a record made now goes into [sync] */
 /* Add a record to the frame being filled [sync]. 0 or -ENOMEM. */
@@ -335,9 +349,20 @@ int journal_add(struct vmfs *v, const void *rec, size_t len);
 void journal_room(struct vmfs *v);        /* suspend while the journal or the pending frame is too full */
 int journal_commit(struct vmfs *v);       /* everything applied so far is durable when it returns 0 */
 void journal_data_written(struct vmfs *v); /* in-place data reached the device: a flush is owed [sync] */
-int journal_write_images(struct vmfs *v, const struct vmfs_image_disk *images, unsigned n, uint64_t covers); /* frames, no flush */
-/* Close the pending frame now and have it written (no flush): its seq, or the last one's. */
-int journal_cut(struct vmfs *v, uint64_t *ret_seq, uint64_t *ret_next_off);
+/* Write images as frames (no flush). *ret_seq: the last one's. */
+int journal_write_images(struct vmfs *v, const struct vmfs_image_disk *images, unsigned n, uint64_t covers, uint64_t *ret_seq);
+/* A frame cut but not yet written. */
+struct vcut {
+    uint8_t *buf;
+    uint32_t units;
+    uint64_t seq, off, watermark;
+};
+/* Close the pending frame [sync], write_lock held. @force: also when it is empty. buf NULL: nothing to write. */
+int journal_cut(struct vmfs *v, bool force, struct vcut *ret);
+int journal_write_cut(struct vmfs *v, struct vcut *c); /* write_lock held; frees c->buf */
+/* Flush the devices and draw the conclusions: frames up to @seq are durable. Fences on failure. */
+int journal_flush(struct vmfs *v, uint64_t seq);
+void journal_start(struct vmfs *v);
 /* Walk the frames from the tail: fn gets header fields and payload. Ends at the first that is not valid. */
 struct vframe {
     uint64_t seq, off, watermark, covers;
@@ -345,7 +370,6 @@ struct vframe {
 };
 int journal_scan(struct vmfs *v, int (*fn)(void *arg, const struct vframe *f, const uint8_t *payload), void *arg, struct vframe *ret_last,
                  struct gr_err *err);
-int journal_make(struct vmfs *v, struct gr_err *err); /* give my slot a journal if it has none */
 void journal_stop(struct vmfs *v);
 
 /* ---------- space.c ---------- */
@@ -364,7 +388,7 @@ uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got); /* 1.
 uint64_t space_take_piece(struct vmfs *v);                       /* 1 unit, packed in arrival order */
 void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units);
 /* Apply [sync]: units become / stop being part of the logical state. @kind/@seq: see struct vfree. */
-void space_used(struct vmfs *v, uint64_t addr, uint32_t units);
+uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units); /* how many were not used before */
 void space_freed(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, uint64_t seq);
 void space_reclaim(struct vmfs *v); /* pending frees that became reusable [sync] */
 uint64_t space_free_units(const struct vmfs *v); /* here and elsewhere */
@@ -409,6 +433,8 @@ static inline struct mpiece ment_piece(const struct ment *e, unsigned i)
 }
 /* Make the path to @piece in the live tree of @o private and dirty; the path must be in memory [sync]. NULL: -ENOMEM. */
 struct mnode *mtree_own(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t birth);
+/* The same for a late write into a snapshot: nodes are changed where they are, for all who share them. */
+struct mnode *mtree_own_shared(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t birth);
 /* Change @count pieces of one leaf, already owned [sync]. Old units are handed to @dropped(arg, piece, old) when owned. */
 int mleaf_set(struct mnode *leaf, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, enum vmfs_piece_state state, uint64_t seq,
               void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old), void *arg);
@@ -443,15 +469,54 @@ void ckpt_kick(struct vmfs *v); /* start one in the background when due [sync] *
 
 /* ---------- replay.c ---------- */
 int replay_run(struct vmfs *v, struct gr_err *err); /* of v->slot, whose life lock is held */
+int foreign_load(struct vmfs *v, struct gr_err *err); /* frees an earlier holder of this slot left */
 
-/* ---------- disk_io.c ---------- */
-struct gr_bdev *disk_bdev_init(struct vmfs_disk *d);
-/* Stop admission and wait until no write is in flight; admit again. */
+/* ---------- iov.c [sync] ---------- */
+/* Part [off, off+len) of @iov into @out (room for iovcnt entries): how many entries. */
+int iov_slice(const struct iovec *iov, int iovcnt, size_t off, size_t len, struct iovec *out);
+void iov_zero(const struct iovec *iov, int iovcnt, size_t off, size_t len);
+void iov_get(const struct iovec *iov, int iovcnt, size_t off, void *dst, size_t len);
+uint32_t iov_crc32c(const struct iovec *iov, int iovcnt, size_t off, size_t len);
+
+/* ---------- range.c [sync]: admission of operations on a disk ---------- */
+/* Ask for a range (first, end, grant set): r->grant() is called now or when everything before it that overlaps is done. */
+void range_enter(struct vobj *o, struct vrange *r);
+void range_leave(struct vobj *o, struct vrange *r);
+/* Stop admission and wait until no write is in flight; admit again (fiber). */
 void disk_freeze(struct vobj *o);
 void disk_thaw(struct vobj *o);
 void disk_wait_late(struct vobj *o); /* until no write of an older epoch is in flight */
-/* Read from a tree (live or snapshot) (fiber). */
-int tree_read(struct vobj *o, struct mtree *t, uint64_t limit, const struct iovec *iov, int iovcnt, uint64_t off, uint64_t len);
+
+/* ---------- tree_io.c: reading trees ---------- */
+/* READ of @bio from a tree (any context; completes the bio). Bytes behind @size read as zeros. */
+void tree_read(struct vobj *o, struct mtree *t, struct gr_bio *bio);
+/* EXTENTS of @bio (any context). @o: whose lineage counts for bio->base; @lineage, @epoch: of the tree. */
+void tree_extents(struct vobj *o, struct mtree *t, uint64_t size, uint64_t lineage, uint64_t epoch, struct gr_bio *bio);
+/* Is @base in the past of (@lineage, @epoch)? 0 and its epoch; -ENOENT and why. */
+int lineage_since(struct vobj *o, uint64_t lineage, uint64_t epoch, const struct gr_bookmark *base, uint64_t *ret_since, struct gr_err *err);
+/* Load everything a map change of [piece, piece+count) with this birth needs, so that record_map() can follow at once. */
+int map_load_for(struct vobj *o, uint64_t piece, uint32_t count, uint64_t birth, struct gr_err *err);
+
+/* ---------- disk.c, disk_write.c ---------- */
+/* One operation on a live disk. */
+struct dop {
+    struct vobj *o;
+    struct gr_bio *bio;
+    struct vrange range;
+    struct vticket ticket;
+    unsigned kids;
+    int status;
+};
+void disk_write_start(struct dop *op);   /* range granted */
+void disk_change_start(struct dop *op);  /* UNMAP, WRITE_ZEROES, COMPARE_WRITE: range granted */
+void disk_op_end(struct dop *op, int status);
+extern const struct gr_bdev_ops vmfs_disk_ops;
+/* Write @len bytes at @off within an admitted operation (fiber). @atomic: all or nothing across a crash. */
+int disk_write_pieces(struct dop *op, uint64_t off, uint64_t len, const struct iovec *iov, int iovcnt, bool atomic);
+/* Room for @units more data units: leases, waits for frees; -GR_ENOSPACE when they would eat the metadata reserve (fiber). */
+int disk_room(struct vmfs *v, uint64_t units);
+/* Give every piece of [first, end) its own reserved unit (thick, eager) (fiber). */
+int disk_reserve(struct vobj *o, uint64_t first, uint64_t end, uint64_t epoch);
 
 /* ---------- ns.c ---------- */
 int ns_format_root(struct vmfs *v, struct gr_err *err);

@@ -1,0 +1,438 @@
+/* Checkpoint: the state of this host goes home.
+ *
+ *   capture   at one instant [sync]: new versions of all changed nodes and blobs get their places and bytes, images of all
+ *             changed home blocks are made, the pending records become the last frame they cover
+ *   phase 1   that frame, nodes and blobs are written and flushed
+ *   phase 2   the images go into the journal and are flushed: from here on recovery starts behind them
+ *   phase 3   the images are written home and flushed        phase 4   the journal's tail moves */
+#include "common/seam.h"
+#include "vmfs/internal.h"
+
+struct chunk { /* contiguous units to be written */
+    uint64_t addr;
+    uint32_t units, used;
+    uint8_t *buf;
+    struct chunk *next;
+};
+struct ckpt {
+    struct vmfs *v;
+    uint64_t number;
+    struct chunk *chunks;
+    struct gr_buf images; /* struct vmfs_image_disk[] */
+    unsigned n_images;
+    struct vcut cut;
+    uint64_t next_off;
+    int error;
+};
+#define CHUNK_UNITS 256u
+
+/* ---- capture: places ---- */
+static struct chunk *chunk_new(struct ckpt *c, uint32_t want)
+{
+    struct chunk *k = gr_zalloc(sizeof *k);
+    if (!k)
+        return NULL;
+    k->addr = space_take_run(c->v, want, &k->units);
+    k->buf = k->addr ? vunits_alloc(k->units) : NULL;
+    if (!k->buf) {
+        free(k);
+        return NULL;
+    }
+    k->next = c->chunks;
+    c->chunks = k;
+    return k;
+}
+
+/* @units contiguous units: their address and where to put the bytes. */
+static uint8_t *place(struct ckpt *c, uint32_t units, uint64_t *ret_addr)
+{
+    struct chunk *k = c->chunks;
+    if (!k || k->units - k->used < units) {
+        k = chunk_new(c, GR_MAX(CHUNK_UNITS, units));
+        if (k && k->units < units) { /* fragmented: what it got stays for smaller things */
+            space_unreserve(c->v, k->addr, k->units);
+            c->chunks = k->next;
+            free(k->buf);
+            free(k);
+            k = chunk_new(c, units);
+        }
+        if (!k || k->units < units) {
+            c->error = -GR_ENOSPACE;
+            return NULL;
+        }
+    }
+    *ret_addr = k->addr + k->used;
+    uint8_t *p = k->buf + (size_t)k->used * VMFS_UNIT;
+    k->used += units;
+    space_used(c->v, *ret_addr, units);
+    return p;
+}
+
+static void chunks_trim(struct ckpt *c)
+{
+    for (struct chunk *k = c->chunks; k; k = k->next)
+        if (k->used < k->units) {
+            space_unreserve(c->v, k->addr + k->used, k->units - k->used);
+            k->units = k->used;
+        }
+}
+
+/* ---- capture: trees ---- */
+static void node_capture(struct ckpt *c, struct vobj *o, struct mnode *n, uint64_t parent_snap, uint64_t first)
+{
+    uint64_t addr, end = first + mnode_span(n->level);
+    if (!n->dirty || c->error)
+        return;
+    for (unsigned i = 0; n->level && i < VMFS_FANOUT; i++)
+        if (n->child[i].mem)
+            node_capture(c, o, n->child[i].mem, parent_snap, first + i * mnode_span(n->level - 1u));
+    uint32_t units = mnode_units(n);
+    uint8_t *p = place(c, units, &addr);
+    if (!p)
+        return;
+    mnode_encode(c->v, n, addr, p);
+    if (n->ptr.addr && !held_by_ancestors(o, parent_snap, n->ptr.birth, end))
+        space_freed(c->v, n->ptr.addr, n->ptr.units, 1, c->number);
+    n->ptr = (struct mptr){ addr, n->birth, units };
+    n->dirty = false;
+    c->v->dirty_nodes--;
+    c->v->stats.node_bytes += (uint64_t)units * VMFS_UNIT;
+}
+
+static void image_add(struct ckpt *c, uint64_t addr_a, uint64_t addr_b, const void *block)
+{
+    struct vmfs_image_disk *d;
+    if (gr_buf_zero(&c->images, sizeof *d) < 0) {
+        c->error = -ENOMEM;
+        return;
+    }
+    d = (struct vmfs_image_disk *)(c->images.data + c->images.len - sizeof *d);
+    d->addr_a = gr_le64_of(addr_a);
+    d->addr_b = gr_le64_of(addr_b);
+    memcpy(d->block, block, VMFS_UNIT);
+    c->n_images++;
+}
+
+static void blob_capture(struct ckpt *c, struct vobj *o)
+{
+    gr_auto_buf struct gr_buf b = { 0 };
+    struct vinode *ino = &o->ino;
+    if (vobj_blob_encode(o, &b) < 0) {
+        c->error = -ENOMEM;
+        return;
+    }
+    if (ino->blob_addr)
+        space_freed(c->v, ino->blob_addr, ino->blob_units, 1, c->number);
+    ino->blob_addr = 0;
+    ino->blob_units = 0;
+    ino->blob_bytes = (uint32_t)b.len;
+    memset(ino->inline_blob, 0, sizeof ino->inline_blob);
+    if (b.len <= sizeof ino->inline_blob) {
+        if (b.len)
+            memcpy(ino->inline_blob, b.data, b.len);
+        return;
+    }
+    uint32_t units = (uint32_t)((b.len + sizeof(struct vmfs_hdr_disk) + VMFS_UNIT - 1) / VMFS_UNIT);
+    uint64_t addr;
+    uint8_t *p = place(c, units, &addr);
+    if (!p)
+        return;
+    memcpy(p + sizeof(struct vmfs_hdr_disk), b.data, b.len);
+    vhdr_seal(c->v, p, VMFS_T_BLOB, units, addr, ino->block_generation + 1, c->v->slot);
+    ino->blob_addr = addr;
+    ino->blob_units = units;
+}
+
+static void object_capture(struct ckpt *c, struct vobj *o)
+{
+    struct vmfs *v = c->v;
+    uint8_t block[VMFS_UNIT] __attribute__((aligned(8)));
+    if (!o->dirty || c->error)
+        return;
+    for (size_t i = 0; i < o->n_snaps; i++)
+        if (o->snaps[i]->tree.root.mem)
+            node_capture(c, o, o->snaps[i]->tree.root.mem, o->snaps[i]->parent, 0);
+    if (o->live.root.mem)
+        node_capture(c, o, o->live.root.mem, o->parent_snap, 0);
+    if (o->ino.type)
+        blob_capture(c, o);
+    o->ino.block_generation++;
+    uint32_t index = (uint32_t)o->id;
+    vinode_encode(v, &o->ino, vhome_addr(&v->sb.inodes, index, 0, 0), block);
+    image_add(c, vhome_addr(&v->sb.inodes, index, 0, 0), vhome_addr(&v->sb.inodes, index, 0, 1), block);
+    o->dirty = false;
+    for (size_t i = 0; i < o->n_snaps; i++) { /* a snapshot's tree is on disk now: no need to share memory with the live head */
+        struct mtree *t = &o->snaps[i]->tree;
+        if (t->root.mem && !o->snaps[i]->open && !t->root.mem->dirty) {
+            t->root.ptr = t->root.mem->ptr;
+            mtree_done(v, t);
+        }
+    }
+}
+
+/* ---- capture: regions, foreign frees ---- */
+static void region_capture(struct ckpt *c, struct vregion *r)
+{
+    struct vmfs *v = c->v;
+    union {
+        struct vmfs_region_disk h;
+        struct vmfs_bitmap_disk b;
+    } u;
+    if (!r->dirty)
+        return;
+    r->dirty = false;
+    memset(&u, 0, sizeof u);
+    vlock_put(&r->lock, &u.h.lock);
+    u.h.units = gr_le32_of(r->units);
+    u.h.free_units = gr_le32_of(r->free_used);
+    vhdr_seal(v, &u, VMFS_T_REGION, 1, vhome_addr(&v->sb.regions, r->index, 0, 0), ++r->hdr_generation, v->slot);
+    image_add(c, vhome_addr(&v->sb.regions, r->index, 0, 0), vhome_addr(&v->sb.regions, r->index, 0, 1), &u);
+    r->bm_generation++;
+    for (uint32_t k = 0; k < v->sb.bitmap_blocks; k++) {
+        memset(&u, 0, sizeof u);
+        for (uint32_t i = 0; i < VMFS_BITMAP_BITS && k * VMFS_BITMAP_BITS + i < r->units; i += 8) {
+            uint32_t at = k * VMFS_BITMAP_BITS + i;
+            u.b.bits[i / 8] = (uint8_t)(r->used[at / 64] >> (at % 64));
+        }
+        uint64_t a = vhome_addr(&v->sb.regions, r->index, 1 + k, 0);
+        vhdr_seal(v, &u, VMFS_T_BITMAP, 1, a, r->bm_generation, v->slot);
+        image_add(c, a, vhome_addr(&v->sb.regions, r->index, 1 + k, 1), &u);
+    }
+}
+
+static void foreign_capture(struct ckpt *c)
+{
+    struct vmfs *v = c->v;
+    struct vspace *s = &v->sp;
+    union {
+        struct vmfs_aux_disk a;
+        uint8_t bytes[VMFS_UNIT];
+    } u;
+    if (!s->foreign_dirty)
+        return;
+    memset(&u, 0, sizeof u);
+    if (s->aux_blob_addr)
+        space_freed(v, s->aux_blob_addr, s->aux_blob_units, 1, c->number);
+    s->aux_blob_addr = 0;
+    size_t here = GR_MIN(s->n_foreign, (size_t)VMFS_AUX_RUNS), more = s->n_foreign - here;
+    for (size_t i = 0; i < here; i++)
+        u.a.runs[i] = (struct vmfs_run_disk){ gr_le64_of(s->foreign[i].addr), gr_le64_of(s->foreign[i].units) };
+    if (more) {
+        size_t bytes = more * sizeof(struct vmfs_run_disk);
+        s->aux_blob_units = (uint32_t)((bytes + sizeof(struct vmfs_hdr_disk) + VMFS_UNIT - 1) / VMFS_UNIT);
+        uint8_t *p = place(c, s->aux_blob_units, &s->aux_blob_addr);
+        if (!p)
+            return;
+        struct vmfs_run_disk *d = (struct vmfs_run_disk *)(p + sizeof(struct vmfs_hdr_disk));
+        for (size_t i = 0; i < more; i++)
+            d[i] = (struct vmfs_run_disk){ gr_le64_of(s->foreign[here + i].addr), gr_le64_of(s->foreign[here + i].units) };
+        vhdr_seal(v, p, VMFS_T_BLOB, s->aux_blob_units, s->aux_blob_addr, v->aux_generation + 1, v->slot);
+        u.a.blob_addr = gr_le64_of(s->aux_blob_addr);
+        u.a.blob_bytes = gr_le32_of((uint32_t)bytes);
+        u.a.blob_units = gr_le32_of(s->aux_blob_units);
+    }
+    u.a.n_runs = gr_le32_of((uint32_t)s->n_foreign);
+    vhdr_seal(v, &u, VMFS_T_AUX, 1, vhome_addr(&v->sb.slots, v->slot, 1, 0), ++v->aux_generation, v->slot);
+    image_add(c, vhome_addr(&v->sb.slots, v->slot, 1, 0), vhome_addr(&v->sb.slots, v->slot, 1, 1), &u);
+    s->foreign_dirty = false;
+}
+
+static void capture(struct ckpt *c)
+{
+    struct vmfs *v = c->v;
+    c->number = ++v->ckpt_started;
+    for (unsigned h = 0; h < VOBJ_HASH; h++)
+        for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
+            object_capture(c, o);
+    foreign_capture(c);
+    chunks_trim(c);
+    for (struct vregion *r = v->sp.regions; r; r = r->next)
+        region_capture(c, r);
+    if (!c->error)
+        c->error = journal_cut(v, false, &c->cut);
+    c->next_off = v->j.head_off;
+}
+
+/* ---- before: what capture must not have to wait for ---- */
+static bool late_writes(struct vmfs *v)
+{
+    for (unsigned h = 0; h < VOBJ_HASH; h++)
+        for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
+            if (o->late) {
+                disk_wait_late(o);
+                return true;
+            }
+    return false;
+}
+
+static void lease_for_foreign(struct vmfs *v)
+{
+    for (size_t i = 0; i < v->sp.n_foreign; i++) {
+        uint32_t index = space_region_index(v, v->sp.foreign[i].addr);
+        if (!v->sp.by_index[index] && space_lease(v, index, NULL) == 0)
+            i = SIZE_MAX; /* the list changed: from the start */
+    }
+}
+
+static uint64_t units_wanted(struct vmfs *v)
+{
+    uint64_t n = v->dirty_nodes * 2 + v->sp.n_foreign / 200 + 16;
+    for (unsigned h = 0; h < VOBJ_HASH; h++)
+        for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
+            if (o->dirty)
+                n += 1 + (o->n_snaps + o->n_ents) / 16;
+    return n;
+}
+
+static int prepare(struct vmfs *v)
+{
+    lease_for_foreign(v);
+    for (;;) {
+        int r = space_ensure(v, units_wanted(v));
+        if (r < 0 && space_free_here(v) == 0)
+            return r;
+        if (late_writes(v))
+            continue;
+        gr_fmutex_lock(&v->j.write_lock); /* from here to the capture nothing suspends, unless somebody else had the lock */
+        bool again = false;
+        for (unsigned h = 0; h < VOBJ_HASH && !again; h++)
+            for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
+                again |= o->late > 0;
+        if (!again)
+            return 0;
+        gr_fmutex_unlock(&v->j.write_lock);
+    }
+}
+
+/* ---- phases ---- */
+static int write_chunks(struct ckpt *c)
+{
+    int r = 0;
+    for (struct chunk *k = c->chunks; r == 0 && k; k = k->next)
+        if (k->used)
+            r = vdev_write(c->v, k->addr, k->used, k->buf, 0);
+    return r;
+}
+
+static int write_homes(struct ckpt *c)
+{
+    struct vmfs_image_disk *d = (struct vmfs_image_disk *)c->images.data;
+    uint8_t *block = vunits_alloc(1);
+    int r = block ? 0 : -ENOMEM;
+    for (unsigned copy = 0; copy < 2; copy++)
+        for (unsigned i = 0; r == 0 && i < c->n_images; i++) {
+            uint64_t addr = gr_le64_get(copy ? d[i].addr_b : d[i].addr_a);
+            memcpy(block, d[i].block, VMFS_UNIT);
+            vhdr_move(block, 1, addr);
+            r = vdev_write(c->v, addr, 1, block, 0);
+        }
+    free(block);
+    return r;
+}
+
+static int write_out(struct ckpt *c)
+{
+    struct vmfs *v = c->v;
+    struct vjournal *j = &v->j;
+    uint64_t covers = c->cut.seq, last = covers;
+    int r = journal_write_cut(v, &c->cut);
+    gr_fmutex_unlock(&j->write_lock);
+    if (r == 0)
+        r = write_chunks(c);
+    if (r == 0)
+        r = journal_flush(v, covers);
+    if (r == 0)
+        r = journal_write_images(v, (struct vmfs_image_disk *)c->images.data, c->n_images, covers, &last);
+    if (r == 0)
+        r = journal_flush(v, last);
+    if (r < 0)
+        return r;
+    j->sealed_seq = GR_MAX(j->sealed_seq, covers);
+    v->ckpt_done = c->number;
+    space_reclaim(v);
+    r = write_homes(c);
+    if (r == 0)
+        r = journal_flush(v, last);
+    if (r < 0)
+        return r;
+    v->me.tail_seq = j->tail_seq = covers + 1;
+    v->me.tail_off = j->tail_off = c->next_off;
+    r = vslot_write_mine(v, NULL);
+    j->used = (uint32_t)((j->head_off + j->units - j->tail_off) % j->units);
+    v->stats.checkpoints++;
+    return r;
+}
+
+static bool anything_to_do(struct vmfs *v)
+{
+    if (v->j.n_pending || v->j.used || v->sp.foreign_dirty || v->dirty_nodes)
+        return true;
+    for (struct vregion *r = v->sp.regions; r; r = r->next)
+        if (r->dirty)
+            return true;
+    for (unsigned h = 0; h < VOBJ_HASH; h++)
+        for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
+            if (o->dirty)
+                return true;
+    return false;
+}
+
+int ckpt_run(struct vmfs *v)
+{
+    struct ckpt c = { .v = v };
+    gr_fmutex_lock(&v->ckpt_lock);
+    int r = v->fenced ? -GR_EFENCED : 0;
+    if (r == 0 && anything_to_do(v)) {
+        r = prepare(v);
+        if (r == 0) {
+            capture(&c);
+            r = c.error;
+            if (r == 0)
+                r = write_out(&c);
+            else
+                gr_fmutex_unlock(&v->j.write_lock);
+            if (r < 0)
+                vmfs_fence(v, "a checkpoint failed: %s", gr_code_text(r));
+        }
+    }
+    for (struct chunk *k = c.chunks, *next; k; k = next) {
+        next = k->next;
+        free(k->buf);
+        free(k);
+    }
+    gr_buf_done(&c.images);
+    free(c.cut.buf);
+    gr_fmutex_unlock(&v->ckpt_lock);
+    gr_fqueue_wake_all(&v->j.room_q);
+    map_evict(v);
+    return r;
+}
+
+int vmfs_checkpoint(struct vmfs *v, struct gr_err *err)
+{
+    int r = ckpt_run(v);
+    return r < 0 ? gr_fail(err, r, "datastore '%s': %s", v->sb.name, v->fenced ? v->fence_reason : gr_code_text(r)) : 0;
+}
+
+static void auto_work(void *arg)
+{
+    struct vmfs *v = arg;
+    ckpt_run(v);
+    v->ckpt_running_auto = false;
+    if (--v->background == 0)
+        gr_fqueue_wake_all(&v->background_q);
+}
+
+void ckpt_kick(struct vmfs *v)
+{
+    struct vjournal *j = &v->j;
+    bool due = j->used > j->units / 2 || v->dirty_nodes > v->max_dirty_nodes;
+    if (!due || v->ckpt_running_auto || v->fenced || v->replaying || v->leaving)
+        return;
+    v->ckpt_running_auto = true;
+    v->background++;
+    if (gr_fiber_start(v->loop, auto_work, v) < 0) {
+        v->ckpt_running_auto = false;
+        v->background--;
+    }
+}

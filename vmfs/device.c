@@ -1,0 +1,79 @@
+/* Metadata I/O of a volume, written as if it blocked (fibers). */
+#include "vmfs/internal.h"
+#include "common/seam.h"
+
+void *vunits_alloc(uint32_t units)
+{
+    void *p = gr_alloc_aligned(VMFS_UNIT, (size_t)units * VMFS_UNIT);
+    if (p)
+        memset(p, 0, (size_t)units * VMFS_UNIT);
+    return p;
+}
+
+static struct gr_chan *chan_of(struct vmfs *v, uint64_t addr)
+{
+    unsigned dev = vmfs_addr_dev(addr);
+    return dev < v->n_dev ? v->dev[dev].ch : NULL;
+}
+
+int vdev_read(struct vmfs *v, uint64_t addr, uint32_t units, void *buf)
+{
+    struct gr_chan *ch = chan_of(v, addr);
+    if (!ch)
+        return -GR_ECORRUPT;
+    return gr_pread(ch, buf, (size_t)units * VMFS_UNIT, vmfs_addr_unit(addr) * VMFS_UNIT);
+}
+
+int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, uint32_t flags)
+{
+    struct gr_chan *ch = chan_of(v, addr);
+    if (v->fenced)
+        return -GR_EFENCED;
+    if (!ch)
+        return -GR_ECORRUPT;
+    return gr_pwrite(ch, buf, (size_t)units * VMFS_UNIT, vmfs_addr_unit(addr) * VMFS_UNIT, flags);
+}
+
+int vdev_flush(struct vmfs *v)
+{
+    int first = 0;
+    if (v->fenced)
+        return -GR_EFENCED;
+    for (unsigned i = 0; i < v->n_dev; i++) {
+        int r = gr_flush(v->dev[i].ch);
+        v->stats.device_flushes++;
+        if (r < 0 && first == 0)
+            first = r;
+    }
+    return first;
+}
+
+void vmfs_warn(struct vmfs *v, const char *fmt, ...)
+{
+    char text[GR_ERR_TEXT];
+    va_list ap;
+    if (!v->opts.warn)
+        return;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    v->opts.warn(v->opts.warn_arg, text);
+}
+
+void vmfs_fence(struct vmfs *v, const char *fmt, ...)
+{
+    va_list ap;
+    if (v->fenced)
+        return;
+    v->fenced = true;
+    va_start(ap, fmt);
+    vsnprintf(v->fence_reason, sizeof v->fence_reason, fmt, ap);
+    va_end(ap);
+    gr_fqueue_wake_all(&v->j.commit_q);
+    gr_fqueue_wake_all(&v->j.room_q);
+    vmfs_warn(v, "datastore '%s' is given up on this host: %s", v->sb.name, v->fence_reason);
+    for (unsigned h = 0; h < VOBJ_HASH; h++)
+        for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
+            if (o->handle)
+                gr_bdev_event(&o->handle->bdev, GR_EVENT_FENCED);
+}

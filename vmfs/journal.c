@@ -1,0 +1,330 @@
+/* The journal of one host: a ring of frames, written in order, made durable in groups.
+ *
+ * One round of journal_commit() serves everybody who asked before it began: one frame with all records so far, one device
+ * flush. A frame carries the watermark: the newest frame known durable when it was written. On replay, data of frames up to
+ * the last frame's watermark is trusted; newer data is checked by CRC. So a piece may be overwritten in place only when its
+ * record is *sealed*: a durable frame's watermark covers it. */
+#include "common/seam.h"
+#include "vmfs/internal.h"
+
+#define COMMIT_AFTER_NS 500000000ull /* records wait at most so long for somebody's flush */
+#define SEAL_AFTER_NS 20000000ull
+
+uint64_t journal_seq(const struct vmfs *v)
+{
+    return v->j.next_seq;
+}
+
+static size_t pending_limit(const struct vmfs *v)
+{
+    return GR_MIN((size_t)1 << 20, (size_t)v->j.units * VMFS_UNIT / 16);
+}
+
+static void timer_fired(void *arg);
+
+static void arm(struct vmfs *v, uint64_t ns)
+{
+    struct vjournal *j = &v->j;
+    if (j->stopping || v->replaying || j->timer.heap_pos || j->timer_fiber)
+        return;
+    j->timer.fn = timer_fired;
+    j->timer.arg = v;
+    gr_timer_arm(v->loop, &j->timer, ns);
+}
+
+int journal_add(struct vmfs *v, const void *rec, size_t len)
+{
+    struct vjournal *j = &v->j;
+    int r = gr_buf_add(&j->pending, rec, len);
+    if (r < 0)
+        return r;
+    j->n_pending++;
+    j->last_record_seq = j->next_seq;
+    arm(v, j->pending.len > pending_limit(v) ? 0 : COMMIT_AFTER_NS);
+    return 0;
+}
+
+void journal_data_written(struct vmfs *v)
+{
+    v->j.unflushed = true;
+}
+
+void journal_room(struct vmfs *v)
+{
+    struct vjournal *j = &v->j;
+    ckpt_kick(v);
+    while (!v->fenced && !v->replaying && (j->used > j->units / 2 + j->units / 4 || j->pending.len > pending_limit(v))) {
+        if (j->pending.len > pending_limit(v))
+            journal_commit(v);
+        else
+            gr_fqueue_wait(&j->room_q);
+    }
+}
+
+static int cut_frame(struct vmfs *v, enum vmfs_frame_kind kind, const void *payload, size_t len, uint32_t n, uint64_t covers, uint32_t part,
+                     uint32_t parts, struct vcut *ret)
+{
+    struct vjournal *j = &v->j;
+    uint32_t units = (uint32_t)((sizeof(struct vmfs_frame_disk) + len + VMFS_UNIT - 1) / VMFS_UNIT);
+    if (units > j->units - j->used - 1)
+        return -GR_ENOSPACE;
+    uint8_t *buf = vunits_alloc(units);
+    if (!buf)
+        return -ENOMEM;
+    struct vmfs_frame_disk *f = (struct vmfs_frame_disk *)buf;
+    f->seq = gr_le64_of(j->next_seq);
+    f->watermark = gr_le64_of(j->durable_seq);
+    f->kind = gr_le32_of(kind);
+    f->n_records = gr_le32_of(n);
+    f->payload = gr_le32_of((uint32_t)len);
+    f->covers = gr_le64_of(covers);
+    f->part = gr_le32_of(part);
+    f->parts = gr_le32_of(parts);
+    if (len)
+        memcpy(buf + sizeof *f, payload, len);
+    vhdr_seal(v, buf, VMFS_T_FRAME, units, j->head_off, v->me.generation, v->slot);
+    *ret = (struct vcut){ buf, units, j->next_seq, j->head_off, j->durable_seq };
+    j->next_seq++;
+    j->head_off = (j->head_off + units) % j->units;
+    j->used += units;
+    return 0;
+}
+
+int journal_cut(struct vmfs *v, bool force, struct vcut *ret)
+{
+    struct vjournal *j = &v->j;
+    *ret = (struct vcut){ .seq = j->next_seq - 1, .off = j->head_off };
+    if (!j->n_pending && !force)
+        return 0;
+    int r = cut_frame(v, VMFS_FRAME_RECORDS, j->pending.data, j->pending.len, j->n_pending, 0, 0, 1, ret);
+    if (r == 0) {
+        j->pending.len = 0;
+        j->n_pending = 0;
+    }
+    return r;
+}
+
+int journal_write_cut(struct vmfs *v, struct vcut *c)
+{
+    struct vjournal *j = &v->j;
+    if (!c->buf)
+        return 0;
+    uint32_t first = (uint32_t)GR_MIN((uint64_t)c->units, j->units - c->off);
+    int r = vdev_write(v, j->addr + c->off, first, c->buf, 0);
+    if (r == 0 && first < c->units)
+        r = vdev_write(v, j->addr, c->units - first, c->buf + (size_t)first * VMFS_UNIT, 0);
+    free(c->buf);
+    c->buf = NULL;
+    if (r < 0) {
+        vmfs_fence(v, "the journal cannot be written: %s", gr_code_text(r));
+        return r;
+    }
+    j->written_watermark = GR_MAX(j->written_watermark, c->watermark);
+    v->stats.journal_frames++;
+    v->stats.journal_bytes += (uint64_t)c->units * VMFS_UNIT;
+    return 0;
+}
+
+int journal_flush(struct vmfs *v, uint64_t seq)
+{
+    struct vjournal *j = &v->j;
+    uint64_t watermark = j->written_watermark;
+    j->unflushed = false;
+    int r = vdev_flush(v);
+    if (r < 0) {
+        vmfs_fence(v, "a device flush failed: %s", gr_code_text(r));
+        return r;
+    }
+    j->durable_seq = GR_MAX(j->durable_seq, seq);
+    j->sealed_seq = GR_MAX(j->sealed_seq, watermark);
+    space_reclaim(v);
+    return 0;
+}
+
+/* A frame for what is pending, and a flush. @seal: a frame even when nothing is pending, so that its watermark gets there. */
+static int commit_round(struct vmfs *v, bool seal)
+{
+    struct vjournal *j = &v->j;
+    struct vcut c;
+    gr_fmutex_lock(&j->write_lock);
+    int r = v->fenced ? -GR_EFENCED : journal_cut(v, seal, &c);
+    if (r == 0)
+        r = journal_write_cut(v, &c);
+    gr_fmutex_unlock(&j->write_lock);
+    if (r == 0 && (j->unflushed || j->durable_seq < c.seq))
+        r = journal_flush(v, c.seq);
+    return r;
+}
+
+int journal_commit(struct vmfs *v)
+{
+    struct vjournal *j = &v->j;
+    uint64_t mine = ++j->asked;
+    v->stats.flushes++;
+    while (j->done < mine && !v->fenced) {
+        if (j->committing) {
+            gr_fqueue_wait(&j->commit_q);
+            continue;
+        }
+        if (j->n_pending && j->used > j->units - j->units / 8) { /* the rest is the checkpoint's */
+            ckpt_kick(v);
+            gr_fqueue_wait(&j->room_q);
+            continue;
+        }
+        j->committing = true;
+        uint64_t upto = j->asked;
+        int r = commit_round(v, false);
+        j->committing = false;
+        if (r < 0)
+            vmfs_fence(v, "the journal cannot go on: %s", gr_code_text(r));
+        else
+            j->done = GR_MAX(j->done, upto);
+        gr_fqueue_wake_all(&j->commit_q);
+    }
+    if (v->fenced)
+        return -GR_EFENCED;
+    if (j->last_record_seq > j->sealed_seq)
+        arm(v, SEAL_AFTER_NS);
+    return 0;
+}
+
+/* Nobody flushed for a while: do it, and seal, so that the next overwrites go in place. */
+static void timer_work(void *arg)
+{
+    struct vmfs *v = arg;
+    struct vjournal *j = &v->j;
+    if (j->n_pending)
+        journal_commit(v);
+    if (!j->stopping && !v->fenced && j->last_record_seq > j->sealed_seq && !j->committing && j->used < j->units - j->units / 4) {
+        j->committing = true;
+        uint64_t upto = j->asked;
+        if (commit_round(v, true) == 0)
+            j->done = GR_MAX(j->done, upto);
+        j->committing = false;
+        gr_fqueue_wake_all(&j->commit_q);
+    }
+    j->timer_fiber = false;
+    if (j->n_pending)
+        arm(v, COMMIT_AFTER_NS);
+    if (--v->background == 0)
+        gr_fqueue_wake_all(&v->background_q);
+}
+
+static void timer_fired(void *arg)
+{
+    struct vmfs *v = arg;
+    if (v->j.stopping || v->fenced)
+        return;
+    v->j.timer_fiber = true;
+    v->background++;
+    if (gr_fiber_start(v->loop, timer_work, v) < 0) {
+        v->j.timer_fiber = false;
+        v->background--;
+    }
+}
+
+int journal_write_images(struct vmfs *v, const struct vmfs_image_disk *images, unsigned n, uint64_t covers, uint64_t *ret_seq)
+{
+    struct vjournal *j = &v->j;
+    unsigned per = GR_MAX(1u, GR_MIN(60u, j->units / 16)), parts = n ? (n + per - 1) / per : 1;
+    int r = 0;
+    gr_fmutex_lock(&j->write_lock);
+    for (unsigned p = 0; r == 0 && p < parts; p++) {
+        unsigned first = p * per, count = GR_MIN(per, n - first);
+        struct vcut c;
+        r = cut_frame(v, VMFS_FRAME_IMAGES, images + first, count * sizeof *images, count, covers, p, parts, &c);
+        if (r == 0)
+            r = journal_write_cut(v, &c);
+        if (r == 0)
+            *ret_seq = c.seq;
+    }
+    gr_fmutex_unlock(&j->write_lock);
+    return r;
+}
+
+static int frame_read(struct vmfs *v, uint64_t off, uint64_t seq, struct vframe *ret, uint8_t **ret_buf)
+{
+    struct vjournal *j = &v->j;
+    uint8_t *buf = vunits_alloc(1);
+    int r = buf ? vdev_read(v, j->addr + off, 1, buf) : -ENOMEM;
+    struct vmfs_frame_disk *f = (struct vmfs_frame_disk *)buf;
+    if (r == 0 && (gr_le32_get(f->hdr.magic) != VMFS_MAGIC || gr_le16_get(f->hdr.type) != VMFS_T_FRAME || gr_le64_get(f->seq) != seq ||
+                   gr_le64_get(f->hdr.generation) != v->me.generation))
+        r = -ENOENT;
+    uint32_t units = r == 0 ? gr_le32_get(f->hdr.units) : 0;
+    if (r == 0 && (units == 0 || units > j->units))
+        r = -ENOENT;
+    if (r == 0 && units > 1) {
+        uint8_t *all = vunits_alloc(units);
+        uint32_t first = (uint32_t)GR_MIN((uint64_t)units, j->units - off);
+        r = all ? vdev_read(v, j->addr + off, first, all) : -ENOMEM;
+        if (r == 0 && first < units)
+            r = vdev_read(v, j->addr, units - first, all + (size_t)first * VMFS_UNIT);
+        free(buf);
+        buf = all;
+        f = (struct vmfs_frame_disk *)buf;
+    }
+    if (r == 0 && vhdr_check(v->sb.uuid, buf, VMFS_T_FRAME, units, off, NULL) < 0)
+        r = -ENOENT;
+    if (r == 0 && gr_le32_get(f->payload) > (size_t)units * VMFS_UNIT - sizeof *f)
+        r = -ENOENT;
+    if (r < 0) {
+        free(buf);
+        return r;
+    }
+    *ret = (struct vframe){ .seq = seq, .off = off, .watermark = gr_le64_get(f->watermark), .covers = gr_le64_get(f->covers), .units = units,
+                            .kind = gr_le32_get(f->kind), .n_records = gr_le32_get(f->n_records), .part = gr_le32_get(f->part),
+                            .parts = gr_le32_get(f->parts), .payload = gr_le32_get(f->payload) };
+    *ret_buf = buf;
+    return 0;
+}
+
+int journal_scan(struct vmfs *v, int (*fn)(void *arg, const struct vframe *f, const uint8_t *payload), void *arg, struct vframe *ret_last,
+                 struct gr_err *err)
+{
+    struct vjournal *j = &v->j;
+    uint64_t off = j->tail_off, seq = j->tail_seq;
+    uint32_t total = 0;
+    memset(ret_last, 0, sizeof *ret_last);
+    for (;;) {
+        struct vframe f;
+        uint8_t *buf = NULL;
+        int r = frame_read(v, off, seq, &f, &buf);
+        if (r == -ENOENT || (r == 0 && f.units > j->units - total)) {
+            free(buf);
+            return 0;
+        }
+        if (r < 0)
+            return gr_fail(err, r, "slot %u: the journal cannot be read at unit %llu: %s", v->slot, (unsigned long long)off, gr_code_text(r));
+        r = fn ? fn(arg, &f, buf + sizeof(struct vmfs_frame_disk)) : 0;
+        free(buf);
+        if (r < 0)
+            return r;
+        *ret_last = f;
+        total += f.units;
+        off = (off + f.units) % j->units;
+        seq++;
+    }
+}
+
+void journal_start(struct vmfs *v)
+{
+    struct vjournal *j = &v->j;
+    j->addr = v->me.journal_addr;
+    j->units = v->me.journal_units;
+    j->tail_seq = v->me.tail_seq;
+    j->tail_off = v->me.tail_off;
+    j->head_off = j->tail_off;
+    j->next_seq = j->tail_seq;
+    j->used = 0;
+    j->durable_seq = j->sealed_seq = j->written_watermark = j->next_seq - 1;
+    j->last_record_seq = 0;
+}
+
+void journal_stop(struct vmfs *v)
+{
+    v->j.stopping = true;
+    gr_timer_cancel(v->loop, &v->j.timer);
+    gr_fqueue_wake_all(&v->j.room_q);
+    gr_fqueue_wake_all(&v->j.commit_q);
+}

@@ -1,0 +1,415 @@
+/* The block map in memory: trees of nodes shared between the live head and snapshots by reference, copied on the way down to
+ * a change (path copying), loaded on demand. */
+#include "common/seam.h"
+#include "vmfs/internal.h"
+
+struct mnode *mnode_new(struct vmfs *v, unsigned level)
+{
+    struct mnode *n = gr_zalloc(level ? offsetof(struct mnode, child) + sizeof(struct mchild) * VMFS_FANOUT : sizeof *n);
+    if (!n)
+        return NULL;
+    n->refs = 1;
+    n->level = (uint8_t)level;
+    n->used = true;
+    if (!level)
+        v->n_leaves++;
+    return n;
+}
+
+struct mnode *mnode_get(struct mnode *n)
+{
+    n->refs++;
+    return n;
+}
+
+void mnode_put(struct vmfs *v, struct mnode *n)
+{
+    if (!n || --n->refs)
+        return;
+    if (n->dirty)
+        v->dirty_nodes--;
+    if (n->level) {
+        for (unsigned i = 0; i < VMFS_FANOUT; i++)
+            mnode_put(v, n->child[i].mem);
+    } else {
+        for (unsigned i = 0; i < VMFS_FANOUT; i++)
+            free(n->ent[i].px);
+        v->n_leaves--;
+    }
+    free(n);
+}
+
+void mtree_done(struct vmfs *v, struct mtree *t)
+{
+    mnode_put(v, t->root.mem);
+    t->root.mem = NULL;
+}
+
+uint64_t mnode_span(unsigned level)
+{
+    return (uint64_t)VMFS_LEAF_PIECES << (7 * level);
+}
+
+unsigned mtree_level_for(uint64_t pieces)
+{
+    unsigned level = 1;
+    while (level < VMFS_MAX_LEVEL && mnode_span(level) < pieces)
+        level++;
+    return level;
+}
+
+static unsigned child_index(unsigned level, uint64_t piece)
+{
+    return (unsigned)(piece / mnode_span(level - 1) % VMFS_FANOUT);
+}
+
+/* Walk down as far as memory goes. Returns the slot where the walk ended: its node is in memory (level 0 reached), or it
+ * must be loaded, or it is empty. *ret_parent is the node holding the slot (NULL: the root slot). */
+static struct mchild *descend(struct mtree *t, uint64_t piece, struct mnode **ret_parent)
+{
+    struct mchild *c = &t->root;
+    struct mnode *parent = NULL;
+    while (c->mem && c->mem->level) {
+        parent = c->mem;
+        parent->used = true;
+        c = &parent->child[child_index(parent->level, piece)];
+    }
+    if (ret_parent)
+        *ret_parent = parent;
+    return c;
+}
+
+int mtree_peek(struct mtree *t, uint64_t piece, struct mnode **ret)
+{
+    if (piece >= mnode_span(t->level)) {
+        *ret = NULL;
+        return 0;
+    }
+    struct mchild *c = descend(t, piece, NULL);
+    if (!c->mem && c->ptr.addr)
+        return -EAGAIN;
+    if (c->mem)
+        c->mem->used = true;
+    *ret = c->mem;
+    return 0;
+}
+
+static int load_slot(struct vmfs *v, struct mchild *c, struct mnode *parent, unsigned level, struct gr_err *err)
+{
+    struct mptr ptr = c->ptr;
+    struct mnode *n = NULL;
+    void *buf = vunits_alloc(ptr.units);
+    if (!buf)
+        return gr_fail(err, -ENOMEM, "out of memory for the map");
+    if (parent)
+        mnode_get(parent);
+    int r = vdev_read(v, ptr.addr, ptr.units, buf);
+    if (r < 0)
+        gr_fail(err, r, "device %u unit %llu: cannot read a map node: %s", vmfs_addr_dev(ptr.addr),
+                (unsigned long long)vmfs_addr_unit(ptr.addr), gr_code_text(r));
+    else
+        r = mnode_decode(v, buf, ptr.units, ptr.addr, level, &n, err);
+    free(buf);
+    if (r == 0 && !c->mem && c->ptr.addr == ptr.addr)
+        c->mem = n;
+    else
+        mnode_put(v, n);
+    mnode_put(v, parent);
+    return r;
+}
+
+/* Load the slot where the walk to @piece ends; at most one node. */
+static int load_one(struct vobj *o, struct mtree *t, uint64_t piece, struct gr_err *err)
+{
+    struct mnode *parent;
+    struct mchild *c = descend(t, piece, &parent);
+    if (c->mem || !c->ptr.addr)
+        return 0;
+    return load_slot(o->v, c, parent, parent ? parent->level - 1u : t->level, err);
+}
+
+int mtree_load(struct vobj *o, struct mtree *t, uint64_t piece, struct gr_err *err)
+{
+    struct mnode *leaf;
+    int r = 0;
+    if (mtree_peek(t, piece, &leaf) == 0)
+        return 0;
+    gr_fmutex_lock(&o->load_lock);
+    while (r == 0 && mtree_peek(t, piece, &leaf) == -EAGAIN)
+        r = load_one(o, t, piece, err);
+    gr_fmutex_unlock(&o->load_lock);
+    map_evict(o->v);
+    return r;
+}
+
+static uint64_t slot_birth(const struct mchild *c)
+{
+    return c->mem ? c->mem->birth : c->ptr.birth;
+}
+
+int mtree_next(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t since, uint64_t *ret, struct gr_err *err)
+{
+    for (;;) {
+        struct mchild *c = &t->root;
+        struct mnode *parent = NULL;
+        unsigned level = t->level;
+        if (piece >= mnode_span(t->level)) {
+            *ret = UINT64_MAX;
+            return 0;
+        }
+        while (c->mem && level && slot_birth(c) > since) {
+            parent = c->mem;
+            c = &parent->child[child_index(level, piece)];
+            level--;
+        }
+        if ((!c->mem && !c->ptr.addr) || slot_birth(c) <= since) {
+            piece = (piece / mnode_span(level) + 1) * mnode_span(level); /* nothing below: on to the next subtree */
+            continue;
+        }
+        if (level == 0) {
+            *ret = piece;
+            return 0;
+        }
+        gr_fmutex_lock(&o->load_lock);
+        int r = load_one(o, t, piece, err);
+        gr_fmutex_unlock(&o->load_lock);
+        if (r < 0)
+            return r;
+    }
+}
+
+static void mark_dirty(struct vmfs *v, struct mnode *n, uint64_t birth)
+{
+    if (!n->dirty) {
+        n->dirty = true;
+        v->dirty_nodes++;
+    }
+    if (birth > n->birth)
+        n->birth = birth;
+}
+
+void mtree_grow(struct vmfs *v, struct mtree *t, unsigned level)
+{
+    while (t->level < level) {
+        if (t->root.mem || t->root.ptr.addr) {
+            struct mnode *n = mnode_new(v, t->level + 1u);
+            if (!n)
+                return;
+            n->child[0] = t->root;
+            mark_dirty(v, n, slot_birth(&n->child[0]));
+            t->root = (struct mchild){ .mem = n };
+        }
+        t->level++;
+    }
+}
+
+static struct mnode *node_copy(struct vmfs *v, const struct mnode *n)
+{
+    struct mnode *c = mnode_new(v, n->level);
+    if (!c)
+        return NULL;
+    c->birth = n->birth;
+    if (n->level) {
+        memcpy(c->child, n->child, sizeof n->child[0] * VMFS_FANOUT);
+        for (unsigned i = 0; i < VMFS_FANOUT; i++)
+            if (c->child[i].mem)
+                mnode_get(c->child[i].mem);
+        return c;
+    }
+    memcpy(c->ent, n->ent, sizeof n->ent);
+    for (unsigned i = 0; i < VMFS_FANOUT; i++)
+        c->ent[i].px = NULL;
+    for (unsigned i = 0; i < VMFS_FANOUT; i++) {
+        if (!n->ent[i].px)
+            continue;
+        c->ent[i].px = gr_alloc(sizeof *c->ent[i].px);
+        if (!c->ent[i].px) {
+            mnode_put(v, c);
+            return NULL;
+        }
+        *c->ent[i].px = *n->ent[i].px;
+    }
+    return c;
+}
+
+/* The node of a slot, private to its parent (unless @share: a late write into a snapshot changes the node all its holders see). */
+static struct mnode *own_slot(struct vmfs *v, struct mchild *c, unsigned level, uint64_t birth, bool share)
+{
+    if (!c->mem) {
+        c->mem = mnode_new(v, level);
+        if (!c->mem)
+            return NULL;
+        c->mem->ptr = (struct mptr){ 0 };
+    } else if (c->mem->refs > 1 && !share) {
+        struct mnode *n = node_copy(v, c->mem);
+        if (!n)
+            return NULL;
+        mnode_put(v, c->mem);
+        c->mem = n;
+    }
+    mark_dirty(v, c->mem, birth);
+    return c->mem;
+}
+
+static struct mnode *own_path(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t birth, bool share)
+{
+    struct mnode *n = own_slot(o->v, &t->root, t->level, birth, share);
+    while (n && n->level)
+        n = own_slot(o->v, &n->child[child_index(n->level, piece)], n->level - 1u, birth, share);
+    return n;
+}
+
+struct mnode *mtree_own(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t birth)
+{
+    return own_path(o, t, piece, birth, false);
+}
+
+struct mnode *mtree_own_shared(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t birth)
+{
+    return own_path(o, t, piece, birth, true);
+}
+
+static struct mpieces *explode(struct ment *e)
+{
+    if (e->px)
+        return e->px;
+    struct mpieces *px = gr_zalloc(sizeof *px);
+    if (!px)
+        return NULL;
+    for (unsigned i = 0; i < VMFS_BLOCK_PIECES; i++) {
+        struct mpiece p = ment_piece(e, i);
+        px->addr[i] = p.addr;
+        px->birth[i] = p.birth;
+    }
+    e->px = px;
+    e->addr = 0;
+    return px;
+}
+
+/* Back to an EXTENT where all is alike: one run, one birth, holes never written. */
+static void implode(struct ment *e)
+{
+    uint64_t base = 0, birth = 0;
+    for (unsigned i = 0; i < VMFS_BLOCK_PIECES; i++) {
+        if (!((e->written | e->zero) >> i & 1)) {
+            if (e->px->birth[i])
+                return;
+            continue;
+        }
+        if (base && (e->px->addr[i] - i != base || e->px->birth[i] != birth))
+            return;
+        base = e->px->addr[i] - i;
+        birth = e->px->birth[i];
+    }
+    if (base && (e->written | e->zero) != 0xffff)
+        return; /* not a whole run: some of its units may belong to others */
+    free(e->px);
+    e->px = NULL;
+    e->addr = base;
+    e->birth = birth;
+}
+
+struct block_change {
+    unsigned first, n; /* pieces within the block */
+    uint64_t addr, birth;
+    enum vmfs_piece_state state;
+};
+
+static void set_bits(struct ment *e, const struct block_change *c)
+{
+    uint16_t mask = (uint16_t)(((1u << c->n) - 1u) << c->first);
+    e->written = (uint16_t)((e->written & ~mask) | (c->state & 1 ? mask : 0));
+    e->zero = (uint16_t)((e->zero & ~mask) | (c->state & 2 ? mask : 0));
+}
+
+static int block_set(struct ment *e, const struct block_change *c)
+{
+    if (c->n == VMFS_BLOCK_PIECES && c->state != VMFS_P_HOLE) {
+        free(e->px);
+        e->px = NULL;
+        e->addr = c->addr;
+        e->birth = c->birth;
+        set_bits(e, c);
+        return 0;
+    }
+    if (!e->px && e->addr && e->birth == c->birth && c->state != VMFS_P_HOLE && e->addr + c->first == c->addr) {
+        set_bits(e, c); /* the block's own run: only the state changes */
+        return 0;
+    }
+    if (!explode(e))
+        return -ENOMEM;
+    for (unsigned i = c->first; i < c->first + c->n; i++) {
+        struct mpiece old = ment_piece(e, i);
+        uint64_t birth = c->birth;
+        if (c->state == VMFS_P_HOLE && (old.state == VMFS_P_HOLE || old.state == VMFS_P_RESERVED))
+            birth = old.state == VMFS_P_HOLE ? old.birth : 0; /* it read as zeros before: nothing changes */
+        e->px->addr[i] = c->state == VMFS_P_HOLE ? 0 : c->addr + (i - c->first);
+        e->px->birth[i] = birth;
+    }
+    set_bits(e, c);
+    implode(e);
+    return 0;
+}
+
+int mleaf_set(struct mnode *leaf, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, enum vmfs_piece_state state, uint64_t seq,
+              void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old), void *arg)
+{
+    while (count) {
+        unsigned at = (unsigned)(piece % VMFS_LEAF_PIECES), b = at / VMFS_BLOCK_PIECES;
+        struct block_change c = { at % VMFS_BLOCK_PIECES, 0, addr, birth, state };
+        struct ment *e = &leaf->ent[b];
+        c.n = GR_MIN(count, VMFS_BLOCK_PIECES - c.first);
+        if (!e->px && (c.n < VMFS_BLOCK_PIECES || state == VMFS_P_HOLE)) {
+            /* make sure that the change cannot fail half-way */
+            bool in_run = e->addr && e->birth == birth && state != VMFS_P_HOLE && e->addr + c.first == addr;
+            if (!in_run && !explode(e))
+                return -ENOMEM;
+        }
+        for (unsigned i = 0; dropped && i < c.n; i++) {
+            struct mpiece old = ment_piece(e, c.first + i);
+            if (old.state != VMFS_P_HOLE && (state == VMFS_P_HOLE || old.addr != addr + i))
+                dropped(arg, piece + i, &old);
+        }
+        int r = block_set(e, &c);
+        if (r < 0)
+            return r;
+        e->seq = GR_MAX(e->seq, seq);
+        piece += c.n;
+        count -= c.n;
+        if (state != VMFS_P_HOLE)
+            addr += c.n;
+    }
+    return 0;
+}
+
+/* Drop clean leaves nobody used since the last sweep. */
+static void evict_below(struct vmfs *v, struct mnode *n)
+{
+    for (unsigned i = 0; i < VMFS_FANOUT && v->n_leaves > v->max_leaves; i++) {
+        struct mchild *c = &n->child[i];
+        if (!c->mem)
+            continue;
+        if (c->mem->level) {
+            evict_below(v, c->mem);
+        } else if (c->mem->refs == 1 && n->refs == 1 && !c->mem->dirty && !c->mem->used) {
+            c->ptr = c->mem->ptr;
+            mnode_put(v, c->mem);
+            c->mem = NULL;
+        } else {
+            c->mem->used = false;
+        }
+    }
+}
+
+void map_evict(struct vmfs *v)
+{
+    for (unsigned pass = 0; pass < 2 && v->n_leaves > v->max_leaves; pass++)
+        for (unsigned h = 0; h < VOBJ_HASH; h++)
+            for (struct vobj *o = v->objs[h]; o; o = o->hash_next) {
+                if (o->live.root.mem)
+                    evict_below(v, o->live.root.mem);
+                for (size_t i = 0; i < o->n_snaps; i++)
+                    if (o->snaps[i]->tree.root.mem)
+                        evict_below(v, o->snaps[i]->tree.root.mem);
+            }
+}

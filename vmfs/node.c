@@ -1,0 +1,188 @@
+/* Map nodes to and from disk. */
+#include "common/seam.h"
+#include "vmfs/internal.h"
+
+/* A RUN is a split whose owned pieces lie one behind the other, as the pieces of one run. */
+static bool is_run(const struct ment *e, uint64_t *ret_addr)
+{
+    uint64_t base = 0;
+    for (unsigned i = 0; i < VMFS_BLOCK_PIECES; i++) {
+        if (!(e->written >> i & 1) && !(e->zero >> i & 1))
+            continue;
+        uint64_t b = e->px->addr[i] - i;
+        if (base && b != base)
+            return false;
+        base = b;
+    }
+    *ret_addr = base;
+    return true;
+}
+
+static unsigned tag_of(const struct ment *e, uint64_t *ret_addr)
+{
+    if (e->px)
+        return is_run(e, ret_addr) ? VMFS_LEAF_RUN : VMFS_LEAF_SPLIT;
+    *ret_addr = e->addr;
+    return e->addr ? VMFS_LEAF_EXTENT : VMFS_LEAF_EMPTY;
+}
+
+static const uint16_t tag_bytes[] = { 0, VMFS_EXTENT_BYTES, VMFS_RUN_BYTES, VMFS_SPLIT_BYTES };
+
+uint32_t mnode_units(const struct mnode *n)
+{
+    size_t bytes = sizeof(struct vmfs_hdr_disk) + VMFS_FANOUT;
+    uint64_t a;
+    if (n->level)
+        return 1;
+    for (unsigned i = 0; i < VMFS_FANOUT; i++)
+        bytes += tag_bytes[tag_of(&n->ent[i], &a)];
+    return (uint32_t)((bytes + VMFS_UNIT - 1) / VMFS_UNIT);
+}
+
+static uint8_t *put_entry(uint8_t *p, unsigned tag, const struct ment *e, uint64_t addr)
+{
+    if (tag == VMFS_LEAF_EMPTY)
+        return p;
+    if (tag != VMFS_LEAF_SPLIT) {
+        gr_put_le64(p, addr);
+        p += 8;
+    }
+    if (tag == VMFS_LEAF_EXTENT) {
+        gr_put_le64(p, e->birth);
+        p += 8;
+    }
+    gr_put_le16(p, e->written);
+    gr_put_le16(p + 2, e->zero);
+    p += 4;
+    for (unsigned i = 0; tag != VMFS_LEAF_EXTENT && i < VMFS_BLOCK_PIECES; i++) {
+        if (tag == VMFS_LEAF_SPLIT) {
+            gr_put_le64(p, e->px->addr[i]);
+            p += 8;
+        }
+        gr_put_le64(p, e->px->birth[i]);
+        p += 8;
+    }
+    return p;
+}
+
+void mnode_encode(const struct vmfs *v, const struct mnode *n, uint64_t addr, void *buf)
+{
+    uint32_t units = mnode_units(n);
+    memset(buf, 0, (size_t)units * VMFS_UNIT);
+    if (n->level) {
+        struct vmfs_node_disk *d = buf;
+        d->level = gr_le32_of(n->level);
+        for (unsigned i = 0; i < VMFS_FANOUT; i++) {
+            const struct mchild *c = &n->child[i];
+            const struct mptr *p = c->mem ? &c->mem->ptr : &c->ptr;
+            d->child[i].addr = gr_le64_of(p->addr);
+            d->child[i].birth = gr_le64_of(p->birth << 16 | p->units);
+        }
+        vhdr_seal(v, buf, VMFS_T_NODE, units, addr, n->birth, v->slot);
+        return;
+    }
+    uint8_t *tags = (uint8_t *)buf + sizeof(struct vmfs_hdr_disk), *p = tags + VMFS_FANOUT;
+    for (unsigned i = 0; i < VMFS_FANOUT; i++) {
+        uint64_t a = 0;
+        unsigned tag = tag_of(&n->ent[i], &a);
+        tags[i] = (uint8_t)tag;
+        p = put_entry(p, tag, &n->ent[i], a);
+    }
+    vhdr_seal(v, buf, VMFS_T_LEAF, units, addr, n->birth, v->slot);
+}
+
+/* Any owned address must lie inside a region of the volume (rule 7). */
+static bool addr_ok(const struct vmfs *v, uint64_t addr, uint32_t units)
+{
+    unsigned d = vmfs_addr_dev(addr);
+    uint64_t u = vmfs_addr_unit(addr);
+    return d < v->sb.n_devices && u >= v->sb.dev[d].first_unit && u < v->sb.dev[d].units && units <= v->sb.dev[d].units - u;
+}
+
+static int leaf_entry(struct vmfs *v, struct ment *e, unsigned tag, const uint8_t **pp, const uint8_t *end)
+{
+    const uint8_t *p = *pp;
+    if (tag > VMFS_LEAF_SPLIT || tag_bytes[tag] > (size_t)(end - p))
+        return -GR_ECORRUPT;
+    if (tag == VMFS_LEAF_EMPTY)
+        return 0;
+    uint64_t addr = 0;
+    if (tag != VMFS_LEAF_SPLIT) {
+        addr = gr_get_le64(p);
+        p += 8;
+    }
+    if (tag == VMFS_LEAF_EXTENT) {
+        e->addr = addr;
+        e->birth = gr_get_le64(p);
+        p += 8;
+        if (!addr_ok(v, addr, VMFS_BLOCK_PIECES))
+            return -GR_ECORRUPT;
+    }
+    e->written = gr_get_le16(p);
+    e->zero = gr_get_le16(p + 2);
+    p += 4;
+    if (tag != VMFS_LEAF_EXTENT && !(e->px = gr_zalloc(sizeof *e->px)))
+        return -ENOMEM;
+    for (unsigned i = 0; e->px && i < VMFS_BLOCK_PIECES; i++) {
+        bool owned = (e->written >> i & 1) || (e->zero >> i & 1);
+        e->px->addr[i] = tag == VMFS_LEAF_RUN ? (owned ? addr + i : 0) : 0;
+        if (tag == VMFS_LEAF_SPLIT) {
+            e->px->addr[i] = gr_get_le64(p);
+            p += 8;
+        }
+        e->px->birth[i] = gr_get_le64(p);
+        p += 8;
+        if (owned != (e->px->addr[i] != 0) || (owned && !addr_ok(v, e->px->addr[i], 1)))
+            return -GR_ECORRUPT;
+    }
+    *pp = p;
+    return 0;
+}
+
+static int leaf_decode(struct vmfs *v, struct mnode *n, const void *buf, uint32_t units)
+{
+    const uint8_t *tags = (const uint8_t *)buf + sizeof(struct vmfs_hdr_disk), *p = tags + VMFS_FANOUT;
+    const uint8_t *end = (const uint8_t *)buf + (size_t)units * VMFS_UNIT;
+    for (unsigned i = 0; i < VMFS_FANOUT; i++) {
+        int r = leaf_entry(v, &n->ent[i], tags[i], &p, end);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+static int node_decode(struct vmfs *v, struct mnode *n, const void *buf)
+{
+    const struct vmfs_node_disk *d = buf;
+    if (gr_le32_get(d->level) != n->level)
+        return -GR_ECORRUPT;
+    for (unsigned i = 0; i < VMFS_FANOUT; i++) {
+        struct mptr *p = &n->child[i].ptr;
+        uint64_t b = gr_le64_get(d->child[i].birth);
+        p->addr = gr_le64_get(d->child[i].addr);
+        p->birth = b >> 16;
+        p->units = b & 0xffff;
+        if (p->addr && (p->units == 0 || p->units > (n->level == 1 ? VMFS_LEAF_UNITS_MAX : 1) || !addr_ok(v, p->addr, p->units)))
+            return -GR_ECORRUPT;
+    }
+    return 0;
+}
+
+int mnode_decode(struct vmfs *v, const void *buf, uint32_t units, uint64_t addr, unsigned level, struct mnode **ret, struct gr_err *err)
+{
+    int r = vhdr_check(v->sb.uuid, buf, level ? VMFS_T_NODE : VMFS_T_LEAF, units, addr, err);
+    if (r < 0)
+        return r;
+    struct mnode *n = mnode_new(v, level);
+    if (!n)
+        return gr_fail(err, -ENOMEM, "out of memory for the map");
+    n->birth = gr_le64_get(((const struct vmfs_hdr_disk *)buf)->generation);
+    n->ptr = (struct mptr){ addr, n->birth, units };
+    r = level ? node_decode(v, n, buf) : leaf_decode(v, n, buf, units);
+    if (r < 0) {
+        mnode_put(v, n);
+        return gr_fail(err, r, "map node at device %u unit %llu: rule 7", vmfs_addr_dev(addr), (unsigned long long)vmfs_addr_unit(addr));
+    }
+    *ret = n;
+    return 0;
+}

@@ -1,0 +1,310 @@
+/* Objects this host holds the lock of: inode, blob, trees. */
+#include "common/seam.h"
+#include "vmfs/internal.h"
+
+static struct vobj **bucket(struct vmfs *v, uint64_t id)
+{
+    return &v->objs[(id ^ id >> 32) % VOBJ_HASH];
+}
+
+struct vobj *vobj_find(struct vmfs *v, uint64_t id)
+{
+    struct vobj *o = *bucket(v, id);
+    while (o && o->id != id)
+        o = o->hash_next;
+    return o;
+}
+
+static void table_add(struct vobj *o)
+{
+    struct vobj **b = bucket(o->v, o->id);
+    o->hash_next = *b;
+    *b = o;
+}
+
+static void table_remove(struct vobj *o)
+{
+    struct vobj **p = bucket(o->v, o->id);
+    while (*p && *p != o)
+        p = &(*p)->hash_next;
+    if (*p)
+        *p = o->hash_next;
+}
+
+void vobj_free(struct vobj *o)
+{
+    if (!o)
+        return;
+    table_remove(o);
+    for (size_t i = 0; i < o->n_ents; i++)
+        free(o->ents[i].name);
+    free(o->ents);
+    mtree_done(o->v, &o->live);
+    for (size_t i = 0; i < o->n_snaps; i++) {
+        mtree_done(o->v, &o->snaps[i]->tree);
+        free(o->snaps[i]->name);
+        free(o->snaps[i]);
+    }
+    free(o->snaps);
+    free(o->lineages);
+    for (size_t i = 0; i < o->n_bookmarks; i++)
+        free(o->bookmarks[i].name);
+    free(o->bookmarks);
+    for (size_t i = 0; i < o->n_attrs; i++) {
+        free(o->attrs[i].key);
+        free(o->attrs[i].val);
+    }
+    free(o->attrs);
+    free(o);
+}
+
+struct vsnap *vobj_snap(struct vobj *o, uint64_t id)
+{
+    for (size_t i = o->n_snaps; id && i-- > 0;)
+        if (o->snaps[i]->id == id)
+            return o->snaps[i];
+    return NULL;
+}
+
+struct vsnap *vobj_snap_named(struct vobj *o, const char *name)
+{
+    for (size_t i = 0; i < o->n_snaps; i++)
+        if (!(o->snaps[i]->flags & VMFS_SNAP_HIDDEN) && strcmp(o->snaps[i]->name, name) == 0)
+            return o->snaps[i];
+    return NULL;
+}
+
+struct vbookmark *vobj_bookmark_named(struct vobj *o, const char *name)
+{
+    for (size_t i = 0; i < o->n_bookmarks; i++)
+        if (strcmp(o->bookmarks[i].name, name) == 0)
+            return &o->bookmarks[i];
+    return NULL;
+}
+
+static int blob_load(struct vobj *o, struct gr_err *err)
+{
+    struct vmfs *v = o->v;
+    const struct vinode *i = &o->ino;
+    if (!i->blob_addr)
+        return vobj_blob_decode(o, i->inline_blob, i->blob_bytes, err);
+    uint8_t *buf = vunits_alloc(i->blob_units);
+    int r = buf ? vdev_read(v, i->blob_addr, i->blob_units, buf) : -ENOMEM;
+    if (r < 0)
+        gr_fail(err, r, "object %llu: cannot read its blob: %s", (unsigned long long)o->id, gr_code_text(r));
+    if (r == 0)
+        r = vhdr_check(v->sb.uuid, buf, VMFS_T_BLOB, i->blob_units, i->blob_addr, err);
+    if (r == 0)
+        r = vobj_blob_decode(o, buf + sizeof(struct vmfs_hdr_disk), i->blob_bytes, err);
+    free(buf);
+    return r;
+}
+
+static int inode_read(struct vmfs *v, uint64_t id, void *block, struct vinode *ret, struct gr_err *err)
+{
+    uint32_t index = (uint32_t)id;
+    if (index == 0 || index >= v->sb.inodes.entries)
+        return gr_fail(err, -GR_ECORRUPT, "object %llu: no such inode", (unsigned long long)id);
+    int r = vhome_read(v, &v->sb.inodes, index, 0, VMFS_T_INODE, block, err);
+    if (r < 0)
+        return r;
+    memset(ret, 0, sizeof *ret);
+    return r == 1 ? 0 : vinode_decode(&v->sb, block, vhome_addr(&v->sb.inodes, index, 0, 0), ret, err);
+}
+
+static struct vobj *obj_alloc(struct vmfs *v, const struct vinode *ino, uint64_t id)
+{
+    struct vobj *o = gr_zalloc(sizeof *o);
+    if (!o)
+        return NULL;
+    o->v = v;
+    o->id = id;
+    o->ino = *ino;
+    o->live.level = 1;
+    return o;
+}
+
+/* Wait for somebody else's lock: recover a dead holder, poll a living one. 0: try again; else the final error. */
+static int wait_holder(struct vmfs *v, const struct vlock *l, unsigned *wait_ms, int *ret_owner, struct gr_err *err)
+{
+    unsigned slot = l->holder - 1;
+    int r = vslot_recover_holder(v, slot, l->generation, err);
+    if (r != 0)
+        return r < 0 ? r : 0;
+    struct vslot s;
+    if (*wait_ms >= 20) {
+        *wait_ms -= 20;
+        gr_fiber_sleep_ms(20);
+        return 0;
+    }
+    if (ret_owner)
+        *ret_owner = (int)slot;
+    r = vslot_read(v, slot, &s, err);
+    if (r < 0)
+        return r;
+    return gr_fail(err, -GR_ELOCKED, "it is in use by host '%s' (slot %u)", s.host_name, slot);
+}
+
+int vobj_hold(struct vmfs *v, uint64_t id, unsigned wait_ms, struct vobj **ret, int *ret_owner, struct gr_err *err)
+{
+    struct vinode ino;
+    uint8_t *block = vunits_alloc(1);
+    struct vobj *o = NULL;
+    int r = block ? 0 : -ENOMEM;
+    while (r == 0) {
+        if ((o = vobj_find(v, id)))
+            break;
+        r = inode_read(v, id, block, &ino, err);
+        if (r == 0 && (ino.type == 0 || ino.id != id))
+            r = gr_fail(err, -ENOENT, "object %llu is gone", (unsigned long long)id);
+        if (r < 0)
+            break;
+        if (!vlock_mine(v, &ino.lock)) {
+            int held = vlock_counts(v, &ino.lock, err);
+            if (held) {
+                r = held < 0 ? held : wait_holder(v, &ino.lock, &wait_ms, ret_owner, err);
+                continue;
+            }
+            struct vlock l = { v->slot + 1, v->me.generation, ino.lock.token + 1, 0 };
+            uint8_t *out = vunits_alloc(1);
+            r = out ? vhome_lock(v, &v->sb.inodes, (uint32_t)id, block, &l, out, err) : -ENOMEM;
+            if (r == 0)
+                r = vinode_decode(&v->sb, out, vhome_addr(&v->sb.inodes, (uint32_t)id, 0, 0), &ino, err);
+            free(out);
+            if (r == -GR_EMISCOMPARE) {
+                r = 0;
+                continue;
+            }
+            if (r < 0)
+                break;
+        }
+        if ((o = vobj_find(v, id))) /* another fiber was quicker */
+            break;
+        o = obj_alloc(v, &ino, id);
+        r = o ? blob_load(o, err) : -ENOMEM;
+        if (r == 0 && vobj_find(v, id)) {
+            vobj_free(o);
+            o = vobj_find(v, id);
+        } else if (r == 0) {
+            table_add(o);
+        } else {
+            vobj_free(o);
+        }
+        break;
+    }
+    free(block);
+    if (r == 0)
+        *ret = o;
+    else if (r == -ENOMEM)
+        gr_fail(err, r, "out of memory");
+    return r;
+}
+
+int vobj_peek(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err)
+{
+    uint8_t *block = vunits_alloc(1);
+    int r = block ? 0 : -ENOMEM;
+    struct vinode ino;
+    struct vobj *o = NULL;
+    for (int tries = 0; r == 0 && tries < 5; tries++) { /* its owner may move the blob meanwhile */
+        r = inode_read(v, id, block, &ino, err);
+        if (r == 0 && (ino.type == 0 || ino.id != id))
+            r = gr_fail(err, -ENOENT, "object %llu is gone", (unsigned long long)id);
+        o = r == 0 ? obj_alloc(v, &ino, id) : NULL;
+        if (!o)
+            break;
+        r = blob_load(o, err);
+        if (r == 0)
+            break;
+        vobj_free(o);
+        o = NULL;
+        if (r == -GR_ECORRUPT && tries < 4) {
+            gr_fiber_sleep_ms(10);
+            r = 0;
+        }
+    }
+    free(block);
+    if (r == 0 && o)
+        *ret = o;
+    return r == 0 && !o ? -ENOMEM : r;
+}
+
+int vobj_release(struct vmfs *v, struct vobj *o, struct gr_err *err)
+{
+    uint32_t index = (uint32_t)o->id;
+    uint8_t *block = vunits_alloc(1);
+    if (!block)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    gr_fmutex_lock(&v->ckpt_lock); /* nobody may write an old image over the freed lock */
+    o->ino.block_generation++;
+    o->ino.lock = (struct vlock){ 0, 0, o->ino.lock.token, o->ino.lock.nonce + 1 };
+    vinode_encode(v, &o->ino, vhome_addr(&v->sb.inodes, index, 0, 0), block);
+    int r = vhome_write(v, &v->sb.inodes, index, 0, block, err);
+    gr_fmutex_unlock(&v->ckpt_lock);
+    free(block);
+    vobj_free(o);
+    return r;
+}
+
+static int inode_take(struct vmfs *v, uint32_t index, void *block, struct vinode *ret, struct gr_err *err)
+{
+    int r = vhome_read(v, &v->sb.inodes, index, 0, VMFS_T_INODE, block, err);
+    if (r < 0)
+        return r;
+    memset(ret, 0, sizeof *ret);
+    if (r == 0 && (r = vinode_decode(&v->sb, block, vhome_addr(&v->sb.inodes, index, 0, 0), ret, err)) < 0)
+        return r;
+    if (ret->type || vobj_find(v, ret->id))
+        return 1;
+    if (ret->lock.holder) {
+        int held = vlock_counts(v, &ret->lock, err);
+        if (held)
+            return held;
+    }
+    struct vlock l = { v->slot + 1, v->me.generation, ret->lock.token + 1, 0 };
+    uint8_t *out = vunits_alloc(1);
+    r = out ? vhome_lock(v, &v->sb.inodes, index, block, &l, out, err) : -ENOMEM;
+    if (r == 0)
+        r = vinode_decode(&v->sb, out, vhome_addr(&v->sb.inodes, index, 0, 0), ret, err);
+    free(out);
+    return r == -GR_EMISCOMPARE ? 1 : r;
+}
+
+int vobj_new(struct vmfs *v, enum vmfs_type type, struct vobj **ret, struct gr_err *err)
+{
+    uint32_t n = v->sb.inodes.entries - 16, start = (uint32_t)((uint64_t)v->slot * n / v->sb.slots.entries);
+    const struct gr_world *w = gr_loop_world(v->loop);
+    uint8_t *block = vunits_alloc(1);
+    struct vinode ino;
+    int r = block ? 1 : -ENOMEM;
+    uint32_t index = 0;
+    for (uint32_t k = 0; r == 1 && k < n; k++) {
+        index = 16 + (start + v->next_inode + k) % n;
+        r = inode_take(v, index, block, &ino, err);
+        if (r != 1)
+            v->next_inode = (v->next_inode + k + 1) % n;
+    }
+    free(block);
+    if (r == 1)
+        return gr_fail(err, -GR_ENOSPACE, "datastore '%s' has no room for another object (%u of them)", v->sb.name, n);
+    if (r < 0)
+        return r;
+    ino.id = (((ino.id >> 32) + 1) << 32) | index;
+    ino.type = (uint16_t)type;
+    ino.mtime_s = w->wall_s(w->arg);
+    w->random(w->arg, ino.uuid, 16);
+    ino.uuid[6] = (uint8_t)((ino.uuid[6] & 0x0f) | 0x40); /* RFC 4122 version 4 */
+    ino.uuid[8] = (uint8_t)((ino.uuid[8] & 0x3f) | 0x80);
+    struct vobj *o = obj_alloc(v, &ino, ino.id);
+    if (!o)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    if (type != VMFS_DIR) {
+        o->epoch = 1;
+        o->next_snap = 1;
+        w->random(w->arg, &o->lineage, sizeof o->lineage);
+    }
+    o->dirty = true;
+    table_add(o);
+    *ret = o;
+    return 0;
+}

@@ -1,0 +1,408 @@
+/* Records: the only way durable state changes. A record is added to the journal and applied; on replay it is applied again,
+ * in the same order, to the state of the last checkpoint, by the same code. */
+#include "common/seam.h"
+#include "vmfs/internal.h"
+
+bool held_by_ancestors(struct vobj *o, uint64_t parent_snap, uint64_t birth, uint64_t piece_end)
+{
+    for (struct vsnap *s = vobj_snap(o, parent_snap); s; s = vobj_snap(o, s->parent))
+        if (!(s->flags & VMFS_SNAP_DELETING) || piece_end > s->cursor)
+            return birth <= s->epoch;
+    return o->origin_object && birth <= o->origin_epoch;
+}
+
+struct drop {
+    struct vobj *o;
+    uint64_t prev_snap; /* the snapshot before the tree (the oldest one changed) */
+    uint64_t seq;
+};
+
+static void drop_piece(void *arg, uint64_t piece, const struct mpiece *old)
+{
+    struct drop *d = arg;
+    if (held_by_ancestors(d->o, d->prev_snap, old->birth, piece + 1))
+        return;
+    space_freed(d->o->v, old->addr, 1, 0, d->seq);
+    d->o->ino.used_units -= d->o->ino.used_units > 0;
+}
+
+struct map_change {
+    uint64_t piece, addr, birth, seq;
+    uint32_t count;
+    enum vmfs_piece_state state;
+};
+
+static int set_in(struct mnode *leaf, const struct map_change *c, struct drop *d)
+{
+    return leaf ? mleaf_set(leaf, c->piece, c->count, c->addr, c->birth, c->state, c->seq, d ? drop_piece : NULL, d) : -ENOMEM;
+}
+
+/* A write admitted before snapshots that were taken while it was in flight belongs to them, too: oldest first. */
+static int map_late(struct vobj *o, const struct map_change *c, struct drop *d, struct mnode **ret_last)
+{
+    struct vsnap *late[64];
+    unsigned n = 0;
+    for (struct vsnap *s = vobj_snap(o, o->parent_snap); s && s->epoch >= c->birth && n < 64; s = vobj_snap(o, s->parent))
+        late[n++] = s;
+    for (unsigned i = n; i-- > 0;) {
+        struct mnode *leaf = mtree_own_shared(o, &late[i]->tree, c->piece, c->birth);
+        if (i == n - 1)
+            d->prev_snap = late[i]->parent;
+        if (leaf == *ret_last)
+            continue;
+        int r = set_in(leaf, c, i == n - 1 ? d : NULL);
+        if (r < 0)
+            return r;
+        *ret_last = leaf;
+    }
+    return 0;
+}
+
+static int map_apply(struct vobj *o, const struct map_change *c)
+{
+    struct drop d = { o, o->parent_snap, c->seq };
+    struct mnode *done = NULL, *leaf;
+    int r = 0;
+    bool late = c->birth < o->epoch;
+    if (c->piece / VMFS_LEAF_PIECES != (c->piece + c->count - 1) / VMFS_LEAF_PIECES || c->piece + c->count > mnode_span(o->live.level))
+        return -GR_ECORRUPT;
+    if (late && (r = map_late(o, c, &d, &done)) < 0)
+        return r;
+    if (mtree_peek(&o->live, c->piece, &leaf) < 0)
+        return -EAGAIN;
+    if (done && leaf == done) {
+        mtree_own_shared(o, &o->live, c->piece, c->birth);
+    } else {
+        r = set_in(mtree_own(o, &o->live, c->piece, c->birth), c, done ? NULL : &d);
+        if (r < 0)
+            return r;
+    }
+    if (c->state != VMFS_P_HOLE)
+        o->ino.used_units += space_used(o->v, c->addr, c->count);
+    o->dirty = true;
+    return 0;
+}
+
+int record_map(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, enum vmfs_piece_state state, const uint32_t *crc)
+{
+    struct vmfs *v = o->v;
+    size_t ncrc = state == VMFS_P_DATA && crc ? count : 0, len = sizeof(struct vmfs_rec_map_disk) + ncrc * 4;
+    uint8_t small[sizeof(struct vmfs_rec_map_disk) + VMFS_LEAF_PIECES * 4];
+    struct vmfs_rec_map_disk *d = (struct vmfs_rec_map_disk *)small;
+    memset(d, 0, sizeof *d);
+    d->r.type = gr_le16_of(VMFS_R_MAP);
+    d->r.flags = gr_le16_of(state == VMFS_P_DATA && crc ? 0 : VMFS_RF_TRUSTED);
+    d->r.len = gr_le32_of((uint32_t)len);
+    d->r.object = gr_le64_of(o->id);
+    d->r.token = gr_le64_of(o->ino.lock.token);
+    d->piece = gr_le64_of(piece);
+    d->birth = gr_le64_of(birth);
+    d->addr = gr_le64_of(addr);
+    d->count = gr_le32_of(count);
+    d->state = gr_le32_of(state);
+    for (size_t i = 0; i < ncrc; i++)
+        d->crc[i] = gr_le32_of(crc[i]);
+    struct map_change c = { piece, addr, birth, journal_seq(v), count, state };
+    int r = journal_add(v, small, len);
+    if (r == 0)
+        r = map_apply(o, &c);
+    if (r < 0)
+        vmfs_fence(v, "a map change could not be applied: %s", gr_code_text(r));
+    return r;
+}
+
+int record_do(struct vobj *o, void *rec, size_t len, struct gr_err *err)
+{
+    struct vmfs_rec_disk *d = rec;
+    struct vmfs *v = o->v;
+    d->len = gr_le32_of((uint32_t)len);
+    d->object = gr_le64_of(o->id);
+    d->token = gr_le64_of(o->ino.lock.token);
+    if (v->fenced)
+        return gr_fail(err, -GR_EFENCED, "datastore '%s': %s", v->sb.name, v->fence_reason);
+    uint64_t seq = journal_seq(v);
+    int r = journal_add(v, rec, len);
+    if (r < 0)
+        return gr_fail(err, r, "out of memory for the journal");
+    r = record_apply(o, rec, seq, err);
+    if (r < 0)
+        vmfs_fence(v, "a record could not be applied: %s", gr_code_text(r));
+    return r;
+}
+
+/* ---- snapshots ---- */
+static struct vsnap *snap_append(struct vobj *o, const char *name, size_t name_len)
+{
+    struct vsnap **a = gr_realloc(o->snaps, (o->n_snaps + 1) * sizeof *a);
+    if (!a)
+        return NULL;
+    o->snaps = a;
+    struct vsnap *s = gr_zalloc(sizeof *s);
+    char *n = gr_alloc(name_len + 1);
+    if (!s || !n) {
+        free(s);
+        free(n);
+        return NULL;
+    }
+    memcpy(n, name, name_len);
+    n[name_len] = 0;
+    s->name = n;
+    o->snaps[o->n_snaps++] = s;
+    return s;
+}
+
+static void tree_share(struct mtree *dst, const struct mtree *src)
+{
+    *dst = *src;
+    if (dst->root.mem)
+        mnode_get(dst->root.mem);
+}
+
+/* The live head as it is becomes snapshot @s; what is in flight belongs to it. */
+static void snap_freeze(struct vobj *o, struct vsnap *s)
+{
+    s->id = o->next_snap++;
+    s->parent = o->parent_snap;
+    s->epoch = o->epoch;
+    s->lineage = o->lineage;
+    s->size = o->ino.size;
+    tree_share(&s->tree, &o->live);
+    o->epoch++;
+    o->parent_snap = s->id;
+    o->late = o->inflight;
+}
+
+static int apply_snap_add(struct vobj *o, const struct vmfs_rec_snap_disk *d)
+{
+    struct vsnap *s = snap_append(o, d->name, gr_le16_get(d->name_len));
+    if (!s)
+        return -ENOMEM;
+    snap_freeze(o, s);
+    s->created_s = (int64_t)gr_le64_get(d->created_s);
+    memcpy(s->group, d->group, 16);
+    o->ino.n_snapshots++;
+    return 0;
+}
+
+static int apply_snap_flags(struct vobj *o, const struct vmfs_rec_snap_disk *d)
+{
+    struct vsnap *s = vobj_snap(o, gr_le64_get(d->id));
+    uint32_t flags = gr_le32_get(d->value);
+    if (!s)
+        return -GR_ECORRUPT;
+    if ((flags & VMFS_SNAP_HIDDEN) && !(s->flags & VMFS_SNAP_HIDDEN) && o->ino.n_snapshots)
+        o->ino.n_snapshots--;
+    s->flags = flags;
+    return 0;
+}
+
+static int apply_snap_free(struct vobj *o, const struct vmfs_rec_free_disk *d)
+{
+    struct vsnap *s = vobj_snap(o, gr_le64_get(d->id));
+    if (!s)
+        return -GR_ECORRUPT;
+    for (uint32_t i = 0; i < gr_le32_get(d->n_runs); i++) {
+        uint32_t units = (uint32_t)gr_le64_get(d->runs[i].units);
+        /* a checkpoint under way may still name these units in what is home now: wait for the next one */
+        space_freed(o->v, gr_le64_get(d->runs[i].addr), units, 1, o->v->ckpt_started + 1);
+        o->ino.used_units -= GR_MIN((uint64_t)units, o->ino.used_units);
+    }
+    s->cursor = gr_le64_get(d->cursor);
+    return 0;
+}
+
+static int apply_snap_drop(struct vobj *o, const struct vmfs_rec_snap_disk *d)
+{
+    struct vsnap *s = vobj_snap(o, gr_le64_get(d->id));
+    if (!s)
+        return -GR_ECORRUPT;
+    for (size_t i = 0; i < o->n_snaps; i++)
+        if (o->snaps[i]->parent == s->id)
+            o->snaps[i]->parent = s->parent;
+    if (o->parent_snap == s->id)
+        o->parent_snap = s->parent;
+    for (size_t i = 0; i < o->n_snaps; i++)
+        if (o->snaps[i] == s) {
+            memmove(o->snaps + i, o->snaps + i + 1, (o->n_snaps - i - 1) * sizeof *o->snaps);
+            o->n_snaps--;
+            break;
+        }
+    mtree_done(o->v, &s->tree);
+    free(s->name);
+    free(s);
+    return 0;
+}
+
+static int apply_revert(struct vobj *o, const struct vmfs_rec_snap_disk *d)
+{
+    struct vsnap *old = snap_append(o, "", 0);
+    struct vlineage *l = gr_realloc(o->lineages, (o->n_lineages + 1) * sizeof *l);
+    if (l)
+        o->lineages = l;
+    struct vsnap *s = vobj_snap(o, gr_le64_get(d->id));
+    if (!old || !l || !s)
+        return s ? -ENOMEM : -GR_ECORRUPT;
+    snap_freeze(o, old);
+    old->flags = VMFS_SNAP_HIDDEN | VMFS_SNAP_DELETING;
+    mtree_done(o->v, &o->live);
+    tree_share(&o->live, &s->tree);
+    o->ino.size = s->size;
+    o->parent_snap = s->id;
+    o->lineages[o->n_lineages++] = (struct vlineage){ gr_le64_get(d->lineage), s->lineage, s->epoch };
+    o->lineage = gr_le64_get(d->lineage);
+    return 0;
+}
+
+static int apply_clones(struct vobj *o, const struct vmfs_rec_snap_disk *d)
+{
+    struct vsnap *s = vobj_snap(o, gr_le64_get(d->id));
+    if (!s)
+        return -GR_ECORRUPT;
+    s->clones = gr_le32_get(d->value);
+    return 0;
+}
+
+/* ---- the rest ---- */
+static int apply_bookmark(struct vobj *o, const struct vmfs_rec_bookmark_disk *d)
+{
+    char name[VMFS_NAME_MAX + 1];
+    size_t n = gr_le16_get(d->name_len);
+    memcpy(name, d->name, n);
+    name[n] = 0;
+    struct vbookmark *old = vobj_bookmark_named(o, name);
+    if (gr_le64_get(d->epoch) == 0) {
+        if (!old)
+            return 0;
+        free(old->name);
+        *old = o->bookmarks[--o->n_bookmarks];
+        return 0;
+    }
+    if (!old) {
+        struct vbookmark *a = gr_realloc(o->bookmarks, (o->n_bookmarks + 1) * sizeof *a);
+        char *copy = gr_strdup(name);
+        if (a)
+            o->bookmarks = a;
+        if (!a || !copy) {
+            free(copy);
+            return -ENOMEM;
+        }
+        old = &o->bookmarks[o->n_bookmarks++];
+        old->name = copy;
+    }
+    old->lineage = gr_le64_get(d->lineage);
+    old->epoch = gr_le64_get(d->epoch);
+    old->created_s = (int64_t)gr_le64_get(d->created_s);
+    return 0;
+}
+
+static void attr_remove(struct vobj *o, const char *key, size_t key_len)
+{
+    for (size_t i = 0; i < o->n_attrs; i++)
+        if (strlen(o->attrs[i].key) == key_len && memcmp(o->attrs[i].key, key, key_len) == 0) {
+            free(o->attrs[i].key);
+            free(o->attrs[i].val);
+            o->attrs[i] = o->attrs[--o->n_attrs];
+            return;
+        }
+}
+
+static int apply_attr(struct vobj *o, const struct vmfs_rec_attr_disk *d)
+{
+    size_t kl = gr_le16_get(d->key_len), vl = gr_le32_get(d->val_len);
+    attr_remove(o, d->bytes, kl);
+    if (!vl)
+        return 0;
+    struct vattr *a = gr_realloc(o->attrs, (o->n_attrs + 1) * sizeof *a);
+    if (a)
+        o->attrs = a;
+    char *key = gr_zalloc(kl + 1);
+    void *val = gr_alloc(vl + 1);
+    if (!a || !key || !val) {
+        free(key);
+        free(val);
+        return -ENOMEM;
+    }
+    memcpy(key, d->bytes, kl);
+    memcpy(val, d->bytes + kl, vl);
+    o->attrs[o->n_attrs++] = (struct vattr){ key, val, vl };
+    return 0;
+}
+
+static int apply_resize(struct vobj *o, uint64_t size)
+{
+    unsigned level = mtree_level_for((size + VMFS_PIECE - 1) / VMFS_PIECE);
+    mtree_grow(o->v, &o->live, level);
+    if (o->live.level < level)
+        return -ENOMEM;
+    o->ino.size = size;
+    return 0;
+}
+
+/* Lengths of variable parts against the record's (rule 7). */
+static bool record_fits(const struct vmfs_rec_disk *r)
+{
+    uint32_t len = gr_le32_get(r->len);
+    switch ((enum vmfs_record_type)gr_le16_get(r->type)) {
+    case VMFS_R_MAP: {
+        const struct vmfs_rec_map_disk *d = (const void *)r;
+        if (len < sizeof *d || gr_le32_get(d->count) == 0 || gr_le32_get(d->count) > VMFS_LEAF_PIECES || gr_le32_get(d->state) > VMFS_P_ZEROED)
+            return false;
+        return (gr_le16_get(r->flags) & VMFS_RF_TRUSTED) || (len - sizeof *d) / 4 >= gr_le32_get(d->count);
+    }
+    case VMFS_R_SNAP_ADD: case VMFS_R_SNAP_FLAGS: case VMFS_R_SNAP_DROP: case VMFS_R_REVERT: case VMFS_R_CLONES: {
+        const struct vmfs_rec_snap_disk *d = (const void *)r;
+        return len >= sizeof *d && gr_le16_get(d->name_len) <= len - sizeof *d && gr_le16_get(d->name_len) <= VMFS_NAME_MAX;
+    }
+    case VMFS_R_SNAP_FREE: {
+        const struct vmfs_rec_free_disk *d = (const void *)r;
+        return len >= sizeof *d && gr_le32_get(d->n_runs) <= (len - sizeof *d) / sizeof d->runs[0];
+    }
+    case VMFS_R_BOOKMARK: {
+        const struct vmfs_rec_bookmark_disk *d = (const void *)r;
+        return len >= sizeof *d && gr_le16_get(d->name_len) <= len - sizeof *d && gr_le16_get(d->name_len) <= VMFS_NAME_MAX;
+    }
+    case VMFS_R_ATTR: {
+        const struct vmfs_rec_attr_disk *d = (const void *)r;
+        return len >= sizeof *d && gr_le16_get(d->key_len) <= len - sizeof *d &&
+               gr_le32_get(d->val_len) <= len - sizeof *d - gr_le16_get(d->key_len);
+    }
+    case VMFS_R_RESIZE: case VMFS_R_RESERVE:
+        return len >= sizeof(struct vmfs_rec_value_disk);
+    }
+    return false;
+}
+
+int record_apply(struct vobj *o, const void *rec, uint64_t seq, struct gr_err *err)
+{
+    const struct vmfs_rec_disk *r = rec;
+    int rc = -GR_ECORRUPT;
+    if (!record_fits(r))
+        return gr_fail(err, -GR_ECORRUPT, "object %llu: rule 7: a journal record of type %u", (unsigned long long)o->id, gr_le16_get(r->type));
+    switch ((enum vmfs_record_type)gr_le16_get(r->type)) {
+    case VMFS_R_MAP: {
+        const struct vmfs_rec_map_disk *d = rec;
+        struct map_change c = { gr_le64_get(d->piece), gr_le64_get(d->addr), gr_le64_get(d->birth), seq, gr_le32_get(d->count),
+                                (enum vmfs_piece_state)gr_le32_get(d->state) };
+        rc = map_apply(o, &c);
+        break;
+    }
+    case VMFS_R_SNAP_ADD: rc = apply_snap_add(o, rec); break;
+    case VMFS_R_SNAP_FLAGS: rc = apply_snap_flags(o, rec); break;
+    case VMFS_R_SNAP_FREE: rc = apply_snap_free(o, rec); break;
+    case VMFS_R_SNAP_DROP: rc = apply_snap_drop(o, rec); break;
+    case VMFS_R_REVERT: rc = apply_revert(o, rec); break;
+    case VMFS_R_CLONES: rc = apply_clones(o, rec); break;
+    case VMFS_R_BOOKMARK: rc = apply_bookmark(o, rec); break;
+    case VMFS_R_ATTR: rc = apply_attr(o, rec); break;
+    case VMFS_R_RESIZE: rc = apply_resize(o, gr_le64_get(((const struct vmfs_rec_value_disk *)rec)->value)); break;
+    case VMFS_R_RESERVE:
+        o->reserved_units = gr_le64_get(((const struct vmfs_rec_value_disk *)rec)->value);
+        rc = 0;
+        break;
+    }
+    o->dirty = true;
+    if (rc < 0)
+        gr_fail(err, rc, "object %llu: a journal record of type %u does not apply: %s", (unsigned long long)o->id, gr_le16_get(r->type),
+                gr_code_text(rc));
+    return rc;
+}

@@ -1,0 +1,252 @@
+/* Recovery of a slot: images of the last complete checkpoint go home, then the records behind it are applied in order. Data
+ * of frames above the durable watermark of the last frame is believed only if its CRC agrees: such a frame was never
+ * acknowledged, and its data may not have reached the device. */
+#include "common/seam.h"
+#include "vmfs/internal.h"
+
+struct scan {
+    struct vmfs *v;
+    uint64_t covers;       /* of the last complete image set; 0: none */
+    uint64_t set_covers;   /* of the set being collected */
+    uint32_t set_parts, set_seen;
+    struct gr_buf set, complete;
+    uint64_t watermark;
+    struct gr_err *err;
+};
+
+static int collect(void *arg, const struct vframe *f, const uint8_t *payload)
+{
+    struct scan *s = arg;
+    if (f->kind != VMFS_FRAME_IMAGES)
+        return 0;
+    if (f->n_records > f->payload / sizeof(struct vmfs_image_disk))
+        return gr_fail(s->err, -GR_ECORRUPT, "journal frame %llu: rule 7", (unsigned long long)f->seq);
+    if (f->part == 0) {
+        s->set.len = 0;
+        s->set_seen = 0;
+        s->set_covers = f->covers;
+        s->set_parts = f->parts;
+    }
+    if (f->covers != s->set_covers || f->part != s->set_seen || f->parts != s->set_parts)
+        return 0;
+    if (gr_buf_add(&s->set, payload, f->n_records * sizeof(struct vmfs_image_disk)) < 0)
+        return gr_fail(s->err, -ENOMEM, "out of memory");
+    if (++s->set_seen == s->set_parts) {
+        struct gr_buf t = s->complete;
+        s->complete = s->set;
+        s->set = t;
+        s->covers = s->set_covers;
+    }
+    return 0;
+}
+
+/* An image goes home unless what is there is as new or newer (somebody else went on from it). */
+static int image_home(struct vmfs *v, const struct vmfs_image_disk *d, struct gr_err *err)
+{
+    const struct vmfs_hdr_disk *h = (const struct vmfs_hdr_disk *)d->block;
+    uint8_t *now = vunits_alloc(1);
+    int r = now ? 0 : -ENOMEM;
+    for (int copy = 0; r == 0 && copy < 2; copy++) {
+        uint64_t addr = gr_le64_get(copy ? d->addr_b : d->addr_a);
+        const struct vmfs_hdr_disk *n = (const struct vmfs_hdr_disk *)now;
+        r = vdev_read(v, addr, 1, now);
+        if (r < 0)
+            break;
+        if (vhdr_check(v->sb.uuid, now, gr_le16_get(h->type), 1, addr, NULL) == 0 &&
+            gr_le64_get(n->generation) >= gr_le64_get(h->generation))
+            continue;
+        memcpy(now, d->block, VMFS_UNIT);
+        vhdr_move(now, 1, addr);
+        r = vdev_write(v, addr, 1, now, 0);
+    }
+    free(now);
+    return r < 0 ? gr_fail(err, r, "slot %u: a block cannot be brought home: %s", v->slot, gr_code_text(r)) : 0;
+}
+
+static int images_home(struct scan *s)
+{
+    const struct vmfs_image_disk *d = (const struct vmfs_image_disk *)s->complete.data;
+    size_t n = s->complete.len / sizeof *d;
+    for (size_t i = 0; i < n; i++) {
+        uint64_t a = gr_le64_get(d[i].addr_a);
+        if (vhdr_check(s->v->sb.uuid, d[i].block, gr_le16_get(((const struct vmfs_hdr_disk *)d[i].block)->type), 1, a, s->err) < 0)
+            return s->err->code;
+        int r = image_home(s->v, &d[i], s->err);
+        if (r < 0)
+            return r;
+    }
+    return n ? vdev_flush(s->v) : 0;
+}
+
+int foreign_load(struct vmfs *v, struct gr_err *err)
+{
+    struct vmfs_aux_disk *a = vunits_alloc(1);
+    uint8_t *blob = NULL;
+    int r = a ? vhome_read(v, &v->sb.slots, v->slot, 1, VMFS_T_AUX, a, err) : -ENOMEM;
+    uint32_t n = r == 0 ? gr_le32_get(a->n_runs) : 0, units = r == 0 ? gr_le32_get(a->blob_units) : 0;
+    uint64_t addr = r == 0 ? gr_le64_get(a->blob_addr) : 0;
+    if (r == 0)
+        v->aux_generation = gr_le64_get(a->hdr.generation);
+    if (r == 0 && n > VMFS_AUX_RUNS) {
+        if (!addr || units > 65536 || (uint64_t)units * VMFS_UNIT < (n - VMFS_AUX_RUNS) * sizeof(struct vmfs_run_disk))
+            r = gr_fail(err, -GR_ECORRUPT, "slot %u: rule 7: list of foreign frees", v->slot);
+        blob = r == 0 ? vunits_alloc(units) : NULL;
+        if (r == 0)
+            r = blob ? vdev_read(v, addr, units, blob) : -ENOMEM;
+        if (r == 0)
+            r = vhdr_check(v->sb.uuid, blob, VMFS_T_BLOB, units, addr, err);
+        v->sp.aux_blob_addr = addr;
+        v->sp.aux_blob_units = units;
+    }
+    if (r >= 0 && n) {
+        v->sp.foreign = gr_alloc(n * sizeof *v->sp.foreign);
+        v->sp.cap_foreign = v->sp.foreign ? n : 0;
+        r = v->sp.foreign ? 0 : -ENOMEM;
+    }
+    for (uint32_t i = 0; r >= 0 && i < n; i++) {
+        const struct vmfs_run_disk *d = i < VMFS_AUX_RUNS ? &a->runs[i]
+                                                          : (struct vmfs_run_disk *)(blob + sizeof(struct vmfs_hdr_disk)) + (i - VMFS_AUX_RUNS);
+        v->sp.foreign[v->sp.n_foreign++] = (struct vmfs_run){ gr_le64_get(d->addr), gr_le64_get(d->units) };
+    }
+    free(a);
+    free(blob);
+    return r < 0 ? r : 0;
+}
+
+
+/* ---- records ---- */
+static int load_trees(struct vobj *o, const struct vmfs_rec_map_disk *d, struct gr_err *err)
+{
+    uint64_t piece = gr_le64_get(d->piece), birth = gr_le64_get(d->birth);
+    int r = 0;
+    for (struct vsnap *s = vobj_snap(o, o->parent_snap); r == 0 && s && s->epoch >= birth; s = vobj_snap(o, s->parent))
+        r = mtree_load(o, &s->tree, piece, err);
+    return r < 0 ? r : mtree_load(o, &o->live, piece, err);
+}
+
+/* Which pieces of the record's data are really there? Runs of good ones are applied. */
+static int replay_map(struct vobj *o, const struct vmfs_rec_map_disk *d, uint64_t seq, bool doubt, struct gr_err *err)
+{
+    uint32_t count = gr_le32_get(d->count);
+    uint64_t addr = gr_le64_get(d->addr), piece = gr_le64_get(d->piece);
+    int r = load_trees(o, d, err);
+    if (r < 0)
+        return r;
+    if (!doubt || gr_le32_get(d->state) != VMFS_P_DATA || (gr_le16_get(d->r.flags) & VMFS_RF_TRUSTED))
+        return record_apply(o, d, seq, err);
+    uint8_t *buf = vunits_alloc(count);
+    struct vmfs_rec_map_disk one = *d;
+    r = buf ? vdev_read(o->v, addr, count, buf) : -ENOMEM;
+    one.r.flags = gr_le16_of(VMFS_RF_TRUSTED);
+    one.r.len = gr_le32_of(sizeof one);
+    for (uint32_t i = 0; r == 0 && i < count;) {
+        uint32_t n = 0;
+        while (i + n < count && gr_crc32c(0, buf + (size_t)(i + n) * VMFS_UNIT, VMFS_UNIT) == gr_le32_get(d->crc[i + n]))
+            n++;
+        if (n) {
+            one.piece = gr_le64_of(piece + i);
+            one.addr = gr_le64_of(addr + i);
+            one.count = gr_le32_of(n);
+            r = record_apply(o, &one, seq, err);
+        } else {
+            o->v->stats.dropped_pieces++;
+            n = 1;
+        }
+        i += n;
+    }
+    free(buf);
+    return r;
+}
+
+struct apply {
+    struct vmfs *v;
+    uint64_t after, watermark;
+    struct gr_err *err;
+};
+
+static int replay_record(struct apply *a, const struct vmfs_rec_disk *d, uint64_t seq)
+{
+    struct vmfs *v = a->v;
+    uint64_t id = gr_le64_get(d->object);
+    struct vobj *o = vobj_find(v, id);
+    if (!o) {
+        struct vobj *seen;
+        int r = vobj_peek(v, id, &seen, a->err);
+        if (r == -ENOENT)
+            return 0;
+        if (r < 0)
+            return r;
+        bool mine = vlock_mine(v, &seen->ino.lock);
+        vobj_free(seen);
+        if (!mine)
+            return 0; /* given up since */
+        if ((r = vobj_hold(v, id, 0, &o, NULL, a->err)) < 0)
+            return r;
+    }
+    if (o->ino.lock.token != gr_le64_get(d->token))
+        return 0; /* somebody had it in between */
+    v->stats.replayed_records++;
+    if (gr_le16_get(d->type) == VMFS_R_MAP) {
+        const struct vmfs_rec_map_disk *m = (const struct vmfs_rec_map_disk *)d;
+        if (gr_le32_get(d->len) < sizeof *m)
+            return gr_fail(a->err, -GR_ECORRUPT, "journal frame %llu: rule 7", (unsigned long long)seq);
+        return replay_map(o, m, seq, seq > a->watermark, a->err);
+    }
+    return record_apply(o, d, seq, a->err);
+}
+
+static int replay_frame(void *arg, const struct vframe *f, const uint8_t *payload)
+{
+    struct apply *a = arg;
+    uint32_t at = 0;
+    if (f->kind != VMFS_FRAME_RECORDS || f->seq <= a->after)
+        return 0;
+    while (at < f->payload) {
+        const struct vmfs_rec_disk *d = (const struct vmfs_rec_disk *)(payload + at);
+        if (f->payload - at < sizeof *d || gr_le32_get(d->len) < sizeof *d || gr_le32_get(d->len) > f->payload - at)
+            return gr_fail(a->err, -GR_ECORRUPT, "journal frame %llu: rule 7: a record's length", (unsigned long long)f->seq);
+        int r = replay_record(a, d, f->seq);
+        if (r < 0)
+            return r;
+        at += gr_le32_get(d->len);
+    }
+    return 0;
+}
+
+int replay_run(struct vmfs *v, struct gr_err *err)
+{
+    struct gr_err local = { 0 };
+    struct scan s = { .v = v, .err = err ? err : &local };
+    struct vframe last;
+    v->replaying = true;
+    journal_start(v);
+    int r = journal_scan(v, collect, &s, &last, s.err);
+    if (r == 0)
+        r = images_home(&s);
+    if (r == 0)
+        r = space_init(v, s.err);
+    if (r == 0)
+        r = foreign_load(v, s.err);
+    struct apply a = { v, s.covers, last.watermark, s.err };
+    if (r == 0) {
+        struct vframe again;
+        r = journal_scan(v, replay_frame, &a, &again, s.err);
+    }
+    gr_buf_done(&s.set);
+    gr_buf_done(&s.complete);
+    if (r == 0 && last.units) {
+        struct vjournal *j = &v->j;
+        j->next_seq = last.seq + 1;
+        j->head_off = (last.off + last.units) % j->units;
+        j->used = (uint32_t)((j->head_off + j->units - j->tail_off) % j->units);
+        j->durable_seq = last.seq;
+        j->sealed_seq = j->written_watermark = 0;
+    }
+    if (r == 0) {
+        r = ckpt_run(v);
+        if (r < 0)
+            gr_fail(s.err, r, "slot %u: the recovered state cannot be written: %s", v->slot, v->fenced ? v->fence_reason : gr_code_text(r));
+    }
+    v->replaying = false;
+    return r;
+}

@@ -1,0 +1,515 @@
+/* Free space: regions leased from the volume, allocation private to this host, frees that wait until nobody can need the
+ * bytes any more, and frees in regions others lease. */
+#include "common/seam.h"
+#include "vmfs/internal.h"
+
+#define WORD_BITS 64u
+
+uint32_t space_region_index(const struct vmfs *v, uint64_t addr)
+{
+    const struct vdevinfo *d = &v->sb.dev[vmfs_addr_dev(addr)];
+    return d->first_region + (uint32_t)((vmfs_addr_unit(addr) - d->first_unit) / v->sb.region_units);
+}
+
+static uint64_t region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_units)
+{
+    unsigned dev = 0;
+    while (dev + 1 < v->sb.n_devices && index >= v->sb.dev[dev + 1].first_region && v->sb.dev[dev + 1].regions)
+        dev++;
+    const struct vdevinfo *d = &v->sb.dev[dev];
+    uint64_t unit = d->first_unit + (uint64_t)(index - d->first_region) * v->sb.region_units;
+    *ret_units = (uint32_t)GR_MIN((uint64_t)v->sb.region_units, d->units - unit);
+    *ret_units -= *ret_units % VMFS_BLOCK_PIECES;
+    return vmfs_addr(dev, unit);
+}
+
+static uint32_t n_regions(const struct vmfs *v)
+{
+    const struct vdevinfo *last = &v->sb.dev[v->sb.n_devices - 1];
+    return last->first_region + last->regions;
+}
+
+struct vregion *space_region(struct vmfs *v, uint64_t addr)
+{
+    return v->sp.by_index[space_region_index(v, addr)];
+}
+
+/* ---- bit runs ---- */
+static bool bit_get(const uint64_t *w, uint32_t i) { return w[i / WORD_BITS] >> (i % WORD_BITS) & 1; }
+static uint32_t bits_change(uint64_t *w, uint32_t first, uint32_t n, bool set)
+{
+    uint32_t changed = 0;
+    for (uint32_t i = first; i < first + n; i++) {
+        uint64_t m = 1ull << (i % WORD_BITS);
+        if (((w[i / WORD_BITS] & m) != 0) != set) {
+            w[i / WORD_BITS] ^= m;
+            changed++;
+        }
+    }
+    return changed;
+}
+
+static void region_free(struct vregion *r)
+{
+    if (r) {
+        free(r->used);
+        free(r->busy);
+        free(r);
+    }
+}
+
+static int bitmap_load(struct vmfs *v, struct vregion *r, struct gr_err *err)
+{
+    struct vmfs_bitmap_disk *b = vunits_alloc(1);
+    int rc = b ? 0 : -ENOMEM;
+    for (uint32_t k = 0; rc == 0 && k < v->sb.bitmap_blocks; k++) {
+        rc = vhome_read(v, &v->sb.regions, r->index, 1 + k, VMFS_T_BITMAP, b, err);
+        if (rc < 0)
+            break;
+        rc = 0;
+        r->bm_generation = GR_MAX(r->bm_generation, gr_le64_get(b->hdr.generation));
+        for (uint32_t i = 0; i < VMFS_BITMAP_BITS && k * VMFS_BITMAP_BITS + i < r->units; i++)
+            if (b->bits[i / 8] >> (i % 8) & 1)
+                bits_change(r->used, k * VMFS_BITMAP_BITS + i, 1, true);
+    }
+    free(b);
+    if (rc < 0)
+        return rc;
+    r->free_used = 0;
+    for (uint32_t i = 0; i < r->units; i++)
+        r->free_used += !bit_get(r->used, i);
+    memcpy(r->busy, r->used, (r->units + WORD_BITS - 1) / WORD_BITS * 8);
+    r->free_busy = r->free_used;
+    return 0;
+}
+
+static struct vregion *region_new(struct vmfs *v, uint32_t index)
+{
+    struct vregion *r = gr_zalloc(sizeof *r);
+    if (!r)
+        return NULL;
+    r->index = index;
+    r->first = region_first(v, index, &r->units);
+    r->used = gr_zalloc((r->units + WORD_BITS - 1) / WORD_BITS * 8);
+    r->busy = gr_zalloc((r->units + WORD_BITS - 1) / WORD_BITS * 8);
+    if (!r->used || !r->busy) {
+        region_free(r);
+        return NULL;
+    }
+    return r;
+}
+
+static void region_add(struct vmfs *v, struct vregion *r)
+{
+    r->next = v->sp.regions;
+    v->sp.regions = r;
+    v->sp.by_index[r->index] = r;
+}
+
+/* Give foreign frees of a region just leased back to it. */
+static void foreign_return(struct vmfs *v, struct vregion *r)
+{
+    struct vspace *s = &v->sp;
+    for (size_t i = 0; i < s->n_foreign;) {
+        struct vmfs_run f = s->foreign[i];
+        if (space_region(v, f.addr) != r) {
+            i++;
+            continue;
+        }
+        s->foreign[i] = s->foreign[--s->n_foreign];
+        s->foreign_dirty = true;
+        space_freed(v, f.addr, (uint32_t)f.units, 1, v->ckpt_started + 1);
+    }
+}
+
+/* 0 leased (or was already), 1 held by another, negative error. */
+static int lease(struct vmfs *v, uint32_t index, struct gr_err *err)
+{
+    if (v->sp.by_index[index])
+        return 0;
+    struct vmfs_region_disk *h = vunits_alloc(1), *h2 = vunits_alloc(1);
+    struct vregion *r = region_new(v, index);
+    int rc = h && h2 && r ? vhome_read(v, &v->sb.regions, index, 0, VMFS_T_REGION, h, err) : -ENOMEM;
+    uint32_t listed = rc == 1 ? r->units : h ? gr_le32_get(h->free_units) : 0; /* 1: never written, all free */
+    if (rc >= 0) {
+        rc = 0;
+        vlock_get(&h->lock, &r->lock);
+        int held = vlock_mine(v, &r->lock) ? 0 : vlock_counts(v, &r->lock, err);
+        if (held < 0) {
+            rc = held;
+        } else if (held) {
+            rc = 1;
+        } else if (!vlock_mine(v, &r->lock)) {
+            struct vlock l = { v->slot + 1, v->me.generation, r->lock.token + 1, 0 };
+            rc = vhome_lock(v, &v->sb.regions, index, h, &l, h2, err);
+            r->lock = l;
+            if (rc == 0)
+                r->hdr_generation = gr_le64_get(h2->hdr.generation);
+            if (rc == -GR_EMISCOMPARE)
+                rc = 1;
+        } else {
+            r->hdr_generation = gr_le64_get(h->hdr.generation);
+        }
+    }
+    if (rc == 0)
+        rc = bitmap_load(v, r, err);
+    if (rc == 0) {
+        v->sp.free_elsewhere -= GR_MIN(v->sp.free_elsewhere, listed);
+        region_add(v, r);
+        foreign_return(v, r);
+    } else {
+        region_free(r);
+    }
+    free(h);
+    free(h2);
+    return rc;
+}
+
+int space_lease(struct vmfs *v, uint32_t index, struct gr_err *err)
+{
+    gr_fmutex_lock(&v->sp.lease_lock);
+    int r = lease(v, index, err);
+    gr_fmutex_unlock(&v->sp.lease_lock);
+    return r;
+}
+
+static int lease_any(struct vmfs *v, struct gr_err *err)
+{
+    uint32_t n = n_regions(v), start = (uint32_t)((uint64_t)v->slot * n / v->sb.slots.entries);
+    for (uint32_t k = 0; k < n; k++) {
+        uint32_t i = (start + k) % n;
+        if (v->sp.by_index[i] || v->sp.tried[i])
+            continue;
+        v->sp.tried[i] = 1;
+        int r = lease(v, i, err);
+        if (r < 0)
+            return r;
+        if (r == 0 && v->sp.by_index[i]->free_busy)
+            return 0;
+    }
+    return -GR_ENOSPACE;
+}
+
+int space_lease_any(struct vmfs *v, struct gr_err *err)
+{
+    gr_fmutex_lock(&v->sp.lease_lock);
+    int r = lease_any(v, err);
+    if (r == -GR_ENOSPACE) { /* another host may have left meanwhile */
+        memset(v->sp.tried, 0, n_regions(v));
+        r = lease_any(v, err);
+    }
+    gr_fmutex_unlock(&v->sp.lease_lock);
+    return r;
+}
+
+uint64_t space_free_here(const struct vmfs *v)
+{
+    uint64_t n = 0;
+    for (const struct vregion *r = v->sp.regions; r; r = r->next)
+        n += r->free_busy;
+    return n;
+}
+
+uint64_t space_free_units(const struct vmfs *v)
+{
+    uint64_t n = v->sp.free_elsewhere;
+    for (const struct vregion *r = v->sp.regions; r; r = r->next)
+        n += r->free_used;
+    return n;
+}
+
+uint64_t space_meta_reserve(const struct vmfs *v)
+{
+    uint64_t units = 0;
+    for (unsigned i = 0; i < v->sb.n_devices; i++)
+        units += v->sb.dev[i].units;
+    return GR_MIN(units / 64, 16384u) + v->dirty_nodes * 2;
+}
+
+int space_ensure(struct vmfs *v, uint64_t units)
+{
+    while (space_free_here(v) < units) {
+        int r = space_lease_any(v, NULL);
+        if (r == -GR_ENOSPACE && (v->sp.freeq[0].n || v->sp.freeq[1].n)) {
+            uint64_t before = space_free_here(v);
+            r = journal_commit(v); /* frees may be waiting for it */
+            space_reclaim(v);
+            if (r == 0 && space_free_here(v) < units && v->sp.freeq[1].n && space_free_here(v) == before)
+                return -GR_ENOSPACE;
+            if (r == 0 && space_free_here(v) == before)
+                return -GR_ENOSPACE;
+        }
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
+/* ---- taking ---- */
+static bool take_block_of(struct vregion *r, uint64_t *ret)
+{
+    uint32_t blocks = r->units / VMFS_BLOCK_PIECES;
+    const uint16_t *h = (const uint16_t *)r->busy;
+    if (r->free_busy < VMFS_BLOCK_PIECES)
+        return false;
+    for (uint32_t k = 0; k < blocks; k++) {
+        uint32_t b = r->hint + k < blocks ? r->hint + k : r->hint + k - blocks;
+        if (h[b] == 0) {
+            bits_change(r->busy, b * VMFS_BLOCK_PIECES, VMFS_BLOCK_PIECES, true);
+            r->free_busy -= VMFS_BLOCK_PIECES;
+            r->hint = b + 1 < blocks ? b + 1 : 0;
+            *ret = r->first + (uint64_t)b * VMFS_BLOCK_PIECES;
+            return true;
+        }
+    }
+    r->hint = 0;
+    return false;
+}
+
+uint64_t space_take_block(struct vmfs *v)
+{
+    uint64_t a;
+    if (v->sp.current && take_block_of(v->sp.current, &a))
+        return a;
+    for (struct vregion *r = v->sp.regions; r; r = r->next)
+        if (take_block_of(r, &a)) {
+            v->sp.current = r;
+            return a;
+        }
+    return 0;
+}
+
+static uint64_t take_run_of(struct vregion *r, uint32_t want, uint32_t *ret_got)
+{
+    uint32_t best = 0, best_at = 0, len = 0;
+    if (!r->free_busy)
+        return 0;
+    for (uint32_t i = 0; i < r->units && best < want; i++) {
+        if (len == 0 && i % WORD_BITS == 0 && r->busy[i / WORD_BITS] == UINT64_MAX) {
+            i += WORD_BITS - 1;
+            continue;
+        }
+        len = bit_get(r->busy, i) ? 0 : len + 1;
+        if (len > best) {
+            best = len;
+            best_at = i + 1 - len;
+        }
+    }
+    if (!best)
+        return 0;
+    bits_change(r->busy, best_at, best, true);
+    r->free_busy -= best;
+    *ret_got = best;
+    return r->first + best_at;
+}
+
+uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got)
+{
+    struct vregion *pick = NULL;
+    for (struct vregion *r = v->sp.regions; r; r = r->next)
+        if (r->free_busy >= want && (!pick || r == v->sp.current))
+            pick = r;
+    for (struct vregion *r = v->sp.regions; r && !pick; r = r->next)
+        if (r->free_busy)
+            pick = r;
+    return pick ? take_run_of(pick, want, ret_got) : 0;
+}
+
+uint64_t space_take_piece(struct vmfs *v)
+{
+    if (!v->sp.frag_left) {
+        v->sp.frag_addr = space_take_block(v);
+        v->sp.frag_left = v->sp.frag_addr ? VMFS_BLOCK_PIECES : 0;
+    }
+    if (!v->sp.frag_left) {
+        uint32_t got;
+        return space_take_run(v, 1, &got); /* no whole block left: odd units */
+    }
+    v->sp.frag_left--;
+    return v->sp.frag_addr++;
+}
+
+void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units)
+{
+    struct vregion *r = space_region(v, addr);
+    if (r)
+        r->free_busy += bits_change(r->busy, (uint32_t)(addr - r->first), units, false);
+}
+
+/* ---- applying ---- */
+uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units)
+{
+    struct vregion *r = space_region(v, addr);
+    if (!r)
+        return 0;
+    r->free_busy -= bits_change(r->busy, (uint32_t)(addr - r->first), units, true);
+    uint32_t n = bits_change(r->used, (uint32_t)(addr - r->first), units, true);
+    r->free_used -= n;
+    r->dirty = true;
+    return n;
+}
+
+static void foreign_add(struct vmfs *v, uint64_t addr, uint32_t units)
+{
+    struct vspace *s = &v->sp;
+    s->foreign_dirty = true;
+    if (s->n_foreign && s->foreign[s->n_foreign - 1].addr + s->foreign[s->n_foreign - 1].units == addr &&
+        space_region_index(v, addr) == space_region_index(v, s->foreign[s->n_foreign - 1].addr)) {
+        s->foreign[s->n_foreign - 1].units += units;
+        return;
+    }
+    if (s->n_foreign == s->cap_foreign) {
+        size_t cap = s->cap_foreign ? s->cap_foreign * 2 : 64;
+        struct vmfs_run *f = gr_realloc(s->foreign, cap * sizeof *f);
+        if (!f) {
+            vmfs_fence(v, "out of memory for freed space");
+            return;
+        }
+        s->foreign = f;
+        s->cap_foreign = cap;
+    }
+    s->foreign[s->n_foreign++] = (struct vmfs_run){ addr, units };
+}
+
+static bool freeq_add(struct vfreeq *q, struct vfree f)
+{
+    if (q->n) {
+        struct vfree *last = &q->e[q->first + q->n - 1];
+        if (last->addr + last->units == f.addr && last->seq == f.seq && last->ticket == f.ticket) {
+            last->units += f.units;
+            return true;
+        }
+    }
+    if (q->first + q->n == q->cap) {
+        if (q->first > q->cap / 2) {
+            memmove(q->e, q->e + q->first, q->n * sizeof *q->e);
+        } else {
+            size_t cap = q->cap ? q->cap * 2 : 256;
+            struct vfree *e = gr_alloc(cap * sizeof *e);
+            if (!e)
+                return false;
+            if (q->n)
+                memcpy(e, q->e + q->first, q->n * sizeof *e);
+            free(q->e);
+            q->e = e;
+            q->cap = cap;
+        }
+        q->first = 0;
+    }
+    q->e[q->first + q->n++] = f;
+    return true;
+}
+
+static void free_in_region(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, uint64_t seq)
+{
+    struct vregion *r = space_region(v, addr);
+    if (!r) {
+        foreign_add(v, addr, units);
+        return;
+    }
+    r->free_used += bits_change(r->used, (uint32_t)(addr - r->first), units, false);
+    r->dirty = true;
+    if (v->replaying)
+        r->free_busy += bits_change(r->busy, (uint32_t)(addr - r->first), units, false);
+    else if (!freeq_add(&v->sp.freeq[kind], (struct vfree){ addr, units, seq, v->sp.next_ticket }))
+        vmfs_fence(v, "out of memory for freed space"); /* busy bits stay set: never reused by mistake */
+}
+
+void space_freed(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, uint64_t seq)
+{
+    while (units) { /* a run may cross regions */
+        uint32_t index = space_region_index(v, addr), len;
+        uint64_t first = region_first(v, index, &len);
+        uint32_t n = (uint32_t)GR_MIN((uint64_t)units, first + v->sb.region_units - addr);
+        free_in_region(v, addr, n, kind, seq);
+        addr += n;
+        units -= n;
+    }
+}
+
+void space_reclaim(struct vmfs *v)
+{
+    uint64_t oldest = v->sp.oldest ? v->sp.oldest->number : UINT64_MAX;
+    for (unsigned kind = 0; kind < 2; kind++) {
+        struct vfreeq *q = &v->sp.freeq[kind];
+        uint64_t reached = kind ? v->ckpt_done : v->j.durable_seq;
+        while (q->n && q->e[q->first].seq <= reached && q->e[q->first].ticket <= oldest) {
+            space_unreserve(v, q->e[q->first].addr, q->e[q->first].units);
+            q->first++;
+            q->n--;
+        }
+    }
+}
+
+/* ---- tickets: whoever may still read units that are freed from now on ---- */
+void ticket_open(struct vmfs *v, struct vticket *t)
+{
+    t->number = v->sp.next_ticket++;
+    t->next = NULL;
+    t->prev = v->sp.newest;
+    if (t->prev)
+        t->prev->next = t;
+    else
+        v->sp.oldest = t;
+    v->sp.newest = t;
+}
+
+void ticket_close(struct vmfs *v, struct vticket *t)
+{
+    if (t->prev)
+        t->prev->next = t->next;
+    else
+        v->sp.oldest = t->next;
+    if (t->next)
+        t->next->prev = t->prev;
+    else
+        v->sp.newest = t->prev;
+}
+
+/* ---- start, end ---- */
+/* Look at every region: what is free elsewhere, and (recovery) what this slot already holds. */
+static int scan_regions(struct vmfs *v, struct gr_err *err)
+{
+    struct vmfs_region_disk *h = vunits_alloc(1);
+    int r = h ? 0 : -ENOMEM;
+    for (uint32_t i = 0; r == 0 && i < n_regions(v); i++) {
+        struct vlock l;
+        r = vhome_read(v, &v->sb.regions, i, 0, VMFS_T_REGION, h, err);
+        if (r < 0)
+            break;
+        uint32_t units;
+        region_first(v, i, &units);
+        v->sp.free_elsewhere += r == 1 ? units : gr_le32_get(h->free_units);
+        r = 0;
+        vlock_get(&h->lock, &l);
+        if (v->role == VMFS_HOST && vlock_mine(v, &l))
+            r = lease(v, i, err);
+    }
+    free(h);
+    return r;
+}
+
+int space_init(struct vmfs *v, struct gr_err *err)
+{
+    v->sp.by_index = gr_zalloc(v->sb.regions.entries * sizeof *v->sp.by_index);
+    v->sp.tried = gr_zalloc(v->sb.regions.entries);
+    if (!v->sp.by_index || !v->sp.tried)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    return scan_regions(v, err);
+}
+
+void space_done(struct vmfs *v)
+{
+    struct vregion *r = v->sp.regions;
+    while (r) {
+        struct vregion *next = r->next;
+        region_free(r);
+        r = next;
+    }
+    free(v->sp.by_index);
+    free(v->sp.tried);
+    free(v->sp.freeq[0].e);
+    free(v->sp.freeq[1].e);
+    free(v->sp.foreign);
+    memset(&v->sp, 0, sizeof v->sp);
+}

@@ -1,0 +1,383 @@
+/* Reading trees: bytes, extents, what changed since. */
+#include "common/seam.h"
+#include "vmfs/internal.h"
+
+/* ---- segments: runs of a request that are contiguous on a device, or zeros ---- */
+struct seg {
+    uint64_t addr; /* of the first piece; 0: zeros */
+    size_t off, len; /* bytes of the request */
+    size_t skip;     /* bytes into the first piece */
+};
+#define SEGS_INLINE 8
+#define IOV_INLINE 16
+struct rop { /* one READ */
+    struct vobj *o;
+    struct mtree *t;
+    struct gr_bio *bio;
+    struct vticket ticket;
+    unsigned kids;
+    int status;
+    struct gr_bio *kid;
+    struct iovec *iov;
+    struct gr_bio kid_inline[SEGS_INLINE];
+    struct iovec iov_inline[IOV_INLINE];
+    struct rop *next;
+};
+
+/* Segments of [off, off+len): how many, or -EAGAIN when the map must be loaded (at *ret_piece). @out may be NULL to count. */
+static int segments(struct mtree *t, uint64_t off, size_t len, struct seg *out, unsigned max, uint64_t *ret_piece)
+{
+    unsigned n = 0;
+    struct seg cur = { 0 };
+    struct mnode *leaf = NULL;
+    uint64_t piece = off / VMFS_PIECE, end = (off + len + VMFS_PIECE - 1) / VMFS_PIECE;
+    size_t skip = off % VMFS_PIECE, at = 0;
+    bool fresh = true;
+    for (; piece < end; piece++) {
+        if (fresh || piece % VMFS_LEAF_PIECES == 0) {
+            if (mtree_peek(t, piece, &leaf) < 0) {
+                *ret_piece = piece;
+                return -EAGAIN;
+            }
+        }
+        struct mpiece p = { 0 };
+        if (leaf)
+            p = ment_piece(&leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES], (unsigned)(piece % VMFS_BLOCK_PIECES));
+        uint64_t addr = p.state == VMFS_P_DATA ? p.addr : 0;
+        size_t take = GR_MIN(len - at, VMFS_PIECE - skip);
+        bool joins = !fresh && (addr ? cur.addr && cur.addr + (cur.skip + cur.len) / VMFS_PIECE == addr : cur.addr == 0);
+        if (joins) {
+            cur.len += take;
+        } else {
+            if (!fresh) {
+                if (n < max)
+                    out[n] = cur;
+                n++;
+            }
+            cur = (struct seg){ addr, at, take, skip };
+        }
+        fresh = false;
+        at += take;
+        skip = 0;
+    }
+    if (n < max)
+        out[n] = cur;
+    return (int)n + 1;
+}
+
+static void rop_free(struct rop *r)
+{
+    ticket_close(r->o->v, &r->ticket);
+    if (r->kid != r->kid_inline)
+        free(r->kid);
+    if (r->iov != r->iov_inline)
+        free(r->iov);
+    struct vmfs *v = r->o->v;
+    r->next = v->free_rops;
+    v->free_rops = r;
+}
+
+static void rop_put(struct rop *r)
+{
+    if (--r->kids)
+        return;
+    struct gr_bio *bio = r->bio;
+    int status = r->status;
+    rop_free(r);
+    gr_bio_end(bio, status);
+}
+
+static void kid_done(struct gr_bio *kid)
+{
+    struct rop *r = kid->arg;
+    if (kid->status < 0 && r->status == 0)
+        r->status = kid->status;
+    rop_put(r);
+}
+
+static int read_segments(struct rop *r, const struct seg *s, unsigned n)
+{
+    struct gr_bio *bio = r->bio;
+    struct vmfs *v = r->o->v;
+    size_t iov_max = (size_t)bio->iovcnt + n * 2;
+    r->kid = n <= SEGS_INLINE ? r->kid_inline : gr_alloc(n * sizeof *r->kid);
+    r->iov = iov_max <= IOV_INLINE ? r->iov_inline : gr_alloc(((size_t)bio->iovcnt + 2) * n * sizeof *r->iov);
+    if (!r->kid || !r->iov)
+        return -ENOMEM;
+    struct iovec *iov = r->iov;
+    r->kids = 1;
+    for (unsigned i = 0; i < n; i++) {
+        if (!s[i].addr) {
+            iov_zero(bio->iov, bio->iovcnt, s[i].off, s[i].len);
+            continue;
+        }
+        struct gr_bio *k = &r->kid[i];
+        memset(k, 0, sizeof *k);
+        k->op = GR_OP_READ;
+        k->off = vmfs_addr_unit(s[i].addr) * VMFS_UNIT + s[i].skip;
+        k->len = s[i].len;
+        k->iov = iov;
+        k->iovcnt = iov_slice(bio->iov, bio->iovcnt, s[i].off, s[i].len, iov);
+        iov += k->iovcnt;
+        k->done = kid_done;
+        k->arg = r;
+        r->kids++;
+        gr_submit(v->dev[vmfs_addr_dev(s[i].addr)].ch, k);
+    }
+    rop_put(r);
+    return 0;
+}
+
+/* 0 under way (or done), -EAGAIN: load at *ret_piece first, else an error. */
+static int read_try(struct rop *r, uint64_t *ret_piece)
+{
+    struct seg inline_segs[32], *s = inline_segs;
+    unsigned max = GR_ARRAY_LEN(inline_segs);
+    int n = segments(r->t, r->bio->off, r->bio->len, s, max, ret_piece);
+    if (n < 0)
+        return n;
+    if ((unsigned)n > max) {
+        s = gr_alloc((size_t)n * sizeof *s);
+        if (!s)
+            return -ENOMEM;
+        n = segments(r->t, r->bio->off, r->bio->len, s, (unsigned)n, ret_piece);
+    }
+    n = n < 0 ? n : read_segments(r, s, (unsigned)n);
+    if (s != inline_segs)
+        free(s);
+    return n;
+}
+
+static void read_fail(struct rop *r, int status)
+{
+    struct gr_bio *bio = r->bio;
+    rop_free(r);
+    gr_bio_end(bio, status);
+}
+
+static void read_slow(void *arg)
+{
+    struct rop *r = arg;
+    uint64_t piece = 0;
+    int rc;
+    while ((rc = read_try(r, &piece)) == -EAGAIN)
+        if ((rc = mtree_load(r->o, r->t, piece, NULL)) < 0)
+            break;
+    if (rc < 0)
+        read_fail(r, rc);
+}
+
+void tree_read(struct vobj *o, struct mtree *t, struct gr_bio *bio)
+{
+    struct vmfs *v = o->v;
+    struct rop *r = v->free_rops;
+    uint64_t piece;
+    if (r)
+        v->free_rops = r->next;
+    else if (!(r = gr_alloc(sizeof *r))) {
+        gr_bio_end(bio, -ENOMEM);
+        return;
+    }
+    r->o = o;
+    r->t = t;
+    r->bio = bio;
+    r->status = 0;
+    r->kid = r->kid_inline;
+    r->iov = r->iov_inline;
+    ticket_open(v, &r->ticket);
+    v->stats.reads++;
+    int rc = bio->len ? read_try(r, &piece) : -ENODATA;
+    if (rc == -EAGAIN)
+        rc = gr_fiber_start(v->loop, read_slow, r);
+    if (rc < 0)
+        read_fail(r, rc == -ENODATA ? 0 : rc);
+}
+
+/* ---- lineages ---- */
+int lineage_since(struct vobj *o, uint64_t lineage, uint64_t epoch, const struct gr_bookmark *base, uint64_t *ret_since, struct gr_err *err)
+{
+    for (size_t hops = 0; hops <= o->n_lineages; hops++) {
+        if (lineage == base->lineage) {
+            if (base->epoch > epoch)
+                break; /* a later point of a line that was left by a revert */
+            *ret_since = base->epoch;
+            return 0;
+        }
+        size_t i = 0;
+        while (i < o->n_lineages && o->lineages[i].lineage != lineage)
+            i++;
+        if (i == o->n_lineages)
+            break;
+        lineage = o->lineages[i].parent;
+        epoch = o->lineages[i].epoch;
+    }
+    return gr_fail(err, -ENOENT, "the base is not in the past of this disk (another disk, or a line that a revert left)");
+}
+
+/* ---- extents ---- */
+struct walk {
+    struct vobj *o;
+    struct mtree *t;
+    uint64_t size, since;
+    struct gr_bio *bio;
+    struct vticket ticket;
+};
+
+static void extent_of(const struct mpiece *p, bool has_base, uint64_t since, struct gr_extent *ret)
+{
+    ret->flags = p->state == VMFS_P_DATA ? GR_EXTENT_DATA : p->state == VMFS_P_HOLE ? GR_EXTENT_ZERO | GR_EXTENT_HOLE : GR_EXTENT_ZERO;
+    ret->changed = !has_base || (p->state != VMFS_P_RESERVED && p->birth > since);
+}
+
+/* Add [off, off+len): joined with the last one where alike. False: no room for it. */
+static bool extent_add(struct gr_bio *bio, struct gr_extent e)
+{
+    if (bio->n_extents) {
+        struct gr_extent *last = &bio->extents[bio->n_extents - 1];
+        if (last->flags == e.flags && last->changed == e.changed && last->off + last->len == e.off) {
+            last->len += e.len;
+            return true;
+        }
+    }
+    if (bio->n_extents == bio->max_extents)
+        return false;
+    bio->extents[bio->n_extents++] = e;
+    return true;
+}
+
+/* Pieces [piece, end) of one leaf (NULL: nothing written). False: full. */
+static bool leaf_extents(struct walk *w, const struct mnode *leaf, uint64_t piece, uint64_t end)
+{
+    for (; piece < end; piece++) {
+        struct mpiece p = { 0 };
+        if (leaf)
+            p = ment_piece(&leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES], (unsigned)(piece % VMFS_BLOCK_PIECES));
+        struct gr_extent e = { .off = piece * VMFS_PIECE, .len = VMFS_PIECE };
+        extent_of(&p, w->bio->base, w->since, &e);
+        if (!leaf)
+            e.len = (end - piece) * VMFS_PIECE;
+        if (!extent_add(w->bio, e))
+            return false;
+        if (!leaf)
+            break;
+    }
+    return true;
+}
+
+static int walk_extents(struct walk *w)
+{
+    uint64_t piece = w->bio->off / VMFS_PIECE, end = (w->bio->off + w->bio->len + VMFS_PIECE - 1) / VMFS_PIECE;
+    w->bio->n_extents = 0;
+    while (piece < end) {
+        uint64_t next, since = w->bio->base ? w->since : 0;
+        struct mnode *leaf;
+        int r = mtree_next(w->o, w->t, piece, 0, &next, NULL);
+        if (r == 0 && since && next < end) {
+            uint64_t changed; /* an unchanged stretch still says data or zero, but whole subtrees need no second look */
+            r = mtree_next(w->o, w->t, next, since, &changed, NULL);
+            if (r == 0 && changed > next && w->bio->only_changed)
+                next = changed;
+        }
+        if (r < 0)
+            return r;
+        if (next > piece) {
+            uint64_t hole_end = GR_MIN(next, end);
+            struct gr_extent e = { piece * VMFS_PIECE, (hole_end - piece) * VMFS_PIECE, GR_EXTENT_ZERO | GR_EXTENT_HOLE, !w->bio->base };
+            if (!extent_add(w->bio, e))
+                return 0;
+            piece = hole_end;
+            continue;
+        }
+        if ((r = mtree_load(w->o, w->t, piece, NULL)) < 0)
+            return r;
+        if (mtree_peek(w->t, piece, &leaf) < 0)
+            continue;
+        uint64_t leaf_end = GR_MIN(end, (piece / VMFS_LEAF_PIECES + 1) * VMFS_LEAF_PIECES);
+        if (!leaf_extents(w, leaf, piece, leaf_end))
+            return 0;
+        piece = leaf_end;
+    }
+    return 0;
+}
+
+static void trim_to(struct gr_bio *bio)
+{
+    if (!bio->n_extents)
+        return;
+    struct gr_extent *first = &bio->extents[0], *last = &bio->extents[bio->n_extents - 1];
+    if (first->off < bio->off) {
+        first->len -= bio->off - first->off;
+        first->off = bio->off;
+    }
+    if (last->off + last->len > bio->off + bio->len)
+        last->len = bio->off + bio->len - last->off;
+}
+
+static void extents_work(void *arg)
+{
+    struct walk *w = arg;
+    struct gr_bio *bio = w->bio;
+    int r = walk_extents(w);
+    trim_to(bio);
+    ticket_close(w->o->v, &w->ticket);
+    free(w);
+    gr_bio_end(bio, r);
+}
+
+void tree_extents(struct vobj *o, struct mtree *t, uint64_t size, uint64_t lineage, uint64_t epoch, struct gr_bio *bio)
+{
+    uint64_t since = 0;
+    int r = bio->base ? lineage_since(o, lineage, epoch, bio->base, &since, NULL) : 0;
+    struct walk *w = r == 0 ? gr_alloc(sizeof *w) : NULL;
+    if (w) {
+        *w = (struct walk){ .o = o, .t = t, .size = size, .since = since, .bio = bio };
+        ticket_open(o->v, &w->ticket);
+        r = gr_fiber_start(o->v->loop, extents_work, w);
+        if (r < 0) {
+            ticket_close(o->v, &w->ticket);
+            free(w);
+        }
+    } else if (r == 0) {
+        r = -ENOMEM;
+    }
+    if (r < 0)
+        gr_bio_end(bio, r);
+}
+
+/* ---- loading for a change ---- */
+static bool loaded_for(struct vobj *o, uint64_t piece, uint64_t birth)
+{
+    struct mnode *leaf;
+    for (struct vsnap *s = vobj_snap(o, o->parent_snap); s && s->epoch >= birth; s = vobj_snap(o, s->parent))
+        if (mtree_peek(&s->tree, piece, &leaf) < 0)
+            return false;
+    return mtree_peek(&o->live, piece, &leaf) == 0;
+}
+
+static int load_for(struct vobj *o, uint64_t piece, uint64_t birth, struct gr_err *err)
+{
+    int r = 0;
+    for (struct vsnap *s = vobj_snap(o, o->parent_snap); r == 0 && s && s->epoch >= birth; s = vobj_snap(o, s->parent)) {
+        struct mnode *leaf;
+        if (mtree_peek(&s->tree, piece, &leaf) < 0)
+            return mtree_load(o, &s->tree, piece, err); /* suspended: look again from the start */
+    }
+    return mtree_load(o, &o->live, piece, err);
+}
+
+int map_load_for(struct vobj *o, uint64_t piece, uint32_t count, uint64_t birth, struct gr_err *err)
+{
+    uint64_t last = piece + count - 1;
+    for (;;) {
+        bool all = true;
+        for (uint64_t p = piece; all && p <= last; p = (p / VMFS_LEAF_PIECES + 1) * VMFS_LEAF_PIECES)
+            if (!loaded_for(o, p, birth)) {
+                int r = load_for(o, p, birth, err);
+                if (r < 0)
+                    return r;
+                all = false;
+            }
+        if (all)
+            return 0;
+    }
+}

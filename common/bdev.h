@@ -64,7 +64,8 @@ struct gr_bio {
     struct gr_extent *extents; /* EXTENTS: caller's array */
     unsigned max_extents;      /* >= 1 */
     unsigned n_extents;        /* out */
-    const struct gr_bookmark *base; /* EXTENTS: changed since; NULL = none. -EOPNOTSUPP / -ENOENT: cannot tell */
+    const struct gr_bookmark *base; /* EXTENTS: changed since; NULL = none. -EOPNOTSUPP / -ENOENT: cannot tell. With a base
+                                       only changed extents tell their flags: unchanged ones are skipped over, flags 0 */
     struct gr_chan *copy_src;
     uint64_t copy_src_off;
     uint64_t miscompare_off; /* out, bytes from the start of the range */

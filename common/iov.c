@@ -1,5 +1,6 @@
 /* Vectors of buffers. */
 #include "common/iov.h"
+#include "common/crc.h"
 #include <string.h>
 
 enum what { GET, PUT, ZERO, DIFF };
@@ -75,4 +76,35 @@ int gr_iov_rest(const struct iovec *iov, int iovcnt, uint64_t off, struct iovec 
         off = 0;
     }
     return n;
+}
+
+int gr_iov_slice(const struct iovec *iov, int iovcnt, uint64_t off, size_t len, struct iovec *out)
+{
+    int n = gr_iov_rest(iov, iovcnt, off, out, iovcnt), kept = 0;
+
+    while (kept < n && len) {
+        if (out[kept].iov_len > len)
+            out[kept].iov_len = len;
+        len -= out[kept++].iov_len;
+    }
+    return kept;
+}
+
+uint32_t gr_iov_crc32c(const struct iovec *iov, int iovcnt, uint64_t off, size_t len)
+{
+    uint32_t crc = 0;
+
+    for (int i = 0; i < iovcnt && len; i++) {
+        if (off >= iov[i].iov_len) {
+            off -= iov[i].iov_len;
+            continue;
+        }
+        size_t n = iov[i].iov_len - (size_t)off;
+        if (n > len)
+            n = len;
+        crc = gr_crc32c(crc, (const uint8_t *)iov[i].iov_base + off, n);
+        len -= n;
+        off = 0;
+    }
+    return crc;
 }

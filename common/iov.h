@@ -14,4 +14,8 @@ void gr_iov_zero(const struct iovec *iov, int iovcnt, uint64_t off, size_t len);
 size_t gr_iov_diff(const struct iovec *iov, int iovcnt, uint64_t off, const void *with, size_t len);
 /* The part of the vector behind @off, at most @max vectors: into @out; returns their number. */
 int gr_iov_rest(const struct iovec *iov, int iovcnt, uint64_t off, struct iovec *out, int max);
+/* The part [off, off+len) of the vector: into @out (room for @iovcnt entries); returns their number. */
+int gr_iov_slice(const struct iovec *iov, int iovcnt, uint64_t off, size_t len, struct iovec *out);
+/* CRC32C of the @len bytes at @off. */
+uint32_t gr_iov_crc32c(const struct iovec *iov, int iovcnt, uint64_t off, size_t len);
 #endif

@@ -306,7 +306,7 @@ enum vmfs_piece_state { VMFS_P_HOLE = 0, VMFS_P_DATA = 1, VMFS_P_RESERVED = 2, V
 struct vmfs_rec_snap_disk { /* SNAP_ADD, SNAP_FLAGS (flags), SNAP_DROP, REVERT (id; lineage new), CLONES (clones) */
     struct vmfs_rec_disk r;
     gr_le64 id, lineage, created_s;
-    gr_le32 value; /* flags, or clone count */
+    gr_le32 value; /* flags (SNAP_ADD with DELETING: the live head becomes empty), or clone count */
     gr_le16 name_len, reserved;
     uint8_t group[16];
     char name[];

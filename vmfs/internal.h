@@ -10,6 +10,7 @@
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/crc.h"
+#include "common/iov.h"
 #include "vmfs/format.h"
 #include "vmfs/vmfs.h"
 #include <string.h>
@@ -205,6 +206,7 @@ struct vregion { /* a region leased by this host */
 struct vspace {
     struct vregion *regions;     /* leased here, newest first */
     struct vregion **by_index;   /* [n_regions] or NULL */
+    uint64_t free_busy, free_used; /* sums over the regions leased here */
     uint8_t *tried;              /* [n_regions] 1: known to be leased by another or full */
     struct vregion *current;     /* allocating from */
     uint64_t frag_addr;          /* fragment block being filled */
@@ -471,13 +473,6 @@ void ckpt_kick(struct vmfs *v); /* start one in the background when due [sync] *
 int replay_run(struct vmfs *v, struct gr_err *err); /* of v->slot, whose life lock is held */
 int foreign_load(struct vmfs *v, struct gr_err *err); /* frees an earlier holder of this slot left */
 
-/* ---------- iov.c [sync] ---------- */
-/* Part [off, off+len) of @iov into @out (room for iovcnt entries): how many entries. */
-int iov_slice(const struct iovec *iov, int iovcnt, size_t off, size_t len, struct iovec *out);
-void iov_zero(const struct iovec *iov, int iovcnt, size_t off, size_t len);
-void iov_get(const struct iovec *iov, int iovcnt, size_t off, void *dst, size_t len);
-uint32_t iov_crc32c(const struct iovec *iov, int iovcnt, size_t off, size_t len);
-
 /* ---------- range.c [sync]: admission of operations on a disk ---------- */
 /* Ask for a range (first, end, grant set): r->grant() is called now or when everything before it that overlaps is done. */
 void range_enter(struct vobj *o, struct vrange *r);
@@ -490,6 +485,7 @@ void disk_wait_late(struct vobj *o); /* until no write of an older epoch is in f
 /* ---------- tree_io.c: reading trees ---------- */
 /* READ of @bio from a tree (any context; completes the bio). Bytes behind @size read as zeros. */
 void tree_read(struct vobj *o, struct mtree *t, struct gr_bio *bio);
+int tree_read_wait(struct vobj *o, struct mtree *t, void *buf, uint64_t len, uint64_t off); /* fiber */
 /* EXTENTS of @bio (any context). @o: whose lineage counts for bio->base; @lineage, @epoch: of the tree. */
 void tree_extents(struct vobj *o, struct mtree *t, uint64_t size, uint64_t lineage, uint64_t epoch, struct gr_bio *bio);
 /* Is @base in the past of (@lineage, @epoch)? 0 and its epoch; -ENOENT and why. */
@@ -498,7 +494,13 @@ int lineage_since(struct vobj *o, uint64_t lineage, uint64_t epoch, const struct
 int map_load_for(struct vobj *o, uint64_t piece, uint32_t count, uint64_t birth, struct gr_err *err);
 
 /* ---------- disk.c, disk_write.c ---------- */
-/* One operation on a live disk. */
+#define DOP_KIDS 4
+#define DOP_IOV 16
+struct run {
+    uint64_t addr;
+    uint32_t count; /* pieces */
+};
+/* One operation that changes a live disk. */
 struct dop {
     struct vobj *o;
     struct gr_bio *bio;
@@ -506,9 +508,12 @@ struct dop {
     struct vticket ticket;
     unsigned kids;
     int status;
+    struct iovec *iov;
+    struct dop *next;
+    struct gr_bio kid_inline[DOP_KIDS];
+    struct iovec iov_inline[DOP_IOV];
 };
-void disk_write_start(struct dop *op);   /* range granted */
-void disk_change_start(struct dop *op);  /* UNMAP, WRITE_ZEROES, COMPARE_WRITE: range granted */
+void disk_change_start(struct dop *op); /* range granted, and it cannot go in place: a fiber does it */
 void disk_op_end(struct dop *op, int status);
 extern const struct gr_bdev_ops vmfs_disk_ops;
 /* Write @len bytes at @off within an admitted operation (fiber). @atomic: all or nothing across a crash. */
@@ -518,6 +523,23 @@ int disk_room(struct vmfs *v, uint64_t units);
 /* Give every piece of [first, end) its own reserved unit (thick, eager) (fiber). */
 int disk_reserve(struct vobj *o, uint64_t first, uint64_t end, uint64_t epoch);
 
+/* Make [first, end) holes, whatever is there (fiber). */
+int disk_clear_pieces(struct dop *op, uint64_t first, uint64_t end);
+
+/* ---------- reap.c ---------- */
+void reap_kick(struct vobj *o);    /* give back deleted snapshots in the background [sync] */
+bool reap_pending(struct vobj *o); /* something is being given back, or could be [sync] */
+
 /* ---------- ns.c ---------- */
-int ns_format_root(struct vmfs *v, struct gr_err *err);
+void vobj_adopt(struct vobj *o); /* object.c: a peeked object joins the table of those held here [sync] */
+/* New object at @path; init(arg, o) [sync] fills its content before it becomes visible. */
+int vmfs_create_with(struct vmfs *v, const char *path, enum vmfs_type type, int (*init)(void *arg, struct vobj *o), void *arg, struct gr_err *err);
+/* The object at @from takes the name @to over; what had it goes. */
+int ns_replace(struct vmfs *v, const char *from, const char *to, struct gr_err *err);
+void ns_destroy(struct vobj *o);              /* a removed object's content goes, in the background */
+void ns_bury(struct vobj *o);                 /* … and its inode (fiber) */
+void ns_undo(struct vmfs *v, struct vobj *o); /* an operation failed: forget what it made */
+void inode_clear(struct vmfs *v, struct vobj *o); /* [sync] */
+int ns_format_root(struct vmfs *v, struct gr_err *err); /* the root and the directory of dying objects */
+void ns_resume(struct vmfs *v); /* go on with what a host that is gone left dying (background) [sync] */
 #endif

@@ -22,6 +22,11 @@ static void table_add(struct vobj *o)
     *b = o;
 }
 
+void vobj_adopt(struct vobj *o)
+{
+    table_add(o);
+}
+
 static void table_remove(struct vobj *o)
 {
     struct vobj **p = bucket(o->v, o->id);

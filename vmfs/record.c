@@ -180,7 +180,13 @@ static int apply_snap_add(struct vobj *o, const struct vmfs_rec_snap_disk *d)
     snap_freeze(o, s);
     s->created_s = (int64_t)gr_le64_get(d->created_s);
     memcpy(s->group, d->group, 16);
-    o->ino.n_snapshots++;
+    if (gr_le32_get(d->value) & VMFS_SNAP_DELETING) { /* the end of the object: the live head goes, too */
+        s->flags = gr_le32_get(d->value);
+        mtree_done(o->v, &o->live);
+        o->live.root = (struct mchild){ 0 };
+    } else {
+        o->ino.n_snapshots++;
+    }
     return 0;
 }
 

@@ -49,6 +49,17 @@ static uint32_t bits_change(uint64_t *w, uint32_t first, uint32_t n, bool set)
     return changed;
 }
 
+static void busy_change(struct vmfs *v, struct vregion *r, int64_t n)
+{
+    r->free_busy = (uint32_t)(r->free_busy + n);
+    v->sp.free_busy = (uint64_t)((int64_t)v->sp.free_busy + n);
+}
+static void used_change(struct vmfs *v, struct vregion *r, int64_t n)
+{
+    r->free_used = (uint32_t)(r->free_used + n);
+    v->sp.free_used = (uint64_t)((int64_t)v->sp.free_used + n);
+}
+
 static void region_free(struct vregion *r)
 {
     if (r) {
@@ -103,6 +114,8 @@ static void region_add(struct vmfs *v, struct vregion *r)
 {
     r->next = v->sp.regions;
     v->sp.regions = r;
+    v->sp.free_busy += r->free_busy;
+    v->sp.free_used += r->free_used;
     v->sp.by_index[r->index] = r;
 }
 
@@ -204,18 +217,12 @@ int space_lease_any(struct vmfs *v, struct gr_err *err)
 
 uint64_t space_free_here(const struct vmfs *v)
 {
-    uint64_t n = 0;
-    for (const struct vregion *r = v->sp.regions; r; r = r->next)
-        n += r->free_busy;
-    return n;
+    return v->sp.free_busy;
 }
 
 uint64_t space_free_units(const struct vmfs *v)
 {
-    uint64_t n = v->sp.free_elsewhere;
-    for (const struct vregion *r = v->sp.regions; r; r = r->next)
-        n += r->free_used;
-    return n;
+    return v->sp.free_elsewhere + v->sp.free_used;
 }
 
 uint64_t space_meta_reserve(const struct vmfs *v)
@@ -246,7 +253,7 @@ int space_ensure(struct vmfs *v, uint64_t units)
 }
 
 /* ---- taking ---- */
-static bool take_block_of(struct vregion *r, uint64_t *ret)
+static bool take_block_of(struct vmfs *v, struct vregion *r, uint64_t *ret)
 {
     uint32_t blocks = r->units / VMFS_BLOCK_PIECES;
     const uint16_t *h = (const uint16_t *)r->busy;
@@ -256,7 +263,7 @@ static bool take_block_of(struct vregion *r, uint64_t *ret)
         uint32_t b = r->hint + k < blocks ? r->hint + k : r->hint + k - blocks;
         if (h[b] == 0) {
             bits_change(r->busy, b * VMFS_BLOCK_PIECES, VMFS_BLOCK_PIECES, true);
-            r->free_busy -= VMFS_BLOCK_PIECES;
+            busy_change(v, r, -(int64_t)VMFS_BLOCK_PIECES);
             r->hint = b + 1 < blocks ? b + 1 : 0;
             *ret = r->first + (uint64_t)b * VMFS_BLOCK_PIECES;
             return true;
@@ -269,17 +276,17 @@ static bool take_block_of(struct vregion *r, uint64_t *ret)
 uint64_t space_take_block(struct vmfs *v)
 {
     uint64_t a;
-    if (v->sp.current && take_block_of(v->sp.current, &a))
+    if (v->sp.current && take_block_of(v, v->sp.current, &a))
         return a;
     for (struct vregion *r = v->sp.regions; r; r = r->next)
-        if (take_block_of(r, &a)) {
+        if (take_block_of(v, r, &a)) {
             v->sp.current = r;
             return a;
         }
     return 0;
 }
 
-static uint64_t take_run_of(struct vregion *r, uint32_t want, uint32_t *ret_got)
+static uint64_t take_run_of(struct vmfs *v, struct vregion *r, uint32_t want, uint32_t *ret_got)
 {
     uint32_t best = 0, best_at = 0, len = 0;
     if (!r->free_busy)
@@ -298,7 +305,7 @@ static uint64_t take_run_of(struct vregion *r, uint32_t want, uint32_t *ret_got)
     if (!best)
         return 0;
     bits_change(r->busy, best_at, best, true);
-    r->free_busy -= best;
+    busy_change(v, r, -(int64_t)best);
     *ret_got = best;
     return r->first + best_at;
 }
@@ -312,7 +319,7 @@ uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got)
     for (struct vregion *r = v->sp.regions; r && !pick; r = r->next)
         if (r->free_busy)
             pick = r;
-    return pick ? take_run_of(pick, want, ret_got) : 0;
+    return pick ? take_run_of(v, pick, want, ret_got) : 0;
 }
 
 uint64_t space_take_piece(struct vmfs *v)
@@ -333,7 +340,7 @@ void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units)
 {
     struct vregion *r = space_region(v, addr);
     if (r)
-        r->free_busy += bits_change(r->busy, (uint32_t)(addr - r->first), units, false);
+        busy_change(v, r, bits_change(r->busy, (uint32_t)(addr - r->first), units, false));
 }
 
 /* ---- applying ---- */
@@ -342,9 +349,9 @@ uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units)
     struct vregion *r = space_region(v, addr);
     if (!r)
         return 0;
-    r->free_busy -= bits_change(r->busy, (uint32_t)(addr - r->first), units, true);
+    busy_change(v, r, -(int64_t)bits_change(r->busy, (uint32_t)(addr - r->first), units, true));
     uint32_t n = bits_change(r->used, (uint32_t)(addr - r->first), units, true);
-    r->free_used -= n;
+    used_change(v, r, -(int64_t)n);
     r->dirty = true;
     return n;
 }
@@ -407,10 +414,10 @@ static void free_in_region(struct vmfs *v, uint64_t addr, uint32_t units, uint32
         foreign_add(v, addr, units);
         return;
     }
-    r->free_used += bits_change(r->used, (uint32_t)(addr - r->first), units, false);
+    used_change(v, r, bits_change(r->used, (uint32_t)(addr - r->first), units, false));
     r->dirty = true;
     if (v->replaying)
-        r->free_busy += bits_change(r->busy, (uint32_t)(addr - r->first), units, false);
+        busy_change(v, r, bits_change(r->busy, (uint32_t)(addr - r->first), units, false));
     else if (!freeq_add(&v->sp.freeq[kind], (struct vfree){ addr, units, seq, v->sp.next_ticket }))
         vmfs_fence(v, "out of memory for freed space"); /* busy bits stay set: never reused by mistake */
 }

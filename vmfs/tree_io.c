@@ -11,6 +11,7 @@ struct seg {
 #define SEGS_INLINE 8
 #define IOV_INLINE 16
 struct rop { /* one READ */
+    struct rop *next; /* pool; first member */
     struct vobj *o;
     struct mtree *t;
     struct gr_bio *bio;
@@ -21,7 +22,6 @@ struct rop { /* one READ */
     struct iovec *iov;
     struct gr_bio kid_inline[SEGS_INLINE];
     struct iovec iov_inline[IOV_INLINE];
-    struct rop *next;
 };
 
 /* Segments of [off, off+len): how many, or -EAGAIN when the map must be loaded (at *ret_piece). @out may be NULL to count. */
@@ -108,7 +108,7 @@ static int read_segments(struct rop *r, const struct seg *s, unsigned n)
     r->kids = 1;
     for (unsigned i = 0; i < n; i++) {
         if (!s[i].addr) {
-            iov_zero(bio->iov, bio->iovcnt, s[i].off, s[i].len);
+            gr_iov_zero(bio->iov, bio->iovcnt, s[i].off, s[i].len);
             continue;
         }
         struct gr_bio *k = &r->kid[i];
@@ -117,7 +117,7 @@ static int read_segments(struct rop *r, const struct seg *s, unsigned n)
         k->off = vmfs_addr_unit(s[i].addr) * VMFS_UNIT + s[i].skip;
         k->len = s[i].len;
         k->iov = iov;
-        k->iovcnt = iov_slice(bio->iov, bio->iovcnt, s[i].off, s[i].len, iov);
+        k->iovcnt = gr_iov_slice(bio->iov, bio->iovcnt, s[i].off, s[i].len, iov);
         iov += k->iovcnt;
         k->done = kid_done;
         k->arg = r;
@@ -193,6 +193,28 @@ void tree_read(struct vobj *o, struct mtree *t, struct gr_bio *bio)
         read_fail(r, rc == -ENODATA ? 0 : rc);
 }
 
+struct waiter {
+    struct gr_fiber *fiber;
+    bool done;
+};
+static void wait_done(struct gr_bio *bio)
+{
+    struct waiter *w = bio->arg;
+    w->done = true;
+    gr_fiber_wake(w->fiber);
+}
+
+int tree_read_wait(struct vobj *o, struct mtree *t, void *buf, uint64_t len, uint64_t off)
+{
+    struct iovec iov = { buf, len };
+    struct waiter w = { gr_fiber_self(), false };
+    struct gr_bio bio = { .op = GR_OP_READ, .off = off, .len = len, .iov = &iov, .iovcnt = 1, .done = wait_done, .arg = &w };
+    tree_read(o, t, &bio);
+    while (!w.done)
+        gr_fiber_suspend();
+    return bio.status;
+}
+
 /* ---- lineages ---- */
 int lineage_since(struct vobj *o, uint64_t lineage, uint64_t epoch, const struct gr_bookmark *base, uint64_t *ret_since, struct gr_err *err)
 {
@@ -227,6 +249,8 @@ static void extent_of(const struct mpiece *p, bool has_base, uint64_t since, str
 {
     ret->flags = p->state == VMFS_P_DATA ? GR_EXTENT_DATA : p->state == VMFS_P_HOLE ? GR_EXTENT_ZERO | GR_EXTENT_HOLE : GR_EXTENT_ZERO;
     ret->changed = !has_base || (p->state != VMFS_P_RESERVED && p->birth > since);
+    if (!ret->changed)
+        ret->flags = 0;
 }
 
 /* Add [off, off+len): joined with the last one where alike. False: no room for it. */
@@ -269,20 +293,14 @@ static int walk_extents(struct walk *w)
     uint64_t piece = w->bio->off / VMFS_PIECE, end = (w->bio->off + w->bio->len + VMFS_PIECE - 1) / VMFS_PIECE;
     w->bio->n_extents = 0;
     while (piece < end) {
-        uint64_t next, since = w->bio->base ? w->since : 0;
+        uint64_t next;
         struct mnode *leaf;
-        int r = mtree_next(w->o, w->t, piece, 0, &next, NULL);
-        if (r == 0 && since && next < end) {
-            uint64_t changed; /* an unchanged stretch still says data or zero, but whole subtrees need no second look */
-            r = mtree_next(w->o, w->t, next, since, &changed, NULL);
-            if (r == 0 && changed > next && w->bio->only_changed)
-                next = changed;
-        }
+        int r = mtree_next(w->o, w->t, piece, w->bio->base ? w->since : 0, &next, NULL);
         if (r < 0)
             return r;
         if (next > piece) {
             uint64_t hole_end = GR_MIN(next, end);
-            struct gr_extent e = { piece * VMFS_PIECE, (hole_end - piece) * VMFS_PIECE, GR_EXTENT_ZERO | GR_EXTENT_HOLE, !w->bio->base };
+            struct gr_extent e = { piece * VMFS_PIECE, (hole_end - piece) * VMFS_PIECE, w->bio->base ? 0 : GR_EXTENT_ZERO | GR_EXTENT_HOLE, !w->bio->base };
             if (!extent_add(w->bio, e))
                 return 0;
             piece = hole_end;

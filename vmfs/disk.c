@@ -1,0 +1,290 @@
+/* The live head of a disk as a gr_bdev. Reads and overwrites in place run without a fiber; everything else is sequential code. */
+#include "common/seam.h"
+#include "vmfs/internal.h"
+
+static struct vmfs_disk *handle_of(struct gr_chan *ch)
+{
+    return gr_container_of(ch->bdev, struct vmfs_disk, bdev);
+}
+
+static struct dop *dop_new(struct vobj *o, struct gr_bio *bio)
+{
+    struct vmfs *v = o->v;
+    struct dop *op = v->free_dops;
+    if (op)
+        v->free_dops = op->next;
+    else if (!(op = gr_alloc(sizeof *op)))
+        return NULL;
+    memset(op, 0, offsetof(struct dop, kid_inline));
+    op->o = o;
+    op->bio = bio;
+    ticket_open(v, &op->ticket);
+    return op;
+}
+
+void disk_op_end(struct dop *op, int status)
+{
+    struct vobj *o = op->o;
+    struct vmfs *v = o->v;
+    struct gr_bio *bio = op->bio;
+    ticket_close(v, &op->ticket);
+    range_leave(o, &op->range);
+    op->next = v->free_dops;
+    v->free_dops = op;
+    gr_bio_end(bio, status);
+}
+
+/* ---- overwriting in place ---- */
+/* May [first, end) be overwritten where it lies? Then the runs are in @runs. -1: no (or the map is not in memory). */
+static int in_place_runs(const struct dop *op, struct run *runs, unsigned max)
+{
+    struct vobj *o = op->o;
+    unsigned n = 0;
+    struct mnode *leaf = NULL;
+    for (uint64_t p = op->range.first; p < op->range.end; p++) {
+        if (p == op->range.first || p % VMFS_LEAF_PIECES == 0)
+            if (mtree_peek(&o->live, p, &leaf) < 0 || !leaf)
+                return -1;
+        const struct ment *e = &leaf->ent[p % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES];
+        struct mpiece m = ment_piece(e, (unsigned)(p % VMFS_BLOCK_PIECES));
+        if (m.state != VMFS_P_DATA || m.birth != op->range.epoch || e->seq > o->v->j.sealed_seq)
+            return -1;
+        if (n && runs[n - 1].addr + runs[n - 1].count == m.addr) {
+            runs[n - 1].count++;
+        } else {
+            if (n == max)
+                return -1;
+            runs[n++] = (struct run){ m.addr, 1 };
+        }
+    }
+    return (int)n;
+}
+
+static void commit_then_end(void *arg)
+{
+    struct dop *op = arg;
+    disk_op_end(op, op->status < 0 ? op->status : journal_commit(op->o->v));
+}
+
+static void in_place_put(struct dop *op)
+{
+    struct vmfs *v = op->o->v;
+    if (--op->kids)
+        return;
+    if (op->iov != op->iov_inline)
+        free(op->iov);
+    journal_data_written(v);
+    if (op->status == 0 && v->fenced)
+        op->status = -GR_EFENCED;
+    if (op->status == 0 && (op->bio->flags & GR_BIO_FUA) && gr_fiber_start(v->loop, commit_then_end, op) == 0)
+        return;
+    disk_op_end(op, op->status);
+}
+
+static void in_place_kid_done(struct gr_bio *kid)
+{
+    struct dop *op = kid->arg;
+    if (kid->status < 0 && op->status == 0)
+        op->status = kid->status;
+    in_place_put(op);
+}
+
+static bool write_in_place(struct dop *op)
+{
+    struct run runs[DOP_KIDS];
+    struct gr_bio *bio = op->bio;
+    struct vmfs *v = op->o->v;
+    int n = (bio->flags & GR_BIO_ATOMIC) ? -1 : in_place_runs(op, runs, DOP_KIDS);
+    if (n < 0)
+        return false;
+    op->iov = bio->iovcnt * n <= DOP_IOV ? op->iov_inline : gr_alloc((size_t)bio->iovcnt * (size_t)n * sizeof *op->iov);
+    if (!op->iov)
+        return false;
+    struct iovec *iov = op->iov;
+    uint64_t at = 0, skip = bio->off % VMFS_PIECE;
+    op->kids = 1;
+    v->stats.writes_in_place++;
+    for (int i = 0; i < n; i++) {
+        struct gr_bio *k = &op->kid_inline[i];
+        memset(k, 0, sizeof *k);
+        k->op = GR_OP_WRITE;
+        k->off = vmfs_addr_unit(runs[i].addr) * VMFS_UNIT + skip;
+        k->len = GR_MIN(bio->len - at, runs[i].count * (uint64_t)VMFS_UNIT - skip);
+        if (n == 1) {
+            k->iov = bio->iov;
+            k->iovcnt = bio->iovcnt;
+        } else {
+            k->iov = iov;
+            k->iovcnt = gr_iov_slice(bio->iov, bio->iovcnt, at, k->len, iov);
+            iov += k->iovcnt;
+        }
+        at += k->len;
+        skip = 0;
+        k->done = in_place_kid_done;
+        k->arg = op;
+        op->kids++;
+        gr_submit(v->dev[vmfs_addr_dev(runs[i].addr)].ch, k);
+    }
+    in_place_put(op);
+    return true;
+}
+
+static void write_granted(struct vrange *r)
+{
+    struct dop *op = r->arg;
+    if (op->o->v->fenced)
+        disk_op_end(op, -GR_EFENCED);
+    else if (!write_in_place(op))
+        disk_change_start(op);
+}
+
+static void change_granted(struct vrange *r)
+{
+    struct dop *op = r->arg;
+    if (op->o->v->fenced)
+        disk_op_end(op, -GR_EFENCED);
+    else
+        disk_change_start(op);
+}
+
+static void change(struct vobj *o, struct gr_bio *bio)
+{
+    struct dop *op = dop_new(o, bio);
+    if (!op) {
+        gr_bio_end(bio, -ENOMEM);
+        return;
+    }
+    op->range.first = bio->off / VMFS_PIECE;
+    op->range.end = (bio->off + bio->len + VMFS_PIECE - 1) / VMFS_PIECE;
+    op->range.grant = bio->op == GR_OP_WRITE ? write_granted : change_granted;
+    op->range.arg = op;
+    range_enter(o, &op->range);
+}
+
+/* ---- flush ---- */
+static void flush_work(void *arg)
+{
+    struct gr_bio *bio = arg;
+    gr_bio_end(bio, journal_commit(bio->layer[0]));
+}
+
+static void flush(struct vmfs *v, struct gr_bio *bio)
+{
+    const struct vjournal *j = &v->j;
+    if (v->fenced) {
+        gr_bio_end(bio, -GR_EFENCED);
+        return;
+    }
+    if (!j->committing && !j->n_pending && !j->unflushed && j->durable_seq + 1 == j->next_seq) {
+        gr_bio_end(bio, 0); /* nothing was written since the last one */
+        return;
+    }
+    bio->layer[0] = v;
+    int r = gr_fiber_start(v->loop, flush_work, bio);
+    if (r < 0)
+        gr_bio_end(bio, r);
+}
+
+static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
+{
+    struct vmfs_disk *d = handle_of(ch);
+    struct vobj *o = d->o;
+    if (d->gone || !o) {
+        gr_bio_end(bio, -GR_EFENCED);
+        return;
+    }
+    switch (bio->op) {
+    case GR_OP_READ:
+        tree_read(o, &o->live, bio);
+        return;
+    case GR_OP_WRITE:
+    case GR_OP_UNMAP:
+    case GR_OP_WRITE_ZEROES:
+    case GR_OP_COMPARE_WRITE:
+        if (bio->len == 0)
+            gr_bio_end(bio, 0);
+        else
+            change(o, bio);
+        return;
+    case GR_OP_FLUSH:
+        flush(o->v, bio);
+        return;
+    case GR_OP_EXTENTS:
+        tree_extents(o, &o->live, o->ino.size, o->lineage, o->epoch, bio);
+        return;
+    case GR_OP_COPY:
+        break;
+    }
+    gr_bio_end(bio, -EOPNOTSUPP);
+}
+
+static int disk_geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
+{
+    struct vmfs_disk *d = gr_container_of(bdev, struct vmfs_disk, bdev);
+    if (d->gone || !d->o)
+        return -GR_EFENCED;
+    *ret = (struct gr_geometry){ .size = d->o->ino.size, .logical_block = 512, .physical_block = VMFS_PIECE, .unmap_granule = VMFS_PIECE,
+                                 .optimal_io = VMFS_BLOCK, .atomic_bytes = VMFS_BLOCK, .thin = true };
+    memcpy(ret->uuid, d->o->ino.uuid, 16);
+    return 0;
+}
+
+static void disk_close(struct gr_bdev *bdev)
+{
+    struct vmfs_disk *d = gr_container_of(bdev, struct vmfs_disk, bdev);
+    if (d->o)
+        d->o->handle = NULL;
+    free(d->path);
+    free(d);
+}
+
+static int attr_get(struct gr_bdev *bdev, const char *key, void **ret, struct gr_err *err)
+{
+    struct vmfs_disk *d = gr_container_of(bdev, struct vmfs_disk, bdev);
+    for (size_t i = 0; d->o && i < d->o->n_attrs; i++) {
+        const struct vattr *a = &d->o->attrs[i];
+        if (strcmp(a->key, key) != 0)
+            continue;
+        void *copy = gr_alloc(a->len + 1);
+        if (!copy)
+            return gr_fail(err, -ENOMEM, "out of memory");
+        memcpy(copy, a->val, a->len);
+        *ret = copy;
+        return (int)a->len;
+    }
+    return gr_fail(err, -ENOENT, "'%s' has no attribute '%s'", bdev->name, key);
+}
+
+static int attr_set(struct gr_bdev *bdev, const char *key, const void *val, size_t len, struct gr_err *err)
+{
+    struct vmfs_disk *d = gr_container_of(bdev, struct vmfs_disk, bdev);
+    size_t kl = strlen(key), total = (sizeof(struct vmfs_rec_attr_disk) + kl + len + 3) & ~3ul;
+    if (!d->o || d->gone)
+        return gr_fail(err, -GR_EFENCED, "'%s' is no longer ours", bdev->name);
+    if (kl == 0 || kl > 32 || len > 65536)
+        return gr_fail(err, -EINVAL, "'%s': attribute '%s' of %zu bytes is too long", bdev->name, key, len);
+    struct vmfs_rec_attr_disk *rec = gr_zalloc(total);
+    if (!rec)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    rec->r.type = gr_le16_of(VMFS_R_ATTR);
+    rec->key_len = gr_le16_of((uint16_t)kl);
+    rec->val_len = gr_le32_of((uint32_t)len);
+    memcpy(rec->bytes, key, kl);
+    if (len)
+        memcpy(rec->bytes + kl, val, len);
+    journal_room(d->o->v);
+    int r = record_do(d->o, rec, total, err);
+    free(rec);
+    if (r == 0 && (r = journal_commit(d->o->v)) < 0)
+        gr_fail(err, r, "'%s': the attribute is not durable: %s", bdev->name, gr_code_text(r));
+    return r;
+}
+
+const struct gr_bdev_ops vmfs_disk_ops = {
+    .type = "vmfs disk",
+    .submit = disk_submit,
+    .geometry = disk_geometry,
+    .close = disk_close,
+    .attr_get = attr_get,
+    .attr_set = attr_set,
+};

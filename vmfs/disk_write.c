@@ -1,0 +1,513 @@
+/* Writes that cannot go in place, unmaps, zeroes, compare-and-write: sequential code in a fiber, range already granted. */
+#include "common/seam.h"
+#include "vmfs/internal.h"
+
+/* What becomes of a run of pieces. */
+struct part {
+    uint64_t piece, addr;
+    uint32_t count;
+    bool in_place; /* data only: no record */
+    bool reserve;  /* the rest of a new block: record RESERVED, no data */
+    bool own_unit; /* the piece's own reserved unit: nothing was taken for it */
+};
+struct plan {
+    struct dop *op;
+    struct part *parts;
+    size_t n, cap;
+};
+
+static int part_add(struct plan *p, struct part x)
+{
+    struct part *last = p->n ? &p->parts[p->n - 1] : NULL;
+    if (last && !x.reserve && !last->reserve && last->in_place == x.in_place && last->own_unit == x.own_unit && last->addr + last->count == x.addr &&
+        last->piece + last->count == x.piece && x.piece % VMFS_LEAF_PIECES) {
+        last->count += x.count;
+        return 0;
+    }
+    if (p->n == p->cap) {
+        size_t cap = p->cap ? p->cap * 2 : 16;
+        struct part *a = gr_realloc(p->parts, cap * sizeof *a);
+        if (!a)
+            return -ENOMEM;
+        p->parts = a;
+        p->cap = cap;
+    }
+    p->parts[p->n++] = x;
+    return 0;
+}
+
+static void plan_drop(struct plan *p)
+{
+    for (size_t i = 0; i < p->n; i++)
+        if (!p->parts[i].in_place && !p->parts[i].own_unit && !p->parts[i].reserve)
+            space_unreserve(p->op->o->v, p->parts[i].addr, p->parts[i].count);
+        else if (p->parts[i].reserve)
+            space_unreserve(p->op->o->v, p->parts[i].addr, VMFS_BLOCK_PIECES);
+}
+
+int disk_room(struct vmfs *v, uint64_t units)
+{
+    for (int tries = 0; space_free_units(v) < units + space_meta_reserve(v); tries++) {
+        if (tries == 2)
+            return -GR_ENOSPACE;
+        if (!v->sp.freeq[0].n && !v->sp.freeq[1].n && !tries)
+            return -GR_ENOSPACE;
+        int r = tries == 0 ? journal_commit(v) : ckpt_run(v);
+        if (r < 0)
+            return r;
+    }
+    return space_ensure(v, units);
+}
+
+/* Does the piece lie where the write may overwrite it, or has a reserved unit of its own? */
+static bool keeps_place(const struct dop *op, const struct ment *e, const struct mpiece *m, bool atomic)
+{
+    if (m->birth != op->range.epoch)
+        return false;
+    return m->state == VMFS_P_RESERVED || (m->state == VMFS_P_DATA && !atomic && e->seq <= op->o->v->j.sealed_seq);
+}
+
+/* New place for pieces [piece, piece+n) of one block. */
+static int plan_new(struct plan *p, const struct ment *e, uint64_t piece, uint32_t n)
+{
+    struct vmfs *v = p->op->o->v;
+    bool never_written = !e || (!e->px && !e->addr);
+    if (n == VMFS_BLOCK_PIECES || never_written) {
+        uint64_t a = space_take_block(v);
+        if (a) {
+            uint64_t block = piece - piece % VMFS_BLOCK_PIECES;
+            if (n < VMFS_BLOCK_PIECES) {
+                int r = part_add(p, (struct part){ .piece = block, .addr = a, .count = VMFS_BLOCK_PIECES, .reserve = true });
+                if (r < 0) {
+                    space_unreserve(v, a, VMFS_BLOCK_PIECES);
+                    return r;
+                }
+            }
+            return part_add(p, (struct part){ .piece = piece, .addr = a + (piece - block), .count = n, .own_unit = n < VMFS_BLOCK_PIECES });
+        }
+    }
+    v->stats.splits += !never_written;
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t a = space_take_piece(v);
+        int r = a ? part_add(p, (struct part){ .piece = piece + i, .addr = a, .count = 1 }) : -EAGAIN;
+        if (r < 0) {
+            if (a)
+                space_unreserve(v, a, 1);
+            return r;
+        }
+    }
+    return 0;
+}
+
+/* [sync] Decide for every piece of [first, end); the live tree is in memory there. -EAGAIN: space ran out under us. */
+static int plan_make(struct plan *p, uint64_t first, uint64_t end, bool atomic)
+{
+    struct vobj *o = p->op->o;
+    for (uint64_t piece = first; piece < end;) {
+        struct mnode *leaf;
+        if (mtree_peek(&o->live, piece, &leaf) < 0)
+            return -EAGAIN;
+        const struct ment *e = leaf ? &leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES] : NULL;
+        uint64_t block_end = GR_MIN(end, piece - piece % VMFS_BLOCK_PIECES + VMFS_BLOCK_PIECES);
+        uint32_t n = 0;
+        while (e && piece + n < block_end) { /* a leading stretch that keeps its place */
+            struct mpiece m = ment_piece(e, (unsigned)((piece + n) % VMFS_BLOCK_PIECES));
+            if (!keeps_place(p->op, e, &m, atomic))
+                break;
+            bool data = m.state == VMFS_P_DATA;
+            int r = part_add(p, (struct part){ .piece = piece + n, .addr = m.addr, .count = 1, .in_place = data, .own_unit = !data });
+            if (r < 0)
+                return r;
+            n++;
+        }
+        uint32_t from = n;
+        while (piece + n < block_end) {
+            struct mpiece m = { 0 };
+            if (e)
+                m = ment_piece(e, (unsigned)((piece + n) % VMFS_BLOCK_PIECES));
+            if (e && keeps_place(p->op, e, &m, atomic))
+                break;
+            n++;
+        }
+        if (n > from) {
+            int r = plan_new(p, e, piece + from, n - from);
+            if (r < 0)
+                return r;
+        }
+        piece += n;
+    }
+    return 0;
+}
+
+static int plan_room(struct plan *p, uint64_t first, uint64_t end, bool atomic)
+{
+    struct vobj *o = p->op->o;
+    uint64_t need = (end - first) + 2 * VMFS_BLOCK_PIECES;
+    for (int tries = 0; tries < 8; tries++) {
+        int r = map_load_for(o, first, (uint32_t)(end - first), p->op->range.epoch, NULL);
+        if (r == 0 && space_free_here(o->v) < need + 64)
+            r = disk_room(o->v, need);
+        else if (r == 0 && space_free_units(o->v) < need + space_meta_reserve(o->v))
+            r = disk_room(o->v, need);
+        if (r < 0)
+            return r;
+        p->n = 0;
+        r = plan_make(p, first, end, atomic);
+        if (r == 0)
+            return 0;
+        plan_drop(p);
+        p->n = 0;
+        if (r != -EAGAIN)
+            return r;
+    }
+    return -GR_ENOSPACE;
+}
+
+/* ---- data ---- */
+struct batch {
+    struct gr_fiber *fiber;
+    unsigned left;
+    int status;
+    bool waiting;
+};
+static void batch_done(struct gr_bio *bio)
+{
+    struct batch *b = bio->arg;
+    if (bio->status < 0 && b->status == 0)
+        b->status = bio->status;
+    if (--b->left == 0 && b->waiting)
+        gr_fiber_wake(b->fiber);
+}
+
+/* The data of all parts at once; @iov holds whole pieces from piece @first. */
+static int plan_write(struct plan *p, uint64_t first, const struct iovec *iov, int iovcnt)
+{
+    struct vmfs *v = p->op->o->v;
+    struct gr_bio *bios = gr_zalloc((p->n + 1) * sizeof *bios);
+    struct iovec *vec = gr_alloc((p->n + 1) * (size_t)(iovcnt + 1) * sizeof *vec);
+    struct batch b = { .fiber = gr_fiber_self(), .left = 1 };
+    if (!bios || !vec) {
+        free(bios);
+        free(vec);
+        return -ENOMEM;
+    }
+    for (size_t i = 0; i < p->n; i++) {
+        const struct part *x = &p->parts[i];
+        struct gr_bio *k = &bios[i];
+        if (x->reserve)
+            continue;
+        k->op = GR_OP_WRITE;
+        k->off = vmfs_addr_unit(x->addr) * VMFS_UNIT;
+        k->len = (uint64_t)x->count * VMFS_UNIT;
+        k->iov = vec + i * (size_t)(iovcnt + 1);
+        k->iovcnt = gr_iov_slice(iov, iovcnt, (x->piece - first) * VMFS_PIECE, k->len, vec + i * (size_t)(iovcnt + 1));
+        k->done = batch_done;
+        k->arg = &b;
+        b.left++;
+        gr_submit(v->dev[vmfs_addr_dev(x->addr)].ch, k);
+    }
+    b.left--;
+    while (b.left) {
+        b.waiting = true;
+        gr_fiber_suspend();
+    }
+    free(bios);
+    free(vec);
+    journal_data_written(v);
+    return b.status;
+}
+
+/* ---- records ---- */
+static bool block_empty(struct vobj *o, uint64_t piece)
+{
+    struct mnode *leaf;
+    if (mtree_peek(&o->live, piece, &leaf) < 0 || !leaf)
+        return true;
+    const struct ment *e = &leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES];
+    return !e->px && !e->addr;
+}
+
+static int plan_record(struct plan *p, uint64_t first, const uint32_t *crc)
+{
+    struct dop *op = p->op;
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < p->n; i++) {
+        const struct part *x = &p->parts[i];
+        if (x->in_place)
+            continue;
+        op->o->v->stats.writes_redirected++;
+        if (x->reserve && !block_empty(op->o, x->piece)) {
+            space_unreserve(op->o->v, x->addr, x->count); /* a neighbour gave the block its run meanwhile: our pieces stand alone */
+            continue;
+        }
+        r = x->reserve ? record_map(op->o, x->piece, x->count, x->addr, op->range.epoch, VMFS_P_RESERVED, NULL)
+                       : record_map(op->o, x->piece, x->count, x->addr, op->range.epoch, VMFS_P_DATA, crc ? crc + (x->piece - first) : NULL);
+    }
+    return r;
+}
+
+/* Whole pieces. */
+static int write_whole(struct dop *op, uint64_t first, uint64_t end, const struct iovec *iov, int iovcnt, bool atomic)
+{
+    struct plan p = { .op = op };
+    struct vmfs *v = op->o->v;
+    uint32_t *crc = atomic ? NULL : gr_alloc((end - first) * sizeof *crc);
+    int r = atomic || crc ? plan_room(&p, first, end, atomic) : -ENOMEM;
+    if (r == 0) {
+        for (uint64_t i = 0; crc && i < end - first; i++)
+            crc[i] = gr_iov_crc32c(iov, iovcnt, i * VMFS_PIECE, VMFS_PIECE);
+        r = plan_write(&p, first, iov, iovcnt);
+        if (r == 0 && atomic) /* the data is durable before the record: nothing to doubt, so all of it or none */
+            r = journal_flush(v, v->j.durable_seq);
+        if (r == 0)
+            r = map_load_for(op->o, first, (uint32_t)(end - first), op->range.epoch, NULL);
+        if (r == 0 && v->fenced)
+            r = -GR_EFENCED;
+        if (r == 0)
+            r = plan_record(&p, first, crc);
+        else
+            plan_drop(&p);
+    }
+    free(p.parts);
+    free(crc);
+    return r;
+}
+
+/* A write that begins or ends inside a piece is merged with what is there. */
+int disk_write_pieces(struct dop *op, uint64_t off, uint64_t len, const struct iovec *iov, int iovcnt, bool atomic)
+{
+    uint64_t first = off / VMFS_PIECE, end = (off + len + VMFS_PIECE - 1) / VMFS_PIECE;
+    size_t head = off % VMFS_PIECE, tail = end * VMFS_PIECE - (off + len);
+    if (!head && !tail)
+        return write_whole(op, first, end, iov, iovcnt, atomic);
+    uint8_t *edge = vunits_alloc(2);
+    struct iovec *vec = gr_alloc((size_t)(iovcnt + 2) * sizeof *vec);
+    int n = 0, r = edge && vec ? 0 : -ENOMEM;
+    uint8_t *tail_piece = end - first == 1 ? edge : edge + VMFS_UNIT;
+    op->o->v->stats.merges++;
+    if (r == 0 && (head || end - first == 1))
+        r = tree_read_wait(op->o, &op->o->live, edge, VMFS_PIECE, first * VMFS_PIECE);
+    if (r == 0 && tail && end - first > 1)
+        r = tree_read_wait(op->o, &op->o->live, tail_piece, VMFS_PIECE, (end - 1) * VMFS_PIECE);
+    if (r == 0) {
+        if (head)
+            vec[n++] = (struct iovec){ edge, head };
+        n += gr_iov_slice(iov, iovcnt, 0, len, vec + n);
+        if (tail)
+            vec[n++] = (struct iovec){ tail_piece + VMFS_PIECE - tail, tail };
+        r = write_whole(op, first, end, vec, n, atomic);
+    }
+    free(edge);
+    free(vec);
+    return r;
+}
+
+/* ---- unmap, zeroes ---- */
+static int zero_range(struct dop *op, uint64_t off, uint64_t len)
+{
+    size_t chunk = GR_MIN(len, (uint64_t)1 << 20);
+    uint8_t *zero = gr_zalloc(chunk);
+    int r = zero ? 0 : -ENOMEM;
+    while (r == 0 && len) {
+        struct iovec iov = { zero, GR_MIN(len, (uint64_t)chunk) };
+        journal_room(op->o->v);
+        r = disk_write_pieces(op, off, iov.iov_len, &iov, 1, false);
+        off += iov.iov_len;
+        len -= iov.iov_len;
+    }
+    free(zero);
+    return r;
+}
+
+/* Thick disks keep their space: a written piece becomes ZEROED, in its own unit when that is private, else in a new one. */
+static int zero_keep(struct dop *op, uint64_t piece, const struct mpiece *m)
+{
+    struct vmfs *v = op->o->v;
+    bool own = m->state == VMFS_P_DATA && m->birth == op->range.epoch;
+    uint64_t addr = own ? m->addr : space_take_piece(v);
+    if (!addr)
+        return -EAGAIN;
+    return record_map(op->o, piece, 1, addr, op->range.epoch, VMFS_P_ZEROED, NULL);
+}
+
+/* [sync] One leaf's part of a range becomes holes (thin) or zeroed (thick). */
+static int leaf_clear(struct dop *op, uint64_t piece, uint64_t end, bool keep)
+{
+    struct vobj *o = op->o;
+    struct mnode *leaf;
+    uint64_t run = 0;
+    int r = 0;
+    if (mtree_peek(&o->live, piece, &leaf) < 0)
+        return -EAGAIN;
+    for (; leaf && r == 0 && piece < end; piece++) {
+        if (mtree_peek(&o->live, piece, &leaf) < 0)
+            return -EAGAIN;
+        struct mpiece m = ment_piece(&leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES], (unsigned)(piece % VMFS_BLOCK_PIECES));
+        if (keep) {
+            if (m.state == VMFS_P_DATA)
+                r = zero_keep(op, piece, &m);
+        } else if (m.state != VMFS_P_HOLE) {
+            run++;
+        } else if (run) {
+            r = record_map(o, piece - run, (uint32_t)run, 0, op->range.epoch, VMFS_P_HOLE, NULL);
+            run = 0;
+        }
+    }
+    if (r == 0 && run)
+        r = record_map(o, end - run, (uint32_t)run, 0, op->range.epoch, VMFS_P_HOLE, NULL);
+    return r;
+}
+
+static int clear_pieces(struct dop *op, uint64_t piece, uint64_t end, bool keep)
+{
+    struct vobj *o = op->o;
+    while (piece < end) {
+        uint64_t next;
+        journal_room(o->v);
+        int r = mtree_next(o, &o->live, piece, 0, &next, NULL);
+        if (r < 0)
+            return r;
+        if (next >= end)
+            return 0;
+        piece = next;
+        uint64_t stop = GR_MIN(end, (piece / VMFS_LEAF_PIECES + 1) * VMFS_LEAF_PIECES);
+        if (keep && (r = disk_room(o->v, stop - piece + VMFS_BLOCK_PIECES)) < 0)
+            return r;
+        r = map_load_for(o, piece, 1, op->range.epoch, NULL);
+        if (r == 0)
+            r = o->v->fenced ? -GR_EFENCED : leaf_clear(op, piece, stop, keep);
+        if (r == -EAGAIN)
+            continue;
+        if (r < 0)
+            return r;
+        piece = stop;
+        gr_fiber_yield();
+    }
+    return 0;
+}
+
+int disk_clear_pieces(struct dop *op, uint64_t first, uint64_t end)
+{
+    return clear_pieces(op, first, end, false);
+}
+
+static int clear(struct dop *op, bool zero_edges)
+{
+    struct gr_bio *bio = op->bio;
+    bool keep = op->o->ino.provision != VMFS_THIN;
+    uint64_t end = bio->off + bio->len;
+    uint64_t first = (bio->off + VMFS_PIECE - 1) / VMFS_PIECE, last = end / VMFS_PIECE;
+    if (end == op->o->ino.size)
+        last = (end + VMFS_PIECE - 1) / VMFS_PIECE;
+    op->o->v->stats.unmaps++;
+    if (first >= last)
+        return zero_edges ? zero_range(op, bio->off, bio->len) : 0;
+    int r = clear_pieces(op, first, last, keep);
+    if (r == 0 && zero_edges && bio->off < first * VMFS_PIECE)
+        r = zero_range(op, bio->off, first * VMFS_PIECE - bio->off);
+    if (r == 0 && zero_edges && last * VMFS_PIECE < end)
+        r = zero_range(op, last * VMFS_PIECE, end - last * VMFS_PIECE);
+    return r;
+}
+
+/* ---- compare and write ---- */
+static int compare_write(struct dop *op)
+{
+    struct gr_bio *bio = op->bio;
+    uint64_t first = op->range.first, n = op->range.end - first;
+    uint8_t *now = vunits_alloc((uint32_t)n);
+    int r = now ? 0 : -ENOMEM;
+    if (r == 0)
+        r = tree_read_wait(op->o, &op->o->live, now, n * VMFS_PIECE, first * VMFS_PIECE);
+    if (r == 0) {
+        size_t same = gr_iov_diff(bio->iov, bio->iovcnt, 0, now + bio->off % VMFS_PIECE, bio->len);
+        if (same < bio->len) {
+            bio->miscompare_off = same;
+            r = -GR_EMISCOMPARE;
+        }
+    }
+    free(now);
+    if (r == 0)
+        r = disk_write_pieces(op, bio->off, bio->len, bio->iov2, bio->iovcnt2, true);
+    return r < 0 ? r : journal_commit(op->o->v);
+}
+
+static void change_work(void *arg)
+{
+    struct dop *op = arg;
+    struct gr_bio *bio = op->bio;
+    int r = 0;
+    journal_room(op->o->v);
+    switch (bio->op) {
+    case GR_OP_WRITE:
+        r = disk_write_pieces(op, bio->off, bio->len, bio->iov, bio->iovcnt, bio->flags & GR_BIO_ATOMIC);
+        break;
+    case GR_OP_UNMAP:
+        r = clear(op, false);
+        break;
+    case GR_OP_WRITE_ZEROES:
+        r = clear(op, true);
+        break;
+    case GR_OP_COMPARE_WRITE:
+        r = compare_write(op);
+        break;
+    case GR_OP_READ:
+    case GR_OP_FLUSH:
+    case GR_OP_EXTENTS:
+    case GR_OP_COPY:
+        r = -EOPNOTSUPP;
+        break;
+    }
+    if (r == 0 && (bio->flags & GR_BIO_FUA))
+        r = journal_commit(op->o->v);
+    disk_op_end(op, r);
+}
+
+void disk_change_start(struct dop *op)
+{
+    int r = gr_fiber_start(op->o->v->loop, change_work, op);
+    if (r < 0)
+        disk_op_end(op, r);
+}
+
+/* ---- thick and eager ---- */
+static int reserve_block(struct vobj *o, uint64_t piece, uint64_t epoch)
+{
+    struct vmfs *v = o->v;
+    struct mnode *leaf;
+    int r = disk_room(v, 2 * VMFS_BLOCK_PIECES);
+    if (r == 0)
+        r = map_load_for(o, piece, 1, epoch, NULL);
+    if (r < 0)
+        return r;
+    if (mtree_peek(&o->live, piece, &leaf) < 0)
+        return -EAGAIN;
+    const struct ment *e = leaf ? &leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES] : NULL;
+    if (e && (e->px || e->addr))
+        return 0;
+    uint64_t a = space_take_block(v);
+    if (a)
+        return record_map(o, piece, VMFS_BLOCK_PIECES, a, epoch, VMFS_P_RESERVED, NULL);
+    for (unsigned i = 0; r == 0 && i < VMFS_BLOCK_PIECES; i++) {
+        a = space_take_piece(v);
+        r = a ? record_map(o, piece + i, 1, a, epoch, VMFS_P_RESERVED, NULL) : -GR_ENOSPACE;
+    }
+    return r;
+}
+
+int disk_reserve(struct vobj *o, uint64_t first, uint64_t end, uint64_t epoch)
+{
+    first -= first % VMFS_BLOCK_PIECES;
+    end = (end + VMFS_BLOCK_PIECES - 1) / VMFS_BLOCK_PIECES * VMFS_BLOCK_PIECES;
+    for (uint64_t piece = first; piece < end;) {
+        if (piece % (64 * VMFS_BLOCK_PIECES) == 0)
+            journal_room(o->v);
+        int r = reserve_block(o, piece, epoch);
+        if (r == -EAGAIN)
+            continue;
+        if (r < 0)
+            return r;
+        piece += VMFS_BLOCK_PIECES;
+    }
+    return 0;
+}

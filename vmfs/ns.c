@@ -1,0 +1,688 @@
+/* The namespace: directories as blobs of names. The lock of the root directory guards all of it; whoever changes names holds
+ * it, and what changed is home (checkpoint) before it is given up. So names need no records of their own. */
+#include "common/seam.h"
+#include "vmfs/internal.h"
+
+#define NS_WAIT_MS 15000u
+
+/* ---- names ---- */
+static int component_ok(const char *s, size_t n, const char *path, struct gr_err *err)
+{
+    if (n == 0)
+        return gr_fail(err, -EINVAL, "'%.200s': an empty name in the path", path);
+    if (n > VMFS_NAME_MAX)
+        return gr_fail(err, -ENAMETOOLONG, "'%.200s…': a name of %zu bytes: at most %u", path, n, VMFS_NAME_MAX);
+    if ((n == 1 && s[0] == '.') || (n == 2 && s[0] == '.' && s[1] == '.'))
+        return gr_fail(err, -EINVAL, "'%.200s': '.' and '..' are not names", path);
+    if (!gr_utf8_ok(s, n))
+        return gr_fail(err, -EINVAL, "a name in the path is not valid UTF-8 or holds control characters");
+    if (memchr(s, '@', n) || memchr(s, ':', n))
+        return gr_fail(err, -EINVAL, "'%.200s': names hold no '@' and no ':'", path);
+    return 0;
+}
+
+int vmfs_name_check(const char *path, struct gr_err *err)
+{
+    if (strlen(path) > VMFS_PATH_MAX)
+        return gr_fail(err, -ENAMETOOLONG, "a path of %zu bytes: at most %u", strlen(path), VMFS_PATH_MAX);
+    for (const char *p = path; *p;) {
+        const char *e = strchrnul(p, '/');
+        int r = component_ok(p, (size_t)(e - p), path, err);
+        if (r < 0)
+            return r;
+        p = *e ? e + 1 : e;
+        if (*e && !*p)
+            return gr_fail(err, -EINVAL, "'%.200s': ends with a '/'", path);
+    }
+    return 0;
+}
+
+static struct vdirent *dir_find(struct vobj *dir, const char *name, size_t n)
+{
+    for (size_t i = 0; i < dir->n_ents; i++)
+        if (strlen(dir->ents[i].name) == n && memcmp(dir->ents[i].name, name, n) == 0)
+            return &dir->ents[i];
+    return NULL;
+}
+
+static int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, uint16_t type)
+{
+    if (dir->n_ents == dir->cap_ents) {
+        size_t cap = dir->cap_ents ? dir->cap_ents * 2 : 16;
+        struct vdirent *e = gr_realloc(dir->ents, cap * sizeof *e);
+        if (!e)
+            return -ENOMEM;
+        dir->ents = e;
+        dir->cap_ents = cap;
+    }
+    char *copy = gr_zalloc(n + 1);
+    if (!copy)
+        return -ENOMEM;
+    memcpy(copy, name, n);
+    dir->ents[dir->n_ents++] = (struct vdirent){ id, type, copy };
+    dir->dirty = true;
+    return 0;
+}
+
+static void dir_remove(struct vobj *dir, uint64_t id)
+{
+    for (size_t i = 0; i < dir->n_ents; i++)
+        if (dir->ents[i].id == id) {
+            free(dir->ents[i].name);
+            memmove(dir->ents + i, dir->ents + i + 1, (dir->n_ents - i - 1) * sizeof *dir->ents);
+            dir->n_ents--;
+            dir->dirty = true;
+            return;
+        }
+}
+
+/* ---- changing: between ns_begin and ns_end ---- */
+static int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err)
+{
+    if (v->role != VMFS_HOST)
+        return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
+    gr_fmutex_lock(&v->ns_lock);
+    int r = v->fenced ? gr_fail(err, -GR_EFENCED, "datastore '%s': %s", v->sb.name, v->fence_reason)
+                      : vobj_hold(v, VMFS_INODE_ROOT, NS_WAIT_MS, ret_root, NULL, err);
+    if (r < 0) {
+        gr_prefix(err, r, "datastore '%s': the namespace cannot be locked", v->sb.name);
+        gr_fmutex_unlock(&v->ns_lock);
+    }
+    return r;
+}
+
+/* Home with it (unless @r says that nothing was changed), give the lock up. */
+static int ns_end(struct vmfs *v, int r, struct gr_err *err)
+{
+    if (r >= 0 && (r = ckpt_run(v)) < 0)
+        gr_fail(err, r, "datastore '%s': %s", v->sb.name, v->fenced ? v->fence_reason : gr_code_text(r));
+    for (unsigned h = 0; h < VOBJ_HASH; h++)
+        for (struct vobj *o = v->objs[h], *next; o; o = next) {
+            next = o->hash_next;
+            if (o->ino.type == VMFS_DIR && o->id != VMFS_INODE_ROOT)
+                vobj_free(o);
+        }
+    struct vobj *root = vobj_find(v, VMFS_INODE_ROOT);
+    if (root) {
+        int rel = v->fenced ? 0 : vobj_release(v, root, r < 0 ? NULL : err);
+        r = r < 0 ? r : rel;
+    }
+    gr_fmutex_unlock(&v->ns_lock);
+    return r;
+}
+
+/* A directory of the tree while the namespace lock is held. */
+static int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err)
+{
+    struct vobj *o = vobj_find(v, id);
+    int r = 0;
+    if (!o && (r = vobj_peek(v, id, &o, err)) == 0)
+        vobj_adopt(o);
+    if (r == 0 && o->ino.type != VMFS_DIR)
+        r = gr_fail(err, -ENOTDIR, "object %llu is not a directory", (unsigned long long)id);
+    if (r == 0)
+        *ret = o;
+    return r;
+}
+
+/* Walk to the directory of the last component; @make: missing directories are made. */
+static int walk_parent(struct vmfs *v, struct vobj *root, const char *path, bool make, struct vobj **ret_dir, const char **ret_name,
+                       struct gr_err *err)
+{
+    struct vobj *dir = root;
+    const char *p = path, *e;
+    for (; *(e = strchrnul(p, '/')); p = e + 1) {
+        struct vdirent *d = dir_find(dir, p, (size_t)(e - p));
+        int r;
+        if (d) {
+            if (d->type != VMFS_DIR)
+                return gr_fail(err, -ENOTDIR, "'%.*s' is not a directory", (int)(e - path), path);
+            r = dir_load(v, d->id, &dir, err);
+        } else if (make) {
+            struct vobj *n;
+            r = vobj_new(v, VMFS_DIR, &n, err);
+            if (r == 0) {
+                n->ino.lock.holder = 0; /* the namespace lock guards directories */
+                r = dir_add(dir, p, (size_t)(e - p), n->id, VMFS_DIR);
+            }
+            dir = r == 0 ? n : dir;
+        } else {
+            r = gr_fail(err, -ENOENT, "no directory '%.*s'", (int)(e - path), path);
+        }
+        if (r < 0)
+            return r;
+    }
+    *ret_dir = dir;
+    *ret_name = p;
+    return 0;
+}
+
+/* ---- looking: home state, no lock ---- */
+static int lookup(struct vmfs *v, const char *path, uint64_t *ret_id, enum vmfs_type *ret_type, struct gr_err *err)
+{
+    uint64_t id = VMFS_INODE_ROOT;
+    enum vmfs_type type = VMFS_DIR;
+    int r = vmfs_name_check(path, err);
+    for (const char *p = path, *e; r == 0 && *p; p = *e ? e + 1 : e) {
+        struct vobj *dir = NULL;
+        e = strchrnul(p, '/');
+        if (type != VMFS_DIR)
+            return gr_fail(err, -ENOTDIR, "'%.*s' is not a directory", (int)(p - path - 1), path);
+        r = vobj_peek(v, id, &dir, err);
+        if (r < 0)
+            break;
+        struct vdirent *d = dir_find(dir, p, (size_t)(e - p));
+        if (d) {
+            id = d->id;
+            type = (enum vmfs_type)d->type;
+        } else {
+            r = gr_fail(err, -ENOENT, "'%s/%s' does not exist", v->sb.name, path);
+        }
+        vobj_free(dir);
+    }
+    if (r == 0) {
+        *ret_id = id;
+        *ret_type = type;
+    }
+    return r;
+}
+
+static void stat_of(struct vobj *o, struct vmfs_stat *ret)
+{
+    *ret = (struct vmfs_stat){ .type = (enum vmfs_type)o->ino.type, .id = o->id, .size = o->ino.size, .used = o->ino.used_units * VMFS_UNIT,
+                               .provision = (enum vmfs_provision)o->ino.provision, .mtime_s = o->ino.mtime_s,
+                               .n_snapshots = o->ino.n_snapshots, .owner_slot = -1 };
+    memcpy(ret->uuid, o->ino.uuid, 16);
+    if (o->origin_object)
+        snprintf(ret->parent, sizeof ret->parent, "object %llu snapshot %llu", (unsigned long long)o->origin_object,
+                 (unsigned long long)o->origin_snap);
+}
+
+static int stat_id(struct vmfs *v, uint64_t id, struct vmfs_stat *ret, struct gr_err *err)
+{
+    struct vobj *o = vobj_find(v, id), *peeked = NULL;
+    int r = o && o->ino.type != VMFS_DIR ? 0 : vobj_peek(v, id, &peeked, err);
+    if (r < 0)
+        return r;
+    o = peeked ? peeked : o;
+    stat_of(o, ret);
+    struct vlock l = o->ino.lock;
+    if (l.holder && (vlock_mine(v, &l) || vlock_counts(v, &l, NULL) == 1)) {
+        ret->owner_slot = (int)l.holder - 1;
+        ret->owner_generation = l.generation;
+    }
+    if (peeked)
+        vobj_free(peeked);
+    return 0;
+}
+
+int vmfs_stat(struct vmfs *v, const char *path, struct vmfs_stat *ret, struct gr_err *err)
+{
+    uint64_t id;
+    enum vmfs_type type;
+    int r = lookup(v, path, &id, &type, err);
+    return r < 0 ? r : stat_id(v, id, ret, err);
+}
+
+int vmfs_readdir(struct vmfs *v, const char *path, int (*fn)(void *arg, const char *name, const struct vmfs_stat *st), void *arg,
+                 struct gr_err *err)
+{
+    uint64_t id;
+    enum vmfs_type type;
+    struct vobj *dir;
+    int r = lookup(v, path, &id, &type, err);
+    if (r == 0 && type != VMFS_DIR)
+        r = gr_fail(err, -ENOTDIR, "'%s/%s' is not a directory", v->sb.name, path);
+    if (r == 0)
+        r = vobj_peek(v, id, &dir, err);
+    if (r < 0)
+        return r;
+    for (size_t i = 0; r >= 0 && i < dir->n_ents; i++) {
+        struct vmfs_stat st;
+        r = stat_id(v, dir->ents[i].id, &st, err);
+        if (r == -ENOENT)
+            r = 0; /* removed meanwhile */
+        else if (r == 0)
+            r = fn(arg, dir->ents[i].name, &st);
+    }
+    vobj_free(dir);
+    return r < 0 ? r : 0;
+}
+
+/* ---- making ---- */
+static int content_init(struct vobj *o, uint64_t size, enum vmfs_provision provision)
+{
+    o->ino.size = size;
+    o->ino.provision = (uint16_t)provision;
+    o->live.level = (uint8_t)mtree_level_for((size + VMFS_PIECE - 1) / VMFS_PIECE);
+    return 0;
+}
+
+static int dying_add(struct vmfs *v, uint64_t id, uint16_t type, struct gr_err *err)
+{
+    struct vobj *dying;
+    char name[24];
+    int r = dir_load(v, VMFS_INODE_DYING, &dying, err);
+    int n = snprintf(name, sizeof name, "%016llx", (unsigned long long)id);
+    return r < 0 ? r : dir_add(dying, name, (size_t)n, id, type);
+}
+
+static int dying_remove(struct vmfs *v, uint64_t id, struct gr_err *err)
+{
+    struct vobj *dying;
+    int r = dir_load(v, VMFS_INODE_DYING, &dying, err);
+    if (r == 0)
+        dir_remove(dying, id);
+    return r;
+}
+
+/* Eager: every piece is data, zeros, written now. */
+static int write_out(struct vobj *o, uint64_t size)
+{
+    size_t chunk = (size_t)1 << 20;
+    uint8_t *zero = gr_zalloc(chunk);
+    struct dop op = { .o = o };
+    int r = zero ? 0 : -ENOMEM;
+    op.range.epoch = o->epoch;
+    for (uint64_t off = 0; r == 0 && off < size; off += chunk) {
+        struct iovec iov = { zero, GR_MIN((uint64_t)chunk, (size - off + VMFS_PIECE - 1) / VMFS_PIECE * VMFS_PIECE) };
+        journal_room(o->v);
+        r = disk_write_pieces(&op, off, iov.iov_len, &iov, 1, false);
+    }
+    free(zero);
+    return r;
+}
+
+/* Content for thick and eager disks, while the new disk is still hidden among the dying. */
+static int fill(struct vobj *o, enum vmfs_provision provision, uint64_t size, struct gr_err *err)
+{
+    struct vmfs *v = o->v;
+    uint64_t pieces = (size + VMFS_PIECE - 1) / VMFS_PIECE;
+    if (space_free_units(v) < pieces + space_meta_reserve(v))
+        return gr_fail(err, -GR_ENOSPACE, "datastore '%s' has %llu bytes free, a %s disk of %llu bytes does not fit", v->sb.name,
+                       (unsigned long long)space_free_units(v) * VMFS_UNIT, provision == VMFS_EAGER ? "eager" : "thick", (unsigned long long)size);
+    int r = provision == VMFS_EAGER ? write_out(o, size) : disk_reserve(o, 0, pieces, o->epoch);
+    return r < 0 ? gr_fail(err, r, "the disk's space cannot be reserved: %s", gr_code_text(r)) : 0;
+}
+
+static int create_hidden(struct vmfs *v, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct vobj **ret, struct gr_err *err)
+{
+    struct vobj *root, *o = NULL;
+    int r = ns_begin(v, &root, err);
+    if (r < 0)
+        return r;
+    struct vobj *dying;
+    r = dir_load(v, VMFS_INODE_DYING, &dying, err);
+    if (r == 0)
+        r = vobj_new(v, type, &o, err);
+    if (r == 0) {
+        content_init(o, size, provision);
+        r = dying_add(v, o->id, (uint16_t)type, err);
+    }
+    r = ns_end(v, r, err);
+    if (r == 0)
+        *ret = o;
+    return r;
+}
+
+static int link_at(struct vmfs *v, struct vobj *root, const char *path, struct vobj *o, struct gr_err *err)
+{
+    struct vobj *dir;
+    const char *name;
+    int r = walk_parent(v, root, path, true, &dir, &name, err);
+    if (r == 0 && dir_find(dir, name, strlen(name)))
+        r = gr_fail(err, -EEXIST, "'%s/%s' exists already", v->sb.name, path);
+    if (r == 0)
+        r = dir_add(dir, name, strlen(name), o->id, o->ino.type);
+    return r;
+}
+
+static int create_thick(struct vmfs *v, const char *path, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct gr_err *err)
+{
+    struct vobj *o, *root;
+    int r = create_hidden(v, type, size, provision, &o, err);
+    if (r < 0)
+        return r;
+    o->opens++; /* nobody lets go of it meanwhile */
+    r = fill(o, provision, size, err);
+    o->opens--;
+    if (r == 0 && (r = ns_begin(v, &root, err)) == 0) {
+        r = link_at(v, root, path, o, err);
+        if (r == 0)
+            r = dying_remove(v, o->id, err);
+        r = ns_end(v, r, err);
+    }
+    if (r < 0)
+        ns_destroy(o);
+    return r;
+}
+
+/* The path must be free; checked before anything is made. */
+static int must_be_free(struct vmfs *v, const char *path, struct gr_err *err)
+{
+    struct gr_err none;
+    uint64_t id;
+    enum vmfs_type type;
+    int r = vmfs_name_check(path, err);
+    if (r == 0 && !*path)
+        r = gr_fail(err, -EINVAL, "a name is missing behind '%s/'", v->sb.name);
+    if (r < 0)
+        return r;
+    r = lookup(v, path, &id, &type, &none);
+    if (r == 0)
+        return gr_fail(err, -EEXIST, "'%s/%s' exists already", v->sb.name, path);
+    return r == -ENOENT ? 0 : gr_fail(err, r, "%s", none.text);
+}
+
+int vmfs_create_with(struct vmfs *v, const char *path, enum vmfs_type type, int (*init)(void *arg, struct vobj *o), void *arg, struct gr_err *err)
+{
+    struct vobj *root, *o = NULL, *dir;
+    const char *name;
+    int r = must_be_free(v, path, err);
+    if (r == 0)
+        r = ns_begin(v, &root, err);
+    if (r < 0)
+        return r;
+    r = walk_parent(v, root, path, true, &dir, &name, err);
+    if (r == 0 && dir_find(dir, name, strlen(name)))
+        r = gr_fail(err, -EEXIST, "'%s/%s' exists already", v->sb.name, path);
+    if (r == 0)
+        r = vobj_new(v, type, &o, err);
+    if (r == 0 && init)
+        r = init(arg, o);
+    if (r == 0)
+        r = dir_add(dir, name, strlen(name), o->id, (uint16_t)type);
+    if (r == 0 && type == VMFS_DIR)
+        o->ino.lock.holder = 0;
+    if (r < 0)
+        ns_undo(v, o);
+    return ns_end(v, r, err);
+}
+
+struct size_provision {
+    uint64_t size;
+    enum vmfs_provision provision;
+};
+static int init_content(void *arg, struct vobj *o)
+{
+    const struct size_provision *s = arg;
+    return content_init(o, s->size, s->provision);
+}
+
+int vmfs_create(struct vmfs *v, const char *path, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct gr_err *err)
+{
+    struct size_provision s = { size, provision };
+    if (type == VMFS_DISK && (size == 0 || size > VMFS_DISK_MAX || size % 512))
+        return gr_fail(err, -EINVAL, "'%s/%s': a disk of %llu bytes: it must be a multiple of 512, at least 512 and at most 1 PiB", v->sb.name,
+                       path, (unsigned long long)size);
+    if (type == VMFS_DIR)
+        return vmfs_create_with(v, path, type, NULL, NULL, err);
+    if (provision == VMFS_THIN || size == 0)
+        return vmfs_create_with(v, path, type, init_content, &s, err);
+    int r = must_be_free(v, path, err);
+    return r < 0 ? r : create_thick(v, path, type, size, provision, err);
+}
+
+int vmfs_mkdir(struct vmfs *v, const char *path, bool parents, struct gr_err *err)
+{
+    uint64_t id;
+    enum vmfs_type type;
+    int r = lookup(v, path, &id, &type, err);
+    if (r == 0)
+        return parents && type == VMFS_DIR ? 0 : gr_fail(err, -EEXIST, "'%s/%s' exists already", v->sb.name, path);
+    return r == -ENOENT ? vmfs_create(v, path, VMFS_DIR, 0, VMFS_THIN, err) : r;
+}
+
+int vmfs_rename(struct vmfs *v, const char *from, const char *to, struct gr_err *err)
+{
+    struct vobj *root, *a, *b;
+    const char *an, *bn;
+    int r = vmfs_name_check(from, err);
+    if (r == 0)
+        r = must_be_free(v, to, err);
+    size_t fl = strlen(from);
+    if (r == 0 && strncmp(from, to, fl) == 0 && to[fl] == '/')
+        r = gr_fail(err, -EINVAL, "'%s' cannot move into itself", from);
+    if (r == 0)
+        r = ns_begin(v, &root, err);
+    if (r < 0)
+        return r;
+    r = walk_parent(v, root, from, false, &a, &an, err);
+    struct vdirent *e = r == 0 ? dir_find(a, an, strlen(an)) : NULL;
+    if (r == 0 && !e)
+        r = gr_fail(err, -ENOENT, "'%s/%s' does not exist", v->sb.name, from);
+    struct vdirent moved = e ? *e : (struct vdirent){ 0 };
+    if (r == 0)
+        r = walk_parent(v, root, to, true, &b, &bn, err);
+    if (r == 0 && dir_find(b, bn, strlen(bn)))
+        r = gr_fail(err, -EEXIST, "'%s/%s' exists already", v->sb.name, to);
+    if (r == 0) {
+        dir_remove(a, moved.id);
+        r = dir_add(b, bn, strlen(bn), moved.id, moved.type);
+    }
+    return ns_end(v, r, err);
+}
+
+int ns_replace(struct vmfs *v, const char *from, const char *to, struct gr_err *err)
+{
+    struct vobj *root, *a, *b, *dying, *old = NULL;
+    const char *an, *bn;
+    int r = ns_begin(v, &root, err);
+    if (r < 0)
+        return r;
+    r = walk_parent(v, root, from, false, &a, &an, err);
+    if (r == 0)
+        r = walk_parent(v, root, to, false, &b, &bn, err);
+    if (r == 0)
+        r = dir_load(v, VMFS_INODE_DYING, &dying, err);
+    struct vdirent *e = r == 0 ? dir_find(a, an, strlen(an)) : NULL, *o = r == 0 ? dir_find(b, bn, strlen(bn)) : NULL;
+    if (r == 0 && (!e || !o))
+        r = gr_fail(err, -ENOENT, "'%s/%s' does not exist", v->sb.name, e ? to : from);
+    if (r == 0 && (r = vobj_hold(v, o->id, 2000, &old, NULL, err)) < 0)
+        gr_prefix(err, r, "'%s/%s'", v->sb.name, to);
+    if (r == 0 && old->opens)
+        r = gr_fail(err, -EBUSY, "'%s/%s' is open", v->sb.name, to);
+    if (r == 0)
+        r = dying_add(v, old->id, old->ino.type, err);
+    if (r == 0) {
+        struct vdirent moved = *dir_find(a, an, strlen(an));
+        dir_remove(b, old->id);
+        dir_remove(a, moved.id);
+        r = dir_add(b, bn, strlen(bn), moved.id, moved.type);
+        old->dying = true;
+    }
+    r = ns_end(v, r, err);
+    if (r == 0)
+        ns_destroy(old);
+    return r;
+}
+
+/* ---- removing ---- */
+static int removable(struct vobj *o, const char *path, struct gr_err *err)
+{
+    const char *ds = o->v->sb.name;
+    if (o->ino.type == VMFS_DIR)
+        return o->n_ents ? gr_fail(err, -ENOTEMPTY, "'%s/%s' is not empty", ds, path) : 0;
+    if (o->opens)
+        return gr_fail(err, -EBUSY, "'%s/%s' is in use", ds, path);
+    for (size_t i = 0; i < o->n_snaps; i++) {
+        if (o->snaps[i]->clones)
+            return gr_fail(err, -EBUSY, "'%s/%s': %u clones start at its snapshot '%s'", ds, path, o->snaps[i]->clones, o->snaps[i]->name);
+        if (o->snaps[i]->open)
+            return gr_fail(err, -EBUSY, "'%s/%s': its snapshot '%s' is being read", ds, path, o->snaps[i]->name);
+    }
+    return 0;
+}
+
+static int remove_dir(struct vmfs *v, struct vobj *parent, uint64_t id, const char *path, struct gr_err *err)
+{
+    struct vobj *o;
+    int r = dir_load(v, id, &o, err);
+    if (r == 0)
+        r = removable(o, path, err);
+    if (r == 0) {
+        dir_remove(parent, id);
+        inode_clear(v, o);
+    }
+    return r;
+}
+
+int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err)
+{
+    struct vobj *root, *dir, *dying, *o = NULL;
+    const char *name;
+    int r = vmfs_name_check(path, err);
+    if (r == 0 && !*path)
+        r = gr_fail(err, -EINVAL, "the root of '%s' cannot be removed", v->sb.name);
+    if (r == 0)
+        r = ns_begin(v, &root, err);
+    if (r < 0)
+        return r;
+    r = walk_parent(v, root, path, false, &dir, &name, err);
+    struct vdirent *e = r == 0 ? dir_find(dir, name, strlen(name)) : NULL;
+    if (r == 0 && !e)
+        r = gr_fail(err, -ENOENT, "'%s/%s' does not exist", v->sb.name, path);
+    uint64_t id = e ? e->id : 0;
+    if (r == 0 && e->type == VMFS_DIR) {
+        r = remove_dir(v, dir, id, path, err);
+    } else if (r == 0) {
+        r = dir_load(v, VMFS_INODE_DYING, &dying, err);
+        if (r == 0)
+            r = vobj_hold(v, id, 0, &o, NULL, err);
+        if (r < 0)
+            gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
+        if (r == 0)
+            r = removable(o, path, err);
+        if (r == 0)
+            r = dying_add(v, id, o->ino.type, err);
+        if (r == 0) {
+            dir_remove(dir, id);
+            o->dying = true;
+        }
+    }
+    r = ns_end(v, r, err);
+    if (r == 0 && o)
+        ns_destroy(o);
+    return r;
+}
+
+/* ---- the end of an object ---- */
+/* All its trees become deleted snapshots; the walker gives them back, then the object is buried. */
+void ns_destroy(struct vobj *o)
+{
+    uint32_t gone = VMFS_SNAP_HIDDEN | VMFS_SNAP_DELETING;
+    struct vmfs_rec_snap_disk d = { .value = gr_le32_of(gone) };
+    o->dying = true;
+    if (o->v->fenced)
+        return;
+    d.r.type = gr_le16_of(VMFS_R_SNAP_FLAGS);
+    for (size_t i = 0; i < o->n_snaps; i++)
+        if (o->snaps[i]->flags != gone) {
+            d.id = gr_le64_of(o->snaps[i]->id);
+            record_do(o, &d, sizeof d, NULL);
+        }
+    if (o->live.root.mem || o->live.root.ptr.addr) {
+        memset(&d, 0, sizeof d);
+        d.r.type = gr_le16_of(VMFS_R_SNAP_ADD);
+        d.value = gr_le32_of(gone);
+        record_do(o, &d, sizeof d, NULL);
+    }
+    reap_kick(o);
+}
+
+/* Nothing is left of it but the inode. */
+void ns_bury(struct vobj *o)
+{
+    struct vmfs *v = o->v;
+    struct vobj *root;
+    struct gr_err err = { 0 };
+    uint64_t id = o->id;
+    if (ns_begin(v, &root, &err) < 0)
+        return;
+    int r = dying_remove(v, id, &err);
+    struct vobj *clone_of = NULL;
+    if (r == 0 && o->origin_object && vobj_hold(v, o->origin_object, 0, &clone_of, NULL, &err) == 0) {
+        struct vsnap *s = vobj_snap(clone_of, o->origin_snap);
+        struct vmfs_rec_snap_disk d = { .id = gr_le64_of(o->origin_snap), .value = gr_le32_of(s && s->clones ? s->clones - 1 : 0) };
+        d.r.type = gr_le16_of(VMFS_R_CLONES);
+        if (s)
+            record_do(clone_of, &d, sizeof d, NULL);
+    }
+    if (r == 0)
+        inode_clear(v, o);
+    r = ns_end(v, r, &err);
+    if (r == 0)
+        vobj_release(v, o, &err);
+    if (clone_of)
+        reap_kick(clone_of);
+}
+
+void inode_clear(struct vmfs *v, struct vobj *o)
+{
+    o->ino.type = 0;
+    o->ino.size = o->ino.used_units = 0;
+    o->ino.n_snapshots = 0;
+    if (o->ino.blob_addr)
+        space_freed(v, o->ino.blob_addr, o->ino.blob_units, 1, v->ckpt_started + 1);
+    o->ino.blob_addr = 0;
+    o->ino.blob_units = o->ino.blob_bytes = 0;
+    o->dirty = true;
+}
+
+/* An object made in an operation that failed. */
+void ns_undo(struct vmfs *v, struct vobj *o)
+{
+    for (unsigned h = 0; h < VOBJ_HASH; h++)
+        for (struct vobj *d = v->objs[h], *next; d; d = next) {
+            next = d->hash_next;
+            if (d->ino.type == VMFS_DIR && d->id != VMFS_INODE_ROOT && d->ino.block_generation == 0 && d != o)
+                d->dirty = false;
+        }
+    if (o && o->ino.type != VMFS_DIR) {
+        o->ino.type = 0;
+        o->dirty = false;
+        vobj_release(v, o, NULL);
+    }
+}
+
+static void resume_work(void *arg)
+{
+    struct vmfs *v = arg;
+    struct vobj *dying;
+    if (vobj_peek(v, VMFS_INODE_DYING, &dying, NULL) == 0) {
+        for (size_t i = 0; i < dying->n_ents && !v->fenced && !v->leaving; i++) {
+            struct vobj *o;
+            if (vobj_find(v, dying->ents[i].id))
+                continue; /* one of ours, under way */
+            if (vobj_hold(v, dying->ents[i].id, 0, &o, NULL, NULL) == 0)
+                ns_destroy(o);
+        }
+        vobj_free(dying);
+    }
+    if (--v->background == 0)
+        gr_fqueue_wake_all(&v->background_q);
+}
+
+void ns_resume(struct vmfs *v)
+{
+    if (v->role != VMFS_HOST)
+        return;
+    v->background++;
+    if (gr_fiber_start(v->loop, resume_work, v) < 0)
+        v->background--;
+}
+
+int ns_format_root(struct vmfs *v, struct gr_err *err)
+{
+    uint8_t *b = vunits_alloc(1);
+    int r = b ? 0 : -ENOMEM;
+    for (uint32_t i = VMFS_INODE_ROOT; r == 0 && i <= VMFS_INODE_DYING; i++) {
+        struct vinode ino = { .id = i, .type = VMFS_DIR, .block_generation = 1 };
+        const struct gr_world *w = gr_loop_world(v->loop);
+        ino.mtime_s = w->wall_s(w->arg);
+        vinode_encode(v, &ino, vhome_addr(&v->sb.inodes, i, 0, 0), b);
+        r = vhome_write(v, &v->sb.inodes, i, 0, b, err);
+    }
+    free(b);
+    return r;
+}

@@ -1,0 +1,214 @@
+/* Opening, closing and handing back objects with content; whole small files. */
+#include "common/seam.h"
+#include "vmfs/internal.h"
+
+static int find_id(struct vmfs *v, const char *path, uint64_t *ret, struct gr_err *err)
+{
+    struct vmfs_stat st;
+    int r = vmfs_stat(v, path, &st, err);
+    if (r < 0)
+        return r;
+    if (st.type == VMFS_DIR)
+        return gr_fail(err, -EISDIR, "'%s/%s' is a directory", v->sb.name, path);
+    *ret = st.id;
+    return 0;
+}
+
+int vmfs_open(struct vmfs *v, const char *path, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err)
+{
+    uint64_t id;
+    struct vobj *o;
+    if (v->role != VMFS_HOST)
+        return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
+    int r = find_id(v, path, &id, err);
+    if (r == 0 && (r = vobj_hold(v, id, 0, &o, ret_owner_slot, err)) < 0)
+        return gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
+    if (r < 0)
+        return r;
+    if (o->dying)
+        return gr_fail(err, -ENOENT, "'%s/%s' is being removed", v->sb.name, path);
+    if (!o->handle) {
+        struct vmfs_disk *d = gr_zalloc(sizeof *d);
+        char name[128];
+        if (!d || !(d->path = gr_strdup(path))) {
+            free(d);
+            return gr_fail(err, -ENOMEM, "out of memory");
+        }
+        snprintf(name, sizeof name, "%s/%s", v->sb.name, path);
+        gr_bdev_init(&d->bdev, &vmfs_disk_ops, name);
+        d->o = o;
+        o->handle = d;
+    } else {
+        gr_bdev_get(&o->handle->bdev);
+    }
+    o->opens++;
+    reap_kick(o);
+    *ret = o->handle;
+    return 0;
+}
+
+void vmfs_close(struct vmfs_disk *d)
+{
+    if (!d)
+        return;
+    if (d->o)
+        d->o->opens--;
+    gr_bdev_put(&d->bdev);
+}
+
+int vmfs_release(struct vmfs *v, const char *path, struct gr_err *err)
+{
+    uint64_t id;
+    int r = find_id(v, path, &id, err);
+    struct vobj *o = r == 0 ? vobj_find(v, id) : NULL;
+    if (!o)
+        return r;
+    if (o->opens || o->handle)
+        return gr_fail(err, -EBUSY, "'%s/%s' is open", v->sb.name, path);
+    while (o->walker)
+        gr_fqueue_wait(&o->settled);
+    r = vmfs_checkpoint(v, err);
+    return r < 0 ? r : vobj_release(v, o, err);
+}
+
+struct gr_bdev *vmfs_bdev(struct vmfs_disk *d) { return &d->bdev; }
+uint64_t vmfs_disk_id(const struct vmfs_disk *d) { return d->o ? d->o->id : 0; }
+struct vmfs *vmfs_disk_volume(struct vmfs_disk *d) { return d->o ? d->o->v : NULL; }
+
+void vmfs_disk_stat(struct vmfs_disk *d, struct vmfs_stat *ret)
+{
+    struct vobj *o = d->o;
+    memset(ret, 0, sizeof *ret);
+    if (!o)
+        return;
+    *ret = (struct vmfs_stat){ .type = (enum vmfs_type)o->ino.type, .id = o->id, .size = o->ino.size, .used = o->ino.used_units * VMFS_UNIT,
+                               .provision = (enum vmfs_provision)o->ino.provision, .mtime_s = o->ino.mtime_s,
+                               .n_snapshots = o->ino.n_snapshots, .owner_slot = (int)o->v->slot, .owner_generation = o->v->me.generation };
+    memcpy(ret->uuid, o->ino.uuid, 16);
+}
+
+/* ---- resize ---- */
+static int cut_off(struct vobj *o, uint64_t size)
+{
+    uint64_t from = (size + VMFS_PIECE - 1) / VMFS_PIECE, end = (o->ino.size + VMFS_PIECE - 1) / VMFS_PIECE;
+    struct dop op = { .o = o };
+    op.range.epoch = o->epoch;
+    return disk_clear_pieces(&op, from, end);
+}
+
+static int resize_locked(struct vmfs_disk *d, uint64_t size, struct gr_err *err)
+{
+    struct vobj *o = d->o;
+    struct vmfs_rec_value_disk rec = { .value = gr_le64_of(size) };
+    uint64_t old = o->ino.size;
+    int r = 0;
+    journal_room(o->v);
+    if (size < old && (r = cut_off(o, size)) < 0)
+        return gr_fail(err, r, "'%s' cannot be cut: %s", d->bdev.name, gr_code_text(r));
+    rec.r.type = gr_le16_of(VMFS_R_RESIZE);
+    r = record_do(o, &rec, sizeof rec, err);
+    if (r == 0 && size > old && o->ino.provision != VMFS_THIN) {
+        r = disk_reserve(o, (old + VMFS_PIECE - 1) / VMFS_PIECE, (size + VMFS_PIECE - 1) / VMFS_PIECE, o->epoch);
+        if (r < 0) {
+            gr_fail(err, r, "'%s' cannot grow: %s", d->bdev.name, gr_code_text(r));
+            cut_off(o, old);
+            rec.value = gr_le64_of(old);
+            record_do(o, &rec, sizeof rec, NULL);
+        }
+    }
+    return r;
+}
+
+int vmfs_resize(struct vmfs_disk *d, uint64_t size, bool shrink, struct gr_err *err)
+{
+    struct vobj *o = d->o;
+    if (!o || d->gone)
+        return gr_fail(err, -GR_EFENCED, "'%s' is no longer ours", d->bdev.name);
+    if (size == 0 || size > VMFS_DISK_MAX || size % 512)
+        return gr_fail(err, -EINVAL, "'%s': %llu bytes: a size is a multiple of 512, at least 512 and at most 1 PiB", d->bdev.name,
+                       (unsigned long long)size);
+    if (size < o->ino.size && !shrink)
+        return gr_fail(err, -EINVAL, "'%s' has %llu bytes: making it smaller loses what is behind byte %llu; say --shrink to do it",
+                       d->bdev.name, (unsigned long long)o->ino.size, (unsigned long long)size);
+    disk_freeze(o);
+    int r = resize_locked(d, size, err);
+    disk_thaw(o);
+    if (r == 0 && (r = journal_commit(o->v)) < 0)
+        gr_fail(err, r, "'%s': the new size is not durable: %s", d->bdev.name, gr_code_text(r));
+    if (r == 0)
+        gr_bdev_event(&d->bdev, GR_EVENT_RESIZED);
+    return r;
+}
+
+/* ---- whole files ---- */
+int vmfs_file_read(struct vmfs *v, const char *path, size_t max, void **ret, size_t *ret_len, struct gr_err *err)
+{
+    uint64_t id;
+    struct vobj *o, *peeked = NULL;
+    int r = find_id(v, path, &id, err);
+    if (r < 0)
+        return r;
+    if (!(o = vobj_find(v, id)) && (r = vobj_peek(v, id, &peeked, err)) < 0)
+        return r;
+    o = peeked ? peeked : o;
+    if (o->ino.size > max) {
+        r = gr_fail(err, -EFBIG, "'%s/%s' has %llu bytes: at most %zu are read at once", v->sb.name, path, (unsigned long long)o->ino.size, max);
+    } else {
+        uint8_t *buf = vunits_alloc((uint32_t)(o->ino.size / VMFS_UNIT + 1));
+        r = buf ? tree_read_wait(o, &o->live, buf, (o->ino.size + 511) & ~511ull, 0) : -ENOMEM;
+        if (r < 0) {
+            free(buf);
+            gr_fail(err, r, "'%s/%s' cannot be read: %s", v->sb.name, path, gr_code_text(r));
+        } else {
+            *ret = buf;
+            *ret_len = o->ino.size;
+        }
+    }
+    if (peeked)
+        vobj_free(peeked);
+    return r;
+}
+
+/* A new object with the content takes the name over. */
+int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t len, struct gr_err *err)
+{
+    struct vmfs_stat st;
+    char tmp[VMFS_PATH_MAX + 16];
+    const struct gr_world *w = gr_loop_world(v->loop);
+    uint32_t salt;
+    w->random(w->arg, &salt, sizeof salt);
+    int r = vmfs_name_check(path, err);
+    if (r < 0)
+        return r;
+    const char *slash = strrchr(path, '/');
+    snprintf(tmp, sizeof tmp, "%.*s.%08x.tmp", (int)(slash ? slash - path + 1 : 0), path, salt);
+    r = vmfs_stat(v, path, &st, NULL);
+    if (r == 0 && st.type != VMFS_FILE)
+        return gr_fail(err, -EEXIST, "'%s/%s' is not a regular file", v->sb.name, path);
+    bool replace = r == 0;
+    struct vmfs_disk *d = NULL;
+    r = vmfs_create(v, tmp, VMFS_FILE, len, VMFS_THIN, err);
+    if (r == 0)
+        r = vmfs_open(v, tmp, &d, NULL, err);
+    if (r == 0 && len) {
+        uint32_t units = (uint32_t)((len + VMFS_UNIT - 1) / VMFS_UNIT);
+        uint8_t *buf = vunits_alloc(units);
+        struct dop op = { .o = d->o };
+        struct iovec iov = { buf, (size_t)units * VMFS_UNIT };
+        op.range.epoch = d->o->epoch;
+        if (buf)
+            memcpy(buf, data, len);
+        r = buf ? disk_write_pieces(&op, 0, iov.iov_len, &iov, 1, false) : -ENOMEM;
+        if (r < 0)
+            gr_fail(err, r, "'%s/%s' cannot be written: %s", v->sb.name, path, gr_code_text(r));
+        free(buf);
+    }
+    vmfs_close(d);
+    if (r == 0)
+        r = replace ? ns_replace(v, tmp, path, err) : vmfs_rename(v, tmp, path, err);
+    if (r == 0)
+        r = vmfs_release(v, path, err);
+    if (r < 0 && d)
+        vmfs_remove(v, tmp, NULL);
+    return r;
+}

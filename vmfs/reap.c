@@ -1,0 +1,316 @@
+/* Giving back what only a deleted snapshot needed.
+ *
+ * The snapshot's tree is walked beside the trees that grew from it (its successors), and pruned where a subtree is not newer
+ * than the snapshot before it, or is the very same node in a successor. A unit goes free when it was born after the snapshot
+ * before, and no successor has it at the same place. The cursor moves with every record, because overwrites of the live head
+ * ask it who is responsible for a unit (held_by_ancestors): behind the cursor they are, before it this walk is. */
+#include "common/seam.h"
+#include "vmfs/internal.h"
+
+#define REAP_RUNS 4096u
+#define SUCC_MAX 64u
+struct reap {
+    struct vobj *o;
+    struct vsnap *s;
+    uint64_t prev_epoch;
+    struct mtree *succ[SUCC_MAX];
+    unsigned n_succ;
+    uint64_t cursor;
+    struct vmfs_rec_free_disk *rec;
+    uint32_t n_runs;
+};
+
+static uint64_t slot_addr(const struct mchild *c) { return c->mem ? c->mem->ptr.addr : c->ptr.addr; }
+static uint64_t slot_birth(const struct mchild *c) { return c->mem ? c->mem->birth : c->ptr.birth; }
+static bool slot_empty(const struct mchild *c) { return !c->mem && !c->ptr.addr; }
+static bool same_node(const struct mchild *a, const struct mchild *b)
+{
+    if (a->mem && a->mem == b->mem)
+        return true;
+    return slot_addr(a) && slot_addr(a) == slot_addr(b) && !(b->mem && b->mem->dirty);
+}
+
+static void free_run(struct reap *w, uint64_t addr, uint32_t units)
+{
+    struct vmfs_run_disk *last = w->n_runs ? &w->rec->runs[w->n_runs - 1] : NULL;
+    if (last && gr_le64_get(last->addr) + gr_le64_get(last->units) == addr)
+        last->units = gr_le64_of(gr_le64_get(last->units) + units);
+    else
+        w->rec->runs[w->n_runs++] = (struct vmfs_run_disk){ gr_le64_of(addr), gr_le64_of(units) };
+}
+
+static int move_cursor(struct reap *w)
+{
+    struct vmfs_rec_free_disk *d = w->rec;
+    if (w->cursor == w->s->cursor && !w->n_runs)
+        return 0;
+    memset(&d->r, 0, sizeof d->r);
+    d->r.type = gr_le16_of(VMFS_R_SNAP_FREE);
+    d->id = gr_le64_of(w->s->id);
+    d->cursor = gr_le64_of(w->cursor);
+    d->n_runs = gr_le32_of(w->n_runs);
+    d->reserved = gr_le32_of(0);
+    int r = record_do(w->o, d, sizeof *d + w->n_runs * sizeof d->runs[0], NULL);
+    w->n_runs = 0;
+    return r;
+}
+
+/* The slot of @t for the node of @level that holds @piece; NULL: not in memory (or not there): *ret_load says which piece to load. */
+static struct mchild *slot_at(struct mtree *t, unsigned level, uint64_t piece, bool *ret_absent)
+{
+    struct mchild *c = &t->root;
+    unsigned l = t->level;
+    *ret_absent = false;
+    if (piece >= mnode_span(t->level) || level > l) {
+        *ret_absent = true;
+        return NULL;
+    }
+    while (l > level) {
+        if (slot_empty(c)) {
+            *ret_absent = true;
+            return NULL;
+        }
+        if (!c->mem)
+            return NULL;
+        c = &c->mem->child[piece / mnode_span(l - 1) % VMFS_FANOUT];
+        l--;
+    }
+    return c;
+}
+
+enum step { STEP_SKIP, STEP_DOWN, STEP_LOAD };
+
+/* What to do with the snapshot's node of @level at the cursor. *ret_tree: which tree misses the path (STEP_LOAD). */
+static enum step look(struct reap *w, unsigned level, struct mtree **ret_tree)
+{
+    bool absent;
+    struct mchild *c = slot_at(&w->s->tree, level, w->cursor, &absent);
+    if (absent)
+        return STEP_SKIP;
+    if (!c) {
+        *ret_tree = &w->s->tree;
+        return STEP_LOAD;
+    }
+    if (slot_empty(c) || slot_birth(c) <= w->prev_epoch)
+        return STEP_SKIP;
+    for (unsigned k = 0; k < w->n_succ; k++) {
+        struct mchild *d = slot_at(w->succ[k], level, w->cursor, &absent);
+        if (!d && !absent) {
+            *ret_tree = w->succ[k];
+            return STEP_LOAD;
+        }
+        if (d && same_node(c, d))
+            return STEP_SKIP;
+    }
+    return STEP_DOWN;
+}
+
+/* Nodes of the snapshot that end at the cursor are done with: free them unless a successor still names them. */
+static void free_finished(struct reap *w, unsigned from_level)
+{
+    uint64_t last = w->cursor - 1;
+    for (unsigned level = from_level; level <= w->s->tree.level && w->cursor % mnode_span(level) == 0; level++) {
+        bool absent, named = false;
+        struct mchild *c = slot_at(&w->s->tree, level, last, &absent);
+        if (!c || slot_empty(c) || slot_birth(c) <= w->prev_epoch || !slot_addr(c))
+            continue;
+        for (unsigned k = 0; k < w->n_succ; k++) {
+            struct mchild *d = slot_at(w->succ[k], level, last, &absent);
+            named |= d && slot_addr(d) == slot_addr(c);
+        }
+        if (!named)
+            free_run(w, slot_addr(c), c->mem ? c->mem->ptr.units : c->ptr.units);
+    }
+}
+
+static void free_pieces(struct reap *w, const struct mnode *leaf, struct mnode *const *others, unsigned n)
+{
+    for (unsigned i = 0; i < VMFS_LEAF_PIECES; i++) {
+        unsigned b = i / VMFS_BLOCK_PIECES, at = i % VMFS_BLOCK_PIECES;
+        struct mpiece p = ment_piece(&leaf->ent[b], at);
+        bool named = p.state == VMFS_P_HOLE || p.birth <= w->prev_epoch;
+        for (unsigned k = 0; !named && k < n; k++) {
+            struct mpiece q = { 0 };
+            if (others[k])
+                q = ment_piece(&others[k]->ent[b], at);
+            named = q.state != VMFS_P_HOLE && q.addr == p.addr;
+        }
+        if (!named)
+            free_run(w, p.addr, 1);
+    }
+}
+
+/* The leaf at the cursor. 0 done, -EAGAIN: *ret_tree must be loaded. */
+static int reap_leaf(struct reap *w, struct mtree **ret_tree)
+{
+    struct mnode *leaf, *others[SUCC_MAX];
+    *ret_tree = &w->s->tree;
+    if (mtree_peek(&w->s->tree, w->cursor, &leaf) < 0)
+        return -EAGAIN;
+    for (unsigned k = 0; k < w->n_succ; k++) {
+        *ret_tree = w->succ[k];
+        if (mtree_peek(w->succ[k], w->cursor, &others[k]) < 0)
+            return -EAGAIN;
+    }
+    if (leaf)
+        free_pieces(w, leaf, others, w->n_succ);
+    w->cursor = (w->cursor / VMFS_LEAF_PIECES + 1) * VMFS_LEAF_PIECES;
+    free_finished(w, 0);
+    return 0;
+}
+
+/* One move: skips as far as it can, then one leaf. 0 moved; 1 finished. */
+static int reap_step(struct reap *w)
+{
+    struct mtree *missing = NULL;
+    uint64_t end = mnode_span(w->s->tree.level);
+    unsigned level = w->s->tree.level;
+    while (w->cursor < end) {
+        enum step s = look(w, level, &missing);
+        if (s == STEP_LOAD)
+            break;
+        if (s == STEP_SKIP) {
+            w->cursor = (w->cursor / mnode_span(level) + 1) * mnode_span(level);
+            free_finished(w, level + 1);
+            level = w->s->tree.level;
+            if (w->n_runs > REAP_RUNS - 16)
+                return move_cursor(w);
+            continue;
+        }
+        if (level == 0) {
+            if (reap_leaf(w, &missing) == 0)
+                return move_cursor(w);
+            break;
+        }
+        level--;
+    }
+    int r = move_cursor(w); /* before anything can suspend */
+    if (r < 0 || w->cursor >= end)
+        return r < 0 ? r : 1;
+    struct gr_err err = { 0 };
+    r = mtree_load(w->o, missing, w->cursor, &err);
+    if (r < 0)
+        vmfs_warn(w->o->v, "a deleted snapshot cannot be given back: %s", gr_err_text(&err, r));
+    return r;
+}
+
+static void successors(struct reap *w)
+{
+    struct vobj *o = w->o;
+    w->n_succ = 0;
+    if (o->parent_snap == w->s->id)
+        w->succ[w->n_succ++] = &o->live;
+    for (size_t i = 0; i < o->n_snaps && w->n_succ < SUCC_MAX; i++)
+        if (o->snaps[i]->parent == w->s->id)
+            w->succ[w->n_succ++] = &o->snaps[i]->tree;
+}
+
+static int drop(struct vobj *o, uint64_t id)
+{
+    struct vmfs_rec_snap_disk d = { .id = gr_le64_of(id) };
+    d.r.type = gr_le16_of(VMFS_R_SNAP_DROP);
+    return record_do(o, &d, sizeof d, NULL);
+}
+
+static int reap_snapshot(struct vobj *o, uint64_t id)
+{
+    struct reap w = { .o = o, .rec = gr_alloc(sizeof *w.rec + (REAP_RUNS + VMFS_LEAF_PIECES + 64) * sizeof w.rec->runs[0]) };
+    int r = w.rec ? 0 : -ENOMEM;
+    while (r == 0) {
+        journal_room(o->v);
+        w.s = vobj_snap(o, id);
+        if (!w.s || o->v->fenced || o->v->leaving) {
+            r = -ECANCELED;
+            break;
+        }
+        if (o->late || (w.s->tree.root.mem && w.s->tree.root.mem->dirty)) { /* it must lie on disk, as it is */
+            r = ckpt_run(o->v);
+            continue;
+        }
+        struct vsnap *before = vobj_snap(o, w.s->parent);
+        w.prev_epoch = before ? before->epoch : o->origin_object ? o->origin_epoch : 0;
+        successors(&w); /* they may change while we sleep */
+        w.cursor = w.s->cursor;
+        r = reap_step(&w);
+        gr_fiber_yield();
+    }
+    free(w.rec);
+    if (r == 1)
+        r = drop(o, id);
+    return r;
+}
+
+/* A reader elsewhere pins the snapshot: 1. */
+static int pinned(struct vobj *o, uint64_t snap)
+{
+    struct vmfs *v = o->v;
+    for (unsigned i = 0; i < v->sb.slots.entries; i++) {
+        struct vslot s;
+        if (vslot_read(v, i, &s, NULL) < 0 || s.state == VMFS_SLOT_FREE)
+            continue;
+        for (unsigned p = 0; p < s.n_pins; p++)
+            if (s.pins[p].object == o->id && s.pins[p].snapshot == snap)
+                return 1;
+    }
+    return 0;
+}
+
+static struct vsnap *next_to_reap(struct vobj *o)
+{
+    struct vsnap *half = NULL, *next = NULL;
+    for (size_t i = 0; i < o->n_snaps; i++) {
+        struct vsnap *s = o->snaps[i];
+        if (!(s->flags & VMFS_SNAP_DELETING))
+            continue;
+        if (s->cursor)
+            half = s; /* one at a time: finish it first */
+        if (!s->open && !s->clones)
+            next = s;
+    }
+    return half ? half : next;
+}
+
+static void reap_work(void *arg)
+{
+    struct vobj *o = arg;
+    struct vmfs *v = o->v;
+    while (!v->fenced && !v->leaving) {
+        struct vsnap *s = next_to_reap(o);
+        if (!s)
+            break;
+        uint64_t id = s->id;
+        if (!s->cursor && pinned(o, id)) {
+            gr_fiber_sleep_ms(200);
+            continue;
+        }
+        s = vobj_snap(o, id);
+        if (!s || (!s->cursor && s->open)) /* opened meanwhile */
+            continue;
+        if (reap_snapshot(o, id) < 0)
+            break;
+    }
+    o->walker = false;
+    gr_fqueue_wake_all(&o->settled);
+    if (o->dying && !o->n_snaps && !v->fenced && !v->leaving)
+        ns_bury(o);
+    if (--v->background == 0)
+        gr_fqueue_wake_all(&v->background_q);
+}
+
+void reap_kick(struct vobj *o)
+{
+    struct vmfs *v = o->v;
+    if (o->walker || v->fenced || v->leaving || v->replaying || (!next_to_reap(o) && !(o->dying && !o->n_snaps)))
+        return;
+    o->walker = true;
+    v->background++;
+    if (gr_fiber_start(v->loop, reap_work, o) < 0) {
+        o->walker = false;
+        v->background--;
+    }
+}
+
+bool reap_pending(struct vobj *o)
+{
+    return o->walker || next_to_reap(o);
+}

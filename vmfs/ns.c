@@ -339,7 +339,7 @@ static int link_at(struct vmfs *v, struct vobj *root, const char *path, struct v
 
 static int create_thick(struct vmfs *v, const char *path, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct gr_err *err)
 {
-    struct vobj *o, *root;
+    struct vobj *o = NULL, *root;
     int r = create_hidden(v, type, size, provision, &o, err);
     if (r < 0)
         return r;

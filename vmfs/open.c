@@ -16,7 +16,7 @@ static int find_id(struct vmfs *v, const char *path, uint64_t *ret, struct gr_er
 
 int vmfs_open(struct vmfs *v, const char *path, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err)
 {
-    uint64_t id;
+    uint64_t id = 0;
     struct vobj *o;
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
@@ -58,7 +58,7 @@ void vmfs_close(struct vmfs_disk *d)
 
 int vmfs_release(struct vmfs *v, const char *path, struct gr_err *err)
 {
-    uint64_t id;
+    uint64_t id = 0;
     int r = find_id(v, path, &id, err);
     struct vobj *o = r == 0 ? vobj_find(v, id) : NULL;
     if (!o)
@@ -143,7 +143,7 @@ int vmfs_resize(struct vmfs_disk *d, uint64_t size, bool shrink, struct gr_err *
 /* ---- whole files ---- */
 int vmfs_file_read(struct vmfs *v, const char *path, size_t max, void **ret, size_t *ret_len, struct gr_err *err)
 {
-    uint64_t id;
+    uint64_t id = 0;
     struct vobj *o, *peeked = NULL;
     int r = find_id(v, path, &id, err);
     if (r < 0)

@@ -76,7 +76,12 @@ static int await_ready(int fd, const char *program, const char *log, unsigned ti
     }
     line[n] = 0;
     line[strcspn(line, "\n")] = 0;
-    return strcmp(line, "ready") == 0 ? 0 : gr_fail(err, -EIO, "%s: %s", program, line);
+    if (strcmp(line, "ok") == 0)
+        return 0;
+    char *blank = strchr(line, ' ');
+    if (blank)
+        *blank = 0;
+    return gr_fail(err, gr_code_from_name(line), "%s: %s", program, blank ? blank + 1 : line);
 }
 
 int gr_daemon_start(const char *const *argv, const char *log, unsigned timeout_ms, struct gr_err *err)
@@ -163,15 +168,15 @@ static void notify_systemd(const char *text)
         (void)!sendto(fd, text, strlen(text), MSG_NOSIGNAL, (struct sockaddr *)&sa, (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n));
 }
 
-void gr_daemon_ready(int ready_fd, const char *error)
+void gr_daemon_ready(int ready_fd, int code, const char *text)
 {
     if (ready_fd >= 0) {
-        gr_auto_free char *line = gr_asprintf("%s\n", error ? error : "ready");
+        gr_auto_free char *line = code < 0 ? gr_asprintf("%s %s\n", gr_code_name(code), text) : gr_strdup("ok\n");
         if (line)
             (void)!write(ready_fd, line, strlen(line));
         close(ready_fd);
     }
-    if (!error)
+    if (code >= 0)
         notify_systemd("READY=1");
 }
 

@@ -1,7 +1,7 @@
 /* Starting, announcing and ending our daemons without an init system, and beside one (systemd's notification).
  *
- * A starter runs the program with "--ready-fd N"; the daemon writes "ready\n", or one sentence of failure, to that descriptor
- * when it knows. Which process serves a socket is asked of the kernel (SO_PEERCRED), not of a pid file. */
+ * A starter runs the program with "--ready-fd N"; the daemon writes "ok\n", or "CODE sentence\n" (gr_code_name), to that
+ * descriptor when it knows. Which process serves a socket is asked of the kernel (SO_PEERCRED), not of a pid file. */
 #ifndef GR_DAEMON_H
 #define GR_DAEMON_H
 #include "common/fiber.h"
@@ -19,8 +19,9 @@ int gr_daemon_stop(const char *path, const char *program, unsigned timeout_ms, s
 char *gr_program_path(const char *name);
 
 /* ---- for the daemon itself; any context ---- */
-/* Tell the starter (descriptor @ready_fd, -1: none) and systemd: ready, or failed with @error (NULL: ready). Closes @ready_fd. */
-void gr_daemon_ready(int ready_fd, const char *error);
+/* Tell the starter (descriptor @ready_fd, -1: none) and systemd: ready (@code 0), or failed with @code and the sentence @text.
+ * Closes @ready_fd. */
+void gr_daemon_ready(int ready_fd, int code, const char *text);
 /* Tell systemd that the end has begun. */
 void gr_daemon_stopping(void);
 /* Write the pid file; gr_daemon_pidfile_remove() when the process ends. */

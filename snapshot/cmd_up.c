@@ -9,6 +9,7 @@
 #define START_MS 60000u
 #define STOP_MS 60000u
 #define ASK_MS 5000
+#define GUESTS_MS 20000 /* what a guest gets to shut down */
 
 struct site {
     struct gr_cmd_ctx *c;
@@ -166,6 +167,28 @@ static int cmd_up(struct gr_cmd_ctx *c, struct gr_err *err)
 }
 
 /* ---- down ---- */
+/* Guests are shut down with the host: their disks go away. */
+static int stop_guests(struct site *s, struct gr_err *err)
+{
+    struct gr_rpc_client *peer = NULL;
+    json_t *list = gr_cmd_flag(s->c, "keep-vms") ? NULL : ask(s, s->hostd, "vm.list"), *vm;
+    size_t i;
+    bool any = false;
+    json_array_foreach(list, i, vm)
+    {
+        const char *state = json_string_value(json_object_get(vm, "state"));
+        any = any || (state && strcmp(state, "off") != 0);
+    }
+    json_decref(list);
+    if (!any)
+        return 0;
+    int r = gr_rpc_connect(gr_cmd_loop(s->c), s->hostd, &peer, err);
+    if (r == 0)
+        r = gr_rpc_call(peer, "host.shutdown", json_pack("{s:b,s:i}", "stop-vms", 1, "timeout-ms", GUESTS_MS), NULL, NULL, -1, NULL, err);
+    gr_rpc_client_free(peer);
+    return r;
+}
+
 static int cmd_down(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     struct site s;
@@ -173,6 +196,8 @@ static int cmd_down(struct gr_cmd_ctx *c, struct gr_err *err)
     int r = site_open(&s, c, err);
     if (r == 0)
         r = site_lock(&s, err);
+    if (r == 0)
+        r = stop_guests(&s, err);
     if (r == 0)
         r = gr_daemon_stop(s.hostd, "granary-hostd", STOP_MS, err);
     stopped += r == 0;
@@ -196,7 +221,7 @@ static const struct gr_col datastore_cols[] = {
     {"free", "FREE", GR_COL_SIZE},      {"error", "ERROR", GR_COL_TEXT}, {NULL},
 };
 static const struct gr_col vm_cols[] = {
-    {"vm", "VM", GR_COL_TEXT}, {"state", "STATE", GR_COL_TEXT}, {"engine", "ENGINE", GR_COL_TEXT}, {NULL},
+    {"vm", "VM", GR_COL_TEXT}, {"state", "STATE", GR_COL_TEXT}, {"accel", "ENGINE", GR_COL_TEXT}, {NULL},
 };
 
 /* Without a daemon nothing is joined just to be shown: what is registered is told. */
@@ -228,7 +253,7 @@ static int status_object(struct site *s, json_t **ret, struct gr_err *err)
     }
     *ret = json_pack("{s:s,s:b,s:O?,s:O?,s:O?,s:O?,s:O?,s:O?,s:o?,s:o?,s:o?,s:o?}", "home", gr_home_dir(s->home), "up", st != NULL, "portal",
                      json_object_get(st, "portal"), "multipath-portal", json_object_get(st, "multipath-portal"), "mover",
-                     json_object_get(st, "mover"), "sessions", json_object_get(st, "sessions"), "engine", json_object_get(probe, "engine"),
+                     json_object_get(st, "mover"), "sessions", json_object_get(st, "sessions"), "engine", json_object_get(probe, "verdict"),
                      "engine-reason", json_object_get(probe, "reason"), "storaged", st, "hostd", hd, "datastores", ds, "vms", vms);
     json_decref(probe);
     return *ret ? 0 : gr_fail(err, -ENOMEM, "out of memory");
@@ -260,9 +285,14 @@ static const struct gr_opt up_opts[] = {
     {NULL},
 };
 
+static const struct gr_opt down_opts[] = {
+    {"keep-vms", NULL, "leave virtual machines on; they stand still without their disks"},
+    {NULL},
+};
+
 const struct gr_cmd snap_up_commands[] = {
     {NULL, "up", "", 0, 0, "start the daemons of this host; returns when every LUN answers", up_opts, cmd_up},
-    {NULL, "down", "", 0, 0, "end the daemons in order; returns when they are gone", NULL, cmd_down},
+    {NULL, "down", "", 0, 0, "end guests and daemons in order; returns when they are gone", down_opts, cmd_down},
     {NULL, "status", "", 0, 0, "show daemons, datastores, portals and virtual machines", NULL, cmd_status},
     {NULL},
 };

@@ -38,6 +38,7 @@ pkgs_granary-fsread := tsk libseccomp
 # ---- tests that need more than their module: mods_<test name>, pkgs_<test name> as for programs -----------------------
 mods_backup-proxy_source_nbd := backup-proxy iscsi-target common
 mods_mover_demo := iscsi-target common
+mods_source_cat := backup-proxy common
 
 # ---- compilation ----------------------------------------------------------------------------------------------------
 IS_CLANG := $(shell $(CC) --version 2>/dev/null | grep -ci clang)

@@ -104,12 +104,12 @@ static void sub_end(struct nbd_sub *s, int status)
 static void run_done(void *arg)
 {
     struct nbd_source *src = arg;
-    while (src->done) {
-        struct nbd_sub *s = src->done;
-        src->done = s->next;
-        if (!src->done)
-            src->done_tail = NULL;
-        sub_end(s, s->status);
+    struct nbd_sub *list = src->done;
+    src->done = src->done_tail = NULL;
+    while (list) {
+        struct nbd_sub *s = list;
+        list = s->next;
+        sub_end(s, s->status); /* the last one may close the source: nothing of it is touched after that */
     }
 }
 
@@ -395,6 +395,8 @@ void nbd_source_free(struct nbd_source *src)
         gr_timer_cancel(src->loop, &c->silence);
         if (c->watching)
             gr_watch_del(src->loop, &c->watch);
+        if (c->h && nbd_aio_is_ready(c->h))
+            (void)nbd_aio_disconnect(c->h, 0); /* goes out at once when the socket takes it; else the server sees a reset */
         nbd_close(c->h);
     }
     gr_loop_defer_cancel(src->loop, &src->complete);

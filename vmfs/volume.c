@@ -40,7 +40,7 @@ static int super_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct g
         *ret = ra == 0 ? a : b;
         return 0;
     }
-    if (ra == -GR_EFORMAT && rb == -GR_EFORMAT)
+    if (ra == -GR_EFORMAT && (rb == -GR_EFORMAT || rb == -GR_ERANGE)) /* too small to have a second copy */
         return gr_fail(err, -GR_EFORMAT, "'%s' is not a Granary datastore", v->dev[dev].bdev->name);
     if (ra == -GR_EVERSION || rb == -GR_EVERSION)
         return gr_fail(err, -GR_EVERSION, "'%s': %s", v->dev[dev].bdev->name, ra == -GR_EVERSION ? ea.text : eb.text);
@@ -147,6 +147,7 @@ int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, 
         r = join_host(v, err);
     }
     if (r < 0) {
+        v->opts.warn = NULL; /* nothing is given up: it was never joined */
         vmfs_abandon(v);
         return r;
     }

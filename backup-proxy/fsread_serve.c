@@ -70,6 +70,14 @@ static void send_error(struct server *s, int code, const char *text)
     send_frame(s, FS_ERROR, b, o.len);
 }
 
+/* A request that the file system could not serve. */
+static void send_failure(struct server *s, int code, const char *what)
+{
+    char text[FS_TEXT_MAX + 1];
+    snprintf(text, sizeof text, "%s: %.180s", what, fsread_why());
+    send_error(s, code, text);
+}
+
 static void send_out(struct server *s, uint16_t type, const struct fs_out *o)
 {
     if (o->bad)
@@ -224,7 +232,7 @@ static void do_list(struct server *s, struct fs_in *in)
     struct lister l = {.s = s, .o = {.p = s->reply, .cap = FS_BODY_MAX, .len = 4}};
     int rc = fsread_list(slot->fs, inode, emit_entry, &l);
     if (rc < 0) {
-        send_error(s, rc, "cannot read the directory");
+        send_failure(s, rc, "cannot read the directory");
         return;
     }
     flush_batch(&l);
@@ -240,7 +248,7 @@ static void do_stat(struct server *s, struct fs_in *in)
     int rc = fsread_stat(slot->fs, fs_get_u64(in), &a);
     struct fs_out o = {.p = s->reply, .cap = FS_BODY_MAX};
     if (rc < 0) {
-        send_error(s, rc, "cannot read the inode");
+        send_failure(s, rc, "cannot read the inode");
         return;
     }
     fs_put_attr(&o, &a);
@@ -256,7 +264,7 @@ static void do_link(struct server *s, struct fs_in *in)
     int rc = fsread_link(slot->fs, fs_get_u64(in), &target);
     struct fs_out o = {.p = s->reply, .cap = FS_BODY_MAX};
     if (rc < 0) {
-        send_error(s, rc, "cannot read the symbolic link");
+        send_failure(s, rc, "cannot read the symbolic link");
         return;
     }
     fs_put_str(&o, target);
@@ -272,7 +280,7 @@ static void do_read(struct server *s, struct fs_in *in)
     uint32_t len = fs_get_u32(in);
     int64_t n = len <= FS_DATA_MAX ? fsread_read(slot->fs, inode, off, s->reply + 4, len) : -EINVAL;
     if (n < 0) {
-        send_error(s, (int)n, "cannot read the file");
+        send_failure(s, (int)n, "cannot read the file");
         return;
     }
     struct fs_out o = {.p = s->reply, .cap = 4};
@@ -290,7 +298,7 @@ static void do_map(struct server *s, struct fs_in *in)
     struct fs_run *runs = calloc(FS_RUNS_MAX, sizeof *runs);
     int n = runs ? fsread_map(slot->fs, inode, off, runs, FS_RUNS_MAX, &end) : -ENOMEM;
     if (n < 0 && n != -EOPNOTSUPP) {
-        send_error(s, n, "cannot find the content of the file");
+        send_failure(s, n, "cannot find the content of the file");
     } else {
         struct fs_out o = {.p = s->reply, .cap = FS_BODY_MAX};
         fs_put_u8(&o, n >= 0);

@@ -13,10 +13,23 @@ struct fsread_fs {
     TSK_FS_INFO *fs;
     TSK_FS_FILE *file; /* the last one used stays open: reads come in rows */
     uint64_t file_inode;
+    bool old_ext; /* ext2 of revision 0 */
     char link[FS_LINK_MAX + 1];
 };
 
 /* ---- the image as libtsk sees it ---- */
+/* ext2 of revision 0 has no inode size in its superblock (it is 128, the first inode for files 11); libtsk needs it. */
+static void complete_old_superblock(uint8_t *buf, size_t len, uint64_t off)
+{
+    uint8_t fields[6];
+    const uint64_t at = 1024 + 84;
+    gr_put_le32(fields, 11);
+    gr_put_le16(fields + 4, 128);
+    for (uint64_t i = 0; i < sizeof fields; i++)
+        if (at + i >= off && at + i - off < len)
+            buf[at + i - off] = fields[i];
+}
+
 static ssize_t volume_read(TSK_IMG_INFO *img, TSK_OFF_T off, char *buf, size_t len)
 {
     struct fsread_fs *f = (struct fsread_fs *)(void *)img;
@@ -25,6 +38,8 @@ static ssize_t volume_read(TSK_IMG_INFO *img, TSK_OFF_T off, char *buf, size_t l
     if (len > f->vol->size - (uint64_t)off)
         len = (size_t)(f->vol->size - (uint64_t)off);
     int rc = fs_parts_read(f->disk, f->vol, (uint64_t)off, buf, len);
+    if (rc == 0 && f->old_ext)
+        complete_old_superblock((uint8_t *)buf, len, (uint64_t)off);
     return rc < 0 ? -1 : (ssize_t)len;
 }
 
@@ -95,6 +110,7 @@ static int recognise(struct fsread_fs *f, struct fs_opened *info, TSK_FS_TYPE_EN
     }
     if (gr_get_le16(b + 1024 + 56) == 0xef53) {
         *ret = TSK_FS_TYPE_EXT_DETECT;
+        f->old_ext = gr_get_le32(b + 1024 + 76) == 0;
         return check_ext(b + 1024, info, why);
     }
     bool fat32 = memcmp(b + 82, "FAT32", 5) == 0;
@@ -133,7 +149,7 @@ static bool is_ntfs(const struct fsread_fs *f)
     return TSK_FS_TYPE_ISNTFS(f->fs->ftype);
 }
 
-static const char *tsk_why(void)
+const char *fsread_why(void)
 {
     const char *s = tsk_error_get_errstr();
     return s && *s ? s : "libtsk gives no reason";
@@ -182,13 +198,13 @@ int fsread_open(const struct fs_image *img, const struct fs_volume *vol, struct 
     }
     tsk_error_reset();
     if (!tsk_img_open_external(f, (TSK_OFF_T)vol->size, 512, volume_read, volume_close, volume_stat)) {
-        snprintf(why->text, sizeof why->text, "%.200s", tsk_why());
+        snprintf(why->text, sizeof why->text, "%.200s", fsread_why());
         free(f);
         return -EIO;
     }
     f->fs = tsk_fs_open_img(&f->img, 0, type);
     if (!f->fs) {
-        snprintf(why->text, sizeof why->text, "damaged file system: %.200s", tsk_why());
+        snprintf(why->text, sizeof why->text, "damaged file system: %.200s", fsread_why());
         tsk_img_close(&f->img);
         free(f);
         return -EIO;
@@ -359,6 +375,146 @@ static uint32_t clean_name(const char *name, char out[FS_NAME_MAX + 1])
     return fs_name_ok(out, n) ? (uint32_t)n : 0;
 }
 
+/* What a listing needs on its way. */
+struct lister {
+    struct fsread_fs *f;
+    int (*emit)(void *arg, const struct fs_entry *e);
+    void *arg;
+    struct fs_entry e;
+};
+
+/* Names of an ext directory: u32 inode, u8 length, bytes, one behind the other. */
+struct names {
+    uint8_t *data;
+    size_t len, cap, count;
+};
+
+static int add_name(struct names *n, uint32_t inode, const uint8_t *name, uint8_t len)
+{
+    const size_t need = 5 + (size_t)len;
+    if (n->count == FS_LIST_MAX)
+        return -EFBIG;
+    if (need > n->cap - n->len) {
+        size_t cap = n->cap ? n->cap * 2 : 65536;
+        uint8_t *p = realloc(n->data, cap);
+        if (!p)
+            return -ENOMEM;
+        n->data = p;
+        n->cap = cap;
+    }
+    uint8_t *p = n->data + n->len;
+    gr_put_le32(p, inode);
+    p[4] = len;
+    memcpy(p + 5, name, len);
+    n->len += need;
+    n->count++;
+    return 0;
+}
+
+/* Records of one directory block; a record that cannot be ends the block (the rest of the directory goes on). */
+static int take_ext_block(struct names *n, const uint8_t *b, size_t len)
+{
+    int rc = 0;
+    for (size_t at = 0; rc == 0 && len - at >= 12;) {
+        uint32_t inode = gr_get_le32(b + at), rec = gr_get_le16(b + at + 4);
+        uint8_t name = b[at + 6];
+        if (rec == 65535 || rec == 0) /* a whole block of 64 KiB does not fit into 16 bits */
+            rec = 65536;
+        if (rec < 12 || rec % 4 || rec > len - at || name > rec - 8)
+            return 0;
+        if (inode && name)
+            rc = add_name(n, inode, b + at + 8, name);
+        at += rec;
+    }
+    return rc;
+}
+
+static int read_ext_names(struct fsread_fs *f, uint64_t inode, struct names *n)
+{
+    size_t bs = f->fs->block_size;
+    TSK_FS_FILE *file = tsk_fs_file_open_meta(f->fs, NULL, (TSK_INUM_T)inode);
+    uint8_t *b = malloc(bs);
+    int rc = !file || !b ? (b ? -EIO : -ENOMEM) : 0;
+    for (TSK_OFF_T off = 0; rc == 0 && off < file->meta->size; off += (TSK_OFF_T)bs) {
+        ssize_t got = tsk_fs_file_read(file, off, (char *)b, bs, TSK_FS_FILE_READ_FLAG_NONE);
+        rc = got <= 0 ? -EIO : take_ext_block(n, b, (size_t)got);
+    }
+    free(b);
+    if (file)
+        tsk_fs_file_close(file);
+    return rc;
+}
+
+/* One name and the attributes of its inode. */
+static int emit_ext(struct lister *l, const uint8_t *raw)
+{
+    char text[256];
+    uint64_t inode = gr_get_le32(raw);
+    memcpy(text, raw + 5, raw[4]);
+    text[raw[4]] = '\0'; /* a NUL inside ends the name */
+    l->e.name_len = clean_name(text, l->e.name);
+    if (l->e.name_len == 0)
+        return 0;
+    TSK_FS_FILE *file = inode <= l->f->fs->last_inum ? tsk_fs_file_open_meta(l->f->fs, NULL, (TSK_INUM_T)inode) : NULL;
+    attr_of(l->f, file ? file->meta : NULL, inode, &l->e.attr);
+    if (file)
+        tsk_fs_file_close(file);
+    return l->emit(l->arg, &l->e);
+}
+
+static int by_inode(const void *a, const void *b)
+{
+    uint32_t x = gr_get_le32(*(const uint8_t *const *)a), y = gr_get_le32(*(const uint8_t *const *)b);
+    return x < y ? -1 : x > y;
+}
+
+/* libtsk compares every name of a directory with every other, and directories of mail and caches are too large for that:
+ * an own reader. In the order of the inodes, so that their table is read once and in a row. */
+static int list_ext(struct lister *l, uint64_t inode)
+{
+    struct names n = {0};
+    int rc = read_ext_names(l->f, inode, &n);
+    const uint8_t **order = rc == 0 ? calloc(n.count + 1, sizeof *order) : NULL;
+    if (rc == 0 && !order)
+        rc = -ENOMEM;
+    size_t at = 0;
+    for (size_t i = 0; rc == 0 && i < n.count; i++) {
+        order[i] = n.data + at;
+        at += 5 + (size_t)n.data[at + 4];
+    }
+    if (rc == 0)
+        qsort(order, n.count, sizeof *order, by_inode);
+    for (size_t i = 0; rc == 0 && i < n.count; i++)
+        rc = emit_ext(l, order[i]);
+    free(order);
+    free(n.data);
+    return rc;
+}
+
+static int list_by_tsk(struct lister *l, uint64_t inode)
+{
+    TSK_FS_DIR *dir = tsk_fs_dir_open_meta(l->f->fs, (TSK_INUM_T)inode);
+    if (!dir)
+        return -EIO;
+    size_t n = tsk_fs_dir_getsize(dir);
+    int rc = 0;
+    for (size_t i = 0; rc == 0 && i < n; i++) {
+        const TSK_FS_NAME *peek = tsk_fs_dir_get_name(dir, i);
+        if (!peek || !peek->name || !(peek->flags & TSK_FS_NAME_FLAG_ALLOC) || is_hidden(l->f, inode, peek))
+            continue;
+        TSK_FS_FILE *file = tsk_fs_dir_get(dir, i);
+        if (!file)
+            continue;
+        l->e.name_len = clean_name(peek->name, l->e.name);
+        attr_of(l->f, file->meta, peek->meta_addr, &l->e.attr);
+        if (l->e.name_len && !(file->meta && file->meta->type == TSK_FS_META_TYPE_VIRT))
+            rc = l->emit(l->arg, &l->e);
+        tsk_fs_file_close(file);
+    }
+    tsk_fs_dir_close(dir);
+    return rc;
+}
+
 int fsread_list(struct fsread_fs *f, uint64_t inode, int (*emit)(void *arg, const struct fs_entry *e), void *arg)
 {
     int rc = use_file(f, inode);
@@ -366,28 +522,13 @@ int fsread_list(struct fsread_fs *f, uint64_t inode, int (*emit)(void *arg, cons
         return rc;
     if (f->file->meta->type != TSK_FS_META_TYPE_DIR)
         return -ENOTDIR;
+    struct lister *l = calloc(1, sizeof *l);
+    if (!l)
+        return -ENOMEM;
+    *l = (struct lister){.f = f, .emit = emit, .arg = arg};
     tsk_error_reset();
-    TSK_FS_DIR *dir = tsk_fs_dir_open_meta(f->fs, (TSK_INUM_T)inode);
-    if (!dir)
-        return -EIO;
-    size_t n = tsk_fs_dir_getsize(dir);
-    struct fs_entry *e = calloc(1, sizeof *e);
-    rc = e ? 0 : -ENOMEM;
-    for (size_t i = 0; rc == 0 && i < n; i++) {
-        const TSK_FS_NAME *peek = tsk_fs_dir_get_name(dir, i);
-        if (!peek || !peek->name || !(peek->flags & TSK_FS_NAME_FLAG_ALLOC) || is_hidden(f, inode, peek))
-            continue;
-        TSK_FS_FILE *file = tsk_fs_dir_get(dir, i);
-        if (!file)
-            continue;
-        e->name_len = clean_name(peek->name, e->name);
-        attr_of(f, file->meta, peek->meta_addr, &e->attr);
-        if (e->name_len && !(file->meta && file->meta->type == TSK_FS_META_TYPE_VIRT))
-            rc = emit(arg, e);
-        tsk_fs_file_close(file);
-    }
-    free(e);
-    tsk_fs_dir_close(dir);
+    rc = TSK_FS_TYPE_ISEXT(f->fs->ftype) ? list_ext(l, inode) : list_by_tsk(l, inode);
+    free(l);
     return rc;
 }
 

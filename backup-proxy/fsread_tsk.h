@@ -13,6 +13,8 @@ struct fsread_text {
 int fsread_open(const struct fs_image *img, const struct fs_volume *vol, struct fs_opened *ret_info, struct fsread_fs **ret,
                 struct fsread_text *why);
 void fsread_close(struct fsread_fs *fs);
+/* What libtsk says about the last failure; borrowed until the next call. */
+const char *fsread_why(void);
 /* Entries of directory @inode, without ".", ".." and deleted ones. emit: 0 or a negative errno that ends the listing. */
 int fsread_list(struct fsread_fs *fs, uint64_t inode, int (*emit)(void *arg, const struct fs_entry *e), void *arg);
 int fsread_stat(struct fsread_fs *fs, uint64_t inode, struct fs_attr *ret);

@@ -273,7 +273,8 @@ static void serve_release(struct request *r)
 static void do_init(void *userdata, struct fuse_conn_info *conn)
 {
     struct mount_fuse *m = userdata;
-    conn->want |= conn->capable & (FUSE_CAP_READDIRPLUS | FUSE_CAP_READDIRPLUS_AUTO | FUSE_CAP_ASYNC_READ | FUSE_CAP_PARALLEL_DIROPS);
+    conn->want |= conn->capable & (FUSE_CAP_READDIRPLUS | FUSE_CAP_ASYNC_READ | FUSE_CAP_PARALLEL_DIROPS);
+    conn->want &= ~(unsigned)FUSE_CAP_READDIRPLUS_AUTO; /* attributes come with the names anyhow */
     if (m->view.immutable)
         conn->want |= conn->capable & FUSE_CAP_CACHE_SYMLINKS;
     conn->max_background = 64;

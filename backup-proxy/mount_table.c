@@ -87,13 +87,14 @@ int mount_lookup(const char *dir, char source[256], char type[64])
 /* Not root: fusermount3 has the right to. */
 static int fusermount(const char *dir, bool lazy)
 {
-    char *argv[] = {(char[]){"fusermount3"}, (char[]){"-u"}, (char[]){"-q"}, lazy ? (char[]){"-z"} : (char[]){"--"}, NULL, NULL, NULL};
     gr_auto_free char *copy = gr_strdup(dir);
+    char *argv[] = {(char[]){"fusermount3"}, (char[]){"-u"}, (char[]){"-q"}, (char[]){"--"}, copy, NULL};
     int status = 0;
     pid_t pid = 0;
-    argv[4] = copy;
     if (!copy)
         return -ENOMEM;
+    if (lazy)
+        memcpy(argv[3], "-z", 3);
     int rc = posix_spawnp(&pid, "fusermount3", NULL, NULL, argv, environ);
     if (rc)
         return -rc;

@@ -462,10 +462,30 @@ static int emit_ext(struct lister *l, const uint8_t *raw)
     return l->emit(l->arg, &l->e);
 }
 
-static int by_inode(const void *a, const void *b)
+static void sift(const uint8_t **v, size_t i, size_t n)
 {
-    uint32_t x = gr_get_le32(*(const uint8_t *const *)a), y = gr_get_le32(*(const uint8_t *const *)b);
-    return x < y ? -1 : x > y;
+    for (size_t child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && gr_get_le32(v[child + 1]) > gr_get_le32(v[child]))
+            child++;
+        if (gr_get_le32(v[i]) >= gr_get_le32(v[child]))
+            return;
+        const uint8_t *t = v[i];
+        v[i] = v[child];
+        v[child] = t;
+    }
+}
+
+/* Heap sort: the C library's qsort asks the system for the size of memory, which the sandbox forbids. */
+static void sort_by_inode(const uint8_t **v, size_t n)
+{
+    for (size_t i = n / 2; i-- > 0;)
+        sift(v, i, n);
+    for (size_t i = n; i-- > 1;) {
+        const uint8_t *t = v[0];
+        v[0] = v[i];
+        v[i] = t;
+        sift(v, 0, i);
+    }
 }
 
 /* libtsk compares every name of a directory with every other, and directories of mail and caches are too large for that:
@@ -483,7 +503,7 @@ static int list_ext(struct lister *l, uint64_t inode)
         at += 5 + (size_t)n.data[at + 4];
     }
     if (rc == 0)
-        qsort(order, n.count, sizeof *order, by_inode);
+        sort_by_inode(order, n.count);
     for (size_t i = 0; rc == 0 && i < n.count; i++)
         rc = emit_ext(l, order[i]);
     free(order);

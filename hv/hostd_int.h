@@ -1,0 +1,31 @@
+/* Inside of the host agent: hostd.c (life, adoption), hostd_vm.c (create, list, delete), hostd_run.c (start, forwarding, snapshot). */
+#ifndef HV_HOSTD_INT_H
+#define HV_HOSTD_INT_H
+#include "hv/hostd.h"
+#include "hv/registry.h"
+#include "hv/storage.h"
+#include "hv/supervisor.h"
+
+struct hv_hostd {
+    struct gr_loop *loop;
+    struct gr_home *home;
+    struct hv_storage storage;
+    struct hv_registry registry;
+    struct gr_fmutex lock; /* changes of the registry, starts and deletes: one at a time */
+    struct gr_rpc_server *server;
+    bool ending;
+    struct gr_fqueue end;
+};
+extern const struct gr_rpc_method hv_hostd_vm_methods[], hv_hostd_run_methods[];
+/* (fiber) The VM that params' "vm" names: new memory in *ret_path. One that is not registered is, when it is named in full. */
+int hv_hostd_resolve(struct hv_hostd *h, json_t *params, char **ret_path, char ret_uuid[37], struct gr_err *err);
+/* (fiber) Call the supervisor of @uuid. -ENOENT or -ECONNREFUSED: there is none, the VM is off. @call not NULL: parts are passed on. */
+int hv_hostd_vmx(struct hv_hostd *h, const char *uuid, const char *method, json_t *params, struct gr_rpc_call *call, int64_t timeout_ms, json_t **ret,
+                 struct gr_err *err);
+/* (fiber) One VM as vm.info gives it. */
+int hv_hostd_describe(struct hv_hostd *h, const char *path, const char *uuid, json_t **ret, struct gr_err *err);
+/* (fiber) Start a supervisor and wait for its verdict; afterwards it is watched and replaced when it dies. */
+int hv_hostd_supervise(struct hv_hostd *h, const char *path, const char *uuid, bool adopt, struct gr_err *err);
+/* True while an engine of @uuid may be running (its record is there). */
+bool hv_hostd_has_record(struct hv_hostd *h, const char *uuid);
+#endif

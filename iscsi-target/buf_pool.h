@@ -4,8 +4,8 @@
 #include <stdint.h>
 #include <stddef.h>
 
-#define TGT_BUF_CLASSES 6u           /* 4K 16K 64K 256K 1M 4M */
-#define TGT_BUF_MAX (4u << 20)       /* largest buffer = largest transfer of one command */
+#define TGT_BUF_CLASSES 8u           /* 4K 16K 64K 256K 1M 4M 16M 64M */
+#define TGT_BUF_MAX (64u << 20)      /* largest buffer = largest transfer of one command */
 #define TGT_BUF_KEEP (32u << 20)     /* idle bytes kept per class */
 
 struct tgt_pool {

@@ -3,6 +3,10 @@
 #define TGT_SCSI_H
 #include "iscsi-target/target_int.h"
 
+#define TGT_WRITE_SAME_MAX 0x200000u       /* blocks of one WRITE SAME */
+#define TGT_CAW_MAX 255u                   /* blocks of one COMPARE AND WRITE */
+#define TGT_OPTIMAL_TRANSFER (1024u << 10) /* bytes */
+
 enum tgt_scsi_status { TGT_GOOD = 0x00, TGT_CHECK = 0x02, TGT_CONDITION_MET = 0x04, TGT_BUSY = 0x08, TGT_CONFLICT = 0x18, TGT_FULL = 0x28 };
 /* Sense: key << 16 | ASC << 8 | ASCQ. */
 enum tgt_sense {
@@ -21,7 +25,7 @@ enum tgt_sense {
     TGT_SENSE_PR_RESOURCES = 0x055504,
     TGT_SENSE_WRITE_PROTECTED = 0x072700,
     TGT_SENSE_MISCOMPARE = 0x0e1d00,
-    TGT_SENSE_COPY_ABORTED = 0x0a0d01,
+    TGT_SENSE_COPY_ABORTED = 0x0a0000,
     TGT_SENSE_COPY_UNREACHABLE = 0x0a0802,
     TGT_SENSE_DATA_PHASE = 0x0b4b00,
     TGT_SENSE_UNEXPECTED_DATA = 0x0b0c0c,

@@ -9,6 +9,7 @@
 
 #define CSCD_MAX 16u
 #define SEGMENT_MAX 64u
+#define LIST_MAX (32 * CSCD_MAX + 28 * SEGMENT_MAX) /* bytes of descriptors */
 #define RESULTS 16u
 #define PIECE (1u << 20)
 #define SHARE_PIECE (64u << 20)
@@ -136,15 +137,17 @@ static uint32_t segment(struct copy *c, const uint8_t *d)
     uint64_t blocks = gr_get_be16(d + 10), src_lba = gr_get_be64(d + 12), dst_lba = gr_get_be64(d + 20);
     if (d[0] != 0x02)
         return TGT_SENSE_COPY_SEG_TYPE;
-    if (gr_get_be16(d + 2) != 0x18 || from >= c->n_cscd || to >= c->n_cscd)
+    if (gr_get_be16(d + 2) != 0x18)
         return TGT_SENSE_INVALID_PARAM;
+    if (from >= c->n_cscd || to >= c->n_cscd)
+        return TGT_SENSE_COPY_ABORTED;
     struct tgt_sess *ss = c->cscd[from], *ds = c->cscd[to];
     struct tgt_lu *src = ss->lu, *dst = ds->lu;
     uint64_t len = blocks << (d[1] & 0x02 ? dst->shift : src->shift);
     if (len & (src->geo.logical_block - 1) || len & (dst->geo.logical_block - 1))
         return TGT_SENSE_INVALID_PARAM;
     if (!within(src, src_lba, len >> src->shift) || !within(dst, dst_lba, len >> dst->shift))
-        return TGT_SENSE_LBA_RANGE;
+        return TGT_SENSE_COPY_ABORTED;
     if (!permitted(ss, false) || !permitted(ds, true))
         return TGT_SENSE_COPY_ABORTED;
     struct tgt_task wait = {.lu = dst}; /* the range of another LU cannot live in our task */
@@ -166,6 +169,8 @@ static uint32_t run(struct copy *c, const uint8_t *p, uint32_t len)
         return TGT_SENSE_PARAM_LENGTH;
     uint32_t cscd = gr_get_be16(p + 2), seg = gr_get_be32(p + 8), inl = gr_get_be32(p + 12), pos = 16;
     if (cscd > len - 16 || seg > len - 16 - cscd)
+        return TGT_SENSE_PARAM_LENGTH;
+    if (cscd > LIST_MAX || seg > LIST_MAX - cscd)
         return TGT_SENSE_PARAM_LENGTH;
     if (cscd / 32 > CSCD_MAX)
         return TGT_SENSE_COPY_TARGETS;
@@ -237,7 +242,7 @@ void tgt_run_copy_operating(struct tgt_task *t)
     p[4] = 0x01; /* SNLID: a list without an identifier is allowed */
     gr_put_be16(p + 8, CSCD_MAX);
     gr_put_be16(p + 10, SEGMENT_MAX);
-    gr_put_be32(p + 12, 32 * CSCD_MAX + 28 * SEGMENT_MAX);
+    gr_put_be32(p + 12, LIST_MAX);
     gr_put_be32(p + 16, 0xffffu * t->lu->geo.logical_block);
     gr_put_be16(p + 34, (uint16_t)TGT_FIBERS_MAX);
     p[36] = (uint8_t)TGT_FIBERS_MAX;

@@ -7,8 +7,6 @@
 #include <stdio.h>
 
 #define PAGE_MAX 1024u
-#define WRITE_SAME_MAX 0x200000u
-#define CAW_MAX 255u
 
 static const char vendor[] = "GRANARY ", product[] = "VIRTUAL-DISK    ";
 
@@ -112,10 +110,10 @@ static uint32_t page_limits(const struct tgt_lu *lu, uint8_t *p)
     const struct gr_geometry *g = &lu->geo;
     uint32_t max = TGT_BUF_MAX >> lu->shift, granule = g->unmap_granule >> lu->shift, atomic = GR_MIN(g->atomic_bytes, TGT_BUF_MAX) >> lu->shift;
     p[4] = 0x01; /* WSNZ */
-    p[5] = CAW_MAX;
-    gr_put_be16(p + 6, (uint16_t)GR_MIN(GR_MAX(g->physical_block >> lu->shift, 1u), 0xffffu));
+    p[5] = TGT_CAW_MAX;
+    gr_put_be16(p + 6, (uint16_t)GR_MIN(GR_MAX(GR_MAX(g->optimal_io, g->physical_block) >> lu->shift, 1u), 0xffffu));
     gr_put_be32(p + 8, max);
-    gr_put_be32(p + 12, GR_MIN(GR_MAX(g->optimal_io >> lu->shift, 1u), max));
+    gr_put_be32(p + 12, GR_MIN(TGT_OPTIMAL_TRANSFER >> lu->shift, max));
     gr_put_be32(p + 16, max);
     if (granule) {
         gr_put_be32(p + 20, 0xffffffffu);
@@ -123,7 +121,7 @@ static uint32_t page_limits(const struct tgt_lu *lu, uint8_t *p)
         gr_put_be32(p + 28, granule);
         gr_put_be32(p + 32, 0x80000000u); /* UGAVALID, alignment 0 */
     }
-    gr_put_be64(p + 36, WRITE_SAME_MAX);
+    gr_put_be64(p + 36, TGT_WRITE_SAME_MAX);
     if (atomic) {
         gr_put_be32(p + 44, atomic);
         gr_put_be32(p + 48, 1);

@@ -133,6 +133,8 @@ void tgt_run_write_atomic(struct tgt_task *t)
         tgt_check_field(t, TGT_SENSE_INVALID_CDB, true, 10);
         return;
     }
+    if (!tgt_check_range(t, tgt_cdb_lba(t->cdb), blocks))
+        return;
     if (blocks > max || sent_bytes(t) < t->out_total) {
         tgt_check_field(t, TGT_SENSE_INVALID_CDB, true, 12);
         return;
@@ -146,12 +148,12 @@ void tgt_run_compare_write(struct tgt_task *t)
     uint32_t len = tgt_cdb_blocks(t->cdb) << t->lu->shift;
     if (!protect_ok(t) || !tgt_check_range(t, lba, tgt_cdb_blocks(t->cdb)))
         return;
-    if (!len) {
-        tgt_good(t);
-        return;
-    }
     if (t->edtl != t->out_total || t->out_got < t->out_total) { /* comparing a part would change the meaning */
         tgt_check_field(t, TGT_SENSE_INVALID_CDB, true, 13);
+        return;
+    }
+    if (!len) {
+        tgt_good(t);
         return;
     }
     t->iov = (struct iovec){t->buf, len};

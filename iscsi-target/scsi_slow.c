@@ -6,7 +6,6 @@
 #define ZERO_PIECE (64u << 20)    /* bytes of one zeroing or unmapping request */
 #define UNMAP_DESCRIPTORS_MAX 256u
 #define LBA_DESCRIPTORS_MAX 256u
-#define WRITE_SAME_MAX 0x200000u  /* blocks; also in VPD page B0 */
 
 static void range_wake(struct tgt_range *r)
 {
@@ -199,14 +198,14 @@ void tgt_run_write_same(struct tgt_task *t)
         tgt_check_field(t, TGT_SENSE_INVALID_CDB, true, 1);
         return;
     }
-    if (!blocks || blocks > WRITE_SAME_MAX) { /* WSNZ: 0 does not mean "to the end" */
+    if (!blocks || blocks > TGT_WRITE_SAME_MAX) { /* WSNZ: 0 does not mean "to the end" */
         tgt_check_field(t, TGT_SENSE_INVALID_CDB, true, t->cdb[0] == 0x93 ? 10 : 7);
         return;
     }
     if (!extent(t, &off, &len))
         return;
-    if (!ndob && sent(t) < block) {
-        tgt_good(t); /* the initiator announced no data: nothing to write, the residual tells */
+    if (!ndob && (t->edtl != block || sent(t) < block)) { /* one block, no more and no less */
+        tgt_check_field(t, TGT_SENSE_INVALID_CDB, true, 1);
         return;
     }
     bool zeros = ndob || all_zero(t->buf, block);
@@ -235,9 +234,14 @@ static bool unmap_list_ok(struct tgt_task *t, uint32_t *ret_n)
         tgt_check(t, TGT_SENSE_INVALID_PARAM);
         return false;
     }
-    for (uint32_t i = 0; i < n; i++)
-        if (!tgt_check_range(t, gr_get_be64(t->buf + 8 + 16 * i), gr_get_be32(t->buf + 16 + 16 * i)))
-            return false;
+    uint64_t capacity = t->lu->geo.size >> t->lu->shift;
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t lba = gr_get_be64(t->buf + 8 + 16 * i), blocks = gr_get_be32(t->buf + 16 + 16 * i);
+        if (lba <= capacity && blocks <= capacity - lba) /* no blocks at the very end is no error */
+            continue;
+        tgt_check(t, TGT_SENSE_LBA_RANGE);
+        return false;
+    }
     *ret_n = n;
     return true;
 }

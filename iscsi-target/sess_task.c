@@ -251,8 +251,11 @@ void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf)
         return;
     switch ((enum tgt_state)t->state) {
     case TASK_FREE:
-    case TASK_REPLY:
         return;
+    case TASK_REPLY:
+        if (!t->in_tx)
+            return; /* its status is on its way */
+        break;
     case TASK_RUN:
         t->aborted = true;
         t->tmf = tmf;

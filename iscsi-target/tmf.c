@@ -48,6 +48,8 @@ static uint8_t abort_task(struct tgt_tmf_wait *w, struct tgt_sess *sess)
     const uint8_t *b = sess->rx_bhs;
     uint32_t ref = gr_get_be32(b + 20), ref_cmdsn = gr_get_be32(b + 32);
     struct tgt_task *t = tgt_task_find(sess, ref);
+    if (t && t->state == TASK_REPLY && !t->in_tx)
+        return TGT_TMF_NO_TASK; /* answered; the answer goes out before ours */
     if (t) {
         tgt_task_abort(t, w);
         return TGT_TMF_DONE;

@@ -1,6 +1,7 @@
 /* Serves files, memory or null devices as iSCSI targets, for tests and benchmarks of the target alone.
  *
- *   tgt_demo [--portal HOST:PORT]... [--access FILE] [--rpc SOCKET] [--insecure] NAME=file:PATH|mem:SIZE|null:SIZE|ro:PATH|to:HOST:PORT...
+ *   tgt_demo [--portal HOST:PORT]... [--access FILE] [--rpc SOCKET] [--insecure] NAME=KIND:VALUE...
+ *   KIND: file:PATH ro:PATH mem:SIZE null:SIZE mem512:SIZE (512-byte physical blocks, atomic writes) to:HOST:PORT (redirect)
  *
  * Prints "NAME URL" lines and "ready" once every portal listens; ends orderly on SIGTERM and SIGINT. */
 #include "common/buf.h"
@@ -27,6 +28,8 @@ struct demo {
     unsigned n_portals, flags;
     bool stop;
     struct gr_fqueue stopped;
+    struct gr_bdev_ops ops; /* of a mem512 disk */
+    const struct gr_bdev_ops *base;
 };
 
 static int lookup(void *arg, const char *disk, const char *initiator, struct tgt_place *ret, struct gr_err *err)
@@ -63,6 +66,17 @@ static void note(void *arg, int level, const char *text)
     fprintf(stderr, "<%d>%s\n", level, text);
 }
 
+/* What a plain disk of a datastore looks like to an initiator that asks for 512-byte physical blocks. Memory is changed in
+ * one go, so its writes are atomic. */
+static int geometry_512(struct gr_bdev *bdev, struct gr_geometry *ret)
+{
+    const struct demo *d = (const struct demo *)(const void *)((const char *)bdev->ops - offsetof(struct demo, ops));
+    int r = d->base->geometry(bdev, ret);
+    ret->physical_block = 512;
+    ret->atomic_bytes = 1u << 20;
+    return r;
+}
+
 static int open_disk(struct demo *d, char *spec, struct gr_err *err)
 {
     struct demo_disk *k = &d->disks[d->n_disks];
@@ -88,7 +102,14 @@ static int open_disk(struct demo *d, char *spec, struct gr_err *err)
     if (!strcmp(kind, "null"))
         return gr_bdev_null_open(d->loop, size, &k->bdev);
     k->mem = gr_mem_new(size);
-    return k->mem ? gr_bdev_mem_open(d->loop, k->mem, &k->bdev) : -ENOMEM;
+    r = k->mem ? gr_bdev_mem_open(d->loop, k->mem, &k->bdev) : -ENOMEM;
+    if (!r && !strcmp(kind, "mem512")) {
+        d->base = k->bdev->ops;
+        d->ops = *d->base;
+        d->ops.geometry = geometry_512;
+        k->bdev->ops = &d->ops;
+    }
+    return r;
 }
 
 static void on_signal(void *arg, int signo)

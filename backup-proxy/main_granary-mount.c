@@ -3,6 +3,7 @@
 #include "backup-proxy/mount_daemon.h"
 #include "backup-proxy/mount_guest.h"
 #include "backup-proxy/mount_table.h"
+#include "backup-proxy/point.h"
 #include "common/cleanup.h"
 #include "common/fiber.h"
 #include "common/log.h"
@@ -14,9 +15,16 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#define DISKS_MAX 64u
+
+/* What is mounted: an image, or a restore point of a repository. */
 struct source {
     const char *image;
-    struct gr_bdev *bdev;
+    const char *repo_path, *point_text;
+    struct bp_repo *repo;
+    struct gr_bdev *bdevs[DISKS_MAX];
+    char *names[DISKS_MAX];
+    unsigned n;
 };
 
 static struct mount_guest_opts guest_opts(int64_t mtime)
@@ -24,24 +32,103 @@ static struct mount_guest_opts guest_opts(int64_t mtime)
     return (struct mount_guest_opts){.mtime = mtime, .uid = geteuid(), .gid = getegid()};
 }
 
+static int view_of_disks(struct source *s, struct gr_loop *loop, int64_t mtime, struct mount_view *ret, struct gr_err *err)
+{
+    struct mount_disk disks[DISKS_MAX];
+    for (unsigned i = 0; i < s->n; i++)
+        disks[i] = (struct mount_disk){.name = s->names[i], .bdev = s->bdevs[i]};
+    struct mount_guest_opts o = guest_opts(mtime);
+    return mount_guest_new(loop, disks, s->n, &o, ret, err);
+}
+
+/* Name of a disk's directory: what cannot stand in a file name becomes '-', and no two are the same. */
+static char *disk_name(const struct source *s, const char *name)
+{
+    char *n = gr_strdup(name);
+    for (char *c = n; c && *c; c++)
+        if (*c == '/')
+            *c = '-';
+    bool taken = n && !fs_name_ok(n, strlen(n));
+    for (unsigned i = 0; n && i < s->n; i++)
+        taken = taken || strcmp(s->names[i], n) == 0;
+    if (taken) {
+        free(n);
+        n = gr_asprintf("disk%u", s->n);
+    }
+    return n;
+}
+
+static int add_disk(struct source *s, struct gr_bdev *bdev, const char *name, struct gr_err *err)
+{
+    char *n = s->n < DISKS_MAX ? disk_name(s, name) : NULL;
+    if (!n) {
+        gr_bdev_put(bdev);
+        return gr_fail(err, -ENOMEM, "cannot show the disk '%s': out of memory, or more than %u disks", name, DISKS_MAX);
+    }
+    s->names[s->n] = n;
+    s->bdevs[s->n++] = bdev;
+    return 0;
+}
+
 static int view_of_image(void *arg, struct gr_loop *loop, struct mount_view *ret, struct gr_err *err)
 {
     struct source *s = arg;
     struct stat st;
-    int rc = gr_bdev_file_open(loop, s->image, &(struct gr_file_opts){.read_only = true}, &s->bdev, err);
-    if (rc < 0)
-        return rc;
+    struct gr_bdev *bdev = NULL;
+    int rc = gr_bdev_file_open(loop, s->image, &(struct gr_file_opts){.read_only = true}, &bdev, err);
+    if (rc == 0)
+        rc = add_disk(s, bdev, "disk0", err);
     int64_t mtime = stat(s->image, &st) == 0 ? st.st_mtim.tv_sec : 0;
-    struct mount_disk disk = {.name = "disk0", .bdev = s->bdev};
-    struct mount_guest_opts o = guest_opts(mtime);
-    return mount_guest_new(loop, &disk, 1, &o, ret, err);
+    return rc < 0 ? rc : view_of_disks(s, loop, mtime, ret, err);
 }
 
-static void release_image(void *arg, struct gr_loop *loop)
+static int open_disks(struct source *s, struct gr_loop *loop, const char *id, const char *only, int64_t *ret_time, struct gr_err *err)
+{
+    struct bp_point p;
+    struct bp_point_disk one, d;
+    int rc = bp_point_load(s->repo, id, &p, err);
+    if (rc < 0)
+        return rc;
+    *ret_time = json_integer_value(json_object_get(p.doc, "time"));
+    if (only)
+        rc = bp_point_find_disk(&p, only, &one, err);
+    for (size_t i = 0; rc == 0 && i < bp_point_disks(&p); i++) {
+        struct gr_bdev *bdev = NULL;
+        rc = bp_point_disk(&p, i, &d, err);
+        if (rc < 0 || (only && strcmp(d.name, one.name) != 0))
+            continue;
+        rc = bp_point_open(loop, s->repo, id, d.name, &bdev, err);
+        if (rc == 0)
+            rc = add_disk(s, bdev, d.name, err);
+    }
+    bp_point_done(&p);
+    return rc;
+}
+
+static int view_of_point(void *arg, struct gr_loop *loop, struct mount_view *ret, struct gr_err *err)
 {
     struct source *s = arg;
-    gr_bdev_put(s->bdev);
-    s->bdev = NULL;
+    char id[BP_POINT_ID_MAX];
+    gr_auto_free char *disk = NULL;
+    int64_t mtime = 0;
+    int rc = bp_repo_open(s->repo_path, &s->repo, err);
+    if (rc == 0)
+        rc = bp_point_resolve(s->repo, s->point_text, id, &disk, err);
+    if (rc == 0)
+        rc = open_disks(s, loop, id, disk, &mtime, err);
+    return rc < 0 ? rc : view_of_disks(s, loop, mtime, ret, err);
+}
+
+static void release(void *arg, struct gr_loop *loop)
+{
+    struct source *s = arg;
+    for (unsigned i = 0; i < s->n; i++) {
+        gr_bdev_put(s->bdevs[i]);
+        free(s->names[i]);
+    }
+    s->n = 0;
+    bp_repo_close(s->repo);
+    s->repo = NULL;
 }
 
 static int usage(void)
@@ -61,52 +148,69 @@ static int unmount(const char *dir, bool force, struct gr_err *err)
     return rc;
 }
 
-int main(int argc, char **argv)
+struct args {
+    struct source s;
+    struct mount_daemon_opts o;
+    bool unmount, force;
+};
+
+/* 0, or 2: wrong usage. */
+static int parse(int argc, char **argv, struct args *a)
 {
-    static const struct option options[] = {{"image", required_argument, NULL, 'i'}, {"allow-other", no_argument, NULL, 'a'},
-                                            {"foreground", no_argument, NULL, 'f'}, {"unmount", no_argument, NULL, 'u'},
-                                            {"force", no_argument, NULL, 'F'},      {0}};
-    struct source s = {0};
-    struct mount_daemon_opts o = {0};
-    char full[PATH_MAX], text[PATH_MAX + 16];
-    struct gr_err err = {0};
-    bool end = false, force = false;
+    static const struct option options[] = {
+        {"image", required_argument, NULL, 'i'}, {"repo", required_argument, NULL, 'r'}, {"point", required_argument, NULL, 'p'},
+        {"allow-other", no_argument, NULL, 'a'}, {"foreground", no_argument, NULL, 'f'}, {"unmount", no_argument, NULL, 'u'},
+        {"force", no_argument, NULL, 'F'},       {0}};
     opterr = 0;
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
-        if (c == 'i')
-            s.image = optarg;
-        else if (c == 'a')
-            o.allow_other = true;
-        else if (c == 'f')
-            o.foreground = true;
-        else if (c == 'u')
-            end = true;
-        else if (c == 'F')
-            force = true;
-        else
-            return usage();
+        switch (c) {
+        case 'i': a->s.image = optarg; break;
+        case 'r': a->s.repo_path = optarg; break;
+        case 'p': a->s.point_text = optarg; break;
+        case 'a': a->o.allow_other = true; break;
+        case 'f': a->o.foreground = true; break;
+        case 'u': a->unmount = true; break;
+        case 'F': a->force = true; break;
+        default: return usage();
+        }
     }
-    if (optind != argc - 1 || (end ? s.image != NULL : !s.image))
+    bool point = a->s.repo_path && a->s.point_text, any = a->s.image || a->s.repo_path || a->s.point_text;
+    if (optind != argc - 1 || (a->unmount ? any : !a->s.image == !point))
         return usage();
+    a->o.dir = argv[optind];
+    return 0;
+}
+
+static int run(struct args *a, struct gr_err *err)
+{
+    char full[PATH_MAX], text[PATH_MAX + BP_POINT_ID_MAX + 32];
+    const char *path = a->s.image ? a->s.image : a->s.repo_path;
+    if (a->unmount)
+        return unmount(a->o.dir, a->force, err);
+    if (!realpath(path, full)) /* the daemon works in "/" */
+        return gr_fail(err, -errno, "'%s': %s", path, gr_code_text(-errno));
+    if (a->s.image) {
+        a->s.image = full;
+        snprintf(text, sizeof text, "granary:%s", full);
+    } else {
+        a->s.repo_path = full;
+        snprintf(text, sizeof text, "granary:%s:%s", full, a->s.point_text);
+    }
+    a->o.source = text;
+    a->o.make_view = a->s.image ? view_of_image : view_of_point;
+    a->o.release = release;
+    a->o.arg = &a->s;
+    return mount_daemon_run(&a->o, err);
+}
+
+int main(int argc, char **argv)
+{
+    struct args a = {0};
+    struct gr_err err = {0};
+    if (parse(argc, argv, &a))
+        return 2;
     gr_log_open("granary-mount", NULL, GR_LOG_NOTE, NULL);
-    if (end) {
-        int rc = unmount(argv[optind], force, &err);
-        if (rc < 0)
-            fprintf(stderr, "granary-mount: %s\n", gr_err_text(&err, rc));
-        return gr_code_exit(rc);
-    }
-    if (!realpath(s.image, full)) {
-        fprintf(stderr, "granary-mount: '%s': %s\n", s.image, gr_code_text(-errno));
-        return 1;
-    }
-    s.image = full;
-    snprintf(text, sizeof text, "granary:%s", full);
-    o.dir = argv[optind];
-    o.source = text;
-    o.make_view = view_of_image;
-    o.release = release_image;
-    o.arg = &s;
-    int rc = mount_daemon_run(&o, &err);
+    int rc = run(&a, &err);
     if (rc < 0)
         fprintf(stderr, "granary-mount: %s\n", gr_err_text(&err, rc));
     return gr_code_exit(rc);

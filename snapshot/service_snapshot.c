@@ -10,7 +10,7 @@ json_t *snap_info_row(const char *ds, const char *path, const struct snap_info *
 {
     char token[96];
     gr_auto_free char *disk = gr_asprintf("%s/%s", ds, path);
-    snap_bookmark_format(&i->bookmark, token);
+    gr_bookmark_format(&i->bookmark, token);
     return json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:s,s:i,s:b,s:b,s:i,s:s}", "disk", disk ? disk : path, "name", i->name, "kind",
                      i->is_bookmark ? "bookmark" : "snapshot", "id", (json_int_t)i->id, "parent-id", (json_int_t)i->parent_id, "created",
                      (json_int_t)i->created_s, "size", (json_int_t)i->size, "bookmark", token, "clones", (int)i->clones, "current",
@@ -259,7 +259,7 @@ static int op_bookmark(struct snap_op *op)
     snap_disk_put(&d);
     if (r < 0)
         return r;
-    snap_bookmark_format(&b, token);
+    gr_bookmark_format(&b, token);
     gr_auto_free char *disk = gr_asprintf("%s/%s", p.ds, p.path);
     return snap_op_result(op, json_pack("{s:s,s:s,s:s}", "disk", disk ? disk : p.path, "name", bookmark, "bookmark", token));
 }

@@ -36,12 +36,9 @@ int snap_clone(struct vmfs_disk *d, const char *name, const char *path, struct g
 int snap_open(struct vmfs_disk *d, const char *name, struct gr_bdev **ret, struct gr_err *err);
 /* The same for a process that joined as VMFS_READER: pins the snapshot in the reader's slot. @path is the disk. */
 int snap_open_reader(struct vmfs *reader, const char *path, const char *name, struct gr_bdev **ret, struct gr_err *err);
-/* Changes from @base (name of a snapshot or bookmark, or a token "uuid:lineage:epoch") to @to (NULL: the live disk at one
+/* Changes from @base (name of a snapshot or bookmark, or a token of gr_bookmark_format()) to @to (NULL: the live disk at one
  * instant), in ascending order, merged, exact to 4 KiB. fn returns < 0 to stop. -ENOENT: base unknown here, and why. */
 int snap_diff(struct vmfs_disk *d, const char *base, const char *to, int (*fn)(void *arg, uint64_t off, uint64_t len, bool zero), void *arg,
               struct gr_err *err);
 int snap_resolve_base(struct vmfs_disk *d, const char *base, struct gr_bookmark *ret, struct gr_err *err);
-/* "uuid:lineage:epoch" */
-void snap_bookmark_format(const struct gr_bookmark *b, char out[96]);
-int snap_bookmark_parse(const char *text, struct gr_bookmark *ret);
 #endif

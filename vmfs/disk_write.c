@@ -45,9 +45,17 @@ static void plan_drop(struct plan *p)
             space_unreserve(p->op->o->v, p->parts[i].addr, VMFS_BLOCK_PIECES);
 }
 
-int disk_room(struct vmfs *v, uint64_t units)
+static bool fits(struct vobj *o, uint64_t units)
 {
-    for (int tries = 0; space_free_units(v) < units + space_meta_reserve(v); tries++) {
+    struct vmfs *v = o->v;
+    uint64_t others = v->reserved_units - o->reserved_units;
+    return space_free_units(v) >= units + space_meta_reserve(v) + others;
+}
+
+int disk_room(struct vobj *o, uint64_t units)
+{
+    struct vmfs *v = o->v;
+    for (int tries = 0; !fits(o, units); tries++) {
         if (tries == 2)
             return -GR_ENOSPACE;
         if (!v->sp.freeq[0].n && !v->sp.freeq[1].n && !tries)
@@ -145,10 +153,8 @@ static int plan_room(struct plan *p, uint64_t first, uint64_t end, bool atomic)
     uint64_t need = (end - first) + 2 * VMFS_BLOCK_PIECES;
     for (int tries = 0; tries < 8; tries++) {
         int r = map_load_for(o, first, (uint32_t)(end - first), p->op->range.epoch, NULL);
-        if (r == 0 && space_free_here(o->v) < need + 64)
-            r = disk_room(o->v, need);
-        else if (r == 0 && space_free_units(o->v) < need + space_meta_reserve(o->v))
-            r = disk_room(o->v, need);
+        if (r == 0 && (space_free_here(o->v) < need + 64 || !fits(o, need)))
+            r = disk_room(o, need);
         if (r < 0)
             return r;
         p->n = 0;
@@ -371,7 +377,7 @@ static int clear_pieces(struct dop *op, uint64_t piece, uint64_t end, bool keep)
             return 0;
         piece = next;
         uint64_t stop = GR_MIN(end, (piece / VMFS_LEAF_PIECES + 1) * VMFS_LEAF_PIECES);
-        if (keep && (r = disk_room(o->v, stop - piece + VMFS_BLOCK_PIECES)) < 0)
+        if (keep && (r = disk_room(o, stop - piece + VMFS_BLOCK_PIECES)) < 0)
             return r;
         r = map_load_for(o, piece, 1, op->range.epoch, NULL);
         if (r == 0)
@@ -475,7 +481,7 @@ static int reserve_block(struct vobj *o, uint64_t piece, uint64_t epoch)
 {
     struct vmfs *v = o->v;
     struct mnode *leaf;
-    int r = disk_room(v, 2 * VMFS_BLOCK_PIECES);
+    int r = disk_room(o, 2 * VMFS_BLOCK_PIECES);
     if (r == 0)
         r = map_load_for(o, piece, 1, epoch, NULL);
     if (r < 0)

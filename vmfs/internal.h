@@ -172,6 +172,7 @@ struct vobj { /* an object this host holds the lock of */
     unsigned late;               /* … of an epoch before the current one */
     struct gr_fqueue drained;    /* woken when inflight or late fall to 0, or frozen ends */
     struct vmfs_disk *handle;    /* the open handle, NULL when closed */
+    uint64_t pinned_snap;        /* peeked by a reader: what its slot pins */
     bool walker;                 /* a fiber is giving back deleted snapshots */
     struct gr_fqueue settled;
 };
@@ -273,6 +274,7 @@ struct vmfs {
     struct gr_fmutex ns_lock;     /* namespace operations of this process */
     struct gr_fmutex ckpt_lock;
     uint64_t ckpt_started, ckpt_done; /* numbers of checkpoints */
+    uint64_t reserved_units;          /* sum over the objects held here */
     size_t dirty_nodes, max_dirty_nodes;
     size_t n_leaves, max_leaves;
     unsigned background;          /* fibers that must end before leave */
@@ -404,6 +406,7 @@ struct mnode *mnode_new(struct vmfs *v, unsigned level);
 void mnode_put(struct vmfs *v, struct mnode *n);
 struct mnode *mnode_get(struct mnode *n);
 void mtree_done(struct vmfs *v, struct mtree *t);
+void mtree_share(struct mtree *dst, const struct mtree *src); /* a second holder of the same nodes [sync] */
 unsigned mtree_level_for(uint64_t pieces);
 uint64_t mnode_span(unsigned level); /* pieces covered by a node of this level */
 /* Leaf holding @piece if the path is in memory [sync]. *ret NULL: nothing was ever written there. -EAGAIN: must be loaded. */
@@ -413,6 +416,20 @@ int mtree_load(struct vobj *o, struct mtree *t, uint64_t piece, struct gr_err *e
 /* First piece >= @piece below which something may be mapped or born after @since, skipping pruned subtrees; loads interior nodes.
  * Returns UINT64_MAX when there is none. */
 int mtree_next(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t since, uint64_t *ret, struct gr_err *err);
+/* Slots of a tree: where a node hangs. */
+static inline uint64_t slot_addr(const struct mchild *c) { return c->mem ? c->mem->ptr.addr : c->ptr.addr; }
+static inline uint64_t slot_birth(const struct mchild *c) { return c->mem ? c->mem->birth : c->ptr.birth; }
+static inline bool slot_empty(const struct mchild *c) { return !c->mem && !c->ptr.addr; }
+/* The very same node, with the same content. */
+static inline bool slot_same(const struct mchild *a, const struct mchild *b)
+{
+    if (a->mem && a->mem == b->mem)
+        return true;
+    return slot_addr(a) && slot_addr(a) == slot_addr(b) && !(a->mem && a->mem->dirty) && !(b->mem && b->mem->dirty);
+}
+/* The slot of the node of @level that holds @piece [sync]. NULL: *ret_absent (nothing was ever written there, or the tree has no
+ * such level), else the path must be loaded (mtree_load). */
+struct mchild *mtree_slot(struct mtree *t, unsigned level, uint64_t piece, bool *ret_absent);
 void mtree_grow(struct vmfs *v, struct mtree *t, unsigned level); /* [sync] */
 /* One piece of an entry. */
 struct mpiece {
@@ -464,6 +481,8 @@ int record_apply(struct vobj *o, const void *rec, uint64_t seq, struct gr_err *e
 int record_map(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, enum vmfs_piece_state state, const uint32_t *crc);
 /* Is a unit born at @birth at @piece still needed by a snapshot (or origin) the tree with parent @parent_snap grew from? */
 bool held_by_ancestors(struct vobj *o, uint64_t parent_snap, uint64_t birth, uint64_t piece_end);
+
+void reserve_set(struct vobj *o, uint64_t units); /* promised overwrite space, counted for the volume [sync] */
 
 /* ---------- ckpt.c ---------- */
 int ckpt_run(struct vmfs *v);
@@ -518,8 +537,9 @@ void disk_op_end(struct dop *op, int status);
 extern const struct gr_bdev_ops vmfs_disk_ops;
 /* Write @len bytes at @off within an admitted operation (fiber). @atomic: all or nothing across a crash. */
 int disk_write_pieces(struct dop *op, uint64_t off, uint64_t len, const struct iovec *iov, int iovcnt, bool atomic);
-/* Room for @units more data units: leases, waits for frees; -GR_ENOSPACE when they would eat the metadata reserve (fiber). */
-int disk_room(struct vmfs *v, uint64_t units);
+/* Room for @units more data units of @o: leases, waits for frees; -GR_ENOSPACE when they would eat the metadata reserve or what
+ * was promised to other disks (fiber). */
+int disk_room(struct vobj *o, uint64_t units);
 /* Give every piece of [first, end) its own reserved unit (thick, eager) (fiber). */
 int disk_reserve(struct vobj *o, uint64_t first, uint64_t end, uint64_t epoch);
 

@@ -45,6 +45,13 @@ void mtree_done(struct vmfs *v, struct mtree *t)
     t->root.mem = NULL;
 }
 
+void mtree_share(struct mtree *dst, const struct mtree *src)
+{
+    *dst = *src;
+    if (dst->root.mem)
+        mnode_get(dst->root.mem);
+}
+
 uint64_t mnode_span(unsigned level)
 {
     return (uint64_t)VMFS_LEAF_PIECES << (7 * level);
@@ -142,10 +149,28 @@ int mtree_load(struct vobj *o, struct mtree *t, uint64_t piece, struct gr_err *e
     return r;
 }
 
-static uint64_t slot_birth(const struct mchild *c)
+struct mchild *mtree_slot(struct mtree *t, unsigned level, uint64_t piece, bool *ret_absent)
 {
-    return c->mem ? c->mem->birth : c->ptr.birth;
+    struct mchild *c = &t->root;
+    unsigned l = t->level;
+    *ret_absent = false;
+    if (piece >= mnode_span(t->level) || level > l) {
+        *ret_absent = true;
+        return NULL;
+    }
+    while (l > level) {
+        if (slot_empty(c)) {
+            *ret_absent = true;
+            return NULL;
+        }
+        if (!c->mem)
+            return NULL;
+        c = &c->mem->child[piece / mnode_span(l - 1) % VMFS_FANOUT];
+        l--;
+    }
+    return c;
 }
+
 
 int mtree_next(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t since, uint64_t *ret, struct gr_err *err)
 {

@@ -41,6 +41,7 @@ void vobj_free(struct vobj *o)
     if (!o)
         return;
     table_remove(o);
+    reserve_set(o, 0);
     for (size_t i = 0; i < o->n_ents; i++)
         free(o->ents[i].name);
     free(o->ents);
@@ -87,7 +88,7 @@ struct vbookmark *vobj_bookmark_named(struct vobj *o, const char *name)
     return NULL;
 }
 
-static int blob_load(struct vobj *o, struct gr_err *err)
+static int blob_read(struct vobj *o, struct gr_err *err)
 {
     struct vmfs *v = o->v;
     const struct vinode *i = &o->ino;
@@ -102,6 +103,15 @@ static int blob_load(struct vobj *o, struct gr_err *err)
     if (r == 0)
         r = vobj_blob_decode(o, buf + sizeof(struct vmfs_hdr_disk), i->blob_bytes, err);
     free(buf);
+    return r;
+}
+
+static int blob_load(struct vobj *o, struct gr_err *err)
+{
+    int r = blob_read(o, err);
+    uint64_t reserved = o->reserved_units;
+    o->reserved_units = 0;
+    reserve_set(o, r == 0 ? reserved : 0);
     return r;
 }
 

@@ -20,16 +20,6 @@ struct reap {
     uint32_t n_runs;
 };
 
-static uint64_t slot_addr(const struct mchild *c) { return c->mem ? c->mem->ptr.addr : c->ptr.addr; }
-static uint64_t slot_birth(const struct mchild *c) { return c->mem ? c->mem->birth : c->ptr.birth; }
-static bool slot_empty(const struct mchild *c) { return !c->mem && !c->ptr.addr; }
-static bool same_node(const struct mchild *a, const struct mchild *b)
-{
-    if (a->mem && a->mem == b->mem)
-        return true;
-    return slot_addr(a) && slot_addr(a) == slot_addr(b) && !(b->mem && b->mem->dirty);
-}
-
 static void free_run(struct reap *w, uint64_t addr, uint32_t units)
 {
     struct vmfs_run_disk *last = w->n_runs ? &w->rec->runs[w->n_runs - 1] : NULL;
@@ -55,36 +45,13 @@ static int move_cursor(struct reap *w)
     return r;
 }
 
-/* The slot of @t for the node of @level that holds @piece; NULL: not in memory (or not there): *ret_load says which piece to load. */
-static struct mchild *slot_at(struct mtree *t, unsigned level, uint64_t piece, bool *ret_absent)
-{
-    struct mchild *c = &t->root;
-    unsigned l = t->level;
-    *ret_absent = false;
-    if (piece >= mnode_span(t->level) || level > l) {
-        *ret_absent = true;
-        return NULL;
-    }
-    while (l > level) {
-        if (slot_empty(c)) {
-            *ret_absent = true;
-            return NULL;
-        }
-        if (!c->mem)
-            return NULL;
-        c = &c->mem->child[piece / mnode_span(l - 1) % VMFS_FANOUT];
-        l--;
-    }
-    return c;
-}
-
 enum step { STEP_SKIP, STEP_DOWN, STEP_LOAD };
 
 /* What to do with the snapshot's node of @level at the cursor. *ret_tree: which tree misses the path (STEP_LOAD). */
 static enum step look(struct reap *w, unsigned level, struct mtree **ret_tree)
 {
     bool absent;
-    struct mchild *c = slot_at(&w->s->tree, level, w->cursor, &absent);
+    struct mchild *c = mtree_slot(&w->s->tree, level, w->cursor, &absent);
     if (absent)
         return STEP_SKIP;
     if (!c) {
@@ -94,12 +61,12 @@ static enum step look(struct reap *w, unsigned level, struct mtree **ret_tree)
     if (slot_empty(c) || slot_birth(c) <= w->prev_epoch)
         return STEP_SKIP;
     for (unsigned k = 0; k < w->n_succ; k++) {
-        struct mchild *d = slot_at(w->succ[k], level, w->cursor, &absent);
+        struct mchild *d = mtree_slot(w->succ[k], level, w->cursor, &absent);
         if (!d && !absent) {
             *ret_tree = w->succ[k];
             return STEP_LOAD;
         }
-        if (d && same_node(c, d))
+        if (d && slot_same(c, d))
             return STEP_SKIP;
     }
     return STEP_DOWN;
@@ -111,11 +78,11 @@ static void free_finished(struct reap *w, unsigned from_level)
     uint64_t last = w->cursor - 1;
     for (unsigned level = from_level; level <= w->s->tree.level && w->cursor % mnode_span(level) == 0; level++) {
         bool absent, named = false;
-        struct mchild *c = slot_at(&w->s->tree, level, last, &absent);
+        struct mchild *c = mtree_slot(&w->s->tree, level, last, &absent);
         if (!c || slot_empty(c) || slot_birth(c) <= w->prev_epoch || !slot_addr(c))
             continue;
         for (unsigned k = 0; k < w->n_succ; k++) {
-            struct mchild *d = slot_at(w->succ[k], level, last, &absent);
+            struct mchild *d = mtree_slot(w->succ[k], level, last, &absent);
             named |= d && slot_addr(d) == slot_addr(c);
         }
         if (!named)

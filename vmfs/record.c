@@ -11,6 +11,12 @@ bool held_by_ancestors(struct vobj *o, uint64_t parent_snap, uint64_t birth, uin
     return o->origin_object && birth <= o->origin_epoch;
 }
 
+void reserve_set(struct vobj *o, uint64_t units)
+{
+    o->v->reserved_units += units - o->reserved_units;
+    o->reserved_units = units;
+}
+
 struct drop {
     struct vobj *o;
     uint64_t prev_snap; /* the snapshot before the tree (the oldest one changed) */
@@ -77,8 +83,11 @@ static int map_apply(struct vobj *o, const struct map_change *c)
         if (r < 0)
             return r;
     }
-    if (c->state != VMFS_P_HOLE)
-        o->ino.used_units += space_used(o->v, c->addr, c->count);
+    if (c->state != VMFS_P_HOLE) {
+        uint32_t n = space_used(o->v, c->addr, c->count);
+        o->ino.used_units += n;
+        reserve_set(o, o->reserved_units - GR_MIN((uint64_t)n, o->reserved_units));
+    }
     o->dirty = true;
     return 0;
 }
@@ -151,13 +160,6 @@ static struct vsnap *snap_append(struct vobj *o, const char *name, size_t name_l
     return s;
 }
 
-static void tree_share(struct mtree *dst, const struct mtree *src)
-{
-    *dst = *src;
-    if (dst->root.mem)
-        mnode_get(dst->root.mem);
-}
-
 /* The live head as it is becomes snapshot @s; what is in flight belongs to it. */
 static void snap_freeze(struct vobj *o, struct vsnap *s)
 {
@@ -166,7 +168,7 @@ static void snap_freeze(struct vobj *o, struct vsnap *s)
     s->epoch = o->epoch;
     s->lineage = o->lineage;
     s->size = o->ino.size;
-    tree_share(&s->tree, &o->live);
+    mtree_share(&s->tree, &o->live);
     o->epoch++;
     o->parent_snap = s->id;
     o->late = o->inflight;
@@ -236,6 +238,8 @@ static int apply_snap_drop(struct vobj *o, const struct vmfs_rec_snap_disk *d)
     mtree_done(o->v, &s->tree);
     free(s->name);
     free(s);
+    if (!o->n_snaps)
+        reserve_set(o, 0);
     return 0;
 }
 
@@ -251,7 +255,7 @@ static int apply_revert(struct vobj *o, const struct vmfs_rec_snap_disk *d)
     snap_freeze(o, old);
     old->flags = VMFS_SNAP_HIDDEN | VMFS_SNAP_DELETING;
     mtree_done(o->v, &o->live);
-    tree_share(&o->live, &s->tree);
+    mtree_share(&o->live, &s->tree);
     o->ino.size = s->size;
     o->parent_snap = s->id;
     o->lineages[o->n_lineages++] = (struct vlineage){ gr_le64_get(d->lineage), s->lineage, s->epoch };
@@ -402,7 +406,7 @@ int record_apply(struct vobj *o, const void *rec, uint64_t seq, struct gr_err *e
     case VMFS_R_ATTR: rc = apply_attr(o, rec); break;
     case VMFS_R_RESIZE: rc = apply_resize(o, gr_le64_get(((const struct vmfs_rec_value_disk *)rec)->value)); break;
     case VMFS_R_RESERVE:
-        o->reserved_units = gr_le64_get(((const struct vmfs_rec_value_disk *)rec)->value);
+        reserve_set(o, gr_le64_get(((const struct vmfs_rec_value_disk *)rec)->value));
         rc = 0;
         break;
     }

@@ -1,0 +1,292 @@
+/* Snapshots: taking, listing, finding, deleting, reverting, bookmarks. */
+#include "common/seam.h"
+#include "snapshot/snapshot.h"
+#include "vmfs/internal.h"
+
+static int name_ok(const char *name, struct gr_err *err)
+{
+    size_t n = strlen(name);
+    if (n == 0 || n > VMFS_NAME_MAX)
+        return gr_fail(err, -EINVAL, "a snapshot's name of %zu bytes: 1 to %u", n, VMFS_NAME_MAX);
+    if (!gr_utf8_ok(name, n))
+        return gr_fail(err, -EINVAL, "the snapshot's name is not valid UTF-8 or holds control characters");
+    if (strpbrk(name, "/@:"))
+        return gr_fail(err, -EINVAL, "snapshot name '%.80s': no '/', '@' or ':' in it", name);
+    return 0;
+}
+
+static int usable(struct vmfs_disk *d, struct gr_err *err)
+{
+    if (!d->o || d->gone)
+        return gr_fail(err, -GR_EFENCED, "'%s' is no longer ours", d->bdev.name);
+    if (d->o->v->fenced)
+        return gr_fail(err, -GR_EFENCED, "'%s': the datastore was given up: %s", d->bdev.name, d->o->v->fence_reason);
+    return 0;
+}
+
+static int name_free(struct vmfs_disk *d, const char *name, struct gr_err *err)
+{
+    if (vobj_snap_named(d->o, name))
+        return gr_fail(err, -EEXIST, "'%s@%s' exists already", d->bdev.name, name);
+    if (vobj_bookmark_named(d->o, name))
+        return gr_fail(err, -EEXIST, "'%s' has a bookmark named '%s'", d->bdev.name, name);
+    return 0;
+}
+
+static int durable(struct vmfs_disk *d, struct gr_err *err)
+{
+    int r = journal_commit(d->o->v);
+    return r < 0 ? gr_fail(err, r, "'%s': it is not durable: %s", d->bdev.name, d->o->v->fence_reason) : 0;
+}
+
+/* A record about one snapshot. */
+static int snap_record(struct vobj *o, enum vmfs_record_type type, uint64_t id, uint64_t lineage, uint32_t value, struct gr_err *err)
+{
+    struct vmfs_rec_snap_disk d = { .id = gr_le64_of(id), .lineage = gr_le64_of(lineage), .value = gr_le32_of(value) };
+    d.r.type = gr_le16_of((uint16_t)type);
+    return record_do(o, &d, sizeof d, err);
+}
+
+/* ---- taking ---- */
+static int add_record(struct vobj *o, const char *name, const uint8_t group[16], int64_t now_s, struct gr_err *err)
+{
+    uint8_t buf[sizeof(struct vmfs_rec_snap_disk) + VMFS_NAME_MAX + 4] = { 0 };
+    struct vmfs_rec_snap_disk *d = (struct vmfs_rec_snap_disk *)buf;
+    size_t n = strlen(name);
+    d->r.type = gr_le16_of(VMFS_R_SNAP_ADD);
+    d->created_s = gr_le64_of((uint64_t)now_s);
+    d->name_len = gr_le16_of((uint16_t)n);
+    memcpy(d->group, group, 16);
+    memcpy(d->name, name, n);
+    return record_do(o, d, (sizeof *d + n + 3) & ~3ul, err);
+}
+
+/* Thick and eager disks are promised room to overwrite all they have, or the snapshot is refused. */
+static uint64_t overwrite_units(const struct vobj *o)
+{
+    return o->ino.provision == VMFS_THIN ? 0 : (o->ino.size + VMFS_PIECE - 1) / VMFS_PIECE;
+}
+
+static int promise(struct vmfs_disk *const *disks, unsigned n, struct gr_err *err)
+{
+    struct vmfs *v = disks[0]->o->v;
+    uint64_t more = 0, free_units = space_free_units(v), keep = space_meta_reserve(v) + v->reserved_units;
+    for (unsigned i = 0; i < n; i++)
+        more += overwrite_units(disks[i]->o) - GR_MIN(overwrite_units(disks[i]->o), disks[i]->o->reserved_units);
+    if (more && free_units < keep + more)
+        return gr_fail(err, -GR_ENOSPACE,
+                       "datastore '%s': a snapshot of thick disks needs %llu bytes to overwrite, %llu bytes are missing", v->sb.name,
+                       (unsigned long long)more * VMFS_UNIT, (unsigned long long)(keep + more - free_units) * VMFS_UNIT);
+    return 0;
+}
+
+static int promise_record(struct vobj *o, struct gr_err *err)
+{
+    struct vmfs_rec_value_disk d = { .value = gr_le64_of(overwrite_units(o)) };
+    d.r.type = gr_le16_of(VMFS_R_RESERVE);
+    return overwrite_units(o) ? record_do(o, &d, sizeof d, err) : 0;
+}
+
+int snap_create(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err)
+{
+    uint8_t group[16];
+    int r = name_ok(name, err);
+    for (unsigned i = 0; r == 0 && i < n; i++) {
+        r = usable(disks[i], err);
+        if (r == 0)
+            r = name_free(disks[i], name, err);
+        if (r == 0 && disks[i]->o->v != disks[0]->o->v)
+            r = gr_fail(err, -EINVAL, "'%s' and '%s' are on different datastores: no common instant", disks[0]->bdev.name, disks[i]->bdev.name);
+        for (unsigned k = 0; r == 0 && k < i; k++)
+            if (disks[k] == disks[i])
+                r = gr_fail(err, -EINVAL, "'%s' is named twice", disks[i]->bdev.name);
+    }
+    if (r < 0 || n == 0)
+        return r;
+    struct vmfs *v = disks[0]->o->v;
+    const struct gr_world *w = gr_loop_world(v->loop);
+    w->random(w->arg, group, sizeof group);
+    journal_room(v);
+    for (unsigned i = 0; r == 0 && i < n; i++) /* the room may have let others in */
+        if ((r = usable(disks[i], err)) == 0)
+            r = name_free(disks[i], name, err);
+    if (r == 0)
+        r = promise(disks, n, err);
+    /* one instant: no suspension between these records, so they are in one frame of the journal */
+    for (unsigned i = 0; r == 0 && i < n; i++) {
+        r = add_record(disks[i]->o, name, group, w->wall_s(w->arg), err);
+        if (r == 0)
+            r = promise_record(disks[i]->o, err);
+    }
+    if (r < 0)
+        return r;
+    for (unsigned i = 0; i < n; i++)
+        disk_wait_late(disks[i]->o); /* writes that were in flight belong to it; new ones go on meanwhile */
+    return durable(disks[0], err);
+}
+
+/* ---- looking ---- */
+static unsigned pins_of(struct vobj *o, uint64_t id)
+{
+    struct vsnap *s = vobj_snap(o, id);
+    return s ? s->open : 0;
+}
+
+static void info_of(struct vmfs_disk *d, const struct vsnap *s, struct snap_info *ret)
+{
+    struct vobj *o = d->o;
+    *ret = (struct snap_info){ .id = s->id, .parent_id = s->parent, .created_s = s->created_s, .size = s->size, .clones = s->clones,
+                               .current = o->parent_snap == s->id, .deleting = s->flags & VMFS_SNAP_DELETING, .pins = pins_of(o, s->id) };
+    snprintf(ret->name, sizeof ret->name, "%s", s->name);
+    memcpy(ret->bookmark.disk, o->ino.uuid, 16);
+    ret->bookmark.lineage = s->lineage;
+    ret->bookmark.epoch = s->epoch;
+    gr_uuid_format(s->group, ret->group);
+}
+
+static void info_of_bookmark(struct vmfs_disk *d, const struct vbookmark *m, struct snap_info *ret)
+{
+    *ret = (struct snap_info){ .is_bookmark = true, .created_s = m->created_s };
+    snprintf(ret->name, sizeof ret->name, "%s", m->name);
+    memcpy(ret->bookmark.disk, d->o->ino.uuid, 16);
+    ret->bookmark.lineage = m->lineage;
+    ret->bookmark.epoch = m->epoch;
+}
+
+int snap_list(struct vmfs_disk *d, int (*fn)(void *arg, const struct snap_info *info), void *arg, struct gr_err *err)
+{
+    struct snap_info info;
+    int r = usable(d, err);
+    for (size_t i = 0; r >= 0 && i < d->o->n_snaps; i++)
+        if (!(d->o->snaps[i]->flags & VMFS_SNAP_HIDDEN)) {
+            info_of(d, d->o->snaps[i], &info);
+            r = fn(arg, &info);
+        }
+    for (size_t i = 0; r >= 0 && i < d->o->n_bookmarks; i++) {
+        info_of_bookmark(d, &d->o->bookmarks[i], &info);
+        r = fn(arg, &info);
+    }
+    return r < 0 ? r : 0;
+}
+
+int snap_find(struct vmfs_disk *d, const char *name, struct snap_info *ret, struct gr_err *err)
+{
+    int r = usable(d, err);
+    if (r < 0)
+        return r;
+    struct vsnap *s = vobj_snap_named(d->o, name);
+    struct vbookmark *m = s ? NULL : vobj_bookmark_named(d->o, name);
+    if (s)
+        info_of(d, s, ret);
+    else if (m)
+        info_of_bookmark(d, m, ret);
+    else
+        return gr_fail(err, -ENOENT, "'%s' has no snapshot '%s'", d->bdev.name, name);
+    return 0;
+}
+
+/* ---- bookmarks ---- */
+static int bookmark_record(struct vobj *o, const char *name, uint64_t lineage, uint64_t epoch, struct gr_err *err)
+{
+    uint8_t buf[sizeof(struct vmfs_rec_bookmark_disk) + VMFS_NAME_MAX + 4] = { 0 };
+    struct vmfs_rec_bookmark_disk *d = (struct vmfs_rec_bookmark_disk *)buf;
+    const struct gr_world *w = gr_loop_world(o->v->loop);
+    size_t n = strlen(name);
+    d->r.type = gr_le16_of(VMFS_R_BOOKMARK);
+    d->lineage = gr_le64_of(lineage);
+    d->epoch = gr_le64_of(epoch);
+    d->created_s = gr_le64_of((uint64_t)w->wall_s(w->arg));
+    d->name_len = gr_le16_of((uint16_t)n);
+    memcpy(d->name, name, n);
+    return record_do(o, d, (sizeof *d + n + 3) & ~3ul, err);
+}
+
+static struct vsnap *named(struct vmfs_disk *d, const char *name, struct gr_err *err)
+{
+    struct vsnap *s = vobj_snap_named(d->o, name);
+    if (!s)
+        gr_fail(err, -ENOENT, vobj_bookmark_named(d->o, name) ? "'%s@%s' is a bookmark, not a snapshot" : "'%s' has no snapshot '%s'",
+                d->bdev.name, name);
+    return s;
+}
+
+int snap_bookmark(struct vmfs_disk *d, const char *snapshot, const char *bookmark, struct gr_err *err)
+{
+    int r = name_ok(bookmark, err);
+    if (r == 0)
+        r = usable(d, err);
+    if (r == 0)
+        r = name_free(d, bookmark, err);
+    if (r < 0)
+        return r;
+    journal_room(d->o->v);
+    struct vsnap *s = named(d, snapshot, err);
+    if (!s)
+        return -ENOENT;
+    r = bookmark_record(d->o, bookmark, s->lineage, s->epoch, err);
+    return r < 0 ? r : durable(d, err);
+}
+
+/* ---- deleting ---- */
+int snap_delete(struct vmfs_disk *d, const char *name, bool keep_bookmark, struct gr_err *err)
+{
+    int r = usable(d, err);
+    if (r < 0)
+        return r;
+    journal_room(d->o->v);
+    if (vobj_bookmark_named(d->o, name)) {
+        if (keep_bookmark)
+            return gr_fail(err, -EEXIST, "'%s@%s' is a bookmark already", d->bdev.name, name);
+        r = bookmark_record(d->o, name, 0, 0, err);
+        return r < 0 ? r : durable(d, err);
+    }
+    struct vsnap *s = named(d, name, err);
+    if (!s)
+        return -ENOENT;
+    if (keep_bookmark)
+        r = bookmark_record(d->o, name, s->lineage, s->epoch, err);
+    if (r == 0)
+        r = snap_record(d->o, VMFS_R_SNAP_FLAGS, s->id, 0, VMFS_SNAP_HIDDEN | VMFS_SNAP_DELETING, err);
+    if (r == 0)
+        r = durable(d, err);
+    if (r == 0)
+        reap_kick(d->o);
+    return r;
+}
+
+int snap_settle(struct vmfs_disk *d, struct gr_err *err)
+{
+    int r = usable(d, err);
+    while (r == 0 && reap_pending(d->o)) {
+        reap_kick(d->o);
+        gr_fqueue_wait(&d->o->settled);
+        r = usable(d, err);
+    }
+    return r < 0 ? r : vmfs_checkpoint(d->o->v, err);
+}
+
+/* ---- reverting ---- */
+int snap_revert(struct vmfs_disk *d, const char *name, struct gr_err *err)
+{
+    int r = usable(d, err);
+    if (r < 0)
+        return r;
+    struct vobj *o = d->o;
+    const struct gr_world *w = gr_loop_world(o->v->loop);
+    uint64_t lineage, old_size = o->ino.size;
+    w->random(w->arg, &lineage, sizeof lineage);
+    journal_room(o->v);
+    disk_freeze(o);
+    struct vsnap *s = named(d, name, err);
+    r = s ? snap_record(o, VMFS_R_REVERT, s->id, lineage, 0, err) : -ENOENT;
+    disk_thaw(o);
+    if (r == 0)
+        r = durable(d, err);
+    if (r < 0)
+        return r;
+    gr_bdev_event(&d->bdev, GR_EVENT_REVERTED);
+    if (o->ino.size != old_size)
+        gr_bdev_event(&d->bdev, GR_EVENT_RESIZED);
+    reap_kick(o);
+    return 0;
+}

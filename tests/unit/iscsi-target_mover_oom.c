@@ -42,7 +42,7 @@ static size_t put_request(uint8_t *out, uint16_t type, uint64_t off, uint32_t le
 /* Everything a client would say, at once. */
 static size_t script(uint8_t *out)
 {
-    uint8_t data[256];
+    uint8_t data[256] = {0};
     size_t n = 4;
     gr_put_be32(out, 3);
     n += put_option(out + n, NBD_OPT_STRUCTURED_REPLY, data, 0);

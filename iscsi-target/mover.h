@@ -77,7 +77,8 @@ int mover_server_adopt(struct mover_server *s, int fd, struct gr_err *err);
 /* First bound port (host order); 0 when not listening. */
 unsigned mover_server_port(const struct mover_server *s);
 /* Fiber. End every connection whose export is @name or, with @prefix, starts with it, and wait until the mover holds no
- * reference on those bdevs any more (needed before a snapshot is deleted). */
+ * reference on those bdevs any more (needed before a snapshot is deleted). Connections still inside dir.open are ended too, but
+ * not waited for. Not to be called from the other callbacks of struct mover_dir. */
 void mover_server_drop(struct mover_server *s, const char *name, bool prefix);
 /* Fiber. Stop listening, let requests in flight finish, end all connections, free the server. NULL allowed. */
 void mover_server_stop(struct mover_server *s);

@@ -10,9 +10,10 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char usage[] = "usage: granary-hostd [--ready-fd N]\n"
+static const char usage[] = "usage: granary-hostd [options]\n"
                             "Serves the virtual machines of GRANARY_HOME on run/hostd.sock, in the foreground, until SIGTERM.\n"
-                            "Virtual machines run on without it.\n";
+                            "Virtual machines run on without it.\n"
+                            "  --ready-fd N   tell descriptor N how the start went\n";
 
 struct app {
     struct gr_home *home;

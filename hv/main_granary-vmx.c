@@ -10,9 +10,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char usage[] = "usage: granary-vmx [--adopt] [--ready-fd N] DATASTORE/NAME\n"
-                            "Supervises one virtual machine: starts its engine, or with --adopt takes over the one that runs.\n"
-                            "It is started by granary-hostd; people use 'granary vm'.\n";
+static const char usage[] = "usage: granary-vmx [options] DATASTORE/NAME\n"
+                            "Supervises one virtual machine: starts its engine and stays with it until it ends.\n"
+                            "It is started by granary-hostd; people use 'granary vm'.\n"
+                            "  --adopt        take over the engine that runs, instead of starting one\n"
+                            "  --ready-fd N   tell descriptor N how the start went\n";
 
 struct app {
     struct gr_home *home;

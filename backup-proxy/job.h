@@ -52,6 +52,9 @@ int bp_restore_vm(struct bp_env *env, struct bp_repo *repo, const char *id, cons
  * intents were settled. What cannot be undone now (storage away) stays recorded and is warned about. */
 int bp_recover(struct bp_env *env, struct bp_repo *repo, struct gr_err *err);
 
+/* Undo the restore of the intent @id ("restore-UUID") of this process. */
+int bp_undo_restore(struct bp_env *env, const char *id, struct gr_err *err);
+
 /* A disk behind an nbd(s):// URL, writable: WRITE, WRITE_ZEROES, UNMAP, FLUSH and READ, one request at a time. Fiber. */
 int bp_sink_nbd_open(struct gr_loop *loop, const char *uri, struct gr_bdev **ret, struct gr_err *err);
 #endif

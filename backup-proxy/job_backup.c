@@ -81,7 +81,7 @@ static int read_config(struct job *j)
     int r = j->env->storage(j->env->arg, "file.read", json_pack("{s:s}", "path", file), NULL, NULL, &res, j->err);
     if (r == 0)
         r = gr_json_str(res, "data-b64", &b64, j->err);
-    if (r == 0 && (r = gr_b64_decode(b64, &text)) < 0)
+    if (r == 0 && (r = gr_b64_decode(b64, strlen(b64), &text)) < 0)
         gr_fail(j->err, r, "%s: %s", file, gr_code_text(r));
     json_decref(res);
     if (r < 0) {

@@ -1,6 +1,7 @@
 #include "backup-proxy/vm_config.h"
 #include "common/cleanup.h"
 #include "common/seam.h"
+#include <stdbool.h>
 #include <string.h>
 #include <strings.h>
 

@@ -276,7 +276,7 @@ static void lease_for_foreign(struct vmfs *v)
 
 static uint64_t units_wanted(struct vmfs *v)
 {
-    uint64_t n = v->dirty_nodes * 2 + v->sp.n_foreign / 200 + 16;
+    uint64_t n = v->dirty_nodes * VMFS_LEAF_UNITS_MAX + v->sp.n_foreign / 200 + 2 * CHUNK_UNITS; /* runs, so take plenty */
     for (unsigned h = 0; h < VOBJ_HASH; h++)
         for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
             if (o->dirty)

@@ -222,6 +222,16 @@ static int pinned(struct vobj *o, uint64_t snap)
     return 0;
 }
 
+/* Two lines that grew from a snapshot share units born before it, and only the snapshot tells either that they are not its own
+ * to free: such a branch point stays (hidden) until one line is gone. */
+static unsigned lines_from(const struct vobj *o, const struct vsnap *s)
+{
+    unsigned n = o->parent_snap == s->id && !o->dying;
+    for (size_t i = 0; i < o->n_snaps; i++)
+        n += o->snaps[i]->parent == s->id;
+    return n;
+}
+
 static struct vsnap *next_to_reap(struct vobj *o)
 {
     struct vsnap *half = NULL, *next = NULL;
@@ -231,7 +241,7 @@ static struct vsnap *next_to_reap(struct vobj *o)
             continue;
         if (s->cursor)
             half = s; /* one at a time: finish it first */
-        if (!s->open && !s->clones)
+        if (!s->open && !s->clones && lines_from(o, s) < 2)
             next = s;
     }
     return half ? half : next;

@@ -286,12 +286,11 @@ uint64_t space_take_block(struct vmfs *v)
     return 0;
 }
 
-static uint64_t take_run_of(struct vmfs *v, struct vregion *r, uint32_t want, uint32_t *ret_got)
+/* The first run of @want units, or else the longest. */
+static uint32_t find_run(const struct vregion *r, uint32_t want, uint32_t *ret_at)
 {
-    uint32_t best = 0, best_at = 0, len = 0;
-    if (!r->free_busy)
-        return 0;
-    for (uint32_t i = 0; i < r->units && best < want; i++) {
+    uint32_t best = 0, len = 0;
+    for (uint32_t i = 0; r->free_busy && i < r->units && best < want; i++) {
         if (len == 0 && i % WORD_BITS == 0 && r->busy[i / WORD_BITS] == UINT64_MAX) {
             i += WORD_BITS - 1;
             continue;
@@ -299,27 +298,30 @@ static uint64_t take_run_of(struct vmfs *v, struct vregion *r, uint32_t want, ui
         len = bit_get(r->busy, i) ? 0 : len + 1;
         if (len > best) {
             best = len;
-            best_at = i + 1 - len;
+            *ret_at = i + 1 - len;
         }
     }
-    if (!best)
-        return 0;
-    bits_change(r->busy, best_at, best, true);
-    busy_change(v, r, -(int64_t)best);
-    *ret_got = best;
-    return r->first + best_at;
+    return best;
 }
 
 uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got)
 {
     struct vregion *pick = NULL;
-    for (struct vregion *r = v->sp.regions; r; r = r->next)
-        if (r->free_busy >= want && (!pick || r == v->sp.current))
+    uint32_t best = 0, best_at = 0;
+    for (struct vregion *r = v->sp.regions; r && best < want; r = r->next) {
+        uint32_t at = 0, len = r->free_busy > best ? find_run(r, want, &at) : 0;
+        if (len > best) {
+            best = len;
+            best_at = at;
             pick = r;
-    for (struct vregion *r = v->sp.regions; r && !pick; r = r->next)
-        if (r->free_busy)
-            pick = r;
-    return pick ? take_run_of(v, pick, want, ret_got) : 0;
+        }
+    }
+    if (!pick)
+        return 0;
+    bits_change(pick->busy, best_at, best, true);
+    busy_change(v, pick, -(int64_t)best);
+    *ret_got = best;
+    return pick->first + best_at;
 }
 
 uint64_t space_take_piece(struct vmfs *v)

@@ -345,8 +345,10 @@ int fs_lvm_scan(const struct fs_image *img, struct fs_volume *vols, unsigned n, 
     for (unsigned i = 0; i < n_pvs; i++) {
         size_t len = 0;
         char *meta = read_meta(img, &pvs[i], &len);
+        if (!meta)
+            continue;
         struct text t = {.p = meta, .end = meta + len, .nodes = nodes};
-        uint32_t top = meta ? parse_section(&t, 0) : 0;
+        uint32_t top = parse_section(&t, 0);
         for (const struct node *vg = t.bad ? NULL : node_at(&t, top); vg; vg = node_at(&t, vg->next)) {
             struct group g = {.t = &t, .vg = vg, .pvs = pvs, .n_pvs = n_pvs};
             if (vg->kind == SECTION)

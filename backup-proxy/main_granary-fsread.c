@@ -95,6 +95,12 @@ int main(int argc, char **argv)
 {
     if (argc == 2 && strcmp(argv[1], "--self-test") == 0)
         return self_test();
+    if (argc == 2 && strcmp(argv[1], "--help") == 0) {
+        puts("granary-fsread: read a guest's file systems in a sandbox; started by granary-mount and granary restore\n\n"
+             "  --self-test  try from inside the sandbox what must be impossible\n"
+             "  --help       this text");
+        return 0;
+    }
     int type = 0;
     socklen_t len = sizeof type;
     if (argc != 1 || getsockopt(SOCKET_FD, SOL_SOCKET, SO_TYPE, &type, &len) < 0 || type != SOCK_STREAM) {

@@ -131,6 +131,25 @@ static void release(void *arg, struct gr_loop *loop)
     s->repo = NULL;
 }
 
+static int help(void)
+{
+    puts("granary-mount: show a restore point's disks, and the guest's files in them, below a directory\n"
+         "\n"
+         "  granary-mount --repo REPO --point POINT[:DISK] [--allow-other] [--foreground] DIR\n"
+         "  granary-mount --image FILE [--allow-other] [--foreground] DIR\n"
+         "  granary-mount --unmount [--force] DIR\n"
+         "\n"
+         "  --repo REPO           repository of the restore point\n"
+         "  --point POINT[:DISK]  the restore point, or one disk of it\n"
+         "  --image FILE          a raw disk image instead\n"
+         "  --allow-other         let other users in, under the guest's owners and modes\n"
+         "  --foreground          stay in the foreground; an interrupt unmounts\n"
+         "  --unmount             end a mount, and wait until its processes are gone\n"
+         "  --force               also when files are open: they fail from then on\n"
+         "  --help                this text");
+    return 0;
+}
+
 static int usage(void)
 {
     fprintf(stderr, "granary-mount: usage: granary-mount {--image FILE | --repo REPO --point POINT[:DISK]} [--allow-other] "
@@ -151,7 +170,7 @@ static int unmount(const char *dir, bool force, struct gr_err *err)
 struct args {
     struct source s;
     struct mount_daemon_opts o;
-    bool unmount, force;
+    bool unmount, force, help;
 };
 
 /* 0, or 2: wrong usage. */
@@ -160,7 +179,7 @@ static int parse(int argc, char **argv, struct args *a)
     static const struct option options[] = {
         {"image", required_argument, NULL, 'i'}, {"repo", required_argument, NULL, 'r'}, {"point", required_argument, NULL, 'p'},
         {"allow-other", no_argument, NULL, 'a'}, {"foreground", no_argument, NULL, 'f'}, {"unmount", no_argument, NULL, 'u'},
-        {"force", no_argument, NULL, 'F'},       {0}};
+        {"force", no_argument, NULL, 'F'},       {"help", no_argument, NULL, 'h'}, {0}};
     opterr = 0;
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         switch (c) {
@@ -171,6 +190,7 @@ static int parse(int argc, char **argv, struct args *a)
         case 'f': a->o.foreground = true; break;
         case 'u': a->unmount = true; break;
         case 'F': a->force = true; break;
+        case 'h': a->help = true; return 0;
         default: return usage();
         }
     }
@@ -209,6 +229,8 @@ int main(int argc, char **argv)
     struct gr_err err = {0};
     if (parse(argc, argv, &a))
         return 2;
+    if (a.help)
+        return help();
     gr_log_open("granary-mount", NULL, GR_LOG_NOTE, NULL);
     int rc = run(&a, &err);
     if (rc < 0)

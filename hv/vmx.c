@@ -47,6 +47,15 @@ static int unescape(const char *p, const char *end, unsigned line, char **ret, s
         out[n++] = (char)c;
     }
     out[n] = 0;
+    /* ASCII controls may stand in a value, for they are written escaped again; all else must be text */
+    gr_auto_free char *text = gr_strdup(out);
+    if (!text)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    for (char *c = text; *c; c++)
+        if ((unsigned char)*c < 0x20 || *c == 0x7f)
+            *c = ' ';
+    if (!gr_utf8_ok(text, n))
+        return gr_fail(err, -GR_EFORMAT, "line %u: the value is not UTF-8 when its |XX are read", line);
     *ret = gr_take(out);
     return 0;
 }

@@ -63,6 +63,7 @@ static void test_bad_files(void **state)
         {GOOD "a = \"|2\"\n", "line 3: '|' must be followed"},
         {GOOD "a = \"|zz\"\n", "line 3: '|' must be followed"},
         {GOOD "a = \"|00\"\n", "line 3: |00"},
+        {GOOD "a = \"|96\"\n", "line 3: the value is not UTF-8"},
         {GOOD "a = \"\xff\"\n", "line 3: holds control characters or bytes that are not UTF-8"},
         {GOOD "a = \"b\"\n\nA = \"c\"\n", "line 5: A is given twice"},
         {GOOD "memsize = \"0\"\n", "memsize = \"0\" is not a number from 64"},

@@ -1,10 +1,175 @@
-/* Proving a volume. */
-#include "vmfs/internal.h"
+/* Proving a volume, online.
+ *
+ * A checkpoint brings this host's state home; from before it until the end a ticket keeps every unit that is freed meanwhile
+ * from being used again. So the home state copied behind the checkpoint can be walked while the volume goes on.
+ *
+ * Other living hosts change their objects under the eyes of the check. Then a look that finds something is repeated, and only
+ * what two looks in a row found counts. */
+#include "vmfs/check.h"
+#include "common/seam.h"
+
+#define LINES_MAX 2000u /* more are counted, not told */
+#define LOOKS_MAX 6u
+#define LOOK_AGAIN_MS 300u
+
+static void line_add(struct chk *c, const char *fmt, va_list ap)
+{
+    char text[GR_ERR_TEXT];
+    vsnprintf(text, sizeof text, fmt, ap);
+    c->n_lines++;
+    if (c->n_lines <= LINES_MAX && gr_buf_add(&c->lines, text, strlen(text) + 1) < 0)
+        c->failed = -ENOMEM;
+}
+
+void chk_error(struct chk *c, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    line_add(c, fmt, ap);
+    va_end(ap);
+    c->rep.errors++;
+}
+
+void chk_note(struct chk *c, const char *fmt, ...)
+{
+    va_list ap;
+    va_start(ap, fmt);
+    line_add(c, fmt, ap);
+    va_end(ap);
+}
+
+int chk_nomem(struct chk *c)
+{
+    c->failed = -ENOMEM;
+    return -ENOMEM;
+}
+
+static void chk_done(struct chk *c)
+{
+    for (uint32_t i = 0; c->regions && i < c->n_regions; i++) {
+        free(c->regions[i].bits);
+        free(c->regions[i].mark);
+    }
+    for (size_t i = 0; i < c->n_objs; i++) {
+        free(c->objs[i].ents);
+        free(c->objs[i].snaps);
+    }
+    free(c->regions);
+    free(c->objs);
+    free(c->foreign);
+    gr_buf_done(&c->lines);
+    memset(c, 0, sizeof *c);
+}
+
+static int look(struct chk *c)
+{
+    struct vmfs *v = c->v;
+    struct vticket ticket;
+    ticket_open(v, &ticket);
+    int r = ckpt_run(v);
+    if (r == 0) {
+        gr_fmutex_lock(&v->ckpt_lock);
+        r = chk_home(c);
+        gr_fmutex_unlock(&v->ckpt_lock);
+    }
+    if (r == 0)
+        r = chk_supers(c);
+    if (r == 0)
+        r = chk_blobs(c);
+    if (r == 0) {
+        chk_links(c);
+        chk_names(c);
+        chk_trees(c);
+        chk_space(c);
+        r = v->fenced ? -GR_EFENCED : c->failed;
+    }
+    ticket_close(v, &ticket);
+    space_reclaim(v);
+    return r;
+}
+
+/* ---- what two looks found ---- */
+static bool has_line(const struct gr_buf *lines, const char *text)
+{
+    for (size_t at = 0; at < lines->len; at += strlen((const char *)lines->data + at) + 1)
+        if (strcmp((const char *)lines->data + at, text) == 0)
+            return true;
+    return false;
+}
+
+/* Keep in @c only what @before has, too. */
+static void keep_common(struct chk *c, const struct gr_buf *before)
+{
+    struct gr_buf kept = { 0 };
+    uint64_t n = 0;
+    for (size_t at = 0; at < c->lines.len;) {
+        const char *text = (const char *)c->lines.data + at;
+        size_t len = strlen(text) + 1;
+        if (has_line(before, text)) {
+            n++;
+            if (gr_buf_add(&kept, text, len) < 0)
+                c->failed = -ENOMEM;
+        }
+        at += len;
+    }
+    gr_buf_done(&c->lines);
+    c->lines = kept;
+    c->rep.errors = GR_MIN(c->rep.errors, n);
+    if (n == 0)
+        c->rep.leaked_units = 0;
+}
+
+static int looks(struct vmfs *v, struct chk *c)
+{
+    struct gr_buf before = { 0 };
+    int r = 0;
+    for (unsigned i = 0; i < LOOKS_MAX; i++) {
+        *c = (struct chk){ .v = v };
+        r = look(c);
+        if (r < 0 || !c->others || c->rep.errors == 0)
+            break;
+        if (i) {
+            uint64_t all = c->rep.errors;
+            keep_common(c, &before);
+            if (c->rep.errors == all || c->rep.errors == 0)
+                break; /* nothing moves any more; or nothing was there twice */
+        }
+        if (i + 1 == LOOKS_MAX)
+            break;
+        gr_buf_done(&before);
+        before = c->lines;
+        c->lines = (struct gr_buf){ 0 };
+        chk_done(c);
+        gr_fiber_sleep_ms(LOOK_AGAIN_MS);
+    }
+    gr_buf_done(&before);
+    return r;
+}
 
 int vmfs_check(struct vmfs *v, void (*line)(void *arg, const char *text), void *arg, struct vmfs_check_report *ret, struct gr_err *err)
 {
-    (void)line;
-    (void)arg;
-    memset(ret, 0, sizeof *ret);
-    return gr_fail(err, -EOPNOTSUPP, "datastore '%s': this build cannot check", v->sb.name);
+    struct chk c = { .v = v };
+    if (v->role != VMFS_HOST)
+        return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only: only a host can check it", v->sb.name);
+    int r = vmfs_recover(v, err);
+    if (r < 0)
+        return r;
+    r = looks(v, &c);
+    if (r < 0) {
+        chk_done(&c);
+        return gr_fail(err, r, "datastore '%s' cannot be checked: %s", v->sb.name, v->fenced ? v->fence_reason : gr_code_text(r));
+    }
+    for (size_t at = 0; line && at < c.lines.len; at += strlen((const char *)c.lines.data + at) + 1)
+        line(arg, (const char *)c.lines.data + at);
+    if (line && c.n_lines > LINES_MAX) {
+        char more[80];
+        snprintf(more, sizeof more, "%llu more lines are left out", (unsigned long long)(c.n_lines - LINES_MAX));
+        line(arg, more);
+    }
+    *ret = c.rep;
+    ret->repaired = c.repaired;
+    chk_done(&c);
+    if (ret->errors)
+        return gr_fail(err, -GR_ECORRUPT, "datastore '%s': %llu rules are broken", v->sb.name, (unsigned long long)ret->errors);
+    return 0;
 }

@@ -382,6 +382,8 @@ void space_done(struct vmfs *v);
 /* Regions of this volume containing @addr; NULL when not leased here. [sync] */
 struct vregion *space_region(struct vmfs *v, uint64_t addr);
 uint32_t space_region_index(const struct vmfs *v, uint64_t addr);
+uint32_t space_n_regions(const struct vmfs *v);
+uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_units); /* its address */
 /* Lease one more region with free units (any), or the region @index. -ENOSPC: none can be had. */
 int space_lease_any(struct vmfs *v, struct gr_err *err);
 int space_lease(struct vmfs *v, uint32_t index, struct gr_err *err);

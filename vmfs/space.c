@@ -11,7 +11,7 @@ uint32_t space_region_index(const struct vmfs *v, uint64_t addr)
     return d->first_region + (uint32_t)((vmfs_addr_unit(addr) - d->first_unit) / v->sb.region_units);
 }
 
-static uint64_t region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_units)
+uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_units)
 {
     unsigned dev = 0;
     while (dev + 1 < v->sb.n_devices && index >= v->sb.dev[dev + 1].first_region && v->sb.dev[dev + 1].regions)
@@ -23,7 +23,7 @@ static uint64_t region_first(const struct vmfs *v, uint32_t index, uint32_t *ret
     return vmfs_addr(dev, unit);
 }
 
-static uint32_t n_regions(const struct vmfs *v)
+uint32_t space_n_regions(const struct vmfs *v)
 {
     const struct vdevinfo *last = &v->sb.dev[v->sb.n_devices - 1];
     return last->first_region + last->regions;
@@ -100,7 +100,7 @@ static struct vregion *region_new(struct vmfs *v, uint32_t index)
     if (!r)
         return NULL;
     r->index = index;
-    r->first = region_first(v, index, &r->units);
+    r->first = space_region_first(v, index, &r->units);
     r->used = gr_zalloc((r->units + WORD_BITS - 1) / WORD_BITS * 8);
     r->busy = gr_zalloc((r->units + WORD_BITS - 1) / WORD_BITS * 8);
     if (!r->used || !r->busy) {
@@ -188,7 +188,7 @@ int space_lease(struct vmfs *v, uint32_t index, struct gr_err *err)
 
 static int lease_any(struct vmfs *v, struct gr_err *err)
 {
-    uint32_t n = n_regions(v), start = (uint32_t)((uint64_t)v->slot * n / v->sb.slots.entries);
+    uint32_t n = space_n_regions(v), start = (uint32_t)((uint64_t)v->slot * n / v->sb.slots.entries);
     for (uint32_t k = 0; k < n; k++) {
         uint32_t i = (start + k) % n;
         if (v->sp.by_index[i] || v->sp.tried[i])
@@ -208,7 +208,7 @@ int space_lease_any(struct vmfs *v, struct gr_err *err)
     gr_fmutex_lock(&v->sp.lease_lock);
     int r = lease_any(v, err);
     if (r == -GR_ENOSPACE) { /* another host may have left meanwhile */
-        memset(v->sp.tried, 0, n_regions(v));
+        memset(v->sp.tried, 0, space_n_regions(v));
         r = lease_any(v, err);
     }
     gr_fmutex_unlock(&v->sp.lease_lock);
@@ -428,7 +428,7 @@ void space_freed(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, u
 {
     while (units) { /* a run may cross regions */
         uint32_t index = space_region_index(v, addr), len;
-        uint64_t first = region_first(v, index, &len);
+        uint64_t first = space_region_first(v, index, &len);
         uint32_t n = (uint32_t)GR_MIN((uint64_t)units, first + v->sb.region_units - addr);
         free_in_region(v, addr, n, kind, seq);
         addr += n;
@@ -481,13 +481,13 @@ static int scan_regions(struct vmfs *v, struct gr_err *err)
 {
     struct vmfs_region_disk *h = vunits_alloc(1);
     int r = h ? 0 : -ENOMEM;
-    for (uint32_t i = 0; r == 0 && i < n_regions(v); i++) {
+    for (uint32_t i = 0; r == 0 && i < space_n_regions(v); i++) {
         struct vlock l;
         r = vhome_read(v, &v->sb.regions, i, 0, VMFS_T_REGION, h, err);
         if (r < 0)
             break;
         uint32_t units;
-        region_first(v, i, &units);
+        space_region_first(v, i, &units);
         v->sp.free_elsewhere += r == 1 ? units : gr_le32_get(h->free_units);
         r = 0;
         vlock_get(&h->lock, &l);

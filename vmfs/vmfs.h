@@ -149,8 +149,9 @@ struct vmfs_check_report {
     uint64_t objects, nodes, pieces, shared_pieces, regions; /* how much was looked at */
     uint64_t errors;                                         /* broken rules */
     uint64_t leaked_units;                                   /* allocated, reachable from nowhere */
+    uint64_t repaired;                                       /* home blocks with one damaged copy, rewritten from the other */
 };
-/* Prove the volume: every metadata block valid, reachable ∪ journals ∪ tables ∪ pending frees ∪ free = all, disjoint but for
+/* Prove the volume while it is in use: every metadata block valid, reachable ∪ journals ∪ tables ∪ pending frees ∪ free = all, disjoint but for
  * sharing that births explain. One line per broken rule goes to @line. 0: sound; -GR_ECORRUPT: @ret counts what is wrong. */
 int vmfs_check(struct vmfs *v, void (*line)(void *arg, const char *text), void *arg, struct vmfs_check_report *ret, struct gr_err *err);
 #endif

@@ -1,0 +1,101 @@
+/* Inside vmfs_check(): one look at a volume's home state.
+ *
+ *   check_home.c   copies the home blocks at one instant: slots, lists of foreign frees, regions, inodes
+ *   check_walk.c   walks every tree and says which unit belongs to what
+ *   check_space.c  remembers what was reached, by unit, and compares with the bitmaps
+ *   check_names.c  directories, links between objects, counters */
+#ifndef VMFS_CHECK_H
+#define VMFS_CHECK_H
+#include "vmfs/internal.h"
+
+struct chk_snap {
+    uint64_t id, parent, epoch, cursor;
+    uint64_t size;
+    uint32_t flags, clones, clones_found;
+    struct mptr root;
+    uint8_t level;
+};
+struct chk_ent {
+    uint64_t id;
+    uint16_t type;
+};
+struct chk_obj {
+    uint64_t id;
+    uint16_t type;
+    uint32_t n_snapshots; /* as the inode says */
+    uint64_t size;
+    uint64_t blob_addr;
+    uint32_t blob_bytes, blob_units;
+    bool decoded, bad;
+    unsigned links; /* directory entries that name it */
+    /* directories */
+    struct chk_ent *ents;
+    size_t n_ents;
+    /* content */
+    uint64_t epoch, parent_snap, origin_object, origin_snap, origin_epoch;
+    struct mptr root;
+    uint8_t level;
+    struct chk_snap *snaps;
+    size_t n_snaps;
+};
+/* A region, as its home blocks say. */
+struct chk_region {
+    uint64_t first; /* address */
+    uint32_t units;
+    uint32_t free_units; /* as the header says */
+    bool stable;         /* leased here or by nobody: compared */
+    bool fresh;          /* never written: all free */
+    uint8_t *bits;       /* copy of the bitmap; NULL: all free */
+    uint32_t *mark;      /* per unit, made when one is reached; see check_space.c */
+};
+struct chk {
+    struct vmfs *v;
+    struct vmfs_check_report rep;
+    struct gr_buf lines; /* text, NUL, text, NUL, … */
+    uint64_t n_lines, repaired, skipped_regions;
+    bool others;   /* other hosts live: what they change meanwhile may look wrong */
+    bool blind;    /* part of a tree could not be read: what is below it is not known */
+    int failed;    /* the check itself cannot go on (out of memory, fenced) */
+    struct chk_region *regions;
+    uint32_t n_regions;
+    struct vmfs_run *foreign; /* units on lists of foreign frees */
+    size_t n_foreign, cap_foreign;
+    struct chk_obj *objs; /* by index of the inode, ascending */
+    size_t n_objs, cap_objs;
+    uint64_t steps;
+};
+
+/* A broken rule: one line, counted. */
+void chk_error(struct chk *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Something to be told that is no error. */
+void chk_note(struct chk *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+int chk_nomem(struct chk *c); /* remember it; -ENOMEM */
+
+/* check_home.c: the checkpoint lock is held for chk_home(). */
+int chk_home(struct chk *c);
+int chk_supers(struct chk *c);
+int chk_blobs(struct chk *c); /* blobs that do not fit their inode; the lock may be free */
+
+/* check_space.c */
+enum chk_reached { CHK_NEW, CHK_AGAIN, CHK_FULL, CHK_CONFLICT };
+struct chk_use {
+    uint32_t print; /* fingerprint of what the unit is: same print, same thing */
+    bool owned;     /* named by the tree whose time it was born in */
+    bool full;      /* nodes: all below is walked now */
+};
+uint32_t chk_print(uint64_t a, uint64_t b, uint64_t c, uint64_t d);
+/* [addr, addr+units) is what @use says. */
+enum chk_reached chk_reach(struct chk *c, uint64_t addr, uint32_t units, const struct chk_use *use);
+struct chk_region *chk_region_of(struct chk *c, uint64_t addr, uint32_t units); /* NULL: not inside one region */
+void chk_space(struct chk *c);
+const char *chk_unit(uint64_t addr, char out[40]); /* "device 0 unit 5" */
+
+/* check_walk.c */
+void chk_trees(struct chk *c);
+
+/* check_names.c */
+struct chk_obj *chk_find(struct chk *c, uint64_t id); /* NULL: no such object */
+struct chk_snap *chk_snap(struct chk_obj *o, uint64_t id);
+void chk_names(struct chk *c);
+void chk_links(struct chk *c);
+#endif

@@ -1,0 +1,166 @@
+/* What was reached, unit by unit, and whether the bitmaps say the same. */
+#include "common/seam.h"
+#include "vmfs/check.h"
+
+/* Mark of a unit: 0 not reached; else a fingerprint of what it is, and two flags. Two namings of one unit must agree in the
+ * fingerprint: same logical piece (or node), same birth, and the same tree in whose time it was born. */
+#define MARK_OWNED 0x80000000u /* that tree names it itself */
+#define MARK_FULL 0x40000000u  /* node: everything below is walked */
+#define MARK_PRINT 0x3fffffffu
+
+const char *chk_unit(uint64_t addr, char out[40])
+{
+    snprintf(out, 40, "device %u unit %llu", vmfs_addr_dev(addr), (unsigned long long)vmfs_addr_unit(addr));
+    return out;
+}
+
+static uint64_t mix(uint64_t h, uint64_t x)
+{
+    h ^= x + 0x9e3779b97f4a7c15ull + (h << 6) + (h >> 2);
+    h ^= h >> 31;
+    h *= 0xbf58476d1ce4e5b9ull;
+    return h ^ h >> 29;
+}
+
+uint32_t chk_print(uint64_t a, uint64_t b, uint64_t c, uint64_t d)
+{
+    uint32_t p = (uint32_t)(mix(mix(mix(mix(0, a), b), c), d) >> 17) & MARK_PRINT;
+    return p ? p : 1;
+}
+
+struct chk_region *chk_region_of(struct chk *c, uint64_t addr, uint32_t units)
+{
+    const struct vsuper *sb = &c->v->sb;
+    unsigned d = vmfs_addr_dev(addr);
+    uint64_t u = vmfs_addr_unit(addr);
+    if (d >= sb->n_devices || u < sb->dev[d].first_unit || u >= sb->dev[d].units)
+        return NULL;
+    uint32_t index = space_region_index(c->v, addr);
+    if (index >= sb->dev[d].first_region + sb->dev[d].regions || index >= c->n_regions)
+        return NULL;
+    struct chk_region *r = &c->regions[index];
+    return units <= r->units && addr - r->first <= r->units - units ? r : NULL;
+}
+
+enum chk_reached chk_reach(struct chk *c, uint64_t addr, uint32_t units, const struct chk_use *use)
+{
+    struct chk_region *r = chk_region_of(c, addr, units);
+    char at[40];
+    if (!r) {
+        chk_error(c, "%s: %u units are named that lie in no region", chk_unit(addr, at), units);
+        return CHK_CONFLICT;
+    }
+    if (!r->mark && !(r->mark = gr_zalloc(r->units * sizeof *r->mark))) {
+        chk_nomem(c);
+        return CHK_CONFLICT;
+    }
+    uint32_t flags = (use->owned ? MARK_OWNED : 0) | (use->full ? MARK_FULL : 0);
+    bool again = false, was_full = true;
+    for (uint32_t i = 0; i < units; i++) {
+        uint32_t *m = &r->mark[addr - r->first + i], print = (use->print + i) & MARK_PRINT;
+        print = print ? print : 1;
+        if (*m && (*m & MARK_PRINT) != print)
+            return CHK_CONFLICT;
+        again |= *m != 0;
+        was_full &= (*m & MARK_FULL) != 0;
+        *m |= print | flags;
+    }
+    return !again ? CHK_NEW : was_full ? CHK_FULL : CHK_AGAIN;
+}
+
+/* ---- comparing ---- */
+static bool bit(const struct chk_region *r, uint32_t i)
+{
+    return r->bits && (r->bits[i / 8] >> (i % 8) & 1);
+}
+
+/* Lists of foreign frees: units given up by hosts that did not lease their region. */
+static uint8_t *foreign_bits(struct chk *c, struct chk_region *r)
+{
+    uint8_t *f = NULL;
+    char at[40];
+    for (size_t i = 0; i < c->n_foreign; i++) {
+        const struct vmfs_run *x = &c->foreign[i];
+        if (x->addr < r->first || x->addr >= r->first + r->units)
+            continue;
+        if (!f && !(f = gr_zalloc((r->units + 7) / 8))) {
+            chk_nomem(c);
+            return NULL;
+        }
+        for (uint64_t k = 0; k < x->units; k++) {
+            uint32_t u = (uint32_t)(x->addr - r->first + k);
+            if (f[u / 8] >> (u % 8) & 1)
+                chk_error(c, "%s: it is on the lists of foreign frees twice", chk_unit(r->first + u, at));
+            f[u / 8] |= (uint8_t)(1u << (u % 8));
+        }
+    }
+    return f;
+}
+
+enum fault { FAULT_NONE, FAULT_LEAK, FAULT_NOT_ALLOCATED, FAULT_FREED_IN_USE, FAULT_FREED_TWICE, FAULT_UNBORN };
+static const char *const fault_text[] = {
+    "", "allocated, but nothing uses it", "in use, but free in the bitmap", "in use, and on a list of foreign frees",
+    "on a list of foreign frees, but free in the bitmap", "born in the time of a tree that does not name it",
+};
+
+static enum fault fault_of(const struct chk *c, const struct chk_region *r, uint32_t i, const uint8_t *foreign)
+{
+    bool reached = r->mark && r->mark[i], freed = foreign && (foreign[i / 8] >> (i % 8) & 1);
+    if (reached && freed)
+        return FAULT_FREED_IN_USE;
+    if (reached && !(r->mark[i] & MARK_OWNED) && !c->blind)
+        return FAULT_UNBORN;
+    if (!r->stable)
+        return FAULT_NONE;
+    if (reached && !bit(r, i))
+        return FAULT_NOT_ALLOCATED;
+    if (freed && !bit(r, i))
+        return FAULT_FREED_TWICE;
+    if (!reached && !freed && bit(r, i) && !c->blind)
+        return FAULT_LEAK;
+    return FAULT_NONE;
+}
+
+static void region_compare(struct chk *c, struct chk_region *r)
+{
+    uint8_t *foreign = foreign_bits(c, r);
+    char at[40];
+    uint32_t free_units = 0;
+    for (uint32_t i = 0; i < r->units;) {
+        enum fault f = fault_of(c, r, i, foreign);
+        uint32_t n = 0;
+        do {
+            free_units += !bit(r, i + n);
+            n++;
+        } while (i + n < r->units && fault_of(c, r, i + n, foreign) == f);
+        if (f)
+            chk_error(c, "%s, %u units: %s", chk_unit(r->first + i, at), n, fault_text[f]);
+        if (f == FAULT_LEAK)
+            c->rep.leaked_units += n;
+        i += n;
+    }
+    if (r->stable && !r->fresh && free_units != r->free_units)
+        chk_error(c, "region at %s: its header says %u free units, its bitmap %u", chk_unit(r->first, at), r->free_units, free_units);
+    free(foreign);
+}
+
+void chk_space(struct chk *c)
+{
+    char at[40];
+    for (size_t i = 0; i < c->n_foreign; i++)
+        if (c->foreign[i].units == 0 || c->foreign[i].units > UINT32_MAX || !chk_region_of(c, c->foreign[i].addr, (uint32_t)c->foreign[i].units)) {
+            chk_error(c, "%s: a list of foreign frees names %llu units that lie in no region", chk_unit(c->foreign[i].addr, at),
+                      (unsigned long long)c->foreign[i].units);
+            c->foreign[i] = c->foreign[--c->n_foreign];
+            i--;
+        }
+    for (uint32_t i = 0; i < c->n_regions && !c->failed; i++) {
+        region_compare(c, &c->regions[i]);
+        c->rep.regions++;
+        gr_fiber_yield();
+    }
+    if (c->blind)
+        chk_note(c, "what the unreadable parts use is not known: allocated space that nothing uses was not looked for");
+    if (c->skipped_regions)
+        chk_note(c, "%llu regions are leased by other hosts that live: their free space was not compared", (unsigned long long)c->skipped_regions);
+}

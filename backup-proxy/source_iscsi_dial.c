@@ -38,6 +38,9 @@ static struct reason reason_of(struct iscsi_context *ctx)
     struct reason r;
     const char *e = iscsi_get_error(ctx);
     snprintf(r.text, sizeof(r.text), "%.*s", e ? (int)strcspn(e, "\r\n") : 0, e ? e : "");
+    for (char *p = r.text; *p; p++) /* the target may have had a hand in it */
+        if ((unsigned char)*p < 32 || *p == 127)
+            *p = '?';
     if (!r.text[0])
         snprintf(r.text, sizeof(r.text), "no reason given");
     return r;

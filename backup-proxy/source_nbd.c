@@ -7,6 +7,7 @@
 #include "backup-proxy/source_nbd_int.h"
 #include "common/cleanup.h"
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 
 #define MAX_PIECE (UINT64_C(4) << 20)   /* bytes of one READ */
@@ -232,12 +233,6 @@ static int on_extents(void *arg, const char *context, uint64_t off, uint32_t *en
 
 /* ---- the socket ---- */
 
-static const char *lib_error(void)
-{
-    const char *e = nbd_get_error();
-    return e ? e : "no reason given";
-}
-
 static void after_io(struct nbd_conn *c)
 {
     if (nbd_aio_is_dead(c->h) || nbd_aio_is_closed(c->h)) {
@@ -437,5 +432,11 @@ void nbd_source_ready(struct nbd_source *src, const char *name)
 
 int nbd_source_lib_fail(struct gr_err *err, int code, const char *what)
 {
-    return gr_fail(err, code, "%s: %s", what, lib_error());
+    char text[256];
+    const char *e = nbd_get_error();
+    snprintf(text, sizeof(text), "%s", e ? e : "no reason given");
+    for (char *p = text; *p; p++) /* the server may have had a hand in it */
+        if ((unsigned char)*p < 32 || *p == 127)
+            *p = '?';
+    return gr_fail(err, code, "%s: %s", what, text);
 }

@@ -44,6 +44,7 @@ command -v tgtd > /dev/null && command -v tgtadm > /dev/null || skip 'tgt is not
 requires_root
 port=$(free_port)
 control=$port # tgtd's control sockets share one directory: a number of our own
+on_exit 'rm -f /var/run/tgtd/socket.$control /var/run/tgtd/socket.$control.lock'
 start tgt tgtd -f -C "$control" --iscsi portal=127.0.0.1:"$port"
 adm() { tgtadm -C "$control" --lld iscsi "$@"; }
 set_up_tgt() {
@@ -85,3 +86,4 @@ start tgt tgtd -f -C "$control" --iscsi portal=127.0.0.1:"$port"
 set_up_tgt
 adm --op new --mode logicalunit --tid 1 --lun 2 -b "$T/big"
 wait $reader || { cat "$T/reader"; fail 'the reader did not survive the restart of the target'; }
+stop tgt KILL # it takes no TERM while sessions are there

@@ -140,7 +140,7 @@ static void broken_connection(struct nbdfix *f)
 
 /* ---- a server that lies ---- */
 enum lie { LIE_NONE, LIE_SIZE_HUGE, LIE_SIZE_ODD, LIE_SILENT, LIE_GAP, LIE_OVERLAP, LIE_OUTSIDE, LIE_COOKIE, LIE_CUT, LIE_NO_DATA,
-    LIE_ZERO_EXTENT, LIE_LONG_EXTENT, LIE_NO_EXTENT, LIE_MANY_CHUNKS };
+    LIE_ZERO_EXTENT, LIE_LONG_EXTENT, LIE_NO_EXTENT, LIE_MANY_CHUNKS, LIE_MUTE, LIE_MAGIC, LIE_REPLY_LEN, LIE_REPLY_MAGIC };
 struct liar {
     enum lie lie;
     int listen;
@@ -189,6 +189,10 @@ static bool lie_options(int fd, enum lie lie)
     gr_put_be64(hello, NBD_MAGIC);
     gr_put_be64(hello + 8, NBD_OPTS_MAGIC);
     gr_put_be16(hello + 16, 3);
+    if (lie == LIE_MUTE)
+        return got(fd, data, 1);
+    if (lie == LIE_MAGIC)
+        hello[3] ^= 1;
     nbdc_send(fd, hello, 18);
     if (!got(fd, data, 4))
         return false;
@@ -196,6 +200,12 @@ static bool lie_options(int fd, enum lie lie)
         if (!got(fd, head, 16) || gr_get_be32(head + 12) > sizeof(data) || !got(fd, data, gr_get_be32(head + 12)))
             return false;
         uint32_t opt = gr_get_be32(head + 8);
+        if (lie == LIE_REPLY_LEN || lie == LIE_REPLY_MAGIC) {
+            struct nbd_rep_wire w = {gr_be64_of(NBD_REP_MAGIC ^ (lie == LIE_REPLY_MAGIC)), gr_be32_of(opt), gr_be32_of(NBD_REP_ACK),
+                                     gr_be32_of(lie == LIE_REPLY_LEN ? 0xffffffff : 0)};
+            nbdc_send(fd, &w, sizeof(w));
+            continue;
+        }
         if (opt == NBD_OPT_SET_META_CONTEXT)
             lie_reply(fd, opt, NBD_REP_META_CONTEXT, "\0\0\0\1base:allocation", 19);
         if (opt == NBD_OPT_GO) {
@@ -289,7 +299,7 @@ static struct gr_chan *lied_to(struct nbdfix *f, struct liar *l, enum lie lie, s
     *l = (struct liar){.lie = lie, .listen = listen_unix(path), .loop = f->loop};
     *err = (struct gr_err){0};
     assert_int_equal(gr_fiber_start(f->loop, lie_serve, l), 0);
-    if (open_at(f->loop, path, (struct bp_nbd_opts){.timeout_ms = lie == LIE_SILENT ? 100 : 5000}, &b, err) < 0)
+    if (open_at(f->loop, path, (struct bp_nbd_opts){.timeout_ms = lie == LIE_SILENT || lie == LIE_MUTE ? 100 : 5000}, &b, err) < 0)
         return NULL;
     assert_int_equal(gr_chan_open(b, f->loop, &ch), 0);
     gr_bdev_put(b);
@@ -314,6 +324,13 @@ static void hostile(struct nbdfix *f)
     assert_null(lied_to(f, &l, LIE_SIZE_ODD, &err));
     assert_non_null(strstr(err.text, "1000001"));
     lied_end(&l, NULL);
+
+    static const enum lie greetings[] = {LIE_MUTE, LIE_MAGIC, LIE_REPLY_LEN, LIE_REPLY_MAGIC};
+    for (int i = 0; i < 4; i++) {
+        assert_null(lied_to(f, &l, greetings[i], &err));
+        assert_true(err.code < 0 && err.text[0]);
+        lied_end(&l, NULL);
+    }
 
     struct gr_chan *ch = lied_to(f, &l, LIE_NONE, &err); /* the liar can tell the truth */
     assert_non_null(ch);

@@ -105,18 +105,22 @@ json_t *bp_ref_json(const struct bp_ref *ref)
     return json_pack("{s:s,s:I,s:I,s:I,s:s}", "pack", pack, "offset", (json_int_t)ref->off, "stored", (json_int_t)ref->stored, "raw",
                      (json_int_t)ref->raw, "sha256", hash);
 }
+static void hex_of(const uint8_t hash[32], char out[65])
+{
+    for (unsigned i = 0; i < 32; i++)
+        snprintf(out + 2 * i, 3, "%02x", hash[i]);
+}
 static int manifest_text(json_t *doc, struct gr_buf *out)
 {
     uint8_t hash[32];
+    char hex[65];
     gr_auto_free char *text = json_dumps(doc, JSON_COMPACT | JSON_SORT_KEYS);
     if (!text)
         return -ENOMEM;
     size_t len = strlen(text);
     bp_sha256(text, len, hash);
-    (void)gr_buf_printf(out, "%s", head_word);
-    for (unsigned i = 0; i < 32; i++)
-        (void)gr_buf_printf(out, "%02x", hash[i]);
-    return gr_buf_printf(out, " %zu\n%s\n", len, text);
+    hex_of(hash, hex);
+    return gr_buf_printf(out, "%s%s %zu\n%s\n", head_word, hex, len, text);
 }
 int bp_point_publish(struct bp_repo *r, const struct bp_lease *l, const char *name, int64_t time_s, json_t *doc, char ret_id[BP_POINT_ID_MAX],
                      struct gr_err *err)
@@ -165,16 +169,16 @@ int bp_point_publish(struct bp_repo *r, const struct bp_lease *l, const char *na
 static int manifest_parse(struct gr_buf *b, const char *id, json_t **ret, struct gr_err *err)
 {
     uint8_t hash[32];
-    char hex[65] = "", want[65];
-    size_t len = 0, skip = sizeof head_word - 1;
-    char *nl = b->data ? memchr(b->data, '\n', GR_MIN(b->len, (size_t)256)) : NULL;
-    if (!nl || b->len < skip || memcmp(b->data, head_word, skip) || sscanf(b->data + skip, "%64s %zu", hex, &len) != 2 ||
-        (size_t)(b->data + b->len - nl - 1) != len + 1)
+    char hex[65], head[160];
+    char *nl = b->data ? memchr(b->data, '\n', GR_MIN(b->len, sizeof head)) : NULL;
+    size_t len = nl ? (size_t)(b->data + b->len - nl - 1) : 0;
+    if (len < 2 || nl[len] != '\n' || memcmp(b->data, head_word, GR_MIN(b->len, sizeof head_word - 1)))
         return gr_fail(err, -GR_ECORRUPT, "the manifest of point '%s' is malformed or truncated", id);
+    len--; /* the newline at the end */
     bp_sha256(nl + 1, len, hash);
-    for (unsigned i = 0; i < 32; i++)
-        snprintf(want + 2 * i, 3, "%02x", hash[i]);
-    if (strcmp(hex, want))
+    hex_of(hash, hex);
+    int n = snprintf(head, sizeof head, "%s%s %zu\n", head_word, hex, len);
+    if (n != nl + 1 - b->data || memcmp(head, b->data, (size_t)n)) /* the one way to write it */
         return gr_fail(err, -GR_ECORRUPT, "the manifest of point '%s' fails its checksum", id);
     json_error_t je;
     json_t *doc = json_loadb(nl + 1, len, JSON_REJECT_DUPLICATES, &je);

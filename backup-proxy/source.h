@@ -31,7 +31,7 @@ struct bp_iscsi_opts {
     const char *chap_user;  /* NULL: what the URL says */
     const char *chap_secret_file; /* mode 0600; NULL: none */
     uint64_t timeout_ms;    /* log-in, and silence with requests in flight before the session is made anew; 0: 30000 */
-    unsigned reconnects;    /* in a row without one success before requests fail; 0: 8, about 20 s */
+    unsigned reconnects;    /* in a row without one success before requests fail; 0: 12, about 20 s */
 };
 int bp_source_iscsi_open(struct gr_loop *loop, const struct bp_iscsi_opts *opts, struct gr_bdev **ret, struct gr_err *err);
 #endif

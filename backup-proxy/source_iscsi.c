@@ -303,7 +303,7 @@ static void redial(void *arg)
     while (src->failures <= src->reconnects) {
         struct san_unit u;
         if (src->failures > 1)
-            gr_fiber_sleep_ms(GR_MIN(UINT64_C(50) << GR_MIN(src->failures, 8u), (uint64_t)8000));
+            gr_fiber_sleep_ms(GR_MIN(UINT64_C(50) << GR_MIN(src->failures, 8u), (uint64_t)2000));
         r = san_dial(src, &src->session, &u, NULL);
         if (r >= 0 && !same_unit(&u, &src->unit)) {
             san_hang_up(&src->session);

@@ -286,7 +286,7 @@ static int fill(struct san_source *src, const struct bp_iscsi_opts *o, struct gr
     if (!src->url || !src->initiator || (o->chap_user && !src->chap_user) || (secret.data && !src->chap_secret))
         return gr_fail(err, -ENOMEM, "out of memory");
     src->timeout_ms = o->timeout_ms ? o->timeout_ms : 30000;
-    src->reconnects = o->reconnects ? o->reconnects : 8;
+    src->reconnects = o->reconnects ? o->reconnects : 12;
     return 0;
 }
 

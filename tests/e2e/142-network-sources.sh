@@ -75,7 +75,7 @@ chmod 644 "$T/secret"
 run_mustfail 1 'readable by others' "$cat" copy "$at:chap/1" "$T/copy" --user joe --secret "$T/secret"
 
 # the target dies while it is read, and comes back: the reader waits and goes on
-truncate -s 3G "$T/big"
+truncate -s 1G "$T/big"
 adm --op new --mode logicalunit --tid 1 --lun 2 -b "$T/big"
 "$cat" copy "$at:one/2" /dev/null > "$T/reader" 2>&1 & reader=$!
 track $reader

@@ -379,6 +379,7 @@ void journal_stop(struct vmfs *v);
 /* ---------- space.c ---------- */
 int space_init(struct vmfs *v, struct gr_err *err);
 void space_done(struct vmfs *v);
+void space_regions_added(struct vmfs *v, const struct vsuper *s); /* the volume grew [sync] */
 /* Regions of this volume containing @addr; NULL when not leased here. [sync] */
 struct vregion *space_region(struct vmfs *v, uint64_t addr);
 uint32_t space_region_index(const struct vmfs *v, uint64_t addr);
@@ -553,6 +554,10 @@ void reap_kick(struct vobj *o);    /* give back deleted snapshots in the backgro
 bool reap_pending(struct vobj *o); /* something is being given back, or could be [sync] */
 
 /* ---------- ns.c ---------- */
+/* Lock the namespace; home with what changed (unless @r < 0) and unlock. */
+int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err);
+int ns_end(struct vmfs *v, int r, struct gr_err *err);
+int vmfs_refresh(struct vmfs *v, struct gr_err *err); /* grow.c: learn that another host grew the volume */
 void vobj_adopt(struct vobj *o); /* object.c: a peeked object joins the table of those held here [sync] */
 /* New object at @path; init(arg, o) [sync] fills its content before it becomes visible. */
 int vmfs_create_with(struct vmfs *v, const char *path, enum vmfs_type type, int (*init)(void *arg, struct vobj *o), void *arg, struct gr_err *err);

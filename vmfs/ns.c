@@ -77,7 +77,7 @@ static void dir_remove(struct vobj *dir, uint64_t id)
 }
 
 /* ---- changing: between ns_begin and ns_end ---- */
-static int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err)
+int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err)
 {
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
@@ -92,7 +92,7 @@ static int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err)
 }
 
 /* Home with it (unless @r says that nothing was changed), give the lock up. */
-static int ns_end(struct vmfs *v, int r, struct gr_err *err)
+int ns_end(struct vmfs *v, int r, struct gr_err *err)
 {
     if (r >= 0 && (r = ckpt_run(v)) < 0)
         gr_fail(err, r, "datastore '%s': %s", v->sb.name, v->fenced ? v->fence_reason : gr_code_text(r));

@@ -180,6 +180,8 @@ int vobj_hold(struct vmfs *v, uint64_t id, unsigned wait_ms, struct vobj **ret, 
                 r = held < 0 ? held : wait_holder(v, &ino.lock, &wait_ms, ret_owner, err);
                 continue;
             }
+            if ((r = vmfs_refresh(v, err)) < 0)
+                break;
             struct vlock l = { v->slot + 1, v->me.generation, ino.lock.token + 1, 0 };
             uint8_t *out = vunits_alloc(1);
             r = out ? vhome_lock(v, &v->sb.inodes, (uint32_t)id, block, &l, out, err) : -ENOMEM;

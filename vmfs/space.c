@@ -498,6 +498,17 @@ static int scan_regions(struct vmfs *v, struct gr_err *err)
     return r;
 }
 
+void space_regions_added(struct vmfs *v, const struct vsuper *s)
+{
+    uint32_t before = n_regions(v);
+    v->sb = *s;
+    for (uint32_t i = before; i < n_regions(v); i++) {
+        uint32_t units;
+        region_first(v, i, &units);
+        v->sp.free_elsewhere += units;
+    }
+}
+
 int space_init(struct vmfs *v, struct gr_err *err)
 {
     v->sp.by_index = gr_zalloc(v->sb.regions.entries * sizeof *v->sp.by_index);

@@ -5,10 +5,11 @@
 #include <cmocka.h>
 #include "common/bdev.h"
 #include "common/fiber.h"
-#include "vmfs/vmfs.h"
+#include "snapshot/snapshot.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 struct site {
     struct gr_loop *loop;
@@ -158,6 +159,93 @@ static int content_fn(void *arg)
     return 0;
 }
 
+/* Thick and eager disks hold their space, keep a promise of more for overwrites after a snapshot, and say what is missing. */
+static int thick_fn(void *arg)
+{
+    struct site s = { .loop = arg };
+    struct vmfs_disk *d, *t;
+    struct gr_chan *ch, *tch;
+    struct vmfs_info before, after;
+    struct gr_err e = { 0 };
+    static uint8_t a[1 << 20], b[1 << 20];
+    make_site(&s, 256 << 20);
+    vmfs_info(s.v, &before);
+    OK(vmfs_create(s.v, "thick", VMFS_DISK, 40 << 20, VMFS_THICK, &err));
+    OK(vmfs_create(s.v, "eager", VMFS_DISK, 20 << 20, VMFS_EAGER, &err));
+    vmfs_info(s.v, &after);
+    assert_true(before.free - after.free >= 60 << 20);
+    assert_true(before.free - after.free < 62 << 20);
+    OK(vmfs_open(s.v, "thick", &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), s.loop, &ch), 0);
+    assert_int_equal(gr_pread(ch, b, sizeof b, 5 << 20), 0);
+    assert_memory_equal(a, b, sizeof a);
+    fill(a, sizeof a, 3);
+    assert_int_equal(gr_pwrite(ch, a, sizeof a, 5 << 20, 0), 0);
+    OK(snap_create(&d, 1, "s1", &err));
+    vmfs_info(s.v, &after);
+    assert_int_equal(after.reserved, 40 << 20);
+    /* another disk cannot eat what was promised */
+    OK(vmfs_create(s.v, "thin", VMFS_DISK, 400 << 20, VMFS_THIN, &err));
+    OK(vmfs_open(s.v, "thin", &t, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(t), s.loop, &tch), 0);
+    int r = 0;
+    for (uint64_t off = 0; r == 0 && off < 400 << 20; off += sizeof a)
+        r = gr_pwrite(tch, a, sizeof a, off, 0);
+    assert_int_equal(r, -GR_ENOSPACE);
+    fill(b, sizeof b, 9);
+    for (uint64_t off = 0; off < 40 << 20; off += sizeof b)
+        assert_int_equal(gr_pwrite(ch, b, sizeof b, off, 0), 0);
+    assert_int_equal(gr_flush(ch), 0);
+    r = snap_create(&d, 1, "s2", &e);
+    assert_int_equal(r, -GR_ENOSPACE);
+    assert_non_null(strstr(e.text, "missing"));
+    assert_int_equal(vmfs_create(s.v, "more", VMFS_DISK, 40 << 20, VMFS_THICK, &e), -GR_ENOSPACE);
+    assert_int_equal(gr_unmap(tch, 0, 400 << 20, 0), 0);
+    OK(vmfs_checkpoint(s.v, &err));
+    OK(snap_create(&d, 1, "s2", &err));
+    gr_chan_close(tch);
+    vmfs_close(t);
+    gr_chan_close(ch);
+    vmfs_close(d);
+    OK(vmfs_remove(s.v, "thin", &err));
+    check_clean(&s);
+    leave(&s);
+    gr_mem_free(s.mem);
+    return 0;
+}
+
+static int grow_fn(void *arg)
+{
+    struct site s = { .loop = arg };
+    struct vmfs_info before, after;
+    struct gr_err e = { 0 };
+    const char *path = "/dev/shm/granary-unit-grow.img";
+    struct gr_file_opts fo = { .create = true, .size = 64 << 20 };
+    struct vmfs_format_opts f = { .name = "ds1" };
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "unit", .warn = warn };
+    unlink(path);
+    OK(gr_bdev_file_open(s.loop, path, &fo, &s.dev, &err));
+    OK(vmfs_format(s.loop, &s.dev, 1, &f, &err));
+    OK(vmfs_join(s.loop, &s.dev, 1, &o, &s.v, &err));
+    vmfs_info(s.v, &before);
+    OK(gr_bdev_file_resize(s.dev, 256 << 20, &err));
+    int r = vmfs_grow(s.v, &e);
+    if (r == -GR_ENOSPACE) { /* the table of regions has an end: named */
+        assert_non_null(strstr(e.text, "can grow to"));
+        OK(gr_bdev_file_resize(s.dev, 96 << 20, &err));
+        OK(vmfs_grow(s.v, &err));
+    } else {
+        assert_int_equal(r, 0);
+    }
+    vmfs_info(s.v, &after);
+    assert_true(after.free > before.free + (28 << 20));
+    OK(vmfs_create(s.v, "big", VMFS_DISK, before.free + (8 << 20), VMFS_THICK, &err));
+    check_clean(&s);
+    leave(&s);
+    unlink(path);
+    return 0;
+}
+
 static void run(int (*fn)(void *))
 {
     struct gr_loop *loop;
@@ -167,9 +255,12 @@ static void run(int (*fn)(void *))
 }
 static void test_names(void **state) { (void)state; run(names_fn); }
 static void test_content(void **state) { (void)state; run(content_fn); }
+static void test_thick(void **state) { (void)state; run(thick_fn); }
+static void test_grow(void **state) { (void)state; run(grow_fn); }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_names), cmocka_unit_test(test_content) };
+    const struct CMUnitTest tests[] = { cmocka_unit_test(test_names), cmocka_unit_test(test_content), cmocka_unit_test(test_thick),
+                                         cmocka_unit_test(test_grow) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

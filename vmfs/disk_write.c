@@ -48,8 +48,10 @@ static void plan_drop(struct plan *p)
 static bool fits(struct vobj *o, uint64_t units)
 {
     struct vmfs *v = o->v;
-    uint64_t others = v->reserved_units - o->reserved_units;
-    return space_free_units(v) >= units + space_meta_reserve(v) + others;
+    uint64_t others = v->reserved_units - o->reserved_units, keep = space_meta_reserve(v);
+    if (o->reserved_units)
+        keep /= 2; /* what was promised is kept, though @units is rounded up */
+    return space_free_units(v) >= units + keep + others;
 }
 
 int disk_room(struct vobj *o, uint64_t units)

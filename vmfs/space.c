@@ -500,11 +500,11 @@ static int scan_regions(struct vmfs *v, struct gr_err *err)
 
 void space_regions_added(struct vmfs *v, const struct vsuper *s)
 {
-    uint32_t before = n_regions(v);
+    uint32_t before = space_n_regions(v);
     v->sb = *s;
-    for (uint32_t i = before; i < n_regions(v); i++) {
+    for (uint32_t i = before; i < space_n_regions(v); i++) {
         uint32_t units;
-        region_first(v, i, &units);
+        space_region_first(v, i, &units);
         v->sp.free_elsewhere += units;
     }
 }

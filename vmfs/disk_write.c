@@ -19,6 +19,9 @@ struct plan {
 static int part_add(struct plan *p, struct part x)
 {
     struct part *last = p->n ? &p->parts[p->n - 1] : NULL;
+    struct vmfs *v = p->op->o->v;
+    if (last && space_region_index(v, last->addr) != space_region_index(v, x.addr))
+        last = NULL; /* one record changes the bits of one region */
     if (last && !x.reserve && !last->reserve && last->in_place == x.in_place && last->own_unit == x.own_unit && last->addr + last->count == x.addr &&
         last->piece + last->count == x.piece && x.piece % VMFS_LEAF_PIECES) {
         last->count += x.count;

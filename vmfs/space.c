@@ -338,24 +338,44 @@ uint64_t space_take_piece(struct vmfs *v)
     return v->sp.frag_addr++;
 }
 
+/* Units of [addr, addr+units) that lie in the region of @addr: runs go on across regions that are neighbours. */
+static uint32_t in_region(const struct vmfs *v, uint64_t addr, uint32_t units)
+{
+    uint32_t len;
+    uint64_t first = space_region_first(v, space_region_index(v, addr), &len);
+    return (uint32_t)GR_MIN((uint64_t)units, first + v->sb.region_units - addr);
+}
+
 void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units)
 {
-    struct vregion *r = space_region(v, addr);
-    if (r)
-        busy_change(v, r, bits_change(r->busy, (uint32_t)(addr - r->first), units, false));
+    while (units) {
+        struct vregion *r = space_region(v, addr);
+        uint32_t n = in_region(v, addr, units);
+        if (r)
+            busy_change(v, r, bits_change(r->busy, (uint32_t)(addr - r->first), n, false));
+        addr += n;
+        units -= n;
+    }
 }
 
 /* ---- applying ---- */
 uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units)
 {
-    struct vregion *r = space_region(v, addr);
-    if (!r)
-        return 0;
-    busy_change(v, r, -(int64_t)bits_change(r->busy, (uint32_t)(addr - r->first), units, true));
-    uint32_t n = bits_change(r->used, (uint32_t)(addr - r->first), units, true);
-    used_change(v, r, -(int64_t)n);
-    r->dirty = true;
-    return n;
+    uint32_t changed = 0;
+    while (units) {
+        struct vregion *r = space_region(v, addr); /* NULL: replay, and the region went on to another host, who wrote it home */
+        uint32_t n = in_region(v, addr, units);
+        if (r) {
+            busy_change(v, r, -(int64_t)bits_change(r->busy, (uint32_t)(addr - r->first), n, true));
+            uint32_t c = bits_change(r->used, (uint32_t)(addr - r->first), n, true);
+            used_change(v, r, -(int64_t)c);
+            changed += c;
+            r->dirty = true;
+        }
+        addr += n;
+        units -= n;
+    }
+    return changed;
 }
 
 static void foreign_add(struct vmfs *v, uint64_t addr, uint32_t units)
@@ -426,10 +446,8 @@ static void free_in_region(struct vmfs *v, uint64_t addr, uint32_t units, uint32
 
 void space_freed(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, uint64_t seq)
 {
-    while (units) { /* a run may cross regions */
-        uint32_t index = space_region_index(v, addr), len;
-        uint64_t first = space_region_first(v, index, &len);
-        uint32_t n = (uint32_t)GR_MIN((uint64_t)units, first + v->sb.region_units - addr);
+    while (units) {
+        uint32_t n = in_region(v, addr, units);
         free_in_region(v, addr, n, kind, seq);
         addr += n;
         units -= n;

@@ -192,9 +192,14 @@ static int thick_fn(void *arg)
     for (uint64_t off = 0; r == 0 && off < 400 << 20; off += sizeof a)
         r = gr_pwrite(tch, a, sizeof a, off, 0);
     assert_int_equal(r, -GR_ENOSPACE);
+    r = 0;
     fill(b, sizeof b, 9);
     for (uint64_t off = 0; off < 40 << 20; off += sizeof b)
-        assert_int_equal(gr_pwrite(ch, b, sizeof b, off, 0), 0);
+        if ((r = gr_pwrite(ch, b, sizeof b, off, 0)) < 0) {
+            vmfs_info(s.v, &after);
+            fail_msg("overwrite at %lu: %s; %lu bytes free, %lu promised", (unsigned long)off, gr_code_text(r), (unsigned long)after.free,
+                     (unsigned long)after.reserved);
+        }
     assert_int_equal(gr_flush(ch), 0);
     r = snap_create(&d, 1, "s2", &e);
     assert_int_equal(r, -GR_ENOSPACE);

@@ -2,12 +2,14 @@
  * `granary mount`; prints nothing unless something is wrong, and returns once the mount answers. */
 #include "backup-proxy/mount_daemon.h"
 #include "backup-proxy/mount_guest.h"
+#include "backup-proxy/mount_store.h"
 #include "backup-proxy/mount_table.h"
 #include "backup-proxy/point.h"
 #include "common/cleanup.h"
 #include "common/fiber.h"
 #include "common/log.h"
 #include "common/seam.h"
+#include "snapshot/client.h"
 #include <getopt.h>
 #include <limits.h>
 #include <stdio.h>
@@ -17,10 +19,12 @@
 
 #define DISKS_MAX 64u
 
-/* What is mounted: an image, or a restore point of a repository. */
+/* What is mounted: an image, a restore point of a repository, or a datastore. */
 struct source {
     const char *image;
     const char *repo_path, *point_text;
+    const char *datastore;
+    struct gr_home *home; /* datastore */
     struct bp_repo *repo;
     struct gr_bdev *bdevs[DISKS_MAX];
     char *names[DISKS_MAX];
@@ -129,6 +133,8 @@ static void release(void *arg, struct gr_loop *loop)
     s->n = 0;
     bp_repo_close(s->repo);
     s->repo = NULL;
+    gr_home_free(s->home);
+    s->home = NULL;
 }
 
 static int help(void)
@@ -137,11 +143,13 @@ static int help(void)
          "\n"
          "  granary-mount --repo REPO --point POINT[:DISK] [--allow-other] [--foreground] DIR\n"
          "  granary-mount --image FILE [--allow-other] [--foreground] DIR\n"
+         "  granary-mount --datastore DS[/FOLDER] [--allow-other] [--foreground] DIR\n"
          "  granary-mount --unmount [--force] DIR\n"
          "\n"
          "  --repo REPO           repository of the restore point\n"
          "  --point POINT[:DISK]  the restore point, or one disk of it\n"
          "  --image FILE          a raw disk image instead\n"
+         "  --datastore DS        a datastore instead: its folders, files and disks\n"
          "  --allow-other         let other users in, under the guest's owners and modes\n"
          "  --foreground          stay in the foreground; an interrupt unmounts\n"
          "  --unmount             end a mount, and wait until its processes are gone\n"
@@ -150,10 +158,36 @@ static int help(void)
     return 0;
 }
 
+/* ---- a datastore ---- */
+/* Each request reaches the daemon, or is served here and now: nothing is held between two of them, so that other commands and a
+ * daemon that starts are not kept waiting by a mount. */
+static int call_storage(void *arg, const char *method, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct source *s = arg;
+    struct snap_client *c = NULL;
+    struct gr_err scratch = {0};
+    int rc = snap_client_open(gr_fiber_loop(), s->home, NULL, &c, err ? err : &scratch);
+    if (rc < 0) {
+        json_decref(params);
+        return rc;
+    }
+    rc = snap_client_call(c, method, params, NULL, NULL, ret, err ? err : &scratch);
+    snap_client_close(c);
+    return rc;
+}
+
+static int view_of_datastore(void *arg, struct gr_loop *loop, struct mount_view *ret, struct gr_err *err)
+{
+    struct source *s = arg;
+    int rc = gr_home_open(1, &s->home, err);
+    struct mount_store_opts o = {.path = s->datastore, .uid = geteuid(), .gid = getegid(), .call = call_storage, .arg = s};
+    return rc < 0 ? rc : mount_store_new(&o, ret, err);
+}
+
 static int usage(void)
 {
-    fprintf(stderr, "granary-mount: usage: granary-mount {--image FILE | --repo REPO --point POINT[:DISK]} [--allow-other] "
-                    "[--foreground] DIR, or granary-mount --unmount [--force] DIR\n");
+    fprintf(stderr, "granary-mount: usage: granary-mount {--image FILE | --repo REPO --point POINT[:DISK] | --datastore DS[/FOLDER]} "
+                    "[--allow-other] [--foreground] DIR, or granary-mount --unmount [--force] DIR\n");
     return 2;
 }
 
@@ -177,13 +211,14 @@ struct args {
 static int parse(int argc, char **argv, struct args *a)
 {
     static const struct option options[] = {
-        {"image", required_argument, NULL, 'i'}, {"repo", required_argument, NULL, 'r'}, {"point", required_argument, NULL, 'p'},
+        {"image", required_argument, NULL, 'i'}, {"datastore", required_argument, NULL, 'd'}, {"repo", required_argument, NULL, 'r'}, {"point", required_argument, NULL, 'p'},
         {"allow-other", no_argument, NULL, 'a'}, {"foreground", no_argument, NULL, 'f'}, {"unmount", no_argument, NULL, 'u'},
         {"force", no_argument, NULL, 'F'},       {"help", no_argument, NULL, 'h'}, {0}};
     opterr = 0;
     for (int c; (c = getopt_long(argc, argv, "", options, NULL)) != -1;) {
         switch (c) {
         case 'i': a->s.image = optarg; break;
+        case 'd': a->s.datastore = optarg; break;
         case 'r': a->s.repo_path = optarg; break;
         case 'p': a->s.point_text = optarg; break;
         case 'a': a->o.allow_other = true; break;
@@ -194,8 +229,9 @@ static int parse(int argc, char **argv, struct args *a)
         default: return usage();
         }
     }
-    bool point = a->s.repo_path && a->s.point_text, any = a->s.image || a->s.repo_path || a->s.point_text;
-    if (optind != argc - 1 || (a->unmount ? any : !a->s.image == !point))
+    bool point = a->s.repo_path && a->s.point_text, half = a->s.repo_path || a->s.point_text;
+    int what = (a->s.image != NULL) + (a->s.datastore != NULL) + half;
+    if (optind != argc - 1 || what != !a->unmount || (half && !point))
         return usage();
     a->o.dir = argv[optind];
     return 0;
@@ -207,6 +243,14 @@ static int run(struct args *a, struct gr_err *err)
     const char *path = a->s.image ? a->s.image : a->s.repo_path;
     if (a->unmount)
         return unmount(a->o.dir, a->force, err);
+    if (a->s.datastore) {
+        snprintf(text, sizeof text, "granary:%s", a->s.datastore);
+        a->o.source = text;
+        a->o.make_view = view_of_datastore;
+        a->o.release = release;
+        a->o.arg = &a->s;
+        return mount_daemon_run(&a->o, err);
+    }
     if (!realpath(path, full)) /* the daemon works in "/" */
         return gr_fail(err, -errno, "'%s': %s", path, gr_code_text(-errno));
     if (a->s.image) {

@@ -30,6 +30,22 @@ static int start_here(struct snap_client *c, struct gr_loop *loop, struct gr_hom
     return r;
 }
 
+/* Connect and hear something: a daemon that is dying still takes connections. */
+static int connect_daemon(struct snap_client *c, struct gr_loop *loop, const char *path, struct gr_err *err)
+{
+    json_t *res = NULL;
+    int r = gr_rpc_connect(loop, path, &c->peer, err);
+    if (r < 0)
+        return r;
+    r = gr_rpc_call(c->peer, "daemon.ping", NULL, NULL, NULL, -1, &res, err);
+    json_decref(res);
+    if (r == 0 || r == -EOPNOTSUPP)
+        return 0;
+    gr_rpc_client_free(c->peer);
+    c->peer = NULL;
+    return r == -EPIPE || r == -ECONNRESET || r == -GR_EPROTO || r == -EIO ? -ECONNREFUSED : r;
+}
+
 int snap_client_open(struct gr_loop *loop, struct gr_home *home, const struct snap_images *images, struct snap_client **ret,
                      struct gr_err *err)
 {
@@ -42,7 +58,7 @@ int snap_client_open(struct gr_loop *loop, struct gr_home *home, const struct sn
     c->lock = -1;
     int r;
     for (unsigned ms = 0;; ms += STEP_MS) {
-        r = gr_rpc_connect(loop, path, &c->peer, err);
+        r = connect_daemon(c, loop, path, err);
         if (r != -ENOENT && r != -ECONNREFUSED)
             break;
         r = gr_home_lock(home, &c->lock, err);

@@ -10,7 +10,7 @@ int snap_datastore_name_check(const char *name, struct gr_err *err)
     if (n == 0)
         return gr_fail(err, -GR_EUSAGE, "a datastore's name must not be empty");
     if (n > VMFS_VOLUME_NAME_MAX)
-        return gr_fail(err, -GR_EUSAGE, "datastore name '%.40s…' is %zu bytes long; at most %d are allowed", name, n, VMFS_VOLUME_NAME_MAX);
+        return gr_fail(err, -GR_EUSAGE, "a datastore's name of %zu bytes: at most %d are allowed", n, VMFS_VOLUME_NAME_MAX);
     if (name[0] == '.' || name[0] == '-')
         return gr_fail(err, -GR_EUSAGE, "datastore name '%s' must not start with '%c'", name, name[0]);
     for (size_t i = 0; i < n; i++)
@@ -18,6 +18,22 @@ int snap_datastore_name_check(const char *name, struct gr_err *err)
             return gr_fail(err, -GR_EUSAGE, "datastore name '%s': only letters, digits, '.', '_' and '-' are allowed",
                            gr_utf8_ok(name, n) ? name : "(not printable)");
     return 0;
+}
+
+/* The beginning of @text for a message, never cut in the middle of a character. */
+struct shown {
+    char s[104];
+};
+static struct shown shorten(const char *text)
+{
+    struct shown r = {{0}};
+    size_t n = strlen(text), keep = n < 100 ? n : 97;
+    while (keep < n && keep > 0 && ((unsigned char)text[keep] & 0xc0) == 0x80)
+        keep--;
+    memcpy(r.s, text, keep);
+    if (keep < n)
+        memcpy(r.s + keep, "\xe2\x80\xa6", 4);
+    return r;
 }
 
 /* One component or snapshot name of @len bytes; @what says which in the message. */
@@ -44,7 +60,7 @@ int snap_name_check(const char *name, struct gr_err *err)
 {
     int r = component_check("snapshot name", name, strlen(name), err);
     if (r == 0 && strncmp(name, "granary.", 8) == 0)
-        r = gr_fail(err, -GR_EUSAGE, "snapshot name '%.60s': names that start with 'granary.' are Granary's own", name);
+        r = gr_fail(err, -GR_EUSAGE, "snapshot name '%s': names that start with 'granary.' are Granary's own", shorten(name).s);
     return r;
 }
 
@@ -55,10 +71,10 @@ static int components_check(const char *text, const char *path, size_t len, stru
         size_t n = slash ? (size_t)(slash - path) - i : len - i;
         int r = component_check("name", path + i, n, err);
         if (r < 0)
-            return gr_prefix(err, r, "'%.100s'", gr_utf8_ok(text, strlen(text)) ? text : "path");
+            return gr_prefix(err, r, "'%s'", shorten(text).s);
         i += n + 1;
         if (slash && i == len)
-            return gr_fail(err, -GR_EUSAGE, "'%.100s' must not end with '/'", text);
+            return gr_fail(err, -GR_EUSAGE, "'%s' must not end with '/'", shorten(text).s);
     }
     return 0;
 }
@@ -75,29 +91,29 @@ int snap_path_parse(const char *text, enum snap_path_kind kind, struct snap_path
     if (!gr_utf8_ok(text, strlen(text)))
         return gr_fail(err, -GR_EUSAGE, "the name given is not UTF-8 or has a control character in it (%s is wanted)", forms[kind]);
     if (kind != SNAP_PATH_DIR && (!slash || path_len == 0))
-        return gr_fail(err, -GR_EUSAGE, "'%.100s' names no disk: write %s", text, forms[kind]);
+        return gr_fail(err, -GR_EUSAGE, "'%s' names no disk: write %s", shorten(text).s, forms[kind]);
     if (at && (kind == SNAP_PATH_DISK || kind == SNAP_PATH_DIR))
-        return gr_fail(err, -GR_EUSAGE, "'%.100s': no snapshot ('@') can be named here, write %s", text, forms[kind]);
+        return gr_fail(err, -GR_EUSAGE, "'%s': no snapshot ('@') can be named here, write %s", shorten(text).s, forms[kind]);
     if (!at && kind == SNAP_PATH_SNAPSHOT)
-        return gr_fail(err, -GR_EUSAGE, "'%.100s' names no snapshot: write %s", text, forms[kind]);
+        return gr_fail(err, -GR_EUSAGE, "'%s' names no snapshot: write %s", shorten(text).s, forms[kind]);
     if (ds_len >= sizeof(p.ds))
-        return gr_fail(err, -GR_EUSAGE, "'%.60s…': the datastore's name is longer than %d bytes", text, VMFS_VOLUME_NAME_MAX);
+        return gr_fail(err, -GR_EUSAGE, "'%s': the datastore's name is longer than %d bytes", shorten(text).s, VMFS_VOLUME_NAME_MAX);
     memcpy(p.ds, text, ds_len);
     int r = snap_datastore_name_check(p.ds, err);
     if (r < 0)
         return r;
     if (path_len > VMFS_PATH_MAX)
-        return gr_fail(err, -GR_EUSAGE, "'%.60s…': a path of %zu bytes; at most %d are allowed", text, path_len, VMFS_PATH_MAX);
+        return gr_fail(err, -GR_EUSAGE, "'%s': a path of %zu bytes; at most %d are allowed", shorten(text).s, path_len, VMFS_PATH_MAX);
     memcpy(p.path, path, path_len);
     if (strncmp(p.path, "granary.tmp", 11) == 0 && (p.path[11] == 0 || p.path[11] == '/'))
-        return gr_fail(err, -GR_EUSAGE, "'%.100s': the folder 'granary.tmp' is Granary's own", text);
+        return gr_fail(err, -GR_EUSAGE, "'%s': the folder 'granary.tmp' is Granary's own", shorten(text).s);
     r = components_check(text, path, path_len, err);
     if (r < 0)
         return r;
     if (at) {
         r = component_check("snapshot name", at + 1, strlen(at + 1), err);
         if (r < 0)
-            return gr_prefix(err, r, "'%.100s'", text);
+            return gr_prefix(err, r, "'%s'", shorten(text).s);
         memcpy(p.snap, at + 1, strlen(at + 1));
     }
     *ret = p;

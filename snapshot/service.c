@@ -57,7 +57,7 @@ static int pass_part(void *arg, json_t *part)
     return gr_rpc_part(arg, json_incref(part));
 }
 
-static int forward(struct snap_op *op, const char *method)
+int snap_op_forward(struct snap_op *op, const char *method)
 {
     struct gr_rpc_client *peer = NULL;
     int r = gr_rpc_connect(op->s->o.loop, op->owner.address, &peer, op->err);
@@ -83,7 +83,7 @@ int snap_op_run(void *arg, struct gr_rpc_call *call, const char *method, snap_op
         return gr_fail(op.err, -EINVAL, "%s: its parameters must be one object", method);
     int r = fn(&op);
     if (r == -GR_ELOCKED && op.forward && !json_is_true(json_object_get(params, "forwarded")))
-        r = forward(&op, method);
+        r = snap_op_forward(&op, method);
     return r;
 }
 

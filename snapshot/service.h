@@ -30,9 +30,10 @@
  *   snapshot.bookmark {"disk","snapshot","bookmark"} → {"disk","name","bookmark"}
  *   snapshot.diff {"disk","base","to"?} parts [{"offset","length","state":"data|zero"},…] → {"ranges","bytes"}
  *       base: a snapshot, a bookmark or a token
- *   dir.list {"path"} → [{"name","path","type":"dir|file|disk","size","used","mtime"}]      dir.make {"path"}
+ *   dir.list {"path"} → [{"name","path","type":"dir|file|disk","id","size","used","mtime"}]      dir.stat {"path"} → one of them
+ *   dir.make {"path"}
  *   dir.rename {"from","to"}      dir.remove {"path"} an empty directory or a file
- *   file.read {"path","offset"?,"length"?} → {"data-b64","size"}  (8 MiB at most in one answer)
+ *   file.read {"path","offset"?,"length"?} → {"data-b64","size"}  (8 MiB at most in one answer; also of a disk)
  *   file.write {"path","data-b64"} replaces the whole file atomically      file.list {"path"} → all files below, as dir.list
  *
  * Thread rule: as vmfs/vmfs.h: one loop, in fibers. */

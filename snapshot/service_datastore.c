@@ -251,6 +251,19 @@ static int result_info(struct snap_op *op, struct snap_ds *ds)
     return o || op->err->code == 0 ? snap_op_result(op, o) : op->err->code;
 }
 
+/* Even --force does not format over a datastore that is registered here, joined or not. */
+static int refuse_registered(struct snap_svc *s, const struct creation *c, struct gr_err *err)
+{
+    struct stat a, b;
+    for (struct snap_ds *ds = s->list; ds; ds = ds->next)
+        for (unsigned i = 0; i < ds->n_devices; i++)
+            for (unsigned k = 0; k < c->n; k++)
+                if (stat(ds->devices[i], &a) == 0 && stat(c->paths[k], &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
+                    return gr_fail(err, -GR_ELOCKED, "%s: holds datastore '%s', which is registered here; leave or destroy it first", c->paths[k],
+                                   ds->name);
+    return 0;
+}
+
 static int format_devices(struct snap_op *op, const char *name, struct creation *c)
 {
     bool force = false, preallocate = false;
@@ -290,6 +303,8 @@ static int op_create(struct snap_op *op)
     if (snap_ds_find(op->s, name))
         r = gr_fail(op->err, -EEXIST, "datastore '%s' is registered here already", name);
     else
+        r = refuse_registered(op->s, &c, op->err);
+    if (r == 0)
         r = format_devices(op, name, &c);
     creation_close(&c);
     if (r == 0)

@@ -3,6 +3,8 @@
 #include "snapshot/service_int.h"
 #include <string.h>
 
+#define OWNER_MS 5000 /* what another host gets to tell about its disks */
+
 static const char *const provision_names[] = {"thin", "thick", "eager"};
 
 static int parse_provision(struct snap_op *op, enum vmfs_provision *ret)
@@ -19,6 +21,9 @@ static int parse_provision(struct snap_op *op, enum vmfs_provision *ret)
     return gr_fail(op->err, -GR_EUSAGE, "provision '%.40s' is not known: thin, thick or eager", text);
 }
 
+/* Key of a row that leads to the owner's service; removed before the row is given out. */
+#define OWNER_ADDRESS "owner-address"
+
 static void set_owner(json_t *row, struct snap_ds *ds, const char *path)
 {
     struct snap_place owner = {0};
@@ -26,6 +31,8 @@ static void set_owner(json_t *row, struct snap_ds *ds, const char *path)
     int r = self ? 0 : snap_owner_of(ds, path, &owner, NULL);
     json_object_set_new(row, "owner", json_string(r > 0 ? owner.host : self ? "this host" : ""));
     json_object_set_new(row, "owner-self", json_boolean(self));
+    if (r > 0 && owner.address[0])
+        json_object_set_new(row, OWNER_ADDRESS, json_string(owner.address));
 }
 
 json_t *snap_disk_row(struct snap_ds *ds, const char *path, const struct vmfs_stat *st)
@@ -111,6 +118,72 @@ static int list_below(struct snap_op *op, const struct snap_path *p, json_t *a)
     return r < 0 && op->err->code == 0 ? gr_fail(op->err, r, "%s/%s: %s", p->ds, p->path, gr_code_text(r)) : r;
 }
 
+/* The rows of @address' own disks, as it knows them now, in place of what the volume says as of its last checkpoint. */
+static void ask_owner(struct snap_op *op, json_t *rows, const char *address)
+{
+    struct gr_rpc_client *peer = NULL;
+    snap_auto_json json_t *theirs = NULL;
+    json_t *params = json_copy(op->params), *row, *other;
+    size_t i, k;
+    json_object_set_new(params, "forwarded", json_true());
+    if (gr_rpc_connect(op->s->o.loop, address, &peer, NULL) < 0) {
+        json_decref(params);
+        return;
+    }
+    if (gr_rpc_call(peer, "disk.list", params, NULL, NULL, OWNER_MS, &theirs, NULL) < 0)
+        theirs = NULL;
+    gr_rpc_client_free(peer);
+    json_array_foreach(theirs, i, other)
+    {
+        const char *disk = json_string_value(json_object_get(other, "disk"));
+        if (!disk || !json_is_true(json_object_get(other, "owner-self")))
+            continue;
+        json_array_foreach(rows, k, row)
+        {
+            if (strcmp(disk, json_string_value(json_object_get(row, "disk"))) != 0)
+                continue;
+            json_object_set(row, "size", json_object_get(other, "size"));
+            json_object_set(row, "used", json_object_get(other, "used"));
+            json_object_set(row, "snapshots", json_object_get(other, "snapshots"));
+        }
+    }
+}
+
+static void ask_owners(struct snap_op *op, json_t *rows)
+{
+    snap_auto_json json_t *asked = json_object();
+    json_t *row;
+    size_t i;
+    json_array_foreach(rows, i, row)
+    {
+        const char *address = json_string_value(json_object_get(row, OWNER_ADDRESS));
+        if (address && !json_object_get(asked, address) && !json_is_true(json_object_get(op->params, "forwarded"))) {
+            json_object_set_new(asked, address, json_true());
+            ask_owner(op, rows, address);
+        }
+    }
+    json_array_foreach(rows, i, row)
+        json_object_del(row, OWNER_ADDRESS);
+}
+
+static int list_everywhere(struct snap_op *op, json_t *a)
+{
+    snap_auto_json json_t *names = json_array();
+    size_t i;
+    json_t *n;
+    for (struct snap_ds *ds = op->s->list; ds; ds = ds->next)
+        json_array_append_new(names, json_string(ds->name));
+    json_array_foreach(names, i, n)
+    {
+        struct snap_path p = {0};
+        memcpy(p.ds, json_string_value(n), json_string_length(n) + 1);
+        int r = list_below(op, &p, a);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
 static int op_list(struct snap_op *op)
 {
     snap_auto_json json_t *a = json_array();
@@ -119,29 +192,16 @@ static int op_list(struct snap_op *op)
     int r = gr_json_opt_str(op->params, "path", &text, op->err);
     if (r == 0 && text)
         r = snap_path_parse(text, SNAP_PATH_DIR, &p, op->err);
-    if (r == 0 && text)
-        r = list_below(op, &p, a);
+    if (r == 0)
+        r = text ? list_below(op, &p, a) : list_everywhere(op, a);
     if (r < 0)
         return r;
-    if (!text) {
-        snap_auto_json json_t *names = json_array();
-        size_t i;
-        json_t *n;
-        for (struct snap_ds *ds = op->s->list; ds; ds = ds->next)
-            json_array_append_new(names, json_string(ds->name));
-        json_array_foreach(names, i, n)
-        {
-            memcpy(p.ds, json_string_value(n), json_string_length(n) + 1);
-            r = list_below(op, &p, a);
-            if (r < 0)
-                return r;
-        }
-    }
+    ask_owners(op, a);
     return snap_op_result(op, gr_take(a));
 }
 SNAP_METHOD(op_list, "disk.list")
 
-/* Of a disk owned elsewhere, the owner knows best; when it does not answer, what the volume says will do. */
+/* Of a disk owned elsewhere the owner knows best; when it has no service, what the volume says will do. */
 static int op_info(struct snap_op *op)
 {
     struct snap_path p;
@@ -161,6 +221,19 @@ static int op_info(struct snap_op *op)
         r = gr_fail(op->err, -EINVAL, "%s/%s is a %s, not a disk", p.ds, p.path, st.type == VMFS_DIR ? "folder" : "file");
     json_t *o = r == 0 ? snap_disk_row(ds, p.path, &st) : NULL;
     snap_ds_put(ds);
+    const char *address = json_string_value(json_object_get(o, OWNER_ADDRESS));
+    if (address && !json_is_true(json_object_get(op->params, "forwarded"))) {
+        struct gr_err local = *op->err;
+        memcpy(op->owner.address, address, GR_MIN(strlen(address) + 1, sizeof(op->owner.address)));
+        if (snap_op_forward(op, "disk.info") == 0) {
+            json_object_set(*op->ret, "owner", json_object_get(o, "owner"));
+            json_object_set_new(*op->ret, "owner-self", json_false());
+            json_decref(o);
+            return 0;
+        }
+        *op->err = local;
+    }
+    json_object_del(o, OWNER_ADDRESS);
     return r < 0 ? r : snap_op_result(op, o);
 }
 SNAP_METHOD(op_info, "disk.info")

@@ -23,16 +23,20 @@ struct rows {
     bool files_below; /* files of all folders; else everything of one folder */
 };
 
+static json_t *entry_row(struct snap_ds *ds, const char *path, const struct vmfs_stat *st)
+{
+    const char *slash = strrchr(path, '/');
+    gr_auto_free char *full = path[0] ? gr_asprintf("%s/%s", ds->name, path) : gr_strdup(ds->name);
+    return json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I}", "name", slash ? slash + 1 : path, "path", full ? full : path, "type", type_name(st->type),
+                     "id", (json_int_t)st->id, "size", (json_int_t)st->size, "used", (json_int_t)st->used, "mtime", (json_int_t)st->mtime_s);
+}
+
 static int add_row(void *arg, const char *path, const struct vmfs_stat *st)
 {
     struct rows *l = arg;
-    const char *slash = strrchr(path, '/');
     if (l->files_below && st->type != VMFS_FILE)
         return SNAP_WALK_INTO;
-    gr_auto_free char *full = gr_asprintf("%s/%s", l->ds->name, path);
-    json_t *o = json_pack("{s:s,s:s,s:s,s:I,s:I,s:I}", "name", slash ? slash + 1 : path, "path", full ? full : path, "type",
-                          type_name(st->type), "size", (json_int_t)st->size, "used", (json_int_t)st->used, "mtime", (json_int_t)st->mtime_s);
-    return json_array_append_new(l->a, o) < 0 ? -ENOMEM : 0;
+    return json_array_append_new(l->a, entry_row(l->ds, path, st)) < 0 ? -ENOMEM : 0;
 }
 
 static int list(struct snap_op *op, bool files_below)
@@ -63,6 +67,27 @@ static int op_file_list(struct snap_op *op)
     return list(op, true);
 }
 SNAP_METHOD(op_file_list, "file.list")
+
+static int op_dir_stat(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_ds *ds = NULL;
+    struct vmfs_stat st;
+    int r = snap_op_path(op, "path", SNAP_PATH_DIR, &p);
+    if (r == 0)
+        r = snap_ds_get(op->s, p.ds, &ds, op->err);
+    if (r < 0)
+        return r;
+    struct snap_handle *h = snap_handle_find(ds, p.path);
+    if (h && !h->closing)
+        vmfs_disk_stat(h->disk, &st);
+    else
+        r = vmfs_stat(ds->v, p.path, &st, op->err);
+    json_t *o = r == 0 ? entry_row(ds, p.path, &st) : NULL;
+    snap_ds_put(ds);
+    return r < 0 ? r : snap_op_result(op, o);
+}
+SNAP_METHOD(op_dir_stat, "dir.stat")
 
 static int op_dir_make(struct snap_op *op)
 {
@@ -164,9 +189,49 @@ static int op_remove(struct snap_op *op)
 }
 SNAP_METHOD(op_remove, "dir.remove")
 
+static int result_bytes(struct snap_op *op, const void *data, size_t len, uint64_t size)
+{
+    gr_auto_free char *text = gr_b64_encode(data, len);
+    return snap_op_result(op, text ? json_pack("{s:s,s:I}", "data-b64", text, "size", (json_int_t)size) : NULL);
+}
+
+/* A range of a disk as it is now; whole sectors are read around it. */
+static int read_disk(struct snap_op *op, const struct snap_path *p, uint64_t off, uint64_t len)
+{
+    struct snap_disk d = {0};
+    struct gr_chan *ch = NULL;
+    struct gr_geometry g;
+    int r = snap_disk_get(op, p, &d);
+    if (r < 0)
+        return r;
+    struct gr_bdev *bdev = vmfs_bdev(d.h->disk);
+    r = gr_bdev_geometry(bdev, &g);
+    if (r == 0)
+        r = gr_chan_open(bdev, op->s->o.loop, &ch);
+    uint64_t end = 0, first = 0, last = 0;
+    if (r == 0) {
+        off = GR_MIN(off, g.size);
+        end = off + GR_MIN(len, GR_MIN(g.size - off, (uint64_t)SNAP_FILE_MAX));
+        first = off / 512 * 512;
+        last = (end + 511) / 512 * 512; /* a disk's size is a multiple of it */
+    }
+    gr_auto_free uint8_t *buf = r == 0 ? gr_alloc_aligned(4096, (size_t)(last - first) + 512) : NULL;
+    if (r == 0 && !buf)
+        r = -ENOMEM;
+    if (r == 0 && last > first)
+        r = gr_pread(ch, buf, (size_t)(last - first), first);
+    gr_chan_close(ch);
+    snap_disk_put(&d);
+    if (r < 0)
+        return gr_fail(op->err, r, "%s/%s: %llu bytes at %llu cannot be read: %s", p->ds, p->path, (unsigned long long)(end - off),
+                       (unsigned long long)off, gr_code_text(r));
+    return result_bytes(op, buf + (off - first), (size_t)(end - off), g.size);
+}
+
 static int op_file_read(struct snap_op *op)
 {
     struct snap_path p;
+    struct vmfs_stat st = {0};
     struct snap_ds *ds = NULL;
     uint64_t off = 0, len = SNAP_FILE_MAX;
     gr_auto_free void *data = NULL;
@@ -180,6 +245,11 @@ static int op_file_read(struct snap_op *op)
         r = snap_ds_get(op->s, p.ds, &ds, op->err);
     if (r < 0)
         return r;
+    r = vmfs_stat(ds->v, p.path, &st, op->err);
+    if (r < 0 || st.type == VMFS_DISK) {
+        snap_ds_put(ds);
+        return r < 0 ? r : read_disk(op, &p, off, len);
+    }
     r = vmfs_file_read(ds->v, p.path, SNAP_FILE_MAX, &data, &size, op->err);
     if (r == -GR_ELOCKED) {
         struct gr_err locked = *op->err;
@@ -192,8 +262,7 @@ static int op_file_read(struct snap_op *op)
         return r;
     off = GR_MIN(off, size);
     len = GR_MIN(len, size - off);
-    gr_auto_free char *text = gr_b64_encode((char *)data + off, len);
-    return snap_op_result(op, text ? json_pack("{s:s,s:I}", "data-b64", text, "size", (json_int_t)size) : NULL);
+    return result_bytes(op, (char *)data + off, len, size);
 }
 SNAP_METHOD(op_file_read, "file.read")
 
@@ -229,6 +298,6 @@ static int op_file_write(struct snap_op *op)
 SNAP_METHOD(op_file_write, "file.write")
 
 const struct gr_rpc_method snap_file_methods[] = {
-    {"dir.list", rpc_op_dir_list}, {"dir.make", rpc_op_dir_make},   {"dir.rename", rpc_op_rename},      {"dir.remove", rpc_op_remove},
+    {"dir.list", rpc_op_dir_list}, {"dir.stat", rpc_op_dir_stat}, {"dir.make", rpc_op_dir_make},   {"dir.rename", rpc_op_rename},      {"dir.remove", rpc_op_remove},
     {"file.read", rpc_op_file_read}, {"file.write", rpc_op_file_write}, {"file.list", rpc_op_file_list}, {NULL, NULL},
 };

@@ -267,12 +267,15 @@ struct sink {
     bool named; /* the file system cannot make nameless files: it has its name already */
 };
 
-static int sink_open(struct sink *k, const char *file, struct gr_err *err)
+static int refuse_existing(const char *file, struct gr_err *err)
 {
     struct stat st;
+    return lstat(file, &st) == 0 ? gr_fail(err, -EEXIST, "%s: exists already; nothing was written", file) : 0;
+}
+
+static int sink_open(struct sink *k, const char *file, struct gr_err *err)
+{
     k->file = file;
-    if (lstat(file, &st) == 0)
-        return gr_fail(err, -EEXIST, "%s: exists already; nothing was written", file);
     gr_auto_free char *dir = gr_strdup(file);
     if (!dir)
         return gr_fail(err, -ENOMEM, "%s: out of memory", file);
@@ -398,6 +401,8 @@ int snap_op_disk_export(struct snap_op *op)
         r = gr_json_opt_str(op->params, "snapshot", &snapshot, op->err);
     if (r == 0)
         r = params_file(op, &file, &format);
+    if (r == 0)
+        r = refuse_existing(file, op->err);
     if (r == 0)
         r = snap_disk_get(op, &p, &d);
     if (r < 0)

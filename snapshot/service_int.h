@@ -50,6 +50,8 @@ struct snap_op {
 typedef int (*snap_op_fn)(struct snap_op *op);
 /* Run @fn; when it finds the thing owned elsewhere, ask the owner and pass its answer on. */
 int snap_op_run(void *arg, struct gr_rpc_call *call, const char *method, snap_op_fn fn, json_t *params, json_t **ret, struct gr_err *err);
+/* Ask op->owner the same; its answer becomes the result. */
+int snap_op_forward(struct snap_op *op, const char *method);
 #define SNAP_METHOD(fn, name)                                                                                             \
     static int rpc_##fn(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret_result, struct gr_err *err)     \
     {                                                                                                                     \

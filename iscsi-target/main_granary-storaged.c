@@ -1,0 +1,513 @@
+/* granary-storaged: the storage daemon of one GRANARY_HOME. Joins its datastores, owns their disks, serves them over iSCSI and
+ * the LAN mover, and answers requests on run/storaged.sock. granary-storaged(8) is its manual.
+ *
+ * Composition only: the service is snapshot/service.h, the target iscsi-target/target.h, the mover iscsi-target/mover.h; here
+ * they are tied together, and snapshots are exposed for backups. */
+#include "backup-proxy/image_ops.h"
+#include "common/buf.h"
+#include "common/cleanup.h"
+#include "common/daemon.h"
+#include "common/log.h"
+#include "iscsi-target/portals.h"
+#include "snapshot/expose.h"
+#include <getopt.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#define LOGIN_WAIT_MS 10000u   /* how long a login waits for a disk that changes hands */
+#define SHUTDOWN_MS 5000u      /* what initiators get to log out in */
+#define LOCK_WAIT_MS 10000u
+
+struct options {
+    const char *portal, *multipath, *mover;
+    bool insecure, verbose;
+    int ready_fd;
+};
+
+struct daemon {
+    struct options o;
+    struct gr_loop *loop;
+    struct gr_home *home;
+    int lock;
+    char *pki_dir, *socket_path, *pid_path;
+    struct snap_svc *svc;
+    struct tgt_server *tgt;
+    struct mover_server *mover;
+    struct gr_rpc_server *rpc;
+    struct snap_exposures *exposures;
+    char portal[TGT_SHOWN], multipath[TGT_SHOWN], mover_addr[TGT_SHOWN];
+    uint64_t started_ns;
+    bool stop;
+    struct gr_fqueue stop_wait;
+};
+
+static const struct snap_images images = {bp_image_probe, bp_image_open, bp_image_write, bp_image_copy};
+
+/* ---- hooks of the service ---- */
+static int let_go(void *arg, const char *disk, bool only_idle, struct gr_err *err)
+{
+    struct daemon *d = arg;
+    bool is_snapshot = strchr(disk, '@') != NULL;
+    if (!d->tgt)
+        return 0;
+    int r = d->exposures ? snap_exposures_drop(d->exposures, disk, only_idle, err) : 0;
+    if (r < 0)
+        return r;
+    r = tgt_server_release(d->tgt, disk, only_idle, err);
+    if (r < 0)
+        return r == -EBUSY ? -GR_ELOCKED : r;
+    if (!d->mover || (is_snapshot && only_idle)) /* a reader over the mover keeps the snapshot, hidden, until it is done */
+        return 0;
+    mover_server_drop(d->mover, disk, false);
+    gr_auto_free char *snapshots = gr_asprintf("%s@", disk);
+    if (snapshots && !is_snapshot)
+        mover_server_drop(d->mover, snapshots, true);
+    return 0;
+}
+
+static unsigned count_users(void *arg, const char *disk)
+{
+    struct daemon *d = arg;
+    return d->tgt ? tgt_server_sessions(d->tgt, disk) : 0;
+}
+
+static void log_warning(void *arg, const char *text)
+{
+    gr_log(GR_LOG_WARN, "%s", text);
+}
+
+static void log_note(void *arg, int level, const char *text)
+{
+    gr_log((enum gr_log_level)level, "%s", text);
+}
+
+static void log_mover(void *arg, enum mover_log_level level, const char *text)
+{
+    gr_log(level == MOVER_LOG_WARN ? GR_LOG_WARN : GR_LOG_INFO, "mover: %s", text);
+}
+
+/* ---- directory of the target ---- */
+static int dir_lookup(void *arg, const char *disk, const char *initiator, struct tgt_place *ret, struct gr_err *err)
+{
+    struct daemon *d = arg;
+    struct snap_place place = {0};
+    if (strchr(disk, '@') && !(d->exposures && snap_exposed_to(d->exposures, disk, initiator)))
+        return gr_fail(err, -ENOENT, "snapshot %s is not exposed to %s", disk, initiator);
+    int r = snap_svc_find(d->svc, disk, LOGIN_WAIT_MS, &place, err);
+    if (r < 0)
+        return r;
+    if (!place.bdev && !place.portal[0])
+        return gr_fail(err, -GR_ELOCKED, "%s is owned by host '%s', which has no portal", disk, place.host);
+    struct tgt_place out = {.bdev = place.bdev};
+    if (!place.bdev)
+        memcpy(out.redirect, place.portal, sizeof(place.portal));
+    *ret = out;
+    return 0;
+}
+
+static int dir_list(void *arg, int (*each)(void *each_arg, const char *disk), void *each_arg, struct gr_err *err)
+{
+    struct daemon *d = arg;
+    return snap_svc_each_disk(d->svc, each, each_arg, err);
+}
+
+static char *own_nbd_url(struct daemon *d, const char *name)
+{
+    return d->mover ? mover_url(d->mover_addr, name, d->o.insecure ? NULL : d->pki_dir) : NULL;
+}
+
+/* The owner's own URL; asked of it, as only it knows its mover. */
+static char *dir_nbd_url(void *arg, const char *disk)
+{
+    struct daemon *d = arg;
+    struct snap_place owner = {0};
+    if (snap_svc_owner(d->svc, disk, &owner, NULL) <= 0)
+        return own_nbd_url(d, disk);
+    struct gr_rpc_client *peer = NULL;
+    json_t *res = NULL;
+    char *url = NULL;
+    if (owner.address[0] && gr_rpc_connect(d->loop, owner.address, &peer, NULL) == 0) {
+        if (gr_rpc_call(peer, "daemon.nbd-url", json_pack("{s:s}", "disk", disk), NULL, NULL, 2000, &res, NULL) == 0 &&
+            json_is_string(json_object_get(res, "nbd-url")))
+            url = gr_strdup(json_string_value(json_object_get(res, "nbd-url")));
+        gr_rpc_client_free(peer);
+    }
+    json_decref(res);
+    return url;
+}
+
+static char *dir_portal(void *arg, const char *disk)
+{
+    struct daemon *d = arg;
+    struct snap_place owner = {0};
+    return snap_svc_owner(d->svc, disk, &owner, NULL) > 0 && owner.portal[0] ? gr_strdup(owner.portal) : NULL;
+}
+
+/* ---- directory of the mover ---- */
+static int export_open(void *arg, const char *name, struct mover_export *ret, struct gr_err *err)
+{
+    struct daemon *d = arg;
+    struct snap_place place = {0};
+    int r = snap_svc_find(d->svc, name, LOGIN_WAIT_MS, &place, err);
+    if (r < 0)
+        return r;
+    if (!place.bdev)
+        return gr_fail(err, -GR_ELOCKED, "%s is owned by host '%s': ask its mover", name, place.host);
+    /* an initiator's file system would not survive a second writer */
+    struct mover_export e = {.bdev = place.bdev, .writable = !strchr(name, '@') && tgt_server_sessions(d->tgt, name) == 0};
+    *ret = e;
+    return 0;
+}
+
+struct export_list {
+    struct daemon *d;
+    mover_name_fn fn;
+    void *ctx;
+    const char *disk;
+};
+
+static int list_snapshot(void *arg, const struct snap_info *info)
+{
+    struct export_list *l = arg;
+    if (info->is_bookmark || info->deleting)
+        return 0;
+    gr_auto_free char *name = gr_asprintf("%s@%s", l->disk, info->name);
+    return name ? l->fn(l->ctx, name, "snapshot") : -ENOMEM;
+}
+
+static int list_disk(void *arg, const char *disk)
+{
+    struct export_list *l = arg;
+    struct snap_place owner = {0};
+    if (snap_svc_owner(l->d->svc, disk, &owner, NULL) != 0)
+        return 0;
+    int r = l->fn(l->ctx, disk, "disk");
+    if (r < 0)
+        return r;
+    l->disk = disk;
+    return snap_svc_each_snapshot(l->d->svc, disk, list_snapshot, l, NULL);
+}
+
+static int export_list(void *arg, mover_name_fn fn, void *ctx, struct gr_err *err)
+{
+    struct export_list l = {.d = arg, .fn = fn, .ctx = ctx};
+    return snap_svc_each_disk(l.d->svc, list_disk, &l, err);
+}
+
+static int export_base(void *arg, const char *export_name, const char *base, struct gr_bookmark *ret, struct gr_err *err)
+{
+    struct daemon *d = arg;
+    return snap_svc_resolve_base(d->svc, export_name, base, ret, err);
+}
+
+static int list_base(void *arg, const struct snap_info *info)
+{
+    struct export_list *l = arg;
+    return l->fn(l->ctx, info->name, info->is_bookmark ? "bookmark" : "snapshot");
+}
+
+static int export_bases(void *arg, const char *export_name, mover_name_fn fn, void *ctx, struct gr_err *err)
+{
+    struct export_list l = {.d = arg, .fn = fn, .ctx = ctx};
+    return snap_svc_each_snapshot(l.d->svc, export_name, list_base, &l, err);
+}
+
+/* ---- methods of the daemon itself ---- */
+static void exposure_ended(void *arg, const char *name)
+{
+    struct daemon *d = arg;
+    tgt_server_release(d->tgt, name, false, NULL);
+    if (d->mover)
+        mover_server_drop(d->mover, name, false);
+}
+
+static void exposure_describe(void *arg, const char *name, json_t *row)
+{
+    struct daemon *d = arg;
+    char target[TGT_NAME_MAX + 1] = "";
+    tgt_name_of(name, target);
+    gr_auto_free char *iscsi = tgt_server_url(d->tgt, name);
+    gr_auto_free char *nbd = own_nbd_url(d, name);
+    json_object_set_new(row, "target", json_string(target));
+    json_object_set_new(row, "iscsi-url", iscsi ? json_string(iscsi) : json_null());
+    json_object_set_new(row, "nbd-url", nbd ? json_string(nbd) : json_null());
+}
+
+static int op_nbd_url(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    const char *disk = NULL;
+    int r = gr_json_str(params, "disk", &disk, err);
+    if (r < 0)
+        return r;
+    gr_auto_free char *url = own_nbd_url(arg, disk);
+    *ret = json_pack("{s:s?}", "nbd-url", url);
+    return 0;
+}
+
+static int op_status(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct daemon *d = arg;
+    struct mover_stats ms = {0};
+    if (d->mover)
+        mover_server_stats(d->mover, &ms);
+    *ret = json_pack("{s:s,s:i,s:I,s:s,s:s,s:s,s:s,s:s,s:i,s:i,s:b,s:o}", "program", "granary-storaged", "pid", (int)getpid(), "uptime",
+                     (json_int_t)((gr_loop_now_ns(d->loop) - d->started_ns) / 1000000000ull), "engine",
+                     gr_loop_engine(d->loop) == GR_ENGINE_URING ? "io_uring" : "synchronous", "portal", d->portal, "multipath-portal",
+                     d->multipath, "mover", d->mover_addr, "mover-security", d->o.insecure ? "none" : "tls", "sessions",
+                     (int)tgt_server_sessions(d->tgt, NULL), "mover-connections", (int)ms.connections, "insecure", d->o.insecure, "exposures",
+                     snap_exposures_list(d->exposures));
+    return *ret ? 0 : gr_fail(err, -ENOMEM, "out of memory for the answer");
+}
+
+static int op_ping(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    return 0;
+}
+
+static const struct gr_rpc_method daemon_methods[] = {{"daemon.ping", op_ping}, {"daemon.status", op_status}, {"daemon.nbd-url", op_nbd_url}, {NULL, NULL}};
+
+/* ---- start and end ---- */
+static int take_lock(struct daemon *d, struct gr_err *err)
+{
+    for (unsigned ms = 0;; ms += 50) {
+        int r = gr_home_lock(d->home, &d->lock, err);
+        if (r != -GR_ELOCKED || ms >= LOCK_WAIT_MS || d->stop)
+            return r;
+        gr_fiber_sleep_ms(50);
+    }
+}
+
+static int start_target(struct daemon *d, struct gr_err *err)
+{
+    gr_auto_free char *access = gr_home_path(d->home, "conf/access.json");
+    if (!access)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    struct tgt_server_opts o = {
+        .loop = d->loop,
+        .dir = {.arg = d, .lookup = dir_lookup, .list = dir_list, .nbd_url = dir_nbd_url, .portal = dir_portal},
+        .access_path = access,
+        .note = log_note,
+    };
+    return tgt_server_new(&o, &d->tgt, err);
+}
+
+/* The host part of HOST:PORT goes into the server's certificate. */
+static int start_mover(struct daemon *d, struct gr_err *err)
+{
+    char host[TGT_SHOWN];
+    tgt_portal_host(d->o.mover ? d->o.mover : TGT_MOVER_DEFAULT, host);
+    const char *hosts[] = {host};
+    int r = mover_pki_ensure(d->pki_dir, hosts, host[0] ? 1 : 0, err);
+    if (r < 0)
+        return r;
+    struct mover_opts o = {
+        .security = d->o.insecure ? MOVER_PLAIN_ANYWHERE : MOVER_TLS,
+        .pki_dir = d->pki_dir,
+        .dir = {.arg = d, .open = export_open, .list = export_list, .resolve_base = export_base, .list_bases = export_bases},
+        .log = log_mover,
+    };
+    r = mover_server_new(d->loop, &o, &d->mover, err);
+    return r < 0 ? r : tgt_mover_open(d->mover, d->home, d->o.mover, d->mover_addr, err);
+}
+
+static int start_service(struct daemon *d, struct gr_err *err)
+{
+    struct snap_svc_opts o = {
+        .loop = d->loop,
+        .home = d->home,
+        .address = d->socket_path,
+        .hooks = {.arg = d, .release = let_go, .users = count_users, .warn = log_warning},
+        .images = &images,
+    };
+    const struct snap_expose_hooks hooks = {.arg = d, .ended = exposure_ended, .describe = exposure_describe};
+    int r = snap_svc_new(&o, &d->svc, err);
+    if (r == 0)
+        r = snap_exposures_new(d->loop, d->svc, &hooks, &d->exposures, err);
+    return r < 0 ? r : snap_svc_join_all(d->svc, err);
+}
+
+static int serve_requests(struct daemon *d, struct gr_err *err)
+{
+    int r = gr_rpc_server_new(d->loop, &d->rpc);
+    if (r == 0)
+        r = snap_svc_serve(d->svc, d->rpc);
+    if (r == 0)
+        r = gr_rpc_server_add(d->rpc, tgt_service, d->tgt);
+    if (r == 0)
+        r = snap_exposures_serve(d->exposures, d->rpc);
+    if (r == 0)
+        r = gr_rpc_server_add(d->rpc, daemon_methods, d);
+    if (r < 0)
+        return gr_fail(err, r, "%s: %s", d->socket_path, gr_code_text(r));
+    return gr_rpc_server_listen(d->rpc, d->socket_path, err);
+}
+
+static int start_all(struct daemon *d, struct gr_err *err)
+{
+    unsigned flags = d->o.insecure ? TGT_PORTAL_INSECURE : 0;
+    int r = take_lock(d, err);
+    if (r == 0)
+        r = start_service(d, err);
+    if (r >= 0)
+        r = start_target(d, err);
+    if (r == 0)
+        r = tgt_portal_open(d->tgt, d->home, "portal", d->o.portal ? d->o.portal : TGT_PORTAL_DEFAULT, flags, d->portal, err);
+    if (r == 0 && d->o.multipath)
+        r = tgt_portal_open(d->tgt, d->home, "multipath-portal", d->o.multipath, flags | TGT_PORTAL_MULTIPATH, d->multipath, err);
+    if (r == 0)
+        r = start_mover(d, err);
+    if (r == 0)
+        r = snap_svc_set_portal(d->svc, tgt_server_portal(d->tgt), err);
+    int owned = r == 0 ? snap_svc_open_all(d->svc) : 0;
+    if (r == 0)
+        r = serve_requests(d, err);
+    if (r == 0)
+        r = gr_daemon_pidfile(d->pid_path, err);
+    if (r == 0)
+        gr_log(GR_LOG_NOTE, "ready: %d disks owned, portal %s, mover %s%s", owned, d->portal, d->mover_addr,
+               d->o.insecure ? " (plain text)" : "");
+    return r;
+}
+
+/* In the reverse order of start_all(); each part may be missing. */
+static void stop_all(struct daemon *d)
+{
+    gr_daemon_stopping();
+    if (d->tgt) {
+        int cut = tgt_server_shutdown(d->tgt, SHUTDOWN_MS);
+        if (cut > 0)
+            gr_log(GR_LOG_WARN, "%d sessions did not log out in time and were cut", cut);
+    }
+    mover_server_stop(gr_take(d->mover));
+    gr_rpc_server_free(d->rpc);
+    snap_exposures_free(d->exposures);
+    d->exposures = NULL;
+    tgt_server_free(gr_take(d->tgt));
+    snap_svc_free(d->svc);
+    gr_daemon_pidfile_remove(d->pid_path);
+    gr_closep(&d->lock);
+}
+
+static void on_signal(void *arg, int signo)
+{
+    struct daemon *d = arg;
+    d->stop = true;
+    gr_fqueue_wake_all(&d->stop_wait);
+}
+
+static int daemon_main(void *arg)
+{
+    struct daemon *d = arg;
+    struct gr_err err = {0};
+    d->started_ns = gr_loop_now_ns(d->loop);
+    int r = gr_loop_signal(d->loop, SIGTERM, on_signal, d);
+    if (r == 0)
+        r = gr_loop_signal(d->loop, SIGINT, on_signal, d);
+    if (r == 0)
+        r = start_all(d, &err);
+    if (r < 0)
+        gr_log(GR_LOG_ERR, "%s", gr_err_text(&err, r));
+    gr_daemon_ready(d->o.ready_fd, r, gr_err_text(&err, r));
+    while (r == 0 && !d->stop)
+        gr_fqueue_wait(&d->stop_wait);
+    stop_all(d);
+    if (r == 0)
+        gr_log(GR_LOG_NOTE, "ended in order");
+    return r;
+}
+
+static int usage(FILE *f, int status)
+{
+    fputs("usage: granary-storaged [options]\n\n"
+          "Serves the disks of the datastores of $GRANARY_HOME; see granary-storaged(8). \"granary up\" starts it in the background.\n\n"
+          "options:\n"
+          "  --portal HOST:PORT            iSCSI portal (default " TGT_PORTAL_DEFAULT "; port 0: any free one)\n"
+          "  --multipath-portal HOST:PORT  a second portal that never redirects\n"
+          "  --mover HOST:PORT             NBD data mover (default " TGT_MOVER_DEFAULT ", or any free port)\n"
+          "  --insecure                    allow other addresses without access control, and the mover without TLS\n"
+          "  --verbose                     log more\n"
+          "  --ready-fd N                  write \"ok\" or a failure to this descriptor\n"
+          "  --help                        print this\n",
+          f);
+    return status;
+}
+
+static int parse_options(int argc, char **argv, struct options *o)
+{
+    static const struct option longs[] = {
+        {"portal", 1, NULL, 'p'},   {"multipath-portal", 1, NULL, 'm'}, {"mover", 1, NULL, 'n'}, {"insecure", 0, NULL, 'i'},
+        {"ready-fd", 1, NULL, 'r'}, {"verbose", 0, NULL, 'v'},          {"help", 0, NULL, 'h'},  {NULL, 0, NULL, 0},
+    };
+    uint64_t fd;
+    int c;
+    while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
+        switch (c) {
+        case 'p':
+            o->portal = optarg;
+            break;
+        case 'm':
+            o->multipath = optarg;
+            break;
+        case 'n':
+            o->mover = optarg;
+            break;
+        case 'i':
+            o->insecure = true;
+            break;
+        case 'v':
+            o->verbose = true;
+            break;
+        case 'r':
+            if (gr_parse_u64(optarg, 3, 1023, &fd, NULL) < 0)
+                return usage(stderr, 2);
+            o->ready_fd = (int)fd;
+            break;
+        case 'h':
+            return usage(stdout, 0);
+        default:
+            return usage(stderr, 2);
+        }
+    }
+    return optind < argc ? usage(stderr, 2) : -1;
+}
+
+int main(int argc, char **argv)
+{
+    int r = tgt_login_main(argc, argv);
+    if (r >= 0)
+        return r;
+    struct daemon d = {.lock = -1, .o = {.ready_fd = -1}};
+    struct gr_err err = {0};
+    r = parse_options(argc, argv, &d.o);
+    if (r >= 0)
+        return r;
+    signal(SIGPIPE, SIG_IGN);
+    umask(077);
+    r = gr_log_open("granary-storaged", NULL, d.o.verbose ? GR_LOG_DEBUG : GR_LOG_INFO, &err);
+    if (r == 0)
+        r = gr_daemon_confine(&err);
+    if (r == 0)
+        r = gr_home_open(1, &d.home, &err);
+    if (r == 0)
+        r = gr_loop_new(NULL, &d.loop, &err);
+    if (r == 0) {
+        d.pki_dir = gr_home_path(d.home, "conf/pki");
+        d.socket_path = gr_home_path(d.home, "run/storaged.sock");
+        d.pid_path = gr_home_path(d.home, "run/storaged.pid");
+        if (!d.pki_dir || !d.socket_path || !d.pid_path)
+            r = gr_fail(&err, -ENOMEM, "out of memory");
+    }
+    if (r == 0) {
+        r = gr_fiber_run(d.loop, daemon_main, &d);
+    } else {
+        fprintf(stderr, "granary-storaged: %s\n", gr_err_text(&err, r));
+        gr_daemon_ready(d.o.ready_fd, r, gr_err_text(&err, r));
+    }
+    gr_loop_free(d.loop);
+    gr_home_free(d.home);
+    free(d.pki_dir);
+    free(d.socket_path);
+    free(d.pid_path);
+    return gr_code_exit(r);
+}

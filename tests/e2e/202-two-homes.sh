@@ -1,0 +1,61 @@
+#!/bin/bash
+# Two hosts (two homes) share a datastore: what belongs to a disk of the other is asked of it, whoever runs and whoever does not.
+. "$(dirname "$0")/lib.sh"
+requires jq qemu-img qemu-io
+A=$T/home B=$T/b
+mkdir "$B"
+a() { GRANARY_HOME=$A granary "$@"; }
+b() { GRANARY_HOME=$B granary "$@"; }
+on_exit 'b down'
+url() { "$1" lun list --json | jq -r --arg d "$2" '.[] | select(.disk == $d) | ."iscsi-url"'; }
+portal_of() { "$1" status --json | jq -r .portal; }
+
+run_check a datastore create ds "$T/ds.img" --size 512M
+run_check b datastore join ds "$T/ds.img"
+run_check b disk create ds/from-b --size 8M
+run_check a disk list ds --json
+check 'a sees the disk that b made' jq -e 'length == 1' "$T/out"
+
+# a serves, b is a command line only
+run_check a up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+run_check b snapshot create ds/from-b --name s1
+run_check a snapshot list ds/from-b --json
+check "b's snapshot was taken by a" jq -e 'map(.name) == ["s1"]' "$T/out"
+run_check b disk create ds/second --size 8M
+run_check a disk info ds/second
+run_check b disk resize ds/from-b 16M
+run_check qemu-img info --output=json "$(url a ds/from-b)"
+check 'the target shows the new size' jq -e '."virtual-size" == 16777216' "$T/out"
+run_mustfail 1 's1' b snapshot create ds/from-b --name s1
+
+# both serve: b's portal redirects to a for what a owns
+run_check b up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+run_check b disk create ds/of-b --size 8M
+run_check qemu-io -f raw -c 'write -P 0x41 0 64k' "$(url a ds/from-b)"
+here=$(url a ds/from-b)
+there=${here/$(portal_of a)/$(portal_of b)}
+check 'the two portals differ' [ "$here" != "$there" ]
+run_check qemu-io -r -f raw -c 'read -P 0x41 0 64k' "$there"
+check 'read through the redirect' grep -q 'read 65536/65536' "$T/out"
+check "b's list names a's portal for a's disk" [ "$(url b ds/from-b)" = "$here" ]
+# one instant over disks of two hosts
+run_check a snapshot create ds/from-b ds/of-b --name both
+run_check b snapshot list ds/of-b --json
+check 'the other disk has it, too' jq -e 'map(.name) == ["both"]' "$T/out"
+run_check b snapshot diff ds/from-b@s1 --json
+check 'the difference that b asked of a' jq -e '. == [{"offset": 0, "length": 65536, "state": "data"}]' "$T/out"
+run_mustfail 4 'in use' a datastore destroy ds --yes
+run_check b datastore check ds
+
+# a is killed: b takes its disks over, with what was flushed
+pid=$(cat "$A/run/storaged.pid")
+kill -9 "$pid"
+run_check qemu-io -r -f raw -c 'read -P 0x41 0 64k' "$there"
+run_check b snapshot delete ds/from-b@s1
+run_check a up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+run_check qemu-io -r -f raw -c 'read -P 0x41 0 64k' "$here" # a has its port again, and sends on to b
+run_check b down
+run_check qemu-io -r -f raw -c 'read -P 0x41 0 64k' "$here"
+run_check a down
+run_check a datastore check ds
+run_check b datastore check ds

@@ -1,0 +1,219 @@
+/* The storage service in one process: every method reached through gr_rpc_local, on a datastore in a private directory. */
+#include "common/b64.h"
+#include "common/buf.h"
+#include "snapshot/client.h"
+#include "tests/lib/test.h"
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct fixture {
+    struct gr_loop *loop;
+    struct gr_home *home;
+    struct snap_client *c;
+    json_t *res;
+    struct gr_err err;
+};
+
+static int call(struct fixture *f, const char *method, json_t *params)
+{
+    json_decref(f->res);
+    f->res = NULL;
+    f->err = (struct gr_err){0};
+    assert_non_null(params);
+    int r = snap_client_call(f->c, method, params, NULL, NULL, &f->res, &f->err);
+    if (r < 0) {
+        assert_int_equal(f->err.code, r);
+        assert_true(f->err.text[0] != 0);
+        assert_null(strchr(f->err.text, '\n'));
+    }
+    return r;
+}
+
+static void ok(struct fixture *f, const char *method, json_t *params)
+{
+    if (call(f, method, params) < 0)
+        fail_msg("%s: %s", method, f->err.text);
+}
+
+static long long num(struct fixture *f, const char *key)
+{
+    return json_integer_value(json_object_get(f->res, key));
+}
+
+static json_t *devices(const char *name)
+{
+    char *path = test_path(name);
+    json_t *a = json_pack("[s]", path);
+    free(path);
+    return a;
+}
+
+static void with_service(int (*body)(void *))
+{
+    struct fixture f = {0};
+    char *dir = test_path("home");
+    setenv("GRANARY_HOME", dir, 1);
+    free(dir);
+    assert_int_equal(gr_loop_new(NULL, &f.loop, NULL), 0);
+    assert_int_equal(gr_home_open(1, &f.home, NULL), 0);
+    assert_int_equal(gr_fiber_run(f.loop, body, &f), 0);
+    json_decref(f.res);
+    gr_home_free(f.home);
+    gr_loop_free(f.loop);
+}
+
+static void open_client(struct fixture *f)
+{
+    assert_int_equal(snap_client_open(f->loop, f->home, NULL, &f->c, &f->err), 0);
+    assert_non_null(snap_client_local(f->c));
+}
+
+static void close_client(struct fixture *f)
+{
+    snap_client_close(f->c);
+    f->c = NULL;
+}
+
+static int datastores(void *arg)
+{
+    struct fixture *f = arg;
+    char *path = test_path("d.img"), *other = test_path("o.img");
+    struct stat st;
+    open_client(f);
+    /* refused: nothing made */
+    assert_int_equal(call(f, "datastore.create", json_pack("{s:s,s:o}", "name", "d", "devices", devices("d.img"))), -ENOENT);
+    assert_int_equal(call(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "d", "devices", devices("d.img"), "size", 0)), -GR_EUSAGE);
+    assert_true(call(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "d", "devices", devices("d.img"), "size", 8192)) < 0);
+    assert_int_equal(stat(path, &st), -1);
+    assert_int_equal(call(f, "datastore.create", json_pack("{s:s,s:[s],s:i}", "name", "d", "devices", "relative", "size", 1 << 28)), -GR_EUSAGE);
+
+    ok(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "d", "devices", devices("d.img"), "size", 1 << 28));
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_size, 1 << 28);
+    assert_int_equal(call(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "d", "devices", devices("o.img"), "size", 1 << 28)), -EEXIST);
+    assert_int_equal(stat(other, &st), -1);
+    assert_int_equal(call(f, "datastore.create", json_pack("{s:s,s:o,s:b}", "name", "e", "devices", devices("d.img"), "force", 1)), -GR_ELOCKED);
+    ok(f, "datastore.list", json_object());
+    assert_int_equal(json_array_size(f->res), 1);
+    ok(f, "datastore.leave", json_pack("{s:s}", "name", "d"));
+    assert_int_equal(call(f, "datastore.info", json_pack("{s:s}", "name", "d")), -ENOENT);
+    assert_true(call(f, "datastore.join", json_pack("{s:s,s:o}", "name", "wrong", "devices", devices("d.img"))) < 0);
+    ok(f, "datastore.list", json_object());
+    assert_int_equal(json_array_size(f->res), 0);
+    ok(f, "datastore.join", json_pack("{s:s,s:o}", "name", "d", "devices", devices("d.img")));
+    close_client(f);
+
+    open_client(f); /* the registry is remembered */
+    ok(f, "datastore.info", json_pack("{s:s}", "name", "d"));
+    assert_int_equal(json_array_size(json_object_get(f->res, "hosts")), 1);
+    assert_int_equal(call(f, "datastore.destroy", json_pack("{s:s}", "name", "d")), -GR_EUSAGE);
+    ok(f, "datastore.destroy", json_pack("{s:s,s:b}", "name", "d", "yes", 1));
+    assert_int_equal(stat(path, &st), -1);
+    close_client(f);
+    free(path);
+    free(other);
+    return 0;
+}
+
+static void test_datastores(void **state)
+{
+    with_service(datastores);
+}
+
+static int disks(void *arg)
+{
+    struct fixture *f = arg;
+    open_client(f);
+    ok(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "d", "devices", devices("d.img"), "size", 1 << 28));
+    ok(f, "disk.create", json_pack("{s:s,s:i}", "disk", "d/a/b", "size", 1 << 20));
+    assert_int_equal(num(f, "size"), 1 << 20);
+    assert_int_equal(call(f, "disk.create", json_pack("{s:s,s:i}", "disk", "d/a/b", "size", 1 << 20)), -EEXIST);
+    assert_int_equal(call(f, "disk.create", json_pack("{s:s,s:i}", "disk", "d/x", "size", 1000)), -GR_EUSAGE);
+    assert_int_equal(call(f, "disk.create", json_pack("{s:s,s:I}", "disk", "d/x", "size", INT64_MAX - 511)), -GR_EUSAGE);
+    assert_int_equal(call(f, "disk.create", json_pack("{s:s,s:i,s:s}", "disk", "d/x", "size", 512, "provision", "fat")), -GR_EUSAGE);
+    assert_int_equal(call(f, "disk.create", json_pack("{s:s,s:s}", "disk", "d/x", "size", "1G")), -EINVAL);
+    assert_int_equal(call(f, "disk.create", json_pack("{s:i}", "disk", 7)), -EINVAL);
+    assert_int_equal(call(f, "disk.create", json_pack("[]")), -EINVAL);
+    assert_int_equal(call(f, "disk.frobnicate", json_object()), -EOPNOTSUPP);
+    ok(f, "disk.resize", json_pack("{s:s,s:i}", "disk", "d/a/b", "size", 2 << 20));
+    assert_int_equal(call(f, "disk.resize", json_pack("{s:s,s:i}", "disk", "d/a/b", "size", 1 << 20)), -GR_EUSAGE);
+    ok(f, "disk.list", json_object());
+    assert_int_equal(json_array_size(f->res), 1);
+    assert_null(json_object_get(json_array_get(f->res, 0), "owner-address"));
+    ok(f, "disk.list", json_pack("{s:s}", "path", "d/a"));
+    assert_int_equal(json_array_size(f->res), 1);
+    assert_true(call(f, "disk.list", json_pack("{s:s}", "path", "d/nothing")) < 0);
+    close_client(f);
+
+    open_client(f);
+    ok(f, "dir.rename", json_pack("{s:s,s:s}", "from", "d/a", "to", "d/moved"));
+    ok(f, "disk.info", json_pack("{s:s}", "disk", "d/moved/b"));
+    assert_int_equal(num(f, "size"), 2 << 20);
+    assert_int_equal(call(f, "disk.info", json_pack("{s:s}", "disk", "d/moved")), -EINVAL);
+    assert_int_equal(call(f, "dir.remove", json_pack("{s:s}", "path", "d/moved/b")), -EINVAL);
+    ok(f, "disk.delete", json_pack("{s:s}", "disk", "d/moved/b"));
+    assert_int_equal(call(f, "disk.info", json_pack("{s:s}", "disk", "d/moved/b")), -ENOENT);
+    ok(f, "dir.remove", json_pack("{s:s}", "path", "d/moved"));
+    assert_int_equal(call(f, "disk.import", json_pack("{s:s,s:s}", "disk", "d/i", "file", "/dev/null")), -EOPNOTSUPP);
+    ok(f, "datastore.destroy", json_pack("{s:s,s:b}", "name", "d", "yes", 1));
+    close_client(f);
+    return 0;
+}
+
+static void test_disks(void **state)
+{
+    with_service(disks);
+}
+
+static int files(void *arg)
+{
+    struct fixture *f = arg;
+    open_client(f);
+    ok(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "d", "devices", devices("d.img"), "size", 1 << 28));
+    ok(f, "file.write", json_pack("{s:s,s:s}", "path", "d/vm/web/web.vmx", "data-b64", "aGVsbG8="));
+    ok(f, "file.read", json_pack("{s:s}", "path", "d/vm/web/web.vmx"));
+    assert_string_equal(json_string_value(json_object_get(f->res, "data-b64")), "aGVsbG8=");
+    assert_int_equal(num(f, "size"), 5);
+    ok(f, "file.read", json_pack("{s:s,s:i,s:i}", "path", "d/vm/web/web.vmx", "offset", 1, "length", 3));
+    assert_string_equal(json_string_value(json_object_get(f->res, "data-b64")), "ZWxs");
+    ok(f, "file.read", json_pack("{s:s,s:I}", "path", "d/vm/web/web.vmx", "offset", INT64_MAX));
+    assert_string_equal(json_string_value(json_object_get(f->res, "data-b64")), "");
+    ok(f, "file.write", json_pack("{s:s,s:s}", "path", "d/vm/web/web.vmx", "data-b64", ""));
+    ok(f, "file.read", json_pack("{s:s}", "path", "d/vm/web/web.vmx"));
+    assert_int_equal(num(f, "size"), 0);
+    assert_int_equal(call(f, "file.write", json_pack("{s:s,s:s}", "path", "d/x", "data-b64", "!!")), -EINVAL);
+    assert_int_equal(call(f, "file.read", json_pack("{s:s}", "path", "d/none")), -ENOENT);
+    assert_true(call(f, "file.read", json_pack("{s:s}", "path", "d/vm")) < 0);
+    assert_int_equal(call(f, "file.write", json_pack("{s:s,s:s}", "path", "d/granary.tmp/x", "data-b64", "")), -GR_EUSAGE);
+    ok(f, "dir.stat", json_pack("{s:s}", "path", "d"));
+    assert_string_equal(json_string_value(json_object_get(f->res, "type")), "dir");
+    ok(f, "disk.create", json_pack("{s:s,s:i}", "disk", "d/disk", "size", 1536));
+    ok(f, "dir.stat", json_pack("{s:s}", "path", "d/disk"));
+    assert_int_equal(num(f, "size"), 1536);
+    ok(f, "file.read", json_pack("{s:s,s:i,s:i}", "path", "d/disk", "offset", 1530, "length", 100));
+    assert_string_equal(json_string_value(json_object_get(f->res, "data-b64")), "AAAAAAAA");
+    ok(f, "file.read", json_pack("{s:s,s:i}", "path", "d/disk", "offset", 1536));
+    assert_string_equal(json_string_value(json_object_get(f->res, "data-b64")), "");
+    ok(f, "disk.delete", json_pack("{s:s}", "disk", "d/disk"));
+    ok(f, "dir.make", json_pack("{s:s}", "path", "d/empty/deep"));
+    ok(f, "dir.list", json_pack("{s:s}", "path", "d"));
+    assert_int_equal(json_array_size(f->res), 2);
+    ok(f, "file.list", json_pack("{s:s}", "path", "d"));
+    assert_int_equal(json_array_size(f->res), 1);
+    assert_string_equal(json_string_value(json_object_get(json_array_get(f->res, 0), "path")), "d/vm/web/web.vmx");
+    assert_true(call(f, "dir.remove", json_pack("{s:s}", "path", "d/vm")) < 0); /* not empty */
+    ok(f, "dir.remove", json_pack("{s:s}", "path", "d/vm/web/web.vmx"));
+    ok(f, "dir.remove", json_pack("{s:s}", "path", "d/vm/web"));
+    ok(f, "datastore.destroy", json_pack("{s:s,s:b}", "name", "d", "yes", 1));
+    close_client(f);
+    return 0;
+}
+
+static void test_files(void **state)
+{
+    with_service(files);
+}
+
+TEST_MAIN(TEST(test_datastores), TEST(test_disks), TEST(test_files))

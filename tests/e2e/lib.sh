@@ -107,7 +107,7 @@ run_mustfail() { # STATUS TEXT CMD...
     local want=$1 text=$2 status=0; shift 2
     "$@" > "$T/out" 2> "$T/err" || status=$?
     [ $status -eq "$want" ] || { cat "$T/out" "$T/err"; fail "exit $status, wanted $want: $*"; }
-    cat "$T/err" "$T/out" | grep -Eq -- "$text" || { cat "$T/out" "$T/err"; fail "does not say '$text': $*"; }
+    grep -Eqs -- "$text" "$T/err" "$T/out" || { cat "$T/out" "$T/err"; fail "does not say '$text': $*"; }
 }
 check() { # SENTENCE CMD...
     local what=$1; shift

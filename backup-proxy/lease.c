@@ -7,6 +7,8 @@
 #include <inttypes.h>
 #include <jansson.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <time.h>
 
 struct bp_lease {
     struct bp_repo *repo;
@@ -118,8 +120,32 @@ static int lease_is(void *arg, const struct bp_lease_info *info)
 {
     return strncmp(arg, info->id, 36) ? 0 : -EBUSY;
 }
+static int lease_pass(void *arg, const struct bp_lease_info *info)
+{
+    return 0;
+}
+/* Leases that died before they had their name. */
+static void sweep_unborn(struct bp_repo *r)
+{
+    int dfd = openat(r->dir, "leases", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    gr_auto_closedir DIR *d = dfd < 0 ? NULL : fdopendir(dfd);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        struct stat a, b;
+        if (strncmp(e->d_name, ".new-", 5))
+            continue;
+        gr_auto_close int fd = openat(dfd, e->d_name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+        if (fd < 0 || fstat(fd, &a) < 0 || time(NULL) - a.st_mtime < 60) /* one being born has no lock for an instant */
+            continue;
+        if (lock_try(fd) == 0 && fstatat(dfd, e->d_name, &b, AT_SYMLINK_NOFOLLOW) == 0 && a.st_ino == b.st_ino)
+            (void)unlinkat(dfd, e->d_name, 0);
+    }
+}
 int bp_repo_sweep(struct bp_repo *r, struct gr_err *err)
 {
+    int rc = bp_lease_each(r, lease_pass, NULL, err); /* removes the dead ones */
+    if (rc < 0)
+        return rc;
+    sweep_unborn(r);
     int dfd = openat(r->dir, "tmp", O_RDONLY | O_DIRECTORY | O_CLOEXEC), removed = 0;
     gr_auto_closedir DIR *d = dfd < 0 ? NULL : fdopendir(dfd);
     if (!d)
@@ -127,7 +153,7 @@ int bp_repo_sweep(struct bp_repo *r, struct gr_err *err)
     for (struct dirent *e; (e = readdir(d));) {
         if (strlen(e->d_name) < 37 || e->d_name[36] != '-')
             continue;
-        int rc = bp_lease_each(r, lease_is, e->d_name, err);
+        rc = bp_lease_each(r, lease_is, e->d_name, err);
         if (rc == -EBUSY)
             continue;
         if (rc < 0)

@@ -89,11 +89,12 @@ struct fs_volume {
     uint32_t n_segs;
     struct fs_seg segs[FS_SEGS_MAX];
 };
+enum fs_dirty { FS_CLEAN, FS_DIRTY /* in use when the disk was frozen */, FS_DIRTY_REPLAYED /* and shown with its journal applied */ };
 struct fs_opened {
     char fs[FS_TEXT_MAX + 1];    /* "ext4", "ntfs", "fat32", "exfat" …; empty: no file system that we know */
     char label[FS_TEXT_MAX + 1];
     char uuid[FS_TEXT_MAX + 1];
-    uint8_t dirty; /* was not unmounted cleanly: what is only in its journal is not seen */
+    uint8_t dirty; /* enum fs_dirty */
     uint64_t root, block_size, size;
 };
 struct fs_run {

@@ -1,4 +1,5 @@
 #include "backup-proxy/fsread_tsk.h"
+#include "backup-proxy/fsread_journal.h"
 #include "common/endian.h"
 #include <errno.h>
 #include <stdio.h>
@@ -14,6 +15,8 @@ struct fsread_fs {
     TSK_FS_FILE *file; /* the last one used stays open: reads come in rows */
     uint64_t file_inode;
     bool old_ext; /* ext2 of revision 0 */
+    bool recover; /* ext: its journal has what is not yet in place */
+    struct fsread_overlay *journal;
     char link[FS_LINK_MAX + 1];
 };
 
@@ -38,6 +41,8 @@ static ssize_t volume_read(TSK_IMG_INFO *img, TSK_OFF_T off, char *buf, size_t l
     if (len > f->vol->size - (uint64_t)off)
         len = (size_t)(f->vol->size - (uint64_t)off);
     int rc = fs_parts_read(f->disk, f->vol, (uint64_t)off, buf, len);
+    if (rc == 0 && f->journal)
+        rc = fsread_overlay_apply(f->journal, (uint8_t *)buf, len, (uint64_t)off);
     if (rc == 0 && f->old_ext)
         complete_old_superblock((uint8_t *)buf, len, (uint64_t)off);
     return rc < 0 ? -1 : (ssize_t)len;
@@ -71,7 +76,7 @@ static int check_ext(const uint8_t *sb, struct fs_opened *info, struct fsread_te
         snprintf(why->text, sizeof why->text, "ext file system with the feature %s, which this reader does not know", feature);
         return -EOPNOTSUPP;
     }
-    info->dirty = (incompat & EXT_INCOMPAT_RECOVER) || !(gr_get_le16(sb + 58) & EXT_STATE_CLEAN);
+    info->dirty = (incompat & EXT_INCOMPAT_RECOVER) || !(gr_get_le16(sb + 58) & EXT_STATE_CLEAN) ? FS_DIRTY : FS_CLEAN;
     const uint8_t *u = sb + 104;
     snprintf(info->uuid, sizeof info->uuid, "%08x-%04x-%04x-%02x%02x-%02x%02x%02x%02x%02x%02x", gr_get_be32(u), gr_get_be16(u + 4),
              gr_get_be16(u + 6), u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
@@ -111,6 +116,7 @@ static int recognise(struct fsread_fs *f, struct fs_opened *info, TSK_FS_TYPE_EN
     if (gr_get_le16(b + 1024 + 56) == 0xef53) {
         *ret = TSK_FS_TYPE_EXT_DETECT;
         f->old_ext = gr_get_le32(b + 1024 + 76) == 0;
+        f->recover = gr_get_le32(b + 1024 + 96) & EXT_INCOMPAT_RECOVER;
         return check_ext(b + 1024, info, why);
     }
     bool fat32 = memcmp(b + 82, "FAT32", 5) == 0;
@@ -181,33 +187,76 @@ static void ntfs_label(struct fsread_fs *f, struct fs_opened *info)
         tsk_fs_file_close(file);
 }
 
+static int open_tsk(struct fsread_fs *f, TSK_FS_TYPE_ENUM type, struct fsread_text *why)
+{
+    tsk_error_reset();
+    memset(&f->img, 0, sizeof f->img); /* also what an earlier opening has cached in it */
+    if (!tsk_img_open_external(f, (TSK_OFF_T)f->vol->size, 512, volume_read, volume_close, volume_stat)) {
+        snprintf(why->text, sizeof why->text, "%.200s", fsread_why());
+        return -EIO;
+    }
+    f->fs = tsk_fs_open_img(&f->img, 0, type);
+    if (f->fs)
+        return 0;
+    snprintf(why->text, sizeof why->text, "damaged file system: %.200s", fsread_why());
+    tsk_img_close(&f->img);
+    return -EIO;
+}
+
+static void close_tsk(struct fsread_fs *f)
+{
+    if (f->file)
+        tsk_fs_file_close(f->file);
+    f->file = NULL;
+    tsk_fs_close(f->fs);
+    tsk_img_close(&f->img);
+    f->fs = NULL;
+}
+
+/* An ext file system with a journal to replay: open it again as it would be after that. Without a readable journal it
+ * stays as it is. */
+static int see_journal(struct fsread_fs *f, TSK_FS_TYPE_ENUM type, struct fs_opened *info, struct fsread_text *why)
+{
+    const uint64_t journal_inode = 8;
+    uint64_t end = 0;
+    struct fs_run *runs = calloc(FS_RUNS_MAX, sizeof *runs);
+    int n = runs ? fsread_map(f, journal_inode, 0, runs, FS_RUNS_MAX, &end) : -ENOMEM;
+    if (n > 0 && end == INT64_MAX)
+        n = fsread_journal_load(f->disk, f->vol, f->fs->block_size, runs, (unsigned)n, &f->journal);
+    free(runs);
+    if (!f->journal)
+        return n == -ENOMEM ? n : 0;
+    close_tsk(f);
+    info->dirty = FS_DIRTY_REPLAYED;
+    int rc = open_tsk(f, type, why);
+    if (rc < 0) { /* a hostile journal: the file system without it */
+        fsread_overlay_free(f->journal);
+        f->journal = NULL;
+        info->dirty = FS_DIRTY;
+        rc = open_tsk(f, type, why);
+    }
+    return rc;
+}
+
 int fsread_open(const struct fs_image *img, const struct fs_volume *vol, struct fs_opened *ret_info, struct fsread_fs **ret,
                 struct fsread_text *why)
 {
     struct fs_opened info = {.size = vol->size};
+    TSK_FS_TYPE_ENUM type = TSK_FS_TYPE_UNSUPP;
     struct fsread_fs *f = calloc(1, sizeof *f);
     if (!f)
         return -ENOMEM;
     f->disk = img;
     f->vol = vol;
-    TSK_FS_TYPE_ENUM type = TSK_FS_TYPE_UNSUPP;
     int rc = recognise(f, &info, &type, why);
+    if (rc == 0)
+        rc = open_tsk(f, type, why);
+    if (rc == 0 && f->recover)
+        rc = see_journal(f, type, &info, why);
     if (rc < 0) {
+        fsread_overlay_free(f->journal);
         free(f);
         return rc;
-    }
-    tsk_error_reset();
-    if (!tsk_img_open_external(f, (TSK_OFF_T)vol->size, 512, volume_read, volume_close, volume_stat)) {
-        snprintf(why->text, sizeof why->text, "%.200s", fsread_why());
-        free(f);
-        return -EIO;
-    }
-    f->fs = tsk_fs_open_img(&f->img, 0, type);
-    if (!f->fs) {
-        snprintf(why->text, sizeof why->text, "damaged file system: %.200s", fsread_why());
-        tsk_img_close(&f->img);
-        free(f);
-        return -EIO;
     }
     snprintf(info.fs, sizeof info.fs, "%s", type_name(f->fs->ftype));
     info.root = f->fs->root_inum;
@@ -223,10 +272,8 @@ void fsread_close(struct fsread_fs *f)
 {
     if (!f)
         return;
-    if (f->file)
-        tsk_fs_file_close(f->file);
-    tsk_fs_close(f->fs);
-    tsk_img_close(&f->img);
+    close_tsk(f);
+    fsread_overlay_free(f->journal);
     free(f);
 }
 
@@ -616,6 +663,8 @@ int fsread_map(struct fsread_fs *f, uint64_t inode, uint64_t off, struct fs_run 
             run.len = limit - run.file_off;
         if (run.len > f->vol->size - run.volume_off)
             return -EIO;
+        if (f->journal && fsread_overlay_touches(f->journal, run.volume_off, run.len))
+            return -EOPNOTSUPP; /* data=journal: read it where the journal is looked at */
         if (n == max) {
             *ret_end = run.file_off;
             return (int)n;

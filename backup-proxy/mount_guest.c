@@ -459,7 +459,8 @@ static json_t *describe_vol(const struct fs_vol *v)
     }
     json_object_set_new(o, "file-system", json_string(v->info.fs));
     json_object_set_new(o, "block-size", json_integer((json_int_t)v->info.block_size));
-    json_object_set_new(o, "unclean", json_boolean(v->info.dirty));
+    json_object_set_new(o, "unclean", json_boolean(v->info.dirty != FS_CLEAN));
+    json_object_set_new(o, "journal-replayed", json_boolean(v->info.dirty == FS_DIRTY_REPLAYED));
     if (v->info.label[0])
         json_object_set_new(o, "label", json_string(v->info.label));
     if (v->info.uuid[0])

@@ -39,6 +39,7 @@ pkgs_granary-fsread := tsk libseccomp
 mods_backup-proxy_source_nbd := backup-proxy iscsi-target common
 mods_mover_demo := iscsi-target common
 mods_source_cat := backup-proxy common
+mods_rpc_call := common
 mods_guest_file := backup-proxy common
 
 # ---- compilation ----------------------------------------------------------------------------------------------------

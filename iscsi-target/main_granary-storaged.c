@@ -55,8 +55,13 @@ static int let_go(void *arg, const char *disk, bool only_idle, struct gr_err *er
     if (r < 0)
         return r;
     r = tgt_server_release(d->tgt, disk, only_idle, err);
+    if (r == -EBUSY) {
+        r = -GR_ELOCKED;
+        if (err)
+            err->code = r;
+    }
     if (r < 0)
-        return r == -EBUSY ? -GR_ELOCKED : r;
+        return r;
     if (!d->mover || (is_snapshot && only_idle)) /* a reader over the mover keeps the snapshot, hidden, until it is done */
         return 0;
     mover_server_drop(d->mover, disk, false);

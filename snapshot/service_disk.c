@@ -1,6 +1,7 @@
 /* Methods disk.*: create, list, info, resize, delete, release. Import and export: service_image.c. */
 #include "common/buf.h"
 #include "snapshot/service_int.h"
+#include <stdio.h>
 #include <string.h>
 
 #define OWNER_MS 5000 /* what another host gets to tell about its disks */
@@ -201,6 +202,54 @@ static int op_list(struct snap_op *op)
 }
 SNAP_METHOD(op_list, "disk.list")
 
+/* ---- what a clone came from ---- */
+struct origin {
+    unsigned long long object, snapshot;
+    char *path;
+    const char *name; /* of the snapshot, once found */
+    char name_buf[VMFS_NAME_MAX + 1];
+};
+
+static int match_object(void *arg, const char *path, const struct vmfs_stat *st)
+{
+    struct origin *o = arg;
+    if (st->id == o->object && !o->path)
+        o->path = gr_strdup(path);
+    return o->path ? -ECANCELED : SNAP_WALK_INTO; /* found: walk no further */
+}
+
+static int match_snapshot(void *arg, const struct snap_info *info)
+{
+    struct origin *o = arg;
+    if (info->id == o->snapshot && !info->is_bookmark) {
+        memcpy(o->name_buf, info->name, sizeof(o->name_buf));
+        o->name = o->name_buf;
+    }
+    return 0;
+}
+
+/* The volume knows a clone's origin by numbers; people want names. */
+static void name_parent(struct snap_svc *s, struct snap_ds *ds, const struct vmfs_stat *st, json_t *row)
+{
+    struct origin o = {0};
+    struct snap_handle *h = NULL;
+    if (sscanf(st->parent, "object %llu snapshot %llu", &o.object, &o.snapshot) != 2)
+        return;
+    (void)snap_walk(ds, "", match_object, &o, NULL);
+    if (o.path && snap_handle_get(s, ds, o.path, 0, &h, NULL, NULL) == 0) {
+        (void)snap_list(h->disk, match_snapshot, &o, NULL);
+        h->users--;
+    }
+    gr_auto_free char *text = NULL;
+    if (o.path && o.name)
+        text = gr_asprintf("%s/%s@%s", ds->name, o.path, o.name);
+    else if (o.path)
+        text = gr_asprintf("%s/%s", ds->name, o.path);
+    if (text)
+        json_object_set_new(row, "parent", json_string(text));
+    free(o.path);
+}
+
 /* Of a disk owned elsewhere the owner knows best; when it has no service, what the volume says will do. */
 static int op_info(struct snap_op *op)
 {
@@ -220,6 +269,8 @@ static int op_info(struct snap_op *op)
     if (r == 0 && st.type != VMFS_DISK)
         r = gr_fail(op->err, -EINVAL, "%s/%s is a %s, not a disk", p.ds, p.path, st.type == VMFS_DIR ? "folder" : "file");
     json_t *o = r == 0 ? snap_disk_row(ds, p.path, &st) : NULL;
+    if (o && st.parent[0])
+        name_parent(op->s, ds, &st, o);
     snap_ds_put(ds);
     const char *address = json_string_value(json_object_get(o, OWNER_ADDRESS));
     if (address && !json_is_true(json_object_get(op->params, "forwarded"))) {

@@ -233,9 +233,12 @@ static int op_clone(struct snap_op *op)
         return r;
     struct vmfs_stat st;
     vmfs_disk_stat(d.h->disk, &st);
-    r = snap_op_result(op, snap_disk_row(d.ds, to.path, &st));
+    json_t *row = snap_disk_row(d.ds, to.path, &st);
+    gr_auto_free char *parent = gr_asprintf("%s/%s@%s", p.ds, p.path, name);
+    if (row && parent)
+        json_object_set_new(row, "parent", json_string(parent));
     snap_disk_put(&d);
-    return r;
+    return snap_op_result(op, row);
 }
 SNAP_METHOD(op_clone, "snapshot.clone")
 

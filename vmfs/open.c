@@ -85,6 +85,9 @@ void vmfs_disk_stat(struct vmfs_disk *d, struct vmfs_stat *ret)
                                .provision = (enum vmfs_provision)o->ino.provision, .mtime_s = o->ino.mtime_s,
                                .n_snapshots = o->ino.n_snapshots, .owner_slot = (int)o->v->slot, .owner_generation = o->v->me.generation };
     memcpy(ret->uuid, o->ino.uuid, 16);
+    if (o->origin_object)
+        snprintf(ret->parent, sizeof ret->parent, "object %llu snapshot %llu", (unsigned long long)o->origin_object,
+                 (unsigned long long)o->origin_snap);
 }
 
 /* ---- resize ---- */

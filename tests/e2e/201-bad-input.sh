@@ -120,9 +120,12 @@ run_check granary datastore check ds
 run_check granary up --portal 127.0.0.1:0 --mover 127.0.0.1:0
 state > "$T/state"
 table
-refuse 1 '3260|portal|address' granary-storaged --portal nowhere.invalid:99999
+refuse 4 'in use' granary-storaged --portal 127.0.0.1:0 # one daemon serves a home
 state > "$T/after"
 cmp "$T/state" "$T/after" || { diff "$T/state" "$T/after"; fail 'something was changed'; }
 run_check granary datastore check ds
 run_check granary down
+refuse 1 '99999' granary up --portal 127.0.0.1:99999
+refuse 1 'loopback|access' granary up --portal 0.0.0.0:0
+check 'nothing runs' [ ! -e "$GRANARY_HOME/run/storaged.pid" ]
 echo "# $count refusals"

@@ -155,6 +155,8 @@ static void hand_over(struct login_process *p, struct login_conn *c)
     memcpy(m->u.hand_over.address, c->address, sizeof c->address);
     m->u.hand_over.text_len = (uint32_t)l->out.len;
     memcpy(m->u.hand_over.text, l->out_buf, l->out.len);
+    /* the parent's copy keeps the socket alive: closing ours would not take it out of the epoll set */
+    epoll_ctl(p->epoll, EPOLL_CTL_DEL, c->fd, NULL);
     tell(p, c, TGT_MSG_HAND_OVER, c->fd);
     close(c->fd);
     c->fd = -1;

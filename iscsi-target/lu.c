@@ -108,8 +108,10 @@ static int lu_open(struct tgt_lu *lu, struct gr_bdev *bdev, struct gr_err *err)
     }
     lu->listener = (struct gr_listener){.fn = event, .arg = lu};
     gr_bdev_listen(bdev, &lu->listener);
-    if (bdev->ops->attr_get) {
+    lu->has_store = false;
+    if (bdev->ops->attr_get && bdev->ops->attr_set) {
         int n = bdev->ops->attr_get(bdev, INCARNATIONS_ATTR, &text, NULL);
+        lu->has_store = n != -EOPNOTSUPP; /* a layer has the calls, what is below it may not */
         if (n >= 0) {
             lu->incarnations = gr_asprintf("%.*s", n, (const char *)text);
             free(text);
@@ -227,7 +229,7 @@ int tgt_lu_incarnation(struct tgt_lu *lu, const char *initiator, struct gr_err *
         char *list = updated(lu, uuid, n);
         if (!list)
             return gr_fail(err, -ENOMEM, "disk '%s': out of memory", lu->disk);
-        int r = lu->bdev->ops->attr_set ? lu->bdev->ops->attr_set(lu->bdev, INCARNATIONS_ATTR, list, strlen(list), err) : 0;
+        int r = lu->has_store ? lu->bdev->ops->attr_set(lu->bdev, INCARNATIONS_ATTR, list, strlen(list), err) : 0;
         if (r < 0) {
             free(list);
             return r;

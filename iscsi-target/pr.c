@@ -118,7 +118,7 @@ int tgt_pr_load(struct tgt_lu *lu, struct gr_err *err)
 {
     gr_auto_free void *text = NULL;
     json_error_t je;
-    if (lu->pr || !lu->bdev->ops->attr_get)
+    if (lu->pr || !lu->has_store)
         return 0;
     int n = lu->bdev->ops->attr_get(lu->bdev, ATTR, &text, err);
     if (n == -ENOENT)
@@ -138,7 +138,7 @@ int tgt_pr_load(struct tgt_lu *lu, struct gr_err *err)
 static int save(struct tgt_lu *lu, const struct tgt_pr_state *s)
 {
     struct gr_err err;
-    if (!lu->bdev || !lu->bdev->ops->attr_set)
+    if (!lu->bdev || !lu->has_store)
         return 0;
     if (!s->aptpl || !s->n)
         return lu->pr->before.aptpl ? lu->bdev->ops->attr_set(lu->bdev, ATTR, "", 0, &err) : 0;
@@ -196,7 +196,7 @@ void tgt_run_pr_out(struct tgt_task *t)
     struct tgt_pr_request rq = {.action = (enum tgt_pr_action)(t->cdb[1] & 0x1f), .type = t->cdb[2] & 0x0f, .scope = t->cdb[2] >> 4,
                                 .key = gr_get_be64(p), .new_key = gr_get_be64(p + 8), .aptpl = p[20] & 0x01};
     bool registers = rq.action == PR_REGISTER || rq.action == PR_REGISTER_IGNORE;
-    bool durable = lu->bdev && lu->bdev->ops->attr_set;
+    bool durable = lu->bdev && lu->has_store;
     if ((p[20] & 0x08) || (registers && rq.aptpl && !durable)) { /* SPEC_I_PT; APTPL without a store */
         tgt_check_field(t, TGT_SENSE_INVALID_PARAM, false, 20);
         return;
@@ -257,7 +257,7 @@ static uint32_t full_status(const struct tgt_pr_state *s, uint8_t *p)
 
 static uint32_t capabilities(const struct tgt_lu *lu, uint8_t *p)
 {
-    bool durable = lu->bdev->ops->attr_set, kept = lu->pr && lu->pr->state.aptpl;
+    bool durable = lu->has_store, kept = lu->pr && lu->pr->state.aptpl;
     gr_put_be16(p, 8);
     p[2] = (uint8_t)(0x04 | (durable ? 0x01 : 0)); /* ATP_C, PTPL_C */
     p[3] = (uint8_t)(0x80 | (kept ? 0x01 : 0));    /* TMV, PTPL_A */

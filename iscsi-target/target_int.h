@@ -191,7 +191,7 @@ struct tgt_lu {
     struct gr_listener listener;
     struct tgt_ranges ranges;
     unsigned n_sessions, users; /* users: sessions, orphans, logins under way */
-    bool releasing, fenced;
+    bool releasing, fenced, has_store; /* has_store: the bdev keeps attributes */
     struct tgt_sess *reserved;  /* RESERVE(6) */
     struct tgt_pr *pr;
     bool swp, d_sense;

@@ -1,0 +1,209 @@
+#include "tests/lib/tgtfix.h"
+#include "tests/lib/test.h"
+#include <pthread.h>
+#include <semaphore.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+struct priv {
+    pthread_t thread;
+    sem_t ready, called;
+    struct tgtfix *f;
+    struct gr_bdev *mem_dev, *slow;
+    struct gr_fqueue stopped;
+    bool stop;
+    int (*fn)(struct tgtfix *f, void *arg);
+    void *arg;
+    int result;
+};
+
+static int lookup(void *arg, const char *disk, const char *initiator, struct tgt_place *ret, struct gr_err *err)
+{
+    struct tgtfix *f = arg;
+    (void)initiator;
+    if (!strcmp(disk, "t/disk")) {
+        ret->bdev = gr_bdev_get(f->fault);
+        return 0;
+    }
+    if (!strcmp(disk, "t/slow")) {
+        ret->bdev = gr_bdev_get(((struct priv *)f->priv)->slow);
+        return 0;
+    }
+    if (f->redirect && !strcmp(disk, "t/elsewhere")) {
+        snprintf(ret->redirect, sizeof ret->redirect, "%s", f->redirect);
+        return 0;
+    }
+    return gr_fail(err, -ENOENT, "no disk '%s'", disk);
+}
+
+static int list(void *arg, int (*each)(void *each_arg, const char *disk), void *each_arg, struct gr_err *err)
+{
+    (void)arg;
+    (void)err;
+    return each(each_arg, "t/disk");
+}
+
+/* The target's log lines, with TGTFIX_VERBOSE in the environment. */
+static void note(void *arg, int level, const char *text)
+{
+    (void)arg;
+    if (getenv("TGTFIX_VERBOSE"))
+        fprintf(stderr, "# <%d> %s\n", level, text);
+}
+
+static int body(void *arg)
+{
+    struct priv *p = arg;
+    struct tgtfix *f = p->f;
+    struct gr_err err = {0};
+    uint16_t port = 0;
+    struct tgt_server_opts o = {.loop = f->loop, .dir = {.arg = f, .lookup = lookup, .list = list}, .access_path = f->access_path, .note = note,
+                                .max_half_open = f->max_half_open, .max_half_open_per_address = f->per_address,
+                                .login_timeout_ms = f->login_timeout_ms};
+    int r = gr_bdev_mem_open(f->loop, f->mem, &p->mem_dev);
+    if (!r)
+        r = gr_bdev_fault_open(f->loop, p->mem_dev, &f->fault);
+    if (!r)
+        r = gr_bdev_delay_open(f->loop, p->mem_dev, 0, TGTFIX_SLOW_MS * 1000000ull, 0, &p->slow);
+    if (!r)
+        r = tgt_server_new(&o, &f->server, &err);
+    if (!r)
+        r = tgt_server_listen(f->server, "127.0.0.1:0", 0, &port, &err);
+    snprintf(f->port, sizeof f->port, "%u", port);
+    if (!r)
+        r = tgt_server_listen(f->server, "[::1]:0", 0, &port, &err);
+    snprintf(f->port2, sizeof f->port2, "%u", port);
+    if (r < 0)
+        fprintf(stderr, "tgtfix: %s\n", gr_err_text(&err, r));
+    p->result = r;
+    sem_post(&p->ready);
+    while (!r && !p->stop)
+        gr_fqueue_wait(&p->stopped);
+    gr_bdev_fault_clear(f->fault);
+    tgt_server_free(f->server);
+    gr_bdev_put(f->fault);
+    gr_bdev_put(p->slow);
+    gr_bdev_put(p->mem_dev);
+    return 0;
+}
+
+static void *thread(void *arg)
+{
+    struct priv *p = arg;
+    struct gr_err err = {0};
+    if (gr_loop_new(NULL, &p->f->loop, &err) < 0) {
+        p->result = -1;
+        sem_post(&p->ready);
+        return NULL;
+    }
+    gr_fiber_run(p->f->loop, body, p);
+    gr_loop_free(p->f->loop);
+    return NULL;
+}
+
+void tgtfix_start(struct tgtfix *f)
+{
+    struct priv *p = calloc(1, sizeof *p);
+    assert_non_null(p);
+    f->priv = p;
+    p->f = f;
+    f->mem = gr_mem_new(TGTFIX_SIZE);
+    sem_init(&p->ready, 0, 0);
+    sem_init(&p->called, 0, 0);
+    assert_int_equal(pthread_create(&p->thread, NULL, thread, p), 0);
+    sem_wait(&p->ready);
+    assert_int_equal(p->result, 0);
+}
+
+static void stop_on_loop(void *arg)
+{
+    struct priv *p = arg;
+    p->stop = true;
+    gr_fqueue_wake_all(&p->stopped);
+}
+
+void tgtfix_stop(struct tgtfix *f)
+{
+    struct priv *p = f->priv;
+    gr_loop_post(f->loop, stop_on_loop, p);
+    pthread_join(p->thread, NULL);
+    gr_mem_free(f->mem);
+    sem_destroy(&p->ready);
+    sem_destroy(&p->called);
+    free(p);
+}
+
+static void call_fiber(void *arg)
+{
+    struct priv *p = arg;
+    p->result = p->fn(p->f, p->arg);
+    sem_post(&p->called);
+}
+
+static void call_on_loop(void *arg)
+{
+    struct priv *p = arg;
+    if (gr_fiber_start(p->f->loop, call_fiber, p) < 0) {
+        p->result = -ENOMEM;
+        sem_post(&p->called);
+    }
+}
+
+int tgtfix_call(struct tgtfix *f, int (*fn)(struct tgtfix *f, void *arg), void *arg)
+{
+    struct priv *p = f->priv;
+    p->fn = fn;
+    p->arg = arg;
+    gr_loop_post(f->loop, call_on_loop, p);
+    sem_wait(&p->called);
+    return p->result;
+}
+
+void tgtfix_login(struct tgtfix *f, struct ini *i, const char *initiator)
+{
+    static const char keys[] = "InitialR2T=No\0ImmediateData=Yes\0MaxRecvDataSegmentLength=262144\0MaxBurstLength=262144\0"
+                               "FirstBurstLength=65536\0MaxOutstandingR2T=4";
+    assert_int_equal(ini_connect(i, "127.0.0.1", f->port), 0);
+    assert_int_equal(ini_login(i, initiator, TGTFIX_TARGET, keys, sizeof keys), 0);
+    assert_int_equal(i->login_status, 0);
+}
+
+void tgtfix_alive(struct tgtfix *f)
+{
+    static uint8_t out[8192], in[8192];
+    uint8_t wr[10] = {0x2a, 0, 0, 0, 0, 200, 0, 0, 16, 0}, rd[10] = {0x28, 0, 0, 0, 0, 200, 0, 0, 16, 0};
+    struct ini i;
+    struct ini_result r;
+    tgtfix_login(f, &i, "iqn.2026-11.local.granary:alive");
+    for (unsigned k = 0; k < sizeof out; k++)
+        out[k] = (uint8_t)(k * 7 + out[0] + 1);
+    int rc;
+    do
+        rc = ini_cmd(&i, wr, 10, out, sizeof out, NULL, 0, &r);
+    while (!rc && r.status == 2 && INI_KEY(r) == 6);
+    assert_int_equal(rc, 0);
+    assert_int_equal(r.status, 0);
+    assert_int_equal(ini_cmd(&i, rd, 10, NULL, 0, in, sizeof in, &r), 0);
+    assert_int_equal(r.status, 0);
+    assert_memory_equal(in, out, sizeof in);
+    assert_int_equal(ini_logout(&i), 0);
+    ini_close(&i);
+}
+
+static int count(struct tgtfix *f, void *arg)
+{
+    (void)arg;
+    return (int)tgt_server_sessions(f->server, NULL);
+}
+
+void tgtfix_wait_sessions(struct tgtfix *f, unsigned n)
+{
+    for (int k = 0; k < 500; k++) {
+        if ((unsigned)tgtfix_call(f, count, NULL) == n)
+            return;
+        usleep(10000);
+    }
+    fail_msg("%d sessions, expected %u", tgtfix_call(f, count, NULL), n);
+}

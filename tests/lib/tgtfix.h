@@ -1,0 +1,35 @@
+/* A target served from a thread of its own, for tests that talk to it over loopback. The test program's main() must call
+ * tgt_login_main() first. */
+#ifndef TEST_TGTFIX_H
+#define TEST_TGTFIX_H
+#include "iscsi-target/target.h"
+#include "tests/lib/ini.h"
+
+#define TGTFIX_TARGET "iqn.2026-11.local.granary:t:disk"
+#define TGTFIX_SLOW "iqn.2026-11.local.granary:t:slow" /* the same bytes, writes take TGTFIX_SLOW_MS */
+#define TGTFIX_SLOW_MS 400u
+#define TGTFIX_SIZE (64u << 20)
+struct tgtfix {
+    char port[8], port2[8];
+    struct gr_loop *loop;
+    struct gr_mem *mem;
+    struct gr_bdev *fault;      /* over the memory: rules may be added through tgtfix_call() */
+    struct tgt_server *server;
+    char *access_path;
+    unsigned max_half_open, per_address, login_timeout_ms;
+    const char *redirect;       /* "t/elsewhere" is redirected there */
+    unsigned sessions;
+    void *priv;
+};
+/* Zero the fixture, set what is wanted, start. "t/disk" is served at TGTFIX_TARGET. */
+void tgtfix_start(struct tgtfix *f);
+void tgtfix_stop(struct tgtfix *f);
+/* Run fn(arg) as a fiber on the target's loop and wait for its result. */
+int tgtfix_call(struct tgtfix *f, int (*fn)(struct tgtfix *f, void *arg), void *arg);
+/* A session that is logged in; fails the test otherwise. */
+void tgtfix_login(struct tgtfix *f, struct ini *i, const char *initiator);
+/* The target still serves: a fresh session writes and reads back. */
+void tgtfix_alive(struct tgtfix *f);
+/* Wait until the number of sessions is @n; fails the test after five seconds. */
+void tgtfix_wait_sessions(struct tgtfix *f, unsigned n);
+#endif

@@ -106,7 +106,12 @@ static int open_local(void *arg, const char *name, struct gr_bdev **ret, struct 
     }
     if (!path.snap[0])
         return gr_fail(err, -GR_ELOCKED, "'%s' is owned by the storage daemon", name);
-    r = join_reader(p, path.ds, err);
+    gr_auto_free char *disk = gr_asprintf("%s/%s", path.ds, path.path);
+    json_t *res = NULL;
+    r = call_storage(p, "disk.checkpoint", json_pack("{s:s}", "disk", disk ? disk : ""), NULL, NULL, &res, err);
+    json_decref(res);
+    if (r == 0)
+        r = join_reader(p, path.ds, err);
     return r < 0 ? r : snap_open_reader(p->reader, path.path, path.snap, ret, err);
 }
 

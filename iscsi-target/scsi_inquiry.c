@@ -42,7 +42,7 @@ static uint32_t standard(struct tgt_task *t, uint8_t *p)
 static uint32_t page_supported(const struct tgt_lu *lu, uint8_t *p)
 {
     static const uint8_t pages[] = {0x00, 0x80, 0x83, 0x86, 0xb0, 0xb1, 0xb2};
-    uint32_t n = sizeof pages - (lu->geo.unmap_granule ? 0 : 1);
+    uint32_t n = sizeof pages - (tgt_lu_provisioned(lu) ? 0 : 1);
     memcpy(p + 4, pages, n);
     return n;
 }
@@ -140,7 +140,7 @@ static uint32_t page_characteristics(const struct tgt_lu *lu, uint8_t *p)
 
 static uint32_t page_provisioning(const struct tgt_lu *lu, uint8_t *p)
 {
-    p[5] = 0xe0 | 0x04; /* LBPU, LBPWS, LBPWS10, LBPRZ */
+    p[5] = (lu->geo.unmap_granule ? 0xe0 : 0) | 0x04; /* LBPU, LBPWS, LBPWS10; LBPRZ */
     p[6] = lu->geo.thin ? 2 : 1;
     return 4;
 }
@@ -182,7 +182,7 @@ void tgt_run_inquiry(struct tgt_task *t)
         len = page_characteristics(lu, p);
         break;
     case 0xb2:
-        len = lu->geo.unmap_granule ? page_provisioning(lu, p) : 0;
+        len = tgt_lu_provisioned(lu) ? page_provisioning(lu, p) : 0;
         break;
     default:
         len = 0;

@@ -95,7 +95,7 @@ void tgt_run_read_capacity16(struct tgt_task *t)
     while (exponent < 15 && g->logical_block << (exponent + 1) <= g->physical_block)
         exponent++;
     p[13] = exponent;
-    if (g->unmap_granule)
+    if (tgt_lu_provisioned(t->lu))
         p[14] = 0xc0; /* LBPME, LBPRZ */
     tgt_in_data(t, 32, gr_get_be32(t->cdb + 10));
 }

@@ -200,6 +200,11 @@ struct tgt_lu {
     char *incarnations;         /* "uuid n\n" of hv's initiators, durable where the bdev has a store */
     struct tgt_sess_stats stats; /* of sessions that have ended */
 };
+/* Holes exist and can be told (GET LBA STATUS), even where nobody may make one: a read-only snapshot of a thin disk. */
+static inline bool tgt_lu_provisioned(const struct tgt_lu *lu)
+{
+    return lu->geo.unmap_granule || lu->geo.thin;
+}
 
 struct tgt_portal {
     int fd;

@@ -20,6 +20,7 @@
  *   disk.list {"path"?: "DS" or "DS/DIR"} → [{"disk","size","used","provision","snapshots","owner","uuid"}]
  *   disk.info {"disk"} → {"disk","size","used","provision","uuid","id","snapshots","owner","owner-self","parent","mtime"}
  *   disk.resize {"disk","size","shrink"?} → as disk.info      disk.delete {"disk"}      disk.release {"disk"}
+ *   disk.checkpoint {"disk"} makes all that is known of it readable for readers of the datastore elsewhere
  *   disk.import {"disk","file","format"?:"raw|vmdk","extents"?:[…],"provision"?} parts {"done","total"} → as disk.info
  *   disk.export {"disk","snapshot"?,"file","format"?} parts {"done","total"} → {"file","bytes"}
  *   snapshot.create {"disks":[…],"name"} → [{"disk","name","bookmark","group",…}] as snapshot.list

@@ -268,6 +268,20 @@ static int op_bookmark(struct snap_op *op)
 }
 SNAP_METHOD(op_bookmark, "snapshot.bookmark")
 
+/* What a reader elsewhere wants to see, a snapshot just taken say, must be home. */
+static int op_checkpoint(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_disk d = {0};
+    int r = open_disk(op, &p, &d);
+    if (r < 0)
+        return r;
+    r = vmfs_checkpoint(d.ds->v, op->err);
+    snap_disk_put(&d);
+    return r < 0 ? r : snap_op_result(op, json_object());
+}
+SNAP_METHOD(op_checkpoint, "disk.checkpoint")
+
 /* ---- diff ---- */
 struct diff {
     struct snap_op *op;
@@ -325,5 +339,5 @@ SNAP_METHOD(op_diff, "snapshot.diff")
 const struct gr_rpc_method snap_snapshot_methods[] = {
     {"snapshot.create", rpc_op_create}, {"snapshot.list", rpc_op_list},         {"snapshot.delete", rpc_op_delete},
     {"snapshot.revert", rpc_op_revert}, {"snapshot.clone", rpc_op_clone},       {"snapshot.bookmark", rpc_op_bookmark},
-    {"snapshot.diff", rpc_op_diff},     {NULL, NULL},
+    {"snapshot.diff", rpc_op_diff},     {"disk.checkpoint", rpc_op_checkpoint}, {NULL, NULL},
 };

@@ -1,4 +1,5 @@
 #include "backup-proxy/cmd_mount.h"
+#include "backup-proxy/cmd_proxy.h"
 #include "backup-proxy/mount_table.h"
 #include "common/buf.h"
 #include "common/cleanup.h"
@@ -123,18 +124,20 @@ static int say_done(struct gr_cmd_ctx *c, const char *what, const char *dir)
 
 static int cmd_mount(struct gr_cmd_ctx *c, struct gr_err *err)
 {
-    const char *args[ARGS_MAX] = {0}, *repo = gr_cmd_opt(c, "repo"), *image = gr_cmd_opt(c, "image");
+    const char *args[ARGS_MAX] = {0}, *image = gr_cmd_opt(c, "image");
+    gr_auto_free char *repo = NULL;
     int n = 0, want = image ? 1 : 2;
-    if (gr_cmd_nargs(c) != want || (image && repo))
+    if (gr_cmd_nargs(c) != want || (image && gr_cmd_opt(c, "repo")))
         return gr_fail(err, -GR_EUSAGE, "usage: granary mount --repo REPO POINT[:DISK] DIR, or granary mount --image FILE DIR");
+    int rc = image ? 0 : bp_cmd_repo_path(c, &repo, err);
+    if (rc < 0)
+        return rc;
     if (image) {
         args[n++] = "--image";
         args[n++] = image;
     } else {
-        if (repo) {
-            args[n++] = "--repo";
-            args[n++] = repo;
-        }
+        args[n++] = "--repo";
+        args[n++] = repo;
         args[n++] = "--point";
         args[n++] = gr_cmd_arg(c, 0);
     }
@@ -142,7 +145,7 @@ static int cmd_mount(struct gr_cmd_ctx *c, struct gr_err *err)
         args[n++] = "--allow-other";
     args[n++] = "--";
     args[n++] = gr_cmd_arg(c, want - 1);
-    int rc = mount_start_program(args, err);
+    rc = mount_start_program(args, err);
     if (rc < 0)
         return rc;
     return say_done(c, "mounted on", gr_cmd_arg(c, want - 1));
@@ -185,7 +188,7 @@ static int cmd_unmount(struct gr_cmd_ctx *c, struct gr_err *err)
 }
 
 static const struct gr_opt mount_opts[] = {
-    {"repo", "REPO", "repository that holds the restore point", false},
+    {"repo", "REPO", "repository that holds the restore point; default: the one used last", false},
     {"image", "FILE", "mount a raw disk image instead of a restore point", false},
     {"allow-other", NULL, "let other users in, under the guest's owners and modes", false},
     {0},

@@ -127,3 +127,6 @@ echo "the reader's sandbox"
 run_check granary-fsread --self-test
 check "nothing allowed" test -z "$(grep ALLOWED "$T/out")"
 check "tried something" test "$(grep -c denied "$T/out")" -ge 10
+cp "$(command -v granary-fsread)" "$T/fsread"; chmod 755 "$T" "$T/fsread" # the build may lie where others cannot go
+run_check setpriv --reuid=65534 --regid=65534 --clear-groups "$T/fsread" --self-test
+check "nothing allowed without root either" test -z "$(grep ALLOWED "$T/out")" -a "$(grep -c denied "$T/out")" -ge 10

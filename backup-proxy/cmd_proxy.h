@@ -5,7 +5,8 @@
 #include "backup-proxy/job.h"
 #include "common/cmd.h"
 extern const struct gr_cmd bp_backup_commands[];  /* granary backup … */
-extern const struct gr_cmd bp_restore_commands[]; /* granary restore vm|disk */
+extern const struct gr_cmd bp_restore_commands[]; /* granary restore vm|disk|file */
+int bp_restore_file(struct gr_cmd_ctx *c, struct gr_err *err);
 /* granary-proxy's own; its app is a struct bp_job_app. */
 extern const struct gr_cmd bp_job_commands[];
 struct bp_job_app {

@@ -33,7 +33,11 @@ static const struct gr_opt vm_opts[] = {{"repo", "DIR", "the repository; default
                                         {"as", "DS/NEWNAME", "name of the restored VM; must not exist", false},
                                         {NULL, NULL, NULL, false}};
 static const struct gr_opt disk_opts[] = {{"repo", "DIR", "the repository; default: the one used last", false}, {NULL, NULL, NULL, false}};
+static const struct gr_opt file_opts[] = {{"repo", "DIR", "the repository; default: the one used last", false},
+                                          {"keep-owner", NULL, "set the guest's owners and groups (needs root)", false},
+                                          {NULL, NULL, NULL, false}};
 const struct gr_cmd bp_restore_commands[] = {
     {"restore", "vm", "POINT", 1, 1, "make a new VM from a restore point", vm_opts, cmd_vm},
     {"restore", "disk", "POINT[:DISK] DS/PATH", 2, 2, "make a new disk from a disk of a restore point", disk_opts, cmd_disk},
+    {"restore", "file", "POINT[:DISK] PATH OUT", 3, 3, "copy a file or a tree out of a guest's file system", file_opts, bp_restore_file},
     {NULL, NULL, NULL, 0, 0, NULL, NULL, NULL}};

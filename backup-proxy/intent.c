@@ -96,6 +96,11 @@ int bp_intent_update(struct bp_intent *in, json_t *detail, struct gr_err *err)
     return save(in, err);
 }
 
+json_t *bp_intent_detail(const struct bp_intent *in)
+{
+    return json_object_get(in->doc, "detail");
+}
+
 const char *bp_intent_id(const struct bp_intent *in)
 {
     return in->id;

@@ -17,6 +17,7 @@ int bp_intent_begin(struct gr_home *home, const char *kind, json_t *detail, stru
 /* Replace its detail; durable on return. */
 int bp_intent_update(struct bp_intent *in, json_t *detail, struct gr_err *err);
 const char *bp_intent_id(const struct bp_intent *in); /* "KIND-UUID" */
+json_t *bp_intent_detail(const struct bp_intent *in);  /* borrowed */
 /* Done or undone: remove the record and free the handle (also on error). */
 int bp_intent_end(struct bp_intent *in, struct gr_err *err);
 /* Free the handle and leave the record: for a child after fork, or when undoing failed. NULL allowed. */

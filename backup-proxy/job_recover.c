@@ -1,4 +1,5 @@
 /* What dead jobs have left, put away. Idempotent: every step may have been done before. */
+#include "backup-proxy/fs_extract.h"
 #include "backup-proxy/intent.h"
 #include "backup-proxy/job.h"
 #include "common/cleanup.h"
@@ -75,10 +76,26 @@ int bp_undo_restore(struct bp_env *env, const char *id, struct gr_err *err)
     int r = with_records(env, "restore", id, false, undo_restore, err);
     return r < 0 ? r : 0;
 }
+int bp_recover_files(struct gr_home *home, struct gr_err *err)
+{
+    json_t *list = NULL, *in;
+    size_t i;
+    int n = 0, r = bp_intent_list(home, "extract", &list, err);
+    json_array_foreach(list, i, in) {
+        const char *id = json_string_value(json_object_get(in, "id")), *path = json_string_value(json_object_get(json_object_get(in, "detail"), "path"));
+        if (!id || !path || json_is_true(json_object_get(in, "alive")))
+            continue;
+        if (fs_extract_undo(path, NULL) == 0 && bp_intent_remove(home, id, NULL) == 0)
+            n++;
+    }
+    json_decref(list);
+    return r < 0 ? r : n;
+}
 int bp_recover(struct bp_env *env, struct bp_repo *repo, struct gr_err *err)
 {
     int a = with_records(env, "backup", NULL, true, undo_backup, err);
     int b = a < 0 ? a : with_records(env, "restore", NULL, true, undo_restore, err);
     int c = b < 0 || !repo ? b : bp_repo_sweep(repo, err);
-    return c < 0 ? c : a + b;
+    int d = c < 0 ? c : bp_recover_files(env->home, err);
+    return d < 0 ? d : a + b + d;
 }

@@ -96,6 +96,7 @@ static int sink_geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
 static void sink_close(struct gr_bdev *bdev)
 {
     struct sink *s = gr_container_of(bdev, struct sink, bdev);
+    (void)nbd_shutdown(s->nbd, 0);
     nbd_close(s->nbd);
     pthread_mutex_destroy(&s->lock);
     free(s);

@@ -69,6 +69,13 @@ for program in "$BUILD"/bin/granary-*; do
     name=$(basename "$program")
     page=$TOP/docs/man/$name.8
     [ -e "$page" ] || { complain "docs/man/$name.8 is missing"; continue; }
+    if "$program" --help --json > "$T/ptable" 2> /dev/null && jq -e 'type == "array" and length > 0' "$T/ptable" > "$T/out" 2> /dev/null; then
+        for verb in $(jq -r '.[].verb' "$T/ptable"); do # a program with commands of its own
+            verbs_in "$page" | grep -x -- "$verb" > "$T/out" || { complain "$page: no \".Ss $verb\" in COMMANDS for \`$name $verb\`"; continue; }
+            compare_command "$page" "$verb" "$name $verb" "$program" "$verb"
+        done
+        continue
+    fi
     compare_command "$page" '' "$name" "$program"
 done
 [ $bad -eq 0 ] || fail "$bad differences"

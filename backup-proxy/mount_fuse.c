@@ -239,7 +239,7 @@ static void serve_open(struct request *r)
         fuse_reply_err(r->req, EROFS);
         return;
     }
-    int rc = m->view.ops->open(m->view.impl, &r->node->obj, &h);
+    int rc = m->view.ops->open(m->view.impl, &r->node->obj, &r->node->st, &h);
     if (rc < 0) {
         fuse_reply_err(r->req, to_errno(rc));
         return;

@@ -323,21 +323,19 @@ static void guest_closedir(void *view, void *dir)
 }
 
 /* ---- files ---- */
-static int guest_open(void *view, const struct mount_obj *o, void **ret)
+static int guest_open(void *view, const struct mount_obj *o, const struct stat *st, void **ret)
 {
     struct guest *g = view;
     struct disk *d = disk_of(g, o);
     const struct fs_vol *v = NULL;
-    struct fs_attr a;
+    struct fs_attr a = {.inode = o->inode, .size = (uint64_t)st->st_size};
     struct gr_err err = {0};
     struct handle *h = gr_zalloc(sizeof *h);
     int rc = h ? 0 : -ENOMEM;
     if (rc == 0 && o->kind == GUEST) {
         rc = vol_of(g, o, &d, &v);
         if (rc == 0)
-            rc = to_fuse(fs_reader_stat(d->reader, v, o->inode, &a, &err), &err);
-        if (rc == 0)
-            rc = a.type == FS_T_FILE ? to_fuse(fs_file_open(d->reader, v, &a, &h->file, &err), &err) : -EIO;
+            rc = S_ISREG(st->st_mode) ? to_fuse(fs_file_open(d->reader, v, &a, &h->file, &err), &err) : -EIO;
     } else if (rc == 0 && o->kind == TABLE) {
         rc = d ? table_of(d) : -ENOENT;
     } else if (rc == 0 && (o->kind != RAW || !d)) {

@@ -177,7 +177,7 @@ static void store_closedir(void *view, void *dir)
     free(d);
 }
 
-static int store_open(void *view, const struct mount_obj *o, void **ret)
+static int store_open(void *view, const struct mount_obj *o, const struct stat *st, void **ret)
 {
     const char *path = path_of(view, o);
     struct store_file *f = path ? gr_zalloc(sizeof(*f)) : NULL;

@@ -28,7 +28,8 @@ struct mount_view_ops {
     int (*opendir)(void *view, const struct mount_obj *o, void **ret);
     int (*entry)(void *view, void *dir, uint64_t i, const char **ret_name, struct mount_found *ret);
     void (*closedir)(void *view, void *dir);
-    int (*open)(void *view, const struct mount_obj *o, void **ret);
+    /* @st: what was last told about it (exact when the view is immutable). */
+    int (*open)(void *view, const struct mount_obj *o, const struct stat *st, void **ret);
     int64_t (*read)(void *view, void *file, void *buf, size_t len, uint64_t off);
     void (*close)(void *view, void *file);
     void (*free)(void *view); /* fiber; nothing is open */

@@ -121,7 +121,7 @@ static void lengths(void **state)
         assert_int_equal(ini_connect(&i, "127.0.0.1", fix.port), 0);
         tgt_bhs_start(b, TGT_OP_LOGIN, 0x87, 5, len);
         memset(big, 'a', len);
-        assert_int_equal(ini_send(&i, b, big, len), 0);
+        (void)!ini_send(&i, b, big, len); /* it may be gone before all is sent */
         int r = next_op(&i, rsp, 2000);
         assert_int_equal(r, len > 8192 ? -EPIPE : TGT_OP_LOGIN_RSP);
         if (r >= 0)

@@ -1,0 +1,73 @@
+#!/bin/bash
+# Who may log in: masks, access lists, CHAP one way and both ways, live and while the daemon is down; nothing of it shown.
+. "$(dirname "$0")/lib.sh"
+requires jq iscsi-inq iscsi-ls
+url_of() { granary lun list "$1" --json | jq -er '.[0]."iscsi-url"'; }
+in_ok() { run_check iscsi-inq -i "$1" "$2"; }
+in_refused() { if iscsi-inq -i "$1" "$2" > "$T/out" 2> "$T/err"; then fail "$1 was let in to $2"; fi; }
+me=iqn.2026-11.org.example:me other=iqn.2026-11.org.example:other
+
+run_check granary datastore create ds "$T/ds.img" --size 256M
+run_check granary disk create ds/a --size 8M
+run_check granary disk create ds/b --size 8M
+# before the daemon runs
+run_check granary lun acl ds/a --allow $me
+run_mustfail 1 'not an initiator name' granary lun acl ds/a --allow 'somebody'
+run_check granary up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+a=$(url_of ds/a) b=$(url_of ds/b)
+in_ok $me "$a"
+in_refused $other "$a"
+in_ok $other "$b"
+run_check iscsi-ls -i $other "${a%/iqn*}"
+check 'a listing shows what may be used' grep -q 'ds:b' "$T/out"
+if grep -q 'ds:a' "$T/out"; then fail 'a listing shows a disk of somebody else'; fi
+run_check granary lun acl ds/a --allow "$other*" --json
+check 'the list' jq -e '.initiators == ["'$me'", "'$other'*"]' "$T/out"
+in_ok $other:1 "$a"
+run_check granary lun acl ds/a --deny "$other*"
+in_refused $other:1 "$a"
+run_mustfail 1 'not in its list' granary lun acl ds/a --deny "$other*"
+run_mustfail 1 'not served' granary lun acl ds/none --allow $me
+
+# masks; sessions end at once
+run_check granary lun mask ds/b
+in_refused $other "$b"
+run_check granary lun unmask ds/b
+in_ok $other "$b"
+
+# CHAP
+printf 'a-long-enough-secret\n' > "$T/secret"; printf 'quite-another-secret\n' > "$T/mutual"; printf 'short\n' > "$T/short"
+chmod 644 "$T/secret"
+run_mustfail 1 'readable|group|others' granary lun chap ds/b --user joe --secret-file "$T/secret"
+chmod 600 "$T/secret" "$T/mutual" "$T/short"
+run_mustfail 1 '12 to 255' granary lun chap ds/b --user joe --secret-file "$T/short"
+run_mustfail 1 'must differ' granary lun chap ds/b --user joe --secret-file "$T/secret" --mutual-user us --mutual-secret-file "$T/secret"
+run_mustfail 2 'give --user' granary lun chap ds/b --user joe
+run_check granary lun chap ds/b --user joe --secret-file "$T/secret" --mutual-user us --mutual-secret-file "$T/mutual"
+with() { echo "${b/iscsi:\/\//iscsi:\/\/$1@}${2:-}"; }
+in_refused $other "$b"
+in_ok $other "$(with 'joe%a-long-enough-secret')"
+in_refused $other "$(with 'joe%a-wrong-secret-here')"
+in_refused $other "$(with 'ann%a-long-enough-secret')"
+in_ok $other "$(with 'joe%a-long-enough-secret' '?target_user=us&target_password=quite-another-secret')"
+in_refused $other "$(with 'joe%a-long-enough-secret' '?target_user=us&target_password=something-else-entirely')"
+if granary lun list --json | grep -q 'long-enough'; then fail 'a secret is listed'; fi
+check 'the rules are private' [ "$(stat -c %a "$GRANARY_HOME/conf/access.json")" = 600 ]
+if grep -rq 'long-enough' "$GRANARY_HOME/log" "$GRANARY_HOME/state" 2> /dev/null; then fail 'a secret is in a log'; fi
+
+# a portal that others can reach wants rules, and then still refuses disks without
+run_check granary down
+run_check granary lun chap ds/b --off
+run_check granary lun acl ds/a --deny $me
+rm "$GRANARY_HOME/conf/access.json"
+run_mustfail 1 'not a loopback' granary up --portal 0.0.0.0:0 --mover 127.0.0.1:0
+run_check granary lun acl ds/a --allow $me
+run_check granary up --portal 0.0.0.0:0 --mover 127.0.0.1:0
+address=$(hostname -I | awk '{ print $1 }')
+if [ -n "$address" ]; then
+    port=$(url_of ds/a | sed 's|iscsi://[^:]*:\([0-9]*\)/.*|\1|')
+    in_ok $me "iscsi://$address:$port/iqn.2026-11.local.granary:ds:a/0"
+    in_refused $me "iscsi://$address:$port/iqn.2026-11.local.granary:ds:b/0"
+    in_ok $me "iscsi://127.0.0.1:$port/iqn.2026-11.local.granary:ds:b/0"
+fi
+run_check granary down

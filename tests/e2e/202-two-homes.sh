@@ -59,3 +59,4 @@ run_check qemu-io -r -f raw -c 'read -P 0x41 0 64k' "$here"
 run_check a down
 run_check a datastore check ds
 run_check b datastore check ds
+if grep -sq Sanitizer "$T"/home/log/*.log "$T"/b/log/*.log "$T"/*/lab/host*/log/*.log; then fail 'a sanitizer complains'; fi

@@ -78,3 +78,4 @@ wait $one || fail "the first of two: $(cat "$T/up1")"
 wait $two || fail "the second of two: $(cat "$T/up2")"
 check 'one socket, one daemon' granary status
 run_check granary down
+if grep -sq Sanitizer "$T"/home/log/*.log "$T"/b/log/*.log "$T"/*/lab/host*/log/*.log; then fail 'a sanitizer complains'; fi

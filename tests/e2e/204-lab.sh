@@ -17,3 +17,4 @@ for pid in $(jq -r '.hosts[].pid' "$T/lab.json"); do
     if kill -0 "$pid" 2> /dev/null && [ "$(ps -o stat= -p "$pid" | cut -c1)" != Z ]; then fail "process $pid is still there"; fi
 done
 run_mustfail 2 'usage|scripts/lab' "$TOP/scripts/lab" sideways "$dir"
+if grep -sq Sanitizer "$T"/home/log/*.log "$T"/b/log/*.log "$T"/*/lab/host*/log/*.log; then fail 'a sanitizer complains'; fi

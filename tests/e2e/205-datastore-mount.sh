@@ -25,3 +25,4 @@ check 'nothing is mounted any more' [ -z "$(ls -A "$T/mnt")" ]
 mkdir "$T/other"
 run_mustfail 1 "'nods'" granary datastore mount nods "$T/other"
 run_mustfail 1 'nothing' granary datastore mount ds/nothing "$T/other"
+if grep -sq Sanitizer "$T"/home/log/*.log "$T"/b/log/*.log "$T"/*/lab/host*/log/*.log; then fail 'a sanitizer complains'; fi

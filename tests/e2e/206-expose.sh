@@ -60,3 +60,4 @@ run_check granary snapshot delete ds/a@s --settle
 
 run_check granary down
 run_check granary datastore check ds
+if grep -sq Sanitizer "$T"/home/log/*.log "$T"/b/log/*.log "$T"/*/lab/host*/log/*.log; then fail 'a sanitizer complains'; fi

@@ -42,6 +42,8 @@ void snap_svc_free(struct snap_svc *s)
     gr_fmutex_lock(&s->lock);
     while (s->list) {
         struct gr_err err = {0};
+        if (s->list->v && !s->address[0])
+            (void)vmfs_settle(s->list->v, SNAP_TIDY_MS);
         if (s->list->v && snap_ds_leave(s, s->list, false, &err) < 0)
             snap_warn(s, "datastore '%s': not left in order: %s", s->list->name, err.text);
         snap_ds_remove(s, s->list);

@@ -338,6 +338,8 @@ static int op_delete(struct snap_op *op)
         r = snap_disk_drop(op->s, &d, true, op->err);
     if (r == 0)
         r = vmfs_remove(d.ds->v, p.path, op->err);
+    if (r == 0 && !op->s->address[0]) /* a command has no background: most of it is done before it goes */
+        (void)vmfs_settle(d.ds->v, SNAP_SETTLE_MS);
     snap_disk_put(&d);
     return r < 0 ? gr_prefix(op->err, r, "disk %s/%s", p.ds, p.path) : 0;
 }

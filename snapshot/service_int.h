@@ -5,6 +5,8 @@
 #include "snapshot/service.h"
 
 #define SNAP_WAIT_MS 10000u            /* how long a request waits for a command that holds what it needs */
+#define SNAP_SETTLE_MS 30000u          /* how long a command that deleted something gives its space back */
+#define SNAP_TIDY_MS 1000u             /* how long any other command gives back what a killed one left */
 #define SNAP_EXPORT_PREFIX "granary.export." /* snapshots of an export under way; what is found at first open is left over */
 #define SNAP_TMP_DIR "granary.tmp" /* folder of disks that are being filled; what no living host owns in it is removed at join */
 #define SNAP_FILE_MAX (8u << 20)       /* bytes of a file in one answer */

@@ -278,6 +278,7 @@ struct vmfs {
     size_t dirty_nodes, max_dirty_nodes;
     size_t n_leaves, max_leaves;
     unsigned background;          /* fibers that must end before leave */
+    bool resuming; /* what others left to be given back is still being looked for */
     struct gr_fqueue background_q;
     bool ckpt_wanted, ckpt_running_auto;
     uint64_t aux_generation;

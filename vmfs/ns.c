@@ -659,6 +659,7 @@ static void resume_work(void *arg)
         }
         vobj_free(dying);
     }
+    v->resuming = false;
     if (--v->background == 0)
         gr_fqueue_wake_all(&v->background_q);
 }
@@ -668,8 +669,11 @@ void ns_resume(struct vmfs *v)
     if (v->role != VMFS_HOST)
         return;
     v->background++;
-    if (gr_fiber_start(v->loop, resume_work, v) < 0)
+    v->resuming = true;
+    if (gr_fiber_start(v->loop, resume_work, v) < 0) {
         v->background--;
+        v->resuming = false;
+    }
 }
 
 int ns_format_root(struct vmfs *v, struct gr_err *err)

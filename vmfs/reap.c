@@ -291,3 +291,25 @@ bool reap_pending(struct vobj *o)
 {
     return o->walker || next_to_reap(o);
 }
+
+static bool settling(struct vmfs *v)
+{
+    if (v->fenced || v->leaving)
+        return false;
+    for (unsigned h = 0; h < VOBJ_HASH; h++)
+        for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
+            if (o->dying || reap_pending(o))
+                return true;
+    return v->resuming;
+}
+
+int vmfs_settle(struct vmfs *v, uint64_t timeout_ms)
+{
+    uint64_t deadline = gr_loop_now_ns(v->loop) + timeout_ms * 1000000;
+    while (settling(v)) {
+        if (gr_loop_now_ns(v->loop) >= deadline)
+            return -ETIMEDOUT;
+        gr_fiber_sleep_ms(5);
+    }
+    return 0;
+}

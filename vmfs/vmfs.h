@@ -87,6 +87,8 @@ int vmfs_slots(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_slot_info
 int vmfs_recover(struct vmfs *v, struct gr_err *err);
 /* The volume learns that its device(s) grew; new regions are added. */
 int vmfs_grow(struct vmfs *v, struct gr_err *err);
+/* Wait until what was deleted, here or by a host that is gone, has given its space back. -ETIMEDOUT: it goes on in the background. */
+int vmfs_settle(struct vmfs *v, uint64_t timeout_ms);
 /* Write journal and map home. */
 int vmfs_checkpoint(struct vmfs *v, struct gr_err *err);
 

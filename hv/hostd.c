@@ -15,6 +15,7 @@
 #define START_MS 60000
 #define INFO_MS 15000
 #define RESTARTS_MAX 5
+#define ENDING_MS 10000
 
 struct pass {
     struct gr_rpc_call *call;
@@ -40,6 +41,20 @@ int hv_hostd_vmx(struct hv_hostd *h, const char *uuid, const char *method, json_
     r = gr_rpc_call(c, method, gr_take(take), pass_part, &p, timeout_ms, ret, err);
     gr_rpc_client_free(c);
     return r;
+}
+
+int hv_hostd_is_on(struct hv_hostd *h, const char *uuid, struct gr_err *err)
+{
+    int r = 0;
+    for (int i = 0; i < ENDING_MS / 50; i++) {
+        r = hv_hostd_vmx(h, uuid, "vmx.info", NULL, NULL, INFO_MS, NULL, err);
+        if (r >= 0 || r == -ENOENT)
+            return r >= 0;
+        if (r == -ETIMEDOUT)
+            return r;
+        gr_fiber_sleep_ms(50); /* it answers that its engine is gone, or goes while it answers */
+    }
+    return gr_fail(err, -EBUSY, "the supervisor of the virtual machine does not come to its end");
 }
 
 bool hv_hostd_has_record(struct hv_hostd *h, const char *uuid)

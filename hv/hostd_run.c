@@ -23,8 +23,11 @@ static int m_start(void *arg, struct gr_rpc_call *call, json_t *params, json_t *
     if (wait && strcmp(wait, "agent"))
         return gr_fail(err, -GR_EUSAGE, "cannot wait for '%s', only for agent", wait);
     gr_fmutex_lock(&h->lock);
-    if (hv_hostd_vmx(h, uuid, "vmx.info", NULL, NULL, 15000, NULL, NULL) >= 0)
+    r = hv_hostd_is_on(h, uuid, err);
+    if (r > 0)
         r = gr_fail(err, -EBUSY, "'%s' is on already", path);
+    else if (r < 0)
+        gr_prefix(err, r, "'%s'", path);
     else if (hv_hostd_has_record(h, uuid) && (r = hv_hostd_supervise(h, path, uuid, true, NULL)) >= 0)
         r = gr_fail(err, -EBUSY, "'%s' is on already; its supervisor had died and was replaced", path);
     else
@@ -58,7 +61,19 @@ FORWARD(resume)
 FORWARD(exec)
 FORWARD(freeze)
 FORWARD(thaw)
-FORWARD(stop)
+
+/* Off means that the supervisor is gone too: a start may follow at once. */
+static int m_stop(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct hv_hostd *h = arg;
+    gr_auto_free char *path = NULL;
+    char uuid[37];
+    int r = hv_hostd_resolve(h, params, &path, uuid, err);
+    if (r < 0 || (r = forward(h, "vmx.stop", params, call, ret, err)) < 0)
+        return r;
+    r = hv_hostd_is_on(h, uuid, err);
+    return r < 0 ? r : 0;
+}
 
 static int m_wait(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
 {

@@ -19,7 +19,7 @@ int hv_hostd_describe(struct hv_hostd *h, const char *path, const char *uuid, js
     if (!o || !config)
         return gr_fail(err, -ENOMEM, "out of memory");
     int r = hv_hostd_vmx(h, uuid, "vmx.info", NULL, NULL, 15000, &live, &why), bad = 0;
-    if (r < 0 && r != -ENOENT)
+    if (r < 0 && r != -ENOENT && r != -ESRCH)
         bad |= json_object_set_new(o, "state", json_string("unknown")) | json_object_set_new(o, "error", json_string(gr_err_text(&why, r)));
     for (size_t i = 0; live && i < GR_ARRAY_LEN(from_live); i++) {
         json_t *v = json_object_get(live, from_live[i]);
@@ -203,9 +203,12 @@ static int delete(struct hv_hostd *h, const char *path, const char *uuid, bool k
     gr_auto_free char *config = hv_vm_config_path(path), *run = hv_run_path(h->home, uuid, ""), *log = hv_log_path(h->home, uuid, "");
     if (!config || !run || !log)
         return gr_fail(err, -ENOMEM, "out of memory");
-    if (hv_hostd_vmx(h, uuid, "vmx.info", NULL, NULL, 15000, NULL, NULL) != -ENOENT || hv_hostd_has_record(h, uuid))
+    int r = hv_hostd_is_on(h, uuid, err);
+    if (r < 0)
+        return r;
+    if (r > 0 || hv_hostd_has_record(h, uuid))
         return gr_fail(err, -EBUSY, "'%s' is on; stop it first", path);
-    int r = hv_storage_read_vm(&h->storage, path, &vm, err);
+    r = hv_storage_read_vm(&h->storage, path, &vm, err);
     if (r < 0 && r != -ENOENT)
         return r;
     if (r >= 0 && (r = delete_disks(h, &vm, keep, deleted, kept, err)) < 0)

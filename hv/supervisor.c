@@ -243,6 +243,9 @@ static int lock_dir(struct hv_sup *s, int *ret_fd, struct gr_err *err)
     if (r < 0)
         return r;
     gr_auto_close int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    /* one that is just ending still holds it for a moment */
+    for (int i = 0; fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK && i < 40; i++)
+        gr_fiber_sleep_ms(50);
     if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0)
         return gr_fail(err, errno == EWOULDBLOCK ? -GR_ELOCKED : -errno, errno == EWOULDBLOCK ? "'%s' has a supervisor already (%s)" : "'%s': cannot lock %s", s->vm.path, path);
     *ret_fd = gr_take_fd(&fd);

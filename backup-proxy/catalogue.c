@@ -21,7 +21,8 @@ struct bp_catalogue {
 json_t *bp_point_summary(json_t *doc)
 {
     static const char *const keys[] = {"point", "name",      "time",    "kind",   "cause",     "consistency", "transport",
-                                       "read",  "changed",   "stored",  "deduped", "duration", "frozen-ms",   "protected"};
+                                       "read",  "changed",   "stored",  "deduped", "duration", "frozen-ms",   "protected",
+                                       "consistency-cause"};
     json_t *o = json_object(), *d, *names = json_array();
     json_int_t size = 0;
     size_t i;

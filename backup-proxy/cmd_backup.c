@@ -41,7 +41,7 @@ static int run_one(struct gr_cmd_ctx *c, const char *repo, const char *vm, json_
     return bp_run_proxy(args, ret, err);
 }
 static const struct gr_col run_cols[] = {{"name", "NAME", GR_COL_TEXT},        {"status", "STATUS", GR_COL_TEXT},   {"kind", "KIND", GR_COL_TEXT},
-                                         {"read", "READ", GR_COL_SIZE},        {"changed", "CHANGED", GR_COL_SIZE}, {"stored", "STORED", GR_COL_SIZE},
+                                         {"consistency", "CONSISTENCY", GR_COL_TEXT}, {"read", "READ", GR_COL_SIZE},        {"changed", "CHANGED", GR_COL_SIZE}, {"stored", "STORED", GR_COL_SIZE},
                                          {"frozen-ms", "FROZEN MS", GR_COL_NUMBER}, {"duration", "SECONDS", GR_COL_NUMBER},
                                          {"point", "POINT", GR_COL_TEXT},      {"error", "ERROR", GR_COL_TEXT},     {NULL, NULL, 0}};
 static int run_jobs(struct gr_cmd_ctx *c, const char *repo, json_t *rows, struct gr_err *err)
@@ -119,6 +119,7 @@ static int cmd_find(struct gr_cmd_ctx *c, struct gr_err *err)
 static const struct gr_col show_cols[] = {{"point", "point", GR_COL_TEXT},           {"time", "time", GR_COL_TIME},
                                           {"kind", "kind", GR_COL_TEXT},             {"cause", "cause of the full", GR_COL_TEXT},
                                           {"parent", "parent", GR_COL_TEXT},         {"consistency", "consistency", GR_COL_TEXT},
+                                          {"consistency-cause", "because", GR_COL_TEXT},
                                           {"transport", "transport", GR_COL_TEXT},   {"frozen-ms", "frozen ms", GR_COL_NUMBER},
                                           {"read", "read", GR_COL_SIZE},             {"changed", "changed", GR_COL_SIZE},
                                           {"stored", "stored", GR_COL_SIZE},         {"deduped", "deduplicated", GR_COL_SIZE},

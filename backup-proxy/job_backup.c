@@ -45,7 +45,7 @@ struct job {
     struct bp_point parent;
     struct jdisk disk[BP_VM_DISKS];
     unsigned n;
-    char consistency[24];
+    char consistency[24], crash_cause[200]; /* why it is only crash-consistent */
     uint64_t frozen_ms;
     uint64_t done_before; /* progress of the disks already stored */
     uint64_t total;
@@ -207,6 +207,12 @@ static int take_snapshot(struct job *j)
         const char *c = json_string_value(json_object_get(res, "consistency"));
         if (c)
             snprintf(j->consistency, sizeof j->consistency, "%s", c);
+        c = json_string_value(json_object_get(res, "cause"));
+        snprintf(j->crash_cause, sizeof j->crash_cause, "%s", c && !strcmp(j->consistency, "crash") ? c : "");
+        if (j->crash_cause[0] && j->env->warn && !j->spec->no_quiesce) {
+            gr_auto_free char *text = gr_asprintf("the backup of '%s' is only crash-consistent: %s", j->name, j->crash_cause);
+            j->env->warn(j->env->arg, text ? text : j->crash_cause);
+        }
         j->frozen_ms = (uint64_t)json_integer_value(json_object_get(res, "frozen-ms"));
     } else {
         r = j->env->storage(j->env->arg, "snapshot.create", json_pack("{s:o,s:s}", "disks", disk_paths(j), "name", j->snap), NULL, NULL, &res, j->err);
@@ -438,6 +444,8 @@ static json_t *manifest(const struct job *j, double seconds)
                           "frozen-ms", (json_int_t)j->frozen_ms, "duration", seconds);
     if (o && cause)
         json_object_set_new(o, "cause", json_string(cause));
+    if (o && j->crash_cause[0])
+        json_object_set_new(o, "consistency-cause", json_string(j->crash_cause));
     if (o && j->parent.doc)
         json_object_set_new(o, "parent", json_string(j->parent.id));
     if (o && j->vm)

@@ -287,7 +287,10 @@ int hv_hostd_run(struct gr_loop *loop, struct gr_home *home, const bool *stop, v
         ready(arg);
     while (r >= 0 && !h.ending && !*stop)
         gr_fqueue_wait_ms(&h.end, 500);
-    /* fibers that wait for supervisors end with the process */
+    /* fibers that wait for supervisors end with the process; the socket is ours as long as we hold the lock */
+    gr_auto_free char *path = lock >= 0 ? gr_home_path(home, "run/hostd.sock") : NULL;
+    if (path)
+        unlink(path);
     hv_registry_done(&h.registry);
     return r;
 }

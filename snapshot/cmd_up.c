@@ -9,6 +9,7 @@
 #define START_MS 60000u
 #define STOP_MS 60000u
 #define ASK_MS 5000
+#define LAST_UP "state/up.json" /* the addresses that were asked for last */
 #define GUESTS_MS 20000 /* what a guest gets to shut down */
 
 struct site {
@@ -99,21 +100,34 @@ static int start(struct site *s, const char *program, const char *const *more, b
     return gr_daemon_start(argv, log, START_MS, err);
 }
 
+/* An address that is not named is the one of last time: virtual machines that were left on look for their disks there. */
 static int start_storaged(struct site *s, struct gr_err *err)
 {
     static const char *const valued[] = {"portal", "multipath-portal", "mover"};
     static const char *const flags[] = {"--portal", "--multipath-portal", "--mover"};
     const char *args[10] = {0};
+    json_t *last = NULL, *now = json_object();
     size_t n = 0;
-    for (size_t i = 0; i < GR_ARRAY_LEN(valued); i++) {
-        if (!gr_cmd_opt(s->c, valued[i]))
+    int r = now ? gr_home_load(s->home, LAST_UP, &last, err) : gr_fail(err, -ENOMEM, "out of memory");
+    for (size_t i = 0; r == 0 && i < GR_ARRAY_LEN(valued); i++) {
+        const char *v = gr_cmd_opt(s->c, valued[i]);
+        if (!v)
+            v = json_string_value(json_object_get(last, valued[i]));
+        if (!v)
             continue;
         args[n++] = flags[i];
-        args[n++] = gr_cmd_opt(s->c, valued[i]);
+        args[n++] = v;
+        json_object_set_new(now, valued[i], json_string(v));
     }
     if (gr_cmd_flag(s->c, "insecure"))
         args[n++] = "--insecure";
-    return start(s, "granary-storaged", args, true, err);
+    if (r == 0)
+        r = start(s, "granary-storaged", args, true, err);
+    if (r == 0)
+        r = gr_home_save(s->home, LAST_UP, now, err);
+    json_decref(last);
+    json_decref(now);
+    return r;
 }
 
 static int bring_up(struct site *s, bool *ret_already, struct gr_err *err)

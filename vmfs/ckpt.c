@@ -27,39 +27,45 @@ struct ckpt {
 #define CHUNK_UNITS 256u
 
 /* ---- capture: places ---- */
-static struct chunk *chunk_new(struct ckpt *c, uint32_t want)
+/* Take over a reserved run as a chunk to be filled. */
+static struct chunk *chunk_add(struct ckpt *c, uint64_t addr, uint32_t units)
 {
     struct chunk *k = gr_zalloc(sizeof *k);
-    if (!k)
-        return NULL;
-    k->addr = space_take_run(c->v, want, &k->units);
-    k->buf = k->addr ? vunits_alloc(k->units) : NULL;
-    if (!k->buf) {
+    uint8_t *buf = k ? vunits_alloc(units) : NULL;
+    if (!buf) {
         free(k);
+        space_unreserve(c->v, addr, units);
         return NULL;
     }
-    k->next = c->chunks;
+    *k = (struct chunk){ addr, units, 0, buf, c->chunks };
     c->chunks = k;
     return k;
+}
+
+/* A chunk with room for @units: the newest, a new run, or, when free space is in splinters, one of the runs kept for this. */
+static struct chunk *chunk_for(struct ckpt *c, uint32_t units)
+{
+    struct chunk *k = c->chunks;
+    uint32_t got = 0;
+    if (k && k->units - k->used >= units)
+        return k;
+    uint64_t addr = space_take_run(c->v, GR_MAX(CHUNK_UNITS, units), &got);
+    if (addr && got < units) {
+        space_unreserve(c->v, addr, got);
+        addr = 0;
+    }
+    if (!addr)
+        addr = space_pool_take(c->v, units, &got);
+    return addr ? chunk_add(c, addr, got) : NULL;
 }
 
 /* @units contiguous units: their address and where to put the bytes. */
 static uint8_t *place(struct ckpt *c, uint32_t units, uint64_t *ret_addr)
 {
-    struct chunk *k = c->chunks;
-    if (!k || k->units - k->used < units) {
-        k = chunk_new(c, GR_MAX(CHUNK_UNITS, units));
-        if (k && k->units < units) { /* fragmented: what it got stays for smaller things */
-            space_unreserve(c->v, k->addr, k->units);
-            c->chunks = k->next;
-            free(k->buf);
-            free(k);
-            k = chunk_new(c, units);
-        }
-        if (!k || k->units < units) {
-            c->error = -GR_ENOSPACE;
-            return NULL;
-        }
+    struct chunk *k = chunk_for(c, units);
+    if (!k) {
+        c->error = -GR_ENOSPACE;
+        return NULL;
     }
     *ret_addr = k->addr + k->used;
     uint8_t *p = k->buf + (size_t)k->used * VMFS_UNIT;
@@ -288,8 +294,9 @@ static int prepare(struct vmfs *v)
 {
     lease_for_foreign(v);
     for (;;) {
+        space_pool_fill(v);
         int r = space_ensure(v, units_wanted(v));
-        if (r < 0 && space_free_here(v) == 0)
+        if (r < 0 && r != -GR_ENOSPACE) /* short of space: there is the pool */
             return r;
         if (late_writes(v))
             continue;
@@ -385,8 +392,10 @@ int ckpt_run(struct vmfs *v)
     if (r == 0 && anything_to_do(v)) {
         r = prepare(v);
         if (r == 0) {
+            uint64_t began_ns = gr_loop_now_ns(v->loop);
             capture(&c);
             r = c.error;
+            v->stats.capture_ns_max = GR_MAX(v->stats.capture_ns_max, gr_loop_now_ns(v->loop) - began_ns);
             if (r == 0)
                 r = write_out(&c);
             else

@@ -204,6 +204,7 @@ struct vregion { /* a region leased by this host */
     bool dirty;
     struct vregion *next;
 };
+#define VSPACE_POOL 64u
 struct vspace {
     struct vregion *regions;     /* leased here, newest first */
     struct vregion **by_index;   /* [n_regions] or NULL */
@@ -216,7 +217,10 @@ struct vspace {
         struct vfree *e; /* FIFO */
         size_t first, n, cap;
     } freeq[2]; /* by kind */
-    struct vmfs_run { uint64_t addr; uint64_t units; } *foreign; /* freed here, leased elsewhere */
+    struct vmfs_run { uint64_t addr; uint64_t units; } pool[VSPACE_POOL]; /* runs kept for checkpoints */
+    unsigned n_pool;
+    uint64_t pool_units;
+    struct vmfs_run *foreign; /* freed here, leased elsewhere */
     size_t n_foreign, cap_foreign;
     bool foreign_dirty;
     uint64_t aux_blob_addr;      /* where the foreign frees that do not fit the aux block are */
@@ -394,6 +398,8 @@ int space_ensure(struct vmfs *v, uint64_t units); /* lease until so many are fre
 uint64_t space_take_block(struct vmfs *v);                       /* 16 units, aligned */
 uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got); /* 1..want contiguous; for metadata and odd pieces */
 uint64_t space_take_piece(struct vmfs *v);                       /* 1 unit, packed in arrival order */
+void space_pool_fill(struct vmfs *v); /* fiber */
+uint64_t space_pool_take(struct vmfs *v, uint32_t units, uint32_t *ret_got); /* [sync] */
 void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units);
 /* Apply [sync]: units become / stop being part of the logical state. @kind/@seq: see struct vfree. */
 uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units); /* how many were not used before */

@@ -338,6 +338,48 @@ uint64_t space_take_piece(struct vmfs *v)
     return v->sp.frag_addr++;
 }
 
+/* ---- the pool: long runs that data never takes, so that a checkpoint finds room for its nodes on a splintered volume ---- */
+static uint64_t pool_target(const struct vmfs *v)
+{
+    uint64_t units = 0;
+    for (unsigned i = 0; i < v->sb.n_devices; i++)
+        units += v->sb.dev[i].units;
+    return GR_MIN(units / 128, 4096u);
+}
+
+void space_pool_fill(struct vmfs *v)
+{
+    struct vspace *s = &v->sp;
+    while (s->pool_units < pool_target(v) && s->n_pool < VSPACE_POOL) {
+        uint32_t got = 0;
+        uint64_t a = space_take_run(v, (uint32_t)GR_MIN(pool_target(v) - s->pool_units, 512u), &got);
+        if (a && got < VMFS_LEAF_UNITS_MAX) {
+            space_unreserve(v, a, got);
+            a = 0;
+        }
+        if (a) {
+            s->pool[s->n_pool++] = (struct vmfs_run){ a, got };
+            s->pool_units += got;
+        } else if (space_lease_any(v, NULL) < 0) {
+            return;
+        }
+    }
+}
+
+uint64_t space_pool_take(struct vmfs *v, uint32_t units, uint32_t *ret_got)
+{
+    struct vspace *s = &v->sp;
+    for (unsigned i = 0; i < s->n_pool; i++)
+        if (s->pool[i].units >= units) {
+            struct vmfs_run run = s->pool[i];
+            s->pool[i] = s->pool[--s->n_pool];
+            s->pool_units -= run.units;
+            *ret_got = (uint32_t)run.units;
+            return run.addr;
+        }
+    return 0;
+}
+
 /* Units of [addr, addr+units) that lie in the region of @addr: runs go on across regions that are neighbours. */
 static uint32_t in_region(const struct vmfs *v, uint64_t addr, uint32_t units)
 {

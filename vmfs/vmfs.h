@@ -97,6 +97,7 @@ struct vmfs_stats {
     uint64_t reads, writes_in_place, writes_redirected, splits, merges, unmaps, flushes;
     uint64_t journal_frames, journal_bytes, checkpoints, node_bytes, device_flushes;
     uint64_t replays, replayed_records, dropped_pieces, takeovers;
+    uint64_t capture_ns_max; /* longest instant a checkpoint held the loop */
 };
 void vmfs_stats(const struct vmfs *v, struct vmfs_stats *ret); /* any context */
 

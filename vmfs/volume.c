@@ -113,7 +113,7 @@ static void set_limits(struct vmfs *v)
     uint64_t units = 0;
     for (unsigned i = 0; i < v->sb.n_devices; i++)
         units += v->sb.dev[i].units;
-    v->max_dirty_nodes = (size_t)GR_MAX(32u, GR_MIN(2048u, units / 256));
+    v->max_dirty_nodes = (size_t)GR_MAX(16u, GR_MIN(2048u, units / 512));
 }
 
 static int join_host(struct vmfs *v, struct gr_err *err)

@@ -119,6 +119,32 @@ static void image_add(struct ckpt *c, uint64_t addr_a, uint64_t addr_b, const vo
     c->n_images++;
 }
 
+/* Changed leaves of @n's subtree get their new places ahead of the capture, at most *left of them. */
+static void leaves_clean(struct ckpt *c, struct vobj *o, struct mnode *n, uint64_t parent_snap, uint64_t first, unsigned *left)
+{
+    for (unsigned i = 0; i < VMFS_FANOUT && *left && !c->error; i++) {
+        struct mnode *k = n->child[i].mem;
+        uint64_t at = first + i * mnode_span(n->level - 1u);
+        if (!k || !k->dirty)
+            continue;
+        if (k->level) {
+            leaves_clean(c, o, k, parent_snap, at, left);
+        } else {
+            node_capture(c, o, k, parent_snap, at);
+            --*left;
+        }
+    }
+}
+
+static void object_clean(struct ckpt *c, struct vobj *o, unsigned *left)
+{
+    for (size_t i = 0; i < o->n_snaps && *left; i++)
+        if (o->snaps[i]->tree.root.mem && o->snaps[i]->tree.root.mem->dirty)
+            leaves_clean(c, o, o->snaps[i]->tree.root.mem, o->snaps[i]->parent, 0, left);
+    if (o->live.root.mem && o->live.root.mem->dirty)
+        leaves_clean(c, o, o->live.root.mem, o->parent_snap, 0, left);
+}
+
 static void blob_capture(struct ckpt *c, struct vobj *o)
 {
     gr_auto_buf struct gr_buf b = { 0 };
@@ -312,12 +338,53 @@ static int prepare(struct vmfs *v)
 }
 
 /* ---- phases ---- */
+static void chunks_done(struct ckpt *c)
+{
+    for (struct chunk *k = c->chunks, *next; k; k = next) {
+        next = k->next;
+        free(k->buf);
+        free(k);
+    }
+    c->chunks = NULL;
+}
+
 static int write_chunks(struct ckpt *c)
 {
     int r = 0;
     for (struct chunk *k = c->chunks; r == 0 && k; k = k->next)
         if (k->used)
             r = vdev_write(c->v, k->addr, k->used, k->buf, 0);
+    return r;
+}
+
+/* The capture holds the loop: so most leaves are written before it, a few at a time. Those that change again meanwhile are written
+ * again; writers wait their turn (journal_room), one each per batch, so there are fewer every time. */
+#define CLEAN_BATCH 64u
+#define CLEAN_ENOUGH 96u
+static int clean_leaves(struct vmfs *v)
+{
+    int r = 0;
+    for (size_t rounds = v->dirty_nodes / CLEAN_BATCH * 2; r == 0 && rounds-- > 0 && v->dirty_nodes > CLEAN_ENOUGH && !v->fenced;) {
+        struct ckpt c = { .v = v, .number = v->ckpt_started + 1 };
+        unsigned left = CLEAN_BATCH;
+        v->ckpt_cleaning = true;
+        space_pool_fill(v);
+        r = space_ensure(v, CLEAN_BATCH * VMFS_LEAF_UNITS_MAX + 2 * CHUNK_UNITS);
+        if (r == -GR_ENOSPACE)
+            r = 0; /* the pool serves */
+        for (unsigned h = 0; r == 0 && h < VOBJ_HASH && left; h++)
+            for (struct vobj *o = v->objs[h]; o && left; o = o->hash_next)
+                object_clean(&c, o, &left);
+        chunks_trim(&c);
+        if (r == 0 && (r = write_chunks(&c)) < 0)
+            vmfs_fence(v, "map nodes cannot be written: %s", gr_code_text(r));
+        chunks_done(&c);
+        gr_fqueue_wake_all(&v->j.room_q);
+        if (left == CLEAN_BATCH || c.error) /* nothing but interior nodes, or no room: the capture does the rest */
+            break;
+    }
+    v->ckpt_cleaning = false;
+    gr_fqueue_wake_all(&v->j.room_q);
     return r;
 }
 
@@ -390,7 +457,9 @@ int ckpt_run(struct vmfs *v)
     gr_fmutex_lock(&v->ckpt_lock);
     int r = v->fenced ? -GR_EFENCED : 0;
     if (r == 0 && anything_to_do(v)) {
-        r = prepare(v);
+        r = clean_leaves(v);
+        if (r == 0)
+            r = prepare(v);
         if (r == 0) {
             uint64_t began_ns = gr_loop_now_ns(v->loop);
             capture(&c);
@@ -404,11 +473,7 @@ int ckpt_run(struct vmfs *v)
                 vmfs_fence(v, "a checkpoint failed: %s", gr_code_text(r));
         }
     }
-    for (struct chunk *k = c.chunks, *next; k; k = next) {
-        next = k->next;
-        free(k->buf);
-        free(k);
-    }
+    chunks_done(&c);
     gr_buf_done(&c.images);
     free(c.cut.buf);
     gr_fmutex_unlock(&v->ckpt_lock);

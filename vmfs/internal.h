@@ -284,7 +284,7 @@ struct vmfs {
     unsigned background;          /* fibers that must end before leave */
     bool resuming; /* what others left to be given back is still being looked for */
     struct gr_fqueue background_q;
-    bool ckpt_wanted, ckpt_running_auto;
+    bool ckpt_running_auto, ckpt_cleaning;
     uint64_t aux_generation;
     uint32_t next_inode; /* where to look for a free one */
     struct vmfs_stats stats;

@@ -59,8 +59,8 @@ void journal_room(struct vmfs *v)
         else
             gr_fqueue_wait(&j->room_q);
     }
-    while (!v->fenced && v->ckpt_running_auto && v->dirty_nodes > 2 * v->max_dirty_nodes)
-        gr_fqueue_wait(&j->room_q);
+    if (!v->fenced && v->ckpt_cleaning && !v->replaying)
+        gr_fqueue_wait(&j->room_q); /* one turn per batch: else the checkpoint never catches up */
 }
 
 static int cut_frame(struct vmfs *v, enum vmfs_frame_kind kind, const void *payload, size_t len, uint32_t n, uint64_t covers, uint32_t part,

@@ -135,6 +135,12 @@ static void foreign_return(struct vmfs *v, struct vregion *r)
     }
 }
 
+/* Free units a region's header tells. One that was locked but never went through a checkpoint tells nothing: all are free. */
+static uint32_t listed_free(const struct vmfs_region_disk *h, uint32_t units)
+{
+    return gr_le32_get(h->units) ? gr_le32_get(h->free_units) : units;
+}
+
 /* 0 leased (or was already), 1 held by another, negative error. */
 static int lease(struct vmfs *v, uint32_t index, struct gr_err *err)
 {
@@ -143,7 +149,7 @@ static int lease(struct vmfs *v, uint32_t index, struct gr_err *err)
     struct vmfs_region_disk *h = vunits_alloc(1), *h2 = vunits_alloc(1);
     struct vregion *r = region_new(v, index);
     int rc = h && h2 && r ? vhome_read(v, &v->sb.regions, index, 0, VMFS_T_REGION, h, err) : -ENOMEM;
-    uint32_t listed = rc == 1 ? r->units : h ? gr_le32_get(h->free_units) : 0; /* 1: never written, all free */
+    uint32_t listed = rc >= 0 ? listed_free(h, r->units) : 0;
     if (rc >= 0) {
         rc = 0;
         vlock_get(&h->lock, &r->lock);
@@ -548,7 +554,7 @@ static int scan_regions(struct vmfs *v, struct gr_err *err)
             break;
         uint32_t units;
         space_region_first(v, i, &units);
-        v->sp.free_elsewhere += r == 1 ? units : gr_le32_get(h->free_units);
+        v->sp.free_elsewhere += listed_free(h, units);
         r = 0;
         vlock_get(&h->lock, &l);
         if (v->role == VMFS_HOST && vlock_mine(v, &l))

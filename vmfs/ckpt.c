@@ -493,20 +493,28 @@ static void auto_work(void *arg)
     struct vmfs *v = arg;
     ckpt_run(v);
     v->ckpt_running_auto = false;
+    v->ckpt_rounds++;
+    gr_fqueue_wake_all(&v->j.room_q);
     if (--v->background == 0)
         gr_fqueue_wake_all(&v->background_q);
 }
 
-void ckpt_kick(struct vmfs *v)
+int ckpt_background(struct vmfs *v)
 {
-    struct vjournal *j = &v->j;
-    bool due = j->used > j->units / 2 || v->dirty_nodes > v->max_dirty_nodes;
-    if (!due || v->ckpt_running_auto || v->fenced || v->replaying || v->leaving)
-        return;
+    if (v->ckpt_running_auto || v->fenced || v->replaying)
+        return 0;
     v->ckpt_running_auto = true;
     v->background++;
-    if (gr_fiber_start(v->loop, auto_work, v) < 0) {
+    int r = gr_fiber_start(v->loop, auto_work, v);
+    if (r < 0) {
         v->ckpt_running_auto = false;
         v->background--;
     }
+    return r;
+}
+
+void ckpt_kick(struct vmfs *v)
+{
+    if (v->j.used > v->j.units / 2 || v->dirty_nodes > v->max_dirty_nodes)
+        ckpt_background(v);
 }

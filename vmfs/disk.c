@@ -17,18 +17,26 @@ static struct dop *dop_new(struct vobj *o, struct gr_bio *bio)
         return NULL;
     memset(op, 0, offsetof(struct dop, kid_inline));
     op->o = o;
+    op->v = v;
     op->bio = bio;
     ticket_open(v, &op->ticket);
     return op;
 }
 
+void disk_op_leave(struct dop *op)
+{
+    if (op->left)
+        return;
+    op->left = true;
+    ticket_close(op->v, &op->ticket);
+    range_leave(op->o, &op->range);
+}
+
 void disk_op_end(struct dop *op, int status)
 {
-    struct vobj *o = op->o;
-    struct vmfs *v = o->v;
+    struct vmfs *v = op->v;
     struct gr_bio *bio = op->bio;
-    ticket_close(v, &op->ticket);
-    range_leave(o, &op->range);
+    disk_op_leave(op);
     op->next = v->free_dops;
     v->free_dops = op;
     gr_bio_end(bio, status);
@@ -63,7 +71,8 @@ static int in_place_runs(const struct dop *op, struct run *runs, unsigned max)
 static void commit_then_end(void *arg)
 {
     struct dop *op = arg;
-    disk_op_end(op, op->status < 0 ? op->status : journal_commit(op->o->v));
+    disk_op_leave(op);
+    disk_op_end(op, journal_commit(op->v));
 }
 
 static void in_place_put(struct dop *op)
@@ -76,8 +85,11 @@ static void in_place_put(struct dop *op)
     journal_data_written(v);
     if (op->status == 0 && v->fenced)
         op->status = -GR_EFENCED;
-    if (op->status == 0 && (op->bio->flags & GR_BIO_FUA) && gr_fiber_start(v->loop, commit_then_end, op) == 0)
-        return;
+    if (op->status == 0 && (op->bio->flags & GR_BIO_FUA)) {
+        op->status = gr_fiber_start(v->loop, commit_then_end, op);
+        if (op->status == 0)
+            return;
+    }
     disk_op_end(op, op->status);
 }
 
@@ -175,7 +187,7 @@ static void flush(struct vmfs *v, struct gr_bio *bio)
         gr_bio_end(bio, -GR_EFENCED);
         return;
     }
-    if (!j->committing && !j->n_pending && !j->unflushed && j->durable_seq + 1 == j->next_seq) {
+    if (!j->committing && !j->n_pending && j->data_flushed == j->data_written && j->durable_seq + 1 == j->next_seq) {
         gr_bio_end(bio, 0); /* nothing was written since the last one */
         return;
     }

@@ -57,19 +57,29 @@ static bool fits(struct vobj *o, uint64_t units)
     return space_free_units(v) >= units + keep + others;
 }
 
-int disk_room(struct vobj *o, uint64_t units)
+int disk_room(struct vobj *o, uint64_t units, uint64_t epoch)
 {
     struct vmfs *v = o->v;
-    for (int tries = 0; !fits(o, units); tries++) {
-        if (tries == 2)
-            return -GR_ENOSPACE;
-        if (!v->sp.freeq[0].n && !v->sp.freeq[1].n && !tries)
-            return -GR_ENOSPACE;
-        int r = tries == 0 ? journal_commit(v) : ckpt_run(v);
-        if (r < 0)
+    for (int tries = 0; tries < 3; tries++) {
+        /* what checkpoints need must be free in regions leased here: others' free space is of no use to them */
+        uint64_t keep = space_meta_reserve(v) / (o->reserved_units ? 2 : 1);
+        int r = fits(o, units) ? space_ensure(v, units + keep - GR_MIN(keep, v->sp.pool_units)) : -GR_ENOSPACE;
+        if (r != -GR_ENOSPACE)
             return r;
+        if (!v->sp.freeq[0].n && !v->sp.freeq[1].n)
+            break;
+        uint64_t until = v->ckpt_rounds + (v->ckpt_running_auto ? 2 : 1); /* one that begins from now on */
+        while (v->ckpt_rounds < until && !v->fenced && epoch >= o->epoch) {
+            if ((r = ckpt_background(v)) < 0)
+                return r;
+            gr_fqueue_wait(&v->j.room_q);
+        }
+        if (v->fenced)
+            return -GR_EFENCED;
+        if (epoch < o->epoch)
+            break;
     }
-    return space_ensure(v, units);
+    return -GR_ENOSPACE;
 }
 
 /* Does the piece lie where the write may overwrite it, or has a reserved unit of its own? */
@@ -158,8 +168,8 @@ static int plan_room(struct plan *p, uint64_t first, uint64_t end, bool atomic)
     uint64_t need = (end - first) + 2 * VMFS_BLOCK_PIECES;
     for (int tries = 0; tries < 8; tries++) {
         int r = map_load_for(o, first, (uint32_t)(end - first), p->op->range.epoch, NULL);
-        if (r == 0 && (space_free_here(o->v) < need + 64 || !fits(o, need)))
-            r = disk_room(o, need);
+        if (r == 0)
+            r = disk_room(o, need, p->op->range.epoch);
         if (r < 0)
             return r;
         p->n = 0;
@@ -321,7 +331,7 @@ static int zero_range(struct dop *op, uint64_t off, uint64_t len)
     int r = zero ? 0 : -ENOMEM;
     while (r == 0 && len) {
         struct iovec iov = { zero, GR_MIN(len, (uint64_t)chunk) };
-        journal_room(op->o->v);
+        journal_room_for(op);
         r = disk_write_pieces(op, off, iov.iov_len, &iov, 1, false);
         off += iov.iov_len;
         len -= iov.iov_len;
@@ -374,7 +384,7 @@ static int clear_pieces(struct dop *op, uint64_t piece, uint64_t end, bool keep)
     struct vobj *o = op->o;
     while (piece < end) {
         uint64_t next;
-        journal_room(o->v);
+        journal_room_for(op);
         int r = mtree_next(o, &o->live, piece, 0, &next, NULL);
         if (r < 0)
             return r;
@@ -382,7 +392,7 @@ static int clear_pieces(struct dop *op, uint64_t piece, uint64_t end, bool keep)
             return 0;
         piece = next;
         uint64_t stop = GR_MIN(end, (piece / VMFS_LEAF_PIECES + 1) * VMFS_LEAF_PIECES);
-        if (keep && (r = disk_room(o, stop - piece + VMFS_BLOCK_PIECES)) < 0)
+        if (keep && (r = disk_room(o, stop - piece + VMFS_BLOCK_PIECES, op->range.epoch)) < 0)
             return r;
         r = map_load_for(o, piece, 1, op->range.epoch, NULL);
         if (r == 0)
@@ -440,7 +450,7 @@ static int compare_write(struct dop *op)
     free(now);
     if (r == 0)
         r = disk_write_pieces(op, bio->off, bio->len, bio->iov2, bio->iovcnt2, true);
-    return r < 0 ? r : journal_commit(op->o->v);
+    return r;
 }
 
 static void change_work(void *arg)
@@ -448,7 +458,7 @@ static void change_work(void *arg)
     struct dop *op = arg;
     struct gr_bio *bio = op->bio;
     int r = 0;
-    journal_room(op->o->v);
+    journal_room_for(op);
     switch (bio->op) {
     case GR_OP_WRITE:
         r = disk_write_pieces(op, bio->off, bio->len, bio->iov, bio->iovcnt, bio->flags & GR_BIO_ATOMIC);
@@ -469,8 +479,9 @@ static void change_work(void *arg)
         r = -EOPNOTSUPP;
         break;
     }
-    if (r == 0 && (bio->flags & GR_BIO_FUA))
-        r = journal_commit(op->o->v);
+    disk_op_leave(op);
+    if (r == 0 && ((bio->flags & GR_BIO_FUA) || bio->op == GR_OP_COMPARE_WRITE))
+        r = journal_commit(op->v);
     disk_op_end(op, r);
 }
 
@@ -486,7 +497,7 @@ static int reserve_block(struct vobj *o, uint64_t piece, uint64_t epoch)
 {
     struct vmfs *v = o->v;
     struct mnode *leaf;
-    int r = disk_room(o, 2 * VMFS_BLOCK_PIECES);
+    int r = disk_room(o, 2 * VMFS_BLOCK_PIECES, epoch);
     if (r == 0)
         r = map_load_for(o, piece, 1, epoch, NULL);
     if (r < 0)

@@ -267,7 +267,8 @@ struct vmfs_frame_disk {
     gr_le64 seq;                   /* the first frame of a journal is 1; never reset */
     gr_le64 watermark;             /* frames up to here were durable when this one was written: their data is never doubted */
     gr_le32 kind, n_records;
-    gr_le32 payload, reserved;     /* payload bytes */
+    gr_le32 payload;               /* bytes */
+    gr_le32 previous;              /* crc32c of the frame before it (the first one behind the tail: not looked at) */
     gr_le64 covers;                /* IMAGES: state after this frame is in the images */
     gr_le32 part, parts;           /* IMAGES: which of how many */
 } __attribute__((packed));

@@ -39,7 +39,10 @@ int vhome_read(struct vmfs *v, const struct vtable *t, uint32_t index, uint32_t 
     enum copy_state a_state = copy_read(v, vhome_addr(t, index, sub, 0), type, buf, &ca, &ea);
     enum copy_state b_state = copy_read(v, vhome_addr(t, index, sub, 1), type, b, &cb, &eb);
     int r = 0;
-    if (a_state == COPY_BAD && b_state != COPY_VALID) {
+    if (a_state == COPY_BAD && b_state == COPY_FRESH && ca == -GR_ECORRUPT) {
+        memset(buf, 0, VMFS_UNIT); /* torn when it was written for the first time: copy B follows only when A is durable */
+        r = 1;
+    } else if (a_state == COPY_BAD && b_state != COPY_VALID) {
         r = gr_fail(err, ca, "both copies are damaged: %s; %s", ea.text, b_state == COPY_BAD ? eb.text : "the other was never written");
     } else if (b_state == COPY_VALID && (a_state != COPY_VALID || generation_of(b) > generation_of(buf))) {
         if (a_state == COPY_BAD)

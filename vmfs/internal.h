@@ -168,6 +168,7 @@ struct vobj { /* an object this host holds the lock of */
     struct vrange *ranges, *last_range; /* admitted and waiting, in order of arrival */
     unsigned waiting;
     bool frozen;                 /* admission stopped (revert, resize, remove) */
+    bool granting;
     unsigned inflight;           /* admitted writes, all epochs */
     unsigned late;               /* … of an epoch before the current one */
     struct gr_fqueue drained;    /* woken when inflight or late fall to 0, or frozen ends */
@@ -246,7 +247,9 @@ struct vjournal {
     uint64_t durable_seq, sealed_seq, written_watermark;
     struct gr_buf pending;
     uint32_t n_pending;
-    bool committing, unflushed; /* unflushed: data written since the last device flush */
+    bool committing;
+    uint64_t data_written, data_flushed; /* data writes that ended; those that ended before a device flush that ended well began */
+    uint32_t last_crc;           /* of the frame before: frames are a chain */
     uint64_t last_record_seq;  /* newest frame with records */
     uint64_t asked, done;      /* commit requests */
     struct gr_fmutex write_lock; /* frames are cut and written in order */
@@ -285,6 +288,7 @@ struct vmfs {
     bool resuming; /* what others left to be given back is still being looked for */
     struct gr_fqueue background_q;
     bool ckpt_running_auto, ckpt_cleaning;
+    uint64_t ckpt_rounds;         /* checkpoints in the background that ended */
     uint64_t aux_generation;
     uint32_t next_inode; /* where to look for a free one */
     struct vmfs_stats stats;
@@ -352,10 +356,12 @@ void vslot_forget(struct vmfs *v);
 void vmfs_abandon_state(struct vmfs *v);
 
 /* ---------- journal.c ---------- */
+struct dop;
 uint64_t journal_seq(const struct vmfs *v); /* of the frame a record made now goes into [sync] */
 /* Add a record to the frame being filled [sync]. 0 or -ENOMEM. */
 int journal_add(struct vmfs *v, const void *rec, size_t len);
 void journal_room(struct vmfs *v);        /* suspend while the journal or the pending frame is too full */
+void journal_room_for(const struct dop *op); /* the same within an admitted write */
 int journal_commit(struct vmfs *v);       /* everything applied so far is durable when it returns 0 */
 void journal_data_written(struct vmfs *v); /* in-place data reached the device: a flush is owed [sync] */
 /* Write images as frames (no flush). *ret_seq: the last one's. */
@@ -375,7 +381,7 @@ void journal_start(struct vmfs *v);
 /* Walk the frames from the tail: fn gets header fields and payload. Ends at the first that is not valid. */
 struct vframe {
     uint64_t seq, off, watermark, covers;
-    uint32_t units, kind, n_records, part, parts, payload;
+    uint32_t units, kind, n_records, part, parts, payload, crc, previous;
 };
 int journal_scan(struct vmfs *v, int (*fn)(void *arg, const struct vframe *f, const uint8_t *payload), void *arg, struct vframe *ret_last,
                  struct gr_err *err);
@@ -497,6 +503,7 @@ void reserve_set(struct vobj *o, uint64_t units); /* promised overwrite space, c
 /* ---------- ckpt.c ---------- */
 int ckpt_run(struct vmfs *v);
 void ckpt_kick(struct vmfs *v); /* start one in the background when due [sync] */
+int ckpt_background(struct vmfs *v); /* start one unless one is running; v->ckpt_rounds counts those that ended [sync] */
 
 /* ---------- replay.c ---------- */
 int replay_run(struct vmfs *v, struct gr_err *err); /* of v->slot, whose life lock is held */
@@ -532,11 +539,13 @@ struct run {
 /* One operation that changes a live disk. */
 struct dop {
     struct vobj *o;
+    struct vmfs *v;
     struct gr_bio *bio;
     struct vrange range;
     struct vticket ticket;
     unsigned kids;
     int status;
+    bool left; /* no longer admitted */
     struct iovec *iov;
     struct dop *next;
     struct gr_bio kid_inline[DOP_KIDS];
@@ -544,12 +553,17 @@ struct dop {
 };
 void disk_change_start(struct dop *op); /* range granted, and it cannot go in place: a fiber does it */
 void disk_op_end(struct dop *op, int status);
+/* What it changed is applied: others may go on before it is durable and answered. A checkpoint waits for late writes, so none may
+ * wait for a checkpoint (journal_commit) while it is admitted. */
+void disk_op_leave(struct dop *op);
+/* Admitted before the newest snapshot: it belongs to that, and checkpoints wait for it. */
+static inline bool dop_late(const struct dop *op) { return op->range.epoch < op->o->epoch; }
 extern const struct gr_bdev_ops vmfs_disk_ops;
 /* Write @len bytes at @off within an admitted operation (fiber). @atomic: all or nothing across a crash. */
 int disk_write_pieces(struct dop *op, uint64_t off, uint64_t len, const struct iovec *iov, int iovcnt, bool atomic);
 /* Room for @units more data units of @o: leases, waits for frees; -GR_ENOSPACE when they would eat the metadata reserve or what
- * was promised to other disks (fiber). */
-int disk_room(struct vobj *o, uint64_t units);
+ * was promised to other disks (fiber). @epoch: of the write that asks; it gives up when it is late (dop_late). */
+int disk_room(struct vobj *o, uint64_t units, uint64_t epoch);
 /* Give every piece of [first, end) its own reserved unit (thick, eager) (fiber). */
 int disk_reserve(struct vobj *o, uint64_t first, uint64_t end, uint64_t epoch);
 

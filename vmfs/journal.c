@@ -25,8 +25,10 @@ static void timer_fired(void *arg);
 static void arm(struct vmfs *v, uint64_t ns)
 {
     struct vjournal *j = &v->j;
-    if (j->stopping || v->replaying || j->timer.heap_pos || j->timer_fiber)
+    if (j->stopping || v->replaying || j->timer_fiber || (j->timer.heap_pos && ns))
         return;
+    if (j->timer.heap_pos)
+        gr_timer_cancel(v->loop, &j->timer); /* sooner than it was set to */
     j->timer.fn = timer_fired;
     j->timer.arg = v;
     gr_timer_arm(v->loop, &j->timer, ns);
@@ -46,21 +48,39 @@ int journal_add(struct vmfs *v, const void *rec, size_t len)
 
 void journal_data_written(struct vmfs *v)
 {
-    v->j.unflushed = true;
+    v->j.data_written++;
+}
+
+/* Wait for room: a frame's worth of records, and a journal that is not too full. An admitted write that became late (a snapshot
+ * was taken meanwhile) does not wait: the checkpoint that makes room waits for it. */
+static void wait_room(struct vmfs *v, const struct dop *op)
+{
+    struct vjournal *j = &v->j;
+    while (!v->fenced && !v->replaying && !(op && dop_late(op)) &&
+           (j->used > j->units / 2 + j->units / 4 || j->pending.len > pending_limit(v))) {
+        ckpt_kick(v);
+        if (j->pending.len <= pending_limit(v)) {
+            gr_fqueue_wait(&j->room_q);
+        } else if (op) {
+            arm(v, 0);
+            gr_fqueue_wait(&j->commit_q);
+        } else {
+            journal_commit(v);
+        }
+    }
+    ckpt_kick(v);
+    if (!v->fenced && v->ckpt_cleaning && !v->replaying && !(op && dop_late(op)))
+        gr_fqueue_wait(&j->room_q); /* one turn per batch: else the checkpoint never catches up */
 }
 
 void journal_room(struct vmfs *v)
 {
-    struct vjournal *j = &v->j;
-    ckpt_kick(v);
-    while (!v->fenced && !v->replaying && (j->used > j->units / 2 + j->units / 4 || j->pending.len > pending_limit(v))) {
-        if (j->pending.len > pending_limit(v))
-            journal_commit(v);
-        else
-            gr_fqueue_wait(&j->room_q);
-    }
-    if (!v->fenced && v->ckpt_cleaning && !v->replaying)
-        gr_fqueue_wait(&j->room_q); /* one turn per batch: else the checkpoint never catches up */
+    wait_room(v, NULL);
+}
+
+void journal_room_for(const struct dop *op)
+{
+    wait_room(op->o->v, op);
 }
 
 static int cut_frame(struct vmfs *v, enum vmfs_frame_kind kind, const void *payload, size_t len, uint32_t n, uint64_t covers, uint32_t part,
@@ -82,9 +102,11 @@ static int cut_frame(struct vmfs *v, enum vmfs_frame_kind kind, const void *payl
     f->covers = gr_le64_of(covers);
     f->part = gr_le32_of(part);
     f->parts = gr_le32_of(parts);
+    f->previous = gr_le32_of(j->last_crc);
     if (len)
         memcpy(buf + sizeof *f, payload, len);
     vhdr_seal(v, buf, VMFS_T_FRAME, units, j->head_off, v->me.generation, v->slot);
+    j->last_crc = gr_le32_get(f->hdr.crc32c);
     *ret = (struct vcut){ buf, units, j->next_seq, j->head_off, j->durable_seq };
     j->next_seq++;
     j->head_off = (j->head_off + units) % j->units;
@@ -130,13 +152,13 @@ int journal_write_cut(struct vmfs *v, struct vcut *c)
 int journal_flush(struct vmfs *v, uint64_t seq)
 {
     struct vjournal *j = &v->j;
-    uint64_t watermark = j->written_watermark;
-    j->unflushed = false;
+    uint64_t watermark = j->written_watermark, data = j->data_written;
     int r = vdev_flush(v);
     if (r < 0) {
         vmfs_fence(v, "a device flush failed: %s", gr_code_text(r));
         return r;
     }
+    j->data_flushed = GR_MAX(j->data_flushed, data);
     j->durable_seq = GR_MAX(j->durable_seq, seq);
     j->sealed_seq = GR_MAX(j->sealed_seq, watermark);
     space_reclaim(v);
@@ -153,7 +175,7 @@ static int commit_round(struct vmfs *v, bool seal)
     if (r == 0)
         r = journal_write_cut(v, &c);
     gr_fmutex_unlock(&j->write_lock);
-    if (r == 0 && (j->unflushed || j->durable_seq < c.seq))
+    if (r == 0 && (j->data_flushed < j->data_written || j->durable_seq < c.seq))
         r = journal_flush(v, c.seq);
     return r;
 }
@@ -276,7 +298,8 @@ static int frame_read(struct vmfs *v, uint64_t off, uint64_t seq, struct vframe 
     }
     *ret = (struct vframe){ .seq = seq, .off = off, .watermark = gr_le64_get(f->watermark), .covers = gr_le64_get(f->covers), .units = units,
                             .kind = gr_le32_get(f->kind), .n_records = gr_le32_get(f->n_records), .part = gr_le32_get(f->part),
-                            .parts = gr_le32_get(f->parts), .payload = gr_le32_get(f->payload) };
+                            .parts = gr_le32_get(f->parts), .payload = gr_le32_get(f->payload), .crc = gr_le32_get(f->hdr.crc32c),
+                            .previous = gr_le32_get(f->previous) };
     *ret_buf = buf;
     return 0;
 }
@@ -292,7 +315,8 @@ int journal_scan(struct vmfs *v, int (*fn)(void *arg, const struct vframe *f, co
         struct vframe f;
         uint8_t *buf = NULL;
         int r = frame_read(v, off, seq, &f, &buf);
-        if (r == -ENOENT || (r == 0 && f.units > j->units - total)) {
+        /* a frame behind one that was written again after a recovery is not its successor, though its number fits */
+        if (r == -ENOENT || (r == 0 && (f.units > j->units - total || (total && f.previous != ret_last->crc)))) {
             free(buf);
             return 0;
         }

@@ -234,6 +234,7 @@ static struct mnode *node_copy(struct vmfs *v, const struct mnode *n)
     if (!c)
         return NULL;
     c->birth = n->birth;
+    c->ptr = n->ptr; /* what it replaces: the capture frees it unless a snapshot holds it */
     if (n->level) {
         memcpy(c->child, n->child, sizeof n->child[0] * VMFS_FANOUT);
         for (unsigned i = 0; i < VMFS_FANOUT; i++)

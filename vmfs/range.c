@@ -40,6 +40,9 @@ void range_enter(struct vobj *o, struct vrange *r)
 
 static void grant_waiting(struct vobj *o)
 {
+    if (o->granting)
+        return; /* called from below: the loop further up looks again */
+    o->granting = true;
     for (bool again = true; again && o->waiting && !o->frozen;) {
         again = false;
         for (struct vrange *r = o->ranges; r; r = r->next)
@@ -50,6 +53,7 @@ static void grant_waiting(struct vobj *o)
                 break;
             }
     }
+    o->granting = false;
 }
 
 void range_leave(struct vobj *o, struct vrange *r)

@@ -172,6 +172,10 @@ static void snap_freeze(struct vobj *o, struct vsnap *s)
     o->epoch++;
     o->parent_snap = s->id;
     o->late = o->inflight;
+    if (o->late) { /* they wait for no checkpoint any more */
+        gr_fqueue_wake_all(&o->v->j.room_q);
+        gr_fqueue_wake_all(&o->v->j.commit_q);
+    }
 }
 
 static int apply_snap_add(struct vobj *o, const struct vmfs_rec_snap_disk *d)

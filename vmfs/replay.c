@@ -237,6 +237,7 @@ int replay_run(struct vmfs *v, struct gr_err *err)
     if (r == 0 && last.units) {
         struct vjournal *j = &v->j;
         j->next_seq = last.seq + 1;
+        j->last_crc = last.crc;
         j->head_off = (last.off + last.units) % j->units;
         j->used = (uint32_t)((j->head_off + j->units - j->tail_off) % j->units);
         j->durable_seq = last.seq;

@@ -241,21 +241,10 @@ uint64_t space_meta_reserve(const struct vmfs *v)
 
 int space_ensure(struct vmfs *v, uint64_t units)
 {
-    while (space_free_here(v) < units) {
-        int r = space_lease_any(v, NULL);
-        if (r == -GR_ENOSPACE && (v->sp.freeq[0].n || v->sp.freeq[1].n)) {
-            uint64_t before = space_free_here(v);
-            r = journal_commit(v); /* frees may be waiting for it */
-            space_reclaim(v);
-            if (r == 0 && space_free_here(v) < units && v->sp.freeq[1].n && space_free_here(v) == before)
-                return -GR_ENOSPACE;
-            if (r == 0 && space_free_here(v) == before)
-                return -GR_ENOSPACE;
-        }
-        if (r < 0)
-            return r;
-    }
-    return 0;
+    int r = 0;
+    while (r == 0 && space_free_here(v) < units)
+        r = space_lease_any(v, NULL);
+    return r;
 }
 
 /* ---- taking ---- */

@@ -446,7 +446,7 @@ static inline bool slot_same(const struct mchild *a, const struct mchild *b)
 /* The slot of the node of @level that holds @piece [sync]. NULL: *ret_absent (nothing was ever written there, or the tree has no
  * such level), else the path must be loaded (mtree_load). */
 struct mchild *mtree_slot(struct mtree *t, unsigned level, uint64_t piece, bool *ret_absent);
-void mtree_grow(struct vmfs *v, struct mtree *t, unsigned level); /* [sync] */
+void mtree_grow(struct vmfs *v, struct mtree *t, unsigned level, uint64_t birth); /* [sync] */
 /* One piece of an entry. */
 struct mpiece {
     uint64_t addr, birth;

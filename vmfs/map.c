@@ -213,7 +213,7 @@ static void mark_dirty(struct vmfs *v, struct mnode *n, uint64_t birth)
         n->birth = birth;
 }
 
-void mtree_grow(struct vmfs *v, struct mtree *t, unsigned level)
+void mtree_grow(struct vmfs *v, struct mtree *t, unsigned level, uint64_t birth)
 {
     while (t->level < level) {
         if (t->root.mem || t->root.ptr.addr) {
@@ -221,7 +221,7 @@ void mtree_grow(struct vmfs *v, struct mtree *t, unsigned level)
             if (!n)
                 return;
             n->child[0] = t->root;
-            mark_dirty(v, n, slot_birth(&n->child[0]));
+            mark_dirty(v, n, birth);
             t->root = (struct mchild){ .mem = n };
         }
         t->level++;

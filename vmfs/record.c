@@ -51,7 +51,7 @@ static int map_late(struct vobj *o, const struct map_change *c, struct drop *d, 
     for (struct vsnap *s = vobj_snap(o, o->parent_snap); s && s->epoch >= c->birth && n < 64; s = vobj_snap(o, s->parent))
         late[n++] = s;
     for (unsigned i = n; i-- > 0;) {
-        struct mnode *leaf = mtree_own_shared(o, &late[i]->tree, c->piece, c->birth);
+        struct mnode *leaf = mtree_own_shared(o, &late[i]->tree, c->piece, late[i]->epoch);
         if (i == n - 1)
             d->prev_snap = late[i]->parent;
         if (leaf == *ret_last)
@@ -79,7 +79,8 @@ static int map_apply(struct vobj *o, const struct map_change *c)
     if (done && leaf == done) {
         mtree_own_shared(o, &o->live, c->piece, c->birth);
     } else {
-        r = set_in(mtree_own(o, &o->live, c->piece, c->birth), c, done ? NULL : &d);
+        /* the node is born now even if the data is older: no snapshot has this version of it */
+        r = set_in(mtree_own(o, &o->live, c->piece, o->epoch), c, done ? NULL : &d);
         if (r < 0)
             return r;
     }
@@ -345,7 +346,7 @@ static int apply_attr(struct vobj *o, const struct vmfs_rec_attr_disk *d)
 static int apply_resize(struct vobj *o, uint64_t size)
 {
     unsigned level = mtree_level_for((size + VMFS_PIECE - 1) / VMFS_PIECE);
-    mtree_grow(o->v, &o->live, level);
+    mtree_grow(o->v, &o->live, level, o->epoch);
     if (o->live.level < level)
         return -ENOMEM;
     o->ino.size = size;

@@ -258,30 +258,41 @@ static struct mnode *node_copy(struct vmfs *v, const struct mnode *n)
     return c;
 }
 
+/* A copy of @n for the live tree. The place of @n on disk is given back when the copy is written, if it is the live tree's to give
+ * back: a holder in memory alone (a snapshot that is all but gone, a diff) does not keep it. */
+static struct mnode *live_copy(struct vobj *o, const struct mnode *n, uint64_t piece)
+{
+    struct mnode *c = node_copy(o->v, n);
+    uint64_t end = (piece / mnode_span(n->level) + 1) * mnode_span(n->level);
+    if (c && n->ptr.addr && !held_by_ancestors(o, o->parent_snap, n->ptr.birth, end))
+        c->ptr = n->ptr;
+    return c;
+}
+
 /* The node of a slot, private to its parent (unless @share: a late write into a snapshot changes the node all its holders see). */
-static struct mnode *own_slot(struct vmfs *v, struct mchild *c, unsigned level, uint64_t birth, bool share)
+static struct mnode *own_slot(struct vobj *o, struct mchild *c, unsigned level, uint64_t piece, uint64_t birth, bool share)
 {
     if (!c->mem) {
-        c->mem = mnode_new(v, level);
+        c->mem = mnode_new(o->v, level);
         if (!c->mem)
             return NULL;
         c->mem->ptr = (struct mptr){ 0 };
     } else if (c->mem->refs > 1 && !share) {
-        struct mnode *n = node_copy(v, c->mem);
+        struct mnode *n = live_copy(o, c->mem, piece);
         if (!n)
             return NULL;
-        mnode_put(v, c->mem);
+        mnode_put(o->v, c->mem);
         c->mem = n;
     }
-    mark_dirty(v, c->mem, birth);
+    mark_dirty(o->v, c->mem, birth);
     return c->mem;
 }
 
 static struct mnode *own_path(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t birth, bool share)
 {
-    struct mnode *n = own_slot(o->v, &t->root, t->level, birth, share);
+    struct mnode *n = own_slot(o, &t->root, t->level, piece, birth, share);
     while (n && n->level)
-        n = own_slot(o->v, &n->child[child_index(n->level, piece)], n->level - 1u, birth, share);
+        n = own_slot(o, &n->child[child_index(n->level, piece)], n->level - 1u, piece, birth, share);
     return n;
 }
 

@@ -3,6 +3,7 @@
 #include "common/daemon.h"
 #include "snapshot/cmd_storage.h"
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
 
@@ -156,6 +157,24 @@ static int bring_up(struct site *s, bool *ret_already, struct gr_err *err)
     return 0;
 }
 
+/* Datastores that are registered but cannot be joined: their disks are not served. */
+static int tell_missing(struct site *s)
+{
+    json_t *rows = ask(s, s->storaged, "datastore.list"), *row;
+    size_t i;
+    int n = 0;
+    json_array_foreach(rows, i, row)
+    {
+        const char *why = json_string_value(json_object_get(row, "error"));
+        if (!why)
+            continue;
+        fprintf(stderr, "warning: %s\n", why);
+        n++;
+    }
+    json_decref(rows);
+    return n;
+}
+
 static int cmd_up(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     struct site s;
@@ -172,11 +191,14 @@ static int cmd_up(struct gr_cmd_ctx *c, struct gr_err *err)
                           json_object_get(st, "portal"), "multipath-portal", json_object_get(st, "multipath-portal"), "mover",
                           json_object_get(st, "mover"), "storaged-pid", (int)gr_daemon_pid(s.storaged), "hostd-pid",
                           (int)gr_daemon_pid(s.hostd));
+    int missing = tell_missing(&s);
     const char *portal = json_string_value(json_object_get(st, "portal")), *mover = json_string_value(json_object_get(st, "mover"));
     r = gr_cmd_done(c, o, "%s: iSCSI portal %s, mover %s", already ? "up already" : "up", portal ? portal : "?", mover ? mover : "?");
     json_decref(st);
     json_decref(o);
     site_done(&s);
+    if (r == 0 && missing > 0)
+        return gr_fail(err, -GR_EPARTIAL, "%d datastore%s could not be joined", missing, missing == 1 ? "" : "s");
     return r;
 }
 

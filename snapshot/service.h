@@ -16,6 +16,7 @@
  *   datastore.check {"name"} parts {"line"} → {"name","sound","errors","objects","nodes","pieces","shared-pieces","regions",
  *       "leaked-units"}
  *   datastore.grow {"name","size"} → as datastore.info      datastore.recover {"name"} → {"recovered"}
+ *   datastore.rescan {"name"} another host made it grow → as datastore.info
  *   disk.create {"disk","size","provision"?:"thin|thick|eager"} → as disk.info
  *   disk.list {"path"?: "DS" or "DS/DIR"} → [{"disk","size","used","provision","snapshots","owner","uuid"}]
  *   disk.info {"disk"} → {"disk","size","used","provision","uuid","id","snapshots","owner","owner-self","parent","mtime"}

@@ -508,6 +508,31 @@ static int op_check(struct snap_op *op)
 }
 SNAP_METHOD(op_check, "datastore.check")
 
+static void note_address(void *arg, const struct vmfs_slot_info *s)
+{
+    if (s->alive && !s->self && s->address[0])
+        json_array_append_new(arg, json_string(s->address));
+}
+
+/* The other hosts see the new space at their next start, or now. */
+static void tell_others(struct snap_op *op, struct snap_ds *ds)
+{
+    snap_auto_json json_t *addresses = json_array();
+    size_t i;
+    json_t *a;
+    if (vmfs_slots(ds->v, note_address, addresses, NULL) < 0)
+        return;
+    json_array_foreach(addresses, i, a)
+    {
+        struct gr_rpc_client *peer = NULL;
+        struct gr_err err = {0};
+        if (gr_rpc_connect(op->s->o.loop, json_string_value(a), &peer, &err) < 0 ||
+            gr_rpc_call(peer, "datastore.rescan", json_pack("{s:s}", "name", ds->name), NULL, NULL, 10000, NULL, &err) < 0)
+            snap_warn(op->s, "datastore '%s': another host cannot be told that it grew: %s", ds->name, err.text);
+        gr_rpc_client_free(peer);
+    }
+}
+
 static int op_grow(struct snap_op *op)
 {
     struct snap_ds *ds = NULL;
@@ -533,11 +558,35 @@ static int op_grow(struct snap_op *op)
     if (r == 0)
         r = vmfs_grow(ds->v, op->err);
     if (r == 0)
+        tell_others(op, ds);
+    if (r == 0)
         r = result_info(op, ds);
     snap_ds_put(ds);
     return r;
 }
 SNAP_METHOD(op_grow, "datastore.grow")
+
+/* Another host lengthened the last device: take notice. */
+static int op_rescan(struct snap_op *op)
+{
+    struct snap_ds *ds = NULL;
+    struct gr_geometry g;
+    struct stat st;
+    int r = get_named(op, &ds);
+    if (r < 0)
+        return r;
+    unsigned last = ds->n_devices - 1;
+    r = gr_bdev_geometry(ds->bdevs[last], &g);
+    if (r == 0 && stat(ds->devices[last], &st) == 0 && S_ISREG(st.st_mode) && (uint64_t)st.st_size > g.size)
+        r = gr_bdev_file_resize(ds->bdevs[last], (uint64_t)st.st_size, op->err);
+    if (r == 0)
+        r = vmfs_grow(ds->v, op->err);
+    if (r == 0)
+        r = result_info(op, ds);
+    snap_ds_put(ds);
+    return r;
+}
+SNAP_METHOD(op_rescan, "datastore.rescan")
 
 static int op_recover(struct snap_op *op)
 {
@@ -554,6 +603,7 @@ SNAP_METHOD(op_recover, "datastore.recover")
 const struct gr_rpc_method snap_datastore_methods[] = {
     {"datastore.create", rpc_op_create},   {"datastore.join", rpc_op_join},   {"datastore.leave", rpc_op_leave},
     {"datastore.destroy", rpc_op_destroy}, {"datastore.list", rpc_op_list},   {"datastore.info", rpc_op_info},
-    {"datastore.check", rpc_op_check},     {"datastore.grow", rpc_op_grow},   {"datastore.recover", rpc_op_recover},
+    {"datastore.check", rpc_op_check},     {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
+    {"datastore.recover", rpc_op_recover},
     {NULL, NULL},
 };

@@ -47,6 +47,13 @@ check 'the difference that b asked of a' jq -e '. == [{"offset": 0, "length": 65
 run_mustfail 4 'in use' a datastore destroy ds --yes
 run_check b datastore check ds
 
+# the datastore grows under both
+run_check a datastore grow ds 768M
+for h in a b; do
+    $h datastore info ds --json > "$T/out"
+    check "$h sees the new space" jq -e '.size == 805306368 and .free > 629145600' "$T/out"
+done
+
 # a is killed: b takes its disks over, with what was flushed
 pid=$(cat "$A/run/storaged.pid")
 kill -9 "$pid"
@@ -59,4 +66,26 @@ run_check qemu-io -r -f raw -c 'read -P 0x41 0 64k' "$here"
 run_check a down
 run_check a datastore check ds
 run_check b datastore check ds
+# a command at work holds a disk: it is waited for, and then named
+head -c 250M /dev/urandom > "$T/img"
+run_check a disk import "$T/img" ds/img --format raw
+held=no
+for delay in 0.1 0.15 0.2 0.08 0.25 0.12 0.3; do
+    rm -f "$T/copy"
+    GRANARY_HOME=$B granary disk export ds/img "$T/copy" > "$T/export.out" 2>&1 &
+    holder=$!
+    track $holder
+    sleep $delay
+    kill -STOP $holder
+    timeout 5 env GRANARY_HOME="$A" granary disk info ds/img --json > "$T/out" 2> "$T/err" || true
+    if [ -s "$T/out" ] && jq -e '.owner != "" and (."owner-self" | not)' "$T/out" > /dev/null; then held=yes; break; fi
+    kill -CONT $holder
+    wait $holder || true
+done
+[ $held = yes ] || fail 'never stopped while it held the disk'
+run_mustfail 4 'owned by host' a snapshot create ds/img --name late
+kill -CONT $holder
+wait $holder || fail "the export failed: $(cat "$T/export.out")"
+cmp "$T/img" "$T/copy" || fail 'the exported bytes differ'
+run_check a snapshot create ds/img --name late
 if grep -sq Sanitizer "$T"/home/log/*.log "$T"/b/log/*.log "$T"/*/lab/host*/log/*.log; then fail 'a sanitizer complains'; fi

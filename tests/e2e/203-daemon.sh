@@ -78,4 +78,18 @@ wait $one || fail "the first of two: $(cat "$T/up1")"
 wait $two || fail "the second of two: $(cat "$T/up2")"
 check 'one socket, one daemon' granary status
 run_check granary down
+# a second portal; a datastore that is not there any more
+run_check granary up --portal 127.0.0.1:0 --multipath-portal 127.0.0.1:0 --json
+second=$(get '."multipath-portal"')
+check 'two portals' [ "$(get .portal)" != "$second" ]
+run_check iscsi-ls "iscsi://$second"
+run_check granary down
+mv "$T/ds2.img" "$T/away.img"
+run_mustfail 3 'ds2' granary up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+run_check iscsi-inq "$(lun ds/vm/root iscsi-url)"
+run_check granary datastore list --json
+check 'it is shown as failed' jq -e 'map(select(.name == "ds2"))[0].state == "failed"' "$T/out"
+run_check granary datastore leave ds2
+run_check granary up --portal 127.0.0.1:0
+run_check granary down
 if grep -sq Sanitizer "$T"/home/log/*.log "$T"/b/log/*.log "$T"/*/lab/host*/log/*.log; then fail 'a sanitizer complains'; fi

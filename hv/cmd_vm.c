@@ -316,7 +316,7 @@ static const struct gr_opt create_opts[] = {
 };
 static const struct gr_opt start_opts[] = {
     {"wait", "agent", "return when the guest agent answers", false},
-    {"timeout", "SECONDS", "how long to wait (default 120)", false},
+    {"timeout", "SECONDS", "how long to wait (default 300)", false},
     {NULL, NULL, NULL, false},
 };
 static const struct gr_opt stop_opts[] = {

@@ -15,7 +15,7 @@ static int m_start(void *arg, struct gr_rpc_call *call, json_t *params, json_t *
     gr_auto_free char *path = NULL;
     char uuid[37];
     const char *wait = NULL;
-    uint64_t ms = 120000;
+    uint64_t ms = 300000;
     int r;
     if ((r = gr_json_opt_str(params, "wait", &wait, err)) < 0 || (r = gr_json_opt_u64(params, "timeout-ms", &ms, err)) < 0 ||
         (r = hv_hostd_resolve(h, params, &path, uuid, err)) < 0)

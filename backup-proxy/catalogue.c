@@ -109,7 +109,7 @@ static int open_at(const char *path, sqlite3 **ret)
         r = examine(db);
     }
     if (r == 1) {
-        gr_auto_free char *mode = ask(db, "PRAGMA journal_mode=WAL");
+        free(ask(db, "PRAGMA journal_mode=WAL")); /* where it cannot be, the older journal does */
         r = sql(db, schema);
         if (r == 0)
             r = sql(db, "PRAGMA user_version=1");

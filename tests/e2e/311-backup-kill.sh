@@ -20,7 +20,7 @@ run_check granary backup run --disk ds1/a --disk ds1/b --name pair --repo "$repo
 killed=0 finished=0 seed=100
 leftovers() {
     for d in a b; do granary snapshot list "ds1/$d" --json | jq -r '.[].name'; done
-    ls home/state/intents repo/tmp repo/leases | grep -v ':$' || true
+    ls home/state/intents; ls repo/tmp; ls repo/leases
     granary disk list --json | jq -r '.[].disk' | grep -v '^ds1/[ab]$' || true
 }
 kill_at() { # CALL N CMD...

@@ -395,7 +395,8 @@ static int store_from(struct job *j, struct jdisk *d, struct gr_bdev *src)
                              .next_arg = d->incremental ? (void *)&d->ranges : &feed,
                              .level = j->spec->level,
                              .progress = on_progress,
-                             .progress_arg = j};
+                             .progress_arg = j,
+                             .cancel = &j->env->cancel};
     r = bp_store_disk(&s, &d->root, &d->st, j->err);
     gr_chan_close(ch);
     return r;
@@ -497,6 +498,8 @@ static int job_steps(struct job *j, json_t **ret)
     for (unsigned i = 0; r == 0 && i < j->n; i++)
         if ((r = plan_disk(j, &j->disk[i])) == 0)
             r = store_one(j, &j->disk[i]);
+    if (r == 0 && j->env->cancel)
+        r = gr_fail(j->err, -GR_ECANCELED, "ended by a signal");
     if (r == 0)
         r = commit(j, began, ret);
     return r;

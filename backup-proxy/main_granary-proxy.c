@@ -4,6 +4,7 @@
 #include "common/cleanup.h"
 #include "snapshot/client.h"
 #include "snapshot/snapshot.h"
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -126,6 +127,12 @@ static void on_warn(void *arg, const char *text)
     (void)arg;
     fprintf(stderr, "warning: %s\n", text);
 }
+/* The snapshot goes away and the repository is left in order before the process ends. */
+static void on_signal(void *arg, int signo)
+{
+    struct bp_env *env = arg;
+    env->cancel = true;
+}
 static int env_open(struct gr_cmd_ctx *c, struct bp_env *ret, struct gr_err *err)
 {
     struct proxy *p = gr_zalloc(sizeof *p);
@@ -147,6 +154,8 @@ static int env_open(struct gr_cmd_ctx *c, struct bp_env *ret, struct gr_err *err
                            .open_local = open_local,
                            .progress = on_progress,
                            .warn = on_warn};
+    (void)gr_loop_signal(p->loop, SIGTERM, on_signal, ret);
+    (void)gr_loop_signal(p->loop, SIGINT, on_signal, ret);
     return 0;
 }
 static void env_close(struct bp_env *env)

@@ -111,6 +111,8 @@ static int store_next(void *arg, void *slot, struct gr_err *err)
     t->s = s;
     t->n = t->pieces = 0;
     t->zero = false;
+    if (s->job->cancel && *s->job->cancel)
+        return gr_fail(err, -GR_ECANCELED, "ended by a signal");
     while (t->n < SLOT_SEGS && t->pieces < SLOT_PIECES) {
         int r = s->q_at < s->q_n ? 1 : queue_fill(s, err);
         if (r <= 0)

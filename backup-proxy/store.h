@@ -30,6 +30,7 @@ struct bp_store_job {
     int level;                 /* zstd level; 0: 3 */
     void (*progress)(void *arg, uint64_t done, uint64_t total); /* bytes of the disk; may be NULL */
     void *progress_arg;
+    const bool *cancel;        /* set to true: the job ends with -GR_ECANCELED; may be NULL */
 };
 /* All of it; on return 0 every pack is sealed and *ret_root (raw == 0: all zeros) is a complete map. What a failed run has put
  * into packs is a collection's business. Fiber; suspends. */

@@ -2,7 +2,7 @@
 # The transports against a running daemon: san (iSCSI), lan (NBD with TLS), local (the datastore itself, as a reader beside the
 # daemon), each full and incremental; restores through the daemon; files out of a point.
 . "$(dirname "$0")/lib.sh"
-requires granary granary-proxy granary-storaged jq qemu-io qemu-img mke2fs cmp
+requires granary granary-proxy granary-storaged jq qemu-io qemu-img mke2fs cmp python3
 cd "$T"
 repo=$T/repo
 field() { jq -r ".[0][\"$1\"]" out; }
@@ -54,6 +54,23 @@ kill -KILL $pid 2> /dev/null || true; wait $pid || true
 run_check granary backup run --disk ds1/vm/data --name killed --repo "$repo" --transport san
 check "no snapshot stays after a kill" test "$(granary snapshot list ds1/vm/data --json | jq length)" = 0
 check "no intent either" test -z "$(ls home/state/intents)"
+# ended by a signal: in order, at once
+granary-proxy backup --repo "$repo" --transport lan --disk ds1/vm/data --name ended --json > ended.log 2>&1 & pid=$!
+wait_for 20 bash -c 'granary snapshot list ds1/vm/data --json | jq -e "length>0" > /dev/null || ! kill -0 '$pid
+kill -TERM $pid 2> /dev/null || true; wait $pid || true
+check "nothing left by a job that was told to end" test "$(granary snapshot list ds1/vm/data --json | jq length)$(ls home/state/intents)$(ls repo/tmp)" = 0
+# three jobs at once into one repository, and one of a name that is being backed up
+pids=()
+for k in 1 2 3; do granary-proxy backup --repo "$repo" --transport lan --disk ds1/vm/data --name "at-once-$k" > "once$k.log" 2>&1 & pids+=($!); done
+for p in "${pids[@]}"; do wait "$p" || { cat once*.log; fail "a job beside others failed"; }; done
+run_check qemu-img convert -f raw -O raw "$data" data.now
+for k in 1 2 3; do rm -f x.raw; run_check granary backup export "at-once-$k" x.raw --format raw --repo "$repo"; check "job $k of three" cmp x.raw data.now; done
+(exec 7> "repo/leases/.name-$(printf taken | sha256sum | cut -c1-16)"
+    python3 -c 'import fcntl, struct, time; fcntl.fcntl(7, 37, struct.pack("hhqqi", fcntl.F_WRLCK, 0, 0, 0, 0)); time.sleep(60)' & echo $! > holder.pid; wait) &
+wait_for 10 test -s holder.pid
+track "$(cat holder.pid)"; sleep 1
+run_mustfail 4 "another job is backing up 'taken'" granary backup run --disk ds1/vm/data --name taken --repo "$repo"
+end_pid "$(cat holder.pid)"
 run_check granary backup verify --repo "$repo"
 run_check granary down
 run_check granary datastore check ds1

@@ -41,7 +41,7 @@ run_check granary vm delete web --yes
 run_check granary restore vm "$point" --as ds/back --repo "$repo"
 run_mustfail 1 "exists already" granary restore vm "$point" --as ds/back --repo "$repo"
 check "a new machine" sh -c "granary vm list --json | jq -e 'any(.[]; .vm == \"ds/back\")' > /dev/null"
-run_check granary vm start back --wait agent
+granary vm start back --wait agent > start.log 2>&1 || { cat start.log; granary vm console back | tail -c 4000; fail "the restored guest does not start"; }
 granary vm exec back -- /usr/local/sbin/granary-selfcheck > self 2>&1 || { cat self; granary vm console back | tail -c 3000; fail "the restored guest does not confirm its files"; }
 check "the guest confirms its files" grep 'granary-selfcheck: OK files=.* disks=2' self
 while read -r sum path; do

@@ -1,4 +1,5 @@
 #!/bin/bash
+# timeout: 900
 # Damaged and hostile guest file systems: the reader may fail, the mount answers with I/O errors and lives.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/guest-images.sh"
@@ -7,7 +8,7 @@ requires_root
 [ -c /dev/fuse ] || skip "no /dev/fuse"
 walker=$(dirname "$0")/walk-hostile.py
 seed=${GRANARY_SEED:-$RANDOM}
-rounds=${GRANARY_ROUNDS:-12}
+rounds=${GRANARY_ROUNDS:-6}
 mkdir -p "$T/m"
 on_exit 'granary-mount --unmount --force "$T/m"'
 touched=0

@@ -246,6 +246,22 @@ static bool unmap_list_ok(struct tgt_task *t, uint32_t *ret_n)
     return true;
 }
 
+/* Whole granules are given back; the edges are zeroed, so that all of it reads as zeros (LBPRZ). */
+static int unmap_range(struct tgt_task *t, uint64_t off, uint64_t len)
+{
+    struct tgt_lu *lu = t->lu;
+    uint64_t granule = lu->geo.unmap_granule, end = off + len;
+    uint64_t first = (off + granule - 1) / granule * granule, last = end == lu->geo.size ? end : end / granule * granule;
+    if (first >= last)
+        return gr_write_zeroes(lu->chan, off, len, GR_BIO_MAY_UNMAP);
+    int r = first > off ? gr_write_zeroes(lu->chan, off, first - off, GR_BIO_MAY_UNMAP) : 0;
+    for (uint64_t at = first; !r && at < last && !t->aborted; at += ZERO_PIECE)
+        r = gr_unmap(lu->chan, at, GR_MIN((uint64_t)ZERO_PIECE, last - at), 0);
+    if (!r && end > last)
+        r = gr_write_zeroes(lu->chan, last, end - last, GR_BIO_MAY_UNMAP);
+    return r;
+}
+
 void tgt_run_unmap(struct tgt_task *t)
 {
     uint32_t n;
@@ -268,8 +284,7 @@ void tgt_run_unmap(struct tgt_task *t)
         if (t->range.active)
             tgt_range_end(&lu->ranges, &t->range);
         tgt_fiber_range(t, off, len, false);
-        for (uint64_t done = 0; !r && done < len && !t->aborted; done += ZERO_PIECE)
-            r = gr_unmap(lu->chan, off + done, GR_MIN((uint64_t)ZERO_PIECE, len - done), 0);
+        r = unmap_range(t, off, len);
     }
     finish(t, r);
 }

@@ -3,10 +3,11 @@
 # "ds": a fully allocated disk of a datastore (a file) beside tgt on a bare O_DIRECT file of the same disk; "file": both on bare
 # O_DIRECT files; "shm": both on tmpfs. Medians of ROUNDS rounds of SECONDS_EACH seconds, and their ratios; commands per second
 # of the target's CPU time tell more than the wall clock where the machine or the disk is busy.
+# WRAP: put in front of both targets and of the client ("chrt -f 10" on a machine that others use at the same time).
 # FILE_DIR: where the disk files go (default: a directory under TMPDIR). Exits 1 when a 4 KiB ratio is below MIN_RATIO.
 set -u
 root=$(cd "$(dirname "$0")/../.." && pwd); B=${B:-$root/build/release}
-ROUNDS=${ROUNDS:-3}; SECONDS_EACH=${SECONDS_EACH:-2}; SIZE=${SIZE:-512M}; MIN_RATIO=${MIN_RATIO:-1.5}
+ROUNDS=${ROUNDS:-3}; SECONDS_EACH=${SECONDS_EACH:-2}; SIZE=${SIZE:-512M}; MIN_RATIO=${MIN_RATIO:-1.5}; WRAP=${WRAP:-}
 command -v tgtd > /dev/null && command -v tgtadm > /dev/null || { echo "iscsi: tgt is not installed, nothing to compare with"; exit 0; }
 [ "$(id -u)" = 0 ] || { echo "iscsi: tgt needs root"; exit 0; }
 dir=$(mktemp -d "${FILE_DIR:-${TMPDIR:-/tmp}}/granary-bench.XXXXXX"); shm=$(mktemp -d /dev/shm/granary-bench.XXXXXX); pids=()
@@ -24,9 +25,9 @@ done
 # allocated and written once, so that neither side pays for the file system's first writes
 for n in ours peer; do dd if=/dev/zero of="$dir/$n" bs=4M count=$(($(stat -c %s "$dir/$n") >> 22)) oflag=direct conv=notrunc status=none; done
 port=$(free_port); control=$((port % 10000 + 20000))
-"$B/tests/tools/tgt_demo" --portal 127.0.0.1:0 "bench/disk=file:$dir/ours" "bench/shm=file:$shm/ours" > "$dir/out" 2> "$dir/err" &
+$WRAP "$B/tests/tools/tgt_demo" --portal 127.0.0.1:0 "bench/disk=file:$dir/ours" "bench/shm=file:$shm/ours" > "$dir/out" 2> "$dir/err" &
 ours_pid=$!; pids+=("$ours_pid")
-tgtd -f -C $control --iscsi portal=127.0.0.1:"$port" > "$dir/tgtd.log" 2>&1 &
+$WRAP tgtd -f -C $control --iscsi portal=127.0.0.1:"$port" > "$dir/tgtd.log" 2>&1 &
 peer_pid=$!; pids+=("$peer_pid")
 for _ in $(seq 100); do grep -q ready "$dir/out" && tgtadm -C $control --op show --mode sys > /dev/null 2>&1 && break; sleep 0.1; done
 adm() { tgtadm -C $control --lld iscsi "$@" || exit 1; }
@@ -39,7 +40,7 @@ adm --op bind --mode target --tid 2 -I ALL
 export GRANARY_HOME=$dir/home
 "$B/bin/granary" datastore create bench "$dir/ds" --size $(($(numfmt --from=iec "$SIZE") + (1 << 30))) > /dev/null &&
     "$B/bin/granary" disk create bench/disk --size "$SIZE" --provision eager > /dev/null &&
-    "$B/bin/granary" up --portal 127.0.0.1:0 --mover 127.0.0.1:0 > /dev/null || { echo "iscsi: the datastore cannot be served"; exit 1; }
+    $WRAP "$B/bin/granary" up --portal 127.0.0.1:0 --mover 127.0.0.1:0 > /dev/null || { echo "iscsi: the datastore cannot be served"; exit 1; }
 ds=$("$B/bin/granary" lun list --json | sed -n 's|.*iscsi://\([^/]*\)/.*|\1|p' | head -1)
 ds_pid=$(cat "$GRANARY_HOME/run/storaged.pid")
 ours=$(sed -n 's|.*iscsi://\([^/]*\)/.*|\1|p' "$dir/out" | head -1)
@@ -48,7 +49,7 @@ one() { # SIDE DISK RW BS -> "iops p99 target-cpu"
     [ "$2" = shm ] || name=disk
     [ "$2" = ds ] && at=$ds pid=$ds_pid
     [ "$1" = peer ] && at=127.0.0.1:$port pid=$peer_pid lun=1
-    "$B/tests/bench/iscsi_load" "$at" "iqn.2026-11.local.granary:bench:$name" --rw "$3" --bs "$4" --lun $lun --depth 32 --conns "${CONNS:-1}" \
+    $WRAP "$B/tests/bench/iscsi_load" "$at" "iqn.2026-11.local.granary:bench:$name" --rw "$3" --bs "$4" --lun $lun --depth 32 --conns "${CONNS:-1}" \
         --time "$SECONDS_EACH" --size "$SIZE" --pid "$pid" | sed 's/.*"iops":\([0-9]*\).*"p99-us":\([0-9.]*\).*"target-cpu":\([0-9.]*\).*/\1 \2 \3/'
 }
 median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }

@@ -87,7 +87,7 @@ static int take_unit(struct cursor *c, unsigned parts, struct bp_unit *ret)
         struct bp_part *p = &ret->part[k];
         if (take(c, &d, sizeof d) < 0 || take_ref(c, &p->ref) < 0 || p->ref.raw % REPO_PIECE)
             return -GR_ECORRUPT;
-        if (d.first < next || d.count == 0 || d.count > REPO_PIECES - d.first || d.src > p->ref.raw / REPO_PIECE ||
+        if (d.first < next || d.first >= REPO_PIECES || d.count == 0 || d.count > REPO_PIECES - d.first || d.src > p->ref.raw / REPO_PIECE ||
             d.count > p->ref.raw / REPO_PIECE - d.src)
             return -GR_ECORRUPT;
         p->first = d.first;

@@ -282,7 +282,7 @@ FIBER_TEST(hostile_nodes)
     static const struct node_case cases[] = {
         {"magic", 0, 4, 0},          {"level", 4, 1, 3},        {"version", 5, 1, 2},      {"count too large", 6, 2, 65535},
         {"first unit", 8, 8, 64},    {"slot 64", 16, 1, 64},    {"parts 0", 17, 1, 0},     {"parts 17", 17, 1, 17},
-        {"piece 16", 20, 1, 16},     {"count 0", 21, 1, 0},     {"count 17", 21, 1, 17},   {"source outside", 22, 1, 16},
+        {"piece 16", 20, 1, 16},     {"piece 64", 20, 1, 64},     {"count 0", 21, 1, 0},     {"count 17", 21, 1, 17},   {"source outside", 22, 1, 16},
         {"raw 0", 20 + 4 + 16, 4, 0}, {"raw not pieces", 20 + 4 + 16, 4, 100}, {"raw huge", 20 + 4 + 16, 4, UINT32_MAX},
         {"stored 0", 20 + 4 + 12, 4, 0}, {"stored huge", 20 + 4 + 12, 4, 1u << 30},
         {"count one less: bytes left over", 6, 2, 1},

@@ -1,7 +1,6 @@
-/* Methods datastore.*: create, join, leave, destroy, list, info, check, grow, recover. */
+/* Methods datastore.*: join, leave, list, info, check, grow, recover. Create and destroy: service_format.c. */
 #include "common/buf.h"
 #include "snapshot/service_int.h"
-#include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
 
@@ -127,82 +126,8 @@ static int op_list(struct snap_op *op)
 }
 SNAP_METHOD(op_list, "datastore.list")
 
-/* ---- create ---- */
-struct creation {
-    struct gr_loop *loop;
-    const char *paths[VMFS_DEVICES_MAX];
-    bool made[VMFS_DEVICES_MAX]; /* made or lengthened here, to be undone */
-    bool was_empty[VMFS_DEVICES_MAX];
-    struct gr_bdev *bdevs[VMFS_DEVICES_MAX];
-    unsigned n;
-    uint64_t size;
-    bool has_size;
-};
-
-static void creation_close(struct creation *c)
-{
-    for (unsigned i = 0; i < c->n; i++) {
-        gr_bdev_put(c->bdevs[i]);
-        c->bdevs[i] = NULL;
-    }
-}
-
-static void creation_undo(struct creation *c)
-{
-    creation_close(c);
-    for (unsigned i = 0; i < c->n; i++) {
-        if (c->made[i])
-            unlink(c->paths[i]);
-        else if (c->was_empty[i] && truncate(c->paths[i], 0) < 0)
-            continue; /* an empty file stays longer than it was: nothing is lost */
-    }
-}
-
-/* A missing file is made; an empty one gets its length; anything else is taken as it is. */
-static int device_prepare(struct creation *c, unsigned i, struct gr_err *err)
-{
-    const char *path = c->paths[i];
-    struct stat st;
-    bool missing = stat(path, &st) < 0;
-    if (missing && errno != ENOENT)
-        return gr_fail(err, -errno, "%s: %s", path, strerror(errno));
-    if (!missing && !S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
-        return gr_fail(err, -EINVAL, "%s: neither a regular file nor a block device", path);
-    if (missing && !c->has_size)
-        return gr_fail(err, -ENOENT, "%s: no such device or file; give --size to make a file", path);
-    if (!missing && (S_ISBLK(st.st_mode) || st.st_size > 0)) {
-        if (c->has_size && S_ISREG(st.st_mode) && (uint64_t)st.st_size != c->size)
-            return gr_fail(err, -EEXIST, "%s: is there already and is %llu bytes long, not %llu: leave --size away or remove the file", path,
-                           (unsigned long long)st.st_size, (unsigned long long)c->size);
-        return 0;
-    }
-    if (!c->has_size)
-        return gr_fail(err, -GR_EUSAGE, "%s: an empty file; give --size", path);
-    gr_auto_close int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | (missing ? O_EXCL : 0), 0600);
-    if (fd < 0)
-        return gr_fail(err, -errno, "%s: cannot make the file: %s", path, strerror(errno));
-    c->made[i] = missing;
-    c->was_empty[i] = !missing;
-    if (ftruncate(fd, (off_t)c->size) < 0)
-        return gr_fail(err, -errno, "%s: cannot make it %llu bytes long: %s", path, (unsigned long long)c->size, strerror(errno));
-    return 0;
-}
-
-static int device_check(struct creation *c, unsigned i, bool force, struct gr_err *err)
-{
-    char what[160] = "";
-    int r = snap_device_open(c->loop, c->paths[i], &c->bdevs[i], err);
-    if (r < 0)
-        return r;
-    r = vmfs_probe(c->loop, c->bdevs[i], what, err);
-    if (r < 0)
-        return gr_prefix(err, r, "%s", c->paths[i]);
-    if (what[0] && !force)
-        return gr_fail(err, -EEXIST, "%s: holds a %s already; nothing was changed (--force formats over it)", c->paths[i], what);
-    return 0;
-}
-
-static int params_devices(struct snap_op *op, json_t **ret, const char *paths[VMFS_DEVICES_MAX], unsigned *ret_n)
+/* ---- what requests have in common; join ---- */
+int snap_op_devices(struct snap_op *op, json_t **ret, const char *paths[VMFS_DEVICES_MAX], unsigned *ret_n)
 {
     json_t *devices = NULL;
     int r = gr_json_array(op->params, "devices", &devices, op->err);
@@ -225,7 +150,7 @@ static int params_devices(struct snap_op *op, json_t **ret, const char *paths[VM
 }
 
 /* With the lock held: put the datastore into the registry and join it; a failure leaves the registry as it was. */
-static int register_and_join(struct snap_op *op, const char *name, json_t *devices, struct snap_ds **ret)
+int snap_op_register(struct snap_op *op, const char *name, json_t *devices, struct snap_ds **ret)
 {
     struct snap_svc *s = op->s;
     struct snap_ds *ds = NULL;
@@ -245,82 +170,11 @@ static int register_and_join(struct snap_op *op, const char *name, json_t *devic
     return 0;
 }
 
-static int result_info(struct snap_op *op, struct snap_ds *ds)
+int snap_op_datastore(struct snap_op *op, struct snap_ds *ds)
 {
     json_t *o = info_row(ds, op->err);
     return o || op->err->code == 0 ? snap_op_result(op, o) : op->err->code;
 }
-
-/* Even --force does not format over a datastore that is registered here, joined or not. */
-static int refuse_registered(struct snap_svc *s, const struct creation *c, struct gr_err *err)
-{
-    struct stat a, b;
-    for (struct snap_ds *ds = s->list; ds; ds = ds->next)
-        for (unsigned i = 0; i < ds->n_devices; i++)
-            for (unsigned k = 0; k < c->n; k++)
-                if (stat(ds->devices[i], &a) == 0 && stat(c->paths[k], &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
-                    return gr_fail(err, -GR_ELOCKED, "%s: holds datastore '%s', which is registered here; leave or destroy it first", c->paths[k],
-                                   ds->name);
-    return 0;
-}
-
-static int format_devices(struct snap_op *op, const char *name, struct creation *c)
-{
-    bool force = false, preallocate = false;
-    int r = gr_json_opt_bool(op->params, "force", &force, op->err);
-    if (r == 0)
-        r = gr_json_opt_bool(op->params, "preallocate", &preallocate, op->err);
-    for (unsigned i = 0; i < c->n && r == 0; i++)
-        r = device_prepare(c, i, op->err);
-    for (unsigned i = 0; i < c->n && r == 0; i++)
-        r = device_check(c, i, force, op->err);
-    if (r < 0)
-        return r;
-    struct vmfs_format_opts fo = {.name = name, .force = force, .preallocate = preallocate};
-    return vmfs_format(c->loop, c->bdevs, c->n, &fo, op->err);
-}
-
-static int op_create(struct snap_op *op)
-{
-    const char *name = NULL;
-    json_t *devices = NULL;
-    struct creation c = {.loop = op->s->o.loop};
-    int r = gr_json_str(op->params, "name", &name, op->err);
-    if (r == 0)
-        r = snap_datastore_name_check(name, op->err);
-    if (r == 0)
-        r = params_devices(op, &devices, c.paths, &c.n);
-    c.has_size = json_object_get(op->params, "size") != NULL;
-    if (r == 0)
-        r = gr_json_opt_u64(op->params, "size", &c.size, op->err);
-    if (r < 0)
-        return r;
-    if (c.has_size && (c.size == 0 || c.size > INT64_MAX || c.size % 4096))
-        return gr_fail(op->err, -GR_EUSAGE, "datastore '%s': size %llu is not possible: it must be a multiple of 4096 above 0 and below 2^63",
-                       name, (unsigned long long)c.size);
-    gr_fmutex_lock(&op->s->lock);
-    struct snap_ds *ds = NULL;
-    if (snap_ds_find(op->s, name))
-        r = gr_fail(op->err, -EEXIST, "datastore '%s' is registered here already", name);
-    else
-        r = refuse_registered(op->s, &c, op->err);
-    if (r == 0)
-        r = format_devices(op, name, &c);
-    creation_close(&c);
-    if (r == 0)
-        r = register_and_join(op, name, devices, &ds);
-    if (r < 0)
-        creation_undo(&c);
-    else
-        ds->users++;
-    gr_fmutex_unlock(&op->s->lock);
-    if (r < 0)
-        return r;
-    r = result_info(op, ds);
-    snap_ds_put(ds);
-    return r;
-}
-SNAP_METHOD(op_create, "datastore.create")
 
 static int op_join(struct snap_op *op)
 {
@@ -330,26 +184,26 @@ static int op_join(struct snap_op *op)
     unsigned n;
     int r = gr_json_str(op->params, "name", &name, op->err);
     if (r == 0)
-        r = params_devices(op, &devices, paths, &n);
+        r = snap_op_devices(op, &devices, paths, &n);
     if (r < 0)
         return r;
     struct snap_ds *ds = NULL;
     gr_fmutex_lock(&op->s->lock);
-    r = register_and_join(op, name, devices, &ds);
+    r = snap_op_register(op, name, devices, &ds);
     if (r == 0)
         ds->users++;
     gr_fmutex_unlock(&op->s->lock);
     if (r < 0)
         return r;
     snap_svc_open_all(op->s);
-    r = result_info(op, ds);
+    r = snap_op_datastore(op, ds);
     snap_ds_put(ds);
     return r;
 }
 SNAP_METHOD(op_join, "datastore.join")
 
-/* ---- leave, destroy ---- */
-static int named(struct snap_op *op, struct snap_ds **ret)
+/* ---- leave ---- */
+int snap_op_named(struct snap_op *op, struct snap_ds **ret)
 {
     const char *name = NULL;
     int r = gr_json_str(op->params, "name", &name, op->err);
@@ -368,7 +222,7 @@ static int op_leave(struct snap_op *op)
 {
     struct snap_ds *ds = NULL;
     gr_fmutex_lock(&op->s->lock);
-    int r = named(op, &ds);
+    int r = snap_op_named(op, &ds);
     if (r == 0 && ds->v)
         r = snap_ds_leave(op->s, ds, true, op->err);
     if (r == 0) {
@@ -379,92 +233,6 @@ static int op_leave(struct snap_op *op)
     return r;
 }
 SNAP_METHOD(op_leave, "datastore.leave")
-
-struct others {
-    unsigned n;
-    char host[64];
-};
-
-static void count_other(void *arg, const struct vmfs_slot_info *s)
-{
-    struct others *o = arg;
-    if (!s->alive || s->self || strcmp(s->state, "free") == 0)
-        return;
-    o->n++;
-    memcpy(o->host, s->host_name, sizeof(o->host));
-}
-
-/* Nobody is joined any more: an empty volume is written over it, which is refused, even forced, when a host joined in the
- * meantime; then the traces go: a file is removed, a block device's ends are zeroed. */
-static int wipe(struct snap_op *op, struct snap_ds *ds)
-{
-    struct creation c = {.loop = op->s->o.loop, .n = ds->n_devices};
-    int r = 0;
-    for (unsigned i = 0; i < c.n && r == 0; i++) {
-        c.paths[i] = ds->devices[i];
-        r = snap_device_open(c.loop, c.paths[i], &c.bdevs[i], op->err);
-    }
-    struct vmfs_format_opts fo = {.name = ds->name, .force = true};
-    if (r == 0)
-        r = vmfs_format(c.loop, c.bdevs, c.n, &fo, op->err);
-    for (unsigned i = 0; i < c.n && r == 0; i++) {
-        struct stat st;
-        if (stat(c.paths[i], &st) == 0 && S_ISREG(st.st_mode)) {
-            if (unlink(c.paths[i]) < 0)
-                r = gr_fail(op->err, -errno, "%s: cannot be removed: %s", c.paths[i], strerror(errno));
-            continue;
-        }
-        struct gr_geometry g;
-        struct gr_chan *ch = NULL;
-        r = gr_bdev_geometry(c.bdevs[i], &g);
-        if (r == 0)
-            r = gr_chan_open(c.bdevs[i], c.loop, &ch);
-        uint64_t end = GR_MIN(g.size / 2, 64ull << 20) / 4096 * 4096;
-        if (r == 0)
-            r = gr_write_zeroes(ch, 0, end, 0);
-        if (r == 0)
-            r = gr_write_zeroes(ch, (g.size - end) / 4096 * 4096, end, 0);
-        if (r == 0)
-            r = gr_flush(ch);
-        gr_chan_close(ch);
-        if (r < 0)
-            gr_fail(op->err, r, "%s: cannot be wiped: %s", c.paths[i], gr_code_text(r));
-    }
-    creation_close(&c);
-    return r;
-}
-
-static int op_destroy(struct snap_op *op)
-{
-    struct snap_ds *ds = NULL;
-    bool yes = false;
-    int r = gr_json_opt_bool(op->params, "yes", &yes, op->err);
-    if (r < 0)
-        return r;
-    gr_fmutex_lock(&op->s->lock);
-    r = named(op, &ds);
-    if (r == 0 && !yes)
-        r = gr_fail(op->err, -GR_EUSAGE, "datastore '%s': destroying it removes all its disks for ever: add --yes", ds->name);
-    if (r == 0 && !ds->v)
-        r = snap_ds_join(op->s, ds, op->err);
-    struct others o = {0};
-    if (r == 0)
-        r = vmfs_slots(ds->v, count_other, &o, op->err);
-    if (r >= 0 && o.n > 0)
-        r = gr_fail(op->err, -GR_ELOCKED, "datastore '%s' is in use by host '%s'%s: it has to leave first", ds->name, o.host,
-                    o.n > 1 ? " and others" : "");
-    if (r >= 0)
-        r = snap_ds_leave(op->s, ds, true, op->err);
-    if (r == 0)
-        r = wipe(op, ds);
-    if (r == 0) {
-        snap_ds_remove(op->s, ds);
-        r = snap_registry_save(op->s, op->err);
-    }
-    gr_fmutex_unlock(&op->s->lock);
-    return r;
-}
-SNAP_METHOD(op_destroy, "datastore.destroy")
 
 /* ---- check, grow, recover ---- */
 struct check_lines {
@@ -560,7 +328,7 @@ static int op_grow(struct snap_op *op)
     if (r == 0)
         tell_others(op, ds);
     if (r == 0)
-        r = result_info(op, ds);
+        r = snap_op_datastore(op, ds);
     snap_ds_put(ds);
     return r;
 }
@@ -582,7 +350,7 @@ static int op_rescan(struct snap_op *op)
     if (r == 0)
         r = vmfs_grow(ds->v, op->err);
     if (r == 0)
-        r = result_info(op, ds);
+        r = snap_op_datastore(op, ds);
     snap_ds_put(ds);
     return r;
 }
@@ -600,9 +368,12 @@ static int op_recover(struct snap_op *op)
 }
 SNAP_METHOD(op_recover, "datastore.recover")
 
+SNAP_METHOD(snap_op_datastore_create, "datastore.create")
+SNAP_METHOD(snap_op_datastore_destroy, "datastore.destroy")
+
 const struct gr_rpc_method snap_datastore_methods[] = {
-    {"datastore.create", rpc_op_create},   {"datastore.join", rpc_op_join},   {"datastore.leave", rpc_op_leave},
-    {"datastore.destroy", rpc_op_destroy}, {"datastore.list", rpc_op_list},   {"datastore.info", rpc_op_info},
+    {"datastore.create", rpc_snap_op_datastore_create},   {"datastore.join", rpc_op_join},   {"datastore.leave", rpc_op_leave},
+    {"datastore.destroy", rpc_snap_op_datastore_destroy}, {"datastore.list", rpc_op_list},   {"datastore.info", rpc_op_info},
     {"datastore.check", rpc_op_check},     {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
     {"datastore.recover", rpc_op_recover},
     {NULL, NULL},

@@ -118,6 +118,15 @@ static inline void snap_json_decref(json_t **o)
 extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[];
 /* Remove what killed imports left in @ds. */
 void snap_clean_tmp(struct snap_svc *s, struct snap_ds *ds);
+/* Params of datastore.*: "devices" as absolute paths (borrowed from *ret); the registered datastore that "name" names. */
+int snap_op_devices(struct snap_op *op, json_t **ret, const char *paths[VMFS_DEVICES_MAX], unsigned *ret_n);
+int snap_op_named(struct snap_op *op, struct snap_ds **ret);
+/* With the lock held: put the datastore into the registry and join it; a failure leaves the registry as it was. */
+int snap_op_register(struct snap_op *op, const char *name, json_t *devices, struct snap_ds **ret);
+/* The result datastore.info gives. */
+int snap_op_datastore(struct snap_op *op, struct snap_ds *ds);
+int snap_op_datastore_create(struct snap_op *op);
+int snap_op_datastore_destroy(struct snap_op *op);
 int snap_op_disk_import(struct snap_op *op);
 int snap_op_disk_export(struct snap_op *op);
 #endif

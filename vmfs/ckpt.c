@@ -193,13 +193,6 @@ static void object_capture(struct ckpt *c, struct vobj *o)
     vinode_encode(v, &o->ino, vhome_addr(&v->sb.inodes, index, 0, 0), block);
     image_add(c, vhome_addr(&v->sb.inodes, index, 0, 0), vhome_addr(&v->sb.inodes, index, 0, 1), block);
     o->dirty = false;
-    for (size_t i = 0; i < o->n_snaps; i++) { /* a snapshot's tree is on disk now: no need to share memory with the live head */
-        struct mtree *t = &o->snaps[i]->tree;
-        if (t->root.mem && !o->snaps[i]->open && !t->root.mem->dirty) {
-            t->root.ptr = t->root.mem->ptr;
-            mtree_done(v, t);
-        }
-    }
 }
 
 /* ---- capture: regions, foreign frees ---- */
@@ -404,6 +397,20 @@ static int write_homes(struct ckpt *c)
     return r;
 }
 
+/* Snapshots' trees are on disk now: no need to share memory with the live head. */
+static void snapshots_unload(struct vmfs *v)
+{
+    for (unsigned h = 0; h < VOBJ_HASH; h++)
+        for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
+            for (size_t i = 0; i < o->n_snaps; i++) {
+                struct mtree *t = &o->snaps[i]->tree;
+                if (t->root.mem && !o->snaps[i]->open && !t->root.mem->dirty) {
+                    t->root.ptr = t->root.mem->ptr;
+                    mtree_done(v, t);
+                }
+            }
+}
+
 static int write_out(struct ckpt *c)
 {
     struct vmfs *v = c->v;
@@ -411,10 +418,11 @@ static int write_out(struct ckpt *c)
     uint64_t covers = c->cut.seq, last = covers;
     int r = journal_write_cut(v, &c->cut);
     gr_fmutex_unlock(&j->write_lock);
-    if (r == 0)
-        r = write_chunks(c);
-    if (r == 0)
+    if (r == 0 && (r = write_chunks(c)) == 0) {
+        v->ckpt_writing = false;
+        snapshots_unload(v);
         r = journal_flush(v, covers);
+    }
     if (r == 0)
         r = journal_write_images(v, (struct vmfs_image_disk *)c->images.data, c->n_images, covers, &last);
     if (r == 0)
@@ -456,6 +464,7 @@ int ckpt_run(struct vmfs *v)
     struct ckpt c = { .v = v };
     gr_fmutex_lock(&v->ckpt_lock);
     int r = v->fenced ? -GR_EFENCED : 0;
+    v->ckpt_writing = true;
     if (r == 0 && anything_to_do(v)) {
         r = clean_leaves(v);
         if (r == 0)
@@ -476,6 +485,7 @@ int ckpt_run(struct vmfs *v)
     chunks_done(&c);
     gr_buf_done(&c.images);
     free(c.cut.buf);
+    v->ckpt_writing = false;
     gr_fmutex_unlock(&v->ckpt_lock);
     gr_fqueue_wake_all(&v->j.room_q);
     map_evict(v);

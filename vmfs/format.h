@@ -219,7 +219,7 @@ struct vmfs_snap_disk {
     gr_le32 level, flags;   /* VMFS_SNAP_* */
     gr_le64 cursor;         /* deleting: pieces below are given back */
     gr_le64 created_s;
-    gr_le32 clones, reserved;
+    gr_le32 clones, reserved; /* clones: goes home together with the clones' names, no record */
     uint8_t group[16];
     gr_le16 name_len;
     char name[];
@@ -284,8 +284,7 @@ enum vmfs_record_type {
     VMFS_R_BOOKMARK,   /* bookmark added, or dropped (epoch 0) */
     VMFS_R_RESIZE,
     VMFS_R_ATTR,       /* small durable store of the logical unit */
-    VMFS_R_CLONES,     /* clone counter of a snapshot */
-    VMFS_R_RESERVE,    /* promised overwrite space */
+    VMFS_R_RESERVE = 11, /* promised overwrite space */
 };
 struct vmfs_rec_disk {
     gr_le16 type, flags;
@@ -304,10 +303,10 @@ struct vmfs_rec_map_disk {
 GR_SIZE(struct vmfs_rec_map_disk, 56);
 #define VMFS_RF_TRUSTED 1u
 enum vmfs_piece_state { VMFS_P_HOLE = 0, VMFS_P_DATA = 1, VMFS_P_RESERVED = 2, VMFS_P_ZEROED = 3 }; /* bit 0 written, bit 1 zero */
-struct vmfs_rec_snap_disk { /* SNAP_ADD, SNAP_FLAGS (flags), SNAP_DROP, REVERT (id; lineage new), CLONES (clones) */
+struct vmfs_rec_snap_disk { /* SNAP_ADD, SNAP_FLAGS (flags), SNAP_DROP, REVERT (id; lineage new) */
     struct vmfs_rec_disk r;
     gr_le64 id, lineage, created_s;
-    gr_le32 value; /* flags (SNAP_ADD with DELETING: the live head becomes empty), or clone count */
+    gr_le32 value; /* flags (SNAP_ADD with DELETING: the live head becomes empty) */
     gr_le16 name_len, reserved;
     uint8_t group[16];
     char name[];

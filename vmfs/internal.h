@@ -289,6 +289,7 @@ struct vmfs {
     struct gr_fqueue background_q;
     bool ckpt_running_auto, ckpt_cleaning;
     uint64_t ckpt_rounds;         /* checkpoints in the background that ended */
+    bool ckpt_writing;            /* nodes that count as clean may still be on their way to the device: memory is kept */
     uint64_t aux_generation;
     uint32_t next_inode; /* where to look for a free one */
     struct vmfs_stats stats;
@@ -446,7 +447,7 @@ static inline bool slot_same(const struct mchild *a, const struct mchild *b)
 /* The slot of the node of @level that holds @piece [sync]. NULL: *ret_absent (nothing was ever written there, or the tree has no
  * such level), else the path must be loaded (mtree_load). */
 struct mchild *mtree_slot(struct mtree *t, unsigned level, uint64_t piece, bool *ret_absent);
-void mtree_grow(struct vmfs *v, struct mtree *t, unsigned level, uint64_t birth); /* [sync] */
+void mtree_grow(struct vmfs *v, struct mtree *t, unsigned level, uint64_t birth); /* @birth: the tree's epoch [sync] */
 /* One piece of an entry. */
 struct mpiece {
     uint64_t addr, birth;
@@ -468,8 +469,17 @@ static inline struct mpiece ment_piece(const struct ment *e, unsigned i)
 }
 /* Make the path to @piece in the live tree of @o private and dirty; the path must be in memory [sync]. NULL: -ENOMEM. */
 struct mnode *mtree_own(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t birth);
-/* The same for a late write into a snapshot: nodes are changed where they are, for all who share them. */
-struct mnode *mtree_own_shared(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t birth);
+/* A late write belongs to every tree frozen since it was admitted, and to the live head. All that shared the path to @piece share it
+ * afterwards, too; what trees from before the write have stays as it is. Paths are in memory [sync]. */
+struct late {
+    struct mtree **tree; /* oldest first, the live head last */
+    uint64_t *epoch;     /* of each */
+    unsigned n;
+    uint64_t piece, birth;
+    uint64_t before; /* epoch of the tree the oldest one grew from */
+};
+/* The leaves to change: ret_leaves[i] of tree[i], NULL where an earlier one is shared. 0 or -ENOMEM. */
+int mtree_own_late(struct vobj *o, const struct late *l, struct mnode **ret_leaves);
 /* Change @count pieces of one leaf, already owned [sync]. Old units are handed to @dropped(arg, piece, old) when owned. */
 int mleaf_set(struct mnode *leaf, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, enum vmfs_piece_state state, uint64_t seq,
               void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old), void *arg);
@@ -585,7 +595,7 @@ int vmfs_create_with(struct vmfs *v, const char *path, enum vmfs_type type, int 
 /* The object at @from takes the name @to over; what had it goes. */
 int ns_replace(struct vmfs *v, const char *from, const char *to, struct gr_err *err);
 void ns_destroy(struct vobj *o);              /* a removed object's content goes, in the background */
-void ns_bury(struct vobj *o);                 /* … and its inode (fiber) */
+int ns_bury(struct vobj *o);                  /* … and its inode; 0: @o is gone (fiber) */
 void ns_undo(struct vmfs *v, struct vobj *o); /* an operation failed: forget what it made */
 void inode_clear(struct vmfs *v, struct vobj *o); /* [sync] */
 int ns_format_root(struct vmfs *v, struct gr_err *err); /* the root and the directory of dying objects */

@@ -221,7 +221,7 @@ void mtree_grow(struct vmfs *v, struct mtree *t, unsigned level, uint64_t birth)
             if (!n)
                 return;
             n->child[0] = t->root;
-            mark_dirty(v, n, birth);
+            mark_dirty(v, n, birth); /* a node of its own: no snapshot has it, however old what is below */
             t->root = (struct mchild){ .mem = n };
         }
         t->level++;
@@ -269,41 +269,109 @@ static struct mnode *live_copy(struct vobj *o, const struct mnode *n, uint64_t p
     return c;
 }
 
-/* The node of a slot, private to its parent (unless @share: a late write into a snapshot changes the node all its holders see). */
-static struct mnode *own_slot(struct vobj *o, struct mchild *c, unsigned level, uint64_t piece, uint64_t birth, bool share)
+static struct mnode *slot_make(struct vmfs *v, struct mchild *c, unsigned level)
 {
-    if (!c->mem) {
-        c->mem = mnode_new(o->v, level);
-        if (!c->mem)
-            return NULL;
+    c->mem = mnode_new(v, level);
+    if (c->mem)
         c->mem->ptr = (struct mptr){ 0 };
-    } else if (c->mem->refs > 1 && !share) {
-        struct mnode *n = live_copy(o, c->mem, piece);
-        if (!n)
-            return NULL;
-        mnode_put(o->v, c->mem);
-        c->mem = n;
-    }
-    mark_dirty(o->v, c->mem, birth);
     return c->mem;
 }
 
-static struct mnode *own_path(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t birth, bool share)
+/* @copy takes the place of what the slot has. */
+static struct mnode *slot_set(struct vmfs *v, struct mchild *c, struct mnode *copy)
 {
-    struct mnode *n = own_slot(o, &t->root, t->level, piece, birth, share);
-    while (n && n->level)
-        n = own_slot(o, &n->child[child_index(n->level, piece)], n->level - 1u, piece, birth, share);
-    return n;
+    if (copy) {
+        mnode_put(v, c->mem);
+        c->mem = copy;
+    }
+    return copy;
 }
 
 struct mnode *mtree_own(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t birth)
 {
-    return own_path(o, t, piece, birth, false);
+    struct vmfs *v = o->v;
+    struct mchild *c = &t->root;
+    for (unsigned level = t->level;; level--) {
+        struct mnode *n = !c->mem ? slot_make(v, c, level) : c->mem->refs > 1 ? slot_set(v, c, live_copy(o, c->mem, piece)) : c->mem;
+        if (!n)
+            return NULL;
+        mark_dirty(v, n, birth);
+        if (level == 0)
+            return n;
+        c = &n->child[child_index(level, piece)];
+    }
 }
 
-struct mnode *mtree_own_shared(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t birth)
+/* The path of the oldest tree of a late write, before and after. */
+struct late_path {
+    unsigned level; /* of its root */
+    struct mnode *was[VMFS_MAX_LEVEL + 1]; /* referenced */
+    uint64_t was_at[VMFS_MAX_LEVEL + 1];   /* its address when it was as on disk; else 0 */
+    struct mnode *now[VMFS_MAX_LEVEL + 1];
+};
+
+static struct mnode *late_first(struct vmfs *v, struct mtree *t, const struct late *l, struct late_path *p)
 {
-    return own_path(o, t, piece, birth, true);
+    struct mchild *c = &t->root;
+    p->level = t->level;
+    for (unsigned level = t->level;; level--) {
+        p->was[level] = c->mem ? mnode_get(c->mem) : NULL;
+        p->was_at[level] = c->mem && !c->mem->dirty ? c->mem->ptr.addr : 0;
+        bool older = c->mem && c->mem->birth <= l->before; /* trees from before the write may have it, too */
+        struct mnode *n = !c->mem ? slot_make(v, c, level) : older ? slot_set(v, c, node_copy(v, c->mem)) : c->mem;
+        if (!n)
+            return NULL;
+        p->now[level] = n;
+        mark_dirty(v, n, l->birth);
+        if (level == 0)
+            return n;
+        c = &n->child[child_index(level, l->piece)];
+    }
+}
+
+/* A later tree: from where it has what the oldest one had, it gets what that has now. Its other nodes are its own, or
+ * shared among the later ones. NULL: no leaf of its own. */
+static int late_next(struct vmfs *v, struct mtree *t, const struct late *l, const struct late_path *p, uint64_t epoch, struct mnode **ret)
+{
+    struct mchild *c = &t->root;
+    *ret = NULL;
+    for (unsigned level = t->level;; level--) {
+        if (level <= p->level) {
+            bool same = p->was[level] ? c->mem == p->was[level] : slot_empty(c);
+            same |= p->was_at[level] && slot_addr(c) == p->was_at[level] && !(c->mem && c->mem->dirty);
+            if (c->mem == p->now[level])
+                return 0;
+            if (same) {
+                mnode_put(v, c->mem);
+                c->mem = mnode_get(p->now[level]);
+                return 0;
+            }
+        }
+        if (!c->mem && !slot_make(v, c, level))
+            return -ENOMEM;
+        mark_dirty(v, c->mem, c->mem->birth ? l->birth : epoch);
+        if (level == 0) {
+            *ret = c->mem;
+            return 0;
+        }
+        c = &c->mem->child[child_index(level, l->piece)];
+    }
+}
+
+int mtree_own_late(struct vobj *o, const struct late *l, struct mnode **ret_leaves)
+{
+    struct late_path p = { 0 };
+    ret_leaves[0] = late_first(o->v, l->tree[0], l, &p);
+    int r = ret_leaves[0] ? 0 : -ENOMEM;
+    for (unsigned i = 1; r == 0 && i < l->n; i++)
+        r = late_next(o->v, l->tree[i], l, &p, l->epoch[i], &ret_leaves[i]);
+    for (unsigned i = 0; i <= VMFS_MAX_LEVEL; i++)
+        mnode_put(o->v, p.was[i]);
+    for (unsigned i = 2; r == 0 && i < l->n; i++)
+        for (unsigned k = 1; k < i; k++)
+            if (ret_leaves[i] == ret_leaves[k])
+                ret_leaves[i] = NULL;
+    return r;
 }
 
 static struct mpieces *explode(struct ment *e)
@@ -440,6 +508,8 @@ static void evict_below(struct vmfs *v, struct mnode *n)
 
 void map_evict(struct vmfs *v)
 {
+    if (v->ckpt_writing)
+        return; /* clean nodes may not have reached the device yet */
     for (unsigned pass = 0; pass < 2 && v->n_leaves > v->max_leaves; pass++)
         for (unsigned h = 0; h < VOBJ_HASH; h++)
             for (struct vobj *o = v->objs[h]; o; o = o->hash_next) {

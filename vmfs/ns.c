@@ -267,15 +267,6 @@ static int dying_add(struct vmfs *v, uint64_t id, uint16_t type, struct gr_err *
     return r < 0 ? r : dir_add(dying, name, (size_t)n, id, type);
 }
 
-static int dying_remove(struct vmfs *v, uint64_t id, struct gr_err *err)
-{
-    struct vobj *dying;
-    int r = dir_load(v, VMFS_INODE_DYING, &dying, err);
-    if (r == 0)
-        dir_remove(dying, id);
-    return r;
-}
-
 /* Eager: every piece is data, zeros, written now. */
 static int write_out(struct vobj *o, uint64_t size)
 {
@@ -347,9 +338,12 @@ static int create_thick(struct vmfs *v, const char *path, enum vmfs_type type, u
     r = fill(o, provision, size, err);
     o->opens--;
     if (r == 0 && (r = ns_begin(v, &root, err)) == 0) {
-        r = link_at(v, root, path, o, err);
+        struct vobj *dying;
+        r = dir_load(v, VMFS_INODE_DYING, &dying, err); /* first: the name comes and the other goes in one checkpoint */
         if (r == 0)
-            r = dying_remove(v, o->id, err);
+            r = link_at(v, root, path, o, err);
+        if (r == 0)
+            dir_remove(dying, o->id);
         r = ns_end(v, r, err);
     }
     if (r < 0)
@@ -590,31 +584,51 @@ void ns_destroy(struct vobj *o)
     reap_kick(o);
 }
 
-/* Nothing is left of it but the inode. */
-void ns_bury(struct vobj *o)
+/* A clone's origin, held: its counter goes home together with the clone's inode. Waits while another host has it. */
+static int hold_origin(struct vobj *o, struct vobj **ret)
 {
     struct vmfs *v = o->v;
-    struct vobj *root;
-    struct gr_err err = { 0 };
-    uint64_t id = o->id;
-    if (ns_begin(v, &root, &err) < 0)
-        return;
-    int r = dying_remove(v, id, &err);
-    struct vobj *clone_of = NULL;
-    if (r == 0 && o->origin_object && vobj_hold(v, o->origin_object, 0, &clone_of, NULL, &err) == 0) {
-        struct vsnap *s = vobj_snap(clone_of, o->origin_snap);
-        struct vmfs_rec_snap_disk d = { .id = gr_le64_of(o->origin_snap), .value = gr_le32_of(s && s->clones ? s->clones - 1 : 0) };
-        d.r.type = gr_le16_of(VMFS_R_CLONES);
-        if (s)
-            record_do(clone_of, &d, sizeof d, NULL);
+    int r = -GR_ELOCKED;
+    *ret = NULL;
+    while (o->origin_object && r == -GR_ELOCKED && !v->fenced && !v->leaving) {
+        struct gr_err err = { 0 };
+        r = vobj_hold(v, o->origin_object, 0, ret, NULL, &err);
+        if (r == -GR_ELOCKED)
+            gr_fiber_sleep_ms(500);
+        else if (r < 0)
+            vmfs_warn(v, "object %llu cannot be removed: its origin: %s", (unsigned long long)o->id, gr_err_text(&err, r));
     }
+    return o->origin_object ? r : 0;
+}
+
+/* Nothing is left of it but the inode. The names, the counter and the inode change without a suspension in between, so they go home
+ * in one checkpoint. */
+int ns_bury(struct vobj *o)
+{
+    struct vmfs *v = o->v;
+    struct vobj *root, *dying, *origin;
+    struct gr_err err = { 0 };
+    int r = hold_origin(o, &origin);
     if (r == 0)
+        r = ns_begin(v, &root, &err);
+    if (r < 0)
+        return r;
+    r = dir_load(v, VMFS_INODE_DYING, &dying, &err);
+    if (r == 0) {
+        struct vsnap *s = origin ? vobj_snap(origin, o->origin_snap) : NULL;
+        dir_remove(dying, o->id);
+        if (s && s->clones) {
+            s->clones--;
+            origin->dirty = true;
+        }
         inode_clear(v, o);
+    }
     r = ns_end(v, r, &err);
     if (r == 0)
         vobj_release(v, o, &err);
-    if (clone_of)
-        reap_kick(clone_of);
+    if (r == 0 && origin)
+        reap_kick(origin);
+    return r;
 }
 
 void inode_clear(struct vmfs *v, struct vobj *o)

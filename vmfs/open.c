@@ -91,12 +91,30 @@ void vmfs_disk_stat(struct vmfs_disk *d, struct vmfs_stat *ret)
 }
 
 /* ---- resize ---- */
+/* The bytes of the last piece behind @size become zeros, or they would come back when the disk grows again. */
+static int zero_tail(struct dop *op, uint64_t size)
+{
+    struct vobj *o = op->o;
+    uint64_t piece = size / VMFS_PIECE;
+    struct mnode *leaf;
+    int r = mtree_load(o, &o->live, piece, NULL);
+    if (r < 0 || mtree_peek(&o->live, piece, &leaf) < 0 || !leaf)
+        return r;
+    if (ment_piece(&leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES], (unsigned)(piece % VMFS_BLOCK_PIECES)).state != VMFS_P_DATA)
+        return 0;
+    struct iovec iov = { gr_zalloc(VMFS_PIECE), VMFS_PIECE - size % VMFS_PIECE };
+    r = iov.iov_base ? disk_write_pieces(op, size, iov.iov_len, &iov, 1, false) : -ENOMEM;
+    free(iov.iov_base);
+    return r;
+}
+
 static int cut_off(struct vobj *o, uint64_t size)
 {
     uint64_t from = (size + VMFS_PIECE - 1) / VMFS_PIECE, end = (o->ino.size + VMFS_PIECE - 1) / VMFS_PIECE;
     struct dop op = { .o = o };
     op.range.epoch = o->epoch;
-    return disk_clear_pieces(&op, from, end);
+    int r = size % VMFS_PIECE ? zero_tail(&op, size) : 0;
+    return r < 0 ? r : disk_clear_pieces(&op, from, end);
 }
 
 static int resize_locked(struct vmfs_disk *d, uint64_t size, struct gr_err *err)

@@ -266,10 +266,11 @@ static void reap_work(void *arg)
         if (reap_snapshot(o, id) < 0)
             break;
     }
-    o->walker = false;
-    gr_fqueue_wake_all(&o->settled);
-    if (o->dying && !o->n_snaps && !v->fenced && !v->leaving)
-        ns_bury(o);
+    bool gone = o->dying && !o->n_snaps && !v->fenced && !v->leaving && ns_bury(o) == 0;
+    if (!gone) {
+        o->walker = false;
+        gr_fqueue_wake_all(&o->settled);
+    }
     if (--v->background == 0)
         gr_fqueue_wake_all(&v->background_q);
 }

@@ -43,47 +43,47 @@ static int set_in(struct mnode *leaf, const struct map_change *c, struct drop *d
     return leaf ? mleaf_set(leaf, c->piece, c->count, c->addr, c->birth, c->state, c->seq, d ? drop_piece : NULL, d) : -ENOMEM;
 }
 
-/* A write admitted before snapshots that were taken while it was in flight belongs to them, too: oldest first. */
-static int map_late(struct vobj *o, const struct map_change *c, struct drop *d, struct mnode **ret_last)
+/* A write admitted before snapshots that were taken while it was in flight belongs to them, too. */
+static int map_late(struct vobj *o, const struct map_change *c, struct drop *d)
 {
-    struct vsnap *late[64];
-    unsigned n = 0;
-    for (struct vsnap *s = vobj_snap(o, o->parent_snap); s && s->epoch >= c->birth && n < 64; s = vobj_snap(o, s->parent))
-        late[n++] = s;
-    for (unsigned i = n; i-- > 0;) {
-        struct mnode *leaf = mtree_own_shared(o, &late[i]->tree, c->piece, late[i]->epoch);
-        if (i == n - 1)
-            d->prev_snap = late[i]->parent;
-        if (leaf == *ret_last)
-            continue;
-        int r = set_in(leaf, c, i == n - 1 ? d : NULL);
-        if (r < 0)
-            return r;
-        *ret_last = leaf;
+    struct mtree **tree = gr_alloc((o->n_snaps + 1) * sizeof *tree);
+    struct mnode **leaf = gr_alloc((o->n_snaps + 1) * sizeof *leaf);
+    uint64_t *epoch = gr_alloc((o->n_snaps + 1) * sizeof *epoch);
+    unsigned n = (unsigned)o->n_snaps, first = n;
+    struct vsnap *s = vobj_snap(o, o->parent_snap);
+    int r = tree && leaf && epoch ? 0 : -ENOMEM;
+    for (; r == 0 && s && s->epoch >= c->birth && first; s = vobj_snap(o, s->parent)) {
+        tree[--first] = &s->tree;
+        epoch[first] = s->epoch;
+        d->prev_snap = s->parent;
     }
-    return 0;
+    if (r == 0) {
+        struct vsnap *before = vobj_snap(o, d->prev_snap);
+        tree[n] = &o->live;
+        epoch[n] = o->epoch;
+        struct late l = { tree + first, epoch + first, n + 1 - first, c->piece, c->birth, before ? before->epoch : o->origin_epoch };
+        r = mtree_own_late(o, &l, leaf);
+    }
+    for (unsigned i = 0; r == 0 && i < n + 1 - first; i++)
+        if (leaf[i])
+            r = set_in(leaf[i], c, i == 0 ? d : NULL);
+    free(tree);
+    free(leaf);
+    free(epoch);
+    return r;
 }
 
 static int map_apply(struct vobj *o, const struct map_change *c)
 {
     struct drop d = { o, o->parent_snap, c->seq };
-    struct mnode *done = NULL, *leaf;
-    int r = 0;
-    bool late = c->birth < o->epoch;
+    struct mnode *leaf;
     if (c->piece / VMFS_LEAF_PIECES != (c->piece + c->count - 1) / VMFS_LEAF_PIECES || c->piece + c->count > mnode_span(o->live.level))
         return -GR_ECORRUPT;
-    if (late && (r = map_late(o, c, &d, &done)) < 0)
-        return r;
     if (mtree_peek(&o->live, c->piece, &leaf) < 0)
         return -EAGAIN;
-    if (done && leaf == done) {
-        mtree_own_shared(o, &o->live, c->piece, c->birth);
-    } else {
-        /* the node is born now even if the data is older: no snapshot has this version of it */
-        r = set_in(mtree_own(o, &o->live, c->piece, o->epoch), c, done ? NULL : &d);
-        if (r < 0)
-            return r;
-    }
+    int r = c->birth < o->epoch ? map_late(o, c, &d) : set_in(mtree_own(o, &o->live, c->piece, c->birth), c, &d);
+    if (r < 0)
+        return r;
     if (c->state != VMFS_P_HOLE) {
         uint32_t n = space_used(o->v, c->addr, c->count);
         o->ino.used_units += n;
@@ -268,15 +268,6 @@ static int apply_revert(struct vobj *o, const struct vmfs_rec_snap_disk *d)
     return 0;
 }
 
-static int apply_clones(struct vobj *o, const struct vmfs_rec_snap_disk *d)
-{
-    struct vsnap *s = vobj_snap(o, gr_le64_get(d->id));
-    if (!s)
-        return -GR_ECORRUPT;
-    s->clones = gr_le32_get(d->value);
-    return 0;
-}
-
 /* ---- the rest ---- */
 static int apply_bookmark(struct vobj *o, const struct vmfs_rec_bookmark_disk *d)
 {
@@ -364,7 +355,7 @@ static bool record_fits(const struct vmfs_rec_disk *r)
             return false;
         return (gr_le16_get(r->flags) & VMFS_RF_TRUSTED) || (len - sizeof *d) / 4 >= gr_le32_get(d->count);
     }
-    case VMFS_R_SNAP_ADD: case VMFS_R_SNAP_FLAGS: case VMFS_R_SNAP_DROP: case VMFS_R_REVERT: case VMFS_R_CLONES: {
+    case VMFS_R_SNAP_ADD: case VMFS_R_SNAP_FLAGS: case VMFS_R_SNAP_DROP: case VMFS_R_REVERT: {
         const struct vmfs_rec_snap_disk *d = (const void *)r;
         return len >= sizeof *d && gr_le16_get(d->name_len) <= len - sizeof *d && gr_le16_get(d->name_len) <= VMFS_NAME_MAX;
     }
@@ -406,7 +397,6 @@ int record_apply(struct vobj *o, const void *rec, uint64_t seq, struct gr_err *e
     case VMFS_R_SNAP_FREE: rc = apply_snap_free(o, rec); break;
     case VMFS_R_SNAP_DROP: rc = apply_snap_drop(o, rec); break;
     case VMFS_R_REVERT: rc = apply_revert(o, rec); break;
-    case VMFS_R_CLONES: rc = apply_clones(o, rec); break;
     case VMFS_R_BOOKMARK: rc = apply_bookmark(o, rec); break;
     case VMFS_R_ATTR: rc = apply_attr(o, rec); break;
     case VMFS_R_RESIZE: rc = apply_resize(o, gr_le64_get(((const struct vmfs_rec_value_disk *)rec)->value)); break;

@@ -6,10 +6,10 @@
 #include "common/cleanup.h"
 #include "tests/lib/crash_replay.h"
 #include "tests/lib/crash_work.h"
+#include "tests/lib/crash_world.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #define DEVICE_SIZE (96ull << 20)
 
@@ -70,9 +70,11 @@ static void record(struct history *h)
     vmfs_stats(h->w.v, &st);
     struct vmfs_info info;
     vmfs_info(h->w.v, &info);
-    if (r < 0 || info.fenced)
-        fail_msg("history %u (seed %llu): %s %s", h->number, (unsigned long long)h->seed, h->w.why, info.fence_reason);
     struct vmfs_check_report rep;
+    if (r < 0 || info.fenced) {
+        vmfs_check(h->w.v, say, h, &rep, NULL);
+        fail_msg("history %u (seed %llu): %s %s", h->number, (unsigned long long)h->seed, h->w.why, info.fence_reason);
+    }
     if (vmfs_check(h->w.v, say, h, &rep, &err) < 0)
         fail_msg("history %u (seed %llu): the running volume: %s", h->number, (unsigned long long)h->seed, err.text);
     if (h->seed % 2)
@@ -229,7 +231,7 @@ static void power_cuts(void **state)
         h->seed = test_seed() * 31 + i;
         h->rng = h->seed;
         h->cuts = GR_MIN(per, cuts - i * per);
-        test_in_fiber(history_fn, h);
+        crash_world_run(h->seed, history_fn, h);
     }
     report();
     if (cuts >= 1000) { /* what never happened was not tested */

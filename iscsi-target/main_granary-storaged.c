@@ -325,7 +325,9 @@ static int start_service(struct daemon *d, struct gr_err *err)
         .hooks = {.arg = d, .release = let_go, .users = count_users, .warn = log_warning},
         .images = &images,
     };
-    const struct snap_expose_hooks hooks = {.arg = d, .ended = exposure_ended, .describe = exposure_describe};
+    bool local = (!d->o.portal || tgt_portal_local(d->o.portal)) && (!d->o.multipath || tgt_portal_local(d->o.multipath));
+    const struct snap_expose_hooks hooks = {
+        .arg = d, .ended = exposure_ended, .describe = exposure_describe, .need_initiator = !local && !d->o.insecure};
     int r = snap_svc_new(&o, &d->svc, err);
     if (r == 0)
         r = snap_exposures_new(d->loop, d->svc, &hooks, &d->exposures, err);

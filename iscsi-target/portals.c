@@ -113,3 +113,10 @@ void tgt_portal_host(const char *portal, char ret[TGT_SHOWN])
     if (strcmp(ret, "0.0.0.0") == 0 || strcmp(ret, "::") == 0)
         ret[0] = 0;
 }
+
+bool tgt_portal_local(const char *portal)
+{
+    char host[TGT_SHOWN];
+    tgt_portal_host(portal, host);
+    return strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0 || strcmp(host, "localhost") == 0;
+}

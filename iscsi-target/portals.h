@@ -17,4 +17,6 @@ int tgt_portal_open(struct tgt_server *s, struct gr_home *home, const char *key,
 int tgt_mover_open(struct mover_server *s, struct gr_home *home, const char *wanted, char ret_shown[TGT_SHOWN], struct gr_err *err);
 /* The HOST of "HOST:PORT" without brackets; "" when it names no single host. */
 void tgt_portal_host(const char *portal, char ret[TGT_SHOWN]);
+/* True when "HOST:PORT" reaches this machine only (an address of the loopback, or localhost). */
+bool tgt_portal_local(const char *portal);
 #endif

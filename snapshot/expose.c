@@ -237,7 +237,7 @@ struct wish {
     char *name; /* DS/PATH@SNAP */
 };
 
-static int parse_wish(json_t *params, struct wish *w, struct gr_err *err)
+static int parse_wish(const struct snap_exposures *x, json_t *params, struct wish *w, struct gr_err *err)
 {
     const char *snapshot = NULL;
     struct snap_path p;
@@ -251,6 +251,8 @@ static int parse_wish(json_t *params, struct wish *w, struct gr_err *err)
         r = gr_json_opt_bool(params, "tie", &w->tie, err);
     if (r < 0)
         return r;
+    if (x->hooks.need_initiator && !w->initiator[0])
+        return gr_fail(err, -GR_EUSAGE, "%s@%s: the portal is open to other machines; name the initiator that may read", w->disk, snapshot);
     w->name = gr_asprintf("%s@%s", w->disk, snapshot);
     return w->name ? snap_path_parse(w->name, SNAP_PATH_SNAPSHOT, &p, err) : gr_fail(err, -ENOMEM, "out of memory");
 }
@@ -260,7 +262,7 @@ static int op_expose(void *arg, struct gr_rpc_call *call, json_t *params, json_t
     struct snap_exposures *x = arg;
     struct wish w = {0};
     struct exposure *e = NULL;
-    int r = parse_wish(params, &w, err);
+    int r = parse_wish(x, params, &w, err);
     if (r == 0)
         r = ask_owner(x, w.disk, "snapshot.expose", params, ret, err);
     if (r == 0)

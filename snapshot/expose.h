@@ -16,6 +16,7 @@ struct snap_expose_hooks {
     void (*ended)(void *arg, const char *name);
     /* Add what a reader needs to know ("target", "iscsi-url", "nbd-url") to @row. */
     void (*describe)(void *arg, const char *name, json_t *row);
+    bool need_initiator; /* the portal is open to others than this machine: who may read must be named */
 };
 int snap_exposures_new(struct gr_loop *loop, struct snap_svc *svc, const struct snap_expose_hooks *hooks, struct snap_exposures **ret,
                        struct gr_err *err);

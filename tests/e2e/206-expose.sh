@@ -34,6 +34,14 @@ check 'none is listed' [ "$(exposures)" = 0 ]
 if qemu-img info "$iscsi" > "$T/out" 2>&1; then fail 'the snapshot is still there'; fi
 if ask snapshot.unexpose "{\"id\": \"$id\"}"; then fail 'an id can be used twice'; fi
 
+# the disk's own access list does not stand in the way, and others stay out
+run_check granary lun acl ds/a --allow iqn.2026-01.com.example:vm
+ask snapshot.expose "{\"disk\": \"ds/a\", \"snapshot\": \"s\", \"initiator\": \"$me\"}" || fail "$(cat "$T/err")"
+if qemu-img info "$url" > "$T/out" 2>&1; then fail 'the disk is open to an initiator that is not listed'; fi
+run_check qemu-io -r -f raw -c 'read -P 0x11 0 1M' "$iscsi"
+ask snapshot.unexpose "{\"id\": \"$(get .id)\"}"
+run_check granary lun acl ds/a --deny iqn.2026-01.com.example:vm
+
 # to another initiator
 ask snapshot.expose '{"disk": "ds/a", "snapshot": "s", "initiator": "iqn.2026-01.com.example:other"}' || fail "$(cat "$T/err")"
 if qemu-img info "$iscsi" > "$T/out" 2>&1; then fail 'an initiator that was not named got in'; fi

@@ -53,6 +53,8 @@ int bp_restore_vm(struct bp_env *env, struct bp_repo *repo, const char *id, cons
  * intents were settled. What cannot be undone now (storage away) stays recorded and is warned about. */
 int bp_recover(struct bp_env *env, struct bp_repo *repo, struct gr_err *err);
 
+/* The answer @r to a removal means that the thing is not there (any more). */
+bool bp_is_gone(int r);
 /* The part of it that needs no storage: half-made trees of file restores. */
 int bp_recover_files(struct gr_home *home, struct gr_err *err);
 /* Undo the restore of the intent @id ("restore-UUID") of this process. */

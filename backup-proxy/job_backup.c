@@ -200,6 +200,7 @@ static int take_snapshot(struct job *j)
     json_t *res = NULL;
     int r;
     snprintf(j->consistency, sizeof j->consistency, "crash");
+    j->have_snapshot = true; /* also when the call fails: an answer that came too late may have left one */
     if (j->via_host) {
         r = j->env->host(j->env->arg, "vm.snapshot",
                          json_pack("{s:s,s:s,s:b,s:i}", "vm", j->vm, "name", j->snap, "quiesce", !j->spec->no_quiesce, "deadline-ms", FREEZE_DEADLINE_MS),
@@ -220,7 +221,6 @@ static int take_snapshot(struct job *j)
             snprintf(j->consistency, sizeof j->consistency, "filesystem"); /* it is off: nothing was in flight */
     }
     json_decref(res);
-    j->have_snapshot = r == 0;
     return r;
 }
 /* Size and bookmark of the snapshot of each disk. */
@@ -256,8 +256,8 @@ static int drop_snapshots(struct job *j)
         int r = j->env->storage(j->env->arg, "snapshot.delete", json_pack("{s:s,s:s}", "disk", j->disk[i].path, "snapshot", j->snap), NULL, NULL,
                                 &res, &e);
         json_decref(res);
-        if (r < 0 && r != -ENOENT && first == 0)
-            first = gr_fail(j->err, r, "the backup is complete, but its snapshot stays until the next job: %s", gr_err_text(&e, r));
+        if (!bp_is_gone(r) && first == 0)
+            first = gr_fail(j->err, r, "the snapshot of the job stays until the next one: %s", gr_err_text(&e, r));
     }
     j->have_snapshot = false;
     return first;

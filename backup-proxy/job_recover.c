@@ -5,9 +5,9 @@
 #include "common/cleanup.h"
 #include <string.h>
 
-static bool is_gone(int r)
+bool bp_is_gone(int r)
 {
-    return r == 0 || r == -ENOENT || r == -ENOTDIR;
+    return r == 0 || r == -ENOENT || r == -ENOTDIR || r == -GR_EUSAGE; /* a name that cannot be was never made */
 }
 static int remove_each(struct bp_env *env, json_t *list, const char *method, const char *key, struct gr_err *err)
 {
@@ -17,7 +17,7 @@ static int remove_each(struct bp_env *env, json_t *list, const char *method, con
         json_t *res = NULL;
         int r = env->storage(env->arg, method, json_pack("{s:O}", key, v), NULL, NULL, &res, err);
         json_decref(res);
-        if (!is_gone(r))
+        if (!bp_is_gone(r))
             return r;
     }
     return 0;
@@ -40,7 +40,7 @@ static int undo_backup(struct bp_env *env, json_t *detail, struct gr_err *err)
         json_t *res = NULL;
         int r = env->storage(env->arg, "snapshot.delete", json_pack("{s:O,s:s}", "disk", v, "snapshot", snap ? snap : ""), NULL, NULL, &res, err);
         json_decref(res);
-        if (!is_gone(r))
+        if (!bp_is_gone(r))
             return r;
     }
     return 0;

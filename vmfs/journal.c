@@ -247,22 +247,37 @@ static void timer_fired(void *arg)
     }
 }
 
+/* All frames get their numbers at once, behind one with the records that are pending: a record's number is that of the frame being
+ * filled (journal_seq), so no other frame may take it. */
+static int cut_images(struct vmfs *v, const struct vmfs_image_disk *images, unsigned n, uint64_t covers, unsigned per, struct vcut *cut,
+                      unsigned parts)
+{
+    int r = journal_cut(v, false, &cut[0]);
+    for (unsigned p = 0; r == 0 && p < parts; p++) {
+        unsigned first = p * per, count = GR_MIN(per, n - first);
+        r = cut_frame(v, VMFS_FRAME_IMAGES, images + first, count * sizeof *images, count, covers, p, parts, &cut[p + 1]);
+    }
+    return r;
+}
+
 int journal_write_images(struct vmfs *v, const struct vmfs_image_disk *images, unsigned n, uint64_t covers, uint64_t *ret_seq)
 {
     struct vjournal *j = &v->j;
     unsigned per = GR_MAX(1u, GR_MIN(60u, j->units / 16)), parts = n ? (n + per - 1) / per : 1;
-    int r = 0;
+    struct vcut *cut = gr_zalloc((parts + 1) * sizeof *cut);
+    if (!cut)
+        return -ENOMEM;
     gr_fmutex_lock(&j->write_lock);
-    for (unsigned p = 0; r == 0 && p < parts; p++) {
-        unsigned first = p * per, count = GR_MIN(per, n - first);
-        struct vcut c;
-        r = cut_frame(v, VMFS_FRAME_IMAGES, images + first, count * sizeof *images, count, covers, p, parts, &c);
+    int r = cut_images(v, images, n, covers, per, cut, parts);
+    for (unsigned p = 0; r == 0 && p <= parts; p++) {
+        r = journal_write_cut(v, &cut[p]);
         if (r == 0)
-            r = journal_write_cut(v, &c);
-        if (r == 0)
-            *ret_seq = c.seq;
+            *ret_seq = cut[p].seq;
     }
     gr_fmutex_unlock(&j->write_lock);
+    for (unsigned p = 0; p <= parts; p++)
+        free(cut[p].buf);
+    free(cut);
     return r;
 }
 

@@ -334,6 +334,18 @@ static int verify_snaps(struct orc *o, const struct orc_disk *m, struct vmfs_dis
     return l.bad;
 }
 
+/* For whoever repeats one cut (GRANARY_CUT): all that happened to the sector. */
+static void history_print(const struct orc_disk *m, unsigned slot, uint64_t tick)
+{
+    printf("# cut at %llu; began as stamp %u\n", (unsigned long long)tick, initial_of(m, slot));
+    for (size_t i = 0; i < m->slot[slot].n; i++) {
+        const struct orc_op *op = &m->op[m->slot[slot].op[i]];
+        printf("# stamp %u, sectors %llu+%llu, submitted %llu, acknowledged %llu, durable %llu%s%s\n", value_of(op, slot),
+               (unsigned long long)op->first, (unsigned long long)op->n, (unsigned long long)op->submit, (unsigned long long)op->ack,
+               (unsigned long long)op->durable, op->fua ? ", FUA" : "", op->dead ? ", no effect" : "");
+    }
+}
+
 static int verify_content(struct orc *o, const struct orc_disk *m, struct vmfs_disk *d, uint64_t tick, char why[256])
 {
     uint32_t *now = malloc(ORC_SLOTS * sizeof *now);
@@ -349,6 +361,8 @@ static int verify_content(struct orc *o, const struct orc_disk *m, struct vmfs_d
     for (unsigned i = 0; r == 0 && i < ORC_SLOTS; i++)
         if (slot_sector(i) < st.size / 512 && !orc_allowed(m, i, now[i], tick, &o->unsure)) {
             snprintf(why, 256, "disk d%u: sector %llu shows stamp %u, which it may not", m->number, (unsigned long long)slot_sector(i), now[i]);
+            if (getenv("GRANARY_CUT"))
+                history_print(m, i, tick);
             r = -1;
         }
     if (r == 0)

@@ -275,7 +275,7 @@ void tgt_good(struct tgt_task *t)
 uint8_t tgt_sense_encode(uint8_t *p, bool descriptor, uint32_t sense, const uint64_t *information, int field, bool field_in_cdb)
 {
     uint8_t key = (uint8_t)(sense >> 16 & 15), asc = (uint8_t)(sense >> 8), ascq = (uint8_t)sense;
-    uint8_t pointer[3] = {(uint8_t)(0x80 | (field_in_cdb ? 0x40 : 0)), (uint8_t)(field >> 8), (uint8_t)field};
+    uint8_t pointer[3] = {(uint8_t)(0x80 | (field_in_cdb ? 0x40 : 0)), (uint8_t)((unsigned)field >> 8), (uint8_t)field};
     if (!descriptor) {
         memset(p, 0, 18);
         p[0] = 0x70;

@@ -1,4 +1,5 @@
 #!/bin/bash
+# timeout: 600
 # Every test of iscsi-test-cu against a thin disk of a datastore, results as in the table; nothing left behind by them.
 . "$(dirname "$0")/lib.sh"
 requires jq iscsi-test-cu

@@ -2,6 +2,7 @@
 #include "common/seam.h"
 #include "snapshot/snapshot.h"
 #include "vmfs/internal.h"
+#include <limits.h>
 
 static int name_ok(const char *name, struct gr_err *err)
 {
@@ -107,6 +108,11 @@ int snap_create(struct vmfs_disk *const *disks, unsigned n, const char *name, st
     const struct gr_world *w = gr_loop_world(v->loop);
     w->random(w->arg, group, sizeof group);
     journal_room(v);
+    for (unsigned i = 0; r == 0 && i < n; i++)
+        if (disks[i]->o && disks[i]->o->frozen) { /* being cut or reverted: then after that */
+            gr_fqueue_wait(&disks[i]->o->drained);
+            i = UINT_MAX; /* all again */
+        }
     for (unsigned i = 0; r == 0 && i < n; i++) /* the room may have let others in */
         if ((r = usable(disks[i], err)) == 0)
             r = name_free(disks[i], name, err);
@@ -261,6 +267,8 @@ int snap_settle(struct vmfs_disk *d, struct gr_err *err)
         reap_kick(d->o);
         gr_fqueue_wait(&d->o->settled);
         r = usable(d, err);
+        if (r == 0 && !d->o->walker && d->o->reap_error < 0)
+            r = gr_fail(err, d->o->reap_error, "'%s': a deleted snapshot cannot be given back: %s", d->bdev.name, gr_code_text(d->o->reap_error));
     }
     return r < 0 ? r : vmfs_checkpoint(d->o->v, err);
 }

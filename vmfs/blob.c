@@ -129,9 +129,9 @@ static int dir_decode(struct vobj *o, struct cursor *c, struct gr_err *err)
     return 0;
 }
 
-static int tree_ok(const struct mtree *t)
+static int tree_ok(const struct vobj *o, const struct mtree *t)
 {
-    return t->level >= 1 && t->level <= VMFS_MAX_LEVEL && (t->root.ptr.addr == 0 || t->root.ptr.units == 1);
+    return t->level >= 1 && t->level <= VMFS_MAX_LEVEL && (t->root.ptr.addr == 0 || (t->root.ptr.units == 1 && space_addr_ok(o->v, t->root.ptr.addr, 1)));
 }
 
 static int snaps_decode(struct vobj *o, struct cursor *c, uint32_t n, struct gr_err *err)
@@ -160,7 +160,7 @@ static int snaps_decode(struct vobj *o, struct cursor *c, uint32_t n, struct gr_
         s->clones = gr_le32_get(d->clones);
         memcpy(s->group, d->group, 16);
         s->name = take_text(c, gr_le16_get(d->name_len), true);
-        if (!s->name || s->size > VMFS_DISK_MAX || !tree_ok(&s->tree) || s->id == 0 || s->id >= o->next_snap || s->parent >= s->id ||
+        if (!s->name || s->size > VMFS_DISK_MAX || !tree_ok(o, &s->tree) || s->id == 0 || s->id >= o->next_snap || s->parent >= s->id ||
             s->epoch >= o->epoch)
             return bad(o, "snapshot", err);
     }
@@ -231,7 +231,7 @@ int vobj_blob_decode(struct vobj *o, const void *blob, size_t len, struct gr_err
     o->reserved_units = gr_le64_get(d->reserved_units);
     ptr_get(&d->root, &o->live.root);
     o->live.level = (uint8_t)gr_le32_get(d->level);
-    if (!tree_ok(&o->live) || o->epoch == 0 || o->parent_snap >= o->next_snap)
+    if (!tree_ok(o, &o->live) || o->epoch == 0 || o->parent_snap >= o->next_snap)
         return bad(o, "tree", err);
     uint32_t n_lin = gr_le32_get(d->n_lineages);
     int r = snaps_decode(o, &c, gr_le32_get(d->n_snaps), err);

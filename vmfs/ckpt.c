@@ -292,11 +292,16 @@ static bool late_writes(struct vmfs *v)
 
 static void lease_for_foreign(struct vmfs *v)
 {
-    for (size_t i = 0; i < v->sp.n_foreign; i++) {
+    uint8_t *tried = v->sp.n_foreign ? gr_zalloc(space_n_regions(v)) : NULL;
+    for (size_t i = 0; tried && i < v->sp.n_foreign; i++) {
         uint32_t index = space_region_index(v, v->sp.foreign[i].addr);
-        if (!v->sp.by_index[index] && space_lease(v, index, NULL) == 0)
+        if (v->sp.by_index[index] || tried[index])
+            continue;
+        tried[index] = 1;
+        if (space_lease(v, index, NULL) == 0)
             i = SIZE_MAX; /* the list changed: from the start */
     }
+    free(tried);
 }
 
 static uint64_t units_wanted(struct vmfs *v)
@@ -386,13 +391,16 @@ static int write_homes(struct ckpt *c)
     struct vmfs_image_disk *d = (struct vmfs_image_disk *)c->images.data;
     uint8_t *block = vunits_alloc(1);
     int r = block ? 0 : -ENOMEM;
-    for (unsigned copy = 0; copy < 2; copy++)
+    for (unsigned copy = 0; r == 0 && copy < 2; copy++) {
         for (unsigned i = 0; r == 0 && i < c->n_images; i++) {
             uint64_t addr = gr_le64_get(copy ? d[i].addr_b : d[i].addr_a);
             memcpy(block, d[i].block, VMFS_UNIT);
             vhdr_move(block, 1, addr);
             r = vdev_write(c->v, addr, 1, block, 0);
         }
+        if (r == 0 && copy == 0) /* another host that recovers must find one copy whole, whatever the power cut tore */
+            r = journal_flush(c->v, c->v->j.durable_seq);
+    }
     free(block);
     return r;
 }

@@ -184,6 +184,7 @@ struct vmfs_inode_disk {
 } __attribute__((packed));
 GR_SIZE(struct vmfs_inode_disk, 4096);
 GR_LAYOUT(struct vmfs_inode_disk, lock, 64);
+#define VMFS_BLOB_UNITS_MAX 65536u /* 256 MiB of names, snapshots or frees of one object */
 #define VMFS_INODE_BLOB_MAX sizeof(((struct vmfs_inode_disk *)0)->blob)
 
 /* Directory blob: entries one behind the other. */

@@ -147,6 +147,8 @@ struct vobj { /* an object this host holds the lock of */
     struct vinode ino;
     bool dirty; /* inode or blob differs from home */
     unsigned opens;
+    unsigned users;              /* readers of a whole file: not to be given up under them */
+    int reap_error;              /* why the walker ended last */
     bool dying; /* content is being given back */
     /* directories */
     struct vdirent *ents;
@@ -279,6 +281,7 @@ struct vmfs {
     struct vspace sp;
     struct vobj *objs[VOBJ_HASH];
     struct gr_fmutex ns_lock;     /* namespace operations of this process */
+    struct gr_fmutex hold_lock;   /* objects come into the table and leave it one at a time; taken before ckpt_lock */
     struct gr_fmutex ckpt_lock;
     uint64_t ckpt_started, ckpt_done; /* numbers of checkpoints */
     uint64_t reserved_units;          /* sum over the objects held here */
@@ -395,6 +398,7 @@ void space_regions_added(struct vmfs *v, const struct vsuper *s); /* the volume 
 /* Regions of this volume containing @addr; NULL when not leased here. [sync] */
 struct vregion *space_region(struct vmfs *v, uint64_t addr);
 uint32_t space_region_index(const struct vmfs *v, uint64_t addr);
+bool space_addr_ok(const struct vmfs *v, uint64_t addr, uint64_t units); /* inside the regions of one device (rule 7) [sync] */
 uint32_t space_n_regions(const struct vmfs *v);
 uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_units); /* its address */
 /* Lease one more region with free units (any), or the region @index. -ENOSPC: none can be had. */
@@ -491,6 +495,9 @@ struct vobj *vobj_find(struct vmfs *v, uint64_t id);          /* held here? [syn
 int vobj_hold(struct vmfs *v, uint64_t id, unsigned wait_ms, struct vobj **ret, int *ret_owner, struct gr_err *err);
 /* Give the lock up (after a checkpoint); frees the memory. */
 int vobj_release(struct vmfs *v, struct vobj *o, struct gr_err *err);
+/* The same unless it is in use or changed since the last checkpoint: 1. */
+int vobj_release_idle(struct vmfs *v, uint64_t id, struct gr_err *err);
+bool vobj_unchanged(struct vobj *o); /* a peeked object is still at home as it was read (fiber) */
 void vobj_free(struct vobj *o);
 /* Read an object someone else may own (home state, as of its last checkpoint), not locked, not in the table. */
 int vobj_peek(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err);

@@ -91,14 +91,6 @@ void mnode_encode(const struct vmfs *v, const struct mnode *n, uint64_t addr, vo
     vhdr_seal(v, buf, VMFS_T_LEAF, units, addr, n->birth, v->slot);
 }
 
-/* Any owned address must lie inside a region of the volume (rule 7). */
-static bool addr_ok(const struct vmfs *v, uint64_t addr, uint32_t units)
-{
-    unsigned d = vmfs_addr_dev(addr);
-    uint64_t u = vmfs_addr_unit(addr);
-    return d < v->sb.n_devices && u >= v->sb.dev[d].first_unit && u < v->sb.dev[d].units && units <= v->sb.dev[d].units - u;
-}
-
 static int leaf_entry(struct vmfs *v, struct ment *e, unsigned tag, const uint8_t **pp, const uint8_t *end)
 {
     const uint8_t *p = *pp;
@@ -115,7 +107,7 @@ static int leaf_entry(struct vmfs *v, struct ment *e, unsigned tag, const uint8_
         e->addr = addr;
         e->birth = gr_get_le64(p);
         p += 8;
-        if (!addr_ok(v, addr, VMFS_BLOCK_PIECES))
+        if (!space_addr_ok(v, addr, VMFS_BLOCK_PIECES))
             return -GR_ECORRUPT;
     }
     e->written = gr_get_le16(p);
@@ -132,7 +124,7 @@ static int leaf_entry(struct vmfs *v, struct ment *e, unsigned tag, const uint8_
         }
         e->px->birth[i] = gr_get_le64(p);
         p += 8;
-        if (owned != (e->px->addr[i] != 0) || (owned && !addr_ok(v, e->px->addr[i], 1)))
+        if (owned != (e->px->addr[i] != 0) || (owned && !space_addr_ok(v, e->px->addr[i], 1)))
             return -GR_ECORRUPT;
     }
     *pp = p;
@@ -162,7 +154,7 @@ static int node_decode(struct vmfs *v, struct mnode *n, const void *buf)
         p->addr = gr_le64_get(d->child[i].addr);
         p->birth = b >> 16;
         p->units = b & 0xffff;
-        if (p->addr && (p->units == 0 || p->units > (n->level == 1 ? VMFS_LEAF_UNITS_MAX : 1) || !addr_ok(v, p->addr, p->units)))
+        if (p->addr && (p->units == 0 || p->units > (n->level == 1 ? VMFS_LEAF_UNITS_MAX : 1) || !space_addr_ok(v, p->addr, p->units)))
             return -GR_ECORRUPT;
     }
     return 0;

@@ -457,6 +457,22 @@ int vmfs_rename(struct vmfs *v, const char *from, const char *to, struct gr_err 
     return ns_end(v, r, err);
 }
 
+static int removable(struct vobj *o, const char *path, struct gr_err *err)
+{
+    const char *ds = o->v->sb.name;
+    if (o->ino.type == VMFS_DIR)
+        return o->n_ents ? gr_fail(err, -ENOTEMPTY, "'%s/%s' is not empty", ds, path) : 0;
+    if (o->opens || o->handle || o->users)
+        return gr_fail(err, -EBUSY, "'%s/%s' is in use", ds, path);
+    for (size_t i = 0; i < o->n_snaps; i++) {
+        if (o->snaps[i]->clones)
+            return gr_fail(err, -EBUSY, "'%s/%s': %u clones start at its snapshot '%s'", ds, path, o->snaps[i]->clones, o->snaps[i]->name);
+        if (o->snaps[i]->open)
+            return gr_fail(err, -EBUSY, "'%s/%s': its snapshot '%s' is being read", ds, path, o->snaps[i]->name);
+    }
+    return 0;
+}
+
 int ns_replace(struct vmfs *v, const char *from, const char *to, struct gr_err *err)
 {
     struct vobj *root, *a, *b, *dying, *old = NULL;
@@ -474,8 +490,8 @@ int ns_replace(struct vmfs *v, const char *from, const char *to, struct gr_err *
         r = gr_fail(err, -ENOENT, "'%s/%s' does not exist", v->sb.name, e ? to : from);
     if (r == 0 && (r = vobj_hold(v, o->id, 2000, &old, NULL, err)) < 0)
         gr_prefix(err, r, "'%s/%s'", v->sb.name, to);
-    if (r == 0 && old->opens)
-        r = gr_fail(err, -EBUSY, "'%s/%s' is open", v->sb.name, to);
+    if (r == 0)
+        r = removable(old, to, err);
     if (r == 0)
         r = dying_add(v, old->id, old->ino.type, err);
     if (r == 0) {
@@ -492,22 +508,6 @@ int ns_replace(struct vmfs *v, const char *from, const char *to, struct gr_err *
 }
 
 /* ---- removing ---- */
-static int removable(struct vobj *o, const char *path, struct gr_err *err)
-{
-    const char *ds = o->v->sb.name;
-    if (o->ino.type == VMFS_DIR)
-        return o->n_ents ? gr_fail(err, -ENOTEMPTY, "'%s/%s' is not empty", ds, path) : 0;
-    if (o->opens)
-        return gr_fail(err, -EBUSY, "'%s/%s' is in use", ds, path);
-    for (size_t i = 0; i < o->n_snaps; i++) {
-        if (o->snaps[i]->clones)
-            return gr_fail(err, -EBUSY, "'%s/%s': %u clones start at its snapshot '%s'", ds, path, o->snaps[i]->clones, o->snaps[i]->name);
-        if (o->snaps[i]->open)
-            return gr_fail(err, -EBUSY, "'%s/%s': its snapshot '%s' is being read", ds, path, o->snaps[i]->name);
-    }
-    return 0;
-}
-
 static int remove_dir(struct vmfs *v, struct vobj *parent, uint64_t id, const char *path, struct gr_err *err)
 {
     struct vobj *o;
@@ -601,6 +601,14 @@ static int hold_origin(struct vobj *o, struct vobj **ret)
     return o->origin_object ? r : 0;
 }
 
+static void origin_done(struct vobj *origin)
+{
+    if (origin) {
+        origin->users--;
+        gr_fqueue_wake_all(&origin->settled);
+    }
+}
+
 /* Nothing is left of it but the inode. The names, the counter and the inode change without a suspension in between, so they go home
  * in one checkpoint. */
 int ns_bury(struct vobj *o)
@@ -609,10 +617,15 @@ int ns_bury(struct vobj *o)
     struct vobj *root, *dying, *origin;
     struct gr_err err = { 0 };
     int r = hold_origin(o, &origin);
-    if (r == 0)
-        r = ns_begin(v, &root, &err);
     if (r < 0)
         return r;
+    if (origin)
+        origin->users++; /* nobody gives it up meanwhile */
+    r = ns_begin(v, &root, &err);
+    if (r < 0) {
+        origin_done(origin);
+        return r;
+    }
     r = dir_load(v, VMFS_INODE_DYING, &dying, &err);
     if (r == 0 && (o->n_snaps || !slot_empty(&o->live.root)))
         r = -EAGAIN; /* it was marked as dying, but what it holds was not yet: once more */
@@ -626,10 +639,13 @@ int ns_bury(struct vobj *o)
         inode_clear(v, o);
     }
     r = ns_end(v, r, &err);
-    if (r == 0)
+    if (r == 0) {
+        gr_fqueue_wake_all(&o->settled);
         vobj_release(v, o, &err);
+    }
     if (r == 0 && origin)
         reap_kick(origin);
+    origin_done(origin);
     return r;
 }
 
@@ -661,18 +677,30 @@ void ns_undo(struct vmfs *v, struct vobj *o)
     }
 }
 
+/* One of the dying, if it still is: a new disk is among them while it is being filled, and then it is not. */
+static void resume_one(struct vmfs *v, uint64_t id)
+{
+    struct vobj *root, *dying, *o = NULL;
+    bool listed = false;
+    if (vobj_find(v, id) || ns_begin(v, &root, NULL) < 0)
+        return; /* one of ours, under way */
+    int r = dir_load(v, VMFS_INODE_DYING, &dying, NULL);
+    for (size_t i = 0; r == 0 && i < dying->n_ents; i++)
+        listed |= dying->ents[i].id == id;
+    if (listed && !vobj_find(v, id) && vobj_hold(v, id, 0, &o, NULL, NULL) == 0)
+        o->dying = true;
+    ns_end(v, -ECANCELED, NULL); /* no name changed */
+    if (o)
+        ns_destroy(o);
+}
+
 static void resume_work(void *arg)
 {
     struct vmfs *v = arg;
     struct vobj *dying;
     if (vobj_peek(v, VMFS_INODE_DYING, &dying, NULL) == 0) {
-        for (size_t i = 0; i < dying->n_ents && !v->fenced && !v->leaving; i++) {
-            struct vobj *o;
-            if (vobj_find(v, dying->ents[i].id))
-                continue; /* one of ours, under way */
-            if (vobj_hold(v, dying->ents[i].id, 0, &o, NULL, NULL) == 0)
-                ns_destroy(o);
-        }
+        for (size_t i = 0; i < dying->n_ents && !v->fenced && !v->leaving; i++)
+            resume_one(v, dying->ents[i].id);
         vobj_free(dying);
     }
     v->resuming = false;

@@ -41,6 +41,10 @@ void vobj_free(struct vobj *o)
     if (!o)
         return;
     table_remove(o);
+    if (o->handle) {
+        o->handle->gone = true;
+        o->handle->o = NULL;
+    }
     reserve_set(o, 0);
     for (size_t i = 0; i < o->n_ents; i++)
         free(o->ents[i].name);
@@ -94,6 +98,8 @@ static int blob_read(struct vobj *o, struct gr_err *err)
     const struct vinode *i = &o->ino;
     if (!i->blob_addr)
         return vobj_blob_decode(o, i->inline_blob, i->blob_bytes, err);
+    if (i->blob_units > VMFS_BLOB_UNITS_MAX || !space_addr_ok(v, i->blob_addr, i->blob_units))
+        return gr_fail(err, -GR_ECORRUPT, "object %llu: rule 7: its blob lies outside the regions", (unsigned long long)o->id);
     uint8_t *buf = vunits_alloc(i->blob_units);
     int r = buf ? vdev_read(v, i->blob_addr, i->blob_units, buf) : -ENOMEM;
     if (r < 0)
@@ -160,54 +166,59 @@ static int wait_holder(struct vmfs *v, const struct vlock *l, unsigned *wait_ms,
     return gr_fail(err, -GR_ELOCKED, "it is in use by host '%s' (slot %u)", s.host_name, slot);
 }
 
-int vobj_hold(struct vmfs *v, uint64_t id, unsigned wait_ms, struct vobj **ret, int *ret_owner, struct gr_err *err)
+/* Take the lock of an inode just read into @block. 0; 1: somebody was quicker. */
+static int inode_lock(struct vmfs *v, uint64_t id, void *block, struct vinode *ino, struct gr_err *err)
+{
+    struct vlock l = { v->slot + 1, v->me.generation, ino->lock.token + 1, 0 };
+    uint8_t *out = vunits_alloc(1);
+    int r = out ? vmfs_refresh(v, err) : -ENOMEM;
+    if (r == 0)
+        r = vhome_lock(v, &v->sb.inodes, (uint32_t)id, block, &l, out, err);
+    if (r == 0)
+        r = vinode_decode(&v->sb, out, vhome_addr(&v->sb.inodes, (uint32_t)id, 0, 0), ino, err);
+    free(out);
+    return r == -GR_EMISCOMPARE ? 1 : r;
+}
+
+/* One attempt, v->hold_lock held. 0 held; 1 try again; 2 another holds it: *ret_lock. */
+static int hold_once(struct vmfs *v, uint64_t id, void *block, struct vobj **ret, struct vlock *ret_lock, struct gr_err *err)
 {
     struct vinode ino;
+    if ((*ret = vobj_find(v, id)))
+        return 0;
+    int r = inode_read(v, id, block, &ino, err);
+    if (r == 0 && (ino.type == 0 || ino.id != id))
+        r = gr_fail(err, -ENOENT, "object %llu is gone", (unsigned long long)id);
+    if (r == 0 && !vlock_mine(v, &ino.lock)) {
+        *ret_lock = ino.lock;
+        r = vlock_counts(v, &ino.lock, err);
+        r = r == 1 ? 2 : r < 0 ? r : inode_lock(v, id, block, &ino, err);
+    }
+    if (r != 0)
+        return r;
+    struct vobj *o = obj_alloc(v, &ino, id);
+    r = o ? blob_load(o, err) : -ENOMEM;
+    if (r < 0) {
+        vobj_free(o);
+        return r;
+    }
+    table_add(o);
+    *ret = o;
+    return 0;
+}
+
+int vobj_hold(struct vmfs *v, uint64_t id, unsigned wait_ms, struct vobj **ret, int *ret_owner, struct gr_err *err)
+{
     uint8_t *block = vunits_alloc(1);
     struct vobj *o = NULL;
-    int r = block ? 0 : -ENOMEM;
-    while (r == 0) {
-        if ((o = vobj_find(v, id)))
-            break;
-        r = inode_read(v, id, block, &ino, err);
-        if (r == 0 && (ino.type == 0 || ino.id != id))
-            r = gr_fail(err, -ENOENT, "object %llu is gone", (unsigned long long)id);
-        if (r < 0)
-            break;
-        if (!vlock_mine(v, &ino.lock)) {
-            int held = vlock_counts(v, &ino.lock, err);
-            if (held) {
-                r = held < 0 ? held : wait_holder(v, &ino.lock, &wait_ms, ret_owner, err);
-                continue;
-            }
-            if ((r = vmfs_refresh(v, err)) < 0)
-                break;
-            struct vlock l = { v->slot + 1, v->me.generation, ino.lock.token + 1, 0 };
-            uint8_t *out = vunits_alloc(1);
-            r = out ? vhome_lock(v, &v->sb.inodes, (uint32_t)id, block, &l, out, err) : -ENOMEM;
-            if (r == 0)
-                r = vinode_decode(&v->sb, out, vhome_addr(&v->sb.inodes, (uint32_t)id, 0, 0), &ino, err);
-            free(out);
-            if (r == -GR_EMISCOMPARE) {
-                r = 0;
-                continue;
-            }
-            if (r < 0)
-                break;
-        }
-        if ((o = vobj_find(v, id))) /* another fiber was quicker */
-            break;
-        o = obj_alloc(v, &ino, id);
-        r = o ? blob_load(o, err) : -ENOMEM;
-        if (r == 0 && vobj_find(v, id)) {
-            vobj_free(o);
-            o = vobj_find(v, id);
-        } else if (r == 0) {
-            table_add(o);
-        } else {
-            vobj_free(o);
-        }
-        break;
+    int r = block ? 1 : -ENOMEM;
+    while (r > 0) {
+        struct vlock l = { 0 };
+        gr_fmutex_lock(&v->hold_lock); /* one at a time: nobody adds what another is just giving up */
+        r = hold_once(v, id, block, &o, &l, err);
+        gr_fmutex_unlock(&v->hold_lock);
+        if (r == 2 && (r = wait_holder(v, &l, &wait_ms, ret_owner, err)) == 0)
+            r = 1;
     }
     free(block);
     if (r == 0)
@@ -217,49 +228,90 @@ int vobj_hold(struct vmfs *v, uint64_t id, unsigned wait_ms, struct vobj **ret, 
     return r;
 }
 
+bool vobj_unchanged(struct vobj *o)
+{
+    struct vinode now;
+    uint8_t *block = vunits_alloc(1);
+    bool same = block && inode_read(o->v, o->id, block, &now, NULL) == 0 && now.id == o->id && now.type == o->ino.type &&
+                now.block_generation == o->ino.block_generation;
+    free(block);
+    return same;
+}
+
 int vobj_peek(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err)
 {
     uint8_t *block = vunits_alloc(1);
-    int r = block ? 0 : -ENOMEM;
+    int r = block ? -GR_ECORRUPT : -ENOMEM;
     struct vinode ino;
     struct vobj *o = NULL;
-    for (int tries = 0; r == 0 && tries < 5; tries++) { /* its owner may move the blob meanwhile */
+    for (int tries = 0; r == -GR_ECORRUPT && tries < 10; tries++) { /* its owner may move the blob meanwhile */
+        if (tries) {
+            gr_fiber_sleep_ms(5);
+            vmfs_refresh(v, NULL);
+        }
         r = inode_read(v, id, block, &ino, err);
-        if (r == 0 && (ino.type == 0 || ino.id != id))
+        if (r < 0)
+            continue;
+        if (ino.type == 0 || ino.id != id) {
             r = gr_fail(err, -ENOENT, "object %llu is gone", (unsigned long long)id);
-        o = r == 0 ? obj_alloc(v, &ino, id) : NULL;
-        if (!o)
             break;
-        r = blob_load(o, err);
-        if (r == 0)
-            break;
-        vobj_free(o);
-        o = NULL;
-        if (r == -GR_ECORRUPT && tries < 4) {
-            gr_fiber_sleep_ms(10);
-            r = 0;
+        }
+        o = obj_alloc(v, &ino, id);
+        r = o ? blob_load(o, err) : -ENOMEM;
+        if (r == 0 && ino.blob_addr && !vobj_unchanged(o))
+            r = gr_fail(err, -GR_ECORRUPT, "object %llu changes all the time", (unsigned long long)id);
+        if (r < 0) {
+            vobj_free(o);
+            o = NULL;
         }
     }
     free(block);
-    if (r == 0 && o)
+    if (r == 0)
         *ret = o;
-    return r == 0 && !o ? -ENOMEM : r;
+    return r;
+}
+
+/* Both locks held. The last write is copy A's, with the lock free: nothing of ours may land behind the next holder's. */
+static int release(struct vmfs *v, struct vobj *o, struct gr_err *err)
+{
+    uint32_t index = (uint32_t)o->id;
+    uint8_t *block = vunits_alloc(1);
+    int r = block ? 0 : gr_fail(err, -ENOMEM, "out of memory");
+    for (int copy = 1; r == 0 && copy >= 0; copy--) {
+        uint64_t addr = vhome_addr(&v->sb.inodes, index, 0, copy);
+        o->ino.block_generation++;
+        if (copy == 0)
+            o->ino.lock = (struct vlock){ 0, 0, o->ino.lock.token, o->ino.lock.nonce + 1 };
+        vinode_encode(v, &o->ino, addr, block);
+        r = vdev_write(v, addr, 1, block, GR_BIO_FUA);
+        if (r < 0)
+            gr_fail(err, r, "object %llu cannot be given up: %s", (unsigned long long)o->id, gr_code_text(r));
+    }
+    free(block);
+    vobj_free(o);
+    return r;
 }
 
 int vobj_release(struct vmfs *v, struct vobj *o, struct gr_err *err)
 {
-    uint32_t index = (uint32_t)o->id;
-    uint8_t *block = vunits_alloc(1);
-    if (!block)
-        return gr_fail(err, -ENOMEM, "out of memory");
+    gr_fmutex_lock(&v->hold_lock);
     gr_fmutex_lock(&v->ckpt_lock); /* nobody may write an old image over the freed lock */
-    o->ino.block_generation++;
-    o->ino.lock = (struct vlock){ 0, 0, o->ino.lock.token, o->ino.lock.nonce + 1 };
-    vinode_encode(v, &o->ino, vhome_addr(&v->sb.inodes, index, 0, 0), block);
-    int r = vhome_write(v, &v->sb.inodes, index, 0, block, err);
+    int r = release(v, o, err);
     gr_fmutex_unlock(&v->ckpt_lock);
-    free(block);
-    vobj_free(o);
+    gr_fmutex_unlock(&v->hold_lock);
+    return r;
+}
+
+int vobj_release_idle(struct vmfs *v, uint64_t id, struct gr_err *err)
+{
+    gr_fmutex_lock(&v->hold_lock);
+    gr_fmutex_lock(&v->ckpt_lock);
+    struct vobj *o = vobj_find(v, id);
+    int r = 0;
+    if (o && !o->dying)
+        r = o->opens || o->handle || o->walker || o->dirty || o->users ? 1 : release(v, o, err);
+    gr_fmutex_unlock(&v->ckpt_lock);
+    gr_fmutex_unlock(&v->hold_lock);
     return r;
 }
 
@@ -306,7 +358,7 @@ int vobj_new(struct vmfs *v, enum vmfs_type type, struct vobj **ret, struct gr_e
         return gr_fail(err, -GR_ENOSPACE, "datastore '%s' has no room for another object (%u of them)", v->sb.name, n);
     if (r < 0)
         return r;
-    ino.id = (((ino.id >> 32) + 1) << 32) | index;
+    ino = (struct vinode){ .block_generation = ino.block_generation, .lock = ino.lock, .id = (((ino.id >> 32) + 1) << 32) | index };
     ino.type = (uint16_t)type;
     ino.mtime_s = w->wall_s(w->arg);
     w->random(w->arg, ino.uuid, 16);

@@ -60,15 +60,23 @@ int vmfs_release(struct vmfs *v, const char *path, struct gr_err *err)
 {
     uint64_t id = 0;
     int r = find_id(v, path, &id, err);
-    struct vobj *o = r == 0 ? vobj_find(v, id) : NULL;
-    if (!o)
-        return r;
-    if (o->opens || o->handle)
-        return gr_fail(err, -EBUSY, "'%s/%s' is open", v->sb.name, path);
-    while (o->walker)
-        gr_fqueue_wait(&o->settled);
-    r = vmfs_checkpoint(v, err);
-    return r < 0 ? r : vobj_release(v, o, err);
+    while (r == 0) {
+        struct vobj *o = vobj_find(v, id);
+        if (!o || o->dying)
+            return 0;
+        if (o->opens || o->handle)
+            return gr_fail(err, -EBUSY, "'%s/%s' is open", v->sb.name, path);
+        if (o->walker || o->users) {
+            gr_fqueue_wait(&o->settled);
+            continue;
+        }
+        r = vmfs_checkpoint(v, err);
+        if (r == 0 && (r = vobj_release_idle(v, id, err)) == 1)
+            r = 0; /* somebody came meanwhile: look again */
+        else
+            break;
+    }
+    return r;
 }
 
 struct gr_bdev *vmfs_bdev(struct vmfs_disk *d) { return &d->bdev; }
@@ -162,31 +170,61 @@ int vmfs_resize(struct vmfs_disk *d, uint64_t size, bool shrink, struct gr_err *
 }
 
 /* ---- whole files ---- */
-int vmfs_file_read(struct vmfs *v, const char *path, size_t max, void **ret, size_t *ret_len, struct gr_err *err)
+static int content_read(struct vobj *o, const char *path, size_t max, void **ret, struct gr_err *err)
 {
-    uint64_t id = 0;
-    struct vobj *o, *peeked = NULL;
-    int r = find_id(v, path, &id, err);
-    if (r < 0)
-        return r;
-    if (!(o = vobj_find(v, id)) && (r = vobj_peek(v, id, &peeked, err)) < 0)
-        return r;
-    o = peeked ? peeked : o;
-    if (o->ino.size > max) {
-        r = gr_fail(err, -EFBIG, "'%s/%s' has %llu bytes: at most %zu are read at once", v->sb.name, path, (unsigned long long)o->ino.size, max);
-    } else {
-        uint8_t *buf = vunits_alloc((uint32_t)(o->ino.size / VMFS_UNIT + 1));
-        r = buf ? tree_read_wait(o, &o->live, buf, (o->ino.size + 511) & ~511ull, 0) : -ENOMEM;
-        if (r < 0) {
+    const char *ds = o->v->sb.name;
+    if (o->ino.size > max)
+        return gr_fail(err, -EFBIG, "'%s/%s' has %llu bytes: at most %zu are read at once", ds, path, (unsigned long long)o->ino.size, max);
+    uint8_t *buf = vunits_alloc((uint32_t)(o->ino.size / VMFS_UNIT + 1));
+    int r = buf ? tree_read_wait(o, &o->live, buf, (o->ino.size + 511) & ~511ull, 0) : -ENOMEM;
+    if (r < 0) {
+        free(buf);
+        return gr_fail(err, r, "'%s/%s' cannot be read: %s", ds, path, gr_code_text(r));
+    }
+    *ret = buf;
+    return 0;
+}
+
+/* Of an object that is not held here: what was read counts only if it was the same before and after. */
+static int peek_read(struct vmfs *v, uint64_t id, const char *path, size_t max, void **ret, size_t *ret_len, struct gr_err *err)
+{
+    int r = -EAGAIN;
+    for (int tries = 0; r == -EAGAIN && tries < 20; tries++) {
+        struct vobj *o;
+        void *buf = NULL;
+        r = vobj_peek(v, id, &o, err);
+        if (r < 0)
+            break;
+        r = content_read(o, path, max, &buf, err);
+        if (r != -EFBIG && !vobj_unchanged(o)) {
             free(buf);
-            gr_fail(err, r, "'%s/%s' cannot be read: %s", v->sb.name, path, gr_code_text(r));
-        } else {
+            r = gr_fail(err, -EAGAIN, "'%s/%s' changes while it is read", v->sb.name, path);
+            gr_fiber_sleep_ms(5);
+        } else if (r == 0) {
             *ret = buf;
             *ret_len = o->ino.size;
         }
+        vobj_free(o);
     }
-    if (peeked)
-        vobj_free(peeked);
+    return r;
+}
+
+int vmfs_file_read(struct vmfs *v, const char *path, size_t max, void **ret, size_t *ret_len, struct gr_err *err)
+{
+    uint64_t id = 0;
+    int r = find_id(v, path, &id, err);
+    if (r < 0)
+        return r;
+    struct vobj *o = vobj_find(v, id);
+    if (!o || o->dying)
+        return peek_read(v, id, path, max, ret, ret_len, err);
+    o->users++;
+    uint64_t len = o->ino.size;
+    r = content_read(o, path, max, ret, err);
+    if (r == 0)
+        *ret_len = len;
+    o->users--;
+    gr_fqueue_wake_all(&o->settled);
     return r;
 }
 
@@ -227,9 +265,9 @@ int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t l
     vmfs_close(d);
     if (r == 0)
         r = replace ? ns_replace(v, tmp, path, err) : vmfs_rename(v, tmp, path, err);
-    if (r == 0)
-        r = vmfs_release(v, path, err);
     if (r < 0 && d)
         vmfs_remove(v, tmp, NULL);
+    if (r == 0 && (r = vmfs_release(v, path, err)) == -EBUSY)
+        r = 0; /* somebody opened it already */
     return r;
 }

@@ -207,17 +207,23 @@ static int reap_snapshot(struct vobj *o, uint64_t id)
     return r;
 }
 
-/* A reader elsewhere pins the snapshot: 1. */
+/* A reader elsewhere pins the snapshot, or nobody can tell: 1. One that is gone is recovered. */
 static int pinned(struct vobj *o, uint64_t snap)
 {
     struct vmfs *v = o->v;
+    uint64_t id = o->id;
     for (unsigned i = 0; i < v->sb.slots.entries; i++) {
         struct vslot s;
-        if (vslot_read(v, i, &s, NULL) < 0 || s.state == VMFS_SLOT_FREE)
+        if (vslot_read(v, i, &s, NULL) < 0)
+            return 1;
+        if (s.state == VMFS_SLOT_FREE)
             continue;
         for (unsigned p = 0; p < s.n_pins; p++)
-            if (s.pins[p].object == o->id && s.pins[p].snapshot == snap)
+            if (s.pins[p].object == id && s.pins[p].snapshot == snap) {
+                if (i != v->slot)
+                    vslot_recover_holder(v, i, s.generation, NULL);
                 return 1;
+            }
     }
     return 0;
 }
@@ -253,25 +259,41 @@ static bool empty(const struct vobj *o)
     return o->dying && !o->n_snaps && slot_empty(&o->live.root);
 }
 
-static void reap_work(void *arg)
+static void reap_all(struct vobj *o)
 {
-    struct vobj *o = arg;
     struct vmfs *v = o->v;
+    uint64_t home = 0; /* snapshot whose end readers elsewhere can see */
+    o->reap_error = 0;
     while (!v->fenced && !v->leaving) {
         struct vsnap *s = next_to_reap(o);
         if (!s)
-            break;
+            return;
         uint64_t id = s->id;
-        if (!s->cursor && pinned(o, id)) {
-            gr_fiber_sleep_ms(200);
-            continue;
+        if (!s->cursor) { /* a reader pins, then looks whether it is being deleted; so that must be home before pins are looked for */
+            if (home != id && (o->reap_error = ckpt_run(v)) < 0)
+                return;
+            home = id;
+            if (pinned(o, id)) {
+                gr_fiber_sleep_ms(200);
+                continue;
+            }
         }
         s = vobj_snap(o, id);
         if (!s || (!s->cursor && s->open)) /* opened meanwhile */
             continue;
-        if (reap_snapshot(o, id) < 0)
-            break;
+        int r = reap_snapshot(o, id);
+        if (r < 0) {
+            o->reap_error = r;
+            return;
+        }
     }
+}
+
+static void reap_work(void *arg)
+{
+    struct vobj *o = arg;
+    struct vmfs *v = o->v;
+    reap_all(o);
     int r = empty(o) && !v->fenced && !v->leaving ? ns_bury(o) : -ECANCELED;
     if (r < 0) {
         o->walker = false;

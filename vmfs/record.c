@@ -79,6 +79,8 @@ static int map_apply(struct vobj *o, const struct map_change *c)
     struct mnode *leaf;
     if (c->piece / VMFS_LEAF_PIECES != (c->piece + c->count - 1) / VMFS_LEAF_PIECES || c->piece + c->count > mnode_span(o->live.level))
         return -GR_ECORRUPT;
+    if (c->piece >= mnode_span(o->live.level) || (c->state != VMFS_P_HOLE && !space_addr_ok(o->v, c->addr, c->count)))
+        return -GR_ECORRUPT;
     if (mtree_peek(&o->live, c->piece, &leaf) < 0)
         return -EAGAIN;
     int r = c->birth < o->epoch ? map_late(o, c, &d) : set_in(mtree_own(o, &o->live, c->piece, c->birth), c, &d);
@@ -216,6 +218,8 @@ static int apply_snap_free(struct vobj *o, const struct vmfs_rec_free_disk *d)
         return -GR_ECORRUPT;
     for (uint32_t i = 0; i < gr_le32_get(d->n_runs); i++) {
         uint32_t units = (uint32_t)gr_le64_get(d->runs[i].units);
+        if (!space_addr_ok(o->v, gr_le64_get(d->runs[i].addr), gr_le64_get(d->runs[i].units)))
+            return -GR_ECORRUPT;
         /* a checkpoint under way may still name these units in what is home now: wait for the next one */
         space_freed(o->v, gr_le64_get(d->runs[i].addr), units, 1, o->v->ckpt_started + 1);
         o->ino.used_units -= GR_MIN((uint64_t)units, o->ino.used_units);
@@ -336,6 +340,8 @@ static int apply_attr(struct vobj *o, const struct vmfs_rec_attr_disk *d)
 
 static int apply_resize(struct vobj *o, uint64_t size)
 {
+    if (size == 0 || size > VMFS_DISK_MAX)
+        return -GR_ECORRUPT;
     unsigned level = mtree_level_for((size + VMFS_PIECE - 1) / VMFS_PIECE);
     mtree_grow(o->v, &o->live, level, o->epoch);
     if (o->live.level < level)

@@ -41,20 +41,15 @@ static int collect(void *arg, const struct vframe *f, const uint8_t *payload)
 }
 
 /* An image goes home unless what is there is as new or newer (somebody else went on from it). */
-static int image_home(struct vmfs *v, const struct vmfs_image_disk *d, struct gr_err *err)
+static int image_home(struct vmfs *v, const struct vmfs_image_disk *d, int copy, struct gr_err *err)
 {
     const struct vmfs_hdr_disk *h = (const struct vmfs_hdr_disk *)d->block;
+    uint64_t addr = gr_le64_get(copy ? d->addr_b : d->addr_a);
     uint8_t *now = vunits_alloc(1);
-    int r = now ? 0 : -ENOMEM;
-    for (int copy = 0; r == 0 && copy < 2; copy++) {
-        uint64_t addr = gr_le64_get(copy ? d->addr_b : d->addr_a);
-        const struct vmfs_hdr_disk *n = (const struct vmfs_hdr_disk *)now;
-        r = vdev_read(v, addr, 1, now);
-        if (r < 0)
-            break;
-        if (vhdr_check(v->sb.uuid, now, gr_le16_get(h->type), 1, addr, NULL) == 0 &&
-            gr_le64_get(n->generation) >= gr_le64_get(h->generation))
-            continue;
+    const struct vmfs_hdr_disk *n = (const struct vmfs_hdr_disk *)now;
+    int r = now ? vdev_read(v, addr, 1, now) : -ENOMEM;
+    if (r == 0 && (vhdr_check(v->sb.uuid, now, gr_le16_get(h->type), 1, addr, NULL) < 0 ||
+                   gr_le64_get(n->generation) < gr_le64_get(h->generation))) {
         memcpy(now, d->block, VMFS_UNIT);
         vhdr_move(now, 1, addr);
         r = vdev_write(v, addr, 1, now, 0);
@@ -67,15 +62,16 @@ static int images_home(struct scan *s)
 {
     const struct vmfs_image_disk *d = (const struct vmfs_image_disk *)s->complete.data;
     size_t n = s->complete.len / sizeof *d;
-    for (size_t i = 0; i < n; i++) {
-        uint64_t a = gr_le64_get(d[i].addr_a);
-        if (vhdr_check(s->v->sb.uuid, d[i].block, gr_le16_get(((const struct vmfs_hdr_disk *)d[i].block)->type), 1, a, s->err) < 0)
-            return s->err->code;
-        int r = image_home(s->v, &d[i], s->err);
-        if (r < 0)
-            return r;
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < n; i++)
+        r = vhdr_check(s->v->sb.uuid, d[i].block, gr_le16_get(((const struct vmfs_hdr_disk *)d[i].block)->type), 1, gr_le64_get(d[i].addr_a), s->err);
+    for (int copy = 0; r == 0 && copy < 2; copy++) {
+        for (size_t i = 0; r == 0 && i < n; i++)
+            r = image_home(s->v, &d[i], copy, s->err);
+        if (r == 0 && n) /* one copy at a time: a power cut never tears both */
+            r = vdev_flush(s->v);
     }
-    return n ? vdev_flush(s->v) : 0;
+    return r;
 }
 
 int foreign_load(struct vmfs *v, struct gr_err *err)
@@ -88,7 +84,7 @@ int foreign_load(struct vmfs *v, struct gr_err *err)
     if (r == 0)
         v->aux_generation = gr_le64_get(a->hdr.generation);
     if (r == 0 && n > VMFS_AUX_RUNS) {
-        if (!addr || units > 65536 || (uint64_t)units * VMFS_UNIT < (n - VMFS_AUX_RUNS) * sizeof(struct vmfs_run_disk))
+        if (!space_addr_ok(v, addr, units) || units > VMFS_BLOB_UNITS_MAX || (uint64_t)units * VMFS_UNIT < (n - VMFS_AUX_RUNS) * sizeof(struct vmfs_run_disk))
             r = gr_fail(err, -GR_ECORRUPT, "slot %u: rule 7: list of foreign frees", v->slot);
         blob = r == 0 ? vunits_alloc(units) : NULL;
         if (r == 0)
@@ -106,6 +102,8 @@ int foreign_load(struct vmfs *v, struct gr_err *err)
     for (uint32_t i = 0; r >= 0 && i < n; i++) {
         const struct vmfs_run_disk *d = i < VMFS_AUX_RUNS ? &a->runs[i]
                                                           : (struct vmfs_run_disk *)(blob + sizeof(struct vmfs_hdr_disk)) + (i - VMFS_AUX_RUNS);
+        if (!space_addr_ok(v, gr_le64_get(d->addr), gr_le64_get(d->units)))
+            r = gr_fail(err, -GR_ECORRUPT, "slot %u: rule 7: a foreign free outside the regions", v->slot);
         v->sp.foreign[v->sp.n_foreign++] = (struct vmfs_run){ gr_le64_get(d->addr), gr_le64_get(d->units) };
     }
     free(a);

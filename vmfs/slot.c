@@ -127,7 +127,7 @@ static int recover_slot(struct vmfs *v, unsigned slot, struct gr_err *err)
     if (life_lock(v, slot) < 0)
         return 0;
     r = vslot_read(v, slot, &s, err);
-    if (r == 0 && s.state != VMFS_SLOT_FREE) {
+    if (r == 0 && s.state != VMFS_SLOT_FREE && (r = vmfs_refresh(v, err)) == 0) { /* it may have used regions we never heard of */
         r = recover_locked(v, slot, &s, err);
         r = r < 0 ? r : 1;
     }

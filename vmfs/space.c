@@ -29,6 +29,18 @@ uint32_t space_n_regions(const struct vmfs *v)
     return last->first_region + last->regions;
 }
 
+bool space_addr_ok(const struct vmfs *v, uint64_t addr, uint64_t units)
+{
+    unsigned dev = vmfs_addr_dev(addr);
+    uint64_t unit = vmfs_addr_unit(addr);
+    const struct vdevinfo *d = &v->sb.dev[dev < v->sb.n_devices ? dev : 0];
+    if (dev >= v->sb.n_devices || unit < d->first_unit || !d->regions || !units)
+        return false;
+    uint32_t last;
+    uint64_t end = vmfs_addr_unit(space_region_first(v, d->first_region + d->regions - 1, &last)) + last;
+    return unit < end && units <= end - unit;
+}
+
 struct vregion *space_region(struct vmfs *v, uint64_t addr)
 {
     return v->sp.by_index[space_region_index(v, addr)];
@@ -402,7 +414,7 @@ uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units)
     while (units) {
         struct vregion *r = space_region(v, addr); /* NULL: replay, and the region went on to another host, who wrote it home */
         uint32_t n = in_region(v, addr, units);
-        if (r) {
+        if (r && addr - r->first + n <= r->units) {
             busy_change(v, r, -(int64_t)bits_change(r->busy, (uint32_t)(addr - r->first), n, true));
             uint32_t c = bits_change(r->used, (uint32_t)(addr - r->first), n, true);
             used_change(v, r, -(int64_t)c);
@@ -473,8 +485,14 @@ static void free_in_region(struct vmfs *v, uint64_t addr, uint32_t units, uint32
         foreign_add(v, addr, units);
         return;
     }
+    if (addr - r->first + units > r->units) {
+        vmfs_fence(v, "device %u unit %llu: freed, but in no region", vmfs_addr_dev(addr), (unsigned long long)vmfs_addr_unit(addr));
+        return;
+    }
     used_change(v, r, bits_change(r->used, (uint32_t)(addr - r->first), units, false));
     r->dirty = true;
+    if (v->replaying && kind) /* still named by what is home: another recovery may need it until this one's checkpoint is */
+        return;
     if (v->replaying)
         busy_change(v, r, bits_change(r->busy, (uint32_t)(addr - r->first), units, false));
     else if (!freeq_add(&v->sp.freeq[kind], (struct vfree){ addr, units, seq, v->sp.next_ticket }))
@@ -528,6 +546,8 @@ void ticket_close(struct vmfs *v, struct vticket *t)
         t->next->prev = t->prev;
     else
         v->sp.newest = t->prev;
+    if (v->leaving && !v->sp.oldest)
+        gr_fqueue_wake_all(&v->background_q);
 }
 
 /* ---- start, end ---- */

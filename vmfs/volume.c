@@ -88,6 +88,9 @@ static int devices_check(struct vmfs *v, struct gr_err *err)
     }
     if (v->n_dev != v->sb.n_devices)
         return gr_fail(err, -ENODEV, "datastore '%s' has %u devices, %u were given", v->sb.name, v->sb.n_devices, v->n_dev);
+    for (unsigned i = 0; i < v->n_dev; i++)
+        if (!sorted[i].bdev)
+            return gr_fail(err, -GR_ECORRUPT, "datastore '%s': its devices do not agree on how many they are", v->sb.name);
     memcpy(v->dev, sorted, sizeof sorted);
     return 0;
 }
@@ -195,8 +198,8 @@ void vmfs_abandon(struct vmfs *v)
     vmfs_fence(v, "left at once");
     journal_stop(v);
     v->leaving = true;
-    if (gr_fiber_self())
-        wait_background(v);
+    while (gr_fiber_self() && (v->background || v->sp.oldest)) /* the life lock says that nothing of ours is in flight */
+        gr_fqueue_wait(&v->background_q);
     vslot_forget(v);
     vmfs_abandon_state(v);
     for (unsigned i = 0; i < v->n_dev; i++)

@@ -426,11 +426,10 @@ static int write_out(struct ckpt *c)
     uint64_t covers = c->cut.seq, last = covers;
     int r = journal_write_cut(v, &c->cut);
     gr_fmutex_unlock(&j->write_lock);
-    if (r == 0 && (r = write_chunks(c)) == 0) {
-        v->ckpt_writing = false;
-        snapshots_unload(v);
+    if (r == 0)
+        r = write_chunks(c);
+    if (r == 0)
         r = journal_flush(v, covers);
-    }
     if (r == 0)
         r = journal_write_images(v, (struct vmfs_image_disk *)c->images.data, c->n_images, covers, &last);
     if (r == 0)
@@ -439,6 +438,8 @@ static int write_out(struct ckpt *c)
         return r;
     j->sealed_seq = GR_MAX(j->sealed_seq, covers);
     v->ckpt_done = c->number;
+    v->ckpt_writing = false; /* not earlier: a leaf read again has forgotten which of its records are not sealed yet */
+    snapshots_unload(v);
     space_reclaim(v);
     r = write_homes(c);
     if (r == 0)

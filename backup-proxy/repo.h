@@ -94,7 +94,7 @@ void bp_pack_name(uint64_t id, char out[64]); /* "packs/xx/….pack" */
 /* ---- dedupe ---- */
 /* Extent with this hash that may be used by a point made under a writer's lease: 1 and *ret, or 0. Thread-safe. */
 int bp_dedupe_find(struct bp_repo *r, struct bp_codec *c, const uint8_t hash[32], uint32_t raw, struct bp_ref *ret);
-void bp_dedupe_add(struct bp_repo *r, const struct bp_ref *ref); /* best effort */
+void bp_dedupe_add(struct bp_repo *r, const struct bp_ref *ref); /* best effort; one thread at a time */
 /* Condemned packs: to be collected, not to be used by new points (gc.h). */
 int bp_condemn(struct bp_repo *r, uint64_t pack, struct gr_err *err);
 int bp_condemned(struct bp_repo *r, uint64_t pack); /* 1 or 0. Thread-safe. */

@@ -128,7 +128,7 @@ int bp_repo_open(const char *path, struct bp_repo **ret, struct gr_err *err)
     if (rc == 0)
         rc = stamp_read(r, err);
     if (rc == 0)
-        r->index_fd = openat(r->dir, "index/dedupe", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+        repo_index_open(r);
     if (rc < 0) {
         bp_repo_close(r);
         return rc;
@@ -143,8 +143,7 @@ void bp_repo_close(struct bp_repo *r)
     for (unsigned i = 0; i < REPO_FDS; i++)
         if (r->fds[i].fd >= 0)
             close(r->fds[i].fd);
-    if (r->index_fd >= 0)
-        close(r->index_fd);
+    repo_index_close(r);
     if (r->dir >= 0)
         close(r->dir);
     pthread_mutex_destroy(&r->lock);

@@ -16,13 +16,18 @@ struct bp_repo {
     int dir;
     uint8_t uuid[16];
     int index_fd; /* -1: no index (read-only or failed) */
-    pthread_mutex_t lock; /* the table of open packs */
+    uint32_t index_buckets, index_evicted;
+    int index_old[16]; /* smaller ones, kept open until the end: a search may be in one */
+    unsigned index_n_old;
+    pthread_mutex_t lock; /* the table of open packs; which index is in use */
     uint64_t clock;
     struct repo_fd fds[REPO_FDS];
 };
 /* Descriptor of a sealed pack whose header was checked; give back with repo_pack_put. Thread-safe. */
 int repo_pack_get(struct bp_repo *r, uint64_t id, int *ret_fd, struct gr_err *err);
 void repo_pack_put(struct bp_repo *r, uint64_t id, int fd);
+void repo_index_open(struct bp_repo *r); /* best effort */
+void repo_index_close(struct bp_repo *r);
 void repo_pack_header(const struct bp_repo *r, uint64_t id, struct pack_header_disk *ret);
 int repo_pread(int fd, void *buf, size_t len, uint64_t off);  /* whole; -GR_ECORRUPT at the end of the file */
 int repo_pwrite(int fd, const void *buf, size_t len, uint64_t off);

@@ -111,7 +111,8 @@ GR_SIZE(struct node_part_disk, 4);
 #define REPO_NODE_MAX (16u + REPO_FANOUT * (4u + REPO_PIECES * 56u)) /* bytes of the largest node, 57,600 */
 _Static_assert(REPO_NODE_MAX <= REPO_UNIT, "a node must fit one extent");
 
-/* Index of hashes (index/dedupe): a lossy cache of 128-byte buckets, each 5 entries; never trusted. */
+/* Index of hashes (index/dedupe): a lossy cache of 128-byte buckets, each 5 entries; never trusted. A hash belongs into bucket
+ * prefix mod the number of buckets, a power of two that doubles when buckets overflow. */
 struct dedupe_entry_disk {
     gr_le64 prefix; /* first 8 bytes of the hash; 0: empty */
     gr_le64 pack;
@@ -124,5 +125,6 @@ struct dedupe_bucket_disk {
     uint8_t pad[8];
 } __attribute__((packed));
 GR_SIZE(struct dedupe_bucket_disk, 128);
-#define DEDUPE_BUCKETS (1u << 19)
+#define DEDUPE_MIN (1u << 12) /* buckets: 512 KiB */
+#define DEDUPE_MAX (1u << 22) /* 512 MiB, 21 million units, 1.3 TiB */
 #endif

@@ -165,6 +165,48 @@ FIBER_TEST(same_bytes_are_kept_once)
     return 0;
 }
 
+/* The index grows with what it holds, and forgets little on the way. */
+FIBER_TEST(index_grows)
+{
+    struct repo_rig g;
+    struct gr_err err = {0};
+    struct bp_lease *l = NULL;
+    struct bp_packer *p = NULL;
+    struct bp_codec c = {0};
+    static uint8_t raw[REPO_PIECE], enc[BP_ENCODED_MAX];
+    unsigned found = 0, n = 60000;
+    rig_open(&g, loop, "index", 1u << 20, 3);
+    assert_int_equal(bp_lease_take(g.repo, BP_LEASE_WRITER, "", &l, &err), 0);
+    assert_int_equal(bp_packer_new(g.repo, l, &p, &err), 0);
+    for (unsigned i = 0; i < n; i++) {
+        struct bp_ref ref;
+        memcpy(raw, &i, sizeof i);
+        raw[9] = 1;
+        int len = bp_extent_encode(&c, REPO_DATA, raw, sizeof raw, NULL, 1, enc);
+        assert_true(len > 0);
+        assert_int_equal(bp_packer_add(p, enc, (size_t)len, &ref, &err), 0);
+    }
+    assert_int_equal(bp_packer_seal(p, &err), 0);
+    bp_packer_free(p);
+    bp_lease_drop(l);
+    bp_repo_close(g.repo);
+    assert_int_equal(bp_repo_open(g.dir, &g.repo, &err), 0);
+    for (unsigned i = 0; i < n; i++) {
+        uint8_t hash[32];
+        struct bp_ref ref;
+        memcpy(raw, &i, sizeof i);
+        bp_sha256(raw, sizeof raw, hash);
+        found += (unsigned)bp_dedupe_find(g.repo, &c, hash, sizeof raw, &ref);
+    }
+    struct stat st;
+    assert_int_equal(fstatat(bp_repo_dirfd(g.repo), "index/dedupe", &st, 0), 0);
+    print_message("%u of %u found in %lld KiB\n", found, n, (long long)st.st_size / 1024);
+    assert_true(found > n / 10 * 9 && st.st_size > DEDUPE_MIN * 128);
+    bp_codec_done(&c);
+    rig_close(&g);
+    return 0;
+}
+
 /* ---- collection: random histories against what must stay readable ---- */
 FIBER_TEST(collections)
 {
@@ -490,7 +532,7 @@ static int tear_down(void **state)
 }
 int main(void)
 {
-    const struct CMUnitTest tests[] = {TEST(bit_flips),           TEST(damaged_base_is_not_reused), TEST(same_bytes_are_kept_once), TEST(collections),
+    const struct CMUnitTest tests[] = {TEST(bit_flips),           TEST(damaged_base_is_not_reused), TEST(same_bytes_are_kept_once), TEST(index_grows), TEST(collections),
                                        TEST(collection_and_leases), TEST(hostile_nodes),            TEST(hostile_extents),          TEST(catalogue_is_a_cache),
                                        TEST(refusals),            TEST(full_file_system)};
     return cmocka_run_group_tests(tests, set_up, tear_down);

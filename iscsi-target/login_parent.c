@@ -46,6 +46,7 @@ struct job {
     struct tgt_server *s;
     uint32_t slot, gen, spawn;
     int fd;
+    struct slot taken; /* hand-over: what the slot held. The login process may use the slot again at once. */
     struct tgt_msg msg;
 };
 
@@ -249,12 +250,13 @@ static void job_end(struct job *j)
         sl->busy = false;
     if (j->fd >= 0)
         close(j->fd);
+    slot_clear(&j->taken);
     s->busy_fibers--;
     free(j);
     gr_fqueue_wake_all(&s->changed);
 }
 
-static int job_start(struct tgt_login_parent *p, uint32_t slot, void (*fn)(void *), int fd)
+static int job_start(struct tgt_login_parent *p, uint32_t slot, void (*fn)(void *), int fd, bool take)
 {
     struct job *j = gr_zalloc(sizeof *j);
     if (!j) {
@@ -264,7 +266,12 @@ static int job_start(struct tgt_login_parent *p, uint32_t slot, void (*fn)(void 
     }
     *j = (struct job){.s = p->s, .slot = slot, .gen = p->slots[slot].gen, .spawn = p->spawn, .fd = fd, .msg = p->in};
     p->s->busy_fibers++;
-    p->slots[slot].busy = true;
+    if (take) {
+        j->taken = p->slots[slot];
+        memset(&p->slots[slot], 0, sizeof p->slots[slot]);
+    } else {
+        p->slots[slot].busy = true;
+    }
     if (gr_fiber_start(p->s->loop, fn, j) < 0)
         job_end(j);
     return 0;
@@ -420,16 +427,13 @@ static void hand_over_fiber(void *arg)
     struct job *j = arg;
     struct tgt_server *s = j->s;
     struct gr_err err = {0};
-    struct slot *sl = slot_of(j);
-    char initiator[TGT_NAME_MAX + 1];
-    unsigned portal = sl ? sl->portal : 0, max = s->opts.max_sessions ? s->opts.max_sessions : 256;
-    if (!sl || !socket_ok(s, sl, j->fd)) {
+    const char *initiator = j->taken.initiator;
+    unsigned max = s->opts.max_sessions ? s->opts.max_sessions : 256;
+    if (!socket_ok(s, &j->taken, j->fd)) {
         job_end(j);
         return;
     }
-    memcpy(initiator, sl->initiator, sizeof initiator);
-    struct tgt_lu *lu = gr_take(sl->lu);
-    slot_clear(sl); /* the login process is done with it */
+    struct tgt_lu *lu = gr_take(j->taken.lu);
     int r = s->stopping || lu->releasing ? gr_fail(&err, -GR_ELOCKED, "shutting down") : 0;
     if (!r && s->n_sessions >= max)
         r = gr_fail(&err, -ENOMEM, "%u sessions are logged in, no more are allowed", s->n_sessions);
@@ -445,7 +449,7 @@ static void hand_over_fiber(void *arg)
     struct tgt_sess_start st = {.fd = gr_take_fd(&j->fd), .lu = lu, .initiator = initiator, .address = j->msg.u.hand_over.address,
                                 .text = j->msg.u.hand_over.text, .text_len = j->msg.u.hand_over.text_len, .params = j->msg.u.hand_over.params,
                                 .flags = (uint8_t)j->msg.u.hand_over.flags, .cid = j->msg.u.hand_over.cid, .itt = j->msg.u.hand_over.itt,
-                                .cmdsn = j->msg.u.hand_over.cmdsn, .statsn = j->msg.u.hand_over.statsn, .portal = portal};
+                                .cmdsn = j->msg.u.hand_over.cmdsn, .statsn = j->msg.u.hand_over.statsn, .portal = j->taken.portal};
     memcpy(st.isid, j->msg.u.hand_over.isid, TGT_ISID_LEN);
     tgt_sess_new(s, &st);
     job_end(j);
@@ -542,8 +546,10 @@ static bool on_ask(struct tgt_login_parent *p, struct slot *sl)
     memcpy(sl->target, m->u.ask.target, sizeof sl->target);
     memcpy(sl->address, m->u.ask.address, sizeof sl->address);
     memcpy(sl->local, m->u.ask.local, sizeof sl->local);
-    if (!sl->discovery)
-        return job_start(p, m->slot, ask_fiber, -1) >= 0 || true;
+    if (!sl->discovery) {
+        job_start(p, m->slot, ask_fiber, -1, false); /* without memory that login times out */
+        return true;
+    }
     struct job j = {.slot = m->slot, .gen = m->gen};
     send_asked(p, &j, TGT_LOGIN_OK, false, "", "");
     return true;
@@ -620,7 +626,7 @@ static bool on_list(struct tgt_login_parent *p, struct slot *sl)
     if (m->u.list.off && sl->listed)
         send_piece(p, sl, m->slot, m->u.list.off, m->u.list.room);
     else
-        job_start(p, m->slot, list_fiber, -1);
+        job_start(p, m->slot, list_fiber, -1, false);
     return true;
 }
 
@@ -631,7 +637,7 @@ static bool on_hand_over(struct tgt_login_parent *p, struct slot *sl, int *fd)
         !tgt_params_ok(&m->u.hand_over.params) || !tgt_msg_str_ok(m->u.hand_over.address, sizeof m->u.hand_over.address) ||
         m->u.hand_over.text_len > sizeof m->u.hand_over.text)
         return false;
-    job_start(p, m->slot, hand_over_fiber, gr_take_fd(fd));
+    job_start(p, m->slot, hand_over_fiber, gr_take_fd(fd), true);
     return true;
 }
 

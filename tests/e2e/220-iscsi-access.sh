@@ -1,7 +1,7 @@
 #!/bin/bash
 # Who may log in: masks, access lists, CHAP one way and both ways, live and while the daemon is down; nothing of it shown.
 . "$(dirname "$0")/lib.sh"
-requires jq iscsi-inq iscsi-ls
+requires jq iscsi-inq iscsi-ls qemu-io
 url_of() { granary lun list "$1" --json | jq -er '.[0]."iscsi-url"'; }
 in_ok() { run_check iscsi-inq -i "$1" "$2"; }
 in_refused() { if iscsi-inq -i "$1" "$2" > "$T/out" 2> "$T/err"; then fail "$1 was let in to $2"; fi; }
@@ -34,6 +34,19 @@ run_check granary lun mask ds/b
 in_refused $other "$b"
 run_check granary lun unmask ds/b
 in_ok $other "$b"
+
+# the login process is confined, and replaced when it dies; sessions do not notice
+storaged=$(cat "$GRANARY_HOME/run/storaged.pid")
+login=$(ps -o pid=,comm= --ppid "$storaged" | awk '$2 == "granary-login" { print $1 }')
+check 'it runs under seccomp' grep -q '^Seccomp:.*2' "/proc/$login/status"
+check 'it cannot gain rights' grep -q '^NoNewPrivs:.*1' "/proc/$login/status"
+[ "$(id -u)" != 0 ] || check 'it is nobody' grep -q '^Uid:.*65534.*65534.*65534' "/proc/$login/status"
+start user qemu-io -f raw -c 'read 0 4k' -c 'sleep 3000' -c 'read 4k 4k' "$b"
+wait_for 10 sh -c 'granary session list --json | jq -e "length == 1"'
+kill -KILL "$login"
+wait_for 5 iscsi-inq -i $other "$b"
+wait_for 10 grep -q 'offset 4096' "$T/user.log"
+stop user
 
 # CHAP
 printf 'a-long-enough-secret\n' > "$T/secret"; printf 'quite-another-secret\n' > "$T/mutual"; printf 'short\n' > "$T/short"

@@ -517,6 +517,34 @@ static void half_open(void **state)
     tgtfix_alive(&fix);
 }
 
+/* Many logins at once, each sent before any is answered: all come through. */
+static void login_storm(void **state)
+{
+    enum { N = 30 };
+    static struct ini all[N];
+    for (int round = 0; round < 10; round++) {
+        for (int k = 0; k < N; k++) {
+            uint8_t b[TGT_BHS_LEN];
+            char keys[256];
+            int len = snprintf(keys, sizeof keys, NAME ":storm%d%cTargetName=" TGTFIX_TARGET, k, 0) + 1;
+            char text[300] = "InitiatorName=";
+            memcpy(text + 14, keys, (size_t)len);
+            assert_int_equal(ini_connect(&all[k], "127.0.0.1", fix.port), 0);
+            tgt_bhs_start(b, TGT_OP_LOGIN, 0x87, 1, 0);
+            b[0] |= TGT_IMMEDIATE;
+            assert_int_equal(ini_send(&all[k], b, text, (uint32_t)len + 14), 0);
+        }
+        for (int k = 0; k < N; k++) {
+            uint8_t b[TGT_BHS_LEN];
+            assert_int_equal(next_op(&all[k], b, 5000), TGT_OP_LOGIN_RSP);
+            assert_int_equal(gr_get_be16(b + 36), 0);
+            assert_int_equal(b[1], 0x87);
+            ini_close(&all[k]);
+        }
+    }
+    tgtfix_wait_sessions(&fix, 0);
+}
+
 static void never_reads(void **state)
 {
     uint8_t b[TGT_BHS_LEN], rd[10] = {0x28, 0, 0, 0, 0, 0, 0, 0, 128, 0};
@@ -646,6 +674,6 @@ int main(int argc, char **argv)
         cmocka_set_test_filter(getenv("TEST_FILTER"));
     const struct CMUnitTest tests[] = {TEST(opcode_sweep),     TEST(lengths),      TEST(sequence_numbers), TEST(data_out_rules),  TEST(unsolicited_rules),
                                        TEST(cdb_sweep),        TEST(scsi_edges),   TEST(reset_with_sessions), TEST(replaced_sessions), TEST(in_flight),
-                                       TEST(half_open),        TEST(never_reads),  TEST(redirect_and_v6),  TEST(digests),         TEST(noise)};
+                                       TEST(half_open),        TEST(login_storm),  TEST(never_reads),  TEST(redirect_and_v6),  TEST(digests),         TEST(noise)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

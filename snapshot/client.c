@@ -5,6 +5,7 @@
 
 #define WAIT_MS 10000u
 #define STEP_MS 50u
+#define PING_MS 30000
 
 struct snap_client {
     struct gr_rpc_client *peer; /* the daemon, or */
@@ -37,7 +38,7 @@ static int connect_daemon(struct snap_client *c, struct gr_loop *loop, const cha
     int r = gr_rpc_connect(loop, path, &c->peer, err);
     if (r < 0)
         return r;
-    r = gr_rpc_call(c->peer, "daemon.ping", NULL, NULL, NULL, -1, &res, err);
+    r = gr_rpc_call(c->peer, "daemon.ping", NULL, NULL, NULL, PING_MS, &res, err);
     json_decref(res);
     if (r == 0 || r == -EOPNOTSUPP)
         return 0;

@@ -20,7 +20,7 @@
 #define LOCK_WAIT_MS 10000u
 
 struct options {
-    const char *portal, *multipath, *mover;
+    const char *portal, *multipath, *mover, *log;
     bool insecure, verbose;
     int ready_fd;
 };
@@ -433,6 +433,7 @@ static int usage(FILE *f, int status)
           "  --multipath-portal HOST:PORT  a second portal that never redirects\n"
           "  --mover HOST:PORT             NBD data mover (default " TGT_MOVER_DEFAULT ", or any free port)\n"
           "  --insecure                    allow other addresses without access control, and the mover without TLS\n"
+          "  --log FILE                    log to this file, not to standard error\n"
           "  --verbose                     log more\n"
           "  --ready-fd N                  write \"ok\" or a failure to this descriptor\n"
           "  --help                        print this\n",
@@ -444,7 +445,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 {
     static const struct option longs[] = {
         {"portal", 1, NULL, 'p'},   {"multipath-portal", 1, NULL, 'm'}, {"mover", 1, NULL, 'n'}, {"insecure", 0, NULL, 'i'},
-        {"ready-fd", 1, NULL, 'r'}, {"verbose", 0, NULL, 'v'},          {"help", 0, NULL, 'h'},  {NULL, 0, NULL, 0},
+        {"ready-fd", 1, NULL, 'r'}, {"log", 1, NULL, 'l'},              {"verbose", 0, NULL, 'v'}, {"help", 0, NULL, 'h'},  {NULL, 0, NULL, 0},
     };
     uint64_t fd;
     int c;
@@ -461,6 +462,9 @@ static int parse_options(int argc, char **argv, struct options *o)
             break;
         case 'i':
             o->insecure = true;
+            break;
+        case 'l':
+            o->log = optarg;
             break;
         case 'v':
             o->verbose = true;
@@ -491,7 +495,7 @@ int main(int argc, char **argv)
         return r;
     signal(SIGPIPE, SIG_IGN);
     umask(077);
-    r = gr_log_open("granary-storaged", NULL, d.o.verbose ? GR_LOG_DEBUG : GR_LOG_INFO, &err);
+    r = gr_log_open("granary-storaged", d.o.log, d.o.verbose ? GR_LOG_DEBUG : GR_LOG_INFO, &err);
     if (r == 0)
         r = gr_daemon_confine(&err);
     if (r == 0)

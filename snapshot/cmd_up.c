@@ -106,10 +106,11 @@ static int start_storaged(struct site *s, struct gr_err *err)
 {
     static const char *const valued[] = {"portal", "multipath-portal", "mover"};
     static const char *const flags[] = {"--portal", "--multipath-portal", "--mover"};
-    const char *args[10] = {0};
+    gr_auto_free char *log = gr_home_path(s->home, "log/storaged.log");
+    const char *args[12] = {"--log", log};
     json_t *last = NULL, *now = json_object();
-    size_t n = 0;
-    int r = now ? gr_home_load(s->home, LAST_UP, &last, err) : gr_fail(err, -ENOMEM, "out of memory");
+    size_t n = 2;
+    int r = now && log ? gr_home_load(s->home, LAST_UP, &last, err) : gr_fail(err, -ENOMEM, "out of memory");
     for (size_t i = 0; r == 0 && i < GR_ARRAY_LEN(valued); i++) {
         const char *v = gr_cmd_opt(s->c, valued[i]);
         if (!v)

@@ -14,7 +14,7 @@ on_exit "GRANARY_HOME='$B' granary down"
 declare -A did
 n=0 kills=0
 # Answers that a busy neighbour or a killed daemon explain.
-EXPLAINED='exists|does not exist|no snapshot|not found|owned by|in use|is being|closed the connection|Connection re|does not answer|cannot receive|clones|is gone|no longer|holds|answered|not ready|ended before|locked|add --shrink|has a bookmark'
+EXPLAINED='exists|does not exist|no snapshot|not found|owned by|in use|is being|closed the connection|Connection re|does not answer|cannot receive|clones|is gone|no longer|holds|answered|not ready|ended before|locked|add --shrink|bookmark'
 
 on() { # HOST COMMAND...
     local home=$A status=0; [ "$1" = b ] && home=$B

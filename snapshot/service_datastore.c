@@ -98,8 +98,11 @@ static json_t *list_row(struct snap_ds *ds)
 {
     struct vmfs_info i;
     vmfs_info(ds->v, &i);
-    return json_pack("{s:s,s:s,s:I,s:I,s:I,s:o}", "name", ds->name, "state", i.fenced ? "fenced" : "joined", "size", (json_int_t)i.size,
-                     "free", (json_int_t)i.free, "used", (json_int_t)(i.size - GR_MIN(i.free, i.size)), "devices", devices_row(ds));
+    json_t *o = json_pack("{s:s,s:s,s:I,s:I,s:I,s:o}", "name", ds->name, "state", i.fenced ? "fenced" : "joined", "size", (json_int_t)i.size,
+                          "free", (json_int_t)i.free, "used", (json_int_t)(i.size - GR_MIN(i.free, i.size)), "devices", devices_row(ds));
+    if (o && i.fenced)
+        json_object_set_new(o, "error", json_string(i.fence_reason));
+    return o;
 }
 
 static int op_list(struct snap_op *op)

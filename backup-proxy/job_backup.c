@@ -112,6 +112,8 @@ static int ask_host(struct job *j)
         j->via_host = strcmp(state, "off") && strcmp(state, "stopped");
     }
     json_decref(res);
+    if (r < 0 && r != -ENOENT) /* it may be on */
+        return gr_fail(j->err, r, "VM '%s': %s", j->spec->vm, gr_err_text(&e, r));
     if (r < 0 && !strchr(j->spec->vm, '/'))
         return gr_fail(j->err, r, "VM '%s': %s (give DATASTORE/NAME when no host agent runs)", j->spec->vm, gr_err_text(&e, r));
     return j->vm ? 0 : gr_fail(j->err, -ENOMEM, "out of memory");

@@ -2,12 +2,15 @@
  * process when no daemon runs; and with the datastore itself for the transport "local". */
 #include "backup-proxy/cmd_proxy.h"
 #include "common/cleanup.h"
+#include "common/daemon.h"
 #include "snapshot/client.h"
 #include "snapshot/snapshot.h"
+#include <glob.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
+#define HOST_START_MS 20000
 #define CALL_TIMEOUT_MS (10 * 60 * 1000)
 struct proxy {
     struct gr_cmd_ctx *cmd;
@@ -36,14 +39,35 @@ static int call_storage(void *arg, const char *method, json_t *params, int (*on_
     }
     return snap_client_call(p->client, method, params, on_part, part_arg, ret, err);
 }
+/* An engine of this home was started and has not ended in order: its guest may be running, whether the host agent does or not. */
+static bool engine_may_run(struct proxy *p)
+{
+    gr_auto_free char *pattern = gr_home_path(p->home, "run/vm/*/record.json");
+    glob_t found = {0};
+    bool any = pattern && glob(pattern, GLOB_NOSORT, NULL, &found) == 0 && found.gl_pathc > 0;
+    globfree(&found);
+    return any;
+}
+
+/* A VM must not be taken for off because the agent that knows it is away. */
+static int connect_host(struct proxy *p, struct gr_err *err)
+{
+    gr_auto_free char *path = gr_home_path(p->home, "run/hostd.sock"), *log = gr_home_path(p->home, "log/hostd.log");
+    int r = path && log ? gr_rpc_connect(p->loop, path, &p->host, err) : gr_fail(err, -ENOMEM, "out of memory");
+    if ((r != -ENOENT && r != -ECONNREFUSED) || !engine_may_run(p))
+        return r;
+    gr_auto_free char *exe = gr_program_path("granary-hostd");
+    const char *argv[] = {exe, NULL};
+    r = exe ? gr_daemon_start(argv, log, HOST_START_MS, err) : gr_fail(err, -EIO, "a virtual machine may be running, but granary-hostd is not installed");
+    return r < 0 && r != -GR_ELOCKED ? r : gr_rpc_connect(p->loop, path, &p->host, err);
+}
+
 static int call_host(void *arg, const char *method, json_t *params, json_t **ret, struct gr_err *err)
 {
     struct proxy *p = arg;
     int r = 0;
-    if (!p->host) {
-        gr_auto_free char *path = gr_home_path(p->home, "run/hostd.sock");
-        r = path ? gr_rpc_connect(p->loop, path, &p->host, err) : -ENOMEM;
-    }
+    if (!p->host)
+        r = connect_host(p, err);
     if (r < 0) {
         json_decref(params);
         return r == -ECONNREFUSED ? -ENOENT : r;

@@ -43,6 +43,19 @@ int hv_hostd_vmx(struct hv_hostd *h, const char *uuid, const char *method, json_
     return r;
 }
 
+int hv_hostd_vmx_wait(struct hv_hostd *h, const char *uuid, const char *method, json_t *params, struct gr_rpc_call *call, int64_t timeout_ms, json_t **ret,
+                      struct gr_err *err)
+{
+    json_auto_t *take = params;
+    int r = hv_hostd_vmx(h, uuid, method, json_incref(take), call, timeout_ms, ret, err);
+    if (r == -ENOENT && h->lock.held && hv_hostd_has_record(h, uuid)) {
+        gr_fmutex_lock(&h->lock);
+        gr_fmutex_unlock(&h->lock);
+        r = hv_hostd_vmx(h, uuid, method, json_incref(take), call, timeout_ms, ret, err);
+    }
+    return r;
+}
+
 int hv_hostd_is_on(struct hv_hostd *h, const char *uuid, struct gr_err *err)
 {
     int r = 0;

@@ -46,7 +46,7 @@ static int forward(struct hv_hostd *h, const char *method, json_t *params, struc
     int r = hv_hostd_resolve(h, params, &path, uuid, err);
     if (r < 0)
         return r;
-    r = hv_hostd_vmx(h, uuid, method, json_incref(params), call, -1, ret, err);
+    r = hv_hostd_vmx_wait(h, uuid, method, json_incref(params), call, -1, ret, err);
     return r == -ENOENT ? gr_fail(err, -ESRCH, "'%s' is off", path) : r;
 }
 
@@ -120,7 +120,7 @@ static void ticket_freeze(struct hv_hostd *h, const char *uuid, bool quiesce, ui
 {
     json_auto_t *info = NULL;
     struct gr_err why = {0};
-    int r = hv_hostd_vmx(h, uuid, "vmx.info", NULL, NULL, 15000, &info, &why);
+    int r = hv_hostd_vmx_wait(h, uuid, "vmx.info", NULL, NULL, 15000, &info, &why);
     const char *state = json_string_value(json_object_get(info, "state"));
     if (r == -ENOENT && !hv_hostd_has_record(h, uuid)) {
         set_cause(t, "filesystem", "the virtual machine is off", "");

@@ -70,6 +70,9 @@ wait_for 20 granary vm exec web -- /bin/true
 kill -9 "$(cat "$GRANARY_HOME/run/hostd.pid")" "$(cat "$GRANARY_HOME"/run/vm/*/vmx.pid)"
 wait_for 20 granary vm exec web -- /bin/true
 check "the same engine" test "$(state .pid)" = "$engine"
+kill -9 "$(cat "$GRANARY_HOME/run/hostd.pid")" "$(cat "$GRANARY_HOME"/run/vm/*/vmx.pid)"
+run_check granary backup run ds/web --repo "$T/repo" --json
+check "a backup does not take a running guest for one that is off" jq -e '.[0].consistency == "filesystem" and .[0]."frozen-ms" > 0' "$T/out"
 
 # --- the plug is pulled while it writes; on again, its files verified by the guest itself
 run_check granary vm stop web --force

@@ -53,7 +53,10 @@ static void list_fiber(void *arg)
     struct text_job *job = arg;
     struct tgt_sess *sess = job->sess;
     struct gr_buf *all = gr_zalloc(sizeof *all);
-    if (all && tgt_list_targets(sess->server, sess->initiator, job->which, true, 0, all) >= 0 && sess->fd >= 0 && !sess->listing) {
+    char address[64] = "";
+    if (sess->fd >= 0)
+        tgt_local_address(sess->fd, address);
+    if (all && tgt_list_targets(sess->server, sess->initiator, job->which, true, address, all) >= 0 && sess->fd >= 0 && !sess->listing) {
         sess->listing = gr_take(all);
         sess->text_off = 0;
         send_piece(sess, job->itt);

@@ -482,15 +482,10 @@ static int list_each(void *arg, const char *disk)
     return r ? r : gr_buf_zero(l->out, 1);
 }
 
-static int list_at(struct tgt_server *s, const char *initiator, const char *which, bool open, const char *address, struct gr_buf *ret)
+int tgt_list_targets(struct tgt_server *s, const char *initiator, const char *which, bool open, const char *address, struct gr_buf *ret)
 {
     struct listing l = {s, initiator, which, address, open, ret};
     return s->dir.list(s->dir.arg, list_each, &l, NULL);
-}
-
-int tgt_list_targets(struct tgt_server *s, const char *initiator, const char *which, bool open, unsigned portal, struct gr_buf *ret)
-{
-    return list_at(s, initiator, which, open, s->portals[portal].text, ret);
 }
 
 static void send_piece(struct tgt_login_parent *p, const struct slot *sl, uint32_t slot, uint32_t off, uint32_t room)
@@ -513,7 +508,7 @@ static void list_fiber(void *arg)
     struct gr_buf text = {0};
     if (sl) {
         struct slot copy = *sl;
-        list_at(j->s, copy.initiator, j->msg.u.list.target, copy.open, copy.local, &text);
+        tgt_list_targets(j->s, copy.initiator, j->msg.u.list.target, copy.open, copy.local, &text);
         sl = slot_of(j);
     }
     if (sl) {

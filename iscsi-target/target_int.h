@@ -236,7 +236,9 @@ struct tgt_server {
     struct gr_timer tick;
 };
 
-/* ---- server.c ---- */
+/* ---- target_server.c ---- */
+/* "address:port" of the end of @fd that is ours. */
+void tgt_local_address(int fd, char ret[64]);
 void tgt_note(struct tgt_server *s, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 /* ---- lu.c ---- (fiber) */
 struct tgt_lu *tgt_lu_find(struct tgt_server *s, const char *disk);
@@ -253,9 +255,9 @@ int tgt_login_start(struct tgt_server *s, struct gr_err *err);
 int tgt_login_listen(struct tgt_server *s, unsigned portal);
 void tgt_login_stop(struct tgt_server *s); /* no new logins */
 void tgt_login_free(struct tgt_server *s);
-/* Listing of targets for @initiator ("All" or one name) as SendTargets text. (fiber) */
+/* Listing of targets for @initiator ("All" or one name) as SendTargets text; @address: "host:port" it reached us at. (fiber) */
 struct gr_buf;
-int tgt_list_targets(struct tgt_server *s, const char *initiator, const char *which, bool open, unsigned portal, struct gr_buf *ret);
+int tgt_list_targets(struct tgt_server *s, const char *initiator, const char *which, bool open, const char *address, struct gr_buf *ret);
 /* ---- sess.c ---- */
 struct tgt_sess_start {
     int fd; /* taken */

@@ -154,6 +154,23 @@ static int open_socket(const struct addrinfo *ai)
     return fd;
 }
 
+void tgt_local_address(int fd, char ret[64])
+{
+    struct sockaddr_storage ss = {0};
+    socklen_t len = sizeof ss;
+    char text[INET6_ADDRSTRLEN] = "";
+    getsockname(fd, (struct sockaddr *)&ss, &len);
+    if (ss.ss_family == AF_INET6) {
+        const struct sockaddr_in6 *in = (const void *)&ss;
+        inet_ntop(AF_INET6, &in->sin6_addr, text, sizeof text);
+        snprintf(ret, 64, "[%s]:%u", text, ntohs(in->sin6_port));
+        return;
+    }
+    const struct sockaddr_in *in = (const void *)&ss;
+    inet_ntop(AF_INET, &in->sin_addr, text, sizeof text);
+    snprintf(ret, 64, "%s:%u", text, ntohs(in->sin_port));
+}
+
 /* Fill in what the socket is bound to. */
 static uint16_t describe(struct tgt_portal *p)
 {

@@ -570,6 +570,53 @@ static void never_reads(void **state)
     tgtfix_alive(&fix);
 }
 
+/* Text requests of a normal session: its own target, nobody else's; unknown keys; continuations. */
+static void text_requests(void **state)
+{
+    static const struct {
+        const char *text;
+        uint32_t len;
+        const char *answer;
+    } cases[] = {{"SendTargets=All", 16, "TargetName=" TGTFIX_TARGET},
+                 {"SendTargets=", 13, "TargetName=" TGTFIX_TARGET},
+                 {"SendTargets=iqn.other", 22, "SendTargets=Reject"},
+                 {"X-what=1", 9, "X-what=NotUnderstood"}};
+    uint8_t b[TGT_BHS_LEN], rsp[TGT_BHS_LEN];
+    char seg[4096];
+    struct ini i;
+    login(&i);
+    for (unsigned k = 0; k < sizeof cases / sizeof cases[0]; k++) {
+        tgt_bhs_start(b, TGT_OP_TEXT, TGT_CONTINUE, 900 + k, 0); /* the first four bytes, then the rest */
+        b[0] |= TGT_IMMEDIATE;
+        gr_put_be32(b + 20, TGT_TAG_NONE);
+        assert_int_equal(ini_send(&i, b, cases[k].text, 4), 0);
+        assert_int_equal(ini_recv(&i, rsp, seg, sizeof seg), 0);
+        b[1] = TGT_FINAL;
+        gr_put_be32(b + 20, gr_get_be32(rsp + 20));
+        assert_int_equal(ini_send(&i, b, cases[k].text + 4, cases[k].len - 4), 0);
+        int n = ini_recv(&i, rsp, seg, sizeof seg);
+        assert_true(n > 0);
+        assert_int_equal(tgt_bhs_opcode(rsp), TGT_OP_TEXT_RSP);
+        assert_string_equal(seg, cases[k].answer);
+        if (k == 0) {
+            char want[64];
+            snprintf(want, sizeof want, "TargetAddress=127.0.0.1:%s,1", fix.port);
+            assert_string_equal(seg + strlen(seg) + 1, want);
+        }
+    }
+    tgt_bhs_start(b, TGT_OP_TEXT, TGT_CONTINUE, 990, 0); /* without end */
+    b[0] |= TGT_IMMEDIATE;
+    int r = TGT_OP_TEXT_RSP;
+    memset(seg, 'a', sizeof seg);
+    for (int k = 0; k < 10 && r == TGT_OP_TEXT_RSP; k++) {
+        assert_int_equal(ini_send(&i, b, seg, 2048), 0);
+        r = next_op(&i, rsp, 1000);
+    }
+    assert_int_equal(r, TGT_OP_REJECT);
+    ini_close(&i);
+    tgtfix_alive(&fix);
+}
+
 static void redirect_and_v6(void **state)
 {
     struct ini i;
@@ -674,6 +721,6 @@ int main(int argc, char **argv)
         cmocka_set_test_filter(getenv("TEST_FILTER"));
     const struct CMUnitTest tests[] = {TEST(opcode_sweep),     TEST(lengths),      TEST(sequence_numbers), TEST(data_out_rules),  TEST(unsolicited_rules),
                                        TEST(cdb_sweep),        TEST(scsi_edges),   TEST(reset_with_sessions), TEST(replaced_sessions), TEST(in_flight),
-                                       TEST(half_open),        TEST(login_storm),  TEST(never_reads),  TEST(redirect_and_v6),  TEST(digests),         TEST(noise)};
+                                       TEST(half_open),        TEST(login_storm),  TEST(never_reads),  TEST(text_requests), TEST(redirect_and_v6),  TEST(digests),         TEST(noise)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

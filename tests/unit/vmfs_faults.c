@@ -1,0 +1,277 @@
+/* Devices that are full or fail: who gets the error, and what goes on. */
+#include "tests/lib/test.h"
+#include "common/bdev.h"
+#include "common/cleanup.h"
+#include "snapshot/snapshot.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct site {
+    struct gr_loop *loop;
+    struct gr_mem *mem;
+    struct gr_bdev *dev, *fault;
+    struct vmfs *v;
+    struct vmfs_disk *d[2];
+    struct gr_chan *ch[2];
+    uint8_t *buf;
+};
+
+#define OK(call)                                               \
+    do {                                                       \
+        struct gr_err err = { 0 };                             \
+        int rc_ = (call);                                      \
+        if (rc_ < 0)                                           \
+            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
+    } while (0)
+
+static void say(void *arg, const char *text)
+{
+    (void)arg;
+    print_message("check: %s\n", text);
+}
+
+static void attach(struct site *s)
+{
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "faults" };
+    OK(vmfs_join(s->loop, &s->fault, 1, &o, &s->v, &err));
+    for (unsigned i = 0; i < 2; i++) {
+        OK(vmfs_open(s->v, i ? "b" : "a", &s->d[i], NULL, &err));
+        assert_int_equal(gr_chan_open(vmfs_bdev(s->d[i]), s->loop, &s->ch[i]), 0);
+    }
+}
+
+static void detach(struct site *s)
+{
+    for (unsigned i = 0; i < 2; i++) {
+        gr_chan_close(s->ch[i]);
+        vmfs_close(s->d[i]);
+    }
+}
+
+static void make(struct site *s, uint64_t size)
+{
+    struct vmfs_format_opts f = { .name = "ds1", .journal_units = 128 };
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "faults" };
+    s->loop = gr_fiber_loop();
+    s->mem = gr_mem_new(size);
+    s->buf = aligned_alloc(4096, 1 << 20);
+    assert_int_equal(gr_bdev_mem_open(s->loop, s->mem, &s->dev), 0);
+    assert_int_equal(gr_bdev_fault_open(s->loop, s->dev, &s->fault), 0);
+    OK(vmfs_format(s->loop, &s->fault, 1, &f, &err));
+    OK(vmfs_join(s->loop, &s->fault, 1, &o, &s->v, &err));
+    OK(vmfs_create(s->v, "a", VMFS_DISK, 1 << 30, VMFS_THIN, &err));
+    OK(vmfs_create(s->v, "b", VMFS_DISK, 1 << 30, VMFS_THIN, &err));
+    OK(vmfs_leave(s->v, &err));
+    attach(s);
+}
+
+static void unmake(struct site *s)
+{
+    gr_bdev_put(s->fault);
+    gr_bdev_put(s->dev);
+    gr_mem_free(s->mem);
+    free(s->buf);
+}
+
+static int put(struct site *s, unsigned disk, uint64_t off, size_t len, int byte)
+{
+    memset(s->buf, byte, len);
+    return gr_pwrite(s->ch[disk], s->buf, len, off, 0);
+}
+static void is(struct site *s, unsigned disk, uint64_t off, size_t len, int byte)
+{
+    memset(s->buf, ~byte, len);
+    assert_int_equal(gr_pread(s->ch[disk], s->buf, len, off), 0);
+    for (size_t i = 0; i < len; i++)
+        if (s->buf[i] != (uint8_t)byte)
+            fail_msg("disk %u byte %llu: %02x, wanted %02x", disk, (unsigned long long)(off + i), s->buf[i], (uint8_t)byte);
+}
+
+static void clean(struct site *s)
+{
+    struct vmfs_check_report rep;
+    OK(vmfs_check(s->v, say, NULL, &rep, &err));
+}
+
+/* ---- full ---- */
+static uint64_t fill_up(struct site *s, unsigned disk, uint64_t from)
+{
+    for (uint64_t off = from;; off += 65536) {
+        int r = put(s, disk, off, 65536, 7);
+        if (r == -GR_ENOSPACE)
+            return off;
+        if (r < 0)
+            fail_msg("filling at %llu: %s", (unsigned long long)off, gr_code_text(r));
+    }
+}
+
+static int full_fn(void *arg)
+{
+    struct site s = { 0 };
+    struct vmfs_info info;
+    (void)arg;
+    make(&s, 64 << 20);
+    assert_int_equal(put(&s, 1, 0, 1 << 20, 5), 0);
+    assert_int_equal(put(&s, 0, 0, 1 << 20, 6), 0);
+    assert_int_equal(gr_flush(s.ch[0]), 0);
+    uint64_t end = fill_up(&s, 0, 1 << 20);
+    assert_true(end > 16 << 20);
+    assert_int_equal(gr_flush(s.ch[0]), 0);
+    gr_fiber_sleep_ms(60); /* sealed: what is private is overwritten in place */
+    for (unsigned round = 0; round < 20; round++) {
+        assert_int_equal(put(&s, 0, (round * 65536) % (1 << 20), 65536, 8), 0);
+        assert_int_equal(put(&s, 1, (round * 65536) % (1 << 20), 65536, 9), 0);
+        assert_int_equal(gr_flush(s.ch[0]), 0);
+    }
+    assert_int_equal(put(&s, 1, 600 << 20, 65536, 1), -GR_ENOSPACE);
+    is(&s, 0, 0, 1 << 20, 8);
+    is(&s, 1, 0, 1 << 20, 9);
+    vmfs_info(s.v, &info);
+    assert_false(info.fenced);
+    clean(&s);
+    assert_int_equal(gr_unmap(s.ch[0], 4 << 20, 8 << 20, 0), 0); /* giving back goes on, and helps */
+    assert_int_equal(gr_flush(s.ch[0]), 0);
+    OK(vmfs_checkpoint(s.v, &err));
+    assert_int_equal(put(&s, 1, 600 << 20, 1 << 20, 1), 0);
+    is(&s, 1, 600 << 20, 1 << 20, 1);
+    is(&s, 0, 4 << 20, 1 << 20, 0);
+    clean(&s);
+    detach(&s);
+    OK(vmfs_remove(s.v, "a", &err)); /* deleting needs no space that is not there */
+    OK(vmfs_leave(s.v, &err));
+    unmake(&s);
+    return 0;
+}
+
+/* Full while a snapshot pins everything: overwrites need new blocks and fail, deleting the snapshot helps. */
+static int full_snapshot_fn(void *arg)
+{
+    struct site s = { 0 };
+    (void)arg;
+    make(&s, 64 << 20);
+    assert_int_equal(put(&s, 0, 0, 1 << 20, 6), 0);
+    OK(snap_create(&s.d[0], 1, "s", &err));
+    uint64_t end = fill_up(&s, 0, 1 << 20);
+    assert_true(end > 16 << 20);
+    assert_int_equal(put(&s, 0, 0, 1 << 20, 8), -GR_ENOSPACE);
+    is(&s, 0, 65536 * 15, 65536, 6);
+    assert_int_equal(gr_unmap(s.ch[0], 2 << 20, 8 << 20, 0), 0);
+    OK(snap_delete(s.d[0], "s", false, &err));
+    OK(snap_settle(s.d[0], &err));
+    assert_int_equal(put(&s, 0, 0, 1 << 20, 8), 0);
+    is(&s, 0, 0, 1 << 20, 8);
+    clean(&s);
+    detach(&s);
+    OK(vmfs_leave(s.v, &err));
+    unmake(&s);
+    return 0;
+}
+
+/* ---- failing ---- */
+static int flush_fn(void *arg)
+{
+    struct site s = { 0 };
+    struct vmfs_info info;
+    struct gr_fault_rule rule = { .op = GR_OP_FLUSH, .count = 1, .code = -EIO };
+    (void)arg;
+    make(&s, 128 << 20);
+    assert_int_equal(put(&s, 0, 0, 65536, 3), 0);
+    assert_int_equal(gr_flush(s.ch[0]), 0);
+    assert_int_equal(put(&s, 0, 65536, 65536, 4), 0);
+    gr_bdev_fault_add(s.fault, &rule);
+    assert_true(gr_flush(s.ch[0]) < 0);
+    gr_bdev_fault_clear(s.fault);
+    assert_int_equal(gr_flush(s.ch[0]), -GR_EFENCED); /* final, though the device would work again */
+    assert_int_equal(gr_flush(s.ch[1]), -GR_EFENCED);
+    assert_int_equal(put(&s, 0, 0, 4096, 5), -GR_EFENCED);
+    assert_int_equal(put(&s, 1, 0, 4096, 5), -GR_EFENCED);
+    assert_int_equal(snap_create(&s.d[0], 1, "s", NULL), -GR_EFENCED);
+    vmfs_info(s.v, &info);
+    assert_true(info.fenced && strstr(info.fence_reason, "flush"));
+    detach(&s);
+    vmfs_abandon(s.v);
+    attach(&s);
+    is(&s, 0, 0, 65536, 3);
+    clean(&s);
+    detach(&s);
+    OK(vmfs_leave(s.v, &err));
+    unmake(&s);
+    return 0;
+}
+
+static int data_error_fn(void *arg)
+{
+    struct site s = { 0 };
+    struct vmfs_info info;
+    struct gr_fault_rule rd = { .op = GR_OP_READ, .count = 1, .code = -EIO }, wr = { .op = GR_OP_WRITE, .count = 1, .code = -EIO };
+    (void)arg;
+    make(&s, 128 << 20);
+    assert_int_equal(put(&s, 0, 0, 65536, 3), 0);
+    assert_int_equal(put(&s, 1, 0, 65536, 4), 0);
+    assert_int_equal(gr_flush(s.ch[0]), 0);
+    gr_bdev_fault_add(s.fault, &rd);
+    assert_int_equal(gr_pread(s.ch[0], s.buf, 4096, 0), -EIO);
+    is(&s, 0, 0, 65536, 3);
+    is(&s, 1, 0, 65536, 4);
+    gr_bdev_fault_clear(s.fault);
+    gr_bdev_fault_add(s.fault, &wr);
+    assert_int_equal(put(&s, 0, 1 << 20, 65536, 5), -EIO);
+    gr_bdev_fault_clear(s.fault);
+    is(&s, 0, 1 << 20, 65536, 0);
+    assert_int_equal(put(&s, 0, 1 << 20, 65536, 6), 0);
+    assert_int_equal(gr_flush(s.ch[0]), 0);
+    vmfs_info(s.v, &info);
+    assert_false(info.fenced);
+    clean(&s);
+    detach(&s);
+    OK(vmfs_leave(s.v, &err));
+    unmake(&s);
+    return 0;
+}
+
+/* Writes fail from the n-th on, for every n of a small history: nothing that was flushed is lost, the rest is old or new. */
+static int sweep_fn(void *arg)
+{
+    (void)arg;
+    for (unsigned n = 0; n < 120; n += 3) {
+        struct site s = { 0 };
+        struct gr_fault_rule rule = { .op = GR_OP_WRITE, .after = n, .code = -EIO };
+        int flushed = 1, r = 0, last = 1;
+        make(&s, 64 << 20);
+        assert_int_equal(put(&s, 0, 0, 65536, 1), 0);
+        assert_int_equal(gr_flush(s.ch[0]), 0);
+        gr_bdev_fault_add(s.fault, &rule);
+        for (int round = 2; round < 30 && r == 0; round++) {
+            last = round;
+            r = put(&s, 0, 0, 65536, round);
+            if (r == 0 && (r = gr_flush(s.ch[0])) == 0)
+                flushed = round;
+            if (r == 0 && round % 7 == 0)
+                r = snap_create(&s.d[0], 1, round % 2 ? "odd" : "even", NULL) == -EEXIST ? 0 : r;
+            if (r == 0 && round % 5 == 0)
+                r = vmfs_checkpoint(s.v, NULL);
+        }
+        gr_bdev_fault_clear(s.fault);
+        detach(&s);
+        vmfs_abandon(s.v);
+        attach(&s);
+        assert_int_equal(gr_pread(s.ch[0], s.buf, 65536, 0), 0);
+        for (unsigned i = 0; i < 65536; i++)
+            if (s.buf[i] != (uint8_t)flushed && s.buf[i] != (uint8_t)last)
+                fail_msg("writes fail from %u on: byte %u is %u, flushed was %d, last written %d", n, i, s.buf[i], flushed, last);
+        clean(&s);
+        detach(&s);
+        OK(vmfs_leave(s.v, &err));
+        unmake(&s);
+    }
+    return 0;
+}
+
+static void full(void **state) { (void)state; test_in_fiber(full_fn, NULL); }
+static void full_with_snapshot(void **state) { (void)state; test_in_fiber(full_snapshot_fn, NULL); }
+static void failed_flush(void **state) { (void)state; test_in_fiber(flush_fn, NULL); }
+static void failed_data(void **state) { (void)state; test_in_fiber(data_error_fn, NULL); }
+static void failed_writes_swept(void **state) { (void)state; test_in_fiber(sweep_fn, NULL); }
+
+TEST_MAIN(TEST(full), TEST(full_with_snapshot), TEST(failed_flush), TEST(failed_data), TEST(failed_writes_swept))

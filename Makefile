@@ -39,6 +39,7 @@ pkgs_granary-fsread := tsk libseccomp
 mods_backup-proxy_source_nbd := backup-proxy iscsi-target common
 mods_vmfs_check := snapshot vmfs common
 mods_vmfs_faults := snapshot vmfs common
+mods_vmfs_processes := snapshot vmfs common
 mods_vmfs_crash := snapshot vmfs common
 mods_mover_demo := iscsi-target common
 mods_source_cat := backup-proxy common

@@ -153,6 +153,12 @@ static int wait_holder(struct vmfs *v, const struct vlock *l, unsigned *wait_ms,
     if (r != 0)
         return r < 0 ? r : 0;
     struct vslot s;
+    if ((r = vslot_read(v, slot, &s, err)) < 0)
+        return r;
+    if (s.state == VMFS_SLOT_REPLAYING && s.generation == l->generation) { /* gone, and being recovered by somebody else */
+        gr_fiber_sleep_ms(20);
+        return 0;
+    }
     if (*wait_ms >= 20) {
         *wait_ms -= 20;
         gr_fiber_sleep_ms(20);
@@ -160,9 +166,6 @@ static int wait_holder(struct vmfs *v, const struct vlock *l, unsigned *wait_ms,
     }
     if (ret_owner)
         *ret_owner = (int)slot;
-    r = vslot_read(v, slot, &s, err);
-    if (r < 0)
-        return r;
     return gr_fail(err, -GR_ELOCKED, "it is in use by host '%s' (slot %u)", s.host_name, slot);
 }
 

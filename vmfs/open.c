@@ -14,6 +14,7 @@ static int find_id(struct vmfs *v, const char *path, uint64_t *ret, struct gr_er
     return 0;
 }
 
+#define OPEN_WAIT_MS 40u /* a dead owner's slot may just be taken by whoever recovers it */
 int vmfs_open(struct vmfs *v, const char *path, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err)
 {
     uint64_t id = 0;
@@ -21,7 +22,7 @@ int vmfs_open(struct vmfs *v, const char *path, struct vmfs_disk **ret, int *ret
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
     int r = find_id(v, path, &id, err);
-    if (r == 0 && (r = vobj_hold(v, id, 0, &o, ret_owner_slot, err)) < 0)
+    if (r == 0 && (r = vobj_hold(v, id, OPEN_WAIT_MS, &o, ret_owner_slot, err)) < 0)
         return gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
     if (r < 0)
         return r;

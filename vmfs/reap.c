@@ -18,6 +18,7 @@ struct reap {
     uint64_t cursor;
     struct vmfs_rec_free_disk *rec;
     uint32_t n_runs;
+    bool unsure; /* the next leaf has changes that a replay might doubt */
 };
 
 static void free_run(struct reap *w, uint64_t addr, uint32_t units)
@@ -107,6 +108,16 @@ static void free_pieces(struct reap *w, const struct mnode *leaf, struct mnode *
     }
 }
 
+/* Has the leaf changes that are not durable? Replay may find their data missing and take them back; what such a change took
+ * the place of must not be freed by a record that is believed. */
+static bool not_durable(const struct vmfs *v, const struct mnode *leaf)
+{
+    for (unsigned i = 0; leaf && i < VMFS_FANOUT; i++)
+        if (leaf->ent[i].seq > v->j.durable_seq)
+            return true;
+    return false;
+}
+
 /* The leaf at the cursor. 0 done, -EAGAIN: *ret_tree must be loaded. */
 static int reap_leaf(struct reap *w, struct mtree **ret_tree)
 {
@@ -118,7 +129,11 @@ static int reap_leaf(struct reap *w, struct mtree **ret_tree)
         *ret_tree = w->succ[k];
         if (mtree_peek(w->succ[k], w->cursor, &others[k]) < 0)
             return -EAGAIN;
+        w->unsure |= not_durable(w->o->v, others[k]);
     }
+    w->unsure |= not_durable(w->o->v, leaf);
+    if (w->unsure)
+        return -EAGAIN;
     if (leaf)
         free_pieces(w, leaf, others, w->n_succ);
     w->cursor = (w->cursor / VMFS_LEAF_PIECES + 1) * VMFS_LEAF_PIECES;
@@ -154,6 +169,8 @@ static int reap_step(struct reap *w)
     int r = move_cursor(w); /* before anything can suspend */
     if (r < 0 || w->cursor >= end)
         return r < 0 ? r : 1;
+    if (w->unsure)
+        return 0;
     struct gr_err err = { 0 };
     r = mtree_load(w->o, missing, w->cursor, &err);
     if (r < 0)
@@ -179,8 +196,31 @@ static int drop(struct vobj *o, uint64_t id)
     return record_do(o, &d, sizeof d, NULL);
 }
 
+/* Under a load that never pauses the disk is held for one flush. */
+static int make_sure(struct reap *w, unsigned *tries)
+{
+    struct vobj *o = w->o;
+    uint64_t id = w->s->id;
+    bool hold = ++*tries > 16;
+    if (hold)
+        disk_freeze(o);
+    int r = journal_commit(o->v);
+    w->unsure = false;
+    if (hold) {
+        if (r == 0 && (w->s = vobj_snap(o, id)) && !o->late) {
+            successors(w);
+            w->cursor = w->s->cursor;
+            r = reap_step(w);
+        }
+        disk_thaw(o);
+        w->unsure = false;
+    }
+    return r;
+}
+
 static int reap_snapshot(struct vobj *o, uint64_t id)
 {
+    unsigned tries = 0;
     struct reap w = { .o = o, .rec = gr_alloc(sizeof *w.rec + (REAP_RUNS + VMFS_LEAF_PIECES + 64) * sizeof w.rec->runs[0]) };
     int r = w.rec ? 0 : -ENOMEM;
     while (r == 0) {
@@ -198,7 +238,12 @@ static int reap_snapshot(struct vobj *o, uint64_t id)
         w.prev_epoch = before ? before->epoch : o->origin_object ? o->origin_epoch : 0;
         successors(&w); /* they may change while we sleep */
         w.cursor = w.s->cursor;
+        w.unsure = false;
         r = reap_step(&w);
+        if (r == 0 && w.unsure)
+            r = make_sure(&w, &tries);
+        else
+            tries = 0;
         gr_fiber_yield();
     }
     free(w.rec);

@@ -155,7 +155,7 @@ static uint32_t initial_of(const struct orc_disk *d, unsigned slot)
     return d->initial ? d->initial[slot] : 0;
 }
 
-bool orc_allowed(const struct orc_disk *d, unsigned slot, uint32_t stamp, uint64_t tick, uint64_t *unsure)
+bool orc_allowed(const struct orc_disk *d, unsigned slot, uint32_t stamp, uint64_t flushed, uint64_t tick, uint64_t *unsure)
 {
     const struct orc_list *l = &d->slot[slot];
     bool found = false;
@@ -166,7 +166,7 @@ bool orc_allowed(const struct orc_disk *d, unsigned slot, uint32_t stamp, uint64
             continue;
         n++;
         found |= value_of(op, slot) == stamp;
-        if (op->durable && op->durable <= tick) {
+        if (op->durable && op->durable <= flushed) {
             *unsure += n > 1;
             return found;
         }
@@ -288,7 +288,7 @@ static int snap_content(const struct orc_disk *m, const struct orc_snap *s, stru
     if (r == 0)
         r = orc_read(b, info.size, now, why);
     for (unsigned i = 0; r == 0 && i < ORC_SLOTS; i++)
-        if (exact ? now[i] != s->values[i] : slot_sector(i) < info.size / 512 && !orc_allowed(m, i, now[i], tick, &unsure)) {
+        if (exact ? now[i] != s->values[i] : slot_sector(i) < info.size / 512 && !orc_allowed(m, i, now[i], s->made.submit, tick, &unsure)) {
             snprintf(why, 256, "%s: sector %llu shows stamp %u, it was %u", b->name, (unsigned long long)slot_sector(i), now[i], exact ? s->values[i] : 0);
             r = -1;
         }
@@ -359,7 +359,7 @@ static int verify_content(struct orc *o, const struct orc_disk *m, struct vmfs_d
     if (r == 0)
         r = orc_read(vmfs_bdev(d), st.size, now, why);
     for (unsigned i = 0; r == 0 && i < ORC_SLOTS; i++)
-        if (slot_sector(i) < st.size / 512 && !orc_allowed(m, i, now[i], tick, &o->unsure)) {
+        if (slot_sector(i) < st.size / 512 && !orc_allowed(m, i, now[i], tick, tick, &o->unsure)) {
             snprintf(why, 256, "disk d%u: sector %llu shows stamp %u, which it may not", m->number, (unsigned long long)slot_sector(i), now[i]);
             if (getenv("GRANARY_CUT"))
                 history_print(m, i, tick);

@@ -79,8 +79,9 @@ int orc_slot(uint64_t sector);
 void orc_fill(uint8_t *sector, const struct orc_disk *d, uint64_t number, uint32_t stamp);
 /* The stamp a sector shows; -1: no pattern. The disk is not part of the pattern of clones' shared data: @family is. */
 int64_t orc_stamp(const uint8_t *sector, uint64_t number);
-/* May @slot show @stamp after a cut at @tick? @live: no cut, [@since, @tick] is when it was read. */
-bool orc_allowed(const struct orc_disk *d, unsigned slot, uint32_t stamp, uint64_t tick, uint64_t *unsure);
+/* May @slot show @stamp after a cut at @tick, when what was flushed by tick @flushed must be there? */
+bool orc_allowed(const struct orc_disk *d, unsigned slot, uint32_t stamp, uint64_t flushed, uint64_t tick, uint64_t *unsure);
+/* … when it was read between @since and @tick, without a cut? */
 bool orc_visible(const struct orc_disk *d, unsigned slot, uint32_t stamp, uint64_t since, uint64_t tick);
 bool orc_size_allowed(const struct orc_disk *d, uint64_t size, uint64_t tick);
 

@@ -12,6 +12,11 @@
 #include <string.h>
 
 #define DEVICE_SIZE (96ull << 20)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define CUTS 250u
+#else
+#define CUTS 2000u
+#endif
 
 static struct totals {
     uint64_t cuts, second_cuts, histories, entries;
@@ -224,7 +229,7 @@ static void power_cuts(void **state)
 {
     (void)state;
     const char *env = getenv("GRANARY_CUTS");
-    unsigned cuts = env ? (unsigned)strtoul(env, NULL, 0) : test_cases(2000), per = 250;
+    unsigned cuts = env ? (unsigned)strtoul(env, NULL, 0) : test_cases(CUTS), per = 250;
     for (unsigned i = 0; i * per < cuts; i++) {
         struct history *h = calloc(1, sizeof *h);
         h->number = i;

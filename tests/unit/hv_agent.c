@@ -7,6 +7,7 @@
 #include "hv/qmp.h"
 #include "tests/lib/test.h"
 #include <poll.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -113,8 +114,8 @@ static char events[256];
 
 static void on_event(void *arg, const char *name, json_t *data)
 {
-    strcat(events, name);
-    strcat(events, " ");
+    size_t n = strlen(events);
+    snprintf(events + n, sizeof events - n, "%s ", name);
 }
 static int ends;
 static void on_end(void *arg, const char *why)

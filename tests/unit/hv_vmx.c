@@ -97,7 +97,7 @@ static void test_bad_files(void **state)
     assert_int_equal(hv_vmx_parse(big, HV_VMX_MAX, &v, &err), 0);
     assert_int_equal(hv_vmx_parse(big, HV_VMX_MAX + 1, &v, &err), -GR_EFORMAT);
     memset(big, 'k', 64);
-    strcpy(big + 64, "=\"\"");
+    memcpy(big + 64, "=\"\"", 3);
     assert_int_equal(hv_vmx_parse(big, 67, &v, &err), -GR_EFORMAT);
 }
 

@@ -96,6 +96,8 @@ static int task_order(const void *a, const void *b)
 static int read_tasks(struct verify *v)
 {
     static const struct bp_pipe_ops ops = {v_next, NULL, v_work, v_commit};
+    if (v->n == 0)
+        return 0;
     qsort(v->tasks, v->n, sizeof *v->tasks, task_order);
     v->at = 0;
     struct vslot *slots = gr_zalloc(LANES * sizeof *slots);

@@ -437,15 +437,15 @@ static int write_out(struct ckpt *c)
     if (r < 0)
         return r;
     j->sealed_seq = GR_MAX(j->sealed_seq, covers);
-    v->ckpt_done = c->number;
     v->ckpt_writing = false; /* not earlier: a leaf read again has forgotten which of its records are not sealed yet */
     snapshots_unload(v);
-    space_reclaim(v);
     r = write_homes(c);
     if (r == 0)
         r = journal_flush(v, last);
     if (r < 0)
         return r;
+    v->ckpt_done = c->number; /* not earlier: other hosts look at what is home, and see by it that something was freed */
+    space_reclaim(v);
     v->me.tail_seq = j->tail_seq = covers + 1;
     v->me.tail_off = j->tail_off = c->next_off;
     r = vslot_write_mine(v, NULL);

@@ -99,7 +99,8 @@ int ns_end(struct vmfs *v, int r, struct gr_err *err)
     for (unsigned h = 0; h < VOBJ_HASH; h++)
         for (struct vobj *o = v->objs[h], *next; o; o = next) {
             next = o->hash_next;
-            if (o->ino.type == VMFS_DIR && o->id != VMFS_INODE_ROOT)
+            bool removed = o->ino.type == 0 && !o->ino.lock.holder; /* a directory */
+            if (removed || (o->ino.type == VMFS_DIR && o->id != VMFS_INODE_ROOT))
                 vobj_free(o);
         }
     struct vobj *root = vobj_find(v, VMFS_INODE_ROOT);

@@ -130,6 +130,8 @@ static int recover_slot(struct vmfs *v, unsigned slot, struct gr_err *err)
     if (r == 0 && s.state != VMFS_SLOT_FREE && (r = vmfs_refresh(v, err)) == 0) { /* it may have used regions we never heard of */
         r = recover_locked(v, slot, &s, err);
         r = r < 0 ? r : 1;
+        if (r == 1 && v->joined)
+            ns_resume(v); /* what it was removing is ours to go on with */
     }
     life_unlock(v, slot);
     return r;

@@ -68,7 +68,7 @@ static void crash(struct host *h)
 static void format(struct gr_loop *loop, struct gr_mem *const *mem, unsigned n)
 {
     struct vmfs_format_opts f = { .name = "ds1" };
-    struct gr_bdev *dev[3];
+    struct gr_bdev *dev[3] = { 0 };
     for (unsigned i = 0; i < n; i++)
         assert_int_equal(gr_bdev_mem_open(loop, mem[i], &dev[i]), 0);
     OK(vmfs_format(loop, dev, n, &f, &err));

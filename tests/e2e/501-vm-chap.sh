@@ -13,7 +13,7 @@ run_check granary vm create ds/safe --disk 64M --memory 64M
 run_check granary lun chap ds/safe/disk0 --user joe --secret-file "$T/secret"
 
 run_mustfail 1 "conf/chap/joe" granary vm start safe
-mkdir -p -m 700 "$GRANARY_HOME/conf/chap"
+mkdir -p "$GRANARY_HOME/conf/chap"
 install -m 644 "$T/secret" "$GRANARY_HOME/conf/chap/joe"
 run_mustfail 1 "conf/chap/joe" granary vm start safe # others can read it
 install -m 600 "$T/wrong" "$GRANARY_HOME/conf/chap/joe"

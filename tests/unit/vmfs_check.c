@@ -55,7 +55,7 @@ static void join(struct site *s)
 
 static void put(struct gr_chan *ch, uint64_t off, size_t len, unsigned seed)
 {
-    uint8_t *b = aligned_alloc(4096, len);
+    uint8_t *b = aligned_alloc(4096, (len + 4095) & ~4095ul);
     memset(b, (int)seed, len);
     assert_int_equal(gr_pwrite(ch, b, len, off, 0), 0);
     free(b);

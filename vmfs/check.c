@@ -12,7 +12,7 @@
 #define LOOKS_MAX 6u
 #define LOOK_AGAIN_MS 300u
 
-static void line_add(struct chk *c, const char *fmt, va_list ap)
+static void __attribute__((format(printf, 2, 0))) line_add(struct chk *c, const char *fmt, va_list ap)
 {
     char text[GR_ERR_TEXT];
     vsnprintf(text, sizeof text, fmt, ap);

@@ -1,7 +1,8 @@
 /* Power cuts: a recorded workload is cut at many instants, each with another idea of what the device kept; every image must be
  * recovered, prove sound, and show what was promised. Some are cut a second time while they are recovered.
  *
- * GRANARY_CUTS: how many cuts (default 2000); GRANARY_SEED repeats a run. */
+ * GRANARY_CUTS: how many cuts (default 2000); GRANARY_SOAK: go on for so many seconds; GRANARY_SEED repeats a run exactly (the
+ * clock and all random are the test's own), with GRANARY_CUT=N only the N-th cut of each history. */
 #include "tests/lib/test.h"
 #include "common/cleanup.h"
 #include "tests/lib/crash_replay.h"
@@ -10,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define DEVICE_SIZE (96ull << 20)
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -229,13 +231,14 @@ static void power_cuts(void **state)
 {
     (void)state;
     const char *env = getenv("GRANARY_CUTS");
-    unsigned cuts = env ? (unsigned)strtoul(env, NULL, 0) : test_cases(CUTS), per = 250;
-    for (unsigned i = 0; i * per < cuts; i++) {
+    unsigned cuts = env ? (unsigned)strtoul(env, NULL, 0) : CUTS, per = 250;
+    time_t end = time(NULL) + (time_t)test_soak_s(0);
+    for (unsigned i = 0; i * per < cuts || time(NULL) < end; i++) {
         struct history *h = calloc(1, sizeof *h);
         h->number = i;
         h->seed = test_seed() * 31 + i;
         h->rng = h->seed;
-        h->cuts = GR_MIN(per, cuts - i * per);
+        h->cuts = i * per < cuts ? GR_MIN(per, cuts - i * per) : per;
         crash_world_run(h->seed, history_fn, h);
     }
     report();

@@ -136,9 +136,9 @@ static int worker_fn(void *arg)
     struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = w->me ? "two" : "one" };
     struct gr_err err = { 0 };
     struct gr_bdev *dev;
-    struct vmfs *v;
-    struct vmfs_disk *d;
-    struct gr_chan *ch;
+    struct vmfs *v = NULL;
+    struct vmfs_disk *d = NULL;
+    struct gr_chan *ch = NULL;
     uint64_t rng = w->seed;
     struct vmfs_stats st;
     l->lives++;

@@ -27,8 +27,10 @@ static int tell(struct gr_cmd_ctx *c, int r, json_t *res, const struct gr_err *e
     }
     if (gr_cmd_json(c)) {
         json_t *o = json_pack("{s:s,s:s}", "code", gr_code_name(r), "error", gr_err_text(err, r));
-        if (o && json_dumpf(o, stdout, JSON_COMPACT) == 0)
+        if (o && json_dumpf(o, stdout, JSON_COMPACT) == 0) {
             putchar('\n');
+            gr_cmd_told(c);
+        }
         json_decref(o);
     }
     return r;

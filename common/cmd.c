@@ -180,6 +180,11 @@ bool gr_cmd_flag(const struct gr_cmd_ctx *c, const char *name)
     return option(c, name, 0) != NULL;
 }
 
+void gr_cmd_told(struct gr_cmd_ctx *c)
+{
+    c->told = true;
+}
+
 bool gr_cmd_json(const struct gr_cmd_ctx *c)
 {
     return c->json;
@@ -257,9 +262,9 @@ int gr_cmd_main(int argc, char **argv, const char *program, const char *about, c
         return usage_failure(&c, &err);
     r = run_command(&c, &err);
     cmd_progress_clear(&c);
-    if (r == -GR_EUSAGE)
+    if (r == -GR_EUSAGE && !c.told)
         return usage_failure(&c, &err);
-    if (r < 0)
+    if (r < 0 && !c.told)
         fprintf(stderr, "%s: %s\n", program, gr_err_text(&err, r));
     return gr_code_exit(r);
 }

@@ -33,6 +33,8 @@ const char *gr_cmd_opt(const struct gr_cmd_ctx *c, const char *name);         /*
 const char *gr_cmd_opt_n(const struct gr_cmd_ctx *c, const char *name, int i); /* i-th value of a repeated option */
 bool gr_cmd_flag(const struct gr_cmd_ctx *c, const char *name);
 bool gr_cmd_json(const struct gr_cmd_ctx *c);
+/* The failure of this command is part of its result already; standard error says nothing more of it. */
+void gr_cmd_told(struct gr_cmd_ctx *c);
 struct gr_loop *gr_cmd_loop(const struct gr_cmd_ctx *c);
 void *gr_cmd_app(const struct gr_cmd_ctx *c); /* what main passed */
 

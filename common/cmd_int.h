@@ -18,7 +18,7 @@ struct gr_cmd_ctx {
     int n_args;
     struct cmd_value *opts;
     int n_opts;
-    bool json, help, version;
+    bool json, help, version, told;
     struct gr_loop *loop;
     void *app;
     /* output */

@@ -412,7 +412,8 @@ int disk_clear_pieces(struct dop *op, uint64_t first, uint64_t end)
     return clear_pieces(op, first, end, false);
 }
 
-static int clear(struct dop *op, bool zero_edges)
+/* Whole pieces become holes (thin) or zeroed; what is less than a piece at the edges is written as zeros. */
+static int clear(struct dop *op)
 {
     struct gr_bio *bio = op->bio;
     bool keep = op->o->ino.provision != VMFS_THIN;
@@ -422,11 +423,11 @@ static int clear(struct dop *op, bool zero_edges)
         last = (end + VMFS_PIECE - 1) / VMFS_PIECE;
     op->o->v->stats.unmaps++;
     if (first >= last)
-        return zero_edges ? zero_range(op, bio->off, bio->len) : 0;
+        return zero_range(op, bio->off, bio->len);
     int r = clear_pieces(op, first, last, keep);
-    if (r == 0 && zero_edges && bio->off < first * VMFS_PIECE)
+    if (r == 0 && bio->off < first * VMFS_PIECE)
         r = zero_range(op, bio->off, first * VMFS_PIECE - bio->off);
-    if (r == 0 && zero_edges && last * VMFS_PIECE < end)
+    if (r == 0 && last * VMFS_PIECE < end)
         r = zero_range(op, last * VMFS_PIECE, end - last * VMFS_PIECE);
     return r;
 }
@@ -464,10 +465,8 @@ static void change_work(void *arg)
         r = disk_write_pieces(op, bio->off, bio->len, bio->iov, bio->iovcnt, bio->flags & GR_BIO_ATOMIC);
         break;
     case GR_OP_UNMAP:
-        r = clear(op, false);
-        break;
     case GR_OP_WRITE_ZEROES:
-        r = clear(op, true);
+        r = clear(op);
         break;
     case GR_OP_COMPARE_WRITE:
         r = compare_write(op);

@@ -1,6 +1,6 @@
 /* Inside vmfs_check(): one look at a volume's home state.
  *
- *   check_home.c   copies the home blocks at one instant: slots, lists of foreign frees, regions, inodes
+ *   check_homeblock.c   copies the home blocks at one instant: slots, lists of foreign frees, regions, inodes
  *   check_walk.c   walks every tree and says which unit belongs to what
  *   check_space.c  remembers what was reached, by unit, and compares with the bitmaps
  *   check_names.c  directories, links between objects, counters */
@@ -71,7 +71,7 @@ void chk_error(struct chk *c, const char *fmt, ...) __attribute__((format(printf
 void chk_note(struct chk *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int chk_nomem(struct chk *c); /* remember it; -ENOMEM */
 
-/* check_home.c: the checkpoint lock is held for chk_home(). */
+/* check_homeblock.c: the checkpoint lock is held for chk_home(). */
 int chk_home(struct chk *c);
 int chk_supers(struct chk *c);
 int chk_blobs(struct chk *c); /* blobs that do not fit their inode; the lock may be free */

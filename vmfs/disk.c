@@ -53,7 +53,7 @@ static int in_place_runs(const struct dop *op, struct run *runs, unsigned max)
         if (p == op->range.first || p % VMFS_LEAF_PIECES == 0)
             if (mtree_peek(&o->live, p, &leaf) < 0 || !leaf)
                 return -1;
-        const struct ment *e = &leaf->ent[p % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES];
+        const struct mentry *e = &leaf->ent[p % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES];
         struct mpiece m = ment_piece(e, (unsigned)(p % VMFS_BLOCK_PIECES));
         if (m.state != VMFS_P_DATA || m.birth != op->range.epoch || e->seq > o->v->j.sealed_seq)
             return -1;

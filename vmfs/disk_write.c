@@ -83,7 +83,7 @@ int disk_room(struct vobj *o, uint64_t units, uint64_t epoch)
 }
 
 /* Does the piece lie where the write may overwrite it, or has a reserved unit of its own? */
-static bool keeps_place(const struct dop *op, const struct ment *e, const struct mpiece *m, bool atomic)
+static bool keeps_place(const struct dop *op, const struct mentry *e, const struct mpiece *m, bool atomic)
 {
     if (m->birth != op->range.epoch)
         return false;
@@ -91,7 +91,7 @@ static bool keeps_place(const struct dop *op, const struct ment *e, const struct
 }
 
 /* New place for pieces [piece, piece+n) of one block. */
-static int plan_new(struct plan *p, const struct ment *e, uint64_t piece, uint32_t n)
+static int plan_new(struct plan *p, const struct mentry *e, uint64_t piece, uint32_t n)
 {
     struct vmfs *v = p->op->o->v;
     bool never_written = !e || (!e->px && !e->addr);
@@ -130,7 +130,7 @@ static int plan_make(struct plan *p, uint64_t first, uint64_t end, bool atomic)
         struct mnode *leaf;
         if (mtree_peek(&o->live, piece, &leaf) < 0)
             return -EAGAIN;
-        const struct ment *e = leaf ? &leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES] : NULL;
+        const struct mentry *e = leaf ? &leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES] : NULL;
         uint64_t block_end = GR_MIN(end, piece - piece % VMFS_BLOCK_PIECES + VMFS_BLOCK_PIECES);
         uint32_t n = 0;
         while (e && piece + n < block_end) { /* a leading stretch that keeps its place */
@@ -244,7 +244,7 @@ static bool block_empty(struct vobj *o, uint64_t piece)
     struct mnode *leaf;
     if (mtree_peek(&o->live, piece, &leaf) < 0 || !leaf)
         return true;
-    const struct ment *e = &leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES];
+    const struct mentry *e = &leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES];
     return !e->px && !e->addr;
 }
 
@@ -503,7 +503,7 @@ static int reserve_block(struct vobj *o, uint64_t piece, uint64_t epoch)
         return r;
     if (mtree_peek(&o->live, piece, &leaf) < 0)
         return -EAGAIN;
-    const struct ment *e = leaf ? &leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES] : NULL;
+    const struct mentry *e = leaf ? &leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES] : NULL;
     if (e && (e->px || e->addr))
         return 0;
     uint64_t a = space_take_block(v);

@@ -74,7 +74,7 @@ struct mpieces { /* SPLIT and RUN in memory */
     uint64_t addr[VMFS_BLOCK_PIECES];
     uint64_t birth[VMFS_BLOCK_PIECES];
 };
-struct ment {
+struct mentry {
     uint64_t addr;  /* EXTENT: first piece; unused with px */
     uint64_t birth; /* EXTENT: of every owned piece */
     uint64_t seq;   /* newest frame with a record for this block: in place only when sealed */
@@ -94,7 +94,7 @@ struct mnode {
     uint64_t birth;   /* newest birth below, now */
     union {
         struct mchild child[VMFS_FANOUT];
-        struct ment ent[VMFS_FANOUT];
+        struct mentry ent[VMFS_FANOUT];
     };
 };
 /* Root of a tree: the live head's, a snapshot's. */
@@ -171,9 +171,9 @@ struct vobj { /* an object this host holds the lock of */
     unsigned waiting;
     bool frozen;                 /* admission stopped (revert, resize, remove) */
     bool granting;
-    unsigned inflight;           /* admitted writes, all epochs */
+    unsigned in_flight;           /* admitted writes, all epochs */
     unsigned late;               /* … of an epoch before the current one */
-    struct gr_fqueue drained;    /* woken when inflight or late fall to 0, or frozen ends */
+    struct gr_fqueue drained;    /* woken when in_flight or late fall to 0, or frozen ends */
     struct vmfs_disk *handle;    /* the open handle, NULL when closed */
     uint64_t pinned_snap;        /* peeked by a reader: what its slot pins */
     bool walker;                 /* a fiber is giving back deleted snapshots */
@@ -329,7 +329,7 @@ uint32_t mnode_units(const struct mnode *n);
 void mnode_encode(const struct vmfs *v, const struct mnode *n, uint64_t addr, void *buf);
 int mnode_decode(struct vmfs *v, const void *buf, uint32_t units, uint64_t addr, unsigned level, struct mnode **ret, struct gr_err *err);
 
-/* ---------- home.c: home blocks in two copies ---------- */
+/* ---------- homeblock.c: home blocks in two copies ---------- */
 /* Read entry @index (+ @sub units) of a table: the newer valid copy; a damaged one is warned about.
  * 0; 1: never written since format (@buf is all zero); -GR_ECORRUPT: both bad. */
 int vhome_read(struct vmfs *v, const struct vtable *t, uint32_t index, uint32_t sub, unsigned type, void *buf, struct gr_err *err);
@@ -457,7 +457,7 @@ struct mpiece {
     uint64_t addr, birth;
     enum vmfs_piece_state state;
 };
-static inline struct mpiece ment_piece(const struct ment *e, unsigned i)
+static inline struct mpiece ment_piece(const struct mentry *e, unsigned i)
 {
     struct mpiece p;
     unsigned st = (e->written >> i & 1) | (e->zero >> i & 1) << 1;

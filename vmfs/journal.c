@@ -196,13 +196,13 @@ int journal_commit(struct vmfs *v)
             continue;
         }
         j->committing = true;
-        uint64_t upto = j->asked;
+        uint64_t up_to = j->asked;
         int r = commit_round(v, false);
         j->committing = false;
         if (r < 0)
             vmfs_fence(v, "the journal cannot go on: %s", gr_code_text(r));
         else
-            j->done = GR_MAX(j->done, upto);
+            j->done = GR_MAX(j->done, up_to);
         gr_fqueue_wake_all(&j->commit_q);
     }
     if (v->fenced)
@@ -221,9 +221,9 @@ static void timer_work(void *arg)
         journal_commit(v);
     if (!j->stopping && !v->fenced && j->last_record_seq > j->sealed_seq && !j->committing && j->used < j->units - j->units / 4) {
         j->committing = true;
-        uint64_t upto = j->asked;
+        uint64_t up_to = j->asked;
         if (commit_round(v, true) == 0)
-            j->done = GR_MAX(j->done, upto);
+            j->done = GR_MAX(j->done, up_to);
         j->committing = false;
         gr_fqueue_wake_all(&j->commit_q);
     }

@@ -374,7 +374,7 @@ int mtree_own_late(struct vobj *o, const struct late *l, struct mnode **ret_leav
     return r;
 }
 
-static struct mpieces *explode(struct ment *e)
+static struct mpieces *explode(struct mentry *e)
 {
     if (e->px)
         return e->px;
@@ -392,7 +392,7 @@ static struct mpieces *explode(struct ment *e)
 }
 
 /* Back to an EXTENT where all is alike: one run, one birth, holes never written. */
-static void implode(struct ment *e)
+static void implode(struct mentry *e)
 {
     uint64_t base = 0, birth = 0;
     for (unsigned i = 0; i < VMFS_BLOCK_PIECES; i++) {
@@ -420,14 +420,14 @@ struct block_change {
     enum vmfs_piece_state state;
 };
 
-static void set_bits(struct ment *e, const struct block_change *c)
+static void set_bits(struct mentry *e, const struct block_change *c)
 {
     uint16_t mask = (uint16_t)(((1u << c->n) - 1u) << c->first);
     e->written = (uint16_t)((e->written & ~mask) | (c->state & 1 ? mask : 0));
     e->zero = (uint16_t)((e->zero & ~mask) | (c->state & 2 ? mask : 0));
 }
 
-static int block_set(struct ment *e, const struct block_change *c)
+static int block_set(struct mentry *e, const struct block_change *c)
 {
     if (c->n == VMFS_BLOCK_PIECES && c->state != VMFS_P_HOLE) {
         free(e->px);
@@ -462,7 +462,7 @@ int mleaf_set(struct mnode *leaf, uint64_t piece, uint32_t count, uint64_t addr,
     while (count) {
         unsigned at = (unsigned)(piece % VMFS_LEAF_PIECES), b = at / VMFS_BLOCK_PIECES;
         struct block_change c = { at % VMFS_BLOCK_PIECES, 0, addr, birth, state };
-        struct ment *e = &leaf->ent[b];
+        struct mentry *e = &leaf->ent[b];
         c.n = GR_MIN(count, VMFS_BLOCK_PIECES - c.first);
         if (!e->px && (c.n < VMFS_BLOCK_PIECES || state == VMFS_P_HOLE)) {
             /* make sure that the change cannot fail half-way */

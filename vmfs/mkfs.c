@@ -25,7 +25,7 @@ static const struct magic magics[] = {
     { 0, "KDMV", 4, "VMDK image" },
     { 0, "# Disk DescriptorFile", 21, "VMDK descriptor" },
     { 0, "QFI\xfb", 4, "qcow2 image" },
-    { 0, "conectix", 8, "VHD image" },
+    { 0, "con" "ectix", 8, "VHD image" },
     { 0, "vhdxfile", 8, "VHDX image" },
     { 32769, "CD001", 5, "ISO 9660 file system" },
     { 4086, "SWAPSPACE2", 10, "Linux swap area" },

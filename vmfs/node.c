@@ -3,7 +3,7 @@
 #include "vmfs/internal.h"
 
 /* A RUN is a split whose owned pieces lie one behind the other, as the pieces of one run. */
-static bool is_run(const struct ment *e, uint64_t *ret_addr)
+static bool is_run(const struct mentry *e, uint64_t *ret_addr)
 {
     uint64_t base = 0;
     for (unsigned i = 0; i < VMFS_BLOCK_PIECES; i++) {
@@ -18,7 +18,7 @@ static bool is_run(const struct ment *e, uint64_t *ret_addr)
     return true;
 }
 
-static unsigned tag_of(const struct ment *e, uint64_t *ret_addr)
+static unsigned tag_of(const struct mentry *e, uint64_t *ret_addr)
 {
     if (e->px)
         return is_run(e, ret_addr) ? VMFS_LEAF_RUN : VMFS_LEAF_SPLIT;
@@ -39,7 +39,7 @@ uint32_t mnode_units(const struct mnode *n)
     return (uint32_t)((bytes + VMFS_UNIT - 1) / VMFS_UNIT);
 }
 
-static uint8_t *put_entry(uint8_t *p, unsigned tag, const struct ment *e, uint64_t addr)
+static uint8_t *put_entry(uint8_t *p, unsigned tag, const struct mentry *e, uint64_t addr)
 {
     if (tag == VMFS_LEAF_EMPTY)
         return p;
@@ -91,7 +91,7 @@ void mnode_encode(const struct vmfs *v, const struct mnode *n, uint64_t addr, vo
     vhdr_seal(v, buf, VMFS_T_LEAF, units, addr, n->birth, v->slot);
 }
 
-static int leaf_entry(struct vmfs *v, struct ment *e, unsigned tag, const uint8_t **pp, const uint8_t *end)
+static int leaf_entry(struct vmfs *v, struct mentry *e, unsigned tag, const uint8_t **pp, const uint8_t *end)
 {
     const uint8_t *p = *pp;
     if (tag > VMFS_LEAF_SPLIT || tag_bytes[tag] > (size_t)(end - p))

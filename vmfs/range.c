@@ -10,7 +10,7 @@ static void grant(struct vobj *o, struct vrange *r)
 {
     r->granted = true;
     r->epoch = o->epoch;
-    o->inflight++;
+    o->in_flight++;
     r->grant(r);
 }
 
@@ -66,10 +66,10 @@ void range_leave(struct vobj *o, struct vrange *r)
         r->next->prev = r->prev;
     else
         o->last_range = r->prev;
-    o->inflight--;
+    o->in_flight--;
     if (r->epoch < o->epoch && --o->late == 0)
         gr_fqueue_wake_all(&o->drained);
-    if (o->inflight == 0)
+    if (o->in_flight == 0)
         gr_fqueue_wake_all(&o->drained);
     if (o->waiting)
         grant_waiting(o);
@@ -80,7 +80,7 @@ void disk_freeze(struct vobj *o)
     while (o->frozen)
         gr_fqueue_wait(&o->drained);
     o->frozen = true;
-    while (o->inflight)
+    while (o->in_flight)
         gr_fqueue_wait(&o->drained);
 }
 

@@ -174,7 +174,7 @@ static void snap_freeze(struct vobj *o, struct vsnap *s)
     mtree_share(&s->tree, &o->live);
     o->epoch++;
     o->parent_snap = s->id;
-    o->late = o->inflight;
+    o->late = o->in_flight;
     if (o->late) { /* they wait for no checkpoint any more */
         gr_fqueue_wake_all(&o->v->j.room_q);
         gr_fqueue_wake_all(&o->v->j.commit_q);

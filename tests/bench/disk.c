@@ -236,7 +236,7 @@ static int body(void *arg)
 
 int main(int argc, char **argv)
 {
-    struct args a = { argc > 1 ? argv[1] : "/tmp", argc > 2 ? atof(argv[2]) : 2 };
+    struct args a = { argc > 1 ? argv[1] : "/tmp", argc > 2 ? strtod(argv[2], NULL) : 2 };
     struct gr_loop *loop;
     struct gr_err err = { 0 };
     if (gr_loop_new(NULL, &loop, &err) < 0)

@@ -177,7 +177,7 @@ static void do_diff(struct history *h)
     diff.a = &base->img;
     diff.b = to ? &to->img : &h->now;
     diff.at = 0;
-    if (to == base || (to && atoi(to->name + 1) < atoi(base->name + 1)))
+    if (to == base || (to && strtol(to->name + 1, NULL, 10) < strtol(base->name + 1, NULL, 10)))
         return; /* backwards: births differ though versions agree; the pair walk has its own test */
     if (h->reverts)
         return;

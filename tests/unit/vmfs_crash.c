@@ -174,7 +174,7 @@ static int history_fn(void *arg)
         char what[160];
         uint64_t own = h->seed * 1000003u + i; /* each cut has a generator of its own, so that one can be repeated alone */
         enum crash_kind kind = (enum crash_kind)(i % CRASH_KINDS);
-        if (only && (unsigned)atoi(only) != i)
+        if (only && (unsigned)strtoul(only, NULL, 10) != i)
             continue;
         snprintf(what, sizeof what, "GRANARY_SEED=%llu history %u cut %u at tick %llu of %llu, kind %d", (unsigned long long)test_seed(), h->number, i,
                  (unsigned long long)at[i], (unsigned long long)ticks, (int)kind);

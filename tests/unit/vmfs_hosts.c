@@ -389,7 +389,9 @@ static int flush_fn(void *arg)
     OK(vmfs_checkpoint(h.v, &err)); /* from now on in place */
     struct busy b = { &h, 0, &left, NULL };
     assert_int_equal(gr_fiber_start(loop, ckpt_work, &b), 0);
-    for (uint64_t stamp = 0xfeed0000beef0001; left; stamp++) {
+    uint64_t stamp = 0xfeed0000beef0001;
+    while (left) { /* until the checkpoints are through */
+        stamp++;
         memcpy(page, &stamp, 8);
         OK(gr_pwrite(ch, page, sizeof page, 0, 0));
         OK(gr_flush(ch));

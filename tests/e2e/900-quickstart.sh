@@ -6,10 +6,10 @@
 requires qemu-system-x86_64 jq mmdebstrap nbdinfo setsid
 requires_root
 [ -e /dev/fuse ] || skip "needs /dev/fuse"
-unset GRANARY_HOME
 mkdir "$T/one" "$T/two"
 
-TMPDIR=$T/two setsid "$TOP/scripts/quickstart" > "$T/two.log" 2>&1 &
+# (a shell starts its background jobs with SIGINT ignored)
+TMPDIR=$T/two setsid env --default-signal=INT "$TOP/scripts/quickstart" > "$T/two.log" 2>&1 &
 two=$!
 on_exit "kill -TERM $two"
 TMPDIR=$T/one setsid "$TOP/scripts/quickstart" > "$T/one.log" 2>&1 &

@@ -253,6 +253,7 @@ struct vjournal {
     uint64_t data_written, data_flushed; /* data writes that ended; those that ended before a device flush that ended well began */
     uint32_t last_crc;           /* of the frame before: frames are a chain */
     uint64_t last_record_seq;  /* newest frame with records */
+    uint64_t replay_watermark; /* of the last frame found by recovery */
     uint64_t asked, done;      /* commit requests */
     struct gr_fmutex write_lock; /* frames are cut and written in order */
     struct gr_fqueue commit_q, room_q;

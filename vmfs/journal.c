@@ -93,9 +93,11 @@ static int cut_frame(struct vmfs *v, enum vmfs_frame_kind kind, const void *payl
     uint8_t *buf = vunits_alloc(units);
     if (!buf)
         return -ENOMEM;
+    /* Recovery's own frames vouch for no more than the dead host's did: cut short, the next recovery must doubt the same data. */
+    uint64_t watermark = v->replaying ? j->replay_watermark : j->durable_seq;
     struct vmfs_frame_disk *f = (struct vmfs_frame_disk *)buf;
     f->seq = gr_le64_of(j->next_seq);
-    f->watermark = gr_le64_of(j->durable_seq);
+    f->watermark = gr_le64_of(watermark);
     f->kind = gr_le32_of(kind);
     f->n_records = gr_le32_of(n);
     f->payload = gr_le32_of((uint32_t)len);
@@ -107,7 +109,7 @@ static int cut_frame(struct vmfs *v, enum vmfs_frame_kind kind, const void *payl
         memcpy(buf + sizeof *f, payload, len);
     vhdr_seal(v, buf, VMFS_T_FRAME, units, j->head_off, v->me.generation, v->slot);
     j->last_crc = gr_le32_get(f->hdr.crc32c);
-    *ret = (struct vcut){ buf, units, j->next_seq, j->head_off, j->durable_seq };
+    *ret = (struct vcut){ buf, units, j->next_seq, j->head_off, watermark };
     j->next_seq++;
     j->head_off = (j->head_off + units) % j->units;
     j->used += units;
@@ -358,7 +360,7 @@ void journal_start(struct vmfs *v)
     j->head_off = j->tail_off;
     j->next_seq = j->tail_seq;
     j->used = 0;
-    j->durable_seq = j->sealed_seq = j->written_watermark = j->next_seq - 1;
+    j->durable_seq = j->sealed_seq = j->written_watermark = j->replay_watermark = j->next_seq - 1;
     j->last_record_seq = 0;
 }
 

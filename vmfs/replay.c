@@ -239,6 +239,7 @@ int replay_run(struct vmfs *v, struct gr_err *err)
         j->head_off = (last.off + last.units) % j->units;
         j->used = (uint32_t)((j->head_off + j->units - j->tail_off) % j->units);
         j->durable_seq = last.seq;
+        j->replay_watermark = last.watermark;
         j->sealed_seq = j->written_watermark = 0;
     }
     if (r == 0) {

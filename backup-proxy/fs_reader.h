@@ -10,7 +10,7 @@
 struct fs_reader;
 struct fs_reader_opts {
     const char *helper;   /* path of granary-fsread; NULL: beside this program, or in ../libexec/granary */
-    uint64_t budget_ms;   /* helper time of one request, the image's own delays not counted; 0: 6000 */
+    uint64_t budget_ms;   /* helper time of one request, the image's own delays not counted; 0: 4000 */
     size_t cache_bytes;   /* 0: 64 MiB */
 };
 /* @bdev: the image (a reference is taken). Fast: nothing is read yet. */

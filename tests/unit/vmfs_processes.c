@@ -97,15 +97,21 @@ static void one_round(unsigned me, struct vmfs *v, struct vmfs_disk *d, struct g
             continue;
         l->intent[i] = ++l->stamp;
         fill(b, l->intent[i], i);
-        if (gr_pwrite(ch, b, 8192, spot_off(i), 0) < 0)
-            wrong(me, "write", "failed");
+        int r = gr_pwrite(ch, b, 8192, spot_off(i), 0);
+        if (r < 0) {
+            struct vmfs_info info;
+            char why[160];
+            vmfs_info(v, &info);
+            snprintf(why, sizeof why, "%s; %lu bytes free; %s", gr_code_text(r), (unsigned long)info.free, info.fence_reason);
+            wrong(me, "write", why);
+        }
     }
     if (gr_flush(ch) < 0)
         wrong(me, "flush", "failed");
     memcpy(l->flushed, l->intent, sizeof l->flushed);
     uint64_t k = test_rand(rng) % 12;
     if (k == 0) {
-        snprintf(name, sizeof name, "s%u", l->rounds);
+        snprintf(name, sizeof name, "s%u-%u", l->lives, l->rounds); /* a life that ended here may have taken its own */
         if (snap_create(&d, 1, name, &err) < 0)
             wrong(me, "snapshot", err.text);
         l->snapshots++;

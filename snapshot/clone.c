@@ -37,6 +37,8 @@ static int init(void *arg, struct vobj *o)
     o->live.level = s->tree.level;
     o->live.root = (struct mchild){ .ptr = s->tree.root.mem ? s->tree.root.mem->ptr : s->tree.root.ptr };
     int r = lineages_copy(o, c->from, s);
+    if (r == 0)
+        r = vobj_set_physical_block(o, vobj_physical_block(c->from));
     if (r < 0)
         return gr_fail(c->err, r, "out of memory");
     s->clones++; /* goes home with the clone's name, in one checkpoint */

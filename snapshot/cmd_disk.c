@@ -15,16 +15,31 @@ static const struct gr_col list_cols[] = {
 static const struct gr_col info_cols[] = {
     {"disk", "Disk", GR_COL_TEXT},           {"uuid", "UUID", GR_COL_TEXT},   {"size", "Size", GR_COL_SIZE},
     {"used", "Used", GR_COL_SIZE},           {"provision", "Provision", GR_COL_TEXT}, {"snapshots", "Snapshots", GR_COL_NUMBER},
-    {"parent", "Cloned from", GR_COL_TEXT},  {"owner", "Owner", GR_COL_TEXT}, {"mtime", "Changed", GR_COL_TIME},
+    {"physical-block", "Physical block", GR_COL_NUMBER}, {"parent", "Cloned from", GR_COL_TEXT},  {"owner", "Owner", GR_COL_TEXT}, {"mtime", "Changed", GR_COL_TIME},
     {NULL},
 };
+
+/* What --provision and --physical-block say about a new disk, added to @params. */
+static int shape(struct gr_cmd_ctx *c, json_t *params, struct gr_err *err)
+{
+    const char *provision = gr_cmd_opt(c, "provision"), *physical = gr_cmd_opt(c, "physical-block");
+    uint64_t bytes;
+    if (provision)
+        json_object_set_new(params, "provision", json_string(provision));
+    if (!physical)
+        return 0;
+    int r = snap_cmd_size(c, physical, &bytes, err);
+    if (r == 0)
+        json_object_set_new(params, "physical-block", json_integer((json_int_t)bytes));
+    return r;
+}
 
 static int cmd_create(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     struct snap_path p;
     uint64_t size = 0;
     json_t *res = NULL;
-    const char *text = gr_cmd_opt(c, "size"), *provision = gr_cmd_opt(c, "provision");
+    const char *text = gr_cmd_opt(c, "size");
     int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_DISK, &p, err);
     if (r == 0 && !text)
         r = gr_fail(err, -GR_EUSAGE, "disk %s: give --size", gr_cmd_arg(c, 0));
@@ -32,8 +47,12 @@ static int cmd_create(struct gr_cmd_ctx *c, struct gr_err *err)
         r = snap_cmd_size(c, text, &size, err);
     if (r < 0)
         return r;
-    json_t *params = json_pack("{s:s,s:I,s:s}", "disk", gr_cmd_arg(c, 0), "size", (json_int_t)size, "provision", provision ? provision : "thin");
-    r = snap_cmd_call(c, "disk.create", params, NULL, NULL, &res, err);
+    json_t *params = json_pack("{s:s,s:I}", "disk", gr_cmd_arg(c, 0), "size", (json_int_t)size);
+    r = shape(c, params, err);
+    if (r < 0)
+        json_decref(params);
+    else
+        r = snap_cmd_call(c, "disk.create", params, NULL, NULL, &res, err);
     if (r == 0)
         r = gr_cmd_done(c, res, "disk %s created", gr_cmd_arg(c, 0));
     json_decref(res);
@@ -128,11 +147,13 @@ static int cmd_import(struct gr_cmd_ctx *c, struct gr_err *err)
         if (r == 0 && json_array_append_new(extents, json_string(full)) < 0)
             r = gr_fail(err, -GR_EUSAGE, "--extent: not UTF-8");
     }
+    json_t *params = json_pack("{s:s,s:s*,s:s*,s:O}", "disk", disk, "file", file, "format", gr_cmd_opt(c, "format"), "extents", extents);
     if (r == 0)
-        r = snap_cmd_call(c, "disk.import",
-                          json_pack("{s:s,s:s,s:s*,s:s*,s:O}", "disk", disk, "file", file, "format", gr_cmd_opt(c, "format"), "provision",
-                                    gr_cmd_opt(c, "provision"), "extents", extents),
-                          show_progress, &t, &res, err);
+        r = shape(c, params, err);
+    if (r < 0)
+        json_decref(params);
+    else
+        r = snap_cmd_call(c, "disk.import", params, show_progress, &t, &res, err);
     if (r == 0)
         r = gr_cmd_done(c, res, "disk %s imported from %s", disk, gr_cmd_arg(c, 0));
     json_decref(extents);
@@ -167,6 +188,7 @@ static int cmd_export(struct gr_cmd_ctx *c, struct gr_err *err)
 static const struct gr_opt create_opts[] = {
     {"size", "SIZE", "size of the disk"},
     {"provision", "KIND", "thin (default), thick (space is reserved) or eager (also written with zeros)"},
+    {"physical-block", "BYTES", "physical block size to report: 4096 (default) or 512"},
     {NULL},
 };
 static const struct gr_opt resize_opts[] = {
@@ -177,6 +199,7 @@ static const struct gr_opt resize_opts[] = {
 static const struct gr_opt import_opts[] = {
     {"format", "FORMAT", "raw or vmdk; without it the file's header decides"},
     {"provision", "KIND", "thin (default), thick or eager"},
+    {"physical-block", "BYTES", "physical block size to report: 4096 (default) or 512"},
     {"extent", "FILE", "a further file that the image consists of", true},
     {NULL},
 };

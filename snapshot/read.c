@@ -52,7 +52,7 @@ static int geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
     struct snap_bdev *b = of(bdev);
     if (gone(b))
         return -GR_EFENCED;
-    *ret = (struct gr_geometry){ .size = b->s->size, .logical_block = 512, .physical_block = VMFS_PIECE, .optimal_io = VMFS_BLOCK,
+    *ret = (struct gr_geometry){ .size = b->s->size, .logical_block = 512, .physical_block = vobj_physical_block(b->o), .optimal_io = VMFS_BLOCK,
                                  .read_only = true, .thin = true };
     memcpy(ret->uuid, b->o->ino.uuid, 16);
     for (unsigned i = 0; i < 8; i++) /* an identity of its own, always the same */

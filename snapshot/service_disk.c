@@ -8,18 +8,25 @@
 
 static const char *const provision_names[] = {"thin", "thick", "eager"};
 
-static int parse_provision(struct snap_op *op, enum vmfs_provision *ret)
+int snap_op_shape(struct snap_op *op, enum vmfs_provision *ret_provision, uint32_t *ret_physical)
 {
     const char *text = "thin";
+    uint64_t physical = VMFS_PIECE;
+    size_t i = 0;
     int r = gr_json_opt_str(op->params, "provision", &text, op->err);
+    if (r == 0 && json_object_get(op->params, "physical-block"))
+        r = gr_json_u64(op->params, "physical-block", &physical, op->err);
     if (r < 0)
         return r;
-    for (unsigned i = 0; i < GR_ARRAY_LEN(provision_names); i++)
-        if (strcmp(text, provision_names[i]) == 0) {
-            *ret = (enum vmfs_provision)i;
-            return 0;
-        }
-    return gr_fail(op->err, -GR_EUSAGE, "provision '%.40s' is not known: thin, thick or eager", text);
+    while (i < GR_ARRAY_LEN(provision_names) && strcmp(text, provision_names[i]) != 0)
+        i++;
+    if (i == GR_ARRAY_LEN(provision_names))
+        return gr_fail(op->err, -GR_EUSAGE, "provision '%.40s' is not known: thin, thick or eager", text);
+    if (physical != 512 && physical != VMFS_PIECE)
+        return gr_fail(op->err, -GR_EUSAGE, "physical blocks of %llu bytes are not possible: 512 or 4096", (unsigned long long)physical);
+    *ret_provision = (enum vmfs_provision)i;
+    *ret_physical = (uint32_t)physical;
+    return 0;
 }
 
 /* Key of a row that leads to the owner's service; removed before the row is given out. */
@@ -41,8 +48,8 @@ json_t *snap_disk_row(struct snap_ds *ds, const char *path, const struct vmfs_st
     char uuid[37];
     gr_auto_free char *disk = gr_asprintf("%s/%s", ds->name, path);
     gr_uuid_format(st->uuid, uuid);
-    json_t *o = json_pack("{s:s,s:I,s:I,s:s,s:s,s:I,s:i,s:s,s:I}", "disk", disk ? disk : path, "size", (json_int_t)st->size, "used",
-                          (json_int_t)st->used, "provision", (unsigned)st->provision < 3 ? provision_names[st->provision] : "unknown", "uuid",
+    json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:s,s:s,s:I,s:i,s:s,s:I}", "disk", disk ? disk : path, "size", (json_int_t)st->size, "used",
+                          (json_int_t)st->used, "physical-block", (json_int_t)st->physical_block, "provision", (unsigned)st->provision < 3 ? provision_names[st->provision] : "unknown", "uuid",
                           uuid, "id", (json_int_t)st->id, "snapshots", (int)st->n_snapshots, "parent", st->parent, "mtime",
                           (json_int_t)st->mtime_s);
     if (o)
@@ -62,13 +69,14 @@ static int op_create(struct snap_op *op)
     struct snap_path p;
     uint64_t size = 0;
     enum vmfs_provision provision = VMFS_THIN;
+    uint32_t physical = VMFS_PIECE;
     struct snap_disk d = {0};
     struct snap_ds *ds = NULL;
     int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
     if (r == 0)
         r = gr_json_u64(op->params, "size", &size, op->err);
     if (r == 0)
-        r = parse_provision(op, &provision);
+        r = snap_op_shape(op, &provision, &physical);
     if (r < 0)
         return r;
     if (size == 0 || size % 512)
@@ -80,7 +88,7 @@ static int op_create(struct snap_op *op)
     r = snap_ds_get(op->s, p.ds, &ds, op->err);
     if (r < 0)
         return r;
-    r = vmfs_create(ds->v, p.path, VMFS_DISK, size, provision, op->err);
+    r = vmfs_create_disk(ds->v, p.path, size, provision, physical, op->err);
     snap_ds_put(ds);
     if (r < 0)
         return gr_prefix(op->err, r, "disk %s/%s", p.ds, p.path);

@@ -65,6 +65,8 @@ int snap_op_path(struct snap_op *op, const char *key, enum snap_path_kind kind, 
 int snap_op_name(struct snap_op *op, const char *key, const char **ret);
 /* Give @o (reference taken, NULL: out of memory) as the result. */
 int snap_op_result(struct snap_op *op, json_t *o);
+/* "provision" and "physical-block" of a new disk, or their defaults. */
+int snap_op_shape(struct snap_op *op, enum vmfs_provision *ret_provision, uint32_t *ret_physical);
 
 /* The datastore @name, joined when it is not yet; put it back. */
 int snap_ds_get(struct snap_svc *s, const char *name, struct snap_ds **ret, struct gr_err *err);

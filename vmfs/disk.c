@@ -235,7 +235,7 @@ static int disk_geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
     struct vmfs_disk *d = gr_container_of(bdev, struct vmfs_disk, bdev);
     if (d->gone || !d->o)
         return -GR_EFENCED;
-    *ret = (struct gr_geometry){ .size = d->o->ino.size, .logical_block = 512, .physical_block = VMFS_PIECE, .unmap_granule = VMFS_PIECE,
+    *ret = (struct gr_geometry){ .size = d->o->ino.size, .logical_block = 512, .physical_block = vobj_physical_block(d->o), .unmap_granule = VMFS_PIECE,
                                  .optimal_io = VMFS_BLOCK, .atomic_bytes = 1u << 20, .thin = true };
     memcpy(ret->uuid, d->o->ino.uuid, 16);
     return 0;

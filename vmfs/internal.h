@@ -505,6 +505,13 @@ int vobj_peek(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err
 int vobj_new(struct vmfs *v, enum vmfs_type type, struct vobj **ret, struct gr_err *err); /* free inode, locked, in the table */
 struct vsnap *vobj_snap(struct vobj *o, uint64_t id);
 struct vsnap *vobj_snap_named(struct vobj *o, const char *name);
+void vobj_stat(struct vobj *o, struct vmfs_stat *ret); /* owner_slot: -1 */
+/* Set an attribute in memory (@len 0: remove it): by its record, or for an object that is just being made. */
+int vobj_attr_put(struct vobj *o, const char *key, size_t key_len, const void *val, size_t len);
+/* Bytes of a physical block as reported to initiators: the attribute of that name, 512 or a piece. */
+#define VMFS_ATTR_PHYSICAL "physical-block"
+uint32_t vobj_physical_block(const struct vobj *o);
+int vobj_set_physical_block(struct vobj *o, uint32_t bytes);
 struct vbookmark *vobj_bookmark_named(struct vobj *o, const char *name);
 
 /* ---------- record.c: make, apply, replay ---------- */

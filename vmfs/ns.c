@@ -188,17 +188,6 @@ static int lookup(struct vmfs *v, const char *path, uint64_t *ret_id, enum vmfs_
     return r;
 }
 
-static void stat_of(struct vobj *o, struct vmfs_stat *ret)
-{
-    *ret = (struct vmfs_stat){ .type = (enum vmfs_type)o->ino.type, .id = o->id, .size = o->ino.size, .used = o->ino.used_units * VMFS_UNIT,
-                               .provision = (enum vmfs_provision)o->ino.provision, .mtime_s = o->ino.mtime_s,
-                               .n_snapshots = o->ino.n_snapshots, .owner_slot = -1 };
-    memcpy(ret->uuid, o->ino.uuid, 16);
-    if (o->origin_object)
-        snprintf(ret->parent, sizeof ret->parent, "object %llu snapshot %llu", (unsigned long long)o->origin_object,
-                 (unsigned long long)o->origin_snap);
-}
-
 static int stat_id(struct vmfs *v, uint64_t id, struct vmfs_stat *ret, struct gr_err *err)
 {
     struct vobj *o = vobj_find(v, id), *peeked = NULL;
@@ -206,7 +195,7 @@ static int stat_id(struct vmfs *v, uint64_t id, struct vmfs_stat *ret, struct gr
     if (r < 0)
         return r;
     o = peeked ? peeked : o;
-    stat_of(o, ret);
+    vobj_stat(o, ret);
     struct vlock l = o->ino.lock;
     if (l.holder && (vlock_mine(v, &l) || vlock_counts(v, &l, NULL) == 1)) {
         ret->owner_slot = (int)l.holder - 1;
@@ -251,12 +240,18 @@ int vmfs_readdir(struct vmfs *v, const char *path, int (*fn)(void *arg, const ch
 }
 
 /* ---- making ---- */
-static int content_init(struct vobj *o, uint64_t size, enum vmfs_provision provision)
+struct shape {
+    uint64_t size;
+    enum vmfs_provision provision;
+    uint32_t physical_block;
+};
+static int content_init(void *arg, struct vobj *o)
 {
-    o->ino.size = size;
-    o->ino.provision = (uint16_t)provision;
-    o->live.level = (uint8_t)mtree_level_for((size + VMFS_PIECE - 1) / VMFS_PIECE);
-    return 0;
+    const struct shape *s = arg;
+    o->ino.size = s->size;
+    o->ino.provision = (uint16_t)s->provision;
+    o->live.level = (uint8_t)mtree_level_for((s->size + VMFS_PIECE - 1) / VMFS_PIECE);
+    return vobj_set_physical_block(o, s->physical_block);
 }
 
 static int dying_add(struct vmfs *v, uint64_t id, uint16_t type, struct gr_err *err)
@@ -297,7 +292,7 @@ static int fill(struct vobj *o, enum vmfs_provision provision, uint64_t size, st
     return r < 0 ? gr_fail(err, r, "the disk's space cannot be reserved: %s", gr_code_text(r)) : 0;
 }
 
-static int create_hidden(struct vmfs *v, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct vobj **ret, struct gr_err *err)
+static int create_hidden(struct vmfs *v, enum vmfs_type type, struct shape *shape, struct vobj **ret, struct gr_err *err)
 {
     struct vobj *root, *o = NULL;
     int r = ns_begin(v, &root, err);
@@ -307,10 +302,10 @@ static int create_hidden(struct vmfs *v, enum vmfs_type type, uint64_t size, enu
     r = dir_load(v, VMFS_INODE_DYING, &dying, err);
     if (r == 0)
         r = vobj_new(v, type, &o, err);
-    if (r == 0) {
-        content_init(o, size, provision);
+    if (r == 0)
+        r = content_init(shape, o);
+    if (r == 0)
         r = dying_add(v, o->id, (uint16_t)type, err);
-    }
     r = ns_end(v, r, err);
     if (r == 0)
         *ret = o;
@@ -329,14 +324,14 @@ static int link_at(struct vmfs *v, struct vobj *root, const char *path, struct v
     return r;
 }
 
-static int create_thick(struct vmfs *v, const char *path, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct gr_err *err)
+static int create_thick(struct vmfs *v, const char *path, enum vmfs_type type, struct shape *shape, struct gr_err *err)
 {
     struct vobj *o = NULL, *root;
-    int r = create_hidden(v, type, size, provision, &o, err);
+    int r = create_hidden(v, type, shape, &o, err);
     if (r < 0)
         return r;
     o->opens++; /* nobody lets go of it meanwhile */
-    r = fill(o, provision, size, err);
+    r = fill(o, shape->provision, shape->size, err);
     o->opens--;
     if (r == 0 && (r = ns_begin(v, &root, err)) == 0) {
         struct vobj *dying;
@@ -394,28 +389,29 @@ int vmfs_create_with(struct vmfs *v, const char *path, enum vmfs_type type, int 
     return ns_end(v, r, err);
 }
 
-struct size_provision {
-    uint64_t size;
-    enum vmfs_provision provision;
-};
-static int init_content(void *arg, struct vobj *o)
+static int create(struct vmfs *v, const char *path, enum vmfs_type type, struct shape *shape, struct gr_err *err)
 {
-    const struct size_provision *s = arg;
-    return content_init(o, s->size, s->provision);
+    if (type == VMFS_DISK && (shape->size == 0 || shape->size > VMFS_DISK_MAX || shape->size % 512))
+        return gr_fail(err, -EINVAL, "'%s/%s': a disk of %llu bytes: it must be a multiple of 512, at least 512 and at most 1 PiB", v->sb.name,
+                       path, (unsigned long long)shape->size);
+    if (type == VMFS_DIR)
+        return vmfs_create_with(v, path, type, NULL, NULL, err);
+    if (shape->provision == VMFS_THIN || shape->size == 0)
+        return vmfs_create_with(v, path, type, content_init, shape, err);
+    int r = must_be_free(v, path, err);
+    return r < 0 ? r : create_thick(v, path, type, shape, err);
 }
 
 int vmfs_create(struct vmfs *v, const char *path, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct gr_err *err)
 {
-    struct size_provision s = { size, provision };
-    if (type == VMFS_DISK && (size == 0 || size > VMFS_DISK_MAX || size % 512))
-        return gr_fail(err, -EINVAL, "'%s/%s': a disk of %llu bytes: it must be a multiple of 512, at least 512 and at most 1 PiB", v->sb.name,
-                       path, (unsigned long long)size);
-    if (type == VMFS_DIR)
-        return vmfs_create_with(v, path, type, NULL, NULL, err);
-    if (provision == VMFS_THIN || size == 0)
-        return vmfs_create_with(v, path, type, init_content, &s, err);
-    int r = must_be_free(v, path, err);
-    return r < 0 ? r : create_thick(v, path, type, size, provision, err);
+    return create(v, path, type, &(struct shape){ size, provision, VMFS_PIECE }, err);
+}
+
+int vmfs_create_disk(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, struct gr_err *err)
+{
+    if (physical_block != 512 && physical_block != VMFS_PIECE)
+        return gr_fail(err, -EINVAL, "'%s/%s': physical blocks of %u bytes: 512 or %u", v->sb.name, path, physical_block, VMFS_PIECE);
+    return create(v, path, VMFS_DISK, &(struct shape){ size, provision, physical_block }, err);
 }
 
 int vmfs_mkdir(struct vmfs *v, const char *path, bool parents, struct gr_err *err)

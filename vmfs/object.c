@@ -84,6 +84,31 @@ struct vsnap *vobj_snap_named(struct vobj *o, const char *name)
     return NULL;
 }
 
+uint32_t vobj_physical_block(const struct vobj *o)
+{
+    for (size_t i = 0; i < o->n_attrs; i++)
+        if (strcmp(o->attrs[i].key, VMFS_ATTR_PHYSICAL) == 0 && o->attrs[i].len == sizeof(gr_le32) && gr_le32_get(*(const gr_le32 *)o->attrs[i].val) == 512)
+            return 512;
+    return VMFS_PIECE;
+}
+
+int vobj_set_physical_block(struct vobj *o, uint32_t bytes)
+{
+    gr_le32 d = gr_le32_of(bytes);
+    return vobj_attr_put(o, VMFS_ATTR_PHYSICAL, strlen(VMFS_ATTR_PHYSICAL), &d, bytes == VMFS_PIECE ? 0 : sizeof d);
+}
+
+void vobj_stat(struct vobj *o, struct vmfs_stat *ret)
+{
+    *ret = (struct vmfs_stat){ .type = (enum vmfs_type)o->ino.type, .id = o->id, .size = o->ino.size, .used = o->ino.used_units * VMFS_UNIT,
+                               .provision = (enum vmfs_provision)o->ino.provision, .physical_block = vobj_physical_block(o),
+                               .mtime_s = o->ino.mtime_s, .n_snapshots = o->ino.n_snapshots, .owner_slot = -1 };
+    memcpy(ret->uuid, o->ino.uuid, 16);
+    if (o->origin_object)
+        snprintf(ret->parent, sizeof ret->parent, "object %llu snapshot %llu", (unsigned long long)o->origin_object,
+                 (unsigned long long)o->origin_snap);
+}
+
 struct vbookmark *vobj_bookmark_named(struct vobj *o, const char *name)
 {
     for (size_t i = 0; i < o->n_bookmarks; i++)

@@ -86,17 +86,12 @@ struct vmfs *vmfs_disk_volume(struct vmfs_disk *d) { return d->o ? d->o->v : NUL
 
 void vmfs_disk_stat(struct vmfs_disk *d, struct vmfs_stat *ret)
 {
-    struct vobj *o = d->o;
     memset(ret, 0, sizeof *ret);
-    if (!o)
+    if (!d->o)
         return;
-    *ret = (struct vmfs_stat){ .type = (enum vmfs_type)o->ino.type, .id = o->id, .size = o->ino.size, .used = o->ino.used_units * VMFS_UNIT,
-                               .provision = (enum vmfs_provision)o->ino.provision, .mtime_s = o->ino.mtime_s,
-                               .n_snapshots = o->ino.n_snapshots, .owner_slot = (int)o->v->slot, .owner_generation = o->v->me.generation };
-    memcpy(ret->uuid, o->ino.uuid, 16);
-    if (o->origin_object)
-        snprintf(ret->parent, sizeof ret->parent, "object %llu snapshot %llu", (unsigned long long)o->origin_object,
-                 (unsigned long long)o->origin_snap);
+    vobj_stat(d->o, ret);
+    ret->owner_slot = (int)d->o->v->slot;
+    ret->owner_generation = d->o->v->me.generation;
 }
 
 /* ---- resize ---- */

@@ -316,10 +316,9 @@ static void attr_remove(struct vobj *o, const char *key, size_t key_len)
         }
 }
 
-static int apply_attr(struct vobj *o, const struct vmfs_rec_attr_disk *d)
+int vobj_attr_put(struct vobj *o, const char *k, size_t kl, const void *v, size_t vl)
 {
-    size_t kl = gr_le16_get(d->key_len), vl = gr_le32_get(d->val_len);
-    attr_remove(o, d->bytes, kl);
+    attr_remove(o, k, kl);
     if (!vl)
         return 0;
     struct vattr *a = gr_realloc(o->attrs, (o->n_attrs + 1) * sizeof *a);
@@ -332,10 +331,16 @@ static int apply_attr(struct vobj *o, const struct vmfs_rec_attr_disk *d)
         free(val);
         return -ENOMEM;
     }
-    memcpy(key, d->bytes, kl);
-    memcpy(val, d->bytes + kl, vl);
+    memcpy(key, k, kl);
+    memcpy(val, v, vl);
     o->attrs[o->n_attrs++] = (struct vattr){ key, val, vl };
     return 0;
+}
+
+static int apply_attr(struct vobj *o, const struct vmfs_rec_attr_disk *d)
+{
+    size_t kl = gr_le16_get(d->key_len);
+    return vobj_attr_put(o, d->bytes, kl, d->bytes + kl, gr_le32_get(d->val_len));
 }
 
 static int apply_resize(struct vobj *o, uint64_t size)

@@ -111,6 +111,7 @@ struct vmfs_stat {
     uint64_t size;       /* bytes */
     uint64_t used;       /* bytes of space the object holds (its own map and metadata), as of the owner's last checkpoint or now if ours */
     enum vmfs_provision provision;
+    uint32_t physical_block; /* disks: bytes, as initiators are told */
     int64_t mtime_s;
     unsigned n_snapshots;
     int owner_slot;      /* -1: nobody */
@@ -128,6 +129,8 @@ int vmfs_rename(struct vmfs *v, const char *from, const char *to, struct gr_err 
 int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err);
 /* New disk or file; parent folders are made. -EEXIST. size: multiple of 512, > 0 for disks, at most VMFS_DISK_MAX. */
 int vmfs_create(struct vmfs *v, const char *path, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct gr_err *err);
+/* New disk whose initiators are told physical blocks of 512 bytes (for software that refuses 512e) or of 4096, as vmfs_create() makes. */
+int vmfs_create_disk(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, struct gr_err *err);
 
 /* ---- objects with content ---- */
 /* Take the object's lock and open it; opened twice gives the same object again (counted).

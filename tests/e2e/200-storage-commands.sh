@@ -21,9 +21,15 @@ truncate -s %512 "$T/a.padded"
 round() { # DS
     local ds=$1
     j granary disk list "$ds"; is '. == []'
-    j granary disk create "$ds/empty" --size 1M; is ".disk == \"$ds/empty\" and .size == 1048576 and .provision == \"thin\""
+    j granary disk create "$ds/empty" --size 1M; is ".\"physical-block\" == 4096 and .disk == \"$ds/empty\" and .size == 1048576 and .provision == \"thin\""
     j granary disk create --provision thick "$ds/deep/folder/thick" --size 8M; is '.provision == "thick"'
     j granary disk create "$ds/eager" --size 4M --provision eager; is '.provision == "eager" and .used >= 4194304'
+    j granary disk create "$ds/512n" --size 1M --physical-block 512; is '."physical-block" == 512'
+    run_check granary snapshot create "$ds/512n" --name s
+    j granary snapshot clone "$ds/512n@s" "$ds/512n-clone"
+    j granary disk info "$ds/512n-clone"; is '."physical-block" == 512'
+    run_check granary disk delete "$ds/512n-clone"
+    run_check granary disk delete "$ds/512n"
     j granary disk list "$ds"
     is "map(.disk) == [\"$ds/deep/folder/thick\", \"$ds/eager\", \"$ds/empty\"]"
     j granary disk list "$ds/deep"; is 'length == 1'

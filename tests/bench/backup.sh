@@ -7,7 +7,7 @@ set -eu
 top=$(cd "$(dirname "$0")/../.." && pwd)
 b=${B:-build/release}
 case $b in /*) ;; *) b=$top/$b ;; esac
-for p in zstd qemu-img jq; do command -v "$p" > /dev/null || { echo "backup: needs $p, left out"; exit 0; }; done
+for p in zstd qemu-img jq; do command -v "$p" > /dev/null || { echo "backup: needs $p, left out (scripts/setup --bench)"; exit 0; }; done
 t=$(mktemp -d /dev/shm/granary-bench.XXXXXX)
 trap 'rm -rf "$t"' EXIT
 export GRANARY_HOME=$t/home PATH=$b/bin:$PATH

@@ -10,7 +10,7 @@
 set -u
 root=$(cd "$(dirname "$0")/../.." && pwd); B=${B:-$root/build/release}
 ROUNDS=${ROUNDS:-3}; SECONDS_EACH=${SECONDS_EACH:-2}; SIZE=${SIZE:-512M}; MIN_RATIO=${MIN_RATIO:-1.5}; WRAP=${WRAP:-}
-command -v tgtd > /dev/null && command -v tgtadm > /dev/null || { echo "iscsi: tgt is not installed, nothing to compare with"; exit 0; }
+command -v tgtd > /dev/null && command -v tgtadm > /dev/null || { echo "iscsi: tgt is not installed, nothing to compare with (scripts/setup --bench)"; exit 0; }
 [ "$(id -u)" = 0 ] || { echo "iscsi: tgt needs root"; exit 0; }
 dir=$(mktemp -d "${FILE_DIR:-${TMPDIR:-/tmp}}/granary-bench.XXXXXX"); shm=$(mktemp -d /dev/shm/granary-bench.XXXXXX); pids=()
 cleanup() {

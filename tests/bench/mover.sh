@@ -6,7 +6,7 @@ set -eu
 top=$(cd "$(dirname "$0")/../.." && pwd)
 b=${B:-build/release}
 case $b in /*) ;; *) b=$top/$b ;; esac
-for p in nbdkit nbdcopy qemu-img; do command -v "$p" > /dev/null || { echo "mover: needs $p, left out"; exit 0; }; done
+for p in nbdkit nbdcopy qemu-img; do command -v "$p" > /dev/null || { echo "mover: needs $p, left out (scripts/setup --bench)"; exit 0; }; done
 t=$(mktemp -d /tmp/granary-bench.XXXXXX)
 pids=()
 finish() { for p in "${pids[@]}"; do kill "$p" 2>/dev/null || true; done; wait; rm -rf "$t"; }

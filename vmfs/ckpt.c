@@ -25,6 +25,7 @@ struct ckpt {
     int error;
 };
 #define CHUNK_UNITS 256u
+#define WRITE_UNITS 64u /* of a chunk at a time */
 
 /* ---- capture: places ---- */
 /* Take over a reserved run as a chunk to be filled. */
@@ -350,8 +351,11 @@ static int write_chunks(struct ckpt *c)
 {
     int r = 0;
     for (struct chunk *k = c->chunks; r == 0 && k; k = k->next)
-        if (k->used)
-            r = vdev_write(c->v, k->addr, k->used, k->buf, 0);
+        for (uint32_t at = 0, n; r == 0 && at < k->used; at += n) {
+            n = GR_MIN(k->used - at, WRITE_UNITS);
+            r = vdev_write(c->v, k->addr + at, n, k->buf + (size_t)at * VMFS_UNIT, 0);
+            gr_fiber_yield(); /* a device that answers at once (page cache, tmpfs) never suspends us: guests' I/O has its turn here */
+        }
     return r;
 }
 
@@ -397,6 +401,8 @@ static int write_homes(struct ckpt *c)
             memcpy(block, d[i].block, VMFS_UNIT);
             vhdr_move(block, 1, addr);
             r = vdev_write(c->v, addr, 1, block, 0);
+            if (i % 32 == 31)
+                gr_fiber_yield();
         }
         if (r == 0 && copy == 0) /* another host that recovers must find one copy whole, whatever the power cut tore */
             r = journal_flush(c->v, c->v->j.durable_seq);

@@ -178,3 +178,11 @@ int gr_home_lock(struct gr_home *h, int *ret_fd, struct gr_err *err)
     *ret_fd = gr_take_fd(&fd);
     return 0;
 }
+
+bool gr_home_queue_on(struct gr_home_queue *q, const struct gr_err *locked)
+{
+    q->same_ms = strcmp(q->before.text, locked->text) == 0 ? q->same_ms + GR_HOME_STEP_MS : 0;
+    q->ms += GR_HOME_STEP_MS;
+    q->before = *locked; /* its text names the process */
+    return q->same_ms < 10000 && q->ms < 600000;
+}

@@ -17,7 +17,6 @@
 
 #define LOGIN_WAIT_MS 10000u   /* how long a login waits for a disk that changes hands */
 #define SHUTDOWN_MS 5000u      /* what initiators get to log out in */
-#define LOCK_WAIT_MS 10000u
 
 struct options {
     const char *portal, *multipath, *mover, *log;
@@ -275,11 +274,11 @@ static const struct gr_rpc_method daemon_methods[] = {{"daemon.ping", op_ping}, 
 /* ---- start and end ---- */
 static int take_lock(struct daemon *d, struct gr_err *err)
 {
-    for (unsigned ms = 0;; ms += 50) {
+    for (struct gr_home_queue queue = {0};;) {
         int r = gr_home_lock(d->home, &d->lock, err);
-        if (r != -GR_ELOCKED || ms >= LOCK_WAIT_MS || d->stop)
+        if (r != -GR_ELOCKED || d->stop || !gr_home_queue_on(&queue, err))
             return r;
-        gr_fiber_sleep_ms(50);
+        gr_fiber_sleep_ms(GR_HOME_STEP_MS);
     }
 }
 

@@ -3,8 +3,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#define WAIT_MS 10000u
-#define STEP_MS 50u
 #define PING_MS 30000
 
 struct snap_client {
@@ -58,14 +56,18 @@ int snap_client_open(struct gr_loop *loop, struct gr_home *home, const struct sn
     }
     c->lock = -1;
     int r;
-    for (unsigned ms = 0;; ms += STEP_MS) {
+    struct gr_home_queue queue = {0};
+    for (;;) {
+        struct gr_err locked = {0};
         r = connect_daemon(c, loop, path, err);
         if (r != -ENOENT && r != -ECONNREFUSED)
             break;
-        r = gr_home_lock(home, &c->lock, err);
-        if (r != -GR_ELOCKED || ms >= WAIT_MS)
+        r = gr_home_lock(home, &c->lock, &locked);
+        if (r != -GR_ELOCKED || !gr_home_queue_on(&queue, &locked)) {
+            r = r < 0 ? gr_fail(err, r, "%s", locked.text) : 0;
             break;
-        gr_fiber_sleep_ms(STEP_MS);
+        }
+        gr_fiber_sleep_ms(GR_HOME_STEP_MS);
     }
     if (r == 0 && !c->peer)
         r = start_here(c, loop, home, images, err);

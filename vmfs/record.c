@@ -28,7 +28,11 @@ static void drop_piece(void *arg, uint64_t piece, const struct mpiece *old)
     struct drop *d = arg;
     if (held_by_ancestors(d->o, d->prev_snap, old->birth, piece + 1))
         return;
-    space_freed(d->o->v, old->addr, 1, 0, d->seq);
+    struct vmfs *v = d->o->v;
+    if (d->o->ino.type == VMFS_FILE) /* hosts that do not own a file read it by its home state: until that has changed, its units stay */
+        space_freed(v, old->addr, 1, 1, v->ckpt_started + 1);
+    else
+        space_freed(v, old->addr, 1, 0, d->seq);
     d->o->ino.used_units -= d->o->ino.used_units > 0;
 }
 

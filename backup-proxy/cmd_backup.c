@@ -351,9 +351,10 @@ static int cmd_rebuild(struct gr_cmd_ctx *c, struct gr_err *err)
     json_decref(o);
     return r;
 }
-static void export_progress(void *arg, uint64_t done, uint64_t total)
+static int export_progress(void *arg, uint64_t done, uint64_t total)
 {
     gr_cmd_progress(arg, "export", done, total, true);
+    return 0;
 }
 static int export_raw(struct gr_cmd_ctx *c, struct gr_chan *ch, uint64_t size, const char *file, struct gr_err *err)
 {

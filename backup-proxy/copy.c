@@ -22,7 +22,7 @@ struct copy_run {
     uint32_t src_block;
     struct bp_walk walk;
     struct gr_extent cur;
-    void (*progress)(void *arg, uint64_t done, uint64_t total);
+    int (*progress)(void *arg, uint64_t done, uint64_t total);
     void *arg;
 };
 
@@ -98,9 +98,8 @@ static int copy_commit(void *arg, void *slot, struct gr_err *err)
     struct copy_run *c = arg;
     const struct copy_slot *s = slot;
     c->done = s->off + s->len;
-    if (c->progress)
-        c->progress(c->arg, c->done, c->size);
-    return 0;
+    int r = c->progress ? c->progress(c->arg, c->done, c->size) : 0;
+    return r < 0 ? gr_fail(err, r, "%s: copying was given up: %s", c->src->bdev->name, gr_code_text(r)) : 0;
 }
 
 static int copy_slots(struct copy_run *c, struct gr_err *err)
@@ -120,7 +119,7 @@ static int copy_slots(struct copy_run *c, struct gr_err *err)
     return r;
 }
 
-int bp_copy(struct gr_chan *src, struct gr_chan *dst, bool dst_zero, void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
+int bp_copy(struct gr_chan *src, struct gr_chan *dst, bool dst_zero, int (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
             struct gr_err *err)
 {
     struct gr_geometry gs, gd;

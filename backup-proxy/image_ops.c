@@ -21,14 +21,14 @@ int bp_image_open(struct gr_loop *loop, const char *path, const char *format, co
 }
 
 int bp_image_write(struct gr_chan *src, const char *name, int fd, const char *format,
-                   void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg, struct gr_err *err)
+                   int (*progress)(void *arg, uint64_t done, uint64_t total), void *arg, struct gr_err *err)
 {
     struct bp_vmdk_opts o = {.name = name, .progress = progress, .arg = arg};
     int r = known(format, err);
     return r < 0 ? r : bp_vmdk_export(src, fd, &o, NULL, err);
 }
 
-int bp_image_copy(struct gr_chan *src, struct gr_chan *dst, void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
+int bp_image_copy(struct gr_chan *src, struct gr_chan *dst, int (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
                   struct gr_err *err)
 {
     return bp_copy(src, dst, true, progress, arg, err);

@@ -10,8 +10,8 @@ int bp_image_open(struct gr_loop *loop, const char *path, const char *format, co
                   struct gr_err *err);
 /* (fiber) Write all of @src as an image of @format ("vmdk": stream-optimized) named @name to @fd. */
 int bp_image_write(struct gr_chan *src, const char *name, int fd, const char *format,
-                   void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg, struct gr_err *err);
+                   int (*progress)(void *arg, uint64_t done, uint64_t total), void *arg, struct gr_err *err);
 /* (fiber) Copy what is not zero of @src to @dst, which reads as zeros; flushes @dst. */
-int bp_image_copy(struct gr_chan *src, struct gr_chan *dst, void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
+int bp_image_copy(struct gr_chan *src, struct gr_chan *dst, int (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
                   struct gr_err *err);
 #endif

@@ -82,11 +82,12 @@ static int open_target(struct restore *x, const char *path, struct gr_bdev **ret
         return gr_fail(x->err, -ENOENT, "the storage daemon offers no data mover for '%s'; start it with \"granary up --mover HOST:PORT\"", path);
     return bp_sink_nbd_open(x->env->loop, url, ret, x->err);
 }
-static void on_progress(void *arg, uint64_t done, uint64_t total)
+static int on_progress(void *arg, uint64_t done, uint64_t total)
 {
     struct restore *x = arg;
     if (x->env->progress)
         x->env->progress(x->env->arg, x->what, x->done_before + done, x->total);
+    return 0;
 }
 /* Make the disk @path and fill it from @disk of the point. */
 static int fill_disk(struct restore *x, const struct bp_point_disk *d, const char *path)

@@ -18,7 +18,7 @@ struct bp_vmdk_opts {
     unsigned level;     /* deflate level 1..3; 0: 1 */
     unsigned lanes;     /* grains runs in flight, 1..16; 0: 6 */
     const uint8_t *uuid; /* 16 bytes, ddb.uuid; NULL: none */
-    void (*progress)(void *arg, uint64_t done, uint64_t total); /* bytes of the disk; NULL: none */
+    int (*progress)(void *arg, uint64_t done, uint64_t total); /* bytes of the disk; negative: give up with that code; NULL: none */
     void *arg;
 };
 /* Write all of @src (a channel on the running fiber's loop) as a stream-optimized VMDK to @fd, which needs not be seekable
@@ -39,6 +39,6 @@ int bp_vmdk_open(struct gr_loop *loop, const char *path, const char *const *exte
 
 /* Copy the data of @src to @dst: runs that read as zeros are left alone when @dst_zero says that @dst reads as zeros already,
  * else written as zeros. @dst must be at least as large, else -GR_ERANGE. Flushes @dst. Several copies in flight. Fiber. */
-int bp_copy(struct gr_chan *src, struct gr_chan *dst, bool dst_zero, void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
+int bp_copy(struct gr_chan *src, struct gr_chan *dst, bool dst_zero, int (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
             struct gr_err *err);
 #endif

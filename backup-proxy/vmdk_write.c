@@ -286,8 +286,8 @@ static int writer_commit(void *arg, void *slot, struct gr_err *err)
         pending += (size_t)s->grain[i].sectors * VMDK_SECTOR;
     }
     int r = pending ? put(w, p, pending, err) : 0;
-    if (r == 0 && w->opts->progress)
-        w->opts->progress(w->opts->arg, s->off + s->len, w->size);
+    if (r == 0 && w->opts->progress && (r = w->opts->progress(w->opts->arg, s->off + s->len, w->size)) < 0)
+        gr_fail(err, r, "writing the VMDK was given up: %s", gr_code_text(r));
     return r;
 }
 

@@ -75,11 +75,12 @@ struct snap_images {
      * NULL, or NULL. */
     int (*open)(struct gr_loop *loop, const char *path, const char *format, const char *const *extents, struct gr_bdev **ret,
                 struct gr_err *err);
-    /* Write all of @src as an image of @format (not "raw") to the empty file @fd. */
-    int (*write)(struct gr_chan *src, const char *name, int fd, const char *format, void (*progress)(void *arg, uint64_t done, uint64_t total),
+    /* In both, a negative result of @progress ends the work with that code.
+     * Write all of @src as an image of @format (not "raw") to the empty file @fd. */
+    int (*write)(struct gr_chan *src, const char *name, int fd, const char *format, int (*progress)(void *arg, uint64_t done, uint64_t total),
                  void *arg, struct gr_err *err);
     /* Copy what is not zero of @src to @dst, which reads as zeros. */
-    int (*copy)(struct gr_chan *src, struct gr_chan *dst, void (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
+    int (*copy)(struct gr_chan *src, struct gr_chan *dst, int (*progress)(void *arg, uint64_t done, uint64_t total), void *arg,
                 struct gr_err *err);
 };
 struct snap_hooks {

@@ -17,14 +17,18 @@ struct progress {
     uint64_t next_ns;
 };
 
-static void report(void *arg, uint64_t done, uint64_t total)
+/* Ends the copy when nobody waits for it any more: the command was killed or interrupted. */
+static int report(void *arg, uint64_t done, uint64_t total)
 {
     struct progress *p = arg;
     uint64_t now = gr_loop_now_ns(p->op->s->o.loop);
+    if (gr_rpc_gone(p->op->call))
+        return -ECANCELED;
     if (now < p->next_ns && done < total)
-        return;
+        return 0;
     p->next_ns = now + PROGRESS_NS;
     (void)gr_rpc_part(p->op->call, json_pack("{s:I,s:I}", "done", (json_int_t)done, "total", (json_int_t)total));
+    return 0;
 }
 
 static int params_file(struct snap_op *op, const char **ret_file, const char **ret_format)

@@ -57,6 +57,25 @@ run_check granary disk list ds --json
 check 'no half disk is shown' jq -e 'map(.disk) == ["ds/big", "ds/seed"]' "$T/out"
 run_check granary datastore check ds
 
+# the daemon works on, but not for a command that is gone
+cat "$T/big.raw" "$T/big.raw" "$T/big.raw" "$T/big.raw" > "$T/long.raw" # takes much longer than we wait
+run_check granary up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+for delay in 0.05 0.08 0.12; do
+    granary disk import "$T/long.raw" ds/third > "$T/out" 2>&1 & pid=$!
+    sleep $delay
+    kill -9 $pid 2> /dev/null || true
+    ! wait $pid 2> /dev/null || fail 'the import was quicker than its killer'
+    granary disk export ds/big "$T/exports/x" > "$T/out" 2>&1 & pid=$!
+    sleep $delay
+    kill -INT $pid 2> /dev/null || true
+    ! wait $pid 2> /dev/null || rm "$T/exports/x"
+done
+sleep 2
+run_check granary disk list ds --json
+check 'what nobody waits for is given up' jq -e 'map(.disk) == ["ds/big", "ds/seed"]' "$T/out"
+check 'and so are its files' [ -z "$(ls -A "$T/exports")" ]
+run_check granary down
+
 # many at once, each in its own process, then through the daemon
 many() {
     local i pids=()

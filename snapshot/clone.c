@@ -42,7 +42,7 @@ static int init(void *arg, struct vobj *o)
     if (r < 0)
         return gr_fail(c->err, r, "out of memory");
     s->clones++; /* goes home with the clone's name, in one checkpoint */
-    c->from->dirty = true;
+    vobj_touch(c->from);
     return 0;
 }
 

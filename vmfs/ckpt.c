@@ -193,7 +193,7 @@ static void object_capture(struct ckpt *c, struct vobj *o)
     uint32_t index = (uint32_t)o->id;
     vinode_encode(v, &o->ino, vhome_addr(&v->sb.inodes, index, 0, 0), block);
     image_add(c, vhome_addr(&v->sb.inodes, index, 0, 0), vhome_addr(&v->sb.inodes, index, 0, 1), block);
-    o->dirty = false;
+    vobj_clean(o);
 }
 
 /* ---- capture: regions, foreign frees ---- */
@@ -213,8 +213,13 @@ static void region_capture(struct ckpt *c, struct vregion *r)
     u.h.free_units = gr_le32_of(r->free_used);
     vhdr_seal(v, &u, VMFS_T_REGION, 1, vhome_addr(&v->sb.regions, r->index, 0, 0), ++r->hdr_generation, v->slot);
     image_add(c, vhome_addr(&v->sb.regions, r->index, 0, 0), vhome_addr(&v->sb.regions, r->index, 0, 1), &u);
+    v->sp.images--;
     r->bm_generation++;
     for (uint32_t k = 0; k < v->sb.bitmap_blocks; k++) {
+        if (!(r->dirty_blocks[k / 64] >> (k % 64) & 1))
+            continue;
+        r->dirty_blocks[k / 64] &= ~(1ull << (k % 64));
+        v->sp.images--;
         memset(&u, 0, sizeof u);
         for (uint32_t i = 0; i < VMFS_BITMAP_BITS && k * VMFS_BITMAP_BITS + i < r->units; i += 8) {
             uint32_t at = k * VMFS_BITMAP_BITS + i;
@@ -294,7 +299,7 @@ static bool late_writes(struct vmfs *v)
 static void lease_for_foreign(struct vmfs *v)
 {
     uint8_t *tried = v->sp.n_foreign ? gr_zalloc(space_n_regions(v)) : NULL;
-    for (size_t i = 0; tried && i < v->sp.n_foreign; i++) {
+    for (size_t i = 0; tried && i < v->sp.n_foreign && ckpt_images_due(v) < v->j.units / 8; i++) { /* the rest: next time */
         uint32_t index = space_region_index(v, v->sp.foreign[i].addr);
         if (v->sp.by_index[index] || tried[index])
             continue;
@@ -538,8 +543,14 @@ int ckpt_background(struct vmfs *v)
     return r;
 }
 
+/* Nodes that get a new place give their old one back, wherever that is. */
+uint64_t ckpt_images_due(const struct vmfs *v)
+{
+    return GR_MIN(v->sp.images + 2 * v->dirty_nodes, v->sp.images_max) + v->dirty_objects;
+}
+
 void ckpt_kick(struct vmfs *v)
 {
-    if (v->j.used > v->j.units / 2 || v->dirty_nodes > v->max_dirty_nodes)
+    if (v->j.used + ckpt_images_due(v) > v->j.units / 2 || v->dirty_nodes > v->max_dirty_nodes)
         ckpt_background(v);
 }

@@ -395,6 +395,8 @@ static int clear_pieces(struct dop *op, uint64_t piece, uint64_t end, bool keep)
         if (keep && (r = disk_room(o, stop - piece + VMFS_BLOCK_PIECES, op->range.epoch)) < 0)
             return r;
         r = map_load_for(o, piece, 1, op->range.epoch, NULL);
+        if (r == 0 && !o->v->fenced && !dop_late(op) && !journal_has_room(o->v))
+            continue; /* others took it while we slept, and a leaf in splinters is a record for each piece */
         if (r == 0)
             r = o->v->fenced ? -GR_EFENCED : leaf_clear(op, piece, stop, keep);
         if (r == -EAGAIN)

@@ -205,6 +205,7 @@ struct vregion { /* a region leased by this host */
     uint32_t free_used; /* units clear in used */
     uint32_t hint;      /* where to look next, in blocks of 16 units */
     bool dirty;
+    uint64_t *dirty_blocks; /* bitmap blocks that differ from home */
     struct vregion *next;
 };
 #define VSPACE_POOL 64u
@@ -212,6 +213,7 @@ struct vspace {
     struct vregion *regions;     /* leased here, newest first */
     struct vregion **by_index;   /* [n_regions] or NULL */
     uint64_t free_busy, free_used; /* sums over the regions leased here */
+    uint64_t images, images_max;   /* home blocks of these regions: changed, and all */
     uint8_t *tried;              /* [n_regions] 1: known to be leased by another or full */
     struct vregion *current;     /* allocating from */
     uint64_t frag_addr;          /* fragment block being filled */
@@ -287,6 +289,7 @@ struct vmfs {
     uint64_t ckpt_started, ckpt_done; /* numbers of checkpoints */
     uint64_t reserved_units;          /* sum over the objects held here */
     size_t dirty_nodes, max_dirty_nodes;
+    size_t dirty_objects;
     size_t n_leaves, max_leaves;
     unsigned background;          /* fibers that must end before leave */
     bool resuming; /* what others left to be given back is still being looked for */
@@ -367,6 +370,7 @@ uint64_t journal_seq(const struct vmfs *v); /* of the frame a record made now go
 int journal_add(struct vmfs *v, const void *rec, size_t len);
 void journal_room(struct vmfs *v);        /* suspend while the journal or the pending frame is too full */
 void journal_room_for(const struct dop *op); /* the same within an admitted write */
+bool journal_has_room(const struct vmfs *v); /* nobody would have to wait now [sync] */
 int journal_commit(struct vmfs *v);       /* everything applied so far is durable when it returns 0 */
 void journal_data_written(struct vmfs *v); /* in-place data reached the device: a flush is owed [sync] */
 /* Write images as frames (no flush). *ret_seq: the last one's. */
@@ -416,6 +420,8 @@ void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units);
 /* Apply [sync]: units become / stop being part of the logical state. @kind/@seq: see struct vfree. */
 uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units); /* how many were not used before */
 void space_freed(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, uint64_t seq);
+/* How many images of home blocks the next checkpoint may have to put into the journal. */
+uint64_t ckpt_images_due(const struct vmfs *v);
 void space_reclaim(struct vmfs *v); /* pending frees that became reusable [sync] */
 uint64_t space_free_units(const struct vmfs *v); /* here and elsewhere */
 uint64_t space_free_here(const struct vmfs *v);
@@ -505,6 +511,17 @@ int vobj_peek(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err
 int vobj_new(struct vmfs *v, enum vmfs_type type, struct vobj **ret, struct gr_err *err); /* free inode, locked, in the table */
 struct vsnap *vobj_snap(struct vobj *o, uint64_t id);
 struct vsnap *vobj_snap_named(struct vobj *o, const char *name);
+/* Its inode or blob differs from home; a checkpoint (or undoing it) ends that. */
+static inline void vobj_touch(struct vobj *o)
+{
+    o->v->dirty_objects += !o->dirty;
+    o->dirty = true;
+}
+static inline void vobj_clean(struct vobj *o)
+{
+    o->v->dirty_objects -= o->dirty;
+    o->dirty = false;
+}
 void vobj_stat(struct vobj *o, struct vmfs_stat *ret); /* owner_slot: -1 */
 /* Set an attribute in memory (@len 0: remove it): by its record, or for an object that is just being made. */
 int vobj_attr_put(struct vobj *o, const char *key, size_t key_len, const void *val, size_t len);

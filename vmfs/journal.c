@@ -51,13 +51,23 @@ void journal_data_written(struct vmfs *v)
     v->j.data_written++;
 }
 
+static bool full(const struct vmfs *v)
+{
+    return v->j.used + ckpt_images_due(v) > v->j.units / 2 + v->j.units / 4;
+}
+
+bool journal_has_room(const struct vmfs *v)
+{
+    return v->replaying || (!full(v) && v->j.pending.len <= pending_limit(v));
+}
+
 /* Wait for room: a frame's worth of records, and a journal that is not too full. An admitted write that became late (a snapshot
  * was taken meanwhile) does not wait: the checkpoint that makes room waits for it. */
 static void wait_room(struct vmfs *v, const struct dop *op)
 {
     struct vjournal *j = &v->j;
     while (!v->fenced && !v->replaying && !(op && dop_late(op)) &&
-           (j->used > j->units / 2 + j->units / 4 || j->pending.len > pending_limit(v))) {
+           (full(v) || j->pending.len > pending_limit(v))) {
         ckpt_kick(v);
         if (j->pending.len <= pending_limit(v)) {
             gr_fqueue_wait(&j->room_q);

@@ -60,7 +60,7 @@ static int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, ui
         return -ENOMEM;
     memcpy(copy, name, n);
     dir->ents[dir->n_ents++] = (struct vdirent){ id, type, copy };
-    dir->dirty = true;
+    vobj_touch(dir);
     return 0;
 }
 
@@ -71,7 +71,7 @@ static void dir_remove(struct vobj *dir, uint64_t id)
             free(dir->ents[i].name);
             memmove(dir->ents + i, dir->ents + i + 1, (dir->n_ents - i - 1) * sizeof *dir->ents);
             dir->n_ents--;
-            dir->dirty = true;
+            vobj_touch(dir);
             return;
         }
 }
@@ -631,7 +631,7 @@ int ns_bury(struct vobj *o)
         dir_remove(dying, o->id);
         if (s && s->clones) {
             s->clones--;
-            origin->dirty = true;
+            vobj_touch(origin);
         }
         inode_clear(v, o);
     }
@@ -655,7 +655,7 @@ void inode_clear(struct vmfs *v, struct vobj *o)
         space_freed(v, o->ino.blob_addr, o->ino.blob_units, 1, v->ckpt_started + 1);
     o->ino.blob_addr = 0;
     o->ino.blob_units = o->ino.blob_bytes = 0;
-    o->dirty = true;
+    vobj_touch(o);
 }
 
 /* An object made in an operation that failed. */
@@ -665,11 +665,11 @@ void ns_undo(struct vmfs *v, struct vobj *o)
         for (struct vobj *d = v->objs[h], *next; d; d = next) {
             next = d->hash_next;
             if (d->ino.type == VMFS_DIR && d->id != VMFS_INODE_ROOT && d->ino.block_generation == 0 && d != o)
-                d->dirty = false;
+                vobj_clean(d);
         }
     if (o && o->ino.type != VMFS_DIR) {
         o->ino.type = 0;
-        o->dirty = false;
+        vobj_clean(o);
         vobj_release(v, o, NULL);
     }
 }

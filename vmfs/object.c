@@ -46,6 +46,7 @@ void vobj_free(struct vobj *o)
         o->handle->o = NULL;
     }
     reserve_set(o, 0);
+    vobj_clean(o);
     for (size_t i = 0; i < o->n_ents; i++)
         free(o->ents[i].name);
     free(o->ents);
@@ -402,7 +403,7 @@ int vobj_new(struct vmfs *v, enum vmfs_type type, struct vobj **ret, struct gr_e
         o->next_snap = 1;
         w->random(w->arg, &o->lineage, sizeof o->lineage);
     }
-    o->dirty = true;
+    vobj_touch(o);
     table_add(o);
     *ret = o;
     return 0;

@@ -155,7 +155,7 @@ static int reap_step(struct reap *w)
             w->cursor = (w->cursor / mnode_span(level) + 1) * mnode_span(level);
             free_finished(w, level + 1);
             level = w->s->tree.level;
-            if (w->n_runs > REAP_RUNS - 16)
+            if (w->n_runs > GR_MIN(REAP_RUNS - 16, w->o->v->j.units / 16))
                 return move_cursor(w);
             continue;
         }
@@ -225,6 +225,8 @@ static int reap_snapshot(struct vobj *o, uint64_t id)
     int r = w.rec ? 0 : -ENOMEM;
     while (r == 0) {
         journal_room(o->v);
+        if (o->v->j.used + ckpt_images_due(o->v) > o->v->j.units / 4 && (r = ckpt_run(o->v)) < 0) /* what is freed may lie in any region */
+            break;
         w.s = vobj_snap(o, id);
         if (!w.s || o->v->fenced || o->v->leaving) {
             r = -ECANCELED;

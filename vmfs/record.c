@@ -95,7 +95,7 @@ static int map_apply(struct vobj *o, const struct map_change *c)
         o->ino.used_units += n;
         reserve_set(o, o->reserved_units - GR_MIN((uint64_t)n, o->reserved_units));
     }
-    o->dirty = true;
+    vobj_touch(o);
     return 0;
 }
 
@@ -420,7 +420,7 @@ int record_apply(struct vobj *o, const void *rec, uint64_t seq, struct gr_err *e
         rc = 0;
         break;
     }
-    o->dirty = true;
+    vobj_touch(o);
     if (rc < 0)
         gr_fail(err, rc, "object %llu: a journal record of type %u does not apply: %s", (unsigned long long)o->id, gr_le16_get(r->type),
                 gr_code_text(rc));

@@ -72,11 +72,22 @@ static void used_change(struct vmfs *v, struct vregion *r, int64_t n)
     v->sp.free_used = (uint64_t)((int64_t)v->sp.free_used + n);
 }
 
+/* Units from @at on have changed: the region's header and the bitmap blocks that hold them differ from home. */
+static void region_touch(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units)
+{
+    v->sp.images += !r->dirty;
+    r->dirty = true;
+    for (uint32_t k = at / VMFS_BITMAP_BITS; units && k <= (at + units - 1) / VMFS_BITMAP_BITS; k++)
+        if (!bit_get(r->dirty_blocks, k))
+            v->sp.images += bits_change(r->dirty_blocks, k, 1, true);
+}
+
 static void region_free(struct vregion *r)
 {
     if (r) {
         free(r->used);
         free(r->busy);
+        free(r->dirty_blocks);
         free(r);
     }
 }
@@ -115,7 +126,8 @@ static struct vregion *region_new(struct vmfs *v, uint32_t index)
     r->first = space_region_first(v, index, &r->units);
     r->used = gr_zalloc((r->units + WORD_BITS - 1) / WORD_BITS * 8);
     r->busy = gr_zalloc((r->units + WORD_BITS - 1) / WORD_BITS * 8);
-    if (!r->used || !r->busy) {
+    r->dirty_blocks = gr_zalloc((v->sb.bitmap_blocks + WORD_BITS - 1) / WORD_BITS * 8);
+    if (!r->used || !r->busy || !r->dirty_blocks) {
         region_free(r);
         return NULL;
     }
@@ -128,6 +140,7 @@ static void region_add(struct vmfs *v, struct vregion *r)
     v->sp.regions = r;
     v->sp.free_busy += r->free_busy;
     v->sp.free_used += r->free_used;
+    v->sp.images_max += 1 + v->sb.bitmap_blocks;
     v->sp.by_index[r->index] = r;
 }
 
@@ -419,7 +432,7 @@ uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units)
             uint32_t c = bits_change(r->used, (uint32_t)(addr - r->first), n, true);
             used_change(v, r, -(int64_t)c);
             changed += c;
-            r->dirty = true;
+            region_touch(v, r, (uint32_t)(addr - r->first), n);
         }
         addr += n;
         units -= n;
@@ -490,7 +503,7 @@ static void free_in_region(struct vmfs *v, uint64_t addr, uint32_t units, uint32
         return;
     }
     used_change(v, r, bits_change(r->used, (uint32_t)(addr - r->first), units, false));
-    r->dirty = true;
+    region_touch(v, r, (uint32_t)(addr - r->first), units);
     if (v->replaying && kind) /* still named by what is home: another recovery may need it until this one's checkpoint is */
         return;
     if (v->replaying)

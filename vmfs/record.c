@@ -47,6 +47,29 @@ static int set_in(struct mnode *leaf, const struct map_change *c, struct drop *d
     return leaf ? mleaf_set(leaf, c->piece, c->count, c->addr, c->birth, c->state, c->seq, d ? drop_piece : NULL, d) : -ENOMEM;
 }
 
+static struct mpiece piece_of(const struct mnode *leaf, uint64_t piece)
+{
+    unsigned at = (unsigned)(piece % VMFS_LEAF_PIECES);
+    return ment_piece(&leaf->ent[at / VMFS_BLOCK_PIECES], at % VMFS_BLOCK_PIECES);
+}
+
+/* What the change replaces in any of the trees goes, once. Newer ones may have at its place what the oldest has not: units that a
+ * later write reserved for its whole block. */
+static void late_drops(struct mnode *const *leaf, unsigned n, const struct map_change *c, struct drop *d)
+{
+    for (uint64_t p = c->piece; p < c->piece + c->count; p++)
+        for (unsigned i = 0; i < n; i++) {
+            struct mpiece old = leaf[i] ? piece_of(leaf[i], p) : (struct mpiece){ .state = VMFS_P_HOLE };
+            bool stays = old.state == VMFS_P_HOLE || (c->state != VMFS_P_HOLE && old.addr == c->addr + (p - c->piece));
+            for (unsigned k = 0; k < i && !stays; k++) {
+                struct mpiece before = leaf[k] ? piece_of(leaf[k], p) : (struct mpiece){ .state = VMFS_P_HOLE };
+                stays = before.state != VMFS_P_HOLE && before.addr == old.addr; /* dropped already */
+            }
+            if (!stays)
+                drop_piece(d, p, &old);
+        }
+}
+
 /* A write admitted before snapshots that were taken while it was in flight belongs to them, too. */
 static int map_late(struct vobj *o, const struct map_change *c, struct drop *d)
 {
@@ -68,9 +91,11 @@ static int map_late(struct vobj *o, const struct map_change *c, struct drop *d)
         struct late l = { tree + first, epoch + first, n + 1 - first, c->piece, c->birth, before ? before->epoch : o->origin_epoch };
         r = mtree_own_late(o, &l, leaf);
     }
+    if (r == 0)
+        late_drops(leaf, n + 1 - first, c, d);
     for (unsigned i = 0; r == 0 && i < n + 1 - first; i++)
         if (leaf[i])
-            r = set_in(leaf[i], c, i == 0 ? d : NULL);
+            r = set_in(leaf[i], c, NULL);
     free(tree);
     free(leaf);
     free(epoch);

@@ -42,6 +42,7 @@ struct orc_disk {
     unsigned number;
     char name[ORC_NAME], name2[ORC_NAME]; /* before and after the rename */
     struct orc_span made, renamed, removed;
+    bool eager;        /* written with zeros when it was made (or its origin was): all of it is data */
     uint32_t *initial; /* ORC_SLOTS, of a clone; NULL: zeros */
     uint64_t initial_size;
     struct orc_op *op;

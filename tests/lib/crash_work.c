@@ -218,8 +218,12 @@ static void create(struct crash_work *w)
 {
     struct orc_disk *d = orc_disk_add(&w->orc, NULL, ORC_SIZE);
     struct gr_err err = { 0 };
+    uint64_t kind = w->reserved ? rnd(w, 8) : 0;
+    enum vmfs_provision provision = kind == 7 || (w->reserved && w->orc.n_disks == 1) ? VMFS_EAGER : kind > 2 ? VMFS_THICK : VMFS_THIN;
     d->made.submit = orc_tick(&w->orc);
-    int r = vmfs_create(w->v, d->name, VMFS_DISK, ORC_SIZE, VMFS_THIN, &err);
+    int r = vmfs_create(w->v, d->name, VMFS_DISK, ORC_SIZE, provision, &err);
+    w->thick += provision == VMFS_THICK;
+    w->eager += d->eager = provision == VMFS_EAGER;
     if (r < 0) {
         wrong(w, gr_err_text(&err, r), r);
         return;
@@ -368,6 +372,7 @@ static void clone(struct crash_work *w, struct orc_disk *d, struct orc_snap *s)
 {
     struct gr_err err = { 0 };
     struct orc_disk *c = orc_disk_add(&w->orc, s->values, s->size);
+    c->eager = d->eager;
     c->made.submit = orc_tick(&w->orc);
     int r = snap_clone(d->d, s->name, c->name, &err);
     if (r < 0) {

@@ -14,6 +14,7 @@
 #include <time.h>
 
 #define DEVICE_SIZE (96ull << 20)
+#define ROOMY_SIZE (1024ull << 20) /* for thick disks, and what their snapshots are promised */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define CUTS 250u
 #else
@@ -23,7 +24,7 @@
 static struct totals {
     uint64_t cuts, second_cuts, histories, entries;
     uint64_t replays, replayed_records, dropped, takeovers, redirected, in_place, splits, merges, checkpoints, frames, unsure, durable;
-    uint64_t snapshots, clones, reverts, deletes, removes, renames, resizes, compares, repaired, no_space;
+    uint64_t snapshots, clones, reverts, deletes, removes, renames, resizes, compares, repaired, no_space, thick, eager, roomy_cuts;
 } total;
 
 struct history {
@@ -58,10 +59,11 @@ static void join(struct gr_bdev *dev, const char *who, struct vmfs **ret, uint64
 static void record(struct history *h)
 {
     static const unsigned journals[] = { 96, 128, 256 };
-    struct vmfs_format_opts f = { .name = "crash", .journal_units = journals[h->seed % 3], .region_units = 1024 };
+    bool roomy = h->seed % 4 == 2; /* there the images of all regions are as many as the journal has units: the worst that format makes */
+    struct vmfs_format_opts f = { .name = "crash", .journal_units = journals[h->seed % 3] * (roomy ? 4 : 1), .region_units = 1024 };
     struct gr_err err = { 0 };
     struct vmfs_stats st;
-    h->disk = crash_image_new(DEVICE_SIZE);
+    h->disk = crash_image_new(roomy ? ROOMY_SIZE : DEVICE_SIZE);
     assert_int_equal(crash_image_open(gr_fiber_loop(), h->disk, 0, &h->device), 0);
     int r = vmfs_format(gr_fiber_loop(), &h->device, 1, &f, &err);
     if (r < 0)
@@ -70,7 +72,7 @@ static void record(struct history *h)
     h->base = crash_image_copy(h->disk);
     assert_int_equal(crash_image_open(gr_fiber_loop(), h->disk, h->seed | 1, &h->device), 0);
     assert_int_equal(gr_bdev_record_open(gr_fiber_loop(), h->device, &h->recorder), 0);
-    h->w = (struct crash_work){ .rng = h->seed ^ 0x5bd1e995, .data_fibers = 5, .admin_fibers = 2, .ops = 260 };
+    h->w = (struct crash_work){ .rng = h->seed ^ 0x5bd1e995, .data_fibers = 5, .admin_fibers = 2, .ops = 260, .reserved = roomy };
     h->w.orc.record = gr_bdev_record(h->recorder);
     join(h->recorder, "worker", &h->w.v, h->seed);
     r = crash_work_run(&h->w);
@@ -208,6 +210,9 @@ static int history_fn(void *arg)
     total.resizes += h->w.resizes;
     total.compares += h->w.compares;
     total.no_space += h->w.no_space;
+    total.thick += h->w.thick;
+    total.eager += h->w.eager;
+    total.roomy_cuts += h->w.reserved ? h->cuts : 0;
     orc_free(&h->w.orc);
     free(h);
     return 0;
@@ -223,6 +228,7 @@ static void report(void)
            N(in_place), N(splits), N(merges), N(frames), N(checkpoints), N(no_space));
     printf("# snapshots %llu, deletes %llu, clones %llu, reverts %llu, removes %llu, renames %llu, resizes %llu, compares %llu\n", N(snapshots),
            N(deletes), N(clones), N(reverts), N(removes), N(renames), N(resizes), N(compares));
+    printf("# thick disks %llu, eager disks %llu, in histories of %llu cuts\n", N(thick), N(eager), N(roomy_cuts));
     printf("# operations flushed %llu; sectors with several allowed values %llu\n", N(durable), N(unsure));
 #undef N
 }
@@ -245,6 +251,7 @@ static void power_cuts(void **state)
     if (cuts >= 1000) { /* what never happened was not tested */
         assert_true(total.takeovers && total.replayed_records && total.dropped && total.redirected && total.in_place && total.splits);
         assert_true(total.snapshots && total.deletes && total.clones && total.reverts && total.removes && total.renames && total.resizes);
+        assert_true(total.thick && total.eager && total.roomy_cuts);
         assert_true(total.compares && total.durable && total.unsure && total.second_cuts && total.checkpoints > total.histories);
     }
 }

@@ -40,7 +40,7 @@ static int super_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct g
         *ret = ra == 0 ? a : b;
         return 0;
     }
-    if (ra == -GR_EFORMAT && (rb == -GR_EFORMAT || rb == -GR_ERANGE)) /* too small to have a second copy */
+    if ((ra == -GR_EFORMAT || ra == -GR_ERANGE) && (rb == -GR_EFORMAT || rb == -GR_ERANGE)) /* range: too small to have one there */
         return gr_fail(err, -GR_EFORMAT, "'%s' is not a Granary datastore", v->dev[dev].bdev->name);
     if (ra == -GR_EVERSION || rb == -GR_EVERSION)
         return gr_fail(err, -GR_EVERSION, "'%s': %s", v->dev[dev].bdev->name, ra == -GR_EVERSION ? ea.text : eb.text);

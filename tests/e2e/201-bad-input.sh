@@ -27,6 +27,7 @@ printf 'label: gpt\n,\n' | sfdisk -q "$T/gpt.img"
 truncate -s 300M "$T/ext4.img"
 mke2fs -q -t ext4 "$T/ext4.img"
 head -c 4M /dev/zero | tr '\0' 'x' > "$T/junk.img"
+head -c 1000 /dev/zero | tr '\0' 'x' > "$T/tiny.img" # no room for a superblock
 mkfifo "$T/fifo"
 : > "$T/empty"
 head -c 1000 /dev/urandom > "$T/some.raw"
@@ -71,6 +72,7 @@ table() {
     refuse 1 'already' granary datastore create ds "$T/missing.img" --size 256M
     for name in '' .x -- 'a b' a/b "$long"; do refuse 2 '.' granary datastore create "$name" "$T/missing.img" --size 256M; done
     refuse 1 'junk.img' granary datastore join g "$T/junk.img"
+    refuse 1 'is not a Granary datastore' granary datastore join g "$T/tiny.img"
     refuse 1 'empty' granary datastore join g "$T/empty"
     refuse 1 'missing.img' granary datastore join g "$T/missing.img"
     refuse 1 "'ds'" granary datastore join other "$T/copy-of-ds.img"

@@ -8,6 +8,7 @@
 #include <spawn.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -17,6 +18,7 @@
 
 #define READY_FD 3
 #define ARGS_MAX 64
+#define LOCK_EVERY_MS 50
 
 extern char **environ;
 
@@ -117,7 +119,7 @@ pid_t gr_daemon_pid(const char *path)
     gr_auto_close int fd = -1;
     struct ucred peer;
     socklen_t len = sizeof(peer);
-    if (gr_unix_connect(path, &fd, NULL) < 0 || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0)
+    if (gr_unix_connect(path, &fd, NULL) < 0 || !gr_unix_served(fd) || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0)
         return 0;
     return peer.pid;
 }
@@ -183,6 +185,22 @@ void gr_daemon_ready(int ready_fd, int code, const char *text)
 void gr_daemon_stopping(void)
 {
     notify_systemd("STOPPING=1");
+}
+
+int gr_daemon_lock(const char *path, unsigned patience_ms, int *ret_fd, struct gr_err *err)
+{
+    gr_auto_close int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    if (fd < 0)
+        return gr_fail(err, -errno, "%s: cannot be opened: %s", path, strerror(errno));
+    for (unsigned ms = 0; flock(fd, LOCK_EX | LOCK_NB) < 0; ms += LOCK_EVERY_MS) {
+        if (errno != EWOULDBLOCK)
+            return gr_fail(err, -errno, "%s: cannot be locked: %s", path, strerror(errno));
+        if (ms >= patience_ms)
+            return gr_fail(err, -GR_ELOCKED, "%s is locked by another process", path);
+        gr_fiber_sleep_ms(LOCK_EVERY_MS);
+    }
+    *ret_fd = gr_take_fd(&fd);
+    return 0;
 }
 
 int gr_daemon_pidfile(const char *path, struct gr_err *err)

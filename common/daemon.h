@@ -24,6 +24,9 @@ char *gr_program_path(const char *name);
 void gr_daemon_ready(int ready_fd, int code, const char *text);
 /* Tell systemd that the end has begun. */
 void gr_daemon_stopping(void);
+/* (fiber) Hold the lock file @path as long as *ret_fd is open. One that is just ending still holds it for a moment, so it is tried for
+ * @patience_ms; -GR_ELOCKED: it is held all the same, and @err is the caller's to word. */
+int gr_daemon_lock(const char *path, unsigned patience_ms, int *ret_fd, struct gr_err *err);
 /* Write the pid file; gr_daemon_pidfile_remove() when the process ends. */
 int gr_daemon_pidfile(const char *path, struct gr_err *err);
 void gr_daemon_pidfile_remove(const char *path);

@@ -50,8 +50,13 @@ int gr_rpc_call(struct gr_rpc_client *c, const char *method, json_t *params, int
                 int64_t timeout_ms, json_t **ret_result, struct gr_err *err);
 
 /* Unix sockets at paths of any length. */
+/* Takes the place of a socket that nobody serves; -EADDRINUSE: somebody does. May block for some seconds while a socket outlives
+ * its process. */
 int gr_unix_listen(const char *path, int mode, int *ret_fd, struct gr_err *err);
 int gr_unix_connect(const char *path, int *ret_fd, struct gr_err *err); /* non-blocking descriptor */
+/* Does the process that listens at the other end of @fd (connected) live? Its socket can answer for a moment after its death:
+ * what an io_uring had in flight holds it until the kernel has cancelled that. */
+bool gr_unix_served(int fd);
 
 /* Typed reading of params; each gives one clear error naming the key. Optional ones leave *ret alone when absent. */
 int gr_json_str(json_t *o, const char *key, const char **ret, struct gr_err *err);

@@ -95,6 +95,10 @@ int gr_rpc_connect(struct gr_loop *loop, const char *path, struct gr_rpc_client 
     int r = connect_patiently(path, &fd, err);
     if (r < 0)
         return r;
+    if (!gr_unix_served(fd)) {
+        close(fd);
+        return gr_fail(err, -ECONNREFUSED, "%s: cannot connect: the process that served it has died", path);
+    }
     struct gr_rpc_client *c = gr_zalloc(sizeof(*c));
     if (!c) {
         close(fd);

@@ -3,10 +3,15 @@
 #include "common/cleanup.h"
 #include "common/rpc.h"
 #include <fcntl.h>
+#include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/un.h>
+#include <time.h>
+
+#define GHOST_MS 5000 /* how long the socket of a dead process may answer */
 
 /* Open the directory of @path (returned descriptor in *ret_dir) and make the short address of its last part + @suffix. */
 static int short_address(const char *path, const char *suffix, int *ret_dir, struct sockaddr_un *ret, struct gr_err *err)
@@ -49,13 +54,39 @@ int gr_unix_connect(const char *path, int *ret_fd, struct gr_err *err)
     return 0;
 }
 
+bool gr_unix_served(int fd)
+{
+    struct ucred peer = {0};
+    socklen_t len = sizeof(peer);
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0 || peer.pid <= 0) /* of another namespace: cannot be told */
+        return true;
+    gr_auto_close int pidfd = (int)syscall(SYS_pidfd_open, peer.pid, 0);
+    if (pidfd < 0)
+        return errno != ESRCH;
+    struct pollfd ended = {.fd = pidfd, .events = POLLIN};
+    return poll(&ended, 1, 0) == 0;
+}
+
+static bool in_use(const char *path)
+{
+    for (int i = 0;; i++) {
+        gr_auto_close int there = -1;
+        int r = gr_unix_connect(path, &there, NULL);
+        if (r < 0 && r != -EAGAIN)
+            return false;
+        if ((r == 0 && gr_unix_served(there)) || i == GHOST_MS / 10)
+            return true;
+        nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+    }
+}
+
 /* The socket is made under another name and renamed when it listens, so that whoever finds the name finds an answer. */
 int gr_unix_listen(const char *path, int mode, int *ret_fd, struct gr_err *err)
 {
     struct sockaddr_un un, final;
     char suffix[16];
     uint32_t salt;
-    gr_auto_close int dir = -1, dir2 = -1, there = -1;
+    gr_auto_close int dir = -1, dir2 = -1;
     gr_world_real()->random(NULL, &salt, sizeof(salt));
     snprintf(suffix, sizeof(suffix), ".%08x", salt);
     int r = short_address(path, suffix, &dir, &un, err);
@@ -63,8 +94,7 @@ int gr_unix_listen(const char *path, int mode, int *ret_fd, struct gr_err *err)
         r = short_address(path, "", &dir2, &final, err);
     if (r < 0)
         return r;
-    r = gr_unix_connect(path, &there, NULL);
-    if (r == 0 || r == -EAGAIN)
+    if (in_use(path))
         return gr_fail(err, -EADDRINUSE, "%s: a running process answers there", path);
     struct stat st;
     if (lstat(final.sun_path, &st) == 0 && !S_ISSOCK(st.st_mode))

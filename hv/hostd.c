@@ -8,7 +8,6 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
@@ -16,6 +15,7 @@
 #define INFO_MS 15000
 #define RESTARTS_MAX 5
 #define ENDING_MS 10000
+#define LOCK_MS 2000
 
 struct pass {
     struct gr_rpc_call *call;
@@ -43,14 +43,31 @@ int hv_hostd_vmx(struct hv_hostd *h, const char *uuid, const char *method, json_
     return r;
 }
 
-int hv_hostd_vmx_wait(struct hv_hostd *h, const char *uuid, const char *method, json_t *params, struct gr_rpc_call *call, int64_t timeout_ms, json_t **ret,
-                      struct gr_err *err)
+static bool answers(struct hv_hostd *h, const char *uuid)
+{
+    return hv_hostd_vmx(h, uuid, "vmx.info", NULL, NULL, INFO_MS, NULL, NULL) >= 0;
+}
+
+/* (under the lock) An engine that runs without a supervisor gets one. -ESRCH: it does not run any more. */
+static int revive(struct hv_hostd *h, const char *path, const char *uuid, struct gr_err *err)
+{
+    if (!hv_hostd_has_record(h, uuid) || answers(h, uuid))
+        return 0;
+    return hv_hostd_supervise(h, path, uuid, true, err);
+}
+
+int hv_hostd_vmx_wait(struct hv_hostd *h, const char *path, const char *uuid, const char *method, json_t *params, struct gr_rpc_call *call,
+                      int64_t timeout_ms, json_t **ret, struct gr_err *err)
 {
     json_auto_t *take = params;
     int r = hv_hostd_vmx(h, uuid, method, json_incref(take), call, timeout_ms, ret, err);
-    if (r == -ENOENT && h->lock.held && hv_hostd_has_record(h, uuid)) {
+    if (r == -ENOENT && hv_hostd_has_record(h, uuid)) {
         gr_fmutex_lock(&h->lock);
+        struct gr_err why = {0};
+        int a = h->ending ? 0 : revive(h, path, uuid, &why);
         gr_fmutex_unlock(&h->lock);
+        if (a < 0 && a != -ESRCH)
+            return gr_fail(err, -EBUSY, "its engine runs without a supervisor: %s", gr_err_text(&why, a));
         r = hv_hostd_vmx(h, uuid, method, json_incref(take), call, timeout_ms, ret, err);
     }
     return r;
@@ -145,15 +162,16 @@ static void guard_fiber(void *arg)
         while (gr_fiber_wait_fd(g->pidfd, POLLIN, -1) < 0)
             ;
         close(gr_take_fd(&g->pidfd));
-        if (!hv_hostd_has_record(g->h, g->uuid) || g->h->ending)
-            break;
-        gr_log(GR_LOG_WARN, "vm=%s: its supervisor died; starting another", g->path);
-        int r = launch_vmx(g->h, g->path, g->uuid, true, &err);
-        if (r < 0) {
+        gr_fmutex_lock(&g->h->lock);
+        bool needed = hv_hostd_has_record(g->h, g->uuid) && !g->h->ending && !answers(g->h, g->uuid); /* another has its own guard */
+        if (needed)
+            gr_log(GR_LOG_WARN, "vm=%s: its supervisor died; starting another", g->path);
+        int r = needed ? launch_vmx(g->h, g->path, g->uuid, true, &err) : 0;
+        if (r < 0)
             gr_log(GR_LOG_ERR, "vm=%s: %s", g->path, gr_err_text(&err, r));
-            break;
-        }
-        g->pidfd = open_pidfd(g->h, g->uuid);
+        else if (needed)
+            g->pidfd = open_pidfd(g->h, g->uuid);
+        gr_fmutex_unlock(&g->h->lock);
     }
     if (g->pidfd >= 0)
         close(g->pidfd);
@@ -240,6 +258,10 @@ static int m_shutdown(void *arg, struct gr_rpc_call *call, json_t *params, json_
     gr_fmutex_lock(&h->lock);
     for (size_t i = 0; stop && i < h->registry.count; i++) {
         const char *uuid = h->registry.v[i].uuid;
+        if ((r = revive(h, h->registry.v[i].path, uuid, err)) < 0 && r != -ESRCH) {
+            gr_fmutex_unlock(&h->lock);
+            return gr_prefix(err, r, "'%s' runs on", h->registry.v[i].path);
+        }
         r = hv_hostd_vmx(h, uuid, "vmx.stop", json_pack("{s:I}", "timeout-ms", (json_int_t)ms), NULL, (int64_t)ms + 10000, NULL, NULL);
         if (r == -ENOENT)
             continue;
@@ -269,11 +291,8 @@ static const struct gr_rpc_method own_methods[] = {{"daemon.status", m_status}, 
 static int lock_home(struct hv_hostd *h, int *ret_fd, struct gr_err *err)
 {
     gr_auto_free char *path = gr_home_path(h->home, "run/hostd.lock");
-    gr_auto_close int fd = path ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600) : -1;
-    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0)
-        return gr_fail(err, fd >= 0 && errno == EWOULDBLOCK ? -GR_ELOCKED : -EIO, "a host agent of %s runs already, or its lock cannot be taken", gr_home_dir(h->home));
-    *ret_fd = gr_take_fd(&fd);
-    return 0;
+    int r = path ? gr_daemon_lock(path, LOCK_MS, ret_fd, err) : gr_fail(err, -ENOMEM, "out of memory");
+    return r == -GR_ELOCKED ? gr_fail(err, r, "a host agent of %s runs already", gr_home_dir(h->home)) : r;
 }
 
 static int serve(struct hv_hostd *h, struct gr_err *err)

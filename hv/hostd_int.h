@@ -22,8 +22,9 @@ int hv_hostd_resolve(struct hv_hostd *h, json_t *params, char **ret_path, char r
 /* (fiber) Call the supervisor of @uuid. -ENOENT or -ECONNREFUSED: there is none, the VM is off. @call not NULL: parts are passed on. */
 int hv_hostd_vmx(struct hv_hostd *h, const char *uuid, const char *method, json_t *params, struct gr_rpc_call *call, int64_t timeout_ms, json_t **ret,
                  struct gr_err *err);
-/* (fiber) The same, not under the lock: while the VM is being started or adopted, waits for that first. */
-int hv_hostd_vmx_wait(struct hv_hostd *h, const char *uuid, const char *method, json_t *params, struct gr_rpc_call *call, int64_t timeout_ms, json_t **ret,
+/* (fiber) The same, not under the lock: while the VM is being started or adopted, waits for that first; an engine that runs without
+ * a supervisor gets one. */
+int hv_hostd_vmx_wait(struct hv_hostd *h, const char *path, const char *uuid, const char *method, json_t *params, struct gr_rpc_call *call, int64_t timeout_ms, json_t **ret,
                       struct gr_err *err);
 /* (fiber) Is @uuid on? 1 or 0; a supervisor that is just ending is waited for. -EBUSY: it does not end; its own error. */
 int hv_hostd_is_on(struct hv_hostd *h, const char *uuid, struct gr_err *err);

@@ -28,8 +28,9 @@ static int m_start(void *arg, struct gr_rpc_call *call, json_t *params, json_t *
         r = gr_fail(err, -EBUSY, "'%s' is on already", path);
     else if (r < 0)
         gr_prefix(err, r, "'%s'", path);
-    else if (hv_hostd_has_record(h, uuid) && (r = hv_hostd_supervise(h, path, uuid, true, NULL)) >= 0)
-        r = gr_fail(err, -EBUSY, "'%s' is on already; its supervisor had died and was replaced", path);
+    else if (hv_hostd_has_record(h, uuid) && (r = hv_hostd_supervise(h, path, uuid, true, err)) != -ESRCH)
+        r = r < 0 ? gr_prefix(err, r, "'%s' runs without a supervisor", path)
+                  : gr_fail(err, -EBUSY, "'%s' is on already; its supervisor had died and was replaced", path);
     else
         r = hv_hostd_supervise(h, path, uuid, false, err);
     gr_fmutex_unlock(&h->lock);
@@ -46,7 +47,7 @@ static int forward(struct hv_hostd *h, const char *method, json_t *params, struc
     int r = hv_hostd_resolve(h, params, &path, uuid, err);
     if (r < 0)
         return r;
-    r = hv_hostd_vmx_wait(h, uuid, method, json_incref(params), call, -1, ret, err);
+    r = hv_hostd_vmx_wait(h, path, uuid, method, json_incref(params), call, -1, ret, err);
     return r == -ENOENT ? gr_fail(err, -ESRCH, "'%s' is off", path) : r;
 }
 
@@ -116,11 +117,11 @@ static void set_cause(struct ticket *t, const char *consistency, const char *fmt
     snprintf(t->cause, sizeof t->cause, "%s%s", fmt, detail);
 }
 
-static void ticket_freeze(struct hv_hostd *h, const char *uuid, bool quiesce, uint64_t deadline_ms, struct ticket *t)
+static void ticket_freeze(struct hv_hostd *h, const char *path, const char *uuid, bool quiesce, uint64_t deadline_ms, struct ticket *t)
 {
     json_auto_t *info = NULL;
     struct gr_err why = {0};
-    int r = hv_hostd_vmx_wait(h, uuid, "vmx.info", NULL, NULL, 15000, &info, &why);
+    int r = hv_hostd_vmx_wait(h, path, uuid, "vmx.info", NULL, NULL, 15000, &info, &why);
     const char *state = json_string_value(json_object_get(info, "state"));
     if (r == -ENOENT && !hv_hostd_has_record(h, uuid)) {
         set_cause(t, "filesystem", "the virtual machine is off", "");
@@ -188,7 +189,7 @@ static int m_snapshot(void *arg, struct gr_rpc_call *call, json_t *params, json_
     json_auto_t *request = json_pack("{s:O, s:s}", "disks", disks, "name", name);
     if (!request)
         return gr_fail(err, -ENOMEM, "out of memory");
-    ticket_freeze(h, uuid, quiesce, deadline_ms, &t);
+    ticket_freeze(h, path, uuid, quiesce, deadline_ms, &t);
     r = hv_storage_call(&h->storage, "snapshot.create", gr_take(request), 60000, &made, err);
     if (t.frozen)
         ticket_thaw(h, uuid, &t);

@@ -18,7 +18,7 @@ int hv_hostd_describe(struct hv_hostd *h, const char *path, const char *uuid, js
     static const char *const from_live[] = {"state", "engine", "accel", "accel-reason", "agent", "frozen", "pid", "since", "console-lost"};
     if (!o || !config)
         return gr_fail(err, -ENOMEM, "out of memory");
-    int r = hv_hostd_vmx_wait(h, uuid, "vmx.info", NULL, NULL, 15000, &live, &why), bad = 0;
+    int r = hv_hostd_vmx_wait(h, path, uuid, "vmx.info", NULL, NULL, 15000, &live, &why), bad = 0;
     if (r < 0 && r != -ENOENT && r != -ESRCH)
         bad |= json_object_set_new(o, "state", json_string("unknown")) | json_object_set_new(o, "error", json_string(gr_err_text(&why, r)));
     for (size_t i = 0; live && i < GR_ARRAY_LEN(from_live); i++) {

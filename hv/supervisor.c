@@ -8,10 +8,10 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
 
 #define ENGINE_LOG_MAX (256u << 10)
+#define LOCK_MS 2000
 
 char *hv_run_path(struct gr_home *home, const char *uuid, const char *name)
 {
@@ -141,6 +141,13 @@ static void launch_done(struct hv_launch *l)
     free(l->initiator);
 }
 
+static void end_engine(struct hv_sup *s)
+{
+    s->engine->ops->kill(s->engine, 0);
+    while (!s->ended)
+        gr_fqueue_wait(&s->changed);
+}
+
 /* A new incarnation: its number is durable in the VM's configuration before anything uses it. */
 static int start_engine(struct hv_sup *s, struct gr_err *err)
 {
@@ -166,9 +173,7 @@ static int start_engine(struct hv_sup *s, struct gr_err *err)
         r = s->engine->ops->go(s->engine, err);
     }
     if (r < 0)
-        s->engine->ops->kill(s->engine, 0);
-    while (r < 0 && !s->ended)
-        gr_fqueue_wait(&s->changed);
+        end_engine(s);
     return r;
 }
 
@@ -242,14 +247,8 @@ static int lock_dir(struct hv_sup *s, int *ret_fd, struct gr_err *err)
     int r = path ? gr_mkdirs(s->dir, 0700, err) : gr_fail(err, -ENOMEM, "out of memory");
     if (r < 0)
         return r;
-    gr_auto_close int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-    /* one that is just ending still holds it for a moment */
-    for (int i = 0; fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK && i < 40; i++)
-        gr_fiber_sleep_ms(50);
-    if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0)
-        return gr_fail(err, errno == EWOULDBLOCK ? -GR_ELOCKED : -errno, errno == EWOULDBLOCK ? "'%s' has a supervisor already (%s)" : "'%s': cannot lock %s", s->vm.path, path);
-    *ret_fd = gr_take_fd(&fd);
-    return 0;
+    r = gr_daemon_lock(path, LOCK_MS, ret_fd, err);
+    return r == -GR_ELOCKED ? gr_fail(err, r, "'%s' has a supervisor already", s->vm.path) : r;
 }
 
 static int serve(struct hv_sup *s, struct gr_err *err)
@@ -291,8 +290,8 @@ static int run(struct hv_sup *s, struct gr_err *err)
         r = adopt ? adopt_engine(s, err) : choose_accel(s, err);
         if (r >= 0 && !adopt)
             r = start_engine(s, err);
-        if (r >= 0 && !s->server)
-            r = serve(s, err);
+        if (r >= 0 && !s->server && (r = serve(s, err)) < 0 && !adopt)
+            end_engine(s);
         if (r < 0)
             break;
         if (!told)
@@ -307,6 +306,8 @@ static int run(struct hv_sup *s, struct gr_err *err)
         remove_run_files(s);
         adopt = false;
     } while (again && !s->calls);
+    if (r < 0 && adopt && r != -ESRCH) /* the engine runs on, and its record tells whoever comes next */
+        return r;
     json_auto_t *last = json_pack("{s:s, s:i}", "ended", r < 0 ? gr_err_text(err, r) : s->how, "code", r);
     if (last)
         save_json(s, "last.json", last);

@@ -1,8 +1,11 @@
 #include "iscsi-target/portals.h"
+#include "common/fiber.h"
 #include <stdio.h>
 #include <string.h>
 
 #define PORTS "state/ports.json"
+#define GHOST_MS 1000
+#define GHOST_STEP_MS 20
 
 /* The part before ":0" of "HOST:0" in @host; false: the port is another. */
 static bool any_port(const char *portal, char host[TGT_SHOWN])
@@ -39,6 +42,37 @@ static int remember(struct gr_home *home, const char *key, unsigned port, struct
     return r;
 }
 
+/* A daemon that was killed may hold its port for a moment after its death (what its io_uring had in flight keeps the socket until
+ * the kernel has cancelled that): its successor waits for it. False: that was long enough. */
+static bool ghost_may_go(int r, unsigned *tries)
+{
+    if (r != -EADDRINUSE || *tries == GHOST_MS / GHOST_STEP_MS)
+        return false;
+    gr_fiber_sleep_ms(GHOST_STEP_MS);
+    ++*tries;
+    return true;
+}
+
+static int target_listen(struct tgt_server *s, const char *portal, unsigned flags, uint16_t *ret_port, struct gr_err *err)
+{
+    unsigned tries = 0;
+    int r;
+    do
+        r = tgt_server_listen(s, portal, flags, ret_port, err);
+    while (ghost_may_go(r, &tries));
+    return r;
+}
+
+static int mover_listen(struct mover_server *s, const char *portal, struct gr_err *err)
+{
+    unsigned tries = 0;
+    int r;
+    do
+        r = mover_server_listen(s, portal, err);
+    while (ghost_may_go(r, &tries));
+    return r;
+}
+
 int tgt_portal_open(struct tgt_server *s, struct gr_home *home, const char *key, const char *portal, unsigned flags, char ret_shown[TGT_SHOWN],
                     struct gr_err *err)
 {
@@ -49,10 +83,10 @@ int tgt_portal_open(struct tgt_server *s, struct gr_home *home, const char *key,
     unsigned last = any ? remembered(home, key) : 0;
     if (last) {
         snprintf(again, sizeof(again), "%.280s:%u", host, last);
-        r = tgt_server_listen(s, again, flags, &port, NULL);
+        r = target_listen(s, again, flags, &port, NULL);
     }
     if (r < 0)
-        r = tgt_server_listen(s, portal, flags, &port, err);
+        r = target_listen(s, portal, flags, &port, err);
     if (r == 0 && any)
         r = remember(home, key, port, err);
     if (r < 0)
@@ -72,11 +106,11 @@ static int mover_any(struct mover_server *s, struct gr_home *home, const char *h
     unsigned last = remembered(home, "mover");
     if (last) {
         snprintf(text, sizeof(text), "%.280s:%u", host, last);
-        r = mover_server_listen(s, text, NULL);
+        r = mover_listen(s, text, NULL);
     }
     if (r < 0) {
         snprintf(text, sizeof(text), "%.280s:0", host);
-        r = mover_server_listen(s, text, err);
+        r = mover_listen(s, text, err);
     }
     if (r < 0)
         return r;
@@ -89,7 +123,7 @@ int tgt_mover_open(struct mover_server *s, struct gr_home *home, const char *wan
     char host[TGT_SHOWN];
     if (wanted && any_port(wanted, host))
         return mover_any(s, home, host, ret_shown, err);
-    int r = mover_server_listen(s, wanted ? wanted : TGT_MOVER_DEFAULT, err);
+    int r = mover_listen(s, wanted ? wanted : TGT_MOVER_DEFAULT, err);
     if (r == -EADDRINUSE && !wanted)
         return mover_any(s, home, "127.0.0.1", ret_shown, err);
     if (r == 0)

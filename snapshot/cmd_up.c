@@ -5,7 +5,6 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/file.h>
 
 #define START_MS 60000u
 #define STOP_MS 60000u
@@ -43,15 +42,8 @@ static void site_done(struct site *s)
 static int site_lock(struct site *s, struct gr_err *err)
 {
     gr_auto_free char *path = gr_home_path(s->home, "run/up.lock");
-    s->lock = path ? open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600) : -1;
-    if (s->lock < 0)
-        return gr_fail(err, -errno, "%s/run/up.lock: %s", gr_home_dir(s->home), strerror(errno));
-    for (unsigned ms = 0; flock(s->lock, LOCK_EX | LOCK_NB) < 0; ms += 50) {
-        if (ms > START_MS + STOP_MS)
-            return gr_fail(err, -GR_ELOCKED, "another 'granary up' or 'granary down' of %s does not come to an end", gr_home_dir(s->home));
-        gr_fiber_sleep_ms(50);
-    }
-    return 0;
+    int r = path ? gr_daemon_lock(path, START_MS + STOP_MS, &s->lock, err) : gr_fail(err, -ENOMEM, "out of memory");
+    return r == -GR_ELOCKED ? gr_fail(err, r, "another 'granary up' or 'granary down' of %s does not come to an end", gr_home_dir(s->home)) : r;
 }
 
 /* Ask a daemon; NULL: it is not there (or does not know the method). */

@@ -1,4 +1,5 @@
 #include "common/cleanup.h"
+#include "common/daemon.h"
 #include "common/endian.h"
 #include "common/rpc_wire.h"
 #include "tests/lib/test.h"
@@ -7,6 +8,7 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 
 /* ---- a daemon and its methods ---- */
 struct daemon {
@@ -606,5 +608,50 @@ static void long_paths(void **state)
     free(dir);
 }
 
+/* A process that is dead, but whose socket still answers: here another process holds it, in life the kernel, for the io_uring of
+ * one that was killed. */
+static void leave_ghost(const char *path, int life_ms)
+{
+    int status = 0;
+    pid_t child = fork();
+    if (child == 0) {
+        int fd;
+        if (gr_unix_listen(path, 0600, &fd, NULL) == 0 && fork() == 0)
+            poll(NULL, 0, life_ms);
+        _exit(0);
+    }
+    assert_true(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+}
+
+static int ghost_body(void *arg)
+{
+    struct gr_loop *loop = arg;
+    gr_auto_free char *path = test_path("ghost.sock");
+    struct gr_rpc_client *c = NULL;
+    struct gr_err err = {0};
+    int fd = -1, live = -1;
+    leave_ghost(path, 500);
+    assert_int_equal(gr_unix_connect(path, &fd, NULL), 0);
+    assert_false(gr_unix_served(fd));
+    assert_int_equal(gr_rpc_connect(loop, path, &c, &err), -ECONNREFUSED);
+    assert_int_equal(gr_daemon_pid(path), 0);
+    assert_int_equal(gr_unix_listen(path, 0600, &live, &err), 0); /* its successor has the name */
+    close(fd);
+    assert_int_equal(gr_unix_connect(path, &fd, NULL), 0);
+    assert_true(gr_unix_served(fd));
+    assert_int_equal(gr_unix_listen(path, 0600, &live, &err), -EADDRINUSE);
+    close(fd);
+    close(live);
+    return 0;
+}
+
+static void ghosts(void **state)
+{
+    struct gr_loop *loop = NULL;
+    assert_int_equal(gr_loop_new(NULL, &loop, NULL), 0);
+    assert_int_equal(gr_fiber_run(loop, ghost_body, loop), 0);
+    gr_loop_free(loop);
+}
+
 TEST_MAIN(TEST(calls), TEST(many_at_once), TEST(streams), TEST(deaths), TEST(hostile_clients), TEST(hostile_daemons), TEST(local_calls),
-          TEST(no_memory), TEST(long_paths))
+          TEST(no_memory), TEST(long_paths), TEST(ghosts))

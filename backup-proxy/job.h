@@ -53,8 +53,10 @@ int bp_restore_vm(struct bp_env *env, struct bp_repo *repo, const char *id, cons
  * intents were settled. What cannot be undone now (storage away) stays recorded and is warned about. */
 int bp_recover(struct bp_env *env, struct bp_repo *repo, struct gr_err *err);
 
-/* The answer @r to a removal means that the thing is not there (any more). */
-bool bp_is_gone(int r);
+/* Delete a snapshot that a job took; one that is gone is a success. A session of ours on it may be closed, but not noticed by the
+ * daemon yet, so "in use" is tried again for some seconds. */
+int bp_drop_snapshot(struct bp_env *env, const char *disk, const char *snapshot, struct gr_err *err);
+
 /* The part of it that needs no storage: half-made trees of file restores. */
 int bp_recover_files(struct gr_home *home, struct gr_err *err);
 /* Undo the restore of the intent @id ("restore-UUID") of this process. */

@@ -53,6 +53,13 @@ struct job {
 };
 
 /* ---- what is to be backed up ---- */
+static int check_disk(struct job *j, const char *path)
+{
+    json_t *res = NULL;
+    int r = j->env->storage(j->env->arg, "disk.info", json_pack("{s:s}", "disk", path), NULL, NULL, &res, j->err);
+    json_decref(res);
+    return r;
+}
 static int add_disk(struct job *j, const char *path)
 {
     const char *slash = strrchr(path, '/');
@@ -70,7 +77,7 @@ static int add_disk(struct job *j, const char *path)
             d->name = gr_asprintf("%s-%u", slash ? slash + 1 : path, j->n);
         }
     j->n++;
-    return d->path && d->name ? 0 : gr_fail(j->err, -ENOMEM, "out of memory");
+    return d->path && d->name ? check_disk(j, path) : gr_fail(j->err, -ENOMEM, "out of memory");
 }
 static int read_config(struct job *j)
 {
@@ -143,7 +150,7 @@ static int open_repo(struct job *j)
     const char *path = j->spec->repo;
     gr_auto_free char *stamp = gr_asprintf("%s/granary-repository", path);
     int r = 0;
-    if (stamp && access(stamp, F_OK) < 0 && errno == ENOENT)
+    if (stamp && access(stamp, F_OK) < 0 && errno == ENOENT && (r = find_disks(j)) == 0) /* none is made for a job that cannot be */
         r = bp_repo_create(path, j->err);
     if (r == 0)
         r = bp_repo_open(path, &j->repo, j->err);
@@ -253,12 +260,9 @@ static int drop_snapshots(struct job *j)
 {
     int first = 0;
     for (unsigned i = 0; j->have_snapshot && i < j->n; i++) {
-        json_t *res = NULL;
         struct gr_err e = {0};
-        int r = j->env->storage(j->env->arg, "snapshot.delete", json_pack("{s:s,s:s}", "disk", j->disk[i].path, "snapshot", j->snap), NULL, NULL,
-                                &res, &e);
-        json_decref(res);
-        if (!bp_is_gone(r) && first == 0)
+        int r = bp_drop_snapshot(j->env, j->disk[i].path, j->snap, &e);
+        if (r < 0 && first == 0)
             first = gr_fail(j->err, r, "the snapshot of the job stays until the next one: %s", gr_err_text(&e, r));
     }
     j->have_snapshot = false;
@@ -483,7 +487,7 @@ static int job_steps(struct job *j, json_t **ret)
         r = open_repo(j);
     if (r == 0 && (r = bp_recover(j->env, j->repo, j->err)) > 0)
         r = 0;
-    if (r == 0)
+    if (r == 0 && j->n == 0)
         r = find_disks(j);
     if (r == 0)
         r = bp_lease_take(j->repo, BP_LEASE_WRITER, "", &j->lease, j->err);

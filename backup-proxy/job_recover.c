@@ -3,9 +3,15 @@
 #include "backup-proxy/intent.h"
 #include "backup-proxy/job.h"
 #include "common/cleanup.h"
+#include "common/fiber.h"
 #include <string.h>
 
-bool bp_is_gone(int r)
+/* How long a snapshot may be in use by a reader of ours whose end the daemon has not noticed yet. */
+#define DROP_PATIENCE_MS 5000
+#define DROP_EVERY_MS 20
+
+/* The answer @r to a removal means that the thing is not there (any more). */
+static bool is_gone(int r)
 {
     return r == 0 || r == -ENOENT || r == -ENOTDIR || r == -GR_EUSAGE; /* a name that cannot be was never made */
 }
@@ -17,7 +23,7 @@ static int remove_each(struct bp_env *env, json_t *list, const char *method, con
         json_t *res = NULL;
         int r = env->storage(env->arg, method, json_pack("{s:O}", key, v), NULL, NULL, &res, err);
         json_decref(res);
-        if (!bp_is_gone(r))
+        if (!is_gone(r))
             return r;
     }
     return 0;
@@ -31,16 +37,29 @@ static int undo_restore(struct bp_env *env, json_t *detail, struct gr_err *err)
         r = remove_each(env, json_object_get(detail, "dirs"), "dir.remove", "path", err);
     return r;
 }
+int bp_drop_snapshot(struct bp_env *env, const char *disk, const char *snapshot, struct gr_err *err)
+{
+    for (unsigned waited = 0;; waited += DROP_EVERY_MS) {
+        json_t *res = NULL;
+        struct gr_err e = {0};
+        int r = env->storage(env->arg, "snapshot.delete", json_pack("{s:s,s:s}", "disk", disk, "snapshot", snapshot), NULL, NULL, &res, &e);
+        json_decref(res);
+        if (is_gone(r))
+            return 0;
+        if (r != -GR_ELOCKED || waited >= DROP_PATIENCE_MS)
+            return gr_fail(err, r, "%s", gr_err_text(&e, r));
+        gr_fiber_sleep_ms(DROP_EVERY_MS);
+    }
+}
 static int undo_backup(struct bp_env *env, json_t *detail, struct gr_err *err)
 {
     const char *snap = json_string_value(json_object_get(detail, "snapshot"));
     json_t *v;
     size_t i;
     json_array_foreach(json_object_get(detail, "disks"), i, v) {
-        json_t *res = NULL;
-        int r = env->storage(env->arg, "snapshot.delete", json_pack("{s:O,s:s}", "disk", v, "snapshot", snap ? snap : ""), NULL, NULL, &res, err);
-        json_decref(res);
-        if (!bp_is_gone(r))
+        const char *disk = json_string_value(v);
+        int r = disk && snap ? bp_drop_snapshot(env, disk, snap, err) : 0;
+        if (r < 0)
             return r;
     }
     return 0;

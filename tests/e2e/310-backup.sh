@@ -76,6 +76,9 @@ run_mustfail 1 "exists already" granary backup export "$p3" p3.vmdk
 mkdir full; touch full/holiday.jpg
 run_mustfail 1 "holiday.jpg" granary backup run --disk ds1/vm/a --repo full
 run_mustfail 1 "no such|does not exist|not found|cannot|unknown|there is no|No such" granary backup run --disk ds1/vm/zz --repo "$repo"
+run_mustfail 1 "ds1/vm/zz" granary backup run --disk ds1/vm/zz --repo new
+run_mustfail 1 "no-vm" granary backup run ds1/no-vm --repo new
+check "no repository for a job that cannot be" test ! -e new
 run_mustfail 2 "not both" granary backup run ds1/x --disk ds1/vm/a --repo "$repo"
 run_mustfail 1 "needs the storage daemon" granary backup run --disk ds1/vm/a --repo "$repo" --transport san
 run_mustfail 2 "unknown transport" granary backup run --disk ds1/vm/a --repo "$repo" --transport pigeon

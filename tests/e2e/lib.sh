@@ -13,8 +13,9 @@
 #   run_mustfail STATUS TEXT CMD ARG...   must exit with STATUS and say TEXT (grep -E, on stderr or stdout)
 #   check 'sentence' CMD...    an assertion with a name
 #   fail 'sentence'
-set -eu
+set -eEu
 set -o pipefail
+trap 'echo "ERR: ${BASH_SOURCE[0]##*/}:$LINENO: $BASH_COMMAND" >&2' ERR # a command that fails unasked says which it was
 TOP=${GRANARY_TOP:-$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)}
 BUILD=${GRANARY_BUILD:-$TOP/build/release}
 export TOP BUILD

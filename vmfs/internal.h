@@ -11,6 +11,7 @@
 #include "common/cleanup.h"
 #include "common/crc.h"
 #include "common/iov.h"
+#include "vmfs/busy.h"
 #include "vmfs/format.h"
 #include "vmfs/vmfs.h"
 #include <string.h>
@@ -200,10 +201,8 @@ struct vregion { /* a region leased by this host */
     struct vlock lock;
     uint64_t hdr_generation, bm_generation;
     uint64_t *used;    /* logical: what a checkpoint persists */
-    uint64_t *busy;    /* used, or in flight, or freed but not yet reusable */
-    uint32_t free_busy; /* units clear in busy */
+    struct vbusy busy; /* used, or in flight, or freed but not yet reusable */
     uint32_t free_used; /* units clear in used */
-    uint32_t hint;      /* where to look next, in blocks of 16 units */
     bool dirty;
     uint64_t *dirty_blocks; /* bitmap blocks that differ from home */
     struct vregion *next;

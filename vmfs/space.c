@@ -46,25 +46,10 @@ struct vregion *space_region(struct vmfs *v, uint64_t addr)
     return v->sp.by_index[space_region_index(v, addr)];
 }
 
-/* ---- bit runs ---- */
-static bool bit_get(const uint64_t *w, uint32_t i) { return w[i / WORD_BITS] >> (i % WORD_BITS) & 1; }
-static uint32_t bits_change(uint64_t *w, uint32_t first, uint32_t n, bool set)
+static void busy_change(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units, bool taken)
 {
-    uint32_t changed = 0;
-    for (uint32_t i = first; i < first + n; i++) {
-        uint64_t m = 1ull << (i % WORD_BITS);
-        if (((w[i / WORD_BITS] & m) != 0) != set) {
-            w[i / WORD_BITS] ^= m;
-            changed++;
-        }
-    }
-    return changed;
-}
-
-static void busy_change(struct vmfs *v, struct vregion *r, int64_t n)
-{
-    r->free_busy = (uint32_t)(r->free_busy + n);
-    v->sp.free_busy = (uint64_t)((int64_t)v->sp.free_busy + n);
+    uint32_t n = busy_set(&r->busy, at, units, taken);
+    v->sp.free_busy = taken ? v->sp.free_busy - n : v->sp.free_busy + n;
 }
 static void used_change(struct vmfs *v, struct vregion *r, int64_t n)
 {
@@ -78,15 +63,15 @@ static void region_touch(struct vmfs *v, struct vregion *r, uint32_t at, uint32_
     v->sp.images += !r->dirty;
     r->dirty = true;
     for (uint32_t k = at / VMFS_BITMAP_BITS; units && k <= (at + units - 1) / VMFS_BITMAP_BITS; k++)
-        if (!bit_get(r->dirty_blocks, k))
-            v->sp.images += bits_change(r->dirty_blocks, k, 1, true);
+        if (!bits_get(r->dirty_blocks, k))
+            v->sp.images += bits_set(r->dirty_blocks, k, 1, true);
 }
 
 static void region_free(struct vregion *r)
 {
     if (r) {
         free(r->used);
-        free(r->busy);
+        busy_done(&r->busy);
         free(r->dirty_blocks);
         free(r);
     }
@@ -104,16 +89,15 @@ static int bitmap_load(struct vmfs *v, struct vregion *r, struct gr_err *err)
         r->bm_generation = GR_MAX(r->bm_generation, gr_le64_get(b->hdr.generation));
         for (uint32_t i = 0; i < VMFS_BITMAP_BITS && k * VMFS_BITMAP_BITS + i < r->units; i++)
             if (b->bits[i / 8] >> (i % 8) & 1)
-                bits_change(r->used, k * VMFS_BITMAP_BITS + i, 1, true);
+                bits_set(r->used, k * VMFS_BITMAP_BITS + i, 1, true);
     }
     free(b);
     if (rc < 0)
         return rc;
-    r->free_used = 0;
     for (uint32_t i = 0; i < r->units; i++)
-        r->free_used += !bit_get(r->used, i);
-    memcpy(r->busy, r->used, (r->units + WORD_BITS - 1) / WORD_BITS * 8);
-    r->free_busy = r->free_used;
+        if (bits_get(r->used, i))
+            busy_set(&r->busy, i, 1, true);
+    r->free_used = r->busy.free;
     return 0;
 }
 
@@ -125,9 +109,8 @@ static struct vregion *region_new(struct vmfs *v, uint32_t index)
     r->index = index;
     r->first = space_region_first(v, index, &r->units);
     r->used = gr_zalloc((r->units + WORD_BITS - 1) / WORD_BITS * 8);
-    r->busy = gr_zalloc((r->units + WORD_BITS - 1) / WORD_BITS * 8);
     r->dirty_blocks = gr_zalloc((v->sb.bitmap_blocks + WORD_BITS - 1) / WORD_BITS * 8);
-    if (!r->used || !r->busy || !r->dirty_blocks) {
+    if (!r->used || busy_init(&r->busy, r->units) < 0 || !r->dirty_blocks) {
         region_free(r);
         return NULL;
     }
@@ -138,7 +121,7 @@ static void region_add(struct vmfs *v, struct vregion *r)
 {
     r->next = v->sp.regions;
     v->sp.regions = r;
-    v->sp.free_busy += r->free_busy;
+    v->sp.free_busy += r->busy.free;
     v->sp.free_used += r->free_used;
     v->sp.images_max += 1 + v->sb.bitmap_blocks;
     v->sp.by_index[r->index] = r;
@@ -228,7 +211,7 @@ static int lease_any(struct vmfs *v, struct gr_err *err)
         int r = lease(v, i, err);
         if (r < 0)
             return r;
-        if (r == 0 && v->sp.by_index[i]->free_busy)
+        if (r == 0 && v->sp.by_index[i]->busy.free)
             return 0;
     }
     return -GR_ENOSPACE;
@@ -275,22 +258,12 @@ int space_ensure(struct vmfs *v, uint64_t units)
 /* ---- taking ---- */
 static bool take_block_of(struct vmfs *v, struct vregion *r, uint64_t *ret)
 {
-    uint32_t blocks = r->units / VMFS_BLOCK_PIECES;
-    const uint16_t *h = (const uint16_t *)r->busy;
-    if (r->free_busy < VMFS_BLOCK_PIECES)
+    uint32_t at;
+    if (!busy_take_block(&r->busy, &at))
         return false;
-    for (uint32_t k = 0; k < blocks; k++) {
-        uint32_t b = r->hint + k < blocks ? r->hint + k : r->hint + k - blocks;
-        if (h[b] == 0) {
-            bits_change(r->busy, b * VMFS_BLOCK_PIECES, VMFS_BLOCK_PIECES, true);
-            busy_change(v, r, -(int64_t)VMFS_BLOCK_PIECES);
-            r->hint = b + 1 < blocks ? b + 1 : 0;
-            *ret = r->first + (uint64_t)b * VMFS_BLOCK_PIECES;
-            return true;
-        }
-    }
-    r->hint = 0;
-    return false;
+    v->sp.free_busy -= VMFS_BLOCK_PIECES;
+    *ret = r->first + at;
+    return true;
 }
 
 uint64_t space_take_block(struct vmfs *v)
@@ -306,42 +279,29 @@ uint64_t space_take_block(struct vmfs *v)
     return 0;
 }
 
-/* The first run of @want units, or else the longest. */
-static uint32_t find_run(const struct vregion *r, uint32_t want, uint32_t *ret_at)
-{
-    uint32_t best = 0, len = 0;
-    for (uint32_t i = 0; r->free_busy && i < r->units && best < want; i++) {
-        if (len == 0 && i % WORD_BITS == 0 && r->busy[i / WORD_BITS] == UINT64_MAX) {
-            i += WORD_BITS - 1;
-            continue;
-        }
-        len = bit_get(r->busy, i) ? 0 : len + 1;
-        if (len > best) {
-            best = len;
-            *ret_at = i + 1 - len;
-        }
-    }
-    return best;
-}
-
-uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got)
+/* A region that may hold a run of @want units, or else the one whose longest may be the longest. */
+static struct vregion *most_promising(const struct vmfs *v, uint32_t want)
 {
     struct vregion *pick = NULL;
-    uint32_t best = 0, best_at = 0;
-    for (struct vregion *r = v->sp.regions; r && best < want; r = r->next) {
-        uint32_t at = 0, len = r->free_busy > best ? find_run(r, want, &at) : 0;
-        if (len > best) {
-            best = len;
-            best_at = at;
+    for (struct vregion *r = v->sp.regions; r && (!pick || pick->busy.run_bound < want); r = r->next)
+        if (r->busy.run_bound > (pick ? pick->busy.run_bound : 0))
             pick = r;
-        }
+    return pick;
+}
+
+/* A run of @want units, or else the longest. */
+uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got)
+{
+    struct vregion *r;
+    while ((r = most_promising(v, want))) {
+        uint32_t at, units = GR_MIN(want, r->busy.run_bound);
+        if (!busy_find_run(&r->busy, units, &at)) /* now its bound is lower */
+            continue;
+        busy_change(v, r, at, units, true);
+        *ret_got = units;
+        return r->first + at;
     }
-    if (!pick)
-        return 0;
-    bits_change(pick->busy, best_at, best, true);
-    busy_change(v, pick, -(int64_t)best);
-    *ret_got = best;
-    return pick->first + best_at;
+    return 0;
 }
 
 uint64_t space_take_piece(struct vmfs *v)
@@ -414,7 +374,7 @@ void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units)
         struct vregion *r = space_region(v, addr);
         uint32_t n = in_region(v, addr, units);
         if (r)
-            busy_change(v, r, bits_change(r->busy, (uint32_t)(addr - r->first), n, false));
+            busy_change(v, r, (uint32_t)(addr - r->first), n, false);
         addr += n;
         units -= n;
     }
@@ -428,8 +388,8 @@ uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units)
         struct vregion *r = space_region(v, addr); /* NULL: replay, and the region went on to another host, who wrote it home */
         uint32_t n = in_region(v, addr, units);
         if (r && addr - r->first + n <= r->units) {
-            busy_change(v, r, -(int64_t)bits_change(r->busy, (uint32_t)(addr - r->first), n, true));
-            uint32_t c = bits_change(r->used, (uint32_t)(addr - r->first), n, true);
+            busy_change(v, r, (uint32_t)(addr - r->first), n, true);
+            uint32_t c = bits_set(r->used, (uint32_t)(addr - r->first), n, true);
             used_change(v, r, -(int64_t)c);
             changed += c;
             region_touch(v, r, (uint32_t)(addr - r->first), n);
@@ -502,12 +462,12 @@ static void free_in_region(struct vmfs *v, uint64_t addr, uint32_t units, uint32
         vmfs_fence(v, "device %u unit %llu: freed, but in no region", vmfs_addr_dev(addr), (unsigned long long)vmfs_addr_unit(addr));
         return;
     }
-    used_change(v, r, bits_change(r->used, (uint32_t)(addr - r->first), units, false));
+    used_change(v, r, bits_set(r->used, (uint32_t)(addr - r->first), units, false));
     region_touch(v, r, (uint32_t)(addr - r->first), units);
     if (v->replaying && kind) /* still named by what is home: another recovery may need it until this one's checkpoint is */
         return;
     if (v->replaying)
-        busy_change(v, r, bits_change(r->busy, (uint32_t)(addr - r->first), units, false));
+        busy_change(v, r, (uint32_t)(addr - r->first), units, false);
     else if (!freeq_add(&v->sp.freeq[kind], (struct vfree){ addr, units, seq, v->sp.next_ticket }))
         vmfs_fence(v, "out of memory for freed space"); /* busy bits stay set: never reused by mistake */
 }

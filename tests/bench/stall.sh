@@ -1,7 +1,9 @@
 #!/bin/bash
 # What a snapshot of a 100 GiB disk costs a guest at work: 4 KiB random writes at depth 32 over iSCSI, the longest any of them took, in
 # rounds without and with snapshots (one every 200 ms), alternating; and how long each snapshot took until durable. Every 8 MiB of the
-# disk hold data, so that the whole map exists. On tmpfs and on this machine's disk (whose own outliers are in both columns).
+# disk hold data, so that the whole map exists; the datastore is preallocated, so that a virtual machine's first touch of its memory is
+# not measured. Each round's snapshots are deleted after it: the free space of later rounds is in splinters. On tmpfs and on this
+# machine's disk (whose own outliers are in both columns).
 # Usage: tests/bench/stall.sh [ROUNDS] [SECONDS of a round]. Exits 1 when, on tmpfs, the median with snapshots is 10 ms or more above
 # the median without.
 set -euo pipefail
@@ -19,7 +21,7 @@ ns() { date +%s%N; }
 median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
 for store in ${STORES:-shm disk}; do
     at=$dir; [ $store = disk ] || at=$shm
-    "$B/bin/granary" datastore create $store "$at/ds" --size 16G > /dev/null
+    "$B/bin/granary" datastore create $store "$at/ds" --size 12G --preallocate > /dev/null
     "$B/bin/granary" disk create $store/big --size 100G > /dev/null
     seq 0 8388608 107374182399 | awk '{ print "w", $1, 4096, NR }' | "$B/tests/tools/disk_poke" $store/big
 done
@@ -49,6 +51,9 @@ for store in ${STORES:-shm disk}; do
     a=$(median < "$dir/without"); b=$(median < "$dir/with"); t=$(median < "$dir/took")
     printf '%-5s longest write, median of %d rounds: %7.2f ms without, %7.2f ms with snapshots; the command takes %.1f ms (median of %d)\n' \
         $store "$rounds" "$a" "$b" "$(awk -v t="$t" 'BEGIN { print t / 1000 }')" "$(wc -l < "$dir/took")"
-    [ $store = disk ] || awk -v a="$a" -v b="$b" 'BEGIN { exit !(b - a >= 10) }' && { echo "stall: snapshots stall the guest for more than 10 ms"; status=1; }
+    if [ $store = shm ] && awk -v a="$a" -v b="$b" 'BEGIN { exit !(b - a >= 10) }'; then
+        echo "stall: snapshots stall the guest for more than 10 ms"
+        status=1
+    fi
 done
 exit $status

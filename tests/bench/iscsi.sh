@@ -4,6 +4,7 @@
 # tmpfs; "file" and "shm": our target too serves the bare file. Medians of ROUNDS rounds of SECONDS_EACH seconds, and their ratios.
 # On a disk both sides may meet the disk's own limit (tests/bench/loop shows it); commands per second of the target's CPU time
 # then tell more than the ratio.
+# ONLY: a pattern of the rows to measure ("^ds rand").
 # WRAP: put in front of both targets and of the client ("chrt -f 10" on a machine that others use at the same time).
 # FILE_DIR: where the disk files go (default: a directory under TMPDIR). Exits 1 when a 4 KiB ratio is below MIN_RATIO on
 # tmpfs, or on the disk while our target was not waiting for it (more than half of its CPU used).
@@ -63,6 +64,7 @@ median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
 status=0
 printf '%-6s %-10s %5s %10s %10s %7s %9s %9s %12s %12s\n' store rw bs ours tgt ratio p99 "p99 tgt" "iops/cpu" "tgt iops/cpu"
 for job in "ds randread 4K" "ds randwrite 4K" "ds read 1M" "ds write 1M" "ds-shm randread 4K" "ds-shm randwrite 4K" "ds-shm read 1M" "ds-shm write 1M" "file randread 4K" "file randwrite 4K" "file read 1M" "file write 1M" "shm randread 4K" "shm randwrite 4K" "shm read 1M" "shm write 1M"; do
+    [[ $job =~ ${ONLY:-.} ]] || continue
     read -r store rw bs <<< "$job"
     : > "$dir/r.ours"; : > "$dir/r.peer"
     for _ in $(seq "$ROUNDS"); do

@@ -103,10 +103,11 @@ int vmdk_desc_parse(const char *text, size_t len, struct vmdk_desc *ret, struct 
 {
     if (len > VMDK_MAX_DESC)
         return gr_fail(err, -GR_EFORMAT, "the VMDK descriptor has %zu bytes, more than %u", len, VMDK_MAX_DESC);
+    /* What follows a NUL is not looked at: a writer that replaced its text by a shorter one (qemu-img, when it sets a CID of fewer
+     * digits) leaves the end of the old one there. */
     size_t used = strnlen(text, len);
-    for (size_t i = used; i < len; i++)
-        if (text[i])
-            return gr_fail(err, -GR_EFORMAT, "the VMDK descriptor holds binary bytes at %zu (UTF-16 is not supported)", i);
+    if (used <= 3 && len > used + 1 && text[used + 1])
+        return gr_fail(err, -GR_EFORMAT, "the VMDK descriptor is UTF-16 or binary; it must be UTF-8 text");
     gr_auto_free char *copy = gr_alloc(used + 1);
     gr_auto_free struct vmdk_desc_extent *extents = gr_zalloc(VMDK_MAX_EXTENTS * sizeof *extents);
     if (!copy || !extents)

@@ -152,6 +152,7 @@ static int check_op(const struct gr_geometry *g, const struct gr_bio *bio)
             return -EOPNOTSUPP;
         break;
     case GR_OP_WRITE_ZEROES:
+    case GR_OP_SCRUB:
         break;
     case GR_OP_COPY:
         if (!bio->copy_src || (bio->copy_src_off & (g->logical_block - 1)))

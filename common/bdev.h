@@ -22,6 +22,8 @@ enum gr_op {
     GR_OP_COMPARE_WRITE, /* iov = len bytes to compare, iov2 = len bytes to write; atomic against everything on the range,
                             durable before done; -GR_EMISCOMPARE with miscompare_off set */
     GR_OP_EXTENTS,       /* describe [off, off+len): fills extents[0..n_extents), contiguous from off, at least one */
+    GR_OP_SCRUB,         /* overwrite with zeros, where it lies, all that is held for whole pieces of the range; the map and what changed
+                            since when stay as they are, so write or unmap it next. -EBUSY: shared. Optional (-EOPNOTSUPP) */
     GR_OP_COPY,          /* copy len bytes from (copy_src, copy_src_off) to off by sharing where possible; same volume only,
                             else -EOPNOTSUPP: caller then reads and writes */
 };
@@ -84,12 +86,14 @@ struct gr_geometry {
     uint32_t optimal_io;      /* bytes */
     uint32_t atomic_bytes;    /* largest GR_BIO_ATOMIC write; 0: none */
     bool read_only;
+    bool removable;           /* the medium can be ejected (RMB) */
     bool thin;                /* EXTENTS tells holes */
     bool rotational;
     uint8_t uuid[16];         /* stable identity of the bytes (VPD 83), zero when none */
 };
 /* Events upward, turned into UNIT ATTENTIONs and the like. */
-enum gr_event { GR_EVENT_RESIZED, GR_EVENT_REVERTED, GR_EVENT_THRESHOLD, GR_EVENT_FENCED, GR_EVENT_MOVING, GR_EVENT_GONE };
+enum gr_event { GR_EVENT_RESIZED, GR_EVENT_REVERTED, GR_EVENT_THRESHOLD, GR_EVENT_FENCED, GR_EVENT_MOVING, GR_EVENT_GONE,
+                GR_EVENT_PRESENTED /* read_only or removable have changed */ };
 struct gr_listener {
     void (*fn)(void *arg, enum gr_event ev);
     void *arg;
@@ -112,6 +116,8 @@ struct gr_bdev_ops {
      * get: length or -ENOENT; value is new memory. set with len 0 deletes. Keys: [a-z0-9.-]{1,32}; values up to 64 KiB. */
     int (*attr_get)(struct gr_bdev *bdev, const char *key, void **ret, struct gr_err *err);
     int (*attr_set)(struct gr_bdev *bdev, const char *key, const void *val, size_t len, struct gr_err *err);
+    /* Optional: 0 when no byte of it belongs to anybody else too (a snapshot, a clone), -EBUSY with the reason otherwise. Absent: 0. */
+    int (*exclusive)(struct gr_bdev *bdev, struct gr_err *err);
 };
 struct gr_bdev {
     const struct gr_bdev_ops *ops;

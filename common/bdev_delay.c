@@ -24,6 +24,7 @@ static uint64_t wait_of(const struct delay_bdev *d, enum gr_op op)
     case GR_OP_UNMAP:
     case GR_OP_WRITE_ZEROES:
     case GR_OP_COMPARE_WRITE:
+    case GR_OP_SCRUB:
     case GR_OP_COPY:
         break;
     }

@@ -365,8 +365,8 @@ void file_submit(struct gr_chan *ch, struct gr_bio *bio)
 {
     struct file_bdev *b = file_of(ch);
 
-    if (bio->op == GR_OP_EXTENTS || bio->op == GR_OP_COPY) {
-        gr_bio_end(bio, bio->op == GR_OP_COPY ? -EOPNOTSUPP : file_extents(b, bio));
+    if (bio->op == GR_OP_EXTENTS || bio->op == GR_OP_COPY || bio->op == GR_OP_SCRUB) {
+        gr_bio_end(bio, bio->op != GR_OP_EXTENTS ? -EOPNOTSUPP : file_extents(b, bio));
         return;
     }
     if (bio->op == GR_OP_COMPARE_WRITE) {
@@ -393,6 +393,7 @@ void file_submit(struct gr_chan *ch, struct gr_bio *bio)
     case GR_OP_COMPARE_WRITE:
     case GR_OP_EXTENTS:
     case GR_OP_COPY:
+    case GR_OP_SCRUB:
         break;
     }
 }

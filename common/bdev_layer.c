@@ -86,6 +86,13 @@ int gr_layer_attr_set(struct gr_bdev *bdev, const char *key, const void *val, si
     return lower->ops->attr_set(lower, key, val, len, err);
 }
 
+int gr_layer_exclusive(struct gr_bdev *bdev, struct gr_err *err)
+{
+    struct gr_bdev *lower = ((struct gr_layer *)bdev)->lower;
+
+    return lower->ops->exclusive ? lower->ops->exclusive(lower, err) : 0;
+}
+
 /* ---- requests ---- */
 struct gr_layer_req *gr_layer_req_get(struct gr_chan *ch, struct gr_bio *bio)
 {

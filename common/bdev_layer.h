@@ -41,9 +41,10 @@ int gr_layer_trylock(struct gr_bdev *bdev, uint64_t key);
 void gr_layer_unlock(struct gr_bdev *bdev, uint64_t key);
 int gr_layer_attr_get(struct gr_bdev *bdev, const char *key, void **ret, struct gr_err *err);
 int gr_layer_attr_set(struct gr_bdev *bdev, const char *key, const void *val, size_t len, struct gr_err *err);
+int gr_layer_exclusive(struct gr_bdev *bdev, struct gr_err *err);
 #define GR_LAYER_OPS                                                                                                  \
     .geometry = gr_layer_geometry, .chan_open = gr_layer_chan_open, .trylock = gr_layer_trylock, .unlock = gr_layer_unlock, \
-    .attr_get = gr_layer_attr_get, .attr_set = gr_layer_attr_set
+    .attr_get = gr_layer_attr_get, .attr_set = gr_layer_attr_set, .exclusive = gr_layer_exclusive
 /* A request of the layer for @bio: low is a copy of it, done by gr_layer_done_up unless changed. NULL: out of memory. */
 struct gr_layer_req *gr_layer_req_get(struct gr_chan *ch, struct gr_bio *bio);
 void gr_layer_req_put(struct gr_layer_req *req);

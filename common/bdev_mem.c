@@ -231,6 +231,7 @@ static void mem_submit(struct gr_chan *ch, struct gr_bio *bio)
     case GR_OP_EXTENTS:
         r = mem_extents(m, bio);
         break;
+    case GR_OP_SCRUB:
     case GR_OP_COPY:
         r = -EOPNOTSUPP;
         break;

@@ -36,6 +36,7 @@ static void null_submit(struct gr_chan *ch, struct gr_bio *bio)
             }
         }
         break;
+    case GR_OP_SCRUB:
     case GR_OP_COPY:
         r = -EOPNOTSUPP;
         break;

@@ -51,7 +51,7 @@ static void record_submit(struct gr_chan *ch, struct gr_bio *bio)
     struct gr_record *r = &((struct record_bdev *)ch->bdev)->record;
     bool compare = bio->op == GR_OP_COMPARE_WRITE, bytes = compare || bio->op == GR_OP_WRITE;
 
-    if (bio->op == GR_OP_COPY) { /* the bytes are not seen here: the caller reads and writes */
+    if (bio->op == GR_OP_COPY || bio->op == GR_OP_SCRUB) { /* the bytes are not seen here: the caller reads and writes */
         gr_bio_end(bio, -EOPNOTSUPP);
         return;
     }

@@ -2,6 +2,7 @@
 #include "common/cleanup.h"
 #include "common/buf.h"
 #include "common/seam.h"
+#include "iscsi-target/sanitize.h"
 #include "iscsi-target/scsi.h"
 #include <stdlib.h>
 
@@ -43,6 +44,18 @@ static void ask_logout(struct tgt_lu *lu)
             tgt_sess_ask_logout(o);
 }
 
+static void presented(struct tgt_lu *lu)
+{
+    struct gr_geometry before = lu->geo;
+    if (take_geometry(lu) < 0)
+        return;
+    if (lu->geo.read_only != before.read_only)
+        tgt_lu_ua(lu, NULL, TGT_UA_MODE_CHANGED);
+    if (lu->geo.removable != before.removable)
+        tgt_lu_ua(lu, NULL, TGT_UA_INQUIRY_CHANGED);
+    lu->ejected = lu->ejected && lu->geo.removable;
+}
+
 static void event(void *arg, enum gr_event ev)
 {
     struct tgt_lu *lu = arg;
@@ -54,6 +67,9 @@ static void event(void *arg, enum gr_event ev)
     case GR_EVENT_REVERTED:
         if (take_geometry(lu) == 0)
             tgt_lu_ua(lu, NULL, TGT_UA_MEDIUM_CHANGED);
+        break;
+    case GR_EVENT_PRESENTED:
+        presented(lu);
         break;
     case GR_EVENT_THRESHOLD:
         tgt_lu_ua(lu, NULL, TGT_UA_THRESHOLD);
@@ -80,7 +96,8 @@ static void lu_close(struct tgt_lu *lu)
     gr_bdev_put(gr_take(lu->bdev));
     free(gr_take(lu->incarnations));
     tgt_copies_free(lu);
-    lu->fenced = lu->swp = lu->d_sense = false;
+    tgt_sanitize_free(lu);
+    lu->fenced = lu->swp = lu->d_sense = lu->ejected = false;
 }
 
 void tgt_lu_user_put(struct tgt_lu *lu)
@@ -117,7 +134,8 @@ static int lu_open(struct tgt_lu *lu, struct gr_bdev *bdev, struct gr_err *err)
             free(text);
         }
     }
-    return tgt_pr_load(lu, err);
+    int p = tgt_pr_load(lu, err);
+    return p < 0 ? p : tgt_sanitize_load(lu, err);
 }
 
 static struct tgt_lu *lu_new(struct tgt_server *s, const char *disk)

@@ -37,6 +37,7 @@ static void on_event(void *arg, enum gr_event ev)
     case GR_EVENT_RESIZED:
     case GR_EVENT_THRESHOLD:
         return;
+    case GR_EVENT_PRESENTED: /* a client cannot be told: it asks again when it comes back */
     case GR_EVENT_REVERTED:
     case GR_EVENT_FENCED:
     case GR_EVENT_MOVING:

@@ -23,7 +23,7 @@ static void nexus_of(const struct tgt_sess *sess, struct tgt_nexus *ret)
     memcpy(ret->isid, sess->isid, TGT_ISID_LEN);
 }
 
-uint8_t tgt_pr_check(const struct tgt_lu *lu, const struct tgt_sess *sess, uint8_t flags)
+uint8_t tgt_pr_check(const struct tgt_lu *lu, const struct tgt_sess *sess, unsigned flags)
 {
     struct tgt_nexus who;
     if (!lu->pr || lu->pr->state.type == PR_NONE || !(flags & (CMD_PR_READ | CMD_PR_WRITE)))

@@ -1,12 +1,14 @@
 /* The command table and what is checked before a command runs. */
 #include "iscsi-target/scsi.h"
+#include "iscsi-target/sanitize.h"
 #include "common/cleanup.h"
 
 #define R6 CMD_RES6_OK
 #define PR CMD_PR_READ
 #define PW CMD_PR_WRITE
-#define RD (CMD_PR_READ | CMD_MEDIUM)
-#define WR (CMD_PR_WRITE | CMD_WRITES | CMD_MEDIUM)
+#define RY CMD_READY
+#define RD (CMD_PR_READ | CMD_MEDIUM | CMD_READY)
+#define WR (CMD_PR_WRITE | CMD_WRITES | CMD_MEDIUM | CMD_READY)
 #define FI CMD_FIBER
 #define USE6 {0, 0x1f, 0xff, 0xff, 0xff, 0x04}
 #define USE10(b1) {0, b1, 0xff, 0xff, 0xff, 0xff, 0x1f, 0xff, 0xff, 0x04}
@@ -15,10 +17,11 @@
 #define USE_SA10 {0, 0x1f, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0x04}
 #define USE_SA12 {0, 0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0x04}
 #define USE_SA16 {0, 0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0x04}
+#define SANITIZE {0, 0xbf, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04}
 #define PROUT {0, 0x1f, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x04}
 
 const struct tgt_cmd tgt_cmds[] = {
-    {0x00, -1, 6, 0, OUT_NONE, {0, 0, 0, 0, 0, 0x04}, tgt_run_test_unit_ready},
+    {0x00, -1, 6, RY, OUT_NONE, {0, 0, 0, 0, 0, 0x04}, tgt_run_test_unit_ready},
     {0x03, -1, 6, CMD_UA_OK | CMD_NO_LUN | R6, OUT_NONE, {0, 0x01, 0, 0, 0xff, 0x04}, tgt_run_request_sense},
     {0x08, -1, 6, RD, OUT_NONE, USE6, tgt_run_read},
     {0x0a, -1, 6, WR, OUT_BLOCKS, USE6, tgt_run_write},
@@ -27,19 +30,23 @@ const struct tgt_cmd tgt_cmds[] = {
     {0x16, -1, 6, 0, OUT_NONE, {0, 0, 0, 0, 0, 0x04}, tgt_run_reserve6},
     {0x17, -1, 6, R6, OUT_NONE, {0, 0, 0, 0, 0, 0x04}, tgt_run_release6},
     {0x1a, -1, 6, PR, OUT_NONE, {0, 0x08, 0xff, 0xff, 0xff, 0x04}, tgt_run_mode_sense},
-    {0x1b, -1, 6, PW, OUT_NONE, {0, 0x01, 0, 0x0f, 0xf7, 0x04}, tgt_run_start_stop},
-    {0x1d, -1, 6, PW, OUT_LEN16, {0, 0x04, 0, 0xff, 0xff, 0x04}, tgt_run_send_diagnostic},
+    {0x1b, -1, 6, PW | CMD_CALM, OUT_NONE, {0, 0x01, 0, 0x0f, 0xf7, 0x04}, tgt_run_start_stop},
+    {0x1d, -1, 6, PW | CMD_CALM, OUT_LEN16, {0, 0x04, 0, 0xff, 0xff, 0x04}, tgt_run_send_diagnostic},
     {0x1e, -1, 6, 0, OUT_NONE, {0, 0, 0, 0, 0x03, 0x04}, tgt_run_prevent},
-    {0x25, -1, 10, 0, OUT_NONE, {0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x01, 0x04}, tgt_run_read_capacity10},
+    {0x25, -1, 10, RY, OUT_NONE, {0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x01, 0x04}, tgt_run_read_capacity10},
     {0x28, -1, 10, RD, OUT_NONE, USE10(0x18), tgt_run_read},
     {0x2a, -1, 10, WR, OUT_BLOCKS, USE10(0x18), tgt_run_write},
     {0x2e, -1, 10, WR | FI, OUT_BLOCKS, USE10(0x16), tgt_run_write_verify},
     {0x2f, -1, 10, RD | FI, OUT_VERIFY, USE10(0x16), tgt_run_verify},
     {0x34, -1, 10, RD, OUT_NONE, USE10(0x02), tgt_run_prefetch},
-    {0x35, -1, 10, PW, OUT_NONE, USE10(0x02), tgt_run_sync_cache},
-    {0x37, -1, 10, PR, OUT_NONE, {0, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0x04}, tgt_run_read_defect},
+    {0x35, -1, 10, PW | RY, OUT_NONE, USE10(0x02), tgt_run_sync_cache},
+    {0x37, -1, 10, PR | RY, OUT_NONE, {0, 0, 0x1f, 0, 0, 0, 0, 0xff, 0xff, 0x04}, tgt_run_read_defect},
     {0x41, -1, 10, WR | FI, OUT_SAME, USE10(0x18), tgt_run_write_same},
     {0x42, -1, 10, WR | FI, OUT_LEN16, {0, 0, 0, 0, 0, 0, 0x1f, 0xff, 0xff, 0x04}, tgt_run_unmap},
+    {0x48, 0x01, 10, WR | FI, OUT_LEN16, SANITIZE, tgt_run_sanitize},
+    {0x48, 0x02, 10, WR | FI, OUT_LEN16, SANITIZE, tgt_run_sanitize},
+    {0x48, 0x03, 10, WR | FI, OUT_LEN16, SANITIZE, tgt_run_sanitize},
+    {0x48, 0x1f, 10, WR | FI, OUT_LEN16, SANITIZE, tgt_run_sanitize},
     {0x55, -1, 10, PW, OUT_LEN16, {0, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04}, tgt_run_mode_select},
     {0x5a, -1, 10, PR, OUT_NONE, {0, 0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0x04}, tgt_run_mode_sense},
     {0x5e, 0x00, 10, 0, OUT_NONE, USE_SA10, tgt_run_pr_in},
@@ -53,7 +60,7 @@ const struct tgt_cmd tgt_cmds[] = {
     {0x5f, 0x04, 10, FI, OUT_LEN32_5, PROUT, tgt_run_pr_out},
     {0x5f, 0x05, 10, FI, OUT_LEN32_5, PROUT, tgt_run_pr_out},
     {0x5f, 0x06, 10, FI, OUT_LEN32_5, PROUT, tgt_run_pr_out},
-    {0x83, 0x00, 16, PW | FI, OUT_LEN32_10, {0, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_extended_copy},
+    {0x83, 0x00, 16, PW | RY | FI, OUT_LEN32_10, {0, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_extended_copy},
     {0x84, 0x00, 16, PR, OUT_NONE, {0, 0x1f, 0xff, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_copy_status},
     {0x84, 0x03, 16, PR, OUT_NONE, {0, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_copy_operating},
     {0x88, -1, 16, RD, OUT_NONE, USE16(0x18), tgt_run_read},
@@ -63,11 +70,11 @@ const struct tgt_cmd tgt_cmds[] = {
     {0x8e, -1, 16, WR | FI, OUT_BLOCKS, USE16(0x16), tgt_run_write_verify},
     {0x8f, -1, 16, RD | FI, OUT_VERIFY, USE16(0x16), tgt_run_verify},
     {0x90, -1, 16, RD, OUT_NONE, USE16(0x02), tgt_run_prefetch},
-    {0x91, -1, 16, PW, OUT_NONE, USE16(0x02), tgt_run_sync_cache},
+    {0x91, -1, 16, PW | RY, OUT_NONE, USE16(0x02), tgt_run_sync_cache},
     {0x93, -1, 16, WR | FI, OUT_SAME, USE16(0x09), tgt_run_write_same},
     {0x9c, -1, 16, WR, OUT_BLOCKS, {0, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0x04}, tgt_run_write_atomic},
-    {0x9e, 0x10, 16, 0, OUT_NONE, {0, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_read_capacity16},
-    {0x9e, 0x12, 16, FI, OUT_NONE, USE_SA16, tgt_run_get_lba_status},
+    {0x9e, 0x10, 16, RY, OUT_NONE, {0, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_read_capacity16},
+    {0x9e, 0x12, 16, RY | FI, OUT_NONE, USE_SA16, tgt_run_get_lba_status},
     {0xa0, -1, 12, CMD_UA_OK | CMD_NO_LUN | R6, OUT_NONE, {0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_report_luns},
     {0xa3, 0x0a, 12, 0, OUT_NONE, {0, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_report_tpg},
     {0xa3, 0x0c, 12, 0, OUT_NONE, {0, 0x1f, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_report_opcodes},
@@ -76,7 +83,7 @@ const struct tgt_cmd tgt_cmds[] = {
     {0xaa, -1, 12, WR, OUT_BLOCKS, USE12(0x18), tgt_run_write},
     {0xae, -1, 12, WR | FI, OUT_BLOCKS, USE12(0x16), tgt_run_write_verify},
     {0xaf, -1, 12, RD | FI, OUT_VERIFY, USE12(0x16), tgt_run_verify},
-    {0xb7, -1, 12, PR, OUT_NONE, {0, 0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_read_defect},
+    {0xb7, -1, 12, PR | RY, OUT_NONE, {0, 0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_read_defect},
 };
 const unsigned tgt_n_cmds = GR_ARRAY_LEN(tgt_cmds);
 
@@ -172,6 +179,19 @@ static bool admitted(struct tgt_task *t)
     }
     if ((lu->reserved && lu->reserved != sess && !(flags & CMD_RES6_OK)) || tgt_pr_check(lu, sess, t->cmd->flags)) {
         tgt_status(t, TGT_CONFLICT);
+        return false;
+    }
+    if (lu->ejected && (flags & CMD_READY)) {
+        tgt_check(t, TGT_SENSE_NO_MEDIUM);
+        return false;
+    }
+    int progress;
+    uint32_t bar = tgt_sanitize_bars(lu, t->cmd, &progress);
+    if (bar) {
+        if (progress < 0)
+            tgt_check(t, bar);
+        else
+            tgt_check_field(t, bar, false, (unsigned)progress); /* the same place in the sense data */
         return false;
     }
     if ((flags & CMD_WRITES) && (lu->geo.read_only || lu->swp)) {

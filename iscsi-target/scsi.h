@@ -25,6 +25,7 @@ enum tgt_sense {
     TGT_SENSE_PR_RESOURCES = 0x055504,
     TGT_SENSE_WRITE_PROTECTED = 0x072700,
     TGT_SENSE_MISCOMPARE = 0x0e1d00,
+    TGT_SENSE_SEQUENCE = 0x052c00,
     TGT_SENSE_COPY_ABORTED = 0x0a0000,
     TGT_SENSE_COPY_UNREACHABLE = 0x0a0802,
     TGT_SENSE_DATA_PHASE = 0x0b4b00,
@@ -33,6 +34,9 @@ enum tgt_sense {
     TGT_SENSE_INTERNAL = 0x044400,
     TGT_SENSE_NOT_READY = 0x020400,
     TGT_SENSE_STOPPED = 0x020402,
+    TGT_SENSE_NO_MEDIUM = 0x023a00,
+    TGT_SENSE_SANITIZING = 0x02041b,
+    TGT_SENSE_SANITIZE_FAILED = 0x033103,
     TGT_SENSE_MEDIUM_REMOVAL = 0x055302,
 };
 enum tgt_ua {
@@ -57,13 +61,15 @@ enum tgt_cmd_flags {
     CMD_PR_READ = 32,   /* persistent reservations (SPC-4 table 69): like READ */
     CMD_PR_WRITE = 64,  /* like WRITE */
     CMD_MEDIUM = 128,   /* transfers or names blocks */
+    CMD_READY = 256,    /* needs a medium that is loaded and not being sanitized */
+    CMD_CALM = 512,     /* refused while the medium is being sanitized, but not for its absence */
 };
 enum tgt_out_kind { OUT_NONE, OUT_BLOCKS, OUT_CAW, OUT_VERIFY, OUT_SAME, OUT_LEN8, OUT_LEN16, OUT_LEN32_5, OUT_LEN32_10, OUT_LEN24 };
 struct tgt_cmd {
     uint8_t op;
     int8_t sa;         /* -1: none */
     uint8_t len;       /* bytes of the CDB */
-    uint8_t flags;
+    uint16_t flags;
     uint8_t out;       /* enum tgt_out_kind */
     uint8_t usage[16]; /* CDB usage map of REPORT SUPPORTED OPERATION CODES; byte 0 is the operation code */
     void (*run)(struct tgt_task *t);
@@ -127,6 +133,7 @@ void tgt_run_sync_cache(struct tgt_task *t);
 void tgt_run_write_same(struct tgt_task *t);
 void tgt_run_unmap(struct tgt_task *t);
 void tgt_run_get_lba_status(struct tgt_task *t);
+void tgt_run_sanitize(struct tgt_task *t);
 void tgt_run_read_defect(struct tgt_task *t);
 void tgt_run_report_luns(struct tgt_task *t);
 void tgt_run_report_opcodes(struct tgt_task *t);
@@ -140,7 +147,7 @@ void tgt_run_copy_operating(struct tgt_task *t);
 
 /* ---- reservations: pr.c ---- */
 /* May @sess run a command of these flags? 0, or TGT_CONFLICT. */
-uint8_t tgt_pr_check(const struct tgt_lu *lu, const struct tgt_sess *sess, uint8_t flags);
+uint8_t tgt_pr_check(const struct tgt_lu *lu, const struct tgt_sess *sess, unsigned flags);
 bool tgt_pr_any(const struct tgt_lu *lu); /* registrations exist */
 int tgt_pr_load(struct tgt_lu *lu, struct gr_err *err); /* (fiber) what APTPL kept */
 void tgt_pr_free(struct tgt_lu *lu);

@@ -26,6 +26,7 @@ static uint32_t standard(struct tgt_task *t, uint8_t *p)
 {
     static const uint16_t versions[] = {0x00a0 /* SAM-5 */, 0x0960 /* iSCSI */, 0x0460 /* SPC-4 */, 0x04c0 /* SBC-3 */};
     p[0] = t->lun_ok ? 0 : 0x7f;
+    p[1] = t->lun_ok && t->lu->geo.removable ? 0x80 : 0; /* RMB */
     p[2] = 6;           /* SPC-4 */
     p[3] = 0x12;        /* HISUP, response data format 2 */
     p[4] = 96 - 5;
@@ -109,7 +110,6 @@ static uint32_t page_limits(const struct tgt_lu *lu, uint8_t *p)
 {
     const struct gr_geometry *g = &lu->geo;
     uint32_t max = TGT_BUF_MAX >> lu->shift, granule = g->unmap_granule >> lu->shift, atomic = GR_MIN(g->atomic_bytes, TGT_BUF_MAX) >> lu->shift;
-    p[4] = 0x01; /* WSNZ */
     p[5] = TGT_CAW_MAX;
     gr_put_be16(p + 6, (uint16_t)GR_MIN(GR_MAX(GR_MAX(g->optimal_io, g->physical_block) >> lu->shift, 1u), 0xffffu));
     gr_put_be32(p + 8, max);
@@ -124,8 +124,8 @@ static uint32_t page_limits(const struct tgt_lu *lu, uint8_t *p)
     gr_put_be64(p + 36, TGT_WRITE_SAME_MAX);
     if (atomic) {
         gr_put_be32(p + 44, atomic);
-        gr_put_be32(p + 48, 1);
-        gr_put_be32(p + 52, 1);
+        gr_put_be32(p + 48, tgt_lu_atomic_unit(lu));
+        gr_put_be32(p + 52, tgt_lu_atomic_unit(lu));
         gr_put_be32(p + 56, atomic);
     }
     return 60;
@@ -134,7 +134,7 @@ static uint32_t page_limits(const struct tgt_lu *lu, uint8_t *p)
 static uint32_t page_characteristics(const struct tgt_lu *lu, uint8_t *p)
 {
     gr_put_be16(p + 4, lu->geo.rotational ? 7200 : 1);
-    p[7] = 0x03; /* nominal form factor 2.5 inch or less is what initiators expect of a virtual disk */
+    p[7] = 0x50 | 0x03; /* WABEREQ, WACEREQ: reads after an erase give zeros; nominal form factor 2.5 inch or less is what initiators expect of a virtual disk */
     return 60;
 }
 

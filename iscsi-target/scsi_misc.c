@@ -1,5 +1,6 @@
 /* The small commands: readiness, capacity, LUNs, RESERVE(6), what is supported. */
 #include "common/cleanup.h"
+#include "iscsi-target/sanitize.h"
 #include "iscsi-target/scsi.h"
 
 void tgt_run_test_unit_ready(struct tgt_task *t)
@@ -13,18 +14,22 @@ void tgt_run_test_unit_ready(struct tgt_task *t)
 void tgt_run_request_sense(struct tgt_task *t)
 {
     struct tgt_sess *sess = t->sess;
+    static const struct tgt_cmd ready = {.flags = CMD_READY};
     uint32_t sense = 0;
+    int progress = -1;
     uint8_t *p = tgt_in_buf(t, 64);
     if (!p)
         return;
     if (!t->lun_ok) {
         sense = TGT_SENSE_NO_LUN;
+    } else if ((sense = tgt_sanitize_bars(t->lu, &ready, &progress))) {
+        ;
     } else if (sess->n_ua) {
         sense = 0x060000u | sess->ua[0];
         sess->n_ua--;
         memmove(sess->ua, sess->ua + 1, sess->n_ua * sizeof sess->ua[0]);
     }
-    tgt_in_data(t, tgt_sense_encode(p, t->cdb[1] & 1, sense, NULL, -1, false), t->cdb[4]);
+    tgt_in_data(t, tgt_sense_encode(p, t->cdb[1] & 1, sense, NULL, progress, false), t->cdb[4]);
 }
 
 void tgt_run_reserve6(struct tgt_task *t)
@@ -44,18 +49,38 @@ void tgt_run_release6(struct tgt_task *t)
     tgt_good(t);
 }
 
-/* The unit always spins: START and STOP of a fixed medium change nothing; LOEJ asks for what it does not have. */
+static bool removal_prevented(const struct tgt_lu *lu)
+{
+    for (const struct tgt_sess *o = lu->server->sessions; o; o = o->next)
+        if (o->lu == lu && o->prevents && o->fd >= 0)
+            return true;
+    return false;
+}
+
+/* The unit always spins: START, STOP and power conditions change nothing. LOEJ ejects and loads a removable medium. */
 void tgt_run_start_stop(struct tgt_task *t)
 {
-    if (t->cdb[4] & 0x02)
+    struct tgt_lu *lu = t->lu;
+    bool start = t->cdb[4] & 0x01, loej = t->cdb[4] & 0x02, power = t->cdb[4] & 0xf0;
+    if (loej && !lu->geo.removable) {
         tgt_check_field(t, TGT_SENSE_INVALID_CDB, true, 4);
-    else
-        tgt_good(t);
+        return;
+    }
+    if (loej && !power) {
+        if (removal_prevented(lu)) {
+            tgt_check(t, TGT_SENSE_MEDIUM_REMOVAL);
+            return;
+        }
+        if (lu->ejected && start)
+            tgt_lu_ua(lu, t->sess, TGT_UA_MEDIUM_CHANGED);
+        lu->ejected = !start;
+    }
+    tgt_good(t);
 }
 
 void tgt_run_prevent(struct tgt_task *t)
 {
-    t->lu->removal_prevented = t->cdb[4] & 1;
+    t->sess->prevents = t->cdb[4] & 1;
     tgt_good(t);
 }
 

@@ -135,7 +135,11 @@ void tgt_run_write_atomic(struct tgt_task *t)
     }
     if (!tgt_check_range(t, tgt_cdb_lba(t->cdb), blocks))
         return;
-    if (blocks > max || sent_bytes(t) < t->out_total) {
+    if (tgt_cdb_lba(t->cdb) % tgt_lu_atomic_unit(t->lu)) {
+        tgt_check_field(t, TGT_SENSE_INVALID_CDB, true, 2);
+        return;
+    }
+    if (blocks > max || blocks % tgt_lu_atomic_unit(t->lu) || sent_bytes(t) < t->out_total) {
         tgt_check_field(t, TGT_SENSE_INVALID_CDB, true, 12);
         return;
     }

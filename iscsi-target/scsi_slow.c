@@ -198,12 +198,14 @@ void tgt_run_write_same(struct tgt_task *t)
         tgt_check_field(t, TGT_SENSE_INVALID_CDB, true, 1);
         return;
     }
-    if (!blocks || blocks > TGT_WRITE_SAME_MAX) { /* WSNZ: 0 does not mean "to the end" */
+    if (!extent(t, &off, &len))
+        return;
+    if (!blocks) /* to the end (WSNZ is 0) */
+        len = t->lu->geo.size - off;
+    if (len >> t->lu->shift > TGT_WRITE_SAME_MAX) {
         tgt_check_field(t, TGT_SENSE_INVALID_CDB, true, t->cdb[0] == 0x93 ? 10 : 7);
         return;
     }
-    if (!extent(t, &off, &len))
-        return;
     if (!ndob && (t->edtl != block || sent(t) < block)) { /* one block, no more and no less */
         tgt_check_field(t, TGT_SENSE_INVALID_CDB, true, 1);
         return;

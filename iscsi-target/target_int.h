@@ -140,6 +140,7 @@ struct tgt_sess {
     bool closing;                         /* no more commands; ends when the queue is out */
     bool paused;                          /* reading stopped until answers are out */
     bool parsing, logout_sent;
+    bool prevents;                        /* medium removal: PREVENT ALLOW MEDIUM REMOVAL */
     unsigned nop_outstanding;
     unsigned running;                     /* tasks with the device or a fiber: they hold this memory */
     unsigned holds;                       /* others who hold this memory (TMF waits) */
@@ -195,8 +196,9 @@ struct tgt_lu {
     struct tgt_sess *reserved;  /* RESERVE(6) */
     struct tgt_pr *pr;
     bool swp, d_sense;
-    bool removal_prevented;
+    bool ejected;               /* a removable medium, until it is loaded again or nobody is logged in */
     struct tgt_copy_result *copies; /* EXTENDED COPY results */
+    struct tgt_sanitize *sanitize;  /* NULL: none was asked for */
     char *incarnations;         /* "uuid n\n" of hv's initiators, durable where the bdev has a store */
     struct tgt_sess_stats stats; /* of sessions that have ended */
 };
@@ -204,6 +206,12 @@ struct tgt_lu {
 static inline bool tgt_lu_provisioned(const struct tgt_lu *lu)
 {
     return lu->geo.unmap_granule || lu->geo.thin;
+}
+
+/* Blocks that an atomic write begins at and is made of multiples of: a physical block. */
+static inline uint32_t tgt_lu_atomic_unit(const struct tgt_lu *lu)
+{
+    return lu->geo.physical_block > lu->geo.logical_block ? lu->geo.physical_block >> lu->shift : 1;
 }
 
 struct tgt_portal {

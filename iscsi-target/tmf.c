@@ -64,10 +64,11 @@ static void reset(struct tgt_tmf_wait *w, struct tgt_lu *lu)
 {
     struct tgt_server *s = lu->server;
     for (struct tgt_sess *o = s->sessions; o; o = o->next)
-        if (o->lu == lu)
+        if (o->lu == lu) {
             abort_all(w, o);
+            o->prevents = false;
+        }
     lu->reserved = NULL;
-    lu->removal_prevented = false;
     lu->swp = lu->d_sense = false;
     tgt_lu_ua(lu, NULL, TGT_UA_RESET);
 }

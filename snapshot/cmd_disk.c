@@ -2,6 +2,7 @@
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "snapshot/cmd_storage.h"
+#include <string.h>
 
 static const struct gr_col list_cols[] = {
     {"disk", "DISK", GR_COL_TEXT},
@@ -15,7 +16,7 @@ static const struct gr_col list_cols[] = {
 static const struct gr_col info_cols[] = {
     {"disk", "Disk", GR_COL_TEXT},           {"uuid", "UUID", GR_COL_TEXT},   {"size", "Size", GR_COL_SIZE},
     {"used", "Used", GR_COL_SIZE},           {"provision", "Provision", GR_COL_TEXT}, {"snapshots", "Snapshots", GR_COL_NUMBER},
-    {"physical-block", "Physical block", GR_COL_NUMBER}, {"parent", "Cloned from", GR_COL_TEXT},  {"owner", "Owner", GR_COL_TEXT}, {"mtime", "Changed", GR_COL_TIME},
+    {"physical-block", "Physical block", GR_COL_NUMBER}, {"read-only", "Read-only", GR_COL_BOOL}, {"removable", "Removable", GR_COL_BOOL}, {"parent", "Cloned from", GR_COL_TEXT},  {"owner", "Owner", GR_COL_TEXT}, {"mtime", "Changed", GR_COL_TIME},
     {NULL},
 };
 
@@ -109,6 +110,38 @@ static int cmd_resize(struct gr_cmd_ctx *c, struct gr_err *err)
     return r;
 }
 
+/* "on" or "off" of option @name into @params. */
+static int on_off(struct gr_cmd_ctx *c, const char *name, json_t *params, struct gr_err *err)
+{
+    const char *text = gr_cmd_opt(c, name);
+    if (!text)
+        return 0;
+    if (strcmp(text, "on") != 0 && strcmp(text, "off") != 0)
+        return gr_fail(err, -GR_EUSAGE, "--%s '%s': say on or off", name, text);
+    json_object_set_new(params, name, json_boolean(!strcmp(text, "on")));
+    return 0;
+}
+
+static int cmd_set(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct snap_path p;
+    json_t *res = NULL, *params = json_pack("{s:s}", "disk", gr_cmd_arg(c, 0));
+    int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_DISK, &p, err);
+    if (r == 0)
+        r = on_off(c, "read-only", params, err);
+    if (r == 0)
+        r = on_off(c, "removable", params, err);
+    if (r == 0 && json_object_size(params) == 1)
+        r = gr_fail(err, -GR_EUSAGE, "disk %s: give --read-only or --removable, on or off", gr_cmd_arg(c, 0));
+    if (r == 0)
+        r = snap_cmd_call(c, "disk.set", json_incref(params), NULL, NULL, &res, err);
+    if (r == 0)
+        r = gr_cmd_object(c, info_cols, res);
+    json_decref(params);
+    json_decref(res);
+    return r;
+}
+
 static int cmd_delete(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     struct snap_path p;
@@ -196,6 +229,11 @@ static const struct gr_opt resize_opts[] = {
     {"shrink", NULL, "allow a smaller size: what is behind is cut off"},
     {NULL},
 };
+static const struct gr_opt set_opts[] = {
+    {"read-only", "on|off", "refuse every write through iSCSI and the mover"},
+    {"removable", "on|off", "show a medium that initiators can eject"},
+    {NULL},
+};
 static const struct gr_opt import_opts[] = {
     {"format", "FORMAT", "raw or vmdk; without it the file's header decides"},
     {"provision", "KIND", "thin (default), thick or eager"},
@@ -210,6 +248,7 @@ const struct gr_cmd snap_disk_commands[] = {
     {"disk", "list", "[DATASTORE[/FOLDER]]", 0, 1, "list disks", NULL, cmd_list},
     {"disk", "info", "DATASTORE/PATH", 1, 1, "show one disk", NULL, cmd_info},
     {"disk", "resize", "DATASTORE/PATH SIZE", 1, 2, "make a disk larger (or, with --shrink, smaller)", resize_opts, cmd_resize},
+    {"disk", "set", "DATASTORE/PATH", 1, 1, "change how a disk shows itself as a LUN", set_opts, cmd_set},
     {"disk", "delete", "DATASTORE/PATH", 1, 1, "delete a disk and its snapshots", NULL, cmd_delete},
     {"disk", "import", "FILE DATASTORE/PATH", 2, 2, "make a disk from an image file", import_opts, cmd_import},
     {"disk", "export", "DATASTORE/PATH[@SNAPSHOT] FILE", 2, 2, "write a disk or snapshot to a new image file", export_opts, cmd_export},

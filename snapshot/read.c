@@ -41,6 +41,7 @@ static void submit(struct gr_chan *ch, struct gr_bio *bio)
     case GR_OP_UNMAP:
     case GR_OP_WRITE_ZEROES:
     case GR_OP_COMPARE_WRITE:
+    case GR_OP_SCRUB:
     case GR_OP_COPY:
         break;
     }

@@ -48,8 +48,9 @@ json_t *snap_disk_row(struct snap_ds *ds, const char *path, const struct vmfs_st
     char uuid[37];
     gr_auto_free char *disk = gr_asprintf("%s/%s", ds->name, path);
     gr_uuid_format(st->uuid, uuid);
-    json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:s,s:s,s:I,s:i,s:s,s:I}", "disk", disk ? disk : path, "size", (json_int_t)st->size, "used",
-                          (json_int_t)st->used, "physical-block", (json_int_t)st->physical_block, "provision", (unsigned)st->provision < 3 ? provision_names[st->provision] : "unknown", "uuid",
+    json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:b,s:b,s:s,s:s,s:I,s:i,s:s,s:I}", "disk", disk ? disk : path, "size", (json_int_t)st->size, "used",
+                          (json_int_t)st->used, "physical-block", (json_int_t)st->physical_block, "read-only", st->lun_flags & VMFS_LUN_READ_ONLY,
+                          "removable", st->lun_flags & VMFS_LUN_REMOVABLE, "provision", (unsigned)st->provision < 3 ? provision_names[st->provision] : "unknown", "uuid",
                           uuid, "id", (json_int_t)st->id, "snapshots", (int)st->n_snapshots, "parent", st->parent, "mtime",
                           (json_int_t)st->mtime_s);
     if (o)
@@ -332,6 +333,39 @@ static int op_resize(struct snap_op *op)
 }
 SNAP_METHOD(op_resize, "disk.resize")
 
+/* @bit of *flags as params' @key says, when it is there. */
+static int take_flag(struct snap_op *op, const char *key, uint32_t bit, uint32_t *flags)
+{
+    bool on = *flags & bit;
+    int r = gr_json_opt_bool(op->params, key, &on, op->err);
+    *flags = on ? *flags | bit : *flags & ~bit;
+    return r;
+}
+
+static int op_set(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_disk d = {0};
+    struct vmfs_stat st;
+    int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
+    if (r == 0)
+        r = snap_disk_get(op, &p, &d);
+    if (r < 0)
+        return r;
+    vmfs_disk_stat(d.h->disk, &st);
+    uint32_t flags = st.lun_flags;
+    r = take_flag(op, "read-only", VMFS_LUN_READ_ONLY, &flags);
+    if (r == 0)
+        r = take_flag(op, "removable", VMFS_LUN_REMOVABLE, &flags);
+    if (r == 0 && flags != st.lun_flags)
+        r = vmfs_set_lun_flags(d.h->disk, flags, op->err);
+    if (r == 0)
+        r = result_disk(op, &d);
+    snap_disk_put(&d);
+    return r;
+}
+SNAP_METHOD(op_set, "disk.set")
+
 static int op_delete(struct snap_op *op)
 {
     struct snap_path p;
@@ -380,7 +414,7 @@ const struct gr_rpc_method snap_disk_methods[] = {
     {"disk.create", rpc_op_create},
     {"disk.list", rpc_op_list},
     {"disk.info", rpc_op_info},
-    {"disk.resize", rpc_op_resize},
+    {"disk.resize", rpc_op_resize}, {"disk.set", rpc_op_set},
     {"disk.delete", rpc_op_delete},
     {"disk.release", rpc_op_release},
     {"disk.import", rpc_snap_op_disk_import},

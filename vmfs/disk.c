@@ -213,6 +213,7 @@ static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
     case GR_OP_UNMAP:
     case GR_OP_WRITE_ZEROES:
     case GR_OP_COMPARE_WRITE:
+    case GR_OP_SCRUB:
         if (bio->len == 0)
             gr_bio_end(bio, 0);
         else
@@ -236,7 +237,8 @@ static int disk_geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
     if (d->gone || !d->o)
         return -GR_EFENCED;
     *ret = (struct gr_geometry){ .size = d->o->ino.size, .logical_block = 512, .physical_block = vobj_physical_block(d->o), .unmap_granule = VMFS_PIECE,
-                                 .optimal_io = VMFS_BLOCK, .atomic_bytes = 1u << 20, .thin = true };
+                                 .optimal_io = VMFS_BLOCK, .atomic_bytes = 1u << 20, .thin = true,
+                                 .read_only = vobj_lun_flags(d->o) & VMFS_LUN_READ_ONLY, .removable = vobj_lun_flags(d->o) & VMFS_LUN_REMOVABLE };
     memcpy(ret->uuid, d->o->ino.uuid, 16);
     return 0;
 }
@@ -292,6 +294,31 @@ static int attr_set(struct gr_bdev *bdev, const char *key, const void *val, size
     return r;
 }
 
+int vmfs_set_lun_flags(struct vmfs_disk *d, uint32_t flags, struct gr_err *err)
+{
+    gr_le32 val = gr_le32_of(flags);
+    int r = attr_set(&d->bdev, VMFS_ATTR_LUN, &val, flags ? sizeof val : 0, err);
+    if (r == 0)
+        gr_bdev_event(&d->bdev, GR_EVENT_PRESENTED);
+    return r;
+}
+
+static int exclusive(struct gr_bdev *bdev, struct gr_err *err)
+{
+    const struct vmfs_disk *d = gr_container_of(bdev, struct vmfs_disk, bdev);
+    const struct vobj *o = d->o;
+    if (!o || d->gone)
+        return gr_fail(err, -GR_EFENCED, "'%s' is no longer ours", d->bdev.name);
+    for (size_t i = 0; i < o->n_snaps; i++)
+        if (!(o->snaps[i]->flags & VMFS_SNAP_HIDDEN))
+            return gr_fail(err, -EBUSY, "'%s' shares blocks with its snapshot '%s'", d->bdev.name, o->snaps[i]->name);
+    if (o->n_snaps)
+        return gr_fail(err, -EBUSY, "'%s' shares blocks with a snapshot that is still being deleted", d->bdev.name);
+    if (o->origin_object)
+        return gr_fail(err, -EBUSY, "'%s' shares blocks with the disk it was cloned from", d->bdev.name);
+    return 0;
+}
+
 const struct gr_bdev_ops vmfs_disk_ops = {
     .type = "vmfs disk",
     .submit = disk_submit,
@@ -299,4 +326,5 @@ const struct gr_bdev_ops vmfs_disk_ops = {
     .close = disk_close,
     .attr_get = attr_get,
     .attr_set = attr_set,
+    .exclusive = exclusive,
 };

@@ -473,6 +473,9 @@ static void change_work(void *arg)
     case GR_OP_COMPARE_WRITE:
         r = compare_write(op);
         break;
+    case GR_OP_SCRUB:
+        r = disk_scrub(op);
+        break;
     case GR_OP_READ:
     case GR_OP_FLUSH:
     case GR_OP_EXTENTS:

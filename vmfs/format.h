@@ -236,8 +236,8 @@ struct vmfs_bookmark_disk {
     gr_le16 name_len;
     char name[];
 } __attribute__((packed));
-/* Keys are the owners' (reservations, incarnations …). The volume itself knows one: "physical-block", a gr_le32 of 512 for a disk that
- * reports 512-byte physical blocks; absent: 4096. */
+/* Keys are the owners' (reservations, incarnations …). The volume itself knows two: "physical-block", a gr_le32 of 512 for a disk that
+ * reports 512-byte physical blocks (absent: 4096), and "lun", a gr_le32 of enum vmfs_lun_flags (absent: 0). */
 struct vmfs_attr_disk {
     gr_le16 key_len, reserved;
     gr_le32 val_len;

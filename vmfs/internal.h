@@ -371,6 +371,7 @@ void journal_room(struct vmfs *v);        /* suspend while the journal or the pe
 void journal_room_for(const struct dop *op); /* the same within an admitted write */
 bool journal_has_room(const struct vmfs *v); /* nobody would have to wait now [sync] */
 int journal_commit(struct vmfs *v);       /* everything applied so far is durable when it returns 0 */
+int journal_seal(struct vmfs *v);         /* and what it wrote may be overwritten where it lies */
 void journal_data_written(struct vmfs *v); /* in-place data reached the device: a flush is owed [sync] */
 /* Write images as frames (no flush). *ret_seq: the last one's. */
 int journal_write_images(struct vmfs *v, const struct vmfs_image_disk *images, unsigned n, uint64_t covers, uint64_t *ret_seq);
@@ -528,6 +529,9 @@ int vobj_attr_put(struct vobj *o, const char *key, size_t key_len, const void *v
 #define VMFS_ATTR_PHYSICAL "physical-block"
 uint32_t vobj_physical_block(const struct vobj *o);
 int vobj_set_physical_block(struct vobj *o, uint32_t bytes);
+/* How the disk shows itself as a logical unit: enum vmfs_lun_flags. */
+#define VMFS_ATTR_LUN "lun"
+uint32_t vobj_lun_flags(const struct vobj *o);
 struct vbookmark *vobj_bookmark_named(struct vobj *o, const char *name);
 
 /* ---------- record.c: make, apply, replay ---------- */
@@ -597,6 +601,7 @@ void disk_op_end(struct dop *op, int status);
 /* What it changed is applied: others may go on before it is durable and answered. A checkpoint waits for late writes, so none may
  * wait for a checkpoint (journal_commit) while it is admitted. */
 void disk_op_leave(struct dop *op);
+int disk_scrub(struct dop *op); /* GR_OP_SCRUB (fiber): disk_scrub.c */
 /* Admitted before the newest snapshot: it belongs to that, and checkpoints wait for it. */
 static inline bool dop_late(const struct dop *op) { return op->range.epoch < op->o->epoch; }
 extern const struct gr_bdev_ops vmfs_disk_ops;

@@ -224,6 +224,31 @@ int journal_commit(struct vmfs *v)
     return 0;
 }
 
+int journal_seal(struct vmfs *v)
+{
+    struct vjournal *j = &v->j;
+    uint64_t last = j->last_record_seq;
+    int r = journal_commit(v);
+    while (r == 0 && j->sealed_seq < last) {
+        if (j->committing) {
+            gr_fqueue_wait(&j->commit_q);
+        } else if (j->used > j->units - j->units / 8) {
+            ckpt_kick(v);
+            gr_fqueue_wait(&j->room_q);
+        } else {
+            j->committing = true;
+            uint64_t up_to = j->asked;
+            if ((r = commit_round(v, true)) == 0)
+                j->done = GR_MAX(j->done, up_to);
+            j->committing = false;
+            gr_fqueue_wake_all(&j->commit_q);
+        }
+        if (v->fenced)
+            return -GR_EFENCED;
+    }
+    return r;
+}
+
 /* Nobody flushed for a while: do it, and seal, so that the next overwrites go in place. */
 static void timer_work(void *arg)
 {

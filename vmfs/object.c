@@ -85,12 +85,22 @@ struct vsnap *vobj_snap_named(struct vobj *o, const char *name)
     return NULL;
 }
 
-uint32_t vobj_physical_block(const struct vobj *o)
+static uint32_t attr_u32(const struct vobj *o, const char *key)
 {
     for (size_t i = 0; i < o->n_attrs; i++)
-        if (strcmp(o->attrs[i].key, VMFS_ATTR_PHYSICAL) == 0 && o->attrs[i].len == sizeof(gr_le32) && gr_le32_get(*(const gr_le32 *)o->attrs[i].val) == 512)
-            return 512;
-    return VMFS_PIECE;
+        if (strcmp(o->attrs[i].key, key) == 0 && o->attrs[i].len == sizeof(gr_le32))
+            return gr_le32_get(*(const gr_le32 *)o->attrs[i].val);
+    return 0;
+}
+
+uint32_t vobj_physical_block(const struct vobj *o)
+{
+    return attr_u32(o, VMFS_ATTR_PHYSICAL) == 512 ? 512 : VMFS_PIECE;
+}
+
+uint32_t vobj_lun_flags(const struct vobj *o)
+{
+    return attr_u32(o, VMFS_ATTR_LUN);
 }
 
 int vobj_set_physical_block(struct vobj *o, uint32_t bytes)
@@ -103,7 +113,7 @@ void vobj_stat(struct vobj *o, struct vmfs_stat *ret)
 {
     *ret = (struct vmfs_stat){ .type = (enum vmfs_type)o->ino.type, .id = o->id, .size = o->ino.size, .used = o->ino.used_units * VMFS_UNIT,
                                .provision = (enum vmfs_provision)o->ino.provision, .physical_block = vobj_physical_block(o),
-                               .mtime_s = o->ino.mtime_s, .n_snapshots = o->ino.n_snapshots, .owner_slot = -1 };
+                               .lun_flags = vobj_lun_flags(o), .mtime_s = o->ino.mtime_s, .n_snapshots = o->ino.n_snapshots, .owner_slot = -1 };
     memcpy(ret->uuid, o->ino.uuid, 16);
     if (o->origin_object)
         snprintf(ret->parent, sizeof ret->parent, "object %llu snapshot %llu", (unsigned long long)o->origin_object,

@@ -112,6 +112,7 @@ struct vmfs_stat {
     uint64_t used;       /* bytes of space the object holds (its own map and metadata), as of the owner's last checkpoint or now if ours */
     enum vmfs_provision provision;
     uint32_t physical_block; /* disks: bytes, as initiators are told */
+    uint32_t lun_flags;      /* disks: enum vmfs_lun_flags */
     int64_t mtime_s;
     unsigned n_snapshots;
     int owner_slot;      /* -1: nobody */
@@ -146,6 +147,9 @@ void vmfs_disk_stat(struct vmfs_disk *d, struct vmfs_stat *ret);
 struct vmfs *vmfs_disk_volume(struct vmfs_disk *d);
 /* Grow or shrink (shrink refuses unless @shrink). Durable before it returns; GR_EVENT_RESIZED. */
 int vmfs_resize(struct vmfs_disk *d, uint64_t size, bool shrink, struct gr_err *err);
+/* How the disk shows itself as a logical unit, on every host. Durable before it returns; GR_EVENT_PRESENTED. */
+enum vmfs_lun_flags { VMFS_LUN_READ_ONLY = 1, VMFS_LUN_REMOVABLE = 2 };
+int vmfs_set_lun_flags(struct vmfs_disk *d, uint32_t flags, struct gr_err *err);
 /* Whole small files (configuration): read at most @max bytes into new memory; replace atomically. */
 int vmfs_file_read(struct vmfs *v, const char *path, size_t max, void **ret, size_t *ret_len, struct gr_err *err);
 int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t len, struct gr_err *err);

@@ -183,6 +183,7 @@ static void finish(struct image_bdev *b, struct gr_bio *bio)
     case GR_OP_FLUSH:
         break;
     case GR_OP_EXTENTS:
+    case GR_OP_SCRUB:
     case GR_OP_COPY:
         r = -EOPNOTSUPP;
         break;

@@ -1,0 +1,74 @@
+/* One SCSI command to a LUN, in a session of its own: scsi_send [--in BYTES] [--out FILE] URL CDB
+ * CDB: hexadecimal. Prints "good" (with --in: and the data, hexadecimal), "conflict", or "sense K/AA/QQ". Exit 0: an answer came. */
+#include <iscsi/iscsi.h>
+#include <iscsi/scsi-lowlevel.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int fail(const char *what, struct iscsi_context *iscsi)
+{
+    fprintf(stderr, "scsi_send: %s: %s\n", what, iscsi ? iscsi_get_error(iscsi) : "");
+    return 1;
+}
+
+static size_t unhex(const char *text, unsigned char *out, size_t max)
+{
+    size_t n = 0;
+    for (; text[0] && text[1] && n < max; text += 2, n++) {
+        unsigned byte;
+        if (sscanf(text, "%2x", &byte) != 1)
+            return 0;
+        out[n] = (unsigned char)byte;
+    }
+    return *text ? 0 : n;
+}
+
+static void report(const struct scsi_task *task, unsigned in)
+{
+    if (task->status == SCSI_STATUS_CHECK_CONDITION) {
+        printf("sense %x/%02x/%02x\n", task->sense.key, task->sense.ascq >> 8 & 0xff, task->sense.ascq & 0xff);
+        return;
+    }
+    printf("%s", task->status == SCSI_STATUS_GOOD ? "good" : task->status == SCSI_STATUS_RESERVATION_CONFLICT ? "conflict" : "other");
+    for (int i = 0; i < task->datain.size && (unsigned)i < in; i++)
+        printf("%s%02x", i ? "" : " ", task->datain.data[i]);
+    printf("\n");
+}
+
+int main(int argc, char **argv)
+{
+    static unsigned char out[1 << 20];
+    unsigned char cdb[16] = {0};
+    unsigned in = 0;
+    size_t out_len = 0;
+    int at = 1;
+    for (; at + 1 < argc && argv[at][0] == '-'; at += 2) {
+        FILE *f = strcmp(argv[at], "--out") ? NULL : fopen(argv[at + 1], "rb");
+        if (f) {
+            out_len = fread(out, 1, sizeof out, f);
+            fclose(f);
+        } else {
+            in = (unsigned)strtoul(argv[at + 1], NULL, 0);
+        }
+    }
+    size_t len = argc - at == 2 ? unhex(argv[at + 1], cdb, sizeof cdb) : 0;
+    struct iscsi_context *iscsi = len ? iscsi_create_context("iqn.2026-11.local.granary:scsi-send") : NULL;
+    struct iscsi_url *url = iscsi ? iscsi_parse_full_url(iscsi, argv[at]) : NULL;
+    if (!url)
+        return fail("usage: scsi_send [--in BYTES] [--out FILE] URL CDB", iscsi);
+    iscsi_set_targetname(iscsi, url->target);
+    iscsi_set_session_type(iscsi, ISCSI_SESSION_NORMAL);
+    if (iscsi_full_connect_sync(iscsi, url->portal, url->lun) < 0)
+        return fail("no login", iscsi);
+    struct scsi_task *task = scsi_create_task((int)len, cdb, in ? SCSI_XFER_READ : out_len ? SCSI_XFER_WRITE : SCSI_XFER_NONE, (int)(in ? in : out_len));
+    struct iscsi_data data = {out_len, out};
+    if (!task || !iscsi_scsi_command_sync(iscsi, url->lun, task, out_len ? &data : NULL))
+        return fail("no answer", iscsi);
+    report(task, in);
+    scsi_free_scsi_task(task);
+    iscsi_logout_sync(iscsi);
+    iscsi_destroy_url(url);
+    iscsi_destroy_context(iscsi);
+    return 0;
+}

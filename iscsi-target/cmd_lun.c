@@ -260,7 +260,7 @@ const struct gr_cmd tgt_commands[] = {
     {"lun", "mask", "DISK", 1, 1, "hide a disk from all initiators; its sessions end", NULL, lun_mask},
     {"lun", "unmask", "DISK", 1, 1, "show it again", NULL, lun_unmask},
     {"lun", "acl", "DISK", 1, 1, "show or change which initiators may use a disk ('*': every disk without a list of its own)", acl_opts, lun_acl},
-    {"lun", "chap", "DISK", 1, 1, "ask initiators of a disk for a CHAP proof", chap_opts, lun_chap},
+    {"lun", "chap", "DISK|discovery", 1, 1, "ask initiators of a disk, or all that list targets, for a CHAP proof", chap_opts, lun_chap},
     {"session", "list", "", 0, 0, "initiators that are logged in", session_opts, session_list},
     {"session", "drop", "ID", 1, 1, "cut a session (the initiator may log in again)", NULL, session_drop},
     {NULL, NULL, NULL, 0, 0, NULL, NULL, NULL},

@@ -18,6 +18,7 @@
 #define RESTART_NS (200ull * 1000000)
 #define PING_NS (5ull * 1000000000)
 #define CHALLENGE_LEN 32u
+#define WRONG_PROOF_MS 1000u
 
 struct slot {
     bool used, discovery, busy, approved, need_chap, authenticated, challenged;
@@ -546,7 +547,11 @@ static bool on_ask(struct tgt_login_parent *p, struct slot *sl)
         return true;
     }
     struct job j = {.slot = m->slot, .gen = m->gen};
-    send_asked(p, &j, TGT_LOGIN_OK, false, "", "");
+    struct tgt_chap_secrets secrets;
+    snprintf(sl->disk, sizeof sl->disk, "%s", TGT_ACCESS_DISCOVERY);
+    sl->need_chap = tgt_access_chap(p->s->access, sl->disk, &secrets);
+    sl->approved = true;
+    send_asked(p, &j, TGT_LOGIN_OK, sl->need_chap, "", "");
     return true;
 }
 
@@ -587,12 +592,24 @@ static bool proves(struct tgt_login_parent *p, const struct slot *sl, const stru
     return good && sec->user && !strcmp(sec->user, m->u.chap_verify.name);
 }
 
+/* A wrong proof is answered late: whoever guesses gets as many tries a second as half-open logins. A right one never waits. */
+static void refuse_late(void *arg)
+{
+    struct job *j = arg;
+    gr_fiber_sleep_ms(WRONG_PROOF_MS);
+    if (slot_of(j)) {
+        memset(&j->s->login->out.u.verified, 0, sizeof j->s->login->out.u.verified);
+        answer(j->s->login, j->slot, j->gen, TGT_MSG_VERIFIED);
+    }
+    job_end(j);
+}
+
 static bool on_chap_verify(struct tgt_login_parent *p, struct slot *sl)
 {
     const struct tgt_msg *m = &p->in;
     struct tgt_msg *o = &p->out;
     struct tgt_chap_secrets sec;
-    if (!sl->approved || !sl->challenged || !tgt_msg_str_ok(m->u.chap_verify.name, sizeof m->u.chap_verify.name) ||
+    if (!sl->approved || !sl->challenged || sl->busy || !tgt_msg_str_ok(m->u.chap_verify.name, sizeof m->u.chap_verify.name) ||
         m->u.chap_verify.response_len > sizeof m->u.chap_verify.response || m->u.chap_verify.challenge_len > TGT_CHAP_MAX || m->u.chap_verify.id > 255)
         return false;
     memset(&o->u.verified, 0, sizeof o->u.verified);
@@ -609,14 +626,17 @@ static bool on_chap_verify(struct tgt_login_parent *p, struct slot *sl)
     sl->authenticated = ok;
     sl->challenged = ok; /* one try per challenge */
     o->u.verified.ok = ok;
-    answer(p, m->slot, sl->gen, TGT_MSG_VERIFIED);
+    if (ok)
+        answer(p, m->slot, sl->gen, TGT_MSG_VERIFIED);
+    else
+        job_start(p, m->slot, refuse_late, -1, false); /* without memory that login times out */
     return true;
 }
 
 static bool on_list(struct tgt_login_parent *p, struct slot *sl)
 {
     const struct tgt_msg *m = &p->in;
-    if (!sl->discovery || !tgt_msg_str_ok(m->u.list.target, sizeof m->u.list.target) || sl->busy)
+    if (!sl->discovery || (sl->need_chap && !sl->authenticated) || !tgt_msg_str_ok(m->u.list.target, sizeof m->u.list.target) || sl->busy)
         return false;
     if (m->u.list.off && sl->listed)
         send_piece(p, sl, m->slot, m->u.list.off, m->u.list.room);

@@ -93,6 +93,8 @@ static json_t *entry(const struct tgt_access *a, const char *disk)
 {
     json_t *e = json_object_get(disks(a), disk);
     const char *at = strchr(disk, '@');
+    if (!strcmp(disk, TGT_ACCESS_DISCOVERY)) /* not a disk: the rule of all disks is not its rule */
+        return e;
     if (!e && at) {
         gr_auto_free char *base = gr_asprintf("%.*s", (int)(at - disk), disk);
         e = base ? json_object_get(disks(a), base) : NULL;
@@ -111,7 +113,7 @@ bool tgt_access_any(const struct tgt_access *a)
     json_t *e;
     json_object_foreach(disks(a), disk, e)
     {
-        if (has_rule(e))
+        if (has_rule(e) && strcmp(disk, TGT_ACCESS_DISCOVERY) != 0)
             return true;
     }
     return false;

@@ -86,7 +86,8 @@ int tgt_disk_of(const char *name, char *ret, size_t size);
  *   lun.list {"disk"?}                    → [{"disk","target","iscsi-url","nbd-url","masked","size","initiators":[…],"chap-user","mutual-user","sessions"}]
  *   lun.mask {"disk"} | lun.unmask        a masked disk cannot be found or logged in to; its sessions end
  *   lun.acl {"disk","allow":[…]?,"deny":[…]?}  → {"disk","initiators":[…]}; deny drops that initiator's sessions
- *   lun.chap {"disk","user","secret","mutual-user"?,"mutual-secret"?} | {"disk","off":true}; secrets are never shown
+ *   lun.chap {"disk","user","secret","mutual-user"?,"mutual-secret"?} | {"disk","off":true}; secrets are never shown; disk "discovery": of discovery
+ *                                         sessions
  *   lun.stat {"disk"?}                    → [{"disk","reads","read-bytes","writes","write-bytes","errors",…}]
  *   session.list {"disk"?}                → [{"id","disk","initiator","address","isid","age","depth","reads","writes",…}]
  *   session.drop {"id"}                   cut it (the initiator may log in again) */

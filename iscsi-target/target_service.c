@@ -209,7 +209,9 @@ static int lun_chap(void *arg, struct gr_rpc_call *call, json_t *params, json_t 
     const char *disk;
     bool off = false;
     (void)call;
-    int r = disk_param(s, params, &disk, err);
+    int r = gr_json_str(params, "disk", &disk, err);
+    if (!r && strcmp(disk, TGT_ACCESS_DISCOVERY) != 0)
+        r = disk_param(s, params, &disk, err);
     if (!r)
         r = gr_json_opt_bool(params, "off", &off, err);
     if (!r && !off) {

@@ -68,6 +68,22 @@ if granary lun list --json | grep -q 'long-enough'; then fail 'a secret is liste
 check 'the rules are private' [ "$(stat -c %a "$GRANARY_HOME/conf/access.json")" = 600 ]
 if grep -rq 'long-enough' "$GRANARY_HOME/log" "$GRANARY_HOME/state" 2> /dev/null; then fail 'a secret is in a log'; fi
 
+# discovery asks for its own proof; logins to targets do not change; a wrong proof is answered late, a right one at once
+list() { LIBISCSI_CHAP_USERNAME=${1:-} LIBISCSI_CHAP_PASSWORD=${2:-} iscsi-ls -i $other "${b%/iqn*}" > "$T/out" 2> "$T/err"; }
+list || fail 'a listing without a rule'
+run_mustfail 1 'must differ' granary lun chap discovery --user reader --secret-file "$T/secret" --mutual-user us --mutual-secret-file "$T/secret"
+run_check granary lun chap discovery --user reader --secret-file "$T/secret"
+if list; then fail 'targets are listed without a proof'; fi
+if list reader a-wrong-secret-here; then fail 'targets are listed for a wrong proof'; fi
+begin=${EPOCHREALTIME/./}
+in_refused $other "$(with 'joe%a-wrong-secret-here')"
+check 'a wrong proof costs a second' [ $((${EPOCHREALTIME/./} - begin)) -ge 1000000 ]
+list reader a-long-enough-secret || fail 'targets are not listed for a right proof'
+check 'and all that may be used are there' grep -q 'ds:b' "$T/out"
+in_ok $other "$(with 'joe%a-long-enough-secret')"
+run_check granary lun chap discovery --off
+list || fail 'a listing with the rule off'
+
 # a portal that others can reach wants rules, and then still refuses disks without
 run_check granary down
 run_check granary lun chap ds/b --off

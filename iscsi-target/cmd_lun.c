@@ -4,6 +4,7 @@
 #include "common/cleanup.h"
 #include "common/home.h"
 #include "iscsi-target/lun_access.h"
+#include "iscsi-target/prometheus.h"
 #include "iscsi-target/target.h"
 #include <stdio.h>
 #include <string.h>
@@ -77,9 +78,17 @@ static int lun_stat(struct gr_cmd_ctx *c, struct gr_err *err)
     static const struct gr_col cols[] = {{"disk", "DISK", GR_COL_TEXT},           {"sessions", "SESSIONS", GR_COL_NUMBER},
                                          {"reads", "READS", GR_COL_NUMBER},       {"read-bytes", "READ", GR_COL_SIZE},
                                          {"writes", "WRITES", GR_COL_NUMBER},     {"write-bytes", "WRITTEN", GR_COL_SIZE},
+                                         {"read-p99-us", "READ P99 US", GR_COL_NUMBER}, {"write-p99-us", "WRITE P99 US", GR_COL_NUMBER},
                                          {"others", "OTHERS", GR_COL_NUMBER},     {"errors", "ERRORS", GR_COL_NUMBER},
                                          {NULL, NULL, GR_COL_TEXT}};
-    return rows(c, "lun.stat", cols, err);
+    if (!gr_cmd_flag(c, "prometheus"))
+        return rows(c, "lun.stat", cols, err);
+    json_t *result = NULL;
+    int r = need_daemon(ask(c, "lun.stat", disk_param(c), &result, err), err);
+    if (!r && (r = tgt_prometheus_print(result, stdout)) < 0)
+        gr_fail(err, r, "standard output: cannot be written");
+    json_decref(result);
+    return r;
 }
 
 static int session_list(struct gr_cmd_ctx *c, struct gr_err *err)
@@ -252,11 +261,12 @@ static const struct gr_opt chap_opts[] = {{"user", "NAME", "name that initiators
                                           {"mutual-secret-file", "FILE", "its secret, another one", false},
                                           {"off", NULL, "ask for no proof", false},
                                           {NULL, NULL, NULL, false}};
+static const struct gr_opt stat_opts[] = {{"prometheus", NULL, "print it as Prometheus text, with latency histograms", false}, {NULL, NULL, NULL, false}};
 static const struct gr_opt session_opts[] = {{"disk", "DISK", "only sessions of this disk", false}, {NULL, NULL, NULL, false}};
 
 const struct gr_cmd tgt_commands[] = {
     {"lun", "list", "[DISK]", 0, 1, "disks served, and the URLs that reach them", NULL, lun_list},
-    {"lun", "stat", "[DISK]", 0, 1, "what was read and written through iSCSI", NULL, lun_stat},
+    {"lun", "stat", "[DISK]", 0, 1, "what was read and written through iSCSI, and how long it took", stat_opts, lun_stat},
     {"lun", "mask", "DISK", 1, 1, "hide a disk from all initiators; its sessions end", NULL, lun_mask},
     {"lun", "unmask", "DISK", 1, 1, "show it again", NULL, lun_unmask},
     {"lun", "acl", "DISK", 1, 1, "show or change which initiators may use a disk ('*': every disk without a list of its own)", acl_opts, lun_acl},

@@ -73,18 +73,24 @@ void tgt_sess_ua(struct tgt_sess *sess, uint16_t ua)
         sess->ua[sess->n_ua++] = ua;
 }
 
+void tgt_stats_add(struct tgt_sess_stats *sum, const struct tgt_sess_stats *st)
+{
+    sum->reads += st->reads;
+    sum->writes += st->writes;
+    sum->read_bytes += st->read_bytes;
+    sum->write_bytes += st->write_bytes;
+    sum->others += st->others;
+    sum->errors += st->errors;
+    tgt_latency_merge(&sum->read_latency, &st->read_latency);
+    tgt_latency_merge(&sum->write_latency, &st->write_latency);
+}
+
 static void sess_free(void *arg)
 {
     struct tgt_sess *sess = arg;
     struct tgt_server *s = sess->server;
     gr_loop_defer_cancel(s->loop, &sess->flush);
-    struct tgt_sess_stats *sum = &sess->lu->stats, *mine = &sess->stats;
-    sum->reads += mine->reads;
-    sum->writes += mine->writes;
-    sum->read_bytes += mine->read_bytes;
-    sum->write_bytes += mine->write_bytes;
-    sum->others += mine->others;
-    sum->errors += mine->errors;
+    tgt_stats_add(&sess->lu->stats, &sess->stats);
     if (sess->listing)
         gr_buf_done(sess->listing);
     free(sess->listing);

@@ -168,15 +168,18 @@ void tgt_task_release(struct tgt_task *t)
 static void count(struct tgt_task *t)
 {
     struct tgt_sess_stats *st = &t->sess->stats;
+    uint64_t us = (gr_loop_now_ns(t->sess->server->loop) - t->began_ns) / 1000;
     unsigned code = t->cdb[0] & 0x1fu;
     if (t->status == TGT_CHECK)
         st->errors++;
     if (t->in_len && code == 0x08) {
         st->reads++;
         st->read_bytes += t->in_len;
+        tgt_latency_add(&st->read_latency, us);
     } else if (t->out_need && code == 0x0a) {
         st->writes++;
         st->write_bytes += t->out_need;
+        tgt_latency_add(&st->write_latency, us);
     } else {
         st->others++;
     }
@@ -485,6 +488,7 @@ void tgt_task_command(struct tgt_sess *sess, bool bad_ahs)
     }
     struct tgt_task *t = task_new(sess);
     t->state = TASK_COLLECT;
+    t->began_ns = sess->heard_ns;
     if (immediate) {
         sess->n_immediate++;
     } else {

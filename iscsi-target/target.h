@@ -88,7 +88,7 @@ int tgt_disk_of(const char *name, char *ret, size_t size);
  *   lun.acl {"disk","allow":[…]?,"deny":[…]?}  → {"disk","initiators":[…]}; deny drops that initiator's sessions
  *   lun.chap {"disk","user","secret","mutual-user"?,"mutual-secret"?} | {"disk","off":true}; secrets are never shown; disk "discovery": of discovery
  *                                         sessions
- *   lun.stat {"disk"?}                    → [{"disk","reads","read-bytes","writes","write-bytes","errors",…}]
+ *   lun.stat {"disk"?}                    → [{"disk","reads","read-bytes","writes","write-bytes","errors","read-latency":{…},…}]
  *   session.list {"disk"?}                → [{"id","disk","initiator","address","isid","age","depth","reads","writes",…}]
  *   session.drop {"id"}                   cut it (the initiator may log in again) */
 extern const struct gr_rpc_method tgt_service[];

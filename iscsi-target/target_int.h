@@ -7,6 +7,7 @@
 #define TGT_INTERNAL_H
 #include "iscsi-target/lun_access.h"
 #include "iscsi-target/iscsi.h"
+#include "iscsi-target/latency.h"
 #include "iscsi-target/nego.h"
 #include "iscsi-target/buf_pool.h"
 #include "iscsi-target/target.h"
@@ -79,6 +80,7 @@ struct tgt_task {
     bool lun_ok;
     uint8_t cdb[16];
     uint32_t itt, cmdsn, edtl;
+    uint64_t began_ns;
     uint32_t early;             /* sense of a held command that failed before its turn */
     struct tgt_tmf_wait *tmf;
     /* data */
@@ -122,7 +124,9 @@ struct tgt_tx {
 enum tgt_rx_phase { RX_HEADER, RX_DATA, RX_TAIL };
 struct tgt_sess_stats {
     uint64_t reads, writes, read_bytes, write_bytes, others, errors;
+    struct tgt_latency read_latency, write_latency; /* from the command's arrival to its answer */
 };
+void tgt_stats_add(struct tgt_sess_stats *sum, const struct tgt_sess_stats *st);
 struct tgt_sess {
     struct tgt_server *server;
     struct tgt_lu *lu;

@@ -41,16 +41,6 @@ static json_t *lun_row(struct tgt_server *s, const char *disk)
     return row;
 }
 
-static void add_stats(struct tgt_sess_stats *sum, const struct tgt_sess_stats *st)
-{
-    sum->reads += st->reads;
-    sum->writes += st->writes;
-    sum->read_bytes += st->read_bytes;
-    sum->write_bytes += st->write_bytes;
-    sum->others += st->others;
-    sum->errors += st->errors;
-}
-
 static void put_stats(json_t *row, const struct tgt_sess_stats *st)
 {
     json_object_set_new(row, "reads", json_integer((json_int_t)st->reads));
@@ -59,6 +49,10 @@ static void put_stats(json_t *row, const struct tgt_sess_stats *st)
     json_object_set_new(row, "write-bytes", json_integer((json_int_t)st->write_bytes));
     json_object_set_new(row, "others", json_integer((json_int_t)st->others));
     json_object_set_new(row, "errors", json_integer((json_int_t)st->errors));
+    json_object_set_new(row, "read-p99-us", json_integer((json_int_t)tgt_latency_permille(&st->read_latency, 990)));
+    json_object_set_new(row, "write-p99-us", json_integer((json_int_t)tgt_latency_permille(&st->write_latency, 990)));
+    json_object_set_new(row, "read-latency", tgt_latency_json(&st->read_latency));
+    json_object_set_new(row, "write-latency", tgt_latency_json(&st->write_latency));
 }
 
 static json_t *stat_row(struct tgt_server *s, const char *disk)
@@ -66,10 +60,10 @@ static json_t *stat_row(struct tgt_server *s, const char *disk)
     const struct tgt_lu *lu = tgt_lu_find(s, disk);
     struct tgt_sess_stats sum = {0};
     if (lu)
-        add_stats(&sum, &lu->stats);
+        tgt_stats_add(&sum, &lu->stats);
     for (const struct tgt_sess *o = s->sessions; o; o = o->next)
         if (o->lu == lu)
-            add_stats(&sum, &o->stats);
+            tgt_stats_add(&sum, &o->stats);
     json_t *row = json_pack("{s:s,s:I}", "disk", disk, "sessions", (json_int_t)tgt_server_sessions(s, disk));
     if (row)
         put_stats(row, &sum);

@@ -87,13 +87,16 @@ struct gr_geometry {
     uint32_t atomic_bytes;    /* largest GR_BIO_ATOMIC write; 0: none */
     bool read_only;
     bool removable;           /* the medium can be ejected (RMB) */
+    uint32_t limit_iops;      /* what whoever serves it should hold it to: commands a second; 0: no limit */
+    uint64_t limit_bytes;     /* bytes a second */
+    uint32_t limit_burst_ms;  /* how much of a limit may be saved up; 0: the server's default */
     bool thin;                /* EXTENTS tells holes */
     bool rotational;
     uint8_t uuid[16];         /* stable identity of the bytes (VPD 83), zero when none */
 };
 /* Events upward, turned into UNIT ATTENTIONs and the like. */
 enum gr_event { GR_EVENT_RESIZED, GR_EVENT_REVERTED, GR_EVENT_THRESHOLD, GR_EVENT_FENCED, GR_EVENT_MOVING, GR_EVENT_GONE,
-                GR_EVENT_PRESENTED /* read_only or removable have changed */ };
+                GR_EVENT_PRESENTED /* read_only, removable or the limits have changed */ };
 struct gr_listener {
     void (*fn)(void *arg, enum gr_event ev);
     void *arg;

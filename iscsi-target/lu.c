@@ -54,6 +54,7 @@ static void presented(struct tgt_lu *lu)
     if (lu->geo.removable != before.removable)
         tgt_lu_ua(lu, NULL, TGT_UA_INQUIRY_CHANGED);
     lu->ejected = lu->ejected && lu->geo.removable;
+    tgt_limit_changed(lu);
 }
 
 static void event(void *arg, enum gr_event ev)
@@ -97,6 +98,7 @@ static void lu_close(struct tgt_lu *lu)
     free(gr_take(lu->incarnations));
     tgt_copies_free(lu);
     tgt_sanitize_free(lu);
+    gr_timer_cancel(lu->server->loop, &lu->limit.timer);
     lu->fenced = lu->swp = lu->d_sense = lu->ejected = false;
 }
 

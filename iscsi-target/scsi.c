@@ -211,6 +211,11 @@ void tgt_scsi_execute(struct tgt_task *t)
     t->sess->running++;
     if (!admitted(t))
         return;
+    if ((t->cmd->flags & CMD_MEDIUM) && !tgt_limit_pass(t)) {
+        t->sess->running--;
+        t->state = TASK_WAIT;
+        return;
+    }
     if (t->cmd->flags & CMD_FIBER)
         tgt_scsi_fiber(t);
     else

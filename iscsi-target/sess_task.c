@@ -279,6 +279,8 @@ void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf)
     case TASK_WAIT:
         if (t->waiting_buf)
             unqueue(&s->buf_waiters, &s->buf_waiters_last, t);
+        else if (t->waiting_limit)
+            tgt_limit_leave(t);
         else if (t->waiting_fiber)
             unqueue(&s->fiber_waiters, &s->fiber_waiters_last, t);
         else

@@ -48,6 +48,17 @@ bool tgt_range_begin(struct tgt_ranges *rs, struct tgt_range *r);
 void tgt_range_end(struct tgt_ranges *rs, struct tgt_range *r); /* active or waiting */
 void tgt_range_seal(struct tgt_ranges *rs, struct tgt_range *r); /* an active one becomes exclusive (its session is gone) */
 
+/* ---- limits of a LU: lu_limit.c ---- */
+struct tgt_limit {
+    uint64_t ops_until, bytes_until; /* used up to this moment, ns */
+    struct tgt_task *waiters, *waiters_last;
+    struct gr_timer timer;
+};
+/* True: @t may go on. False: it is put off; tgt_scsi_resume() comes when its turn has. */
+bool tgt_limit_pass(struct tgt_task *t);
+void tgt_limit_leave(struct tgt_task *t); /* it is put off, and does not want any more */
+void tgt_limit_changed(struct tgt_lu *lu);
+
 /* ---- task ---- */
 enum tgt_state {
     TASK_FREE,
@@ -75,7 +86,7 @@ struct tgt_task {
     struct tgt_task *wait_next; /* server's queues for buffers and fibers */
     uint16_t index;
     uint8_t state, flags;       /* tgt_state; byte 1 of the command */
-    bool immediate, counted, in_tx, aborted, waiting_buf, waiting_fiber, in_fiber, done_pending;
+    bool immediate, counted, in_tx, aborted, waiting_buf, waiting_fiber, waiting_limit, in_fiber, done_pending;
     bool failed_early;          /* answered before its data came */
     bool lun_ok;
     uint8_t cdb[16];
@@ -195,6 +206,7 @@ struct tgt_lu {
     unsigned shift;             /* log2 of the logical block */
     struct gr_listener listener;
     struct tgt_ranges ranges;
+    struct tgt_limit limit;
     unsigned n_sessions, users; /* users: sessions, orphans, logins under way */
     bool releasing, fenced, has_store; /* has_store: the bdev keeps attributes */
     struct tgt_sess *reserved;  /* RESERVE(6) */

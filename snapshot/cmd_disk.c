@@ -16,7 +16,7 @@ static const struct gr_col list_cols[] = {
 static const struct gr_col info_cols[] = {
     {"disk", "Disk", GR_COL_TEXT},           {"uuid", "UUID", GR_COL_TEXT},   {"size", "Size", GR_COL_SIZE},
     {"used", "Used", GR_COL_SIZE},           {"provision", "Provision", GR_COL_TEXT}, {"snapshots", "Snapshots", GR_COL_NUMBER},
-    {"physical-block", "Physical block", GR_COL_NUMBER}, {"read-only", "Read-only", GR_COL_BOOL}, {"removable", "Removable", GR_COL_BOOL}, {"parent", "Cloned from", GR_COL_TEXT},  {"owner", "Owner", GR_COL_TEXT}, {"mtime", "Changed", GR_COL_TIME},
+    {"physical-block", "Physical block", GR_COL_NUMBER}, {"read-only", "Read-only", GR_COL_BOOL}, {"removable", "Removable", GR_COL_BOOL}, {"iops", "IOPS limit", GR_COL_NUMBER}, {"bandwidth", "Bandwidth limit", GR_COL_SIZE}, {"parent", "Cloned from", GR_COL_TEXT},  {"owner", "Owner", GR_COL_TEXT}, {"mtime", "Changed", GR_COL_TIME},
     {NULL},
 };
 
@@ -122,6 +122,22 @@ static int on_off(struct gr_cmd_ctx *c, const char *name, json_t *params, struct
     return 0;
 }
 
+/* A number, a size (@bytes) or "off" of option @name into params' @key. */
+static int limit(struct gr_cmd_ctx *c, const char *name, const char *key, bool bytes, json_t *params, struct gr_err *err)
+{
+    const char *text = gr_cmd_opt(c, name);
+    uint64_t value = 0;
+    int r = 0;
+    if (!text)
+        return 0;
+    if (strcmp(text, "off") != 0)
+        r = bytes ? snap_cmd_size(c, text, &value, err) : gr_parse_u64(text, 1, INT64_MAX, &value, err);
+    if (r < 0)
+        return gr_fail(err, -GR_EUSAGE, "--%s '%s': say %s or off", name, text, bytes ? "a size" : "a number");
+    json_object_set_new(params, key, json_integer((json_int_t)value));
+    return 0;
+}
+
 static int cmd_set(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     struct snap_path p;
@@ -131,8 +147,14 @@ static int cmd_set(struct gr_cmd_ctx *c, struct gr_err *err)
         r = on_off(c, "read-only", params, err);
     if (r == 0)
         r = on_off(c, "removable", params, err);
+    if (r == 0)
+        r = limit(c, "iops", "iops", false, params, err);
+    if (r == 0)
+        r = limit(c, "bandwidth", "bandwidth", true, params, err);
+    if (r == 0)
+        r = limit(c, "burst", "burst-ms", false, params, err);
     if (r == 0 && json_object_size(params) == 1)
-        r = gr_fail(err, -GR_EUSAGE, "disk %s: give --read-only or --removable, on or off", gr_cmd_arg(c, 0));
+        r = gr_fail(err, -GR_EUSAGE, "disk %s: say what to set (--read-only, --removable, --iops, --bandwidth, --burst)", gr_cmd_arg(c, 0));
     if (r == 0)
         r = snap_cmd_call(c, "disk.set", json_incref(params), NULL, NULL, &res, err);
     if (r == 0)
@@ -232,6 +254,9 @@ static const struct gr_opt resize_opts[] = {
 static const struct gr_opt set_opts[] = {
     {"read-only", "on|off", "refuse every write through iSCSI and the mover"},
     {"removable", "on|off", "show a medium that initiators can eject"},
+    {"iops", "N|off", "most commands a second through iSCSI"},
+    {"bandwidth", "SIZE|off", "most bytes a second through iSCSI"},
+    {"burst", "MS|off", "how much of a limit may be saved up while little is asked, in milliseconds; off: 100"},
     {NULL},
 };
 static const struct gr_opt import_opts[] = {

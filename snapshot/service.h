@@ -19,8 +19,9 @@
  *   datastore.rescan {"name"} another host made it grow → as datastore.info
  *   disk.create {"disk","size","provision"?:"thin|thick|eager"} → as disk.info
  *   disk.list {"path"?: "DS" or "DS/DIR"} → [{"disk","size","used","provision","snapshots","owner","uuid"}]
- *   disk.info {"disk"} → {"disk","size","used","physical-block","read-only","removable","provision","uuid","id","snapshots","owner","owner-self","parent","mtime"}
- *   disk.set {"disk","read-only"?,"removable"?} → as disk.info: how it shows itself as a LUN; initiators are told by UNIT ATTENTION
+ *   disk.info {"disk"} → {"disk","size","used","physical-block","read-only","removable","iops","bandwidth","burst-ms","provision","uuid","id","snapshots","owner","owner-self","parent","mtime"}
+ *   disk.set {"disk","read-only"?,"removable"?,"iops"?,"bandwidth"?,"burst-ms"?} → as disk.info: how it shows itself as a LUN
+ *            (initiators are told by UNIT ATTENTION), and its limits (a second; 0: none)
  *   disk.resize {"disk","size","shrink"?} → as disk.info      disk.delete {"disk"}      disk.release {"disk"}
  *   disk.checkpoint {"disk"} makes all that is known of it readable for readers of the datastore elsewhere
  *   disk.import {"disk","file","format"?:"raw|vmdk","extents"?:[…],"provision"?} parts {"done","total"} → as disk.info

@@ -48,9 +48,10 @@ json_t *snap_disk_row(struct snap_ds *ds, const char *path, const struct vmfs_st
     char uuid[37];
     gr_auto_free char *disk = gr_asprintf("%s/%s", ds->name, path);
     gr_uuid_format(st->uuid, uuid);
-    json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:b,s:b,s:s,s:s,s:I,s:i,s:s,s:I}", "disk", disk ? disk : path, "size", (json_int_t)st->size, "used",
-                          (json_int_t)st->used, "physical-block", (json_int_t)st->physical_block, "read-only", st->lun_flags & VMFS_LUN_READ_ONLY,
-                          "removable", st->lun_flags & VMFS_LUN_REMOVABLE, "provision", (unsigned)st->provision < 3 ? provision_names[st->provision] : "unknown", "uuid",
+    json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:b,s:b,s:I,s:I,s:I,s:s,s:s,s:I,s:i,s:s,s:I}", "disk", disk ? disk : path, "size", (json_int_t)st->size, "used",
+                          (json_int_t)st->used, "physical-block", (json_int_t)st->physical_block, "read-only", st->lun.flags & VMFS_LUN_READ_ONLY,
+                          "removable", st->lun.flags & VMFS_LUN_REMOVABLE, "iops", (json_int_t)st->lun.iops, "bandwidth",
+                          (json_int_t)st->lun.bytes_per_s, "burst-ms", (json_int_t)st->lun.burst_ms, "provision", (unsigned)st->provision < 3 ? provision_names[st->provision] : "unknown", "uuid",
                           uuid, "id", (json_int_t)st->id, "snapshots", (int)st->n_snapshots, "parent", st->parent, "mtime",
                           (json_int_t)st->mtime_s);
     if (o)
@@ -342,6 +343,24 @@ static int take_flag(struct snap_op *op, const char *key, uint32_t bit, uint32_t
     return r;
 }
 
+static int take_limits(struct snap_op *op, struct vmfs_lun *lun)
+{
+    uint64_t iops = lun->iops, bytes = lun->bytes_per_s, burst = lun->burst_ms;
+    int r = gr_json_opt_u64(op->params, "iops", &iops, op->err);
+    if (r == 0)
+        r = gr_json_opt_u64(op->params, "bandwidth", &bytes, op->err);
+    if (r == 0)
+        r = gr_json_opt_u64(op->params, "burst-ms", &burst, op->err);
+    if (r < 0)
+        return r;
+    if (iops > 1000000000 || bytes > 1ull << 50 || (bytes && bytes < 4096) || burst > 3600000)
+        return gr_fail(op->err, -GR_EUSAGE, "a limit is at most 10^9 commands, and from 4096 to 2^50 bytes, a second; what is saved up, an hour");
+    lun->iops = (uint32_t)iops;
+    lun->bytes_per_s = bytes;
+    lun->burst_ms = (uint32_t)burst;
+    return 0;
+}
+
 static int op_set(struct snap_op *op)
 {
     struct snap_path p;
@@ -353,12 +372,14 @@ static int op_set(struct snap_op *op)
     if (r < 0)
         return r;
     vmfs_disk_stat(d.h->disk, &st);
-    uint32_t flags = st.lun_flags;
-    r = take_flag(op, "read-only", VMFS_LUN_READ_ONLY, &flags);
+    struct vmfs_lun lun = st.lun;
+    r = take_flag(op, "read-only", VMFS_LUN_READ_ONLY, &lun.flags);
     if (r == 0)
-        r = take_flag(op, "removable", VMFS_LUN_REMOVABLE, &flags);
-    if (r == 0 && flags != st.lun_flags)
-        r = vmfs_set_lun_flags(d.h->disk, flags, op->err);
+        r = take_flag(op, "removable", VMFS_LUN_REMOVABLE, &lun.flags);
+    if (r == 0)
+        r = take_limits(op, &lun);
+    if (r == 0)
+        r = vmfs_set_lun(d.h->disk, &lun, op->err);
     if (r == 0)
         r = result_disk(op, &d);
     snap_disk_put(&d);

@@ -236,9 +236,11 @@ static int disk_geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
     struct vmfs_disk *d = gr_container_of(bdev, struct vmfs_disk, bdev);
     if (d->gone || !d->o)
         return -GR_EFENCED;
+    struct vmfs_lun lun = vobj_lun(d->o);
     *ret = (struct gr_geometry){ .size = d->o->ino.size, .logical_block = 512, .physical_block = vobj_physical_block(d->o), .unmap_granule = VMFS_PIECE,
                                  .optimal_io = VMFS_BLOCK, .atomic_bytes = 1u << 20, .thin = true,
-                                 .read_only = vobj_lun_flags(d->o) & VMFS_LUN_READ_ONLY, .removable = vobj_lun_flags(d->o) & VMFS_LUN_REMOVABLE };
+                                 .read_only = lun.flags & VMFS_LUN_READ_ONLY, .removable = lun.flags & VMFS_LUN_REMOVABLE,
+                                 .limit_iops = lun.iops, .limit_bytes = lun.bytes_per_s, .limit_burst_ms = lun.burst_ms };
     memcpy(ret->uuid, d->o->ino.uuid, 16);
     return 0;
 }
@@ -294,10 +296,12 @@ static int attr_set(struct gr_bdev *bdev, const char *key, const void *val, size
     return r;
 }
 
-int vmfs_set_lun_flags(struct vmfs_disk *d, uint32_t flags, struct gr_err *err)
+int vmfs_set_lun(struct vmfs_disk *d, const struct vmfs_lun *lun, struct gr_err *err)
 {
-    gr_le32 val = gr_le32_of(flags);
-    int r = attr_set(&d->bdev, VMFS_ATTR_LUN, &val, flags ? sizeof val : 0, err);
+    struct vmfs_lun_disk val = { .flags = gr_le32_of(lun->flags), .iops = gr_le32_of(lun->iops), .bytes_per_s = gr_le64_of(lun->bytes_per_s),
+                                 .burst_ms = gr_le32_of(lun->burst_ms) };
+    bool any = lun->flags || lun->iops || lun->bytes_per_s;
+    int r = attr_set(&d->bdev, VMFS_ATTR_LUN, &val, any ? sizeof val : 0, err);
     if (r == 0)
         gr_bdev_event(&d->bdev, GR_EVENT_PRESENTED);
     return r;

@@ -237,12 +237,20 @@ struct vmfs_bookmark_disk {
     char name[];
 } __attribute__((packed));
 /* Keys are the owners' (reservations, incarnations …). The volume itself knows two: "physical-block", a gr_le32 of 512 for a disk that
- * reports 512-byte physical blocks (absent: 4096), and "lun", a gr_le32 of enum vmfs_lun_flags (absent: 0). */
+ * reports 512-byte physical blocks (absent: 4096), and "lun", a struct vmfs_lun_disk (absent: zeros). */
 struct vmfs_attr_disk {
     gr_le16 key_len, reserved;
     gr_le32 val_len;
     char bytes[]; /* key, value */
 } __attribute__((packed));
+
+struct vmfs_lun_disk {
+    gr_le32 flags;     /* enum vmfs_lun_flags */
+    gr_le32 iops;      /* limits; 0: none */
+    gr_le64 bytes_per_s;
+    gr_le32 burst_ms, reserved;
+} __attribute__((packed));
+GR_SIZE(struct vmfs_lun_disk, 24);
 
 /* Interior node (VMFS_T_NODE, one unit): header (reserved = level), then VMFS_FANOUT pointers.
  * Leaf (VMFS_T_LEAF, 1..9 units): header, tag[VMFS_FANOUT], then one payload per block whose tag is not EMPTY:

@@ -529,9 +529,9 @@ int vobj_attr_put(struct vobj *o, const char *key, size_t key_len, const void *v
 #define VMFS_ATTR_PHYSICAL "physical-block"
 uint32_t vobj_physical_block(const struct vobj *o);
 int vobj_set_physical_block(struct vobj *o, uint32_t bytes);
-/* How the disk shows itself as a logical unit: enum vmfs_lun_flags. */
+/* How the disk shows itself as a logical unit. */
 #define VMFS_ATTR_LUN "lun"
-uint32_t vobj_lun_flags(const struct vobj *o);
+struct vmfs_lun vobj_lun(const struct vobj *o);
 struct vbookmark *vobj_bookmark_named(struct vobj *o, const char *name);
 
 /* ---------- record.c: make, apply, replay ---------- */

@@ -98,9 +98,14 @@ uint32_t vobj_physical_block(const struct vobj *o)
     return attr_u32(o, VMFS_ATTR_PHYSICAL) == 512 ? 512 : VMFS_PIECE;
 }
 
-uint32_t vobj_lun_flags(const struct vobj *o)
+struct vmfs_lun vobj_lun(const struct vobj *o)
 {
-    return attr_u32(o, VMFS_ATTR_LUN);
+    for (size_t i = 0; i < o->n_attrs; i++)
+        if (strcmp(o->attrs[i].key, VMFS_ATTR_LUN) == 0 && o->attrs[i].len == sizeof(struct vmfs_lun_disk)) {
+            const struct vmfs_lun_disk *l = (const void *)o->attrs[i].val;
+            return (struct vmfs_lun){ gr_le32_get(l->flags), gr_le32_get(l->iops), gr_le64_get(l->bytes_per_s), gr_le32_get(l->burst_ms) };
+        }
+    return (struct vmfs_lun){ 0 };
 }
 
 int vobj_set_physical_block(struct vobj *o, uint32_t bytes)
@@ -113,7 +118,7 @@ void vobj_stat(struct vobj *o, struct vmfs_stat *ret)
 {
     *ret = (struct vmfs_stat){ .type = (enum vmfs_type)o->ino.type, .id = o->id, .size = o->ino.size, .used = o->ino.used_units * VMFS_UNIT,
                                .provision = (enum vmfs_provision)o->ino.provision, .physical_block = vobj_physical_block(o),
-                               .lun_flags = vobj_lun_flags(o), .mtime_s = o->ino.mtime_s, .n_snapshots = o->ino.n_snapshots, .owner_slot = -1 };
+                               .lun = vobj_lun(o), .mtime_s = o->ino.mtime_s, .n_snapshots = o->ino.n_snapshots, .owner_slot = -1 };
     memcpy(ret->uuid, o->ino.uuid, 16);
     if (o->origin_object)
         snprintf(ret->parent, sizeof ret->parent, "object %llu snapshot %llu", (unsigned long long)o->origin_object,

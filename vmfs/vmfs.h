@@ -104,6 +104,12 @@ void vmfs_stats(const struct vmfs *v, struct vmfs_stats *ret); /* any context */
 /* ---- namespace: paths inside the volume, '/'-separated, no leading slash needed; "" is the root ---- */
 enum vmfs_type { VMFS_DIR = 1, VMFS_FILE = 2, VMFS_DISK = 3 };
 enum vmfs_provision { VMFS_THIN = 0, VMFS_THICK = 1, VMFS_EAGER = 2 };
+enum vmfs_lun_flags { VMFS_LUN_READ_ONLY = 1, VMFS_LUN_REMOVABLE = 2 };
+struct vmfs_lun {
+    uint32_t flags, iops; /* commands a second; 0: no limit */
+    uint64_t bytes_per_s; /* 0: no limit */
+    uint32_t burst_ms;    /* how much of a limit may be saved up; 0: the server's default */
+};
 struct vmfs_stat {
     enum vmfs_type type;
     uint64_t id;         /* object id (inode number) */
@@ -112,7 +118,7 @@ struct vmfs_stat {
     uint64_t used;       /* bytes of space the object holds (its own map and metadata), as of the owner's last checkpoint or now if ours */
     enum vmfs_provision provision;
     uint32_t physical_block; /* disks: bytes, as initiators are told */
-    uint32_t lun_flags;      /* disks: enum vmfs_lun_flags */
+    struct vmfs_lun lun;     /* disks */
     int64_t mtime_s;
     unsigned n_snapshots;
     int owner_slot;      /* -1: nobody */
@@ -148,8 +154,7 @@ struct vmfs *vmfs_disk_volume(struct vmfs_disk *d);
 /* Grow or shrink (shrink refuses unless @shrink). Durable before it returns; GR_EVENT_RESIZED. */
 int vmfs_resize(struct vmfs_disk *d, uint64_t size, bool shrink, struct gr_err *err);
 /* How the disk shows itself as a logical unit, on every host. Durable before it returns; GR_EVENT_PRESENTED. */
-enum vmfs_lun_flags { VMFS_LUN_READ_ONLY = 1, VMFS_LUN_REMOVABLE = 2 };
-int vmfs_set_lun_flags(struct vmfs_disk *d, uint32_t flags, struct gr_err *err);
+int vmfs_set_lun(struct vmfs_disk *d, const struct vmfs_lun *lun, struct gr_err *err);
 /* Whole small files (configuration): read at most @max bytes into new memory; replace atomically. */
 int vmfs_file_read(struct vmfs *v, const char *path, size_t max, void **ret, size_t *ret_len, struct gr_err *err);
 int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t len, struct gr_err *err);

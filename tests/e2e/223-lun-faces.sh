@@ -17,7 +17,7 @@ TUR=000000000000 EJECT=1b0000000200 LOAD=1b0000000300
 run_check granary datastore create ds "$T/ds.img" --size 2G
 for d in ro cd wipe; do run_check granary disk create ds/$d --size 256M; done
 run_mustfail 2 'say on or off' granary disk set ds/ro --read-only yes
-run_mustfail 2 'read-only or --removable' granary disk set ds/ro
+run_mustfail 2 'say what to set' granary disk set ds/ro
 run_mustfail 1 'ds/none' granary disk set ds/none --read-only on
 
 # --- read-only: writes are refused by both protocols; snapshots are not writes; it outlives the daemon, and a clone is not

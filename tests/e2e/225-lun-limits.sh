@@ -1,0 +1,68 @@
+#!/bin/bash
+# Limits of a disk: commands and bytes a second are kept within 3 %, bursts are bounded, changes take hold under load without an error,
+# other disks do not notice, and they outlive the daemon.
+. "$(dirname "$0")/lib.sh"
+requires jq
+load=$BUILD/tests/bench/iscsi_load
+[ -x "$load" ] || skip "needs $load (make tools)"
+run_check granary datastore create ds "$T/ds.img" --size 512M
+for d in a b; do run_check granary disk create ds/$d --size 64M; done
+run_mustfail 2 'say a number or off' granary disk set ds/a --iops many
+run_mustfail 2 'say a size or off' granary disk set ds/a --bandwidth fast
+run_mustfail 2 '4096 to' granary disk set ds/a --bandwidth 100
+run_check granary disk set ds/a --iops 2000 --burst 10 --json
+check 'it is set' jq -e '.iops == 2000 and .bandwidth == 0 and ."burst-ms" == 10' "$T/out"
+run_check granary up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+portal=$(granary lun list --json | jq -er '.[0]."iscsi-url"' | cut -d/ -f3)
+rate() { # DISK ARG...: commands a second
+    local disk=$1; shift
+    "$load" "$portal" "iqn.2026-11.local.granary:ds:$disk" --size 32M "$@" | tee "$T/load.$disk" | sed 's/.*"iops":\([0-9]*\).*/\1/'
+}
+within() { # VALUE WANTED
+    awk -v v="$1" -v w="$2" 'BEGIN { exit !(v > w * 0.97 && v < w * 1.03) }'
+}
+got=$(rate a --rw randwrite --bs 4K --depth 32 --time 3)
+check "2000 commands a second ($got)" within "$got" 2000
+check 'without an error' grep -q '"errors":0' "$T/load.a"
+got=$(rate a --rw randread --bs 4K --depth 8 --conns 4 --time 3)
+check "by all connections together ($got)" within "$got" 2000
+echo "# limit 2000: $got by four connections"
+run_check granary disk set ds/a --iops off --bandwidth 20M
+got=$(rate a --rw write --bs 64K --depth 16 --time 3)
+check "20 MiB a second ($got)" within "$got" 320
+
+# both at once: the tighter one counts; another disk goes on as fast as it can
+run_check granary disk set ds/a --iops 100
+start slow "$load" "$portal" iqn.2026-11.local.granary:ds:a --size 32M --rw randread --bs 4K --depth 32 --time 3
+free=$(rate b --rw randread --bs 4K --depth 16 --time 2)
+check "another disk does not notice ($free)" [ "$free" -gt 3000 ]
+echo "# another disk beside it: $free"
+wait_for 10 grep -q iops "$T/slow.log"
+check 'the tighter limit' within "$(sed 's/.*"iops":\([0-9]*\).*/\1/' "$T/slow.log")" 100
+
+# what is saved up: 500 ms of 1000 a second
+run_check granary disk set ds/a --bandwidth off --iops 1000 --burst 500
+got=$(rate a --rw randread --bs 4K --depth 32 --time 2)
+check "a burst on top ($got)" within "$got" 1250
+
+# changed under load: held up for minutes by one limit, then free at once
+run_check granary disk set ds/a --iops 1 --burst 1
+start held "$load" "$portal" iqn.2026-11.local.granary:ds:a --size 32M --rw randread --bs 4K --depth 32 --time 4
+sleep 1.5
+run_check granary disk set ds/a --iops off
+wait_for 10 grep -q iops "$T/held.log"
+check 'it ran free' [ "$(sed 's/.*"iops":\([0-9]*\).*/\1/' "$T/held.log")" -gt 1000 ]
+check 'without an error' grep -q '"errors":0' "$T/held.log"
+
+# cut while it is held up: nothing hangs
+run_check granary disk set ds/a --iops 1 --burst 1
+start cut "$load" "$portal" iqn.2026-11.local.granary:ds:a --size 32M --rw randwrite --bs 4K --depth 32 --time 30
+wait_for 5 sh -c 'granary session list --json | jq -e "length == 1 and .[0].depth > 10"'
+stop cut KILL
+wait_for 5 sh -c 'granary session list --json | jq -e "length == 0"'
+run_check granary down
+run_check granary up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+run_check granary disk info ds/a --json
+check 'it outlives the daemon' jq -e '.iops == 1' "$T/out"
+run_check granary down
+run_check granary datastore check ds

@@ -41,9 +41,7 @@ static void more(void *arg)
     uint64_t now = gr_loop_now_ns(lu->server->loop), wait = 0;
     while (l->waiters && !(wait = due(lu, now))) {
         struct tgt_task *t = l->waiters;
-        l->waiters = t->wait_next;
-        if (!l->waiters)
-            l->waiters_last = NULL;
+        tgt_queue_remove(&l->waiters, &l->waiters_last, t);
         t->waiting_limit = false;
         spend(lu, t, now);
         tgt_scsi_resume(t);
@@ -63,14 +61,9 @@ bool tgt_limit_pass(struct tgt_task *t)
         spend(lu, t, now);
         return true;
     }
-    t->waiting_limit = true;
-    t->wait_next = NULL;
     bool first = !l->waiters;
-    if (first)
-        l->waiters = t;
-    else
-        l->waiters_last->wait_next = t;
-    l->waiters_last = t;
+    t->waiting_limit = true;
+    tgt_queue_add(&l->waiters, &l->waiters_last, t);
     l->timer.fn = more;
     l->timer.arg = lu;
     if (first && gr_timer_arm(lu->server->loop, &l->timer, wait) < 0) {
@@ -83,18 +76,7 @@ bool tgt_limit_pass(struct tgt_task *t)
 void tgt_limit_leave(struct tgt_task *t)
 {
     struct tgt_limit *l = &t->lu->limit;
-    struct tgt_task *prev = NULL;
-    for (struct tgt_task *o = l->waiters; o; prev = o, o = o->wait_next) {
-        if (o != t)
-            continue;
-        if (prev)
-            prev->wait_next = t->wait_next;
-        else
-            l->waiters = t->wait_next;
-        if (l->waiters_last == t)
-            l->waiters_last = prev;
-        break;
-    }
+    tgt_queue_remove(&l->waiters, &l->waiters_last, t);
     t->waiting_limit = false;
     if (!l->waiters)
         gr_timer_cancel(t->lu->server->loop, &l->timer);

@@ -253,12 +253,7 @@ void tgt_scsi_fiber(struct tgt_task *t)
         t->sess->running--;
         t->state = TASK_WAIT;
         t->waiting_fiber = true;
-        t->wait_next = NULL;
-        if (s->fiber_waiters_last)
-            s->fiber_waiters_last->wait_next = t;
-        else
-            s->fiber_waiters = t;
-        s->fiber_waiters_last = t;
+        tgt_queue_add(&s->fiber_waiters, &s->fiber_waiters_last, t);
         return;
     }
     s->n_fibers++;
@@ -274,9 +269,7 @@ void tgt_fibers_retry(struct tgt_server *s)
 {
     while (s->fiber_waiters && s->n_fibers < TGT_FIBERS_MAX) {
         struct tgt_task *t = s->fiber_waiters;
-        s->fiber_waiters = t->wait_next;
-        if (!s->fiber_waiters)
-            s->fiber_waiters_last = NULL;
+        tgt_queue_remove(&s->fiber_waiters, &s->fiber_waiters_last, t);
         t->waiting_fiber = false;
         tgt_scsi_resume(t);
     }

@@ -63,7 +63,7 @@ int tgt_task_buf(struct tgt_task *t, uint32_t len)
     return 0;
 }
 
-static void queue(struct tgt_task **head, struct tgt_task **last, struct tgt_task *t)
+void tgt_queue_add(struct tgt_task **head, struct tgt_task **last, struct tgt_task *t)
 {
     t->wait_next = NULL;
     if (*last)
@@ -73,7 +73,7 @@ static void queue(struct tgt_task **head, struct tgt_task **last, struct tgt_tas
     *last = t;
 }
 
-static void unqueue(struct tgt_task **head, struct tgt_task **last, struct tgt_task *t)
+void tgt_queue_remove(struct tgt_task **head, struct tgt_task **last, struct tgt_task *t)
 {
     struct tgt_task *prev = NULL;
     for (struct tgt_task *o = *head; o; prev = o, o = o->wait_next) {
@@ -94,7 +94,7 @@ void tgt_task_wait_buf(struct tgt_task *t)
     struct tgt_server *s = t->sess->server;
     t->state = TASK_WAIT;
     t->waiting_buf = true;
-    queue(&s->buf_waiters, &s->buf_waiters_last, t);
+    tgt_queue_add(&s->buf_waiters, &s->buf_waiters_last, t);
 }
 
 static void data_progress(struct tgt_task *t);
@@ -116,7 +116,7 @@ void tgt_bufs_retry(struct tgt_server *s)
         if (collecting) {
             int r = tgt_task_buf(t, data_room(t));
             if (r == -EAGAIN) {
-                queue(&s->buf_waiters, &s->buf_waiters_last, t);
+                tgt_queue_add(&s->buf_waiters, &s->buf_waiters_last, t);
                 continue;
             }
             t->waiting_buf = false;
@@ -278,11 +278,11 @@ void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf)
         break;
     case TASK_WAIT:
         if (t->waiting_buf)
-            unqueue(&s->buf_waiters, &s->buf_waiters_last, t);
+            tgt_queue_remove(&s->buf_waiters, &s->buf_waiters_last, t);
         else if (t->waiting_limit)
             tgt_limit_leave(t);
         else if (t->waiting_fiber)
-            unqueue(&s->fiber_waiters, &s->fiber_waiters_last, t);
+            tgt_queue_remove(&s->fiber_waiters, &s->fiber_waiters_last, t);
         else
             tgt_range_end(&t->lu->ranges, &t->range);
         break;

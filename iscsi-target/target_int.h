@@ -325,6 +325,9 @@ void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf);
 void tgt_task_done(struct tgt_task *t);        /* the command has its status: answer */
 int tgt_task_buf(struct tgt_task *t, uint32_t len); /* 0; -EAGAIN: over the limit for now; -ENOMEM */
 void tgt_task_wait_buf(struct tgt_task *t);
+/* Queues of tasks that wait, by their wait_next. */
+void tgt_queue_add(struct tgt_task **head, struct tgt_task **last, struct tgt_task *t);
+void tgt_queue_remove(struct tgt_task **head, struct tgt_task **last, struct tgt_task *t); /* not there: nothing happens */
 void tgt_bufs_retry(struct tgt_server *s);
 void tgt_fibers_retry(struct tgt_server *s);
 /* ---- tmf.c ---- */

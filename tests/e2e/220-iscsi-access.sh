@@ -100,3 +100,15 @@ if [ -n "$address" ]; then
     in_ok $me "iscsi://127.0.0.1:$port/iqn.2026-11.local.granary:ds:b/0"
 fi
 run_check granary down
+
+# the same over IPv6
+if grep -qs '^0\{31\}1 ' /proc/net/if_inet6; then
+    run_check granary up --portal '[::1]:0' --mover 127.0.0.1:0
+    a=$(url_of ds/a)
+    check 'the URL has the address' [ "${a#iscsi://\[::1\]:}" != "$a" ]
+    in_ok $me "$a"
+    in_refused $other "$a"
+    run_check iscsi-ls -i $me "${a%/iqn*}"
+    check 'and so has the listing' grep -q 'ds:a Portal:\[::1\]' "$T/out"
+    run_check granary down
+fi

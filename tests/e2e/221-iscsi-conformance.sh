@@ -10,7 +10,7 @@ run_check granary disk create ds/512n --size 1025M --physical-block 512 # one Mi
 run_check granary disk create ds/512e --size 1025M
 run_check granary disk create ds/removable --size 1G
 run_check granary disk create ds/readonly --size 1G
-run_check granary disk create ds/sanitize --size 1G
+run_check granary disk create ds/sanitize --size 1536M
 run_check granary disk set ds/removable --removable on
 run_check granary up --portal 127.0.0.1:0 --multipath-portal 127.0.0.1:0 --mover 127.0.0.1:0
 second=$(granary status --json | jq -er '."multipath-portal"')

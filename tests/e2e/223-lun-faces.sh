@@ -15,7 +15,8 @@ scsi() { # EXPECTED DISK CDB [OPTION...]
 up() { run_check granary up --portal 127.0.0.1:0 --mover 127.0.0.1:0; }
 TUR=000000000000 EJECT=1b0000000200 LOAD=1b0000000300
 run_check granary datastore create ds "$T/ds.img" --size 2G
-for d in ro cd wipe; do run_check granary disk create ds/$d --size 256M; done
+for d in ro cd; do run_check granary disk create ds/$d --size 256M; done
+run_check granary disk create ds/wipe --size 512M
 run_mustfail 2 'say on or off' granary disk set ds/ro --read-only yes
 run_mustfail 2 'say what to set' granary disk set ds/ro
 run_mustfail 1 'ds/none' granary disk set ds/none --read-only on
@@ -38,7 +39,7 @@ check 'the mover too' nbdinfo --can write "$(url ds/ro nbd-url)"
 # --- removable
 run_check granary disk set ds/cd --removable on
 scsi 'good 0080*' ds/cd 120000002400 --in 36
-start hold "$BUILD/tests/bench/iscsi_load" "$(url ds/cd iscsi-url | cut -d/ -f3)" "$(url ds/cd iscsi-url | cut -d/ -f4)" --rw randread --bs 4K --depth 1 --time 3 --size 1M
+start hold "$BUILD/tests/bench/iscsi_load" "$(url ds/cd iscsi-url | cut -d/ -f3)" "$(url ds/cd iscsi-url | cut -d/ -f4)" --rw randread --bs 4K --depth 1 --time 60 --size 1M
 wait_for 5 sh -c 'granary session list --json | jq -e "length == 1"' # somebody stays, so that the medium does
 scsi good ds/cd $EJECT
 scsi 'sense 2/3a/00' ds/cd $TUR
@@ -57,7 +58,7 @@ scsi 'sense 5/2c/00' ds/wipe 48020000000000000000
 check 'the log says why' grep -q "shares blocks with its snapshot 'keep'" "$GRANARY_HOME/log/storaged.log"
 run_check granary snapshot delete ds/wipe@keep --settle
 { printf '\x01\x00\x00\x04'; printf 'WIPE'; } > "$T/pattern"
-scsi good ds/wipe 48810000000000000800 --out "$T/pattern" # IMMED, overwrite: 256 MiB at its pace
+scsi good ds/wipe 48810000000000000800 --out "$T/pattern" # IMMED, overwrite: 512 MiB at its pace
 scsi 'sense 2/04/1b' ds/wipe $TUR
 scsi 'sense 2/04/1b' ds/wipe 28000000000000000100 --in 512
 scsi 'good 70*' ds/wipe 030000001200 --in 18
@@ -67,7 +68,7 @@ scsi 'sense 2/04/1b' ds/wipe $TUR # it goes on
 tur_good() { [ "$("$send" "$(url ds/wipe iscsi-url)" $TUR)" = good ]; }
 wait_for 30 tur_good
 run_check qemu-img convert -f raw -O raw "$(url ds/wipe iscsi-url)" "$T/wiped"
-check 'the pattern is everywhere' cmp "$T/wiped" <(yes WIPE | tr -d '\n' | head -c 256M)
+check 'the pattern is everywhere' cmp "$T/wiped" <(yes WIPE | tr -d '\n' | head -c 512M)
 scsi good ds/wipe 48020000000000000000 # block erase
 run_check granary disk info ds/wipe --json
 check 'all space is given back' jq -e '.used < 1048576' "$T/out"

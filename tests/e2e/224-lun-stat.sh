@@ -10,7 +10,7 @@ run_check granary up --portal 127.0.0.1:0 --mover 127.0.0.1:0
 url=$(granary lun list ds/a --json | jq -er '.[0]."iscsi-url"')
 stat() { granary lun stat ds/a --json | jq "$@"; }
 check 'nothing yet' stat -e '.[0] | .reads == 0 and ."read-latency".count == 0 and ."read-latency".buckets == []'
-start user qemu-io -f raw -c 'write 0 1M' -c 'write 1M 64k' -c 'read 0 4k' -c 'read 4k 4k' -c 'sleep 4000' "$url"
+start user qemu-io -f raw -c 'write 0 1M' -c 'write 1M 64k' -c 'read 0 4k' -c 'read 4k 4k' -c 'sleep 60000' "$url"
 wait_for 5 sh -c 'granary session list --json | jq -e "any(.[]; .reads >= 2 and .\"read-latency\".count == .reads)"'
 check 'a session tells for itself' sh -c 'granary session list --json | jq -e ".[0] | .\"write-bytes\" == 1114112 and .\"write-latency\".\"p50-us\" > 0"'
 stop user

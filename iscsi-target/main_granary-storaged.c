@@ -8,6 +8,7 @@
 #include "common/cleanup.h"
 #include "common/daemon.h"
 #include "common/log.h"
+#include "iscsi-target/isns.h"
 #include "iscsi-target/portals.h"
 #include "snapshot/expose.h"
 #include <getopt.h>
@@ -19,7 +20,7 @@
 #define SHUTDOWN_MS 5000u      /* what initiators get to log out in */
 
 struct options {
-    const char *portal, *multipath, *mover, *log;
+    const char *portal, *multipath, *mover, *isns, *log;
     bool insecure, verbose;
     int ready_fd;
 };
@@ -32,6 +33,7 @@ struct daemon {
     char *pki_dir, *socket_path, *pid_path;
     struct snap_svc *svc;
     struct tgt_server *tgt;
+    struct tgt_isns *isns;
     struct mover_server *mover;
     struct gr_rpc_server *rpc;
     struct snap_exposures *exposures;
@@ -255,10 +257,11 @@ static int op_status(void *arg, struct gr_rpc_call *call, json_t *params, json_t
     struct mover_stats ms = {0};
     if (d->mover)
         mover_server_stats(d->mover, &ms);
-    *ret = json_pack("{s:s,s:i,s:I,s:s,s:s,s:s,s:s,s:s,s:i,s:i,s:b,s:o}", "program", "granary-storaged", "pid", (int)getpid(), "uptime",
+    *ret = json_pack("{s:s,s:i,s:I,s:s,s:s,s:s,s:s,s:s,s:s,s:i,s:i,s:i,s:b,s:o}", "program", "granary-storaged", "pid", (int)getpid(), "uptime",
                      (json_int_t)((gr_loop_now_ns(d->loop) - d->started_ns) / 1000000000ull), "engine",
                      gr_loop_engine(d->loop) == GR_ENGINE_URING ? "io_uring" : "synchronous", "portal", d->portal, "multipath-portal",
-                     d->multipath, "mover", d->mover_addr, "mover-security", d->o.insecure ? "none" : "tls", "sessions",
+                     d->multipath, "mover", d->mover_addr, "mover-security", d->o.insecure ? "none" : "tls", "isns", d->o.isns ? d->o.isns : "",
+                     "isns-targets", d->isns ? tgt_isns_registered(d->isns) : 0, "sessions",
                      (int)tgt_server_sessions(d->tgt, NULL), "mover-connections", (int)ms.connections, "insecure", d->o.insecure, "exposures",
                      snap_exposures_list(d->exposures));
     return *ret ? 0 : gr_fail(err, -ENOMEM, "out of memory for the answer");
@@ -333,6 +336,18 @@ static int start_service(struct daemon *d, struct gr_err *err)
     return r < 0 ? r : snap_svc_join_all(d->svc, err);
 }
 
+static int start_isns(struct daemon *d, struct gr_err *err)
+{
+    uint8_t uuid[16];
+    char text[37], entity[64];
+    int r = gr_home_host_uuid(d->home, uuid, err);
+    if (r < 0)
+        return r;
+    gr_uuid_format(uuid, text);
+    snprintf(entity, sizeof(entity), "granary-%s", text);
+    return tgt_isns_start(d->tgt, d->o.isns, entity, &d->isns, err);
+}
+
 static int serve_requests(struct daemon *d, struct gr_err *err)
 {
     int r = gr_rpc_server_new(d->loop, &d->rpc);
@@ -361,6 +376,8 @@ static int start_all(struct daemon *d, struct gr_err *err)
         r = tgt_portal_open(d->tgt, d->home, "portal", d->o.portal ? d->o.portal : TGT_PORTAL_DEFAULT, flags, d->portal, err);
     if (r == 0 && d->o.multipath)
         r = tgt_portal_open(d->tgt, d->home, "multipath-portal", d->o.multipath, flags | TGT_PORTAL_MULTIPATH, d->multipath, err);
+    if (r == 0 && d->o.isns)
+        r = start_isns(d, err);
     if (r == 0)
         r = start_mover(d, err);
     if (r == 0)
@@ -380,6 +397,7 @@ static int start_all(struct daemon *d, struct gr_err *err)
 static void stop_all(struct daemon *d)
 {
     gr_daemon_stopping();
+    tgt_isns_stop(gr_take(d->isns));
     if (d->tgt) {
         int cut = tgt_server_shutdown(d->tgt, SHUTDOWN_MS);
         if (cut > 0)
@@ -430,6 +448,7 @@ static int usage(FILE *f, int status)
           "options:\n"
           "  --portal HOST:PORT            iSCSI portal (default " TGT_PORTAL_DEFAULT "; port 0: any free one)\n"
           "  --multipath-portal HOST:PORT  a second portal that never redirects\n"
+          "  --isns HOST[:PORT]            register the targets with this iSNS server\n"
           "  --mover HOST:PORT             NBD data mover (default " TGT_MOVER_DEFAULT ", or any free port)\n"
           "  --insecure                    allow other addresses without access control, and the mover without TLS\n"
           "  --log FILE                    log to this file, not to standard error\n"
@@ -443,7 +462,7 @@ static int usage(FILE *f, int status)
 static int parse_options(int argc, char **argv, struct options *o)
 {
     static const struct option longs[] = {
-        {"portal", 1, NULL, 'p'},   {"multipath-portal", 1, NULL, 'm'}, {"mover", 1, NULL, 'n'}, {"insecure", 0, NULL, 'i'},
+        {"portal", 1, NULL, 'p'},   {"multipath-portal", 1, NULL, 'm'}, {"mover", 1, NULL, 'n'}, {"isns", 1, NULL, 's'}, {"insecure", 0, NULL, 'i'},
         {"ready-fd", 1, NULL, 'r'}, {"log", 1, NULL, 'l'},              {"verbose", 0, NULL, 'v'}, {"help", 0, NULL, 'h'},  {NULL, 0, NULL, 0},
     };
     uint64_t fd;
@@ -458,6 +477,9 @@ static int parse_options(int argc, char **argv, struct options *o)
             break;
         case 'n':
             o->mover = optarg;
+            break;
+        case 's':
+            o->isns = optarg;
             break;
         case 'i':
             o->insecure = true;

@@ -96,10 +96,10 @@ static int start(struct site *s, const char *program, const char *const *more, b
 /* An address that is not named is the one of last time: virtual machines that were left on look for their disks there. */
 static int start_storaged(struct site *s, struct gr_err *err)
 {
-    static const char *const valued[] = {"portal", "multipath-portal", "mover"};
-    static const char *const flags[] = {"--portal", "--multipath-portal", "--mover"};
+    static const char *const valued[] = {"portal", "multipath-portal", "mover", "isns"};
+    static const char *const flags[] = {"--portal", "--multipath-portal", "--mover", "--isns"};
     gr_auto_free char *log = gr_home_path(s->home, "log/storaged.log");
-    const char *args[12] = {"--log", log};
+    const char *args[14] = {"--log", log};
     json_t *last = NULL, *now = json_object();
     size_t n = 2;
     int r = now && log ? gr_home_load(s->home, LAST_UP, &last, err) : gr_fail(err, -ENOMEM, "out of memory");
@@ -107,7 +107,7 @@ static int start_storaged(struct site *s, struct gr_err *err)
         const char *v = gr_cmd_opt(s->c, valued[i]);
         if (!v)
             v = json_string_value(json_object_get(last, valued[i]));
-        if (!v)
+        if (!v || !strcmp(v, "off")) /* an iSNS server is no must */
             continue;
         args[n++] = flags[i];
         args[n++] = v;
@@ -135,6 +135,7 @@ static int bring_up(struct site *s, bool *ret_already, struct gr_err *err)
         r = check_same(s, status, "portal", err);
         r = r < 0 ? r : check_same(s, status, "multipath-portal", err);
         r = r < 0 ? r : check_same(s, status, "mover", err);
+        r = r < 0 ? r : check_same(s, status, "isns", err);
         json_decref(status);
     } else {
         r = start_storaged(s, err);
@@ -309,6 +310,7 @@ static int cmd_status(struct gr_cmd_ctx *c, struct gr_err *err)
 static const struct gr_opt up_opts[] = {
     {"portal", "HOST:PORT", "iSCSI portal (default 127.0.0.1:3260; port 0: any free one)"},
     {"multipath-portal", "HOST:PORT", "a second portal that never redirects, for dm-multipath"},
+    {"isns", "HOST[:PORT]", "register the targets with this iSNS server; off: with none any more"},
     {"mover", "HOST:PORT", "NBD data mover (default 127.0.0.1:10809, or any free port)"},
     {"insecure", NULL, "allow addresses beyond loopback without access control, and the mover without TLS"},
     {NULL},

@@ -35,6 +35,8 @@ static int super_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct g
         *ret = b.generation > a.generation ? b : a;
         return 0;
     }
+    if (ra == -GR_EVERSION || rb == -GR_EVERSION) /* even one: a newer Granary has begun to change the volume */
+        return gr_fail(err, -GR_EVERSION, "'%s': %s", v->dev[dev].bdev->name, ra == -GR_EVERSION ? ea.text : eb.text);
     if (ra == 0 || rb == 0) {
         vmfs_warn(v, "%s; the %s copy of the superblock is used", ra < 0 ? ea.text : eb.text, ra < 0 ? "second" : "first");
         *ret = ra == 0 ? a : b;
@@ -42,8 +44,6 @@ static int super_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct g
     }
     if ((ra == -GR_EFORMAT || ra == -GR_ERANGE) && (rb == -GR_EFORMAT || rb == -GR_ERANGE)) /* range: too small to have one there */
         return gr_fail(err, -GR_EFORMAT, "'%s' is not a Granary datastore", v->dev[dev].bdev->name);
-    if (ra == -GR_EVERSION || rb == -GR_EVERSION)
-        return gr_fail(err, -GR_EVERSION, "'%s': %s", v->dev[dev].bdev->name, ra == -GR_EVERSION ? ea.text : eb.text);
     return gr_fail(err, ra == -GR_EFORMAT ? rb : ra, "'%s': both superblocks are damaged: %s; %s", v->dev[dev].bdev->name, ea.text, eb.text);
 }
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Damaged devices: the second superblock is used with a warning; what cannot be used is refused, named, and left alone.
 . "$(dirname "$0")/lib.sh"
-requires jq
+requires jq python3
 unit() { # FILE UNIT: overwrite part of a 4 KiB unit
     printf 'this was a superblock' | dd of="$1" bs=1 seek=$(($2 * 4096 + ${3:-64})) conv=notrunc status=none
 }
@@ -38,6 +38,35 @@ check 'nothing is registered' jq -e '. == []' "$T/out"
 cp --sparse=always "$T/good.img" "$T/ds.img"
 truncate -s 200M "$T/ds.img"
 run_mustfail 5 'ds.img.*cut short' granary datastore join ds "$T/ds.img"
+
+# of another version, which one copy is enough to say: refused, and nothing is written
+newer() { # FILE UNIT: a superblock of version 99, sealed as a newer Granary would
+    python3 - "$1" "$2" << 'PY'
+import struct, sys
+def crc32c(data):
+    crc = 0xffffffff
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82f63b78 if crc & 1 else 0)
+    return crc ^ 0xffffffff
+with open(sys.argv[1], 'r+b') as f:
+    f.seek(int(sys.argv[2]) * 4096)
+    block = bytearray(f.read(4096))
+    block[6:8] = struct.pack('<H', 99)
+    block[56:60] = bytes(4)
+    block[56:60] = struct.pack('<I', crc32c(block))
+    f.seek(int(sys.argv[2]) * 4096)
+    f.write(block)
+PY
+}
+for copies in 1 4096 '1 4096'; do
+    cp --sparse=always "$T/good.img" "$T/ds.img"
+    for copy in $copies; do newer "$T/ds.img" "$copy"; done
+    cp --sparse=always "$T/ds.img" "$T/before.img"
+    run_mustfail 1 'ds.img.*version 99 is newer' granary datastore join ds "$T/ds.img"
+    cmp "$T/ds.img" "$T/before.img" || fail 'a device of another version was written to'
+done
 
 # no datastore at all; magic gone from both
 cp --sparse=always "$T/good.img" "$T/ds.img"

@@ -22,8 +22,9 @@ enum gr_op {
     GR_OP_COMPARE_WRITE, /* iov = len bytes to compare, iov2 = len bytes to write; atomic against everything on the range,
                             durable before done; -GR_EMISCOMPARE with miscompare_off set */
     GR_OP_EXTENTS,       /* describe [off, off+len): fills extents[0..n_extents), contiguous from off, at least one */
-    GR_OP_SCRUB,         /* overwrite with zeros, where it lies, all that is held for whole pieces of the range; the map and what changed
-                            since when stay as they are, so write or unmap it next. -EBUSY: shared. Optional (-EOPNOTSUPP) */
+    GR_OP_SCRUB,         /* overwrite with zeros, where it lies, all that is held for whole pieces of the range, durable before done; the
+                            map and what changed since when stay as they are, so write or unmap it next. -EBUSY: shared. -EAGAIN: a write
+                            came between, try again. Optional (-EOPNOTSUPP) */
     GR_OP_COPY,          /* copy len bytes from (copy_src, copy_src_off) to off by sharing where possible; same volume only,
                             else -EOPNOTSUPP: caller then reads and writes */
 };

@@ -5,7 +5,8 @@
 
 #define ATTR "sanitize"
 #define PIECE (1u << 20)         /* bytes of one write */
-#define EXTENTS 64u
+#define STEP (16u << 20)         /* bytes scrubbed, and flushed, at once */
+#define TRIES 100                /* of a scrub that a write through the mover crosses */
 #define LOOK_MS 100              /* how often a waiting command looks whether it was aborted */
 
 struct tgt_sanitize {
@@ -69,10 +70,16 @@ static bool told_to_stop(const struct tgt_sanitize *z)
 /* The old bytes go where they lie: a write may put the new ones elsewhere. */
 static int scrub(struct tgt_sanitize *z, uint64_t off, uint64_t len)
 {
-    struct gr_bio bio = {.op = GR_OP_SCRUB, .off = off, .len = len};
-    int r = gr_submit_wait(z->lu->chan, &bio);
-    if (r == -EOPNOTSUPP) /* a plain device writes in place */
-        r = z->rec.action == TGT_SANITIZE_OVERWRITE ? 0 : gr_pwrite(z->lu->chan, z->buf, len, off, 0);
+    int r = -EAGAIN;
+    for (int i = 0; r == -EAGAIN && i < TRIES; i++) {
+        struct gr_bio bio = {.op = GR_OP_SCRUB, .off = off, .len = len};
+        r = gr_submit_wait(z->lu->chan, &bio);
+    }
+    if (r != -EOPNOTSUPP || z->rec.action == TGT_SANITIZE_OVERWRITE)
+        return r == -EOPNOTSUPP ? 0 : r; /* a plain device writes in place */
+    r = 0;
+    for (uint64_t at = 0; !r && at < len; at += PIECE)
+        r = gr_pwrite(z->lu->chan, z->buf, GR_MIN((uint64_t)PIECE, len - at), off + at, GR_BIO_FUA);
     return r;
 }
 
@@ -86,7 +93,7 @@ static int overwrite(struct tgt_sanitize *z, uint64_t off, uint64_t len, bool fi
         uint64_t n = GR_MIN((uint64_t)PIECE, len - at);
         if (told_to_stop(z))
             return -GR_ECANCELED;
-        r = first ? scrub(z, off + at, n) : 0;
+        r = first && at % STEP == 0 ? scrub(z, off + at, GR_MIN((uint64_t)STEP, len - at)) : 0;
         if (!r && z->rec.action == TGT_SANITIZE_OVERWRITE)
             r = gr_pwrite(lu->chan, z->buf, n, off + at, 0);
         else if (!r && lu->geo.unmap_granule)
@@ -120,30 +127,30 @@ static int overwrite_all(struct tgt_sanitize *z)
     return r;
 }
 
+/* Bytes from @at on that are a hole; 0 when something is there, or the device cannot tell. */
+static uint64_t hole_at(const struct tgt_sanitize *z, uint64_t at)
+{
+    struct gr_extent e;
+    unsigned n = 0;
+    int r = gr_extents(z->lu->chan, at, z->lu->geo.size - at, NULL, &e, 1, &n);
+    return r == 0 && n && (e.flags & GR_EXTENT_HOLE) ? e.len : 0;
+}
+
+/* A step at a time, however splintered it is: what is a hole costs nothing. */
 static int erase(struct tgt_sanitize *z)
 {
-    struct tgt_lu *lu = z->lu;
-    uint64_t size = lu->geo.size, at = 0;
+    uint64_t size = z->lu->geo.size;
     int r = 0;
     fill(z, false);
-    while (!r && at < size) {
-        struct gr_extent e[EXTENTS];
-        unsigned n = 0;
-        r = gr_extents(lu->chan, at, size - at, NULL, e, EXTENTS, &n);
-        if (r == -EOPNOTSUPP) {
-            e[0] = (struct gr_extent){.off = at, .len = size - at};
-            n = 1;
-            r = 0;
-        }
-        for (unsigned i = 0; !r && i < n; i++) {
-            if (e[i].flags & GR_EXTENT_HOLE)
-                z->done += e[i].len;
-            else
-                r = overwrite(z, e[i].off, e[i].len, true);
-            at = e[i].off + e[i].len;
-        }
+    for (uint64_t at = 0; !r && at < size;) {
+        uint64_t hole = hole_at(z, at), n = hole ? hole : GR_MIN((uint64_t)STEP, size - at);
+        if (hole)
+            z->done += n;
+        else
+            r = overwrite(z, at, n, true);
+        at += n;
     }
-    return r ? r : gr_flush(lu->chan);
+    return r ? r : gr_flush(z->lu->chan);
 }
 
 static void range_held(struct tgt_range *r)

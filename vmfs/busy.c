@@ -95,6 +95,15 @@ uint32_t busy_set(struct vbusy *b, uint32_t first, uint32_t n, bool taken)
     return changed;
 }
 
+void busy_load(struct vbusy *b, const uint64_t *taken)
+{
+    for (uint32_t i = bits_next(taken, 0, b->n_units, true); i < b->n_units;) {
+        uint32_t end = bits_next(taken, i, b->n_units, false);
+        busy_set(b, i, end - i, true);
+        i = bits_next(taken, end, b->n_units, true);
+    }
+}
+
 bool busy_take_block(struct vbusy *b, uint32_t *ret)
 {
     uint32_t n = b->n_units / VMFS_BLOCK_PIECES;

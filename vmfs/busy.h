@@ -18,6 +18,8 @@ struct vbusy {
 /* All @n_units are free. 0 or -ENOMEM. */
 int busy_init(struct vbusy *b, uint32_t n_units);
 void busy_done(struct vbusy *b);
+/* What is set in @taken (bits for all units) is taken; right after busy_init(). */
+void busy_load(struct vbusy *b, const uint64_t *taken);
 /* Take (@taken) or give back units; the number that changed. */
 uint32_t busy_set(struct vbusy *b, uint32_t first, uint32_t n, bool taken);
 /* Take a free block. False: there is none. *ret: its first unit. */

@@ -197,6 +197,28 @@ static void flush(struct vmfs *v, struct gr_bio *bio)
         gr_bio_end(bio, r);
 }
 
+/* ---- scrub: sealed before it is admitted, for what is admitted must not wait for a checkpoint ---- */
+static void scrub_work(void *arg)
+{
+    struct gr_bio *bio = arg;
+    struct vmfs_disk *d = handle_of(bio->layer[0]);
+    int r = d->o ? journal_seal(d->o->v) : -GR_EFENCED;
+    if (r == 0 && (d->gone || !d->o)) /* it went while we waited */
+        r = -GR_EFENCED;
+    if (r < 0 || bio->len == 0)
+        gr_bio_end(bio, r);
+    else
+        change(d->o, bio);
+}
+
+static void scrub(struct gr_chan *ch, struct gr_bio *bio)
+{
+    bio->layer[0] = ch;
+    int r = gr_fiber_start(ch->loop, scrub_work, bio);
+    if (r < 0)
+        gr_bio_end(bio, r);
+}
+
 static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
 {
     struct vmfs_disk *d = handle_of(ch);
@@ -213,11 +235,13 @@ static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
     case GR_OP_UNMAP:
     case GR_OP_WRITE_ZEROES:
     case GR_OP_COMPARE_WRITE:
-    case GR_OP_SCRUB:
         if (bio->len == 0)
             gr_bio_end(bio, 0);
         else
             change(o, bio);
+        return;
+    case GR_OP_SCRUB:
+        scrub(ch, bio);
         return;
     case GR_OP_FLUSH:
         flush(o->v, bio);

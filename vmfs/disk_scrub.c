@@ -9,8 +9,8 @@ static int alone(const struct dop *op)
     return dop_late(op) || op->o->n_snaps || op->o->origin_object ? -EBUSY : op->o->v->fenced ? -GR_EFENCED : 0;
 }
 
-/* [sync] Where pieces [piece, end) of one leaf lie, whatever their state. -EAGAIN: not in memory, or too new to be overwritten there:
- * recovery would take it for torn. */
+/* [sync] Where pieces [piece, end) of one leaf lie, whatever their state. -EAGAIN: written after the seal, too new to be overwritten
+ * there: recovery would take it for torn. */
 static int places(const struct dop *op, uint64_t piece, uint64_t end, struct vmfs_run *runs, unsigned *ret_n)
 {
     struct mnode *leaf;
@@ -41,23 +41,24 @@ int disk_scrub(struct dop *op)
     uint64_t piece = op->range.first;
     struct vmfs_run *runs = gr_alloc(SCRUB_PIECES * sizeof *runs);
     uint8_t *zero = vunits_alloc(SCRUB_PIECES);
-    int r = runs && zero ? journal_seal(v) : -ENOMEM;
+    int r = runs && zero ? 0 : -ENOMEM;
     while (r == 0 && piece < op->range.end) {
         uint64_t end = GR_MIN(op->range.end, piece - piece % SCRUB_PIECES + SCRUB_PIECES);
         unsigned n = 0;
         r = mtree_load(op->o, &op->o->live, piece, NULL);
         if (r == 0)
             r = alone(op);
-        if (r == 0 && (r = places(op, piece, end, runs, &n)) == -EAGAIN) {
-            r = journal_seal(v);
-            continue;
-        }
+        if (r == 0)
+            r = places(op, piece, end, runs, &n);
         for (unsigned i = 0; r == 0 && i < n; i++)
             r = vdev_write(v, runs[i].addr, (uint32_t)runs[i].units, zero, 0);
         if (n)
             journal_data_written(v);
         piece = end;
     }
+    /* Before the map may let go of them: or a power cut keeps the records and loses the zeros, and nobody knows these units any more. */
+    if (r == 0)
+        r = vdev_flush(v);
     free(runs);
     free(zero);
     return r;

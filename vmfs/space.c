@@ -94,9 +94,7 @@ static int bitmap_load(struct vmfs *v, struct vregion *r, struct gr_err *err)
     free(b);
     if (rc < 0)
         return rc;
-    for (uint32_t i = 0; i < r->units; i++)
-        if (bits_get(r->used, i))
-            busy_set(&r->busy, i, 1, true);
+    busy_load(&r->busy, r->used);
     r->free_used = r->busy.free;
     return 0;
 }

@@ -96,6 +96,13 @@ static void against_a_model(void **state)
                 }
                 assert_int_equal(b.free, free);
                 assert_int_equal(b.free_blocks, whole_blocks(&m));
+                struct vbusy copy;
+                assert_int_equal(busy_init(&copy, UNITS), 0);
+                busy_load(&copy, b.units);
+                assert_int_equal(copy.free, free);
+                assert_int_equal(copy.free_blocks, b.free_blocks);
+                assert_memory_equal(copy.units, b.units, UNITS / 8);
+                busy_done(&copy);
             }
         }
         busy_done(&b);

@@ -12,7 +12,7 @@
 #define PORT "3205"
 #define LOOK_MS 3000u        /* how often it is looked whether there are other targets */
 #define REFRESH_NS 240000000000ull /* registered anew: servers forget after 10 minutes or more */
-#define TIMEOUT_MS 3000
+#define TIMEOUT_MS 5000       /* for a whole conversation, so that a server that drips holds nothing up */
 
 struct address { /* of a portal: IPv6, or IPv4 mapped into it */
     uint8_t ip[16];
@@ -26,6 +26,7 @@ struct talk {
     struct address portals[TGT_PORTALS];
     unsigned n_portals;
     bool off; /* take us off */
+    uint64_t deadline_ns;
     char text[200];
 };
 struct tgt_isns {
@@ -68,6 +69,13 @@ static bool reachable(struct address *a, const struct address *mine)
 }
 
 /* ---- the conversation (thread of the pool) ---- */
+static int left_ms(const struct talk *t)
+{
+    const struct gr_world *w = gr_world_real();
+    uint64_t now = w->mono_ns(w->arg);
+    return now < t->deadline_ns ? (int)((t->deadline_ns - now) / 1000000) + 1 : 0;
+}
+
 static int dial(struct talk *t, struct address *ret_mine)
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM}, *list = NULL;
@@ -86,7 +94,7 @@ static int dial(struct talk *t, struct address *ret_mine)
         struct pollfd p = {.fd = fd, .events = POLLOUT};
         int e = 0;
         socklen_t n = sizeof e;
-        if (!r && poll(&p, 1, TIMEOUT_MS) != 1)
+        if (!r && poll(&p, 1, left_ms(t)) != 1)
             r = -ETIMEDOUT;
         if (!r && (getsockopt(fd, SOL_SOCKET, SO_ERROR, &e, &n) < 0 || e))
             r = -(e ? e : errno);
@@ -97,11 +105,11 @@ static int dial(struct talk *t, struct address *ret_mine)
     return r < 0 ? r : gr_take_fd(&fd);
 }
 
-static int transfer(int fd, uint8_t *p, size_t len, bool out)
+static int transfer(const struct talk *t, int fd, uint8_t *p, size_t len, bool out)
 {
     while (len) {
         struct pollfd w = {.fd = fd, .events = out ? POLLOUT : POLLIN};
-        if (poll(&w, 1, TIMEOUT_MS) != 1)
+        if (poll(&w, 1, left_ms(t)) != 1)
             return -ETIMEDOUT;
         ssize_t n = out ? send(fd, p, len, MSG_NOSIGNAL) : recv(fd, p, len, 0);
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
@@ -117,12 +125,12 @@ static int transfer(int fd, uint8_t *p, size_t len, bool out)
 static int exchange(struct talk *t, int fd, struct tgt_isns_msg *m, uint16_t function, uint16_t transaction)
 {
     tgt_isns_end(m);
-    int r = transfer(fd, m->bytes, m->len, true);
+    int r = transfer(t, fd, m->bytes, m->len, true);
     if (!r)
-        r = transfer(fd, m->bytes, ISNS_HEADER, false);
+        r = transfer(t, fd, m->bytes, ISNS_HEADER, false);
     if (!r && (r = tgt_isns_payload(m->bytes)) >= 0) {
         m->len = ISNS_HEADER + (size_t)r;
-        r = transfer(fd, m->bytes + ISNS_HEADER, (size_t)r, false);
+        r = transfer(t, fd, m->bytes + ISNS_HEADER, (size_t)r, false);
     }
     if (r < 0)
         return r;
@@ -172,7 +180,9 @@ static int register_all(struct talk *t, int fd, const struct address *mine, stru
 static int talk_work(void *arg)
 {
     struct talk *t = arg;
+    const struct gr_world *w = gr_world_real();
     struct address mine;
+    t->deadline_ns = w->mono_ns(w->arg) + TIMEOUT_MS * 1000000ull;
     gr_auto_close int fd = dial(t, &mine);
     gr_auto_free struct tgt_isns_msg *m = gr_alloc(sizeof *m);
     if (fd < 0 || !m)

@@ -8,7 +8,8 @@
 static uint64_t bytes_of(const struct tgt_task *t)
 {
     bool reads = (t->cdb[0] & 0x1f) == 0x08;
-    return reads ? (uint64_t)tgt_cdb_blocks(t->cdb) << t->lu->shift : t->out_need;
+    uint64_t bytes = reads ? (uint64_t)tgt_cdb_blocks(t->cdb) << t->lu->shift : t->out_need;
+    return bytes > TGT_BUF_MAX ? 0 : GR_MIN(bytes, (uint64_t)t->edtl); /* one that names more is refused: it must not hold up others */
 }
 
 /* ns until the bucket that is used up to *@until takes something; 0: now. */
@@ -30,7 +31,7 @@ static void spend(struct tgt_lu *lu, const struct tgt_task *t, uint64_t now)
     struct tgt_limit *l = &lu->limit;
     if (lu->geo.limit_iops)
         l->ops_until = GR_MAX(l->ops_until, now) + 1000000000 / lu->geo.limit_iops;
-    if (lu->geo.limit_bytes) /* at most 2^32 bytes: no overflow */
+    if (lu->geo.limit_bytes)
         l->bytes_until = GR_MAX(l->bytes_until, now) + bytes_of(t) * 1000000000 / lu->geo.limit_bytes;
 }
 

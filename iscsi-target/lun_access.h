@@ -4,7 +4,8 @@
  *                                          "chap": {"user", "secret"}, "mutual": {"user", "secret"}}}}
  *
  * The entry of "ds1/web01" also rules its snapshots ("ds1/web01@x") unless they have their own; the entry "*" rules
- * everything that has none; "discovery" has the CHAP of discovery sessions (no disk has that name). A disk without ACL and CHAP is open to everybody on loopback only. */
+ * everything that has none; "discovery" has the CHAP of discovery sessions (no disk has that name). A disk without ACL and
+ * CHAP is open to everybody on loopback only. */
 #ifndef TGT_ACCESS_H
 #define TGT_ACCESS_H
 #include "common/err.h"

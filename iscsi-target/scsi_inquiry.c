@@ -134,7 +134,8 @@ static uint32_t page_limits(const struct tgt_lu *lu, uint8_t *p)
 static uint32_t page_characteristics(const struct tgt_lu *lu, uint8_t *p)
 {
     gr_put_be16(p + 4, lu->geo.rotational ? 7200 : 1);
-    p[7] = 0x50 | 0x03; /* WABEREQ, WACEREQ: reads after an erase give zeros; nominal form factor 2.5 inch or less is what initiators expect of a virtual disk */
+    p[7] = 0x50 | 0x03; /* WABEREQ, WACEREQ: reads after an erase give zeros; the form factor (2.5 inch or less) is what initiators
+                           expect of a virtual disk */
     return 60;
 }
 

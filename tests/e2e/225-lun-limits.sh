@@ -31,6 +31,13 @@ run_check granary disk set ds/a --iops off --bandwidth 20M
 got=$(rate a --rw write --bs 64K --depth 16 --time 3)
 check "20 MiB a second ($got)" within "$got" 320
 
+# a command that names two terabytes is refused, and not charged: whoever comes next does not wait for hours
+send=$BUILD/tests/tools/scsi_send
+run_check granary disk set ds/a --bandwidth 1M
+check 'it is refused' [ "$("$send" --in 4294967295 "iscsi://$portal/iqn.2026-11.local.granary:ds:a/0" 88000000000000000000ffffffff0000 | cut -d' ' -f1)" = sense ]
+run_check timeout 20 "$send" --in 512 "iscsi://$portal/iqn.2026-11.local.granary:ds:a/0" 28000000000000000100
+run_check granary disk set ds/a --bandwidth 20M
+
 # both at once: the tighter one counts; another disk goes on as fast as it can
 run_check granary disk set ds/a --iops 100
 start slow "$load" "$portal" iqn.2026-11.local.granary:ds:a --size 32M --rw randread --bs 4K --depth 32 --time 3

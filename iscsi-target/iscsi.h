@@ -92,6 +92,7 @@ enum tgt_tmf_response {
     TGT_TMF_DONE = 0,
     TGT_TMF_NO_TASK = 1,
     TGT_TMF_NO_LUN = 2,
+    TGT_TMF_ALLEGIANT = 3, /* its connection lives */
     TGT_TMF_NO_REASSIGN = 4,
     TGT_TMF_UNSUPPORTED = 5,
     TGT_TMF_REJECTED = 255,

@@ -91,9 +91,10 @@ static enum tgt_login_act identify(struct tgt_login *l)
         return fail(l, TGT_LOGIN_MISSING);
     if (target && !take_name(l->target, target))
         return fail(l, TGT_LOGIN_NOT_FOUND);
-    if (l->tsih)
-        return fail(l, TGT_LOGIN_NO_SESSION); /* one connection per session: nothing to add a connection to */
+    if (l->tsih && l->discovery)
+        return fail(l, TGT_LOGIN_NO_SESSION);
     tgt_nego_init(&l->nego, l->discovery);
+    l->nego.joining = l->tsih != 0;
     l->waiting = true;
     return TGT_ACT_ASK;
 }

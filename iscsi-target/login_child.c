@@ -170,6 +170,9 @@ static void ask(struct login_process *p, struct login_conn *c)
     memcpy(m->u.ask.initiator, c->login.initiator, sizeof m->u.ask.initiator);
     memcpy(m->u.ask.target, c->login.target, sizeof m->u.ask.target);
     m->u.ask.discovery = c->login.discovery;
+    memcpy(m->u.ask.isid, c->login.isid, TGT_ISID_LEN);
+    m->u.ask.tsih = c->login.tsih;
+    m->u.ask.cid = c->login.cid;
     m->u.ask.portal = c->portal;
     m->u.ask.loopback = c->loopback;
     memcpy(m->u.ask.address, c->address, sizeof c->address);

@@ -7,7 +7,7 @@
 #define TGT_LOGIN_IPC_H
 #include "iscsi-target/login.h"
 
-#define TGT_IPC_MAGIC 0x67726c32u /* changes with every change of this file */
+#define TGT_IPC_MAGIC 0x67726c33u /* changes with every change of this file */
 #define TGT_IPC_FD 3              /* where the login process finds its end */
 #define TGT_LIST_PIECE 8192u
 #define TGT_HAND_OVER_TEXT 8192u
@@ -40,6 +40,8 @@ struct tgt_msg {
         struct {
             char initiator[TGT_NAME_MAX + 1], target[TGT_NAME_MAX + 1];
             uint32_t discovery, portal, loopback;
+            uint8_t isid[TGT_ISID_LEN];
+            uint16_t tsih, cid; /* tsih: the session it wants to join, 0: a new one */
             char address[64]; /* peer, for messages */
             char local[64];   /* "host:port" that it reached: the TargetAddress of a listing */
         } ask;

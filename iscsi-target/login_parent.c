@@ -23,6 +23,8 @@
 struct slot {
     bool used, discovery, busy, approved, need_chap, authenticated, challenged;
     uint32_t gen, portal;
+    uint8_t isid[TGT_ISID_LEN];
+    uint16_t tsih, cid;
     bool open;
     char initiator[TGT_NAME_MAX + 1], target[TGT_NAME_MAX + 1], address[64], local[64];
     char disk[1024];
@@ -382,6 +384,13 @@ static void ask_fiber(void *arg)
         job_end(j);
         return;
     }
+    unsigned status = sl->tsih ? tgt_sess_joinable(s, lu, initiator, sl->isid, sl->tsih, sl->cid) : TGT_LOGIN_OK;
+    if (status) {
+        tgt_lu_user_put(lu);
+        send_asked(s->login, j, status, false, "", "");
+        job_end(j);
+        return;
+    }
     sl->lu = lu;
     memcpy(sl->disk, disk, sizeof disk);
     sl->need_chap = tgt_access_chap(s->access, disk, &secrets);
@@ -436,7 +445,7 @@ static void hand_over_fiber(void *arg)
     }
     struct tgt_lu *lu = gr_take(j->taken.lu);
     int r = s->stopping || lu->releasing ? gr_fail(&err, -GR_ELOCKED, "shutting down") : 0;
-    if (!r && s->n_sessions >= max)
+    if (!r && !j->taken.tsih && s->n_sessions >= max)
         r = gr_fail(&err, -ENOMEM, "%u sessions are logged in, no more are allowed", s->n_sessions);
     if (!r)
         r = tgt_lu_incarnation(lu, initiator, &err);
@@ -449,10 +458,14 @@ static void hand_over_fiber(void *arg)
     }
     struct tgt_sess_start st = {.fd = gr_take_fd(&j->fd), .lu = lu, .initiator = initiator, .address = j->msg.u.hand_over.address,
                                 .text = j->msg.u.hand_over.text, .text_len = j->msg.u.hand_over.text_len, .params = j->msg.u.hand_over.params,
-                                .flags = (uint8_t)j->msg.u.hand_over.flags, .cid = j->msg.u.hand_over.cid, .itt = j->msg.u.hand_over.itt,
+                                .flags = (uint8_t)j->msg.u.hand_over.flags, .cid = j->taken.cid, .tsih = j->taken.tsih, .itt = j->msg.u.hand_over.itt,
                                 .cmdsn = j->msg.u.hand_over.cmdsn, .statsn = j->msg.u.hand_over.statsn, .portal = j->taken.portal};
-    memcpy(st.isid, j->msg.u.hand_over.isid, TGT_ISID_LEN);
-    tgt_sess_new(s, &st);
+    memcpy(st.isid, j->taken.isid, TGT_ISID_LEN);
+    if (tgt_sess_login(s, &st) == -ENOENT) { /* the session it was to join has ended, or is full by now */
+        j->fd = st.fd;
+        refuse_login(j, TGT_LOGIN_NO_SESSION);
+        tgt_lu_user_put(lu);
+    }
     job_end(j);
 }
 
@@ -538,6 +551,9 @@ static bool on_ask(struct tgt_login_parent *p, struct slot *sl)
     sl->discovery = m->u.ask.discovery;
     sl->portal = m->u.ask.portal;
     sl->open = m->u.ask.loopback || (p->s->portals[sl->portal].flags & TGT_PORTAL_INSECURE);
+    sl->tsih = m->u.ask.tsih;
+    sl->cid = m->u.ask.cid;
+    memcpy(sl->isid, m->u.ask.isid, TGT_ISID_LEN);
     memcpy(sl->initiator, m->u.ask.initiator, sizeof sl->initiator);
     memcpy(sl->target, m->u.ask.target, sizeof sl->target);
     memcpy(sl->address, m->u.ask.address, sizeof sl->address);

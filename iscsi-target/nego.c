@@ -12,29 +12,30 @@ struct key {
     unsigned long ours;      /* our side of the negotiation */
     unsigned long dflt;
     bool not_in_discovery;   /* Irrelevant when SessionType=Discovery */
+    bool leading_only;       /* Irrelevant when a connection is added to a session */
 };
 #define F(name) offsetof(struct tgt_params, name)
 #define MAX24 16777215ul
 static const struct key keys[] = {
-    {"HeaderDigest", KIND_DIGEST, F(header_digest), 0, 1, 1, 0, false},
-    {"DataDigest", KIND_DIGEST, F(data_digest), 0, 1, 1, 0, false},
-    {"MaxConnections", KIND_MIN, F(max_connections), 1, 65535, 1, 1, true},
-    {"InitialR2T", KIND_OR, F(initial_r2t), 0, 1, 0, 1, true},
-    {"ImmediateData", KIND_AND, F(immediate_data), 0, 1, 1, 1, true},
-    {"MaxRecvDataSegmentLength", KIND_DECLARED, F(max_send_dsl), 512, MAX24, 0, 8192, false},
-    {"MaxBurstLength", KIND_MIN, F(max_burst), 512, MAX24, 1048576, 262144, true},
-    {"FirstBurstLength", KIND_MIN, F(first_burst), 512, MAX24, 262144, 65536, true},
-    {"DefaultTime2Wait", KIND_MAX, F(time2wait), 0, 3600, 0, 2, false},
-    {"DefaultTime2Retain", KIND_MIN, F(time2retain), 0, 3600, 0, 20, false},
-    {"MaxOutstandingR2T", KIND_MIN, F(max_outstanding_r2t), 1, 65535, 8, 1, true},
-    {"DataPDUInOrder", KIND_OR, F(data_pdu_in_order), 0, 1, 1, 1, true},
-    {"DataSequenceInOrder", KIND_OR, F(data_sequence_in_order), 0, 1, 1, 1, true},
-    {"ErrorRecoveryLevel", KIND_MIN, F(error_recovery_level), 0, 2, 0, 0, false},
-    {"iSCSIProtocolLevel", KIND_MIN, F(protocol_level), 0, 31, 1, 1, false},
-    {"IFMarker", KIND_FIXED_NO, 0, 0, 1, 0, 0, false}, /* markers: obsolete (RFC 7143 13.25) */
-    {"OFMarker", KIND_FIXED_NO, 0, 0, 1, 0, 0, false},
-    {"IFMarkInt", KIND_IRRELEVANT, 0, 0, 0, 0, 0, false},
-    {"OFMarkInt", KIND_IRRELEVANT, 0, 0, 0, 0, 0, false},
+    {"HeaderDigest", KIND_DIGEST, F(header_digest), 0, 1, 1, 0, false, false},
+    {"DataDigest", KIND_DIGEST, F(data_digest), 0, 1, 1, 0, false, false},
+    {"MaxConnections", KIND_MIN, F(max_connections), 1, 65535, 8, 1, true, true},
+    {"InitialR2T", KIND_OR, F(initial_r2t), 0, 1, 0, 1, true, true},
+    {"ImmediateData", KIND_AND, F(immediate_data), 0, 1, 1, 1, true, true},
+    {"MaxRecvDataSegmentLength", KIND_DECLARED, F(max_send_dsl), 512, MAX24, 0, 8192, false, false},
+    {"MaxBurstLength", KIND_MIN, F(max_burst), 512, MAX24, 1048576, 262144, true, true},
+    {"FirstBurstLength", KIND_MIN, F(first_burst), 512, MAX24, 262144, 65536, true, true},
+    {"DefaultTime2Wait", KIND_MAX, F(time2wait), 0, 3600, 0, 2, false, true},
+    {"DefaultTime2Retain", KIND_MIN, F(time2retain), 0, 3600, 20, 20, false, true},
+    {"MaxOutstandingR2T", KIND_MIN, F(max_outstanding_r2t), 1, 65535, 8, 1, true, true},
+    {"DataPDUInOrder", KIND_OR, F(data_pdu_in_order), 0, 1, 1, 1, true, true},
+    {"DataSequenceInOrder", KIND_OR, F(data_sequence_in_order), 0, 1, 1, 1, true, true},
+    {"ErrorRecoveryLevel", KIND_MIN, F(error_recovery_level), 0, 2, 2, 0, false, true},
+    {"iSCSIProtocolLevel", KIND_MIN, F(protocol_level), 0, 31, 1, 1, false, true},
+    {"IFMarker", KIND_FIXED_NO, 0, 0, 1, 0, 0, false, false}, /* markers: obsolete (RFC 7143 13.25) */
+    {"OFMarker", KIND_FIXED_NO, 0, 0, 1, 0, 0, false, false},
+    {"IFMarkInt", KIND_IRRELEVANT, 0, 0, 0, 0, 0, false, false},
+    {"OFMarkInt", KIND_IRRELEVANT, 0, 0, 0, 0, 0, false, false},
 };
 #define N_KEYS (sizeof keys / sizeof keys[0])
 
@@ -157,7 +158,7 @@ int tgt_nego_key(struct tgt_nego *n, const struct tgt_text_pair *pair, struct tg
         if (n->seen & 1ull << i)
             return -GR_EPROTO;
         n->seen |= 1ull << i;
-        if (n->discovery && keys[i].not_in_discovery) {
+        if ((n->discovery && keys[i].not_in_discovery) || (n->joining && keys[i].leading_only)) {
             tgt_text_add(out, pair->key, "Irrelevant");
             return 1;
         }

@@ -28,6 +28,7 @@ struct tgt_nego {
     uint64_t seen; /* bit per table row */
     bool declared; /* our MaxRecvDataSegmentLength was sent */
     bool discovery;
+    bool joining;  /* a connection more of a session whose keys are agreed */
 };
 void tgt_nego_init(struct tgt_nego *n, bool discovery);
 /* One pair from the initiator; the answer, if one is due, is appended to @out. 1: it was an operational key; 0: not ours;

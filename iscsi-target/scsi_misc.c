@@ -52,7 +52,7 @@ void tgt_run_release6(struct tgt_task *t)
 static bool removal_prevented(const struct tgt_lu *lu)
 {
     for (const struct tgt_sess *o = lu->server->sessions; o; o = o->next)
-        if (o->lu == lu && o->prevents && o->fd >= 0)
+        if (o->lu == lu && o->prevents && !o->ended)
             return true;
     return false;
 }

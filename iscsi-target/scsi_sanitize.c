@@ -337,7 +337,7 @@ void tgt_run_sanitize(struct tgt_task *t)
         tgt_check_code(t, r);
         return;
     }
-    while (!immediate && z->running && !t->aborted && t->sess->fd >= 0)
+    while (!immediate && z->running && !t->aborted && !t->sess->ended)
         (void)gr_fqueue_wait_ms(&z->ended, LOOK_MS);
     if (z->failed)
         tgt_check(t, TGT_SENSE_SANITIZE_FAILED);

@@ -16,10 +16,12 @@ struct tgt_task *tgt_task_find(struct tgt_sess *sess, uint32_t itt)
     return t;
 }
 
-static struct tgt_task *task_new(struct tgt_sess *sess)
+static struct tgt_task *task_new(struct tgt_conn *c)
 {
+    struct tgt_sess *sess = c->sess;
     struct tgt_task *t = sess->free_tasks;
-    const uint8_t *b = sess->rx_bhs;
+    const uint8_t *b = c->rx_bhs;
+    t->conn = c;
     sess->free_tasks = t->hash_next;
     sess->n_free--;
     t->flags = b[1];
@@ -30,6 +32,10 @@ static struct tgt_task *task_new(struct tgt_sess *sess)
     memcpy(t->cdb, b + 32, 16);
     t->lun_ok = !gr_get_be64(b + 8);
     t->counted = t->in_tx = t->aborted = t->waiting_buf = t->waiting_fiber = t->failed_early = t->unsolicited = t->in_fiber = false;
+    t->receiving = t->unsol_broken = t->answered = t->collapsed = t->separate = false;
+    t->unacked = (struct tgt_unacked){.is_task = true};
+    t->in_ring = 0;
+    t->base_sn = t->base_off = t->again_sn = t->again_end = t->snack_tag = 0;
     t->tmf = NULL;
     t->buf = NULL;
     t->cap = t->out_total = t->out_need = t->out_got = t->in_total = t->in_len = 0;
@@ -136,6 +142,14 @@ void tgt_bufs_retry(struct tgt_server *s)
 
 /* ---- end of a task ---- */
 
+/* Connections stopped reading because every task was in use. */
+static void wake_paused(struct tgt_sess *sess)
+{
+    for (struct tgt_conn *c = sess->conns; c; c = c->next)
+        if (c->paused)
+            tgt_tx_kick(c);
+}
+
 void tgt_task_release(struct tgt_task *t)
 {
     struct tgt_sess *sess = t->sess;
@@ -155,9 +169,11 @@ void tgt_task_release(struct tgt_task *t)
         sess->n_immediate--;
     t->counted = t->immediate = false;
     t->state = TASK_FREE;
+    t->conn = NULL;
     t->hash_next = sess->free_tasks;
     sess->free_tasks = t;
-    sess->n_free++;
+    if (!sess->n_free++)
+        wake_paused(sess);
     struct tgt_tmf_wait *tmf = gr_take(t->tmf);
     if (tmf)
         tgt_tmf_task_gone(tmf);
@@ -185,19 +201,21 @@ static void count(struct tgt_task *t)
     }
 }
 
-static void to_send(struct tgt_task *t)
+void tgt_task_to_send(struct tgt_task *t)
 {
-    struct tgt_sess *sess = t->sess;
+    struct tgt_conn *c = t->conn;
+    if (!c)
+        return; /* when it is reassigned */
     if (!t->in_tx) {
         t->in_tx = true;
         t->tx_next = NULL;
-        if (sess->tx_tasks_last)
-            sess->tx_tasks_last->tx_next = t;
+        if (c->tx_tasks_last)
+            c->tx_tasks_last->tx_next = t;
         else
-            sess->tx_tasks = t;
-        sess->tx_tasks_last = t;
+            c->tx_tasks = t;
+        c->tx_tasks_last = t;
     }
-    tgt_tx_kick(sess);
+    tgt_tx_kick(c);
 }
 
 void tgt_task_done(struct tgt_task *t)
@@ -208,7 +226,7 @@ void tgt_task_done(struct tgt_task *t)
     t->range.active = false;
     if (t->state == TASK_RUN)
         sess->running--;
-    if (t->aborted || sess->fd < 0) {
+    if (t->aborted || sess->ended) {
         sess->holds++;
         tgt_task_release(t);
         tgt_sess_unhold(sess);
@@ -216,7 +234,8 @@ void tgt_task_done(struct tgt_task *t)
     }
     count(t);
     t->state = TASK_REPLY;
-    to_send(t);
+    t->segment = t->conn ? t->conn->params.max_send_dsl : 0;
+    tgt_task_to_send(t);
 }
 
 static void held_remove(struct tgt_sess *sess, struct tgt_task *t)
@@ -228,21 +247,33 @@ static void held_remove(struct tgt_sess *sess, struct tgt_task *t)
         }
 }
 
-static void tx_remove(struct tgt_sess *sess, struct tgt_task *t)
+static void tx_remove(struct tgt_task *t)
 {
+    struct tgt_conn *c = t->conn;
     struct tgt_task *prev = NULL;
-    for (struct tgt_task *o = sess->tx_tasks; o; prev = o, o = o->tx_next) {
+    for (struct tgt_task *o = c->tx_tasks; o; prev = o, o = o->tx_next) {
         if (o != t)
             continue;
         if (prev)
             prev->tx_next = t->tx_next;
         else
-            sess->tx_tasks = t->tx_next;
-        if (sess->tx_tasks_last == t)
-            sess->tx_tasks_last = prev;
+            c->tx_tasks = t->tx_next;
+        if (c->tx_tasks_last == t)
+            c->tx_tasks_last = prev;
         break;
     }
     t->in_tx = false;
+}
+
+/* The rest of the segment being received for it is thrown away. */
+static void stop_receiving(struct tgt_task *t)
+{
+    t->receiving = false;
+    for (struct tgt_conn *c = t->sess->conns; c; c = c->next)
+        if (c->rx_task == t) {
+            c->rx_task = NULL;
+            c->rx_to = NULL;
+        }
 }
 
 /* Make it end without an answer. With the device it ends when the device answers; @tmf (NULL allowed) is told then. */
@@ -256,8 +287,8 @@ void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf)
     case TASK_FREE:
         return;
     case TASK_REPLY:
-        if (!t->in_tx)
-            return; /* its status is on its way */
+        if (t->answered || t->in_ring)
+            return; /* its status is on its way, or its data is */
         break;
     case TASK_RUN:
         t->aborted = true;
@@ -268,7 +299,7 @@ void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf)
             tgt_range_seal(&t->lu->ranges, &t->range);
         return;
     case TASK_HELD:
-        if (sess->fd >= 0) {
+        if (!sess->ended) {
             t->aborted = true; /* it stays until its turn, to consume its CmdSN */
             return;
         }
@@ -288,12 +319,26 @@ void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf)
         break;
     }
     if (t->in_tx)
-        tx_remove(sess, t);
-    if (sess->rx_task == t) {
-        sess->rx_task = NULL; /* the rest of its segment is thrown away */
-        sess->rx_to = NULL;
-    }
+        tx_remove(t);
+    stop_receiving(t);
     tgt_task_release(t);
+}
+
+/* Its connection has ended, and with it what was queued there. */
+void tgt_task_leave(struct tgt_task *t, enum tgt_leave how)
+{
+    struct tgt_sess *sess = t->sess;
+    t->conn = NULL;
+    t->receiving = false;
+    if (t->state == TASK_HELD && (how == LEAVE_KEEP || sess->ended)) {
+        held_remove(sess, t); /* not acknowledged: the initiator will send the command again */
+        tgt_task_release(t);
+    } else if (t->state == TASK_REPLY && (how == LEAVE_DROP || t->aborted)) {
+        tgt_task_release(t);
+    } else if (how == LEAVE_DROP) {
+        tgt_task_abort(t, NULL);
+    }
+    /* else it goes on, and waits to be reassigned when it has something to say */
 }
 
 /* ---- data from the initiator ---- */
@@ -301,11 +346,7 @@ void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf)
 /* Answer before the data is complete; what still comes is thrown away. */
 static void fail_early(struct tgt_task *t, uint32_t sense)
 {
-    struct tgt_sess *sess = t->sess;
-    if (sess->rx_task == t) {
-        sess->rx_task = NULL;
-        sess->rx_to = NULL;
-    }
+    stop_receiving(t);
     t->failed_early = true;
     if (t->state == TASK_HELD) {
         t->early = sense; /* answered in its turn */
@@ -326,16 +367,58 @@ static void data_progress(struct tgt_task *t)
     t->state = TASK_COLLECT;
     if (t->r2t_off < t->out_got)
         t->r2t_off = t->out_got;
-    to_send(t); /* R2Ts */
+    tgt_task_to_send(t); /* R2Ts */
+}
+
+/* Ask for the rest of a sequence under a new tag (recovery R2T, RFC 7143 7.1.4.3). */
+static void recover(struct tgt_task *t, struct tgt_r2t *r)
+{
+    *r = (struct tgt_r2t){.off = r->off + r->got, .len = r->len - r->got, .sn = t->r2tsn++, .due = true};
+    r->ttt = (uint32_t)t->index << 16 | (t->r2t_seq++ & 0xffffu);
+    tgt_task_to_send(t);
+}
+
+void tgt_task_resend_r2ts(struct tgt_task *t)
+{
+    for (unsigned i = 0; i < t->n_r2t; i++)
+        recover(t, &t->r2t[i]);
+    t->unsolicited = t->unsol_broken = false;
+    data_progress(t);
+}
+
+/* Data of a sequence is lost. With the last PDU of it the rest is asked for; until then what comes is thrown away. */
+static void lost(struct tgt_task *t, struct tgt_r2t *r, bool final)
+{
+    if (r) {
+        r->broken = true;
+        if (final)
+            recover(t, r);
+        return;
+    }
+    t->unsol_broken = true;
+    if (final) {
+        t->unsolicited = t->unsol_broken = false;
+        if (t->state != TASK_HELD)
+            data_progress(t);
+    }
+}
+
+static struct tgt_r2t *r2t_of(struct tgt_task *t, uint32_t ttt)
+{
+    for (unsigned i = 0; i < t->n_r2t; i++)
+        if (t->r2t[i].ttt == ttt)
+            return &t->r2t[i];
+    return NULL;
 }
 
 void tgt_task_segment(struct tgt_task *t)
 {
-    struct tgt_sess *sess = t->sess;
-    const uint8_t *b = sess->rx_bhs;
-    uint32_t len = sess->rx_len;
+    struct tgt_conn *c = t->conn;
+    const uint8_t *b = c->rx_bhs;
+    uint32_t len = c->rx_len;
     if (tgt_bhs_opcode(b) == TGT_OP_SCSI_CMD) {
         t->out_got = len;
+        t->receiving = false;
         if (t->state != TASK_HELD)
             data_progress(t);
         return;
@@ -346,12 +429,9 @@ void tgt_task_segment(struct tgt_task *t)
         t->out_got += len;
         t->unsolicited = !final;
     } else {
-        unsigned i = 0;
-        while (i < t->n_r2t && t->r2t[i].ttt != ttt)
-            i++;
-        if (i == t->n_r2t)
+        struct tgt_r2t *r = r2t_of(t, ttt);
+        if (!r)
             return;
-        struct tgt_r2t *r = &t->r2t[i];
         r->got += len;
         t->out_got += len;
         if (final != (r->got == r->len)) {
@@ -365,57 +445,74 @@ void tgt_task_segment(struct tgt_task *t)
         data_progress(t);
 }
 
-/* Which bytes of the task this Data-Out brings; false: it breaks the rules (RFC 7143 4.2.4.3, 11.7). */
-static bool data_out_ok(struct tgt_sess *sess, struct tgt_task *t)
+/* The segment's data digest was wrong: a command did not arrive, data is asked for again. */
+void tgt_task_segment_bad(struct tgt_conn *c)
 {
-    const uint8_t *b = sess->rx_bhs;
-    uint32_t ttt = tgt_bhs_ttt(b), sn = gr_get_be32(b + 36), off = gr_get_be32(b + 40), len = sess->rx_len;
-    if (ttt == TGT_TAG_NONE) {
-        if (!t->unsolicited || off != t->out_got || sn != t->unsol_datasn || len > t->unsol_limit - t->out_got)
-            return false;
-        t->unsol_datasn++;
-        return true;
+    struct tgt_task *t = gr_take(c->rx_task);
+    if (!t)
+        return;
+    if (tgt_bhs_opcode(c->rx_bhs) == TGT_OP_SCSI_CMD) {
+        if (t->state == TASK_HELD)
+            held_remove(t->sess, t);
+        tgt_task_release(t);
+        return;
     }
-    for (unsigned i = 0; i < t->n_r2t; i++) {
-        struct tgt_r2t *r = &t->r2t[i];
-        if (r->ttt != ttt)
-            continue;
-        if (off != r->off + r->got || sn != r->datasn || len > r->len - r->got)
-            return false;
-        r->datasn++;
-        return true;
-    }
-    return false;
+    lost(t, tgt_bhs_ttt(c->rx_bhs) == TGT_TAG_NONE ? NULL : r2t_of(t, tgt_bhs_ttt(c->rx_bhs)), c->rx_bhs[1] & TGT_FINAL);
 }
 
-void tgt_task_data_out(struct tgt_sess *sess)
+enum data_out { DATA_OK, DATA_SKIP, DATA_WRONG };
+
+/* What to do with this Data-Out (RFC 7143 4.2.4.3, 11.7). Numbers that jump mean loss, and are recovered from above level 0. */
+static enum data_out judge(const struct tgt_conn *c, struct tgt_task *t)
 {
-    struct tgt_task *t = tgt_task_find(sess, tgt_bhs_itt(sess->rx_bhs));
-    if (!t || (t->state != TASK_COLLECT && t->state != TASK_HELD) || t->failed_early || t->aborted || !t->buf) {
+    const uint8_t *b = c->rx_bhs;
+    uint32_t ttt = tgt_bhs_ttt(b), sn = gr_get_be32(b + 36), off = gr_get_be32(b + 40), len = c->rx_len;
+    struct tgt_r2t *r = ttt == TGT_TAG_NONE ? NULL : r2t_of(t, ttt);
+    bool recovers = c->params.error_recovery_level > 0, final = b[1] & TGT_FINAL;
+    if (ttt != TGT_TAG_NONE && !r)
+        return recovers ? DATA_SKIP : DATA_WRONG; /* of an R2T that another has replaced */
+    if (!r && !t->unsolicited)
+        return recovers ? DATA_SKIP : DATA_WRONG;
+    uint32_t *want = r ? &r->datasn : &t->unsol_datasn;
+    if (recovers && (sn != *want || (r ? r->broken : t->unsol_broken))) {
+        if (tgt_sn_lt(*want, sn) || final)
+            lost(t, r, final);
+        return DATA_SKIP;
+    }
+    if (sn != *want || off != (r ? r->off + r->got : t->out_got) || len > (r ? r->len - r->got : t->unsol_limit - t->out_got))
+        return DATA_WRONG;
+    ++*want;
+    return DATA_OK;
+}
+
+void tgt_task_data_out(struct tgt_conn *c)
+{
+    struct tgt_task *t = tgt_task_find(c->sess, tgt_bhs_itt(c->rx_bhs));
+    if (!t || t->conn != c || (t->state != TASK_COLLECT && t->state != TASK_HELD) || t->failed_early || t->aborted || !t->buf) {
         /* of a command already answered or aborted, or forged */
-        if (++sess->bad_data > TGT_BAD_DATA_MAX)
-            tgt_sess_close(sess, "it kept sending data that belongs to no command");
+        if (++c->bad_data > TGT_BAD_DATA_MAX)
+            tgt_sess_close(c->sess, "it kept sending data that belongs to no command");
         return;
     }
-    if (!data_out_ok(sess, t)) {
+    enum data_out what = judge(c, t);
+    uint32_t off = gr_get_be32(c->rx_bhs + 40);
+    if (what == DATA_OK && (c->rx_len > t->cap || off > t->cap - c->rx_len))
+        what = DATA_WRONG;
+    if (what == DATA_WRONG)
         fail_early(t, TGT_SENSE_DATA_PHASE);
+    if (what != DATA_OK)
         return;
-    }
-    uint32_t off = gr_get_be32(sess->rx_bhs + 40);
-    if (sess->rx_len > t->cap || off > t->cap - sess->rx_len) {
-        fail_early(t, TGT_SENSE_DATA_PHASE);
-        return;
-    }
-    sess->bad_data = 0;
-    sess->rx_task = t;
-    sess->rx_to = t->buf + off;
+    c->bad_data = 0;
+    c->rx_task = t;
+    c->rx_to = t->buf + off;
 }
 
 /* ---- a new command ---- */
 
-static void begin_write(struct tgt_sess *sess, struct tgt_task *t)
+static void begin_write(struct tgt_conn *c, struct tgt_task *t)
 {
-    uint32_t dsl = sess->rx_len;
+    struct tgt_sess *sess = c->sess;
+    uint32_t dsl = c->rx_len;
     bool writes = t->flags & TGT_CMD_WRITE, more = writes && !(t->flags & TGT_FINAL);
     if ((dsl && (!writes || !sess->params.immediate_data || dsl > t->edtl || dsl > sess->params.first_burst)) ||
         (more && sess->params.initial_r2t)) {
@@ -444,15 +541,15 @@ static void begin_write(struct tgt_sess *sess, struct tgt_task *t)
         return;
     }
     if (dsl) {
-        sess->rx_task = t;
-        sess->rx_to = t->buf;
+        c->rx_task = t;
+        c->rx_to = t->buf;
         return;
     }
     if (t->state != TASK_HELD)
         data_progress(t);
 }
 
-static void start(struct tgt_sess *sess, struct tgt_task *t, bool bad_ahs)
+static void start(struct tgt_conn *c, struct tgt_task *t, bool bad_ahs)
 {
     uint32_t sense = 0;
     t->cmd = tgt_scsi_lookup(t->cdb, &sense);
@@ -468,65 +565,84 @@ static void start(struct tgt_sess *sess, struct tgt_task *t, bool bad_ahs)
     }
     t->out_total = (uint32_t)total;
     t->out_need = t->flags & TGT_CMD_WRITE ? GR_MIN(t->out_total, t->edtl) : 0;
-    begin_write(sess, t);
+    begin_write(c, t);
 }
 
-void tgt_task_command(struct tgt_sess *sess, bool bad_ahs)
+static void hold(struct tgt_sess *sess, struct tgt_task *t)
 {
-    const uint8_t *b = sess->rx_bhs;
+    t->state = TASK_HELD;
+    t->wait_next = sess->held;
+    sess->held = t;
+}
+
+/* Its tag is in use. True: by a task whose answer the initiator must have, since it uses the tag again; it acknowledges that
+ * on another connection, or after one was lost. */
+static bool tag_freed(struct tgt_task *old)
+{
+    if (old->state != TASK_REPLY || !old->answered || old->in_ring || old->in_tx)
+        return false;
+    if (old->unacked.listed)
+        tgt_unacked_remove(old->conn, &old->unacked);
+    tgt_task_release(old);
+    return true;
+}
+
+void tgt_task_command(struct tgt_conn *c, bool bad_ahs)
+{
+    struct tgt_sess *sess = c->sess;
+    const uint8_t *b = c->rx_bhs;
     uint32_t itt = tgt_bhs_itt(b), ahead = tgt_bhs_cmdsn(b) - sess->expcmdsn;
     bool immediate = tgt_bhs_immediate(b);
     if (!immediate && ahead >= TGT_WINDOW - sess->outstanding)
-        return; /* outside the window: dropped in silence */
-    if (itt == TGT_TAG_NONE || tgt_task_find(sess, itt)) {
-        tgt_sess_reject(sess, b, itt == TGT_TAG_NONE ? TGT_REJECT_INVALID : TGT_REJECT_TASK);
+        return; /* outside the window, or sent again although it had arrived: dropped in silence */
+    struct tgt_task *same = tgt_task_find(sess, itt);
+    if (same && same->state == TASK_HELD && same->cmdsn == tgt_bhs_cmdsn(b) && !immediate)
+        return; /* sent again */
+    if (itt == TGT_TAG_NONE || (same && !tag_freed(same))) {
+        tgt_conn_reject(c, b, itt == TGT_TAG_NONE ? TGT_REJECT_INVALID : TGT_REJECT_TASK);
         if (!immediate && !ahead)
             sess->expcmdsn++;
         return;
     }
     if (immediate && sess->n_immediate >= TGT_IMMEDIATE_MAX) {
-        tgt_sess_reject(sess, b, TGT_REJECT_IMMEDIATE);
+        tgt_conn_reject(c, b, TGT_REJECT_IMMEDIATE);
         return;
     }
-    struct tgt_task *t = task_new(sess);
+    struct tgt_task *t = task_new(c);
+    /* with a digest over its data it has arrived only when that is right: CmdSN moves then */
+    bool doubtful = !immediate && c->rx_len && c->params.data_digest && c->params.error_recovery_level;
     t->state = TASK_COLLECT;
-    t->began_ns = sess->heard_ns;
+    t->began_ns = c->heard_ns;
     if (immediate) {
         sess->n_immediate++;
     } else {
         t->counted = true;
         sess->outstanding++;
-        if (!ahead) {
+        if (ahead || doubtful)
+            hold(sess, t);
+        else
             sess->expcmdsn++;
-        } else {
-            t->state = TASK_HELD;
-            t->wait_next = sess->held;
-            sess->held = t;
-        }
     }
-    start(sess, t, bad_ahs);
+    t->receiving = doubtful;
+    start(c, t, bad_ahs);
 }
 
-void tgt_task_advance(struct tgt_sess *sess)
+bool tgt_task_advance(struct tgt_sess *sess)
 {
-    bool again = true;
-    while (again && sess->fd >= 0) {
-        again = false;
-        for (struct tgt_task **p = &sess->held; *p; p = &(*p)->wait_next) {
-            struct tgt_task *t = *p;
-            if (t->cmdsn != sess->expcmdsn)
-                continue;
-            *p = t->wait_next;
-            sess->expcmdsn++;
-            t->state = TASK_COLLECT;
-            if (t->aborted)
-                tgt_task_release(t);
-            else if (t->early)
-                tgt_check(t, t->early);
-            else if (sess->rx_task != t)
-                data_progress(t);
-            again = true;
-            break;
-        }
+    for (struct tgt_task **p = &sess->held; *p; p = &(*p)->wait_next) {
+        struct tgt_task *t = *p;
+        if (t->cmdsn != sess->expcmdsn || t->receiving)
+            continue;
+        *p = t->wait_next;
+        sess->expcmdsn++;
+        t->state = TASK_COLLECT;
+        if (t->aborted)
+            tgt_task_release(t);
+        else if (t->early)
+            tgt_check(t, t->early);
+        else if (!t->conn || t->conn->rx_task != t)
+            data_progress(t);
+        return true;
     }
+    return false;
 }

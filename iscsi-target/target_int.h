@@ -1,8 +1,11 @@
-/* What the files of iscsi-target/ share: server, logical unit, session (one connection each), task.
+/* What the files of iscsi-target/ share: server, logical unit, session, connection, task.
  *
- * Ownership: the server owns LUs and sessions; a session owns its tasks (a fixed array). A task whose device I/O is under way
- * when its session ends is an orphan: it keeps the session's memory and, for writes, its range lock until the device has
- * answered, so that a late duplicate cannot land behind a newer acknowledged write. */
+ * Ownership: the server owns LUs and sessions; a session owns its connections and its tasks (a fixed array). A task whose device
+ * I/O is under way when its session ends is an orphan: it keeps the session's memory and, for writes, its range lock until the
+ * device has answered, so that a late duplicate cannot land behind a newer acknowledged write.
+ *
+ * A task has allegiance to one connection (RFC 7143 4.2.2.5): its data and its answer travel there. At error recovery level 2 a
+ * connection that breaks leaves its tasks without one, until the initiator reassigns them or the time to retain is over. */
 #ifndef TGT_INTERNAL_H
 #define TGT_INTERNAL_H
 #include "iscsi-target/lun_access.h"
@@ -18,6 +21,11 @@
 #define TGT_IMMEDIATE_MAX 64u    /* immediate commands under way */
 #define TGT_MISC_MAX 64u         /* answers other than of commands (NOP, text, TMF, reject) not yet sent: then reading stops */
 #define TGT_R2T_MAX 8u           /* outstanding R2Ts of a task */
+#define TGT_CONNS_MAX 8u         /* connections of a session */
+#define TGT_HELD_MAX 16u         /* requests other than commands that wait for their CmdSN */
+#define TGT_HELD_BYTES 8192u     /* data of one of them */
+#define TGT_UNACKED_MAX 128u     /* answers of a session kept until acknowledged (error recovery level 1 and 2) */
+#define TGT_UNACKED_BYTES (16u << 20) /* their data, of a session */
 #define TGT_RX_BYTES (128u << 10)
 #define TGT_TX_PDUS 256u
 #define TGT_UA_MAX 8u
@@ -29,6 +37,7 @@
 
 struct tgt_task;
 struct tgt_sess;
+struct tgt_conn;
 struct tgt_lu;
 
 /* ---- ranges of a LU that are being read or written ---- */
@@ -62,23 +71,33 @@ void tgt_limit_changed(struct tgt_lu *lu);
 /* ---- task ---- */
 enum tgt_state {
     TASK_FREE,
-    TASK_HELD,    /* arrived ahead of its CmdSN */
+    TASK_HELD,    /* its CmdSN's turn has not come */
     TASK_COLLECT, /* data from the initiator is still to come */
     TASK_WAIT,    /* for a buffer, a range or a fiber */
     TASK_RUN,     /* with the device or a fiber */
     TASK_REPLY,   /* answer is being sent */
 };
 struct tgt_r2t {
-    uint32_t ttt, off, len, got, datasn;
+    uint32_t ttt, off, len, got, datasn, sn;
+    bool due;    /* to be sent, or sent again */
+    bool broken; /* a Data-Out of it was lost: what follows in the sequence is thrown away, the rest is asked for anew */
+};
+/* An answer that carries a StatSN, until ExpStatSN acknowledges it; part of a task or of a tgt_misc. */
+struct tgt_unacked {
+    struct tgt_unacked *next;
+    uint32_t statsn;
+    bool listed, is_task;
+    bool again;  /* asked for by a Status SNACK */
 };
 struct tgt_tmf_wait { /* a task management function waiting for tasks to end */
-    struct tgt_sess *sess;
+    struct tgt_conn *conn;
     uint32_t itt, tasks; /* how many are still to end */
     uint8_t response;
     bool cold_reset;
 };
 struct tgt_task {
     struct tgt_sess *sess;
+    struct tgt_conn *conn;      /* its allegiance; NULL: that connection is gone */
     struct tgt_lu *lu;
     const struct tgt_cmd *cmd;
     struct tgt_task *hash_next; /* or the next free one */
@@ -88,6 +107,7 @@ struct tgt_task {
     uint8_t state, flags;       /* tgt_state; byte 1 of the command */
     bool immediate, counted, in_tx, aborted, waiting_buf, waiting_fiber, waiting_limit, in_fiber, done_pending;
     bool failed_early;          /* answered before its data came */
+    bool receiving;             /* held until its immediate data is known to be whole */
     bool lun_ok;
     uint8_t cdb[16];
     uint32_t itt, cmdsn, edtl;
@@ -102,6 +122,7 @@ struct tgt_task {
     uint32_t in_total, in_len;  /* bytes the command has for the initiator; what of it is sent */
     /* data-out sequences */
     bool unsolicited;           /* unsolicited Data-Outs are still due */
+    bool unsol_broken;          /* one of them was lost */
     uint32_t unsol_datasn, unsol_limit;
     uint32_t r2t_off, r2tsn, r2t_seq, n_r2t;
     struct tgt_r2t r2t[TGT_R2T_MAX];
@@ -113,23 +134,41 @@ struct tgt_task {
     uint8_t status, sense_len;
     uint8_t sense[44];
     uint32_t tx_off, datasn;
+    /* recovery */
+    struct tgt_unacked unacked;
+    uint16_t in_ring;           /* PDUs of it that wait in the ring of its connection */
+    bool answered, collapsed;   /* its status is in the ring or out; in the last Data-In */
+    bool separate;              /* the status may not travel in a Data-In: it echoes snack_tag */
+    uint32_t segment;           /* longest Data-In: what the connection negotiated when the numbering began */
+    uint32_t base_sn, base_off; /* Data-In number base_sn began at base_off; what lies below is acknowledged */
+    uint32_t again_sn, again_end; /* Data-In numbers to send again */
+    uint32_t snack_tag;
 };
 
-/* ---- session ---- */
+/* ---- connection and session ---- */
 struct tgt_misc { /* a PDU to send that belongs to no task */
     struct tgt_misc *next;
+    struct tgt_unacked unacked;
     uint8_t bhs[TGT_BHS_LEN];
-    bool takes_statsn, last; /* last: close the connection when it is out */
+    bool takes_statsn, in_ring;
+    enum tgt_after { AFTER_NOTHING, AFTER_CLOSE_CONN, AFTER_CLOSE_SESSION } after; /* when it is out */
+    uint32_t len;
+    uint8_t data[];
+};
+struct tgt_request { /* one from the initiator that is neither a command nor data: NOP, text, task management, logout */
+    struct tgt_request *next;
+    struct tgt_conn *conn;
+    uint8_t bhs[TGT_BHS_LEN];
     uint32_t len;
     uint8_t data[];
 };
 struct tgt_tx {
     uint8_t head[TGT_BHS_LEN + 4], tail[8]; /* header and its digest; padding and data digest */
     uint8_t head_len, tail_len;
-    bool last;
+    bool ends;             /* the task's answer is complete with it */
     const uint8_t *data;
     uint32_t len;
-    struct tgt_task *ends; /* released when this PDU is out */
+    struct tgt_task *task; /* whose memory it uses, or NULL */
     struct tgt_misc *misc;
 };
 enum tgt_rx_phase { RX_HEADER, RX_DATA, RX_TAIL };
@@ -138,36 +177,22 @@ struct tgt_sess_stats {
     struct tgt_latency read_latency, write_latency; /* from the command's arrival to its answer */
 };
 void tgt_stats_add(struct tgt_sess_stats *sum, const struct tgt_sess_stats *st);
-struct tgt_sess {
+struct tgt_conn {
+    struct tgt_sess *sess;
     struct tgt_server *server;
-    struct tgt_lu *lu;
-    struct tgt_sess *prev, *next;         /* server's list */
-    uint32_t id;
-    uint16_t tsih, cid;
-    uint8_t isid[TGT_ISID_LEN];
-    char initiator[TGT_NAME_MAX + 1];
+    struct tgt_conn *next;                /* of its session */
+    uint16_t cid;
     char address[64];
-    uint64_t started_ns, heard_ns;
-    struct tgt_params params;
     int fd;                               /* -1: closed */
     struct gr_watch watch;
     struct gr_defer flush, reap;
-    bool closing;                         /* no more commands; ends when the queue is out */
+    unsigned holds;                       /* others who hold this memory (TMF waits, text in a fiber) */
+    struct tgt_params params;             /* those of the session, and this connection's digests and segment length */
+    uint64_t heard_ns;
+    bool closing;                         /* nothing more is read; ends when the queue is out */
     bool paused;                          /* reading stopped until answers are out */
     bool parsing, logout_sent;
-    bool prevents;                        /* medium removal: PREVENT ALLOW MEDIUM REMOVAL */
-    unsigned nop_outstanding;
-    unsigned running;                     /* tasks with the device or a fiber: they hold this memory */
-    unsigned holds;                       /* others who hold this memory (TMF waits) */
-    const char *why;                      /* reason of the end, for the log */
-    /* sequence numbers */
-    uint32_t statsn, expcmdsn, outstanding, n_immediate;
-    /* tasks */
-    struct tgt_task *tasks, *free_tasks, *held;
-    struct tgt_task *hash[TGT_TASKS];
-    unsigned n_free;
-    size_t buf_bytes;
-    unsigned bad_data;
+    unsigned nop_outstanding, bad_data;
     /* receive */
     uint8_t *rx_buf;
     uint32_t rx_pos, rx_end;
@@ -176,7 +201,7 @@ struct tgt_sess {
     uint32_t rx_len, rx_left;             /* of the data segment */
     uint8_t *rx_to;                       /* where the segment goes (start); NULL: thrown away */
     struct tgt_task *rx_task;
-    struct tgt_misc *rx_misc;
+    struct tgt_request *rx_request;
     char *text;
     uint32_t text_len, text_off;
     struct gr_buf *listing;               /* SendTargets answer that did not fit in one PDU */
@@ -187,6 +212,37 @@ struct tgt_sess {
     struct tgt_tx *tx;
     unsigned tx_head, tx_count;
     uint32_t tx_done;                     /* bytes of the head PDU that are out */
+    uint32_t statsn;
+    struct tgt_unacked *unacked, *unacked_last;
+};
+struct tgt_sess {
+    struct tgt_server *server;
+    struct tgt_lu *lu;
+    struct tgt_sess *prev, *next;         /* server's list */
+    uint32_t id;
+    uint16_t tsih;
+    uint8_t isid[TGT_ISID_LEN];
+    char initiator[TGT_NAME_MAX + 1];
+    char address[64];                     /* of the last connection made */
+    uint64_t started_ns;
+    struct tgt_params params;             /* as the first connection negotiated them */
+    struct tgt_conn *conns;
+    unsigned n_conns;
+    struct gr_defer reap;
+    struct gr_timer retain;               /* tasks without a connection are given up */
+    bool ended;
+    bool prevents;                        /* medium removal: PREVENT ALLOW MEDIUM REMOVAL */
+    unsigned running;                     /* tasks with the device or a fiber: they hold this memory */
+    unsigned holds;                       /* others who hold this memory: connections, copies */
+    /* commands */
+    uint32_t expcmdsn, outstanding, n_immediate;
+    struct tgt_task *tasks, *free_tasks, *held;
+    struct tgt_request *held_requests;
+    unsigned n_held_requests;
+    struct tgt_task *hash[TGT_TASKS];
+    unsigned n_free;
+    size_t buf_bytes, unacked_bytes;
+    unsigned n_unacked;
     /* unit attentions: ASC << 8 | ASCQ, first come first served */
     uint16_t ua[TGT_UA_MAX];
     unsigned n_ua;
@@ -289,38 +345,64 @@ struct tgt_sess_start {
     const char *initiator, *address, *text;
     struct tgt_params params;
     uint8_t isid[TGT_ISID_LEN], flags;
-    uint16_t cid;
+    uint16_t cid, tsih; /* tsih: of the session to join, 0: a new one */
     uint32_t itt, cmdsn, statsn, text_len;
     unsigned portal;
 };
-int tgt_sess_new(struct tgt_server *s, const struct tgt_sess_start *start);
-/* End it now: socket closed, tasks dropped, those with the device orphaned. The memory goes from the loop later. */
+/* 0; -ENOENT: the session to join is gone (nothing taken, so that the login can still be refused). */
+int tgt_sess_login(struct tgt_server *s, const struct tgt_sess_start *start);
+/* May a connection be added? TGT_LOGIN_OK, or the status that refuses it. */
+unsigned tgt_sess_joinable(struct tgt_server *s, const struct tgt_lu *lu, const char *initiator, const uint8_t *isid, uint16_t tsih, uint16_t cid);
+/* End it now: sockets closed, tasks dropped, those with the device orphaned. The memory goes from the loop later. */
 void tgt_sess_close(struct tgt_sess *sess, const char *why);
 void tgt_sess_unhold(struct tgt_sess *sess);
-struct tgt_misc *tgt_misc_new(struct tgt_sess *sess, enum tgt_opcode op, uint8_t flags, uint32_t itt, uint32_t len);
-void tgt_misc_send(struct tgt_sess *sess, struct tgt_misc *m); /* StatSN and windows are filled in when it goes out */
-void tgt_sess_reject(struct tgt_sess *sess, const uint8_t *bhs, enum tgt_reject reason);
 void tgt_sess_ask_logout(struct tgt_sess *sess); /* async message: please log out */
 void tgt_sess_ua(struct tgt_sess *sess, uint16_t ua);
 void tgt_sess_tick(struct tgt_sess *sess);    /* every few seconds */
 uint32_t tgt_sess_maxcmdsn(const struct tgt_sess *sess);
-/* ---- rx.c / tx.c / pdu.c ---- */
-void tgt_rx_ready(struct tgt_sess *sess);
-void tgt_tx_kick(struct tgt_sess *sess);   /* something is ready: sent later this turn, together with the rest */
-void tgt_tx_flush(struct tgt_sess *sess);
-void tgt_tx_drop(struct tgt_sess *sess);
-bool tgt_pdu_header(struct tgt_sess *sess, const uint8_t *ahs); /* false: the session was closed */
-void tgt_pdu_whole(struct tgt_sess *sess);
+/* ---- conn.c ---- */
+int tgt_conn_new(struct tgt_sess *sess, const struct tgt_sess_start *start); /* takes start->fd when it succeeds */
+struct tgt_conn *tgt_conn_find(const struct tgt_sess *sess, uint16_t cid);
+enum tgt_leave { LEAVE_DROP, LEAVE_KEEP }; /* the tasks of a connection end with it, or wait to be reassigned */
+void tgt_conn_close(struct tgt_conn *c, enum tgt_leave tasks, const char *why);
+/* It broke: what error recovery level was agreed on decides how much ends with it. */
+void tgt_conn_lost(struct tgt_conn *c, const char *why);
+void tgt_conn_unhold(struct tgt_conn *c);
+void tgt_conn_tick(struct tgt_conn *c);
+struct tgt_misc *tgt_misc_new(struct tgt_conn *c, enum tgt_opcode op, uint8_t flags, uint32_t itt, uint32_t len);
+void tgt_misc_send(struct tgt_conn *c, struct tgt_misc *m); /* StatSN and windows are filled in when it goes out */
+void tgt_conn_reject(struct tgt_conn *c, const uint8_t *bhs, enum tgt_reject reason);
+/* ---- conn_rx.c, conn_tx.c ---- */
+void tgt_rx_ready(struct tgt_conn *c);
+void tgt_tx_kick(struct tgt_conn *c);   /* something is ready: sent later this turn, together with the rest */
+void tgt_tx_flush(struct tgt_conn *c);
+void tgt_tx_drop(struct tgt_conn *c);
+/* ---- request.c ---- */
+bool tgt_pdu_header(struct tgt_conn *c, const uint8_t *ahs); /* false: the connection was closed */
+void tgt_pdu_whole(struct tgt_conn *c);
+void tgt_pdu_bad_data(struct tgt_conn *c);     /* its data digest was wrong */
+void tgt_requests_leave(struct tgt_conn *c, enum tgt_leave how);
+/* ---- recovery.c ---- */
+void tgt_ack(struct tgt_conn *c, uint32_t expstatsn);
+void tgt_unacked_add(struct tgt_conn *c, struct tgt_unacked *u, uint32_t statsn);
+void tgt_unacked_drop(struct tgt_conn *c);
+void tgt_unacked_remove(struct tgt_conn *c, struct tgt_unacked *u);
+void tgt_snack(struct tgt_conn *c);
+uint8_t tgt_reassign(struct tgt_conn *c, const uint8_t *bhs); /* TASK REASSIGN: the response */
+uint32_t tgt_data_in_off(const struct tgt_task *t, uint32_t sn);
 /* ---- text in full feature phase: ffp_text.c ---- */
-bool tgt_ffp_text_header(struct tgt_sess *sess);
-void tgt_ffp_text_whole(struct tgt_sess *sess);
-/* ---- task.c ---- */
+void tgt_ffp_text(struct tgt_conn *c, const struct tgt_request *rq);
+/* ---- sess_task.c ---- */
 struct tgt_task *tgt_task_find(struct tgt_sess *sess, uint32_t itt);
-void tgt_task_command(struct tgt_sess *sess, bool bad_ahs);     /* header of a SCSI command */
-void tgt_task_data_out(struct tgt_sess *sess);
+void tgt_task_command(struct tgt_conn *c, bool bad_ahs);     /* header of a SCSI command */
+void tgt_task_data_out(struct tgt_conn *c);
 void tgt_task_segment(struct tgt_task *t);     /* the segment being received for it is whole */
-void tgt_task_advance(struct tgt_sess *sess);  /* run held tasks whose turn has come */
+void tgt_task_segment_bad(struct tgt_conn *c); /* or broken */
+void tgt_task_resend_r2ts(struct tgt_task *t); /* ask anew for what is missing */
+bool tgt_task_advance(struct tgt_sess *sess);  /* start the held command whose turn has come: true */
 void tgt_task_release(struct tgt_task *t);
+void tgt_task_leave(struct tgt_task *t, enum tgt_leave how); /* its connection ends */
+void tgt_task_to_send(struct tgt_task *t);
 void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf);
 void tgt_task_done(struct tgt_task *t);        /* the command has its status: answer */
 int tgt_task_buf(struct tgt_task *t, uint32_t len); /* 0; -EAGAIN: over the limit for now; -ENOMEM */
@@ -331,6 +413,6 @@ void tgt_queue_remove(struct tgt_task **head, struct tgt_task **last, struct tgt
 void tgt_bufs_retry(struct tgt_server *s);
 void tgt_fibers_retry(struct tgt_server *s);
 /* ---- tmf.c ---- */
-void tgt_tmf_request(struct tgt_sess *sess);
+void tgt_tmf_request(struct tgt_conn *c, const uint8_t *bhs);
 void tgt_tmf_task_gone(struct tgt_tmf_wait *w);
 #endif

@@ -7,20 +7,20 @@
 
 static void answer(struct tgt_tmf_wait *w)
 {
-    struct tgt_sess *sess = w->sess;
-    struct tgt_server *s = sess->server;
-    struct tgt_lu *lu = sess->lu;
-    if (sess->fd >= 0) {
-        struct tgt_misc *m = tgt_misc_new(sess, TGT_OP_TMF_RSP, TGT_FINAL, w->itt, 0);
+    struct tgt_conn *c = w->conn;
+    struct tgt_server *s = c->server;
+    struct tgt_lu *lu = c->sess->lu;
+    if (c->fd >= 0) {
+        struct tgt_misc *m = tgt_misc_new(c, TGT_OP_TMF_RSP, TGT_FINAL, w->itt, 0);
         if (m) {
             m->bhs[2] = w->response;
-            tgt_misc_send(sess, m);
+            tgt_misc_send(c, m);
         }
     }
     if (w->cold_reset) { /* every session of the target ends */
         struct tgt_sess *next;
-        if (sess->fd >= 0)
-            tgt_tx_flush(sess);
+        if (c->fd >= 0)
+            tgt_tx_flush(c);
         for (struct tgt_sess *o = s->sessions; o; o = next) {
             next = o->next;
             if (o->lu == lu)
@@ -28,7 +28,7 @@ static void answer(struct tgt_tmf_wait *w)
         }
     }
     free(w);
-    tgt_sess_unhold(sess);
+    tgt_conn_unhold(c);
 }
 
 void tgt_tmf_task_gone(struct tgt_tmf_wait *w)
@@ -43,12 +43,11 @@ static void abort_all(struct tgt_tmf_wait *w, struct tgt_sess *sess)
         tgt_task_abort(&sess->tasks[i], w);
 }
 
-static uint8_t abort_task(struct tgt_tmf_wait *w, struct tgt_sess *sess)
+static uint8_t abort_task(struct tgt_tmf_wait *w, struct tgt_sess *sess, const uint8_t *b)
 {
-    const uint8_t *b = sess->rx_bhs;
     uint32_t ref = gr_get_be32(b + 20), ref_cmdsn = gr_get_be32(b + 32);
     struct tgt_task *t = tgt_task_find(sess, ref);
-    if (t && t->state == TASK_REPLY && !t->in_tx)
+    if (t && t->state == TASK_REPLY && (t->answered || t->in_ring))
         return TGT_TMF_NO_TASK; /* answered; the answer goes out before ours */
     if (t) {
         tgt_task_abort(t, w);
@@ -73,17 +72,17 @@ static void reset(struct tgt_tmf_wait *w, struct tgt_lu *lu)
     tgt_lu_ua(lu, NULL, TGT_UA_RESET);
 }
 
-static uint8_t function(struct tgt_tmf_wait *w, struct tgt_sess *sess)
+static uint8_t function(struct tgt_tmf_wait *w, const uint8_t *b)
 {
-    const uint8_t *b = sess->rx_bhs;
+    struct tgt_sess *sess = w->conn->sess;
     struct tgt_lu *lu = sess->lu;
     unsigned fn = b[1] & 0x7fu;
-    bool needs_lun = fn >= TGT_TMF_ABORT_TASK && fn <= TGT_TMF_LUN_RESET;
+    bool needs_lun = (fn >= TGT_TMF_ABORT_TASK && fn <= TGT_TMF_LUN_RESET) || fn == TGT_TMF_REASSIGN;
     if (needs_lun && gr_get_be64(b + 8))
         return TGT_TMF_NO_LUN;
     switch (fn) {
     case TGT_TMF_ABORT_TASK:
-        return abort_task(w, sess);
+        return abort_task(w, sess, b);
     case TGT_TMF_ABORT_TASK_SET:
         abort_all(w, sess);
         return TGT_TMF_DONE;
@@ -102,7 +101,7 @@ static uint8_t function(struct tgt_tmf_wait *w, struct tgt_sess *sess)
         w->cold_reset = true;
         return TGT_TMF_DONE;
     case TGT_TMF_REASSIGN:
-        return TGT_TMF_NO_REASSIGN;
+        return tgt_reassign(w->conn, b);
     case TGT_TMF_CLEAR_ACA:
         return TGT_TMF_UNSUPPORTED;
     default:
@@ -110,17 +109,17 @@ static uint8_t function(struct tgt_tmf_wait *w, struct tgt_sess *sess)
     }
 }
 
-void tgt_tmf_request(struct tgt_sess *sess)
+void tgt_tmf_request(struct tgt_conn *c, const uint8_t *bhs)
 {
     struct tgt_tmf_wait *w = gr_zalloc(sizeof *w);
     if (!w) {
-        tgt_sess_reject(sess, sess->rx_bhs, TGT_REJECT_IMMEDIATE);
+        tgt_conn_reject(c, bhs, TGT_REJECT_IMMEDIATE);
         return;
     }
-    w->sess = sess;
-    w->itt = tgt_bhs_itt(sess->rx_bhs);
+    w->conn = c;
+    w->itt = tgt_bhs_itt(bhs);
     w->tasks = 1; /* ours, so that nothing is answered before all are aborted */
-    sess->holds++;
-    w->response = function(w, sess);
+    c->holds++;
+    w->response = function(w, bhs);
     tgt_tmf_task_gone(w);
 }

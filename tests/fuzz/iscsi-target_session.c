@@ -1,7 +1,9 @@
-/* A logged-in session against a memory disk: any PDUs in any order. Input: records of {control, 48-byte header, 8-bit data
- * length, data}; the control byte says which fields are put right, so that the input gets past the sequence numbers. */
+/* A logged-in session of two connections against a memory disk: any PDUs in any order. Input: a byte of what was negotiated, then
+ * records of {control, 48-byte header, 8-bit data length, data}; the control byte says which fields are put right, so that the
+ * input gets past the sequence numbers, and which connection the PDU takes. A connection that has ended is made again. */
 #include "common/bdev.h"
 #include "common/cleanup.h"
+#include "common/crc.h"
 #include "iscsi-target/scsi.h"
 #include <stdint.h>
 #include <stdlib.h>
@@ -66,14 +68,47 @@ static struct bench *bench_new(void)
     return b;
 }
 
-static void turn(struct bench *b, int peer)
+static void turn(struct bench *b, const int peer[2])
 {
     uint8_t sink[65536];
     for (int i = 0; i < 4; i++) {
         gr_loop_turn(b->loop, 0);
-        while (recv(peer, sink, sizeof sink, MSG_DONTWAIT) > 0)
-            continue;
+        for (int k = 0; k < 2; k++)
+            while (peer[k] >= 0 && recv(peer[k], sink, sizeof sink, MSG_DONTWAIT) > 0)
+                continue;
     }
+}
+
+/* Log in: the first connection of a session, or a further one. The initiator's end, or -1: refused. */
+static int log_in(struct bench *b, uint16_t cid, uint8_t negotiated)
+{
+    int pair[2];
+    if (gr_fiber_run(b->loop, acquire, b) < 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) < 0)
+        abort();
+    struct tgt_sess_start start = {.fd = pair[0], .lu = b->server.lus, .initiator = "iqn.f", .address = "-", .cmdsn = 5, .flags = 0x87, .cid = cid,
+                                   .tsih = b->server.sessions ? b->server.sessions->tsih : 0};
+    tgt_params_default(&start.params);
+    start.params.initial_r2t = negotiated & 1;
+    start.params.error_recovery_level = (negotiated >> 1 & 3) % 3;
+    start.params.data_digest = negotiated >> 3 & 1;
+    start.params.max_send_dsl = negotiated & 16 ? 512 : 8192;
+    start.params.max_connections = 2;
+    start.params.time2retain = 5;
+    int r = tgt_sess_login(&b->server, &start);
+    if (r == -ENOENT) {
+        tgt_lu_user_put(start.lu);
+        close(pair[0]);
+        close(pair[1]);
+        return -1;
+    }
+    if (r < 0)
+        abort();
+    return pair[1];
+}
+
+static bool put(int fd, const void *p, size_t len)
+{
+    return !len || send(fd, p, len, MSG_NOSIGNAL) == (ssize_t)len;
 }
 
 static void put_right(struct tgt_sess *s, uint8_t *bhs, uint8_t control, uint32_t len)
@@ -104,37 +139,52 @@ static void put_right(struct tgt_sess *s, uint8_t *bhs, uint8_t control, uint32_
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct bench *b;
-    int pair[2];
+    int peer[2] = {-1, -1};
+    if (!size)
+        return 0;
     if (!b)
         b = bench_new();
-    if (gr_fiber_run(b->loop, acquire, b) < 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) < 0)
-        abort();
-    struct tgt_sess_start start = {.fd = pair[0], .lu = b->server.lus, .initiator = "iqn.f", .address = "-", .cmdsn = 5, .flags = 0x87};
-    tgt_params_default(&start.params);
-    start.params.initial_r2t = size && data[0] & 1;
-    start.params.header_digest = 0;
-    if (tgt_sess_new(&b->server, &start) < 0)
-        abort();
+    uint8_t negotiated = data[0];
+    data++;
+    size--;
+    peer[0] = log_in(b, 0, negotiated);
     while (size > 1 + TGT_BHS_LEN + 1 && b->server.sessions) {
-        uint8_t bhs[TGT_BHS_LEN], control = data[0], zeros[4] = {0};
+        uint8_t bhs[TGT_BHS_LEN], control = data[0], zeros[4] = {0}, digest[4];
+        unsigned k = control >> 6 & 1;
+        if (control & 128) {
+            close(peer[k]);
+            peer[k] = -1;
+            turn(b, peer);
+        }
+        if (peer[k] < 0 && b->server.sessions)
+            peer[k] = log_in(b, (uint16_t)k, negotiated);
+        if (peer[k] < 0)
+            break;
         uint32_t len = data[1 + TGT_BHS_LEN];
         memcpy(bhs, data + 1, TGT_BHS_LEN);
         data += 2 + TGT_BHS_LEN;
         size -= 2 + TGT_BHS_LEN;
         len = (uint32_t)GR_MIN((size_t)len, size);
         put_right(b->server.sessions, bhs, control, len);
-        if (send(pair[1], bhs, sizeof bhs, MSG_NOSIGNAL) < 0 || send(pair[1], data, len, MSG_NOSIGNAL) < 0 ||
-            send(pair[1], zeros, tgt_pad4(len), MSG_NOSIGNAL) < 0)
-            break;
+        tgt_digest_put(digest, gr_crc32c(gr_crc32c(0, data, len), zeros, tgt_pad4(len)) ^ (len & 64)); /* some are wrong */
+        bool out = put(peer[k], bhs, sizeof bhs) && put(peer[k], data, len) && put(peer[k], zeros, tgt_pad4(len)) &&
+                   (!len || !(negotiated & 8) || put(peer[k], digest, 4));
         data += len;
         size -= len;
-        if (control & 32)
-            turn(b, pair[1]);
+        if (control & 32 || !out)
+            turn(b, peer);
+        if (!out) {
+            close(peer[k]);
+            peer[k] = -1;
+        }
     }
-    turn(b, pair[1]);
-    close(pair[1]);
+    turn(b, peer);
+    for (int k = 0; k < 2; k++)
+        if (peer[k] >= 0)
+            close(peer[k]);
+    turn(b, (const int[2]){-1, -1});
     while (b->server.sessions)
-        gr_loop_turn(b->loop, 0);
+        tgt_sess_close(b->server.sessions, "the end");
     gr_fiber_run(b->loop, drained, b);
     if (b->server.pool.used || b->server.lus->users)
         abort(); /* a buffer or a session was lost */

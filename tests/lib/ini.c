@@ -153,6 +153,7 @@ int ini_login_request(struct ini *i, unsigned csg, unsigned nsg, int transit, co
     b[0] |= TGT_IMMEDIATE;
     memcpy(b + 8, i->isid, 6);
     gr_put_be16(b + 14, i->tsih);
+    gr_put_be16(b + 20, i->cid);
     gr_put_be32(b + 24, i->cmdsn);
     gr_put_be32(b + 28, i->expstatsn);
     int r = ini_send(i, b, keys, (uint32_t)keys_len);

@@ -10,7 +10,7 @@ struct ini {
     int fd;
     uint32_t cmdsn, maxcmdsn, expstatsn, itt;
     uint8_t isid[6];
-    uint16_t tsih;
+    uint16_t tsih, cid;       /* set tsih before the login to join a session */
     uint16_t login_status;    /* of the last login response */
     unsigned long max_send_dsl, max_burst, first_burst;
     int immediate_data, initial_r2t, header_digest, data_digest;

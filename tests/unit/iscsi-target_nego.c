@@ -118,10 +118,13 @@ static void nego_keys(void **state)
     key("FirstBurstLength", "0x10000", "65536", F(first_burst), 65536);
     key("MaxOutstandingR2T", "65535", "8", F(max_outstanding_r2t), 8);
     key("MaxOutstandingR2T", "0", "Reject", F(max_outstanding_r2t), 1);
-    key("MaxConnections", "8", "1", F(max_connections), 1);
+    key("MaxConnections", "65535", "8", F(max_connections), 8);
+    key("MaxConnections", "1", "1", F(max_connections), 1);
     key("DefaultTime2Wait", "5", "5", F(time2wait), 5);
-    key("DefaultTime2Retain", "20", "0", F(time2retain), 0);
-    key("ErrorRecoveryLevel", "2", "0", F(error_recovery_level), 0);
+    key("DefaultTime2Retain", "60", "20", F(time2retain), 20);
+    key("DefaultTime2Retain", "0", "0", F(time2retain), 0);
+    key("ErrorRecoveryLevel", "2", "2", F(error_recovery_level), 2);
+    key("ErrorRecoveryLevel", "3", "Reject", F(error_recovery_level), 0);
     key("DataPDUInOrder", "No", "Yes", F(data_pdu_in_order), 1);
     key("DataSequenceInOrder", "No", "Yes", F(data_sequence_in_order), 1);
     key("MaxRecvDataSegmentLength", "262144", NULL, F(max_send_dsl), 262144);

@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <sys/socket.h>
 
+#define TURN_BYTES (256u << 10) /* of one long answer, before others that wait have their turn */
+
 void tgt_tx_kick(struct tgt_conn *c)
 {
     if (c->fd >= 0)
@@ -225,15 +227,20 @@ static void fill(struct tgt_conn *c)
 {
     while (c->tx_count < TGT_TX_PDUS && c->tx_misc)
         put_misc(c, next_misc(c));
-    while (c->tx_count < TGT_TX_PDUS && c->tx_tasks) {
+    for (uint32_t turn = 0; c->tx_count < TGT_TX_PDUS && c->tx_tasks;) {
         struct tgt_task *t = c->tx_tasks;
-        if (put_task(c, t))
+        bool more = put_task(c, t);
+        turn += TGT_BHS_LEN + c->tx[(c->tx_head + c->tx_count - 1) % TGT_TX_PDUS].len;
+        if (more && (turn < TURN_BYTES || !t->tx_next))
             continue;
         c->tx_tasks = t->tx_next;
         if (!c->tx_tasks)
             c->tx_tasks_last = NULL;
         t->tx_next = NULL;
         t->in_tx = false;
+        if (more)
+            tgt_task_to_send(t);
+        turn = 0;
     }
 }
 

@@ -5,7 +5,7 @@
 
 #define TGT_WRITE_SAME_MAX 0x200000u       /* blocks of one WRITE SAME */
 #define TGT_CAW_MAX 255u                   /* blocks of one COMPARE AND WRITE */
-#define TGT_OPTIMAL_TRANSFER (1024u << 10) /* bytes */
+#define TGT_OPTIMAL_TRANSFER (8u << 20) /* bytes: few commands for who copies a disk; requests of that length are none too many */
 
 enum tgt_scsi_status { TGT_GOOD = 0x00, TGT_CHECK = 0x02, TGT_CONDITION_MET = 0x04, TGT_BUSY = 0x08, TGT_CONFLICT = 0x18, TGT_FULL = 0x28 };
 /* Sense: key << 16 | ASC << 8 | ASCQ. */

@@ -48,7 +48,7 @@ int vobj_blob_encode(const struct vobj *o, struct gr_buf *b)
         return dir_encode(o, b);
     struct vmfs_content_disk c = { .epoch = gr_le64_of(o->epoch), .lineage = gr_le64_of(o->lineage), .parent_snap = gr_le64_of(o->parent_snap),
                                    .next_snap = gr_le64_of(o->next_snap), .level = gr_le32_of(o->live.level),
-                                   .origin_object = gr_le64_of(o->origin_object), .origin_snap = gr_le64_of(o->origin_snap),
+                                   .flags = gr_le32_of(o->copied ? VMFS_CONTENT_COPIED : 0), .origin_object = gr_le64_of(o->origin_object), .origin_snap = gr_le64_of(o->origin_snap),
                                    .origin_epoch = gr_le64_of(o->origin_epoch), .reserved_units = gr_le64_of(o->reserved_units),
                                    .n_snaps = gr_le32_of((uint32_t)o->n_snaps), .n_lineages = gr_le32_of((uint32_t)o->n_lineages),
                                    .n_bookmarks = gr_le32_of((uint32_t)o->n_bookmarks), .n_attrs = gr_le32_of((uint32_t)o->n_attrs) };
@@ -229,6 +229,7 @@ int vobj_blob_decode(struct vobj *o, const void *blob, size_t len, struct gr_err
     o->origin_snap = gr_le64_get(d->origin_snap);
     o->origin_epoch = gr_le64_get(d->origin_epoch);
     o->reserved_units = gr_le64_get(d->reserved_units);
+    o->copied = gr_le32_get(d->flags) & VMFS_CONTENT_COPIED;
     ptr_get(&d->root, &o->live.root);
     o->live.level = (uint8_t)gr_le32_get(d->level);
     if (!tree_ok(o, &o->live) || o->epoch == 0 || o->parent_snap >= o->next_snap)

@@ -49,6 +49,8 @@ static void chk_done(struct chk *c)
     for (uint32_t i = 0; c->regions && i < c->n_regions; i++) {
         free(c->regions[i].bits);
         free(c->regions[i].mark);
+        free(c->regions[i].shares);
+        free(c->regions[i].owned);
     }
     for (size_t i = 0; i < c->n_objs; i++) {
         free(c->objs[i].ents);
@@ -74,6 +76,8 @@ static int look(struct chk *c)
     }
     if (r == 0)
         r = chk_supers(c);
+    if (r == 0)
+        r = chk_shares(c);
     if (r == 0)
         r = chk_blobs(c);
     if (r == 0) {

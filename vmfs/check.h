@@ -47,6 +47,11 @@ struct chk_region {
     bool fresh;          /* never written: all free */
     uint8_t *bits;       /* copy of the bitmap; NULL: all free */
     uint32_t *mark;      /* per unit, made when one is reached; see check_space.c */
+    uint64_t shares_addr;
+    uint32_t shares_bytes, shares_units, n_shares;
+    struct vshare *shares; /* units with more owners than one, as its list says */
+    struct chk_owned { uint32_t unit, print; } *owned; /* namings of such units */
+    size_t n_owned, cap_owned;
 };
 struct chk {
     struct vmfs *v;
@@ -74,6 +79,7 @@ int chk_nomem(struct chk *c); /* remember it; -ENOMEM */
 /* check_homeblock.c: the checkpoint lock is held for chk_home(). */
 int chk_home(struct chk *c);
 int chk_supers(struct chk *c);
+int chk_shares(struct chk *c); /* lists of shared units; the lock may be free */
 int chk_blobs(struct chk *c); /* blobs that do not fit their inode; the lock may be free */
 
 /* check_space.c */

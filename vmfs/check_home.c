@@ -195,6 +195,9 @@ static void region_block(struct chk *c, uint32_t index, uint32_t sub, const uint
             chk_error(c, "region at %s: rule 7: %u units where %u belong", chk_unit(r->first, at), gr_le32_get(d->units), r->units);
         if (d && gr_le32_get(d->units) == 0)
             r->fresh = true; /* leased, never checkpointed */
+        r->shares_addr = d ? gr_le64_get(d->shares_addr) : 0;
+        r->shares_bytes = d ? gr_le32_get(d->shares_bytes) : 0;
+        r->shares_units = d ? gr_le32_get(d->shares_units) : 0;
         r->stable = vlock_mine(c->v, &l) || vlock_counts(c->v, &l, NULL) == 0;
         c->skipped_regions += !r->stable;
         return;
@@ -207,6 +210,36 @@ static void region_block(struct chk *c, uint32_t index, uint32_t sub, const uint
         return;
     }
     memcpy(r->bits + from, ((const struct vmfs_bitmap_disk *)block)->bits, n);
+}
+
+/* The list of shared units, read by the code that leases the region. */
+static void shares_take(struct chk *c, uint32_t index)
+{
+    struct chk_region *r = &c->regions[index];
+    struct vregion read = { .index = index, .units = r->units };
+    struct vmfs_region_disk h = { .shares_addr = gr_le64_of(r->shares_addr), .shares_bytes = gr_le32_of(r->shares_bytes),
+                                  .shares_units = gr_le32_of(r->shares_units) };
+    struct gr_err err = { 0 };
+    int rc = share_load(c->v, &read, &h, &err);
+    r->shares = read.shares;
+    r->n_shares = (uint32_t)read.n_shares;
+    if (rc < 0) {
+        chk_error(c, "%s", gr_err_text(&err, rc));
+        c->blind = true;
+        return;
+    }
+    struct chk_use u = { .print = chk_print(index, UINT64_MAX, 1, r->shares_addr), .owned = true, .full = true };
+    char at[40];
+    if (chk_reach(c, r->shares_addr, r->shares_units, &u) != CHK_NEW)
+        chk_error(c, "region %u: %s, where its list of shared units lies, is also in use for something else", index, chk_unit(r->shares_addr, at));
+}
+
+int chk_shares(struct chk *c)
+{
+    for (uint32_t i = 0; i < c->n_regions && !c->failed; i++)
+        if (c->regions[i].shares_addr)
+            shares_take(c, i);
+    return c->failed;
 }
 
 /* ---- inodes ---- */

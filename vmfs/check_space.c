@@ -42,6 +42,38 @@ struct chk_region *chk_region_of(struct chk *c, uint64_t addr, uint32_t units)
     return units <= r->units && addr - r->first <= r->units - units ? r : NULL;
 }
 
+static const struct vshare *share_of(const struct chk_region *r, uint32_t unit)
+{
+    size_t lo = 0, hi = r->n_shares;
+    while (lo < hi) {
+        size_t mid = (lo + hi) / 2;
+        if (r->shares[mid].at + r->shares[mid].units > unit)
+            hi = mid;
+        else
+            lo = mid + 1;
+    }
+    return lo < r->n_shares && r->shares[lo].at <= unit ? &r->shares[lo] : NULL;
+}
+
+/* A naming of a unit that has several owners: they are counted in the end. */
+static enum chk_reached shared_reach(struct chk *c, struct chk_region *r, uint32_t unit, const struct chk_use *use)
+{
+    bool again = r->mark[unit] != 0;
+    if (r->n_owned == r->cap_owned) {
+        size_t cap = r->cap_owned ? r->cap_owned * 2 : 1024;
+        struct chk_owned *a = gr_realloc(r->owned, cap * sizeof *a);
+        if (!a) {
+            chk_nomem(c);
+            return CHK_CONFLICT;
+        }
+        r->owned = a;
+        r->cap_owned = cap;
+    }
+    r->owned[r->n_owned++] = (struct chk_owned){ unit, use->print | (use->owned ? MARK_OWNED : 0) };
+    r->mark[unit] |= MARK_OWNED | 1;
+    return again ? CHK_AGAIN : CHK_NEW;
+}
+
 enum chk_reached chk_reach(struct chk *c, uint64_t addr, uint32_t units, const struct chk_use *use)
 {
     struct chk_region *r = chk_region_of(c, addr, units);
@@ -54,6 +86,8 @@ enum chk_reached chk_reach(struct chk *c, uint64_t addr, uint32_t units, const s
         chk_nomem(c);
         return CHK_CONFLICT;
     }
+    if (units == 1 && share_of(r, (uint32_t)(addr - r->first)))
+        return shared_reach(c, r, (uint32_t)(addr - r->first), use);
     uint32_t flags = (use->owned ? MARK_OWNED : 0) | (use->full ? MARK_FULL : 0);
     bool again = false, was_full = true;
     for (uint32_t i = 0; i < units; i++) {
@@ -89,6 +123,8 @@ static uint8_t *foreign_bits(struct chk *c, struct chk_region *r)
         }
         for (uint64_t k = 0; k < x->units; k++) {
             uint32_t u = (uint32_t)(x->addr - r->first + k);
+            if (share_of(r, u))
+                continue; /* one owner less: counted already */
             if (f[u / 8] >> (u % 8) & 1)
                 chk_error(c, "%s: it is on the lists of foreign frees twice", chk_unit(r->first + u, at));
             f[u / 8] |= (uint8_t)(1u << (u % 8));
@@ -119,6 +155,58 @@ static enum fault fault_of(const struct chk *c, const struct chk_region *r, uint
     if (!reached && !freed && bit(r, i) && !c->blind)
         return FAULT_LEAK;
     return FAULT_NONE;
+}
+
+static int by_unit(const void *a, const void *b)
+{
+    const struct chk_owned *x = a, *y = b;
+    uint32_t p = x->print & MARK_PRINT, q = y->print & MARK_PRINT;
+    return x->unit != y->unit ? (x->unit < y->unit ? -1 : 1) : p != q ? (p < q ? -1 : 1) : 0;
+}
+
+/* Owners of the unit at owned[i]: each is told apart by its fingerprint, and must name it itself. *ret_next: the unit behind. */
+static uint32_t owners_of(struct chk *c, const struct chk_region *r, size_t i, size_t *ret_next)
+{
+    char at[40];
+    uint32_t n = 0, unit = r->owned[i].unit;
+    while (i < r->n_owned && r->owned[i].unit == unit) {
+        uint32_t print = r->owned[i].print & MARK_PRINT;
+        bool owned = false;
+        for (; i < r->n_owned && r->owned[i].unit == unit && (r->owned[i].print & MARK_PRINT) == print; i++)
+            owned |= (r->owned[i].print & MARK_OWNED) != 0;
+        if (!owned && !c->blind)
+            chk_error(c, "%s: %s", chk_unit(r->first + unit, at), fault_text[FAULT_UNBORN]);
+        n++;
+    }
+    *ret_next = i;
+    return n;
+}
+
+/* A free that has not reached its region yet: one owner of a shared unit, until it does. */
+static void foreign_shared(struct chk *c)
+{
+    for (size_t i = 0; i < c->n_foreign; i++)
+        for (uint64_t k = 0; k < c->foreign[i].units; k++) {
+            struct chk_region *r = chk_region_of(c, c->foreign[i].addr + k, 1);
+            struct chk_use u = { .print = chk_print(i, k, 2, c->foreign[i].addr), .owned = true };
+            if (r && share_of(r, (uint32_t)(c->foreign[i].addr + k - r->first)))
+                chk_reach(c, c->foreign[i].addr + k, 1, &u);
+        }
+}
+
+/* As many owners as the list of shared units says. */
+static void shares_compare(struct chk *c, struct chk_region *r)
+{
+    char at[40];
+    size_t next = 0;
+    if (r->n_owned)
+        qsort(r->owned, r->n_owned, sizeof *r->owned, by_unit);
+    for (uint32_t s = 0; s < r->n_shares; s++)
+        for (uint32_t u = r->shares[s].at; u < r->shares[s].at + r->shares[s].units; u++) {
+            uint32_t n = next < r->n_owned && r->owned[next].unit == u ? owners_of(c, r, next, &next) : 0;
+            if (r->stable && n != r->shares[s].more + 1 && !c->blind)
+                chk_error(c, "%s: it has %u owners, its region's list of shared units says %u", chk_unit(r->first + u, at), n, r->shares[s].more + 1);
+        }
 }
 
 static void region_compare(struct chk *c, struct chk_region *r)
@@ -154,7 +242,9 @@ void chk_space(struct chk *c)
             c->foreign[i] = c->foreign[--c->n_foreign];
             i--;
         }
+    foreign_shared(c);
     for (uint32_t i = 0; i < c->n_regions && !c->failed; i++) {
+        shares_compare(c, &c->regions[i]);
         region_compare(c, &c->regions[i]);
         c->rep.regions++;
         gr_fiber_yield();

@@ -197,6 +197,27 @@ static void object_capture(struct ckpt *c, struct vobj *o)
 }
 
 /* ---- capture: regions, foreign frees ---- */
+/* The list of shared units gets a new place. */
+static void shares_capture(struct ckpt *c, struct vregion *r)
+{
+    struct vmfs *v = c->v;
+    if (!r->shares_dirty || c->error)
+        return;
+    r->shares_dirty = false;
+    if (r->shares_addr)
+        space_freed(v, r->shares_addr, r->shares_units, 1, c->number);
+    r->shares_addr = 0;
+    r->shares_units = share_blob_units(r);
+    r->shares_bytes = (uint32_t)(r->n_shares * sizeof(struct vmfs_share_disk));
+    if (!r->shares_units)
+        return;
+    uint8_t *p = place(c, r->shares_units, &r->shares_addr);
+    if (!p)
+        return;
+    share_blob_encode(r, p);
+    vhdr_seal(v, p, VMFS_T_BLOB, r->shares_units, r->shares_addr, r->hdr_generation + 1, v->slot);
+}
+
 static void region_capture(struct ckpt *c, struct vregion *r)
 {
     struct vmfs *v = c->v;
@@ -211,6 +232,9 @@ static void region_capture(struct ckpt *c, struct vregion *r)
     vlock_put(&r->lock, &u.h.lock);
     u.h.units = gr_le32_of(r->units);
     u.h.free_units = gr_le32_of(r->free_used);
+    u.h.shares_addr = gr_le64_of(r->shares_addr);
+    u.h.shares_bytes = gr_le32_of(r->shares_bytes);
+    u.h.shares_units = gr_le32_of(r->shares_units);
     vhdr_seal(v, &u, VMFS_T_REGION, 1, vhome_addr(&v->sb.regions, r->index, 0, 0), ++r->hdr_generation, v->slot);
     image_add(c, vhome_addr(&v->sb.regions, r->index, 0, 0), vhome_addr(&v->sb.regions, r->index, 0, 1), &u);
     v->sp.images--;
@@ -275,6 +299,8 @@ static void capture(struct ckpt *c)
     for (unsigned h = 0; h < VOBJ_HASH; h++)
         for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
             object_capture(c, o);
+    for (struct vregion *r = v->sp.regions; r; r = r->next)
+        shares_capture(c, r); /* may give an old list back to a region that others lease */
     foreign_capture(c);
     chunks_trim(c);
     for (struct vregion *r = v->sp.regions; r; r = r->next)
@@ -313,6 +339,8 @@ static void lease_for_foreign(struct vmfs *v)
 static uint64_t units_wanted(struct vmfs *v)
 {
     uint64_t n = v->dirty_nodes * VMFS_LEAF_UNITS_MAX + v->sp.n_foreign / 200 + 2 * CHUNK_UNITS; /* runs, so take plenty */
+    for (const struct vregion *r = v->sp.regions; r; r = r->next)
+        n += r->shares_dirty ? share_blob_units(r) : 0;
     for (unsigned h = 0; h < VOBJ_HASH; h++)
         for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
             if (o->dirty)

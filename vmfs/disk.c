@@ -2,12 +2,12 @@
 #include "common/seam.h"
 #include "vmfs/internal.h"
 
-static struct vmfs_disk *handle_of(struct gr_chan *ch)
+struct vmfs_disk *disk_of(struct gr_chan *ch)
 {
     return gr_container_of(ch->bdev, struct vmfs_disk, bdev);
 }
 
-static struct dop *dop_new(struct vobj *o, struct gr_bio *bio)
+struct dop *disk_op_new(struct vobj *o, struct gr_bio *bio)
 {
     struct vmfs *v = o->v;
     struct dop *op = v->free_dops;
@@ -82,7 +82,7 @@ static void in_place_put(struct dop *op)
         return;
     if (op->iov != op->iov_inline)
         free(op->iov);
-    journal_data_written(v);
+    journal_data_written(op->o);
     if (op->status == 0 && v->fenced)
         op->status = -GR_EFENCED;
     if (op->status == 0 && (op->bio->flags & GR_BIO_FUA)) {
@@ -161,7 +161,7 @@ static void change_granted(struct vrange *r)
 
 static void change(struct vobj *o, struct gr_bio *bio)
 {
-    struct dop *op = dop_new(o, bio);
+    struct dop *op = disk_op_new(o, bio);
     if (!op) {
         gr_bio_end(bio, -ENOMEM);
         return;
@@ -201,7 +201,7 @@ static void flush(struct vmfs *v, struct gr_bio *bio)
 static void scrub_work(void *arg)
 {
     struct gr_bio *bio = arg;
-    struct vmfs_disk *d = handle_of(bio->layer[0]);
+    struct vmfs_disk *d = disk_of(bio->layer[0]);
     int r = d->o ? journal_seal(d->o->v) : -GR_EFENCED;
     if (r == 0 && (d->gone || !d->o)) /* it went while we waited */
         r = -GR_EFENCED;
@@ -221,7 +221,7 @@ static void scrub(struct gr_chan *ch, struct gr_bio *bio)
 
 static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
 {
-    struct vmfs_disk *d = handle_of(ch);
+    struct vmfs_disk *d = disk_of(ch);
     struct vobj *o = d->o;
     if (d->gone || !o) {
         gr_bio_end(bio, -GR_EFENCED);
@@ -250,7 +250,8 @@ static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
         tree_extents(o, &o->live, o->ino.size, o->lineage, o->epoch, bio);
         return;
     case GR_OP_COPY:
-        break;
+        disk_copy(ch, bio);
+        return;
     }
     gr_bio_end(bio, -EOPNOTSUPP);
 }
@@ -344,7 +345,7 @@ static int exclusive(struct gr_bdev *bdev, struct gr_err *err)
         return gr_fail(err, -EBUSY, "'%s' shares blocks with a snapshot that is still being deleted", d->bdev.name);
     if (o->origin_object)
         return gr_fail(err, -EBUSY, "'%s' shares blocks with the disk it was cloned from", d->bdev.name);
-    return 0;
+    return d->o->copied ? disk_unshared(d->o, err) : 0;
 }
 
 const struct gr_bdev_ops vmfs_disk_ops = {

@@ -26,6 +26,8 @@ static int places(const struct dop *op, uint64_t piece, uint64_t end, struct vmf
             continue;
         if (e->seq > op->o->v->j.sealed_seq)
             return -EAGAIN;
+        if (op->o->copied && space_shared(op->o->v, m.addr) != 0)
+            return -EBUSY;
         if (n && runs[n - 1].addr + runs[n - 1].units == m.addr)
             runs[n - 1].units++;
         else
@@ -53,7 +55,7 @@ int disk_scrub(struct dop *op)
         for (unsigned i = 0; r == 0 && i < n; i++)
             r = vdev_write(v, runs[i].addr, (uint32_t)runs[i].units, zero, 0);
         if (n)
-            journal_data_written(v);
+            journal_data_written(op->o);
         piece = end;
     }
     /* Before the map may let go of them: or a power cut keeps the records and loses the zeros, and nobody knows these units any more. */

@@ -234,7 +234,7 @@ static int plan_write(struct plan *p, uint64_t first, const struct iovec *iov, i
     }
     free(bios);
     free(vec);
-    journal_data_written(v);
+    journal_data_written(p->op->o);
     return b.status;
 }
 

@@ -41,7 +41,8 @@
 #define VMFS_LEAF_PIECES (VMFS_FANOUT * VMFS_BLOCK_PIECES) /* 2048 pieces = 8 MiB */
 #define VMFS_MAX_LEVEL 5u               /* level 5 covers 2^18 PiB; a disk of 1 PiB needs level 4 */
 
-#define VMFS_INCOMPAT_KNOWN 0ull
+#define VMFS_INCOMPAT_SHARES 1ull       /* regions list units that more than one owner names; without it nothing is shared by copying */
+#define VMFS_INCOMPAT_KNOWN VMFS_INCOMPAT_SHARES
 #define VMFS_RO_COMPAT_KNOWN 0ull
 
 #define VMFS_ADDR_NONE 0ull
@@ -157,9 +158,18 @@ struct vmfs_region_disk {
     struct vmfs_hdr_disk hdr;
     struct vmfs_lock_disk lock;
     gr_le32 units, free_units; /* free as of the last checkpoint */
-    uint8_t pad[4096 - 64 - 32 - 8];
+    gr_le64 shares_addr;       /* 0: no unit is shared; else a blob of struct vmfs_share_disk, ascending, apart */
+    gr_le32 shares_bytes, shares_units;
+    uint8_t pad[4096 - 64 - 32 - 8 - 16];
 } __attribute__((packed));
 GR_SIZE(struct vmfs_region_disk, 4096);
+/* Units [at, at + units) of the region have @more owners beside the first: that many frees only take one away. Owners are places
+ * of a lineage (the piece of a disk, with a birth); trees that share a piece by births are one owner. */
+struct vmfs_share_disk {
+    gr_le32 at, units, more;
+} __attribute__((packed));
+GR_SIZE(struct vmfs_share_disk, 12);
+#define VMFS_SHARES_UNITS_MAX 65536u /* of such a blob */
 struct vmfs_bitmap_disk {
     struct vmfs_hdr_disk hdr;
     uint8_t bits[4032]; /* bit set: allocated */
@@ -208,12 +218,13 @@ struct vmfs_content_disk {
     gr_le64 parent_snap;    /* snapshot id the live head grew from; 0: none (or the origin) */
     gr_le64 next_snap;      /* next snapshot id */
     struct vmfs_ptr_disk root;
-    gr_le32 level, flags;
+    gr_le32 level, flags;   /* VMFS_CONTENT_* */
     gr_le64 origin_object, origin_snap, origin_epoch; /* clone of; 0: not a clone */
     gr_le64 reserved_units; /* promised overwrite space (thick, eager) */
     gr_le32 n_snaps, n_lineages, n_bookmarks, n_attrs;
 } __attribute__((packed));
 GR_SIZE(struct vmfs_content_disk, 104);
+#define VMFS_CONTENT_COPIED 1u /* units of it may have other owners: it was copied from, or to, by sharing */
 struct vmfs_snap_disk {
     gr_le64 id, parent, epoch, lineage, size;
     struct vmfs_ptr_disk root;
@@ -296,6 +307,7 @@ enum vmfs_record_type {
     VMFS_R_RESIZE,
     VMFS_R_ATTR,       /* small durable store of the logical unit */
     VMFS_R_RESERVE = 11, /* promised overwrite space */
+    VMFS_R_EPOCH,        /* epoch + 1 without a snapshot: nothing that exists is overwritten in place any more */
 };
 struct vmfs_rec_disk {
     gr_le16 type, flags;
@@ -313,6 +325,7 @@ struct vmfs_rec_map_disk {
 } __attribute__((packed));
 GR_SIZE(struct vmfs_rec_map_disk, 56);
 #define VMFS_RF_TRUSTED 1u
+#define VMFS_RF_SHARED 2u /* DATA, TRUSTED: the units are somebody's already; the piece is one more owner of them */
 enum vmfs_piece_state { VMFS_P_HOLE = 0, VMFS_P_DATA = 1, VMFS_P_RESERVED = 2, VMFS_P_ZEROED = 3 }; /* bit 0 written, bit 1 zero */
 struct vmfs_rec_snap_disk { /* SNAP_ADD, SNAP_FLAGS (flags), SNAP_DROP, REVERT (id; lineage new) */
     struct vmfs_rec_disk r;
@@ -329,7 +342,7 @@ struct vmfs_rec_free_disk {
     gr_le32 n_runs, reserved;
     struct vmfs_run_disk runs[];
 } __attribute__((packed));
-struct vmfs_rec_value_disk { /* RESIZE, RESERVE */
+struct vmfs_rec_value_disk { /* RESIZE, RESERVE, EPOCH (the new one) */
     struct vmfs_rec_disk r;
     gr_le64 value;
 } __attribute__((packed));

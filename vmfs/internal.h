@@ -138,6 +138,7 @@ struct vrange {
     uint64_t epoch;      /* at admission: birth of what it writes */
     bool granted;
     struct vrange *prev, *next;
+    bool renews;         /* a copy: it goes on in the new epoch when one begins without a snapshot */
     void (*grant)(struct vrange *r); /* called when it may go on */
     void *arg;
 };
@@ -158,6 +159,8 @@ struct vobj { /* an object this host holds the lock of */
     uint64_t epoch, lineage, parent_snap, next_snap;
     uint64_t origin_object, origin_snap, origin_epoch;
     uint64_t reserved_units;
+    bool copied;                 /* VMFS_CONTENT_COPIED */
+    uint64_t data_written;       /* v->j.data_written when data of it last reached the device */
     struct mtree live;
     struct vsnap **snaps;
     size_t n_snaps;
@@ -194,6 +197,9 @@ struct vfree { /* units freed in memory, not yet reusable */
     uint64_t seq;
     uint64_t ticket; /* reusable when every ticket below this number is closed */
 };
+struct vshare { /* units of a region with more owners than one */
+    uint32_t at, units, more;
+};
 struct vregion { /* a region leased by this host */
     uint32_t index;
     uint64_t first; /* address of its first unit */
@@ -205,6 +211,11 @@ struct vregion { /* a region leased by this host */
     uint32_t free_used; /* units clear in used */
     bool dirty;
     uint64_t *dirty_blocks; /* bitmap blocks that differ from home */
+    struct vshare *shares;  /* ascending, apart */
+    size_t n_shares, cap_shares;
+    bool shares_dirty;
+    uint64_t shares_addr;   /* of the blob at home */
+    uint32_t shares_bytes, shares_units;
     struct vregion *next;
 };
 #define VSPACE_POOL 64u
@@ -372,7 +383,7 @@ void journal_room_for(const struct dop *op); /* the same within an admitted writ
 bool journal_has_room(const struct vmfs *v); /* nobody would have to wait now [sync] */
 int journal_commit(struct vmfs *v);       /* everything applied so far is durable when it returns 0 */
 int journal_seal(struct vmfs *v);         /* and what it wrote may be overwritten where it lies */
-void journal_data_written(struct vmfs *v); /* in-place data reached the device: a flush is owed [sync] */
+void journal_data_written(struct vobj *o); /* data of it reached the device: a flush is owed [sync] */
 /* Write images as frames (no flush). *ret_seq: the last one's. */
 int journal_write_images(struct vmfs *v, const struct vmfs_image_disk *images, unsigned n, uint64_t covers, uint64_t *ret_seq);
 /* A frame cut but not yet written. */
@@ -420,6 +431,10 @@ void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units);
 /* Apply [sync]: units become / stop being part of the logical state. @kind/@seq: see struct vfree. */
 uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units); /* how many were not used before */
 void space_freed(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, uint64_t seq);
+/* One more owner of units that are in use [sync]. 0; -ENOMEM. */
+int space_share(struct vmfs *v, uint64_t addr, uint32_t units);
+/* Has the unit more owners than one? 1, 0, or -EAGAIN: its region is not leased here [sync]. */
+int space_shared(struct vmfs *v, uint64_t addr);
 /* How many images of home blocks the next checkpoint may have to put into the journal. */
 uint64_t ckpt_images_due(const struct vmfs *v);
 void space_reclaim(struct vmfs *v); /* pending frees that became reusable [sync] */
@@ -428,6 +443,17 @@ uint64_t space_free_here(const struct vmfs *v);
 uint64_t space_meta_reserve(const struct vmfs *v); /* units kept back for metadata and deletes */
 void ticket_open(struct vmfs *v, struct vticket *t);
 void ticket_close(struct vmfs *v, struct vticket *t);
+
+/* ---------- share.c ---------- */
+/* Owners of [at, at+units) of a region: one more, or one less where there are more than one [sync]. 0; -ENOMEM: nothing changed. */
+int share_change(struct vregion *r, uint32_t at, uint32_t units, bool more);
+/* Is the unit @at shared? *ret_units: so many from there on are alike, at most @units [sync]. */
+bool share_at(const struct vregion *r, uint32_t at, uint32_t units, uint32_t *ret_units);
+int share_load(struct vmfs *v, struct vregion *r, const struct vmfs_region_disk *h, struct gr_err *err);
+uint32_t share_blob_units(const struct vregion *r);
+void share_blob_encode(const struct vregion *r, void *units); /* behind the header [sync] */
+/* Rule 7: ascending, apart, inside a region of @units. */
+bool share_list_ok(const struct vmfs_share_disk *d, size_t n, uint32_t units);
 
 /* ---------- map.c ---------- */
 struct mnode *mnode_new(struct vmfs *v, unsigned level);
@@ -540,6 +566,9 @@ int record_do(struct vobj *o, void *rec, size_t len, struct gr_err *err);
 int record_apply(struct vobj *o, const void *rec, uint64_t seq, struct gr_err *err);
 /* Map change of one leaf's range. crc NULL: TRUSTED (data already durable) or no data. Units must be reserved (space_take_*). */
 int record_map(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, enum vmfs_piece_state state, const uint32_t *crc);
+/* Pieces become one more owner of units whose data is durable; behind it, without a suspension between, record_epoch(). */
+int record_share(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth);
+int record_epoch(struct vobj *o);
 /* Is a unit born at @birth at @piece still needed by a snapshot (or origin) the tree with parent @parent_snap grew from? */
 bool held_by_ancestors(struct vobj *o, uint64_t parent_snap, uint64_t birth, uint64_t piece_end);
 
@@ -601,7 +630,11 @@ void disk_op_end(struct dop *op, int status);
 /* What it changed is applied: others may go on before it is durable and answered. A checkpoint waits for late writes, so none may
  * wait for a checkpoint (journal_commit) while it is admitted. */
 void disk_op_leave(struct dop *op);
+struct vmfs_disk *disk_of(struct gr_chan *ch);
 int disk_scrub(struct dop *op); /* GR_OP_SCRUB (fiber): disk_scrub.c */
+int disk_unshared(struct vobj *o, struct gr_err *err); /* 0; -EBUSY: a piece of it has another owner, or may have (fiber) */
+void disk_copy(struct gr_chan *ch, struct gr_bio *bio); /* GR_OP_COPY: disk_copy.c */
+struct dop *disk_op_new(struct vobj *o, struct gr_bio *bio);
 /* Admitted before the newest snapshot: it belongs to that, and checkpoints wait for it. */
 static inline bool dop_late(const struct dop *op) { return op->range.epoch < op->o->epoch; }
 extern const struct gr_bdev_ops vmfs_disk_ops;

@@ -46,9 +46,9 @@ int journal_add(struct vmfs *v, const void *rec, size_t len)
     return 0;
 }
 
-void journal_data_written(struct vmfs *v)
+void journal_data_written(struct vobj *o)
 {
-    v->j.data_written++;
+    o->data_written = ++o->v->j.data_written;
 }
 
 static bool full(const struct vmfs *v)

@@ -470,7 +470,8 @@ int mleaf_set(struct mnode *leaf, uint64_t piece, uint32_t count, uint64_t addr,
             if (!in_run && !explode(e))
                 return -ENOMEM;
         }
-        for (unsigned i = 0; dropped && i < c.n; i++) {
+        bool empty = !e->px && !e->addr;
+        for (unsigned i = 0; dropped && !empty && i < c.n; i++) {
             struct mpiece old = ment_piece(e, c.first + i);
             if (old.state != VMFS_P_HOLE && (state == VMFS_P_HOLE || old.addr != addr + i))
                 dropped(arg, piece + i, &old);

@@ -101,7 +101,7 @@ static void free_pieces(struct reap *w, const struct mnode *leaf, struct mnode *
             struct mpiece q = { 0 };
             if (others[k])
                 q = ment_piece(&others[k]->ent[b], at);
-            named = q.state != VMFS_P_HOLE && q.addr == p.addr;
+            named = q.state != VMFS_P_HOLE && q.addr == p.addr && q.birth == p.birth; /* else another owner of the same units */
         }
         if (!named)
             free_run(w, p.addr, 1);

@@ -40,6 +40,7 @@ struct map_change {
     uint64_t piece, addr, birth, seq;
     uint32_t count;
     enum vmfs_piece_state state;
+    bool shared;
 };
 
 static int set_in(struct mnode *leaf, const struct map_change *c, struct drop *d)
@@ -63,7 +64,7 @@ static void late_drops(struct mnode *const *leaf, unsigned n, const struct map_c
             bool stays = old.state == VMFS_P_HOLE || (c->state != VMFS_P_HOLE && old.addr == c->addr + (p - c->piece));
             for (unsigned k = 0; k < i && !stays; k++) {
                 struct mpiece before = leaf[k] ? piece_of(leaf[k], p) : (struct mpiece){ .state = VMFS_P_HOLE };
-                stays = before.state != VMFS_P_HOLE && before.addr == old.addr; /* dropped already */
+                stays = before.state != VMFS_P_HOLE && before.addr == old.addr && before.birth == old.birth; /* dropped already */
             }
             if (!stays)
                 drop_piece(d, p, &old);
@@ -102,6 +103,13 @@ static int map_late(struct vobj *o, const struct map_change *c, struct drop *d)
     return r;
 }
 
+/* Has a snapshot been taken since epoch @birth? */
+static bool frozen_since(struct vobj *o, uint64_t birth)
+{
+    const struct vsnap *s = vobj_snap(o, o->parent_snap);
+    return s && s->epoch >= birth;
+}
+
 static int map_apply(struct vobj *o, const struct map_change *c)
 {
     struct drop d = { o, o->parent_snap, c->seq };
@@ -112,44 +120,65 @@ static int map_apply(struct vobj *o, const struct map_change *c)
         return -GR_ECORRUPT;
     if (mtree_peek(&o->live, c->piece, &leaf) < 0)
         return -EAGAIN;
-    int r = c->birth < o->epoch ? map_late(o, c, &d) : set_in(mtree_own(o, &o->live, c->piece, c->birth), c, &d);
+    int r = frozen_since(o, c->birth) ? map_late(o, c, &d) : set_in(mtree_own(o, &o->live, c->piece, c->birth), c, &d);
     if (r < 0)
         return r;
-    if (c->state != VMFS_P_HOLE) {
+    if (c->shared) {
+        r = space_share(o->v, c->addr, c->count);
+        o->ino.used_units += c->count;
+    } else if (c->state != VMFS_P_HOLE) {
         uint32_t n = space_used(o->v, c->addr, c->count);
         o->ino.used_units += n;
         reserve_set(o, o->reserved_units - GR_MIN((uint64_t)n, o->reserved_units));
     }
     vobj_touch(o);
-    return 0;
+    return r;
 }
 
-int record_map(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, enum vmfs_piece_state state, const uint32_t *crc)
+static int map_record(struct vobj *o, const struct map_change *c, const uint32_t *crc)
 {
     struct vmfs *v = o->v;
-    size_t ncrc = state == VMFS_P_DATA && crc ? count : 0, len = sizeof(struct vmfs_rec_map_disk) + ncrc * 4;
+    size_t ncrc = c->state == VMFS_P_DATA && crc ? c->count : 0, len = sizeof(struct vmfs_rec_map_disk) + ncrc * 4;
     uint8_t small[sizeof(struct vmfs_rec_map_disk) + VMFS_LEAF_PIECES * 4];
     struct vmfs_rec_map_disk *d = (struct vmfs_rec_map_disk *)small;
     memset(d, 0, sizeof *d);
     d->r.type = gr_le16_of(VMFS_R_MAP);
-    d->r.flags = gr_le16_of(state == VMFS_P_DATA && crc ? 0 : VMFS_RF_TRUSTED);
+    d->r.flags = gr_le16_of((uint16_t)((ncrc ? 0 : VMFS_RF_TRUSTED) | (c->shared ? VMFS_RF_SHARED : 0)));
     d->r.len = gr_le32_of((uint32_t)len);
     d->r.object = gr_le64_of(o->id);
     d->r.token = gr_le64_of(o->ino.lock.token);
-    d->piece = gr_le64_of(piece);
-    d->birth = gr_le64_of(birth);
-    d->addr = gr_le64_of(addr);
-    d->count = gr_le32_of(count);
-    d->state = gr_le32_of(state);
-    for (size_t i = 0; i < ncrc; i++)
+    d->piece = gr_le64_of(c->piece);
+    d->birth = gr_le64_of(c->birth);
+    d->addr = gr_le64_of(c->addr);
+    d->count = gr_le32_of(c->count);
+    d->state = gr_le32_of(c->state);
+    for (size_t i = 0; crc && i < ncrc; i++)
         d->crc[i] = gr_le32_of(crc[i]);
-    struct map_change c = { piece, addr, birth, journal_seq(v), count, state };
     int r = journal_add(v, small, len);
     if (r == 0)
-        r = map_apply(o, &c);
+        r = map_apply(o, c);
     if (r < 0)
         vmfs_fence(v, "a map change could not be applied: %s", gr_code_text(r));
     return r;
+}
+
+int record_share(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth)
+{
+    struct map_change c = { piece, addr, birth, journal_seq(o->v), count, VMFS_P_DATA, true };
+    return map_record(o, &c, NULL);
+}
+
+int record_epoch(struct vobj *o)
+{
+    struct vmfs_rec_value_disk d = { .value = gr_le64_of(o->epoch + 1) };
+    d.r.type = gr_le16_of(VMFS_R_EPOCH);
+    return record_do(o, &d, sizeof d, NULL);
+}
+
+int record_map(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, enum vmfs_piece_state state, const uint32_t *crc)
+{
+    struct map_change c = { piece, addr, birth, journal_seq(o->v), count, state, false };
+    return map_record(o, &c, crc);
 }
 
 int record_do(struct vobj *o, void *rec, size_t len, struct gr_err *err)
@@ -192,6 +221,16 @@ static struct vsnap *snap_append(struct vobj *o, const char *name, size_t name_l
     return s;
 }
 
+/* What is in flight belongs to an epoch that is over. */
+static void all_late(struct vobj *o)
+{
+    o->late = o->in_flight;
+    if (o->late) { /* they wait for no checkpoint any more */
+        gr_fqueue_wake_all(&o->v->j.room_q);
+        gr_fqueue_wake_all(&o->v->j.commit_q);
+    }
+}
+
 /* The live head as it is becomes snapshot @s; what is in flight belongs to it. */
 static void snap_freeze(struct vobj *o, struct vsnap *s)
 {
@@ -203,11 +242,22 @@ static void snap_freeze(struct vobj *o, struct vsnap *s)
     mtree_share(&s->tree, &o->live);
     o->epoch++;
     o->parent_snap = s->id;
-    o->late = o->in_flight;
-    if (o->late) { /* they wait for no checkpoint any more */
-        gr_fqueue_wake_all(&o->v->j.room_q);
-        gr_fqueue_wake_all(&o->v->j.commit_q);
-    }
+    all_late(o);
+}
+
+static int apply_epoch(struct vobj *o, uint64_t epoch)
+{
+    if (epoch != o->epoch + 1)
+        return -GR_ECORRUPT;
+    o->epoch = epoch;
+    o->copied = true;
+    all_late(o);
+    for (struct vrange *r = o->ranges; r; r = r->next)
+        if (r->granted && r->renews && r->epoch + 1 == epoch) { /* not one that a snapshot made late before */
+            r->epoch = epoch;
+            o->late--;
+        }
+    return 0;
 }
 
 static int apply_snap_add(struct vobj *o, const struct vmfs_rec_snap_disk *d)
@@ -393,6 +443,8 @@ static bool record_fits(const struct vmfs_rec_disk *r)
         const struct vmfs_rec_map_disk *d = (const void *)r;
         if (len < sizeof *d || gr_le32_get(d->count) == 0 || gr_le32_get(d->count) > VMFS_LEAF_PIECES || gr_le32_get(d->state) > VMFS_P_ZEROED)
             return false;
+        if ((gr_le16_get(r->flags) & VMFS_RF_SHARED) && (!(gr_le16_get(r->flags) & VMFS_RF_TRUSTED) || gr_le32_get(d->state) != VMFS_P_DATA))
+            return false;
         return (gr_le16_get(r->flags) & VMFS_RF_TRUSTED) || (len - sizeof *d) / 4 >= gr_le32_get(d->count);
     }
     case VMFS_R_SNAP_ADD: case VMFS_R_SNAP_FLAGS: case VMFS_R_SNAP_DROP: case VMFS_R_REVERT: {
@@ -412,7 +464,7 @@ static bool record_fits(const struct vmfs_rec_disk *r)
         return len >= sizeof *d && gr_le16_get(d->key_len) <= len - sizeof *d &&
                gr_le32_get(d->val_len) <= len - sizeof *d - gr_le16_get(d->key_len);
     }
-    case VMFS_R_RESIZE: case VMFS_R_RESERVE:
+    case VMFS_R_RESIZE: case VMFS_R_RESERVE: case VMFS_R_EPOCH:
         return len >= sizeof(struct vmfs_rec_value_disk);
     }
     return false;
@@ -428,7 +480,7 @@ int record_apply(struct vobj *o, const void *rec, uint64_t seq, struct gr_err *e
     case VMFS_R_MAP: {
         const struct vmfs_rec_map_disk *d = rec;
         struct map_change c = { gr_le64_get(d->piece), gr_le64_get(d->addr), gr_le64_get(d->birth), seq, gr_le32_get(d->count),
-                                (enum vmfs_piece_state)gr_le32_get(d->state) };
+                                (enum vmfs_piece_state)gr_le32_get(d->state), gr_le16_get(d->r.flags) & VMFS_RF_SHARED };
         rc = map_apply(o, &c);
         break;
     }
@@ -440,6 +492,7 @@ int record_apply(struct vobj *o, const void *rec, uint64_t seq, struct gr_err *e
     case VMFS_R_BOOKMARK: rc = apply_bookmark(o, rec); break;
     case VMFS_R_ATTR: rc = apply_attr(o, rec); break;
     case VMFS_R_RESIZE: rc = apply_resize(o, gr_le64_get(((const struct vmfs_rec_value_disk *)rec)->value)); break;
+    case VMFS_R_EPOCH: rc = apply_epoch(o, gr_le64_get(((const struct vmfs_rec_value_disk *)rec)->value)); break;
     case VMFS_R_RESERVE:
         reserve_set(o, gr_le64_get(((const struct vmfs_rec_value_disk *)rec)->value));
         rc = 0;

@@ -73,6 +73,7 @@ static void region_free(struct vregion *r)
         free(r->used);
         busy_done(&r->busy);
         free(r->dirty_blocks);
+        free(r->shares);
         free(r);
     }
 }
@@ -178,6 +179,8 @@ static int lease(struct vmfs *v, uint32_t index, struct gr_err *err)
     }
     if (rc == 0)
         rc = bitmap_load(v, r, err);
+    if (rc == 0)
+        rc = share_load(v, r, h, err);
     if (rc == 0) {
         v->sp.free_elsewhere -= GR_MIN(v->sp.free_elsewhere, listed);
         region_add(v, r);
@@ -449,6 +452,42 @@ static bool freeq_add(struct vfreeq *q, struct vfree f)
     return true;
 }
 
+int space_share(struct vmfs *v, uint64_t addr, uint32_t units)
+{
+    int rc = 0;
+    while (rc == 0 && units) {
+        struct vregion *r = space_region(v, addr); /* NULL: replay, and the region went on to another host, who wrote it home */
+        uint32_t n = in_region(v, addr, units);
+        if (r && addr - r->first + n <= r->units) {
+            rc = share_change(r, (uint32_t)(addr - r->first), n, true);
+            region_touch(v, r, 0, 0);
+        }
+        addr += n;
+        units -= n;
+    }
+    return rc;
+}
+
+int space_shared(struct vmfs *v, uint64_t addr)
+{
+    struct vregion *r = space_region(v, addr);
+    uint32_t n;
+    return r ? share_at(r, (uint32_t)(addr - r->first), 1, &n) : -EAGAIN;
+}
+
+/* Units without an owner. */
+static void free_last(struct vmfs *v, struct vregion *r, uint64_t addr, uint32_t units, uint32_t kind, uint64_t seq)
+{
+    used_change(v, r, bits_set(r->used, (uint32_t)(addr - r->first), units, false));
+    region_touch(v, r, (uint32_t)(addr - r->first), units);
+    if (v->replaying && kind) /* still named by what is home: another recovery may need it until this one's checkpoint is */
+        return;
+    if (v->replaying)
+        busy_change(v, r, (uint32_t)(addr - r->first), units, false);
+    else if (!freeq_add(&v->sp.freeq[kind], (struct vfree){ addr, units, seq, v->sp.next_ticket }))
+        vmfs_fence(v, "out of memory for freed space"); /* busy bits stay set: never reused by mistake */
+}
+
 static void free_in_region(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, uint64_t seq)
 {
     struct vregion *r = space_region(v, addr);
@@ -460,14 +499,18 @@ static void free_in_region(struct vmfs *v, uint64_t addr, uint32_t units, uint32
         vmfs_fence(v, "device %u unit %llu: freed, but in no region", vmfs_addr_dev(addr), (unsigned long long)vmfs_addr_unit(addr));
         return;
     }
-    used_change(v, r, bits_set(r->used, (uint32_t)(addr - r->first), units, false));
-    region_touch(v, r, (uint32_t)(addr - r->first), units);
-    if (v->replaying && kind) /* still named by what is home: another recovery may need it until this one's checkpoint is */
-        return;
-    if (v->replaying)
-        busy_change(v, r, (uint32_t)(addr - r->first), units, false);
-    else if (!freeq_add(&v->sp.freeq[kind], (struct vfree){ addr, units, seq, v->sp.next_ticket }))
-        vmfs_fence(v, "out of memory for freed space"); /* busy bits stay set: never reused by mistake */
+    while (units) {
+        uint32_t n, at = (uint32_t)(addr - r->first);
+        if (!share_at(r, at, units, &n)) {
+            free_last(v, r, addr, n, kind, seq);
+        } else {
+            if (share_change(r, at, n, false) < 0)
+                vmfs_fence(v, "out of memory for shared space");
+            region_touch(v, r, 0, 0);
+        }
+        addr += n;
+        units -= n;
+    }
 }
 
 void space_freed(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, uint64_t seq)

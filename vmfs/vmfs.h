@@ -95,6 +95,7 @@ int vmfs_checkpoint(struct vmfs *v, struct gr_err *err);
 /* Counters for tests, `info` and benchmarks. */
 struct vmfs_stats {
     uint64_t reads, writes_in_place, writes_redirected, splits, merges, unmaps, flushes;
+    uint64_t copies_shared; /* copies that moved no data */
     uint64_t journal_frames, journal_bytes, checkpoints, node_bytes, device_flushes;
     uint64_t replays, replayed_records, dropped_pieces, takeovers;
     uint64_t capture_ns_max; /* longest instant a checkpoint held the loop */

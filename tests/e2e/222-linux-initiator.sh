@@ -67,8 +67,8 @@ is discard_granularity 4096
 check "discards of 1 GiB and more" test "$(attr discard_max_bytes)" -ge $((1 << 30))
 is zeroing_mode writesame_16_unmap
 is write_zeroes_max_bytes $((1 << 30))
-is max_sectors_kb 1024
-is optimal_io_size $((1 << 20))
+is max_sectors_kb 8192
+is optimal_io_size $((8 << 20))
 is rotational 0
 is vendor 'GRANARY '
 uuid=$(granary disk info ds/a --json | jq -r .uuid | tr -d -)

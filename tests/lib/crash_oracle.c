@@ -115,6 +115,8 @@ void orc_free(struct orc *o)
         }
         for (unsigned s = 0; s < ORC_SLOTS; s++)
             free(d->slot[s].op);
+        for (size_t k = 0; k < d->n_ops; k++)
+            free(d->op[k].copied);
         free(d->snap);
         free(d->op);
         free(d->initial);
@@ -148,11 +150,25 @@ int64_t orc_stamp(const uint8_t *sector, uint64_t number)
 /* ---- what may be seen ---- */
 static uint32_t value_of(const struct orc_op *op, unsigned slot)
 {
-    return op->values ? op->values[slot] : op->stamp;
+    return op->values ? op->values[slot] : op->copied ? op->copied[slot] : op->stamp;
 }
 static uint32_t initial_of(const struct orc_disk *d, unsigned slot)
 {
     return d->initial ? d->initial[slot] : 0;
+}
+
+/* Operations have effect in the order they were asked for, but a copy looks at its source first: one that was under way when operation
+ * list[@last] was asked for may have come after it. */
+static bool copied_after(const struct orc_disk *d, unsigned slot, size_t last, uint32_t stamp)
+{
+    const struct orc_list *l = &d->slot[slot];
+    uint64_t submit = d->op[l->op[last]].submit;
+    for (size_t i = last; i-- > 0;) {
+        const struct orc_op *op = &d->op[l->op[i]];
+        if (op->copied && !op->dead && (!op->ack || op->ack > submit) && value_of(op, slot) == stamp)
+            return true;
+    }
+    return false;
 }
 
 bool orc_allowed(const struct orc_disk *d, unsigned slot, uint32_t stamp, uint64_t flushed, uint64_t tick, uint64_t *unsure)
@@ -168,7 +184,7 @@ bool orc_allowed(const struct orc_disk *d, unsigned slot, uint32_t stamp, uint64
         found |= value_of(op, slot) == stamp;
         if (op->durable && op->durable <= flushed) {
             *unsure += n > 1;
-            return found;
+            return found || copied_after(d, slot, i, stamp);
         }
     }
     *unsure += n > 0;
@@ -185,7 +201,7 @@ bool orc_visible(const struct orc_disk *d, unsigned slot, uint32_t stamp, uint64
             continue;
         found |= value_of(op, slot) == stamp;
         if (op->ack && op->ack < since)
-            return found;
+            return found || copied_after(d, slot, i, stamp);
     }
     return found || stamp == initial_of(d, slot);
 }

@@ -20,6 +20,7 @@ struct orc_op {
     uint64_t first, n;      /* sectors of the disk */
     uint32_t stamp;         /* 0: zeros */
     const uint32_t *values; /* ORC_SLOTS of them: revert; else NULL */
+    uint32_t *copied;       /* ORC_SLOTS of them, freed with the oracle: a copy from another disk; else NULL */
     uint64_t size;          /* resize or revert: the disk's size after it; else 0 */
     uint64_t submit, ack, durable; /* ticks; 0: not (yet) */
     bool fua, dead;         /* dead: had no effect (miscompared, failed) */

@@ -384,6 +384,48 @@ static void clone(struct crash_work *w, struct orc_disk *d, struct orc_snap *s)
     w->clones++;
 }
 
+/* A copy that shares, from the same place of another disk, which is held still meanwhile; small, or whole windows. */
+static void copy_range(struct crash_work *w, struct orc_disk *s, struct orc_disk *d)
+{
+    struct span x = random_range(w, d, 4096, 32);
+    uint64_t size = GR_MIN(size_of(s), size_of(d)) / 4096 * 4096;
+    if (rnd(w, 3) == 0)
+        x = (struct span){ rnd(w, 2) ? 0 : rnd(w, size / 4096) * 4096, size };
+    if (x.off >= size)
+        return;
+    x.len = GR_MIN(x.len, size - x.off);
+    uint32_t *values = malloc(ORC_SLOTS * sizeof *values);
+    if (orc_read(vmfs_bdev(s->d), size_of(s), values, w->why) < 0) {
+        free(values);
+        return;
+    }
+    size_t op = orc_op_add(&w->orc, d, (struct orc_op){ .first = x.off / SECTOR, .n = x.len / SECTOR, .copied = values });
+    d->eager |= s->eager; /* its zeros are data, too */
+    struct gr_bio bio = { .op = GR_OP_COPY, .off = x.off, .len = x.len, .copy_src = s->ch, .copy_src_off = x.off };
+    int r = gr_submit_wait(d->ch, &bio);
+    if (r == 0)
+        orc_op_ack(&w->orc, d, op);
+    w->copies += r == 0;
+    w->no_space += r == -GR_ENOSPACE;
+    if (r < 0 && r != -GR_ENOSPACE && r != -EOPNOTSUPP) /* refused half-way: some of it is there */
+        wrong(w, "copy", r);
+}
+
+static void copy(struct crash_work *w)
+{
+    struct orc_disk *s = pick(w, 0, 1), *d = pick(w, 0, 1);
+    if (!s || !d || s == d)
+        return;
+    gr_fmutex_lock(&w->copying);
+    gr_frwlock_write(&s->lock);
+    gr_frwlock_read(&d->lock);
+    if (s->d && d->d)
+        copy_range(w, s, d);
+    gr_frwlock_unlock(&d->lock);
+    gr_frwlock_unlock(&s->lock);
+    gr_fmutex_unlock(&w->copying);
+}
+
 static void resize(struct crash_work *w, struct orc_disk *d)
 {
     struct gr_err err = { 0 };
@@ -428,8 +470,10 @@ static void admin_step(struct crash_work *w, unsigned admin)
         rename_disk(w, d);
     else if (k < 85)
         resize(w, d);
-    else if (k < 90)
+    else if (k < 88)
         vmfs_checkpoint(w->v, NULL);
+    else if (k < 98)
+        copy(w);
     else
         gr_fiber_sleep_ms(rnd(w, 40));
 }

@@ -12,9 +12,10 @@ struct crash_work {
     bool reserved; /* disks are thick and eager, too: the device must have room for all they are promised */
     unsigned running, groups, names;
     uint64_t writes, flushes, snapshots, clones, reverts, removes, renames, deletes, resizes, compares, thick, eager, stale; /* stale: reads that were wrong */
-    uint64_t no_space;
+    uint64_t no_space, copies;
     char why[256];
     struct gr_fqueue done;
+    struct gr_fmutex copying; /* a copy holds two disks */
 };
 /* Run until all fibers are through (fiber). 0, or -1 and why. */
 int crash_work_run(struct crash_work *w);

@@ -61,7 +61,21 @@ static void put(struct gr_chan *ch, uint64_t off, size_t len, unsigned seed)
     free(b);
 }
 
-/* A volume with a disk of two leaves, two snapshots, a clone, directories. */
+/* A disk shares blocks with another by a copy. */
+static void share(struct site *s, struct gr_chan *from)
+{
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    OK(vmfs_create(s->v, "sharer", VMFS_DISK, 40 << 20, VMFS_THIN, &err));
+    OK(vmfs_open(s->v, "sharer", &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), s->loop, &ch), 0);
+    struct gr_bio bio = { .op = GR_OP_COPY, .off = 1 << 20, .len = 65536, .copy_src = from, .copy_src_off = 20 << 20 };
+    assert_int_equal(gr_submit_wait(ch, &bio), 0);
+    gr_chan_close(ch);
+    vmfs_close(d);
+}
+
+/* A volume with a disk of two leaves, two snapshots, a clone, a disk that shares by a copy, directories. */
 static void make(struct site *s)
 {
     struct vmfs_format_opts f = { .name = "ds1" };
@@ -85,6 +99,7 @@ static void make(struct site *s)
     OK(snap_create(&d, 1, "two", &err));
     put(ch, 8192, 4096, 4);
     OK(snap_clone(d, "one", "copy", &err));
+    share(s, ch);
     gr_chan_close(ch);
     vmfs_close(d);
     OK(vmfs_stat(s->v, "a/b/disk", &st, &err));
@@ -272,6 +287,35 @@ static void plant_misplaced(struct site *s, const struct vsuper *sb)
     free(b);
 }
 
+/* The list of shared units of the first region that has one. */
+static void shares_change(struct site *s, const struct vsuper *sb, void (*fn)(struct vmfs_region_disk *h, struct vmfs_share_disk *list))
+{
+    for (uint32_t i = 0; i < sb->dev[0].regions; i++) {
+        struct vmfs_region_disk *h = aligned_alloc(4096, 4096);
+        uint8_t *b = aligned_alloc(4096, 4096);
+        raw_read(s, vhome_addr(&sb->regions, i, 0, 0), 1, h);
+        uint64_t addr = gr_le64_get(h->shares_addr);
+        if (addr) {
+            raw_read(s, addr, 1, b);
+            fn(h, (struct vmfs_share_disk *)(b + sizeof(struct vmfs_hdr_disk)));
+            raw_write(s, addr, 1, b);
+            raw_write(s, vhome_addr(&sb->regions, i, 0, 0), 1, h);
+            raw_write(s, vhome_addr(&sb->regions, i, 0, 1), 1, h);
+            i = sb->dev[0].regions;
+        }
+        free(h);
+        free(b);
+    }
+}
+static void one_more(struct vmfs_region_disk *h, struct vmfs_share_disk *list) { list->more = gr_le32_of(gr_le32_get(list->more) + 1); }
+static void shorter(struct vmfs_region_disk *h, struct vmfs_share_disk *list) { list->units = gr_le32_of(gr_le32_get(list->units) - 1); }
+static void elsewhere(struct vmfs_region_disk *h, struct vmfs_share_disk *list) { list->at = gr_le32_of(0xfffffff0u); }
+static void no_list(struct vmfs_region_disk *h, struct vmfs_share_disk *list) { h->shares_addr = gr_le64_of(0); }
+static void plant_one_more(struct site *s, const struct vsuper *sb) { shares_change(s, sb, one_more); }
+static void plant_shorter(struct site *s, const struct vsuper *sb) { shares_change(s, sb, shorter); }
+static void plant_elsewhere(struct site *s, const struct vsuper *sb) { shares_change(s, sb, elsewhere); }
+static void plant_no_list(struct site *s, const struct vsuper *sb) { shares_change(s, sb, no_list); }
+
 static void plant_both_inodes(struct site *s, const struct vsuper *sb)
 {
     for (int copy = 0; copy < 2; copy++)
@@ -296,6 +340,10 @@ static const struct damage {
     { "double use", plant_double_use, "also in use for something else" },
     { "flipped bit in a node", plant_node_flip, "rule 5" },
     { "node of another place", plant_misplaced, "rule 4" },
+    { "one owner too many", plant_one_more, "list of shared units says 3" },
+    { "an owner too few", plant_shorter, "also in use for something else" },
+    { "list outside its region", plant_elsewhere, "rule 7: its list of shared units" },
+    { "no list", plant_no_list, "also in use for something else" },
     { "inode, both copies", plant_both_inodes, "both copies are damaged" },
 };
 

@@ -24,7 +24,7 @@
 static struct totals {
     uint64_t cuts, second_cuts, histories, entries;
     uint64_t replays, replayed_records, dropped, takeovers, redirected, in_place, splits, merges, checkpoints, frames, unsure, durable;
-    uint64_t snapshots, clones, reverts, deletes, removes, renames, resizes, compares, repaired, no_space, thick, eager, roomy_cuts;
+    uint64_t snapshots, clones, reverts, deletes, removes, renames, resizes, compares, copies, repaired, no_space, thick, eager, roomy_cuts;
 } total;
 
 struct history {
@@ -208,6 +208,7 @@ static int history_fn(void *arg)
     total.removes += h->w.removes;
     total.renames += h->w.renames;
     total.resizes += h->w.resizes;
+    total.copies += h->w.copies;
     total.compares += h->w.compares;
     total.no_space += h->w.no_space;
     total.thick += h->w.thick;
@@ -226,8 +227,8 @@ static void report(void)
            N(replayed_records), N(dropped), N(repaired));
     printf("# writes: redirected %llu, in place %llu, splits %llu, merges %llu; frames %llu, checkpoints %llu, out of space %llu\n", N(redirected),
            N(in_place), N(splits), N(merges), N(frames), N(checkpoints), N(no_space));
-    printf("# snapshots %llu, deletes %llu, clones %llu, reverts %llu, removes %llu, renames %llu, resizes %llu, compares %llu\n", N(snapshots),
-           N(deletes), N(clones), N(reverts), N(removes), N(renames), N(resizes), N(compares));
+    printf("# snapshots %llu, deletes %llu, clones %llu, reverts %llu, removes %llu, renames %llu, resizes %llu, compares %llu, copies %llu\n", N(snapshots),
+           N(deletes), N(clones), N(reverts), N(removes), N(renames), N(resizes), N(compares), N(copies));
     printf("# thick disks %llu, eager disks %llu, in histories of %llu cuts\n", N(thick), N(eager), N(roomy_cuts));
     printf("# operations flushed %llu; sectors with several allowed values %llu\n", N(durable), N(unsure));
 #undef N

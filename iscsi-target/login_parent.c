@@ -384,13 +384,6 @@ static void ask_fiber(void *arg)
         job_end(j);
         return;
     }
-    unsigned status = sl->tsih ? tgt_sess_joinable(s, lu, initiator, sl->isid, sl->tsih, sl->cid) : TGT_LOGIN_OK;
-    if (status) {
-        tgt_lu_user_put(lu);
-        send_asked(s->login, j, status, false, "", "");
-        job_end(j);
-        return;
-    }
     sl->lu = lu;
     memcpy(sl->disk, disk, sizeof disk);
     sl->need_chap = tgt_access_chap(s->access, disk, &secrets);
@@ -461,10 +454,13 @@ static void hand_over_fiber(void *arg)
                                 .flags = (uint8_t)j->msg.u.hand_over.flags, .cid = j->taken.cid, .tsih = j->taken.tsih, .itt = j->msg.u.hand_over.itt,
                                 .cmdsn = j->msg.u.hand_over.cmdsn, .statsn = j->msg.u.hand_over.statsn, .portal = j->taken.portal};
     memcpy(st.isid, j->taken.isid, TGT_ISID_LEN);
-    if (tgt_sess_login(s, &st) == -ENOENT) { /* the session it was to join has ended, or is full by now */
+    unsigned status = st.tsih ? tgt_sess_joinable(s, &st) : TGT_LOGIN_OK; /* asked of the authenticated only: it tells what sessions there are */
+    if (status) {
         j->fd = st.fd;
-        refuse_login(j, TGT_LOGIN_NO_SESSION);
+        refuse_login(j, status);
         tgt_lu_user_put(lu);
+    } else {
+        tgt_sess_login(s, &st);
     }
     job_end(j);
 }

@@ -148,9 +148,9 @@ static void fill_tasks(struct tgt_sess *sess)
     sess->n_free = TGT_TASKS;
 }
 
-static bool same_port(const struct tgt_sess *o, const struct tgt_lu *lu, const char *initiator, const uint8_t *isid)
+static bool same_port(const struct tgt_sess *o, const struct tgt_sess_start *start)
 {
-    return o->lu == lu && !memcmp(o->isid, isid, TGT_ISID_LEN) && !strcmp(o->initiator, initiator);
+    return o->lu == start->lu && !memcmp(o->isid, start->isid, TGT_ISID_LEN) && !strcmp(o->initiator, start->initiator);
 }
 
 /* A session of the same initiator port to the same target is replaced (RFC 7143 6.3.5). */
@@ -159,7 +159,7 @@ static void reinstate(struct tgt_server *s, const struct tgt_sess_start *start)
     struct tgt_sess *next;
     for (struct tgt_sess *o = s->sessions; o; o = next) {
         next = o->next;
-        if (same_port(o, start->lu, start->initiator, start->isid))
+        if (same_port(o, start))
             tgt_sess_close(o, "replaced by a new login of the same initiator port");
     }
 }
@@ -207,29 +207,27 @@ static int sess_new(struct tgt_server *s, const struct tgt_sess_start *start)
     return r;
 }
 
-static struct tgt_sess *find(struct tgt_server *s, const struct tgt_lu *lu, const char *initiator, const uint8_t *isid, uint16_t tsih)
+static struct tgt_sess *find(struct tgt_server *s, const struct tgt_sess_start *start)
 {
     for (struct tgt_sess *o = s->sessions; o; o = o->next)
-        if (o->tsih == tsih && same_port(o, lu, initiator, isid))
+        if (o->tsih == start->tsih && same_port(o, start))
             return o;
     return NULL;
 }
 
-unsigned tgt_sess_joinable(struct tgt_server *s, const struct tgt_lu *lu, const char *initiator, const uint8_t *isid, uint16_t tsih, uint16_t cid)
+unsigned tgt_sess_joinable(struct tgt_server *s, const struct tgt_sess_start *start)
 {
-    const struct tgt_sess *sess = find(s, lu, initiator, isid, tsih);
+    const struct tgt_sess *sess = find(s, start);
     if (!sess)
         return TGT_LOGIN_NO_SESSION;
-    return sess->n_conns >= sess->params.max_connections && !tgt_conn_find(sess, cid) ? TGT_LOGIN_TOO_MANY : TGT_LOGIN_OK;
+    return sess->n_conns >= sess->params.max_connections && !tgt_conn_find(sess, start->cid) ? TGT_LOGIN_TOO_MANY : TGT_LOGIN_OK;
 }
 
 /* One more connection, or one in the place of another with its CID (reinstatement, RFC 7143 6.3.4). */
 static int join(struct tgt_server *s, const struct tgt_sess_start *start)
 {
-    struct tgt_sess *sess = find(s, start->lu, start->initiator, start->isid, start->tsih);
-    struct tgt_conn *old = sess ? tgt_conn_find(sess, start->cid) : NULL;
-    if (!sess || (!old && sess->n_conns >= sess->params.max_connections))
-        return -ENOENT;
+    struct tgt_sess *sess = find(s, start);
+    struct tgt_conn *old = tgt_conn_find(sess, start->cid);
     sess->holds++; /* it outlives the change of its only connection */
     int r = tgt_conn_new(sess, start);
     if (!r && old)
@@ -240,7 +238,7 @@ static int join(struct tgt_server *s, const struct tgt_sess_start *start)
         tgt_note(s, 6, "session %u: connection %u from %s", sess->id, start->cid, start->address);
     tgt_sess_unhold(sess);
     tgt_lu_user_put(start->lu); /* the session has its own */
-    return 0;
+    return r;
 }
 
 int tgt_sess_login(struct tgt_server *s, const struct tgt_sess_start *start)

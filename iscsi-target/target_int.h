@@ -349,10 +349,10 @@ struct tgt_sess_start {
     uint32_t itt, cmdsn, statsn, text_len;
     unsigned portal;
 };
-/* 0; -ENOENT: the session to join is gone (nothing taken, so that the login can still be refused). */
+/* Takes fd and user. A session to join must be joinable. 0 or negative. */
 int tgt_sess_login(struct tgt_server *s, const struct tgt_sess_start *start);
 /* May a connection be added? TGT_LOGIN_OK, or the status that refuses it. */
-unsigned tgt_sess_joinable(struct tgt_server *s, const struct tgt_lu *lu, const char *initiator, const uint8_t *isid, uint16_t tsih, uint16_t cid);
+unsigned tgt_sess_joinable(struct tgt_server *s, const struct tgt_sess_start *start);
 /* End it now: sockets closed, tasks dropped, those with the device orphaned. The memory goes from the loop later. */
 void tgt_sess_close(struct tgt_sess *sess, const char *why);
 void tgt_sess_unhold(struct tgt_sess *sess);

@@ -94,14 +94,13 @@ static int log_in(struct bench *b, uint16_t cid, uint8_t negotiated)
     start.params.max_send_dsl = negotiated & 16 ? 512 : 8192;
     start.params.max_connections = 2;
     start.params.time2retain = 5;
-    int r = tgt_sess_login(&b->server, &start);
-    if (r == -ENOENT) {
+    if (start.tsih && tgt_sess_joinable(&b->server, &start)) {
         tgt_lu_user_put(start.lu);
         close(pair[0]);
         close(pair[1]);
         return -1;
     }
-    if (r < 0)
+    if (tgt_sess_login(&b->server, &start) < 0)
         abort();
     return pair[1];
 }

@@ -2,9 +2,8 @@
  * reinstatement of one, and the target's own request to leave. */
 #include "common/cleanup.h"
 #include "common/crc.h"
-#include "tests/lib/inix.h"
+#include "tests/lib/inisess.h"
 #include "tests/lib/test.h"
-#include "tests/lib/tgtfix.h"
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,8 +12,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define NAME "iqn.2026-11.local.granary:recovery"
-#define BLOCK INIX_BLOCK
 static struct tgtfix fix;
 
 static int setup(void **state)
@@ -30,56 +27,6 @@ static int teardown(void **state)
     (void)state;
     tgtfix_stop(&fix);
     return 0;
-}
-
-#define KEYS_ERL0 "MaxConnections=8\0InitialR2T=No\0ErrorRecoveryLevel=0"
-#define KEYS_ERL1 "MaxConnections=8\0InitialR2T=Yes\0ErrorRecoveryLevel=1\0DataDigest=CRC32C\0MaxRecvDataSegmentLength=4096\0MaxBurstLength=16384\0FirstBurstLength=8192\0MaxOutstandingR2T=2"
-#define KEYS_ERL2 "MaxConnections=8\0FirstBurstLength=8192\0InitialR2T=Yes\0ErrorRecoveryLevel=2\0MaxRecvDataSegmentLength=4096\0MaxBurstLength=16384\0DefaultTime2Wait=0\0DefaultTime2Retain=2\0MaxOutstandingR2T=2"
-#define KEYS_JOIN "MaxRecvDataSegmentLength=4096"
-
-static int open_conn(struct ini *i, const struct ini *first, uint16_t cid, const char *target, const char *keys, size_t len)
-{
-    assert_int_equal(ini_connect(i, "127.0.0.1", fix.port), 0);
-    i->cid = cid;
-    i->cmdsn = 1;
-    if (first) {
-        i->tsih = first->tsih;
-        i->cmdsn = first->cmdsn;
-        i->max_burst = first->max_burst;
-        i->immediate_data = first->immediate_data;
-        i->initial_r2t = first->initial_r2t;
-    }
-    assert_int_equal(ini_login(i, NAME, target, keys, len), 0);
-    i->timeout_ms = 3000;
-    return i->login_status;
-}
-
-static void lead(struct ini *i, const char *target, const char *keys, size_t len)
-{
-    assert_int_equal(open_conn(i, NULL, 0, target, keys, len), 0);
-    assert_int_not_equal(i->tsih, 0);
-    inix_ready(i);
-}
-#define LEAD(i, target, keys) lead(i, target, keys, sizeof(keys))
-#define JOIN(i, first, cid, target) open_conn(i, first, cid, target, KEYS_JOIN, sizeof(KEYS_JOIN))
-
-/* What is on the disk, read through a session of its own. */
-static void check_disk(uint32_t lba, const uint8_t *want, uint32_t blocks)
-{
-    static uint8_t in[1u << 20];
-    struct ini i;
-    struct ini_result r;
-    uint8_t cdb[10];
-    assert_int_equal(ini_connect(&i, "127.0.0.1", fix.port), 0);
-    i.isid[5] = 77;
-    assert_int_equal(ini_login(&i, NAME ":checker", TGTFIX_TARGET, NULL, 0), 0);
-    inix_ready(&i);
-    inix_rw_cdb(cdb, false, lba, blocks);
-    assert_int_equal(ini_cmd(&i, cdb, 10, NULL, 0, in, blocks * BLOCK, &r), 0);
-    assert_int_equal(r.status, 0);
-    assert_memory_equal(in, want, blocks * BLOCK);
-    ini_logout(&i);
-    ini_close(&i);
 }
 
 static int shut_down(struct tgtfix *f, void *arg)
@@ -110,7 +57,7 @@ static void asked_to_leave(void **state)
         assert_int_equal(gr_get_be16(p + 42), 3);
         inix_take_status(&c[k], p);
     }
-    assert_true(ini_connect(&b, "127.0.0.1", fix.port) < 0 || ini_login(&b, NAME ":late", TGTFIX_TARGET, NULL, 0) < 0); /* nobody new */
+    assert_true(ini_connect(&b, "127.0.0.1", fix.port) < 0 || ini_login(&b, INISESS_NAME ":late", TGTFIX_TARGET, NULL, 0) < 0); /* nobody new */
     ini_close(&b);
     inix_ready(&c[0]); /* what is there is served to the end */
     for (uint16_t k = 2; k-- > 0;)
@@ -212,7 +159,7 @@ static void allegiance(void **state)
     assert_int_equal(inix_send_out(&a, p, 0, 0, 4096, false, out), 0);
     assert_int_equal(inix_send_out(&a, p, 1, 4096, 4096, true, out), 0);
     inix_good(&a, 50);
-    check_disk(0, out, 16);
+    inisess_check_disk(&fix, 0, out, 16);
     ini_close(&a);
     ini_close(&b);
     tgtfix_wait_sessions(&fix, 0);

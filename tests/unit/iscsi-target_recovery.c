@@ -2,9 +2,8 @@
  * and drops connections on purpose; in the end every byte is right and every command answered once. */
 #include "common/cleanup.h"
 #include "common/crc.h"
-#include "tests/lib/inix.h"
+#include "tests/lib/inisess.h"
 #include "tests/lib/test.h"
-#include "tests/lib/tgtfix.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +11,6 @@
 #include <time.h>
 #include <unistd.h>
 
-#define NAME "iqn.2026-11.local.granary:recovery"
 #define BLOCK INIX_BLOCK
 static struct tgtfix fix;
 
@@ -29,56 +27,6 @@ static int teardown(void **state)
     (void)state;
     tgtfix_stop(&fix);
     return 0;
-}
-
-#define KEYS_ERL0 "MaxConnections=8\0InitialR2T=No\0ErrorRecoveryLevel=0"
-#define KEYS_ERL1 "MaxConnections=8\0InitialR2T=Yes\0ErrorRecoveryLevel=1\0DataDigest=CRC32C\0MaxRecvDataSegmentLength=4096\0MaxBurstLength=16384\0FirstBurstLength=8192\0MaxOutstandingR2T=2"
-#define KEYS_ERL2 "MaxConnections=8\0FirstBurstLength=8192\0InitialR2T=Yes\0ErrorRecoveryLevel=2\0MaxRecvDataSegmentLength=4096\0MaxBurstLength=16384\0DefaultTime2Wait=0\0DefaultTime2Retain=2\0MaxOutstandingR2T=2"
-#define KEYS_JOIN "MaxRecvDataSegmentLength=4096"
-
-static int open_conn(struct ini *i, const struct ini *first, uint16_t cid, const char *target, const char *keys, size_t len)
-{
-    assert_int_equal(ini_connect(i, "127.0.0.1", fix.port), 0);
-    i->cid = cid;
-    i->cmdsn = 1;
-    if (first) {
-        i->tsih = first->tsih;
-        i->cmdsn = first->cmdsn;
-        i->max_burst = first->max_burst;
-        i->immediate_data = first->immediate_data;
-        i->initial_r2t = first->initial_r2t;
-    }
-    assert_int_equal(ini_login(i, NAME, target, keys, len), 0);
-    i->timeout_ms = 3000;
-    return i->login_status;
-}
-
-static void lead(struct ini *i, const char *target, const char *keys, size_t len)
-{
-    assert_int_equal(open_conn(i, NULL, 0, target, keys, len), 0);
-    assert_int_not_equal(i->tsih, 0);
-    inix_ready(i);
-}
-#define LEAD(i, target, keys) lead(i, target, keys, sizeof(keys))
-#define JOIN(i, first, cid, target) open_conn(i, first, cid, target, KEYS_JOIN, sizeof(KEYS_JOIN))
-
-/* What is on the disk, read through a session of its own. */
-static void check_disk(uint32_t lba, const uint8_t *want, uint32_t blocks)
-{
-    static uint8_t in[1u << 20];
-    struct ini i;
-    struct ini_result r;
-    uint8_t cdb[10];
-    assert_int_equal(ini_connect(&i, "127.0.0.1", fix.port), 0);
-    i.isid[5] = 77;
-    assert_int_equal(ini_login(&i, NAME ":checker", TGTFIX_TARGET, NULL, 0), 0);
-    inix_ready(&i);
-    inix_rw_cdb(cdb, false, lba, blocks);
-    assert_int_equal(ini_cmd(&i, cdb, 10, NULL, 0, in, blocks * BLOCK, &r), 0);
-    assert_int_equal(r.status, 0);
-    assert_memory_equal(in, want, blocks * BLOCK);
-    ini_logout(&i);
-    ini_close(&i);
 }
 
 /* ---- level 1 ---- */
@@ -130,7 +78,7 @@ static void lost_data(void **state)
     assert_int_equal(inix_send_out(&i, second, 0, 20480, 4096, false, out), 0);
     assert_int_equal(inix_send_out(&i, second, 1, 24576, 8192, true, out), 0);
     inix_good(&i, 60);
-    check_disk(0, out, 64);
+    inisess_check_disk(&fix, 0, out, 64);
     /* an R2T that was lost on the way is asked for by SNACK */
     assert_int_equal(inix_send_rw(&i, sn++, 61, true, 64, 16), 0);
     inix_expect(&i, r2t, TGT_OP_R2T);
@@ -144,7 +92,7 @@ static void lost_data(void **state)
     inix_take_status(&i, b);
     assert_int_equal(inix_send_out(&i, r2t, 0, 0, 8192, true, out), 0);
     inix_good(&i, 61);
-    check_disk(64, out, 16);
+    inisess_check_disk(&fix, 64, out, 16);
     ini_close(&i);
     tgtfix_wait_sessions(&fix, 0);
 }
@@ -197,7 +145,7 @@ static void lost_unsolicited(void **state)
     assert_int_equal(gr_get_be32(r2t + 44), 12288);
     assert_int_equal(inix_send_out(&i, r2t, 0, 4096, 12288, true, out), 0);
     inix_good(&i, itt);
-    check_disk(300, out, 32);
+    inisess_check_disk(&fix, 300, out, 32);
     /* another request with wrong data: said again, it is answered */
     tgt_bhs_start(b, TGT_OP_NOP_OUT, TGT_FINAL, 900, 4);
     gr_put_be32(b + 20, TGT_TAG_NONE);
@@ -330,7 +278,7 @@ static void silence(void **state)
     assert_int_equal(gr_get_be32(again + 44), 8192);
     assert_int_equal(inix_send_out(&i, again, 0, 0, 8192, true, out), 0);
     inix_good(&i, 90);
-    check_disk(4000, out, 16);
+    inisess_check_disk(&fix, 4000, out, 16);
     ini_close(&i);
     tgtfix_wait_sessions(&fix, 0);
 }
@@ -371,7 +319,7 @@ static void reassigned(void **state)
         inix_expect(&a, b, TGT_OP_DATA_IN);
         memcpy(in + gr_get_be32(b + 40), inix_seg, 4096);
     }
-    assert_int_equal(open_conn(&c, &a, 1, TGTFIX_TARGET, "MaxRecvDataSegmentLength=8192", 30), 0);
+    assert_int_equal(inisess_open(&fix, &c, &a, 1, TGTFIX_TARGET, "MaxRecvDataSegmentLength=8192", 30), 0);
     c.cmdsn = a.cmdsn;
     assert_int_equal(inix_reassign(&c, 80, 4), TGT_TMF_ALLEGIANT);
     assert_int_equal(inix_reassign(&c, 4711, 0), TGT_TMF_NO_TASK);
@@ -414,7 +362,7 @@ static void reassigned(void **state)
         assert_int_equal(inix_send_out(&c, r2t[k], 0, off, len, true, out), 0);
     }
     inix_good(&c, 81);
-    check_disk(1000, out, 64);
+    inisess_check_disk(&fix, 1000, out, 64);
     /* nobody reassigns: given up when the time is over, and the tag is free again */
     c.cmdsn = a.cmdsn;
     assert_int_equal(JOIN(&a, &c, 0, TGTFIX_TARGET), 0);
@@ -459,7 +407,7 @@ static void answered_elsewhere(void **state)
         assert_int_equal(JOIN(&a, &c, 0, TGTFIX_SLOW), 0);
         a.itt = 1000;
     }
-    check_disk(3000, out, 8);
+    inisess_check_disk(&fix, 3000, out, 8);
     ini_close(&a);
     ini_close(&c);
     tgtfix_wait_sessions(&fix, 0);
@@ -586,7 +534,7 @@ static void storm(void **state)
     for (unsigned k = 0; k < CONNS; k++)
         ini_close(&conn[k]);
     for (unsigned k = 0; k < CONNS; k++)
-        check_disk(k * SPAN, image + k * SPAN * BLOCK, SPAN);
+        inisess_check_disk(&fix, k * SPAN, image + k * SPAN * BLOCK, SPAN);
     tgtfix_wait_sessions(&fix, 0);
 }
 

@@ -223,6 +223,7 @@ struct vspace {
     struct vregion *regions;     /* leased here, newest first */
     struct vregion **by_index;   /* [n_regions] or NULL */
     uint64_t free_busy, free_used; /* sums over the regions leased here */
+    uint64_t share_units;          /* that their lists of shared units take */
     uint64_t images, images_max;   /* home blocks of these regions: changed, and all */
     uint8_t *tried;              /* [n_regions] 1: known to be leased by another or full */
     struct vregion *current;     /* allocating from */

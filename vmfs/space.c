@@ -123,6 +123,7 @@ static void region_add(struct vmfs *v, struct vregion *r)
     v->sp.free_busy += r->busy.free;
     v->sp.free_used += r->free_used;
     v->sp.images_max += 1 + v->sb.bitmap_blocks;
+    v->sp.share_units += share_blob_units(r);
     v->sp.by_index[r->index] = r;
 }
 
@@ -245,7 +246,7 @@ uint64_t space_meta_reserve(const struct vmfs *v)
     uint64_t units = 0;
     for (unsigned i = 0; i < v->sb.n_devices; i++)
         units += v->sb.dev[i].units;
-    return GR_MIN(units / 64, 16384u) + v->dirty_nodes * 2;
+    return GR_MIN(units / 64, 16384u) + v->dirty_nodes * 2 + v->sp.share_units; /* a checkpoint writes the lists anew before the old ones go */
 }
 
 int space_ensure(struct vmfs *v, uint64_t units)
@@ -452,16 +453,23 @@ static bool freeq_add(struct vfreeq *q, struct vfree f)
     return true;
 }
 
+static int owners_change(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units, bool more)
+{
+    uint32_t before = share_blob_units(r);
+    int rc = share_change(r, at, units, more);
+    v->sp.share_units = v->sp.share_units - before + share_blob_units(r);
+    region_touch(v, r, 0, 0);
+    return rc;
+}
+
 int space_share(struct vmfs *v, uint64_t addr, uint32_t units)
 {
     int rc = 0;
     while (rc == 0 && units) {
         struct vregion *r = space_region(v, addr); /* NULL: replay, and the region went on to another host, who wrote it home */
         uint32_t n = in_region(v, addr, units);
-        if (r && addr - r->first + n <= r->units) {
-            rc = share_change(r, (uint32_t)(addr - r->first), n, true);
-            region_touch(v, r, 0, 0);
-        }
+        if (r && addr - r->first + n <= r->units)
+            rc = owners_change(v, r, (uint32_t)(addr - r->first), n, true);
         addr += n;
         units -= n;
     }
@@ -501,13 +509,10 @@ static void free_in_region(struct vmfs *v, uint64_t addr, uint32_t units, uint32
     }
     while (units) {
         uint32_t n, at = (uint32_t)(addr - r->first);
-        if (!share_at(r, at, units, &n)) {
+        if (!share_at(r, at, units, &n))
             free_last(v, r, addr, n, kind, seq);
-        } else {
-            if (share_change(r, at, n, false) < 0)
-                vmfs_fence(v, "out of memory for shared space");
-            region_touch(v, r, 0, 0);
-        }
+        else if (owners_change(v, r, at, n, false) < 0)
+            vmfs_fence(v, "out of memory for shared space");
         addr += n;
         units -= n;
     }

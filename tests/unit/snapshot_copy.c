@@ -399,6 +399,134 @@ static int history_fn(void *arg)
     return 0;
 }
 
+/* ---- when a source is ready ---- */
+struct pair {
+    struct gr_loop *loop;
+    struct gr_mem *mem;
+    struct gr_bdev *low, *dev;
+    struct vmfs *v;
+    struct vmfs_disk *d[2];
+    struct gr_chan *ch[2];
+    uint8_t *buf;
+};
+
+static void put(struct pair *p, uint64_t off, uint8_t byte)
+{
+    memset(p->buf, byte, 65536);
+    assert_int_equal(gr_pwrite(p->ch[0], p->buf, 65536, off, 0), 0);
+}
+
+static int share(struct pair *p, uint64_t off)
+{
+    struct gr_bio bio = { .op = GR_OP_COPY, .off = off, .len = 65536, .copy_src = p->ch[0], .copy_src_off = off };
+    return gr_submit_wait(p->ch[1], &bio);
+}
+
+static void ended(struct gr_bio *bio) { *(bool *)bio->arg = true; }
+
+/* A source that is ready is shared as it is. Where its data, its records or its writes could still change what was shared, its epoch
+ * ends first and all of it is made durable: seen by the epoch. */
+static int ready_fn(void *arg)
+{
+    struct pair *p = arg;
+    struct vmfs_format_opts f = { .name = "ds1" };
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "ready" };
+    p->loop = gr_fiber_loop();
+    p->mem = gr_mem_new(256 << 20);
+    p->buf = aligned_alloc(4096, 65536);
+    assert_int_equal(gr_bdev_mem_open(p->loop, p->mem, &p->low), 0);
+    assert_int_equal(gr_bdev_delay_open(p->loop, p->low, 0, 2000000, 0, &p->dev), 0);
+    OK(vmfs_format(p->loop, &p->dev, 1, &f, &err));
+    OK(vmfs_join(p->loop, &p->dev, 1, &o, &p->v, &err));
+    for (unsigned i = 0; i < 2; i++) {
+        OK(vmfs_create(p->v, i ? "to" : "from", VMFS_DISK, 8 << 20, VMFS_THIN, &err));
+        OK(vmfs_open(p->v, i ? "to" : "from", &p->d[i], NULL, &err));
+        assert_int_equal(gr_chan_open(vmfs_bdev(p->d[i]), p->loop, &p->ch[i]), 0);
+    }
+    struct vobj *src = p->d[0]->o;
+    struct vmfs *v = p->v;
+    put(p, 0, 1);
+    uint64_t epoch = src->epoch;
+    assert_int_equal(share(p, 0), 0); /* private: its epoch ends */
+    assert_int_equal(src->epoch, epoch + 1);
+    assert_int_equal(share(p, 0), 0); /* ready */
+    assert_int_equal(src->epoch, epoch + 1);
+
+    /* the record is not sealed, though the data is flushed and of an older epoch */
+    put(p, 65536, 2);
+    assert_int_equal(journal_flush(v, v->j.durable_seq), 0);
+    assert_int_equal(record_epoch(src), 0);
+    epoch = src->epoch;
+    assert_int_equal(share(p, 65536), 0);
+    assert_int_equal(src->epoch, epoch + 1);
+
+    /* the data is not flushed, though the record is sealed: it was overwritten in place */
+    put(p, 131072, 3);
+    assert_int_equal(journal_seal(v), 0);
+    uint64_t in_place = v->stats.writes_in_place;
+    put(p, 131072, 4);
+    assert_int_equal(v->stats.writes_in_place, in_place + 1);
+    assert_int_equal(record_epoch(src), 0);
+    epoch = src->epoch;
+    assert_int_equal(share(p, 131072), 0);
+    assert_int_equal(src->epoch, epoch + 1);
+
+    /* a write of the epoch that ended is still under way, in place, to what is shared */
+    put(p, 196608, 5);
+    assert_int_equal(journal_seal(v), 0);
+    bool done = false;
+    memset(p->buf, 6, 65536);
+    struct iovec iov = { p->buf, 65536 };
+    struct gr_bio late = { .op = GR_OP_WRITE, .off = 196608, .len = 65536, .iov = &iov, .iovcnt = 1, .done = ended, .arg = &done };
+    gr_submit(p->ch[0], &late);
+    assert_false(done);
+    assert_int_equal(record_epoch(src), 0);
+    assert_int_equal(src->late, 1);
+    epoch = src->epoch;
+    assert_int_equal(share(p, 196608), 0);
+    assert_true(done);
+    assert_int_equal(src->epoch, epoch + 1);
+    assert_int_equal(gr_pread(p->ch[1], p->buf, 65536, 196608), 0);
+    assert_int_equal(p->buf[0] + p->buf[65535], 12);
+    assert_true(v->sp.share_units > 0); /* kept free for the next checkpoint */
+
+    /* another's overwrites stay his: the destination shows what was copied */
+    for (unsigned i = 0; i < 4; i++)
+        put(p, i * 65536u, 9);
+    static const uint8_t want[] = { 1, 2, 4, 6 };
+    for (unsigned i = 0; i < 4; i++) {
+        assert_int_equal(gr_pread(p->ch[1], p->buf, 65536, i * 65536u), 0);
+        assert_int_equal(p->buf[77], want[i]);
+    }
+    assert_int_equal(v->sp.share_units, 0); /* one owner each */
+
+    /* refused, for the caller to copy by value: odd places, and volumes from before there were lists of shared units */
+    struct gr_bio odd = { .op = GR_OP_COPY, .off = 512, .len = 65536, .copy_src = p->ch[0] };
+    assert_int_equal(gr_submit_wait(p->ch[1], &odd), -EOPNOTSUPP);
+    v->sb.incompat = 0;
+    assert_int_equal(share(p, 0), -EOPNOTSUPP);
+    v->sb.incompat = VMFS_INCOMPAT_SHARES;
+    struct vmfs_check_report rep;
+    OK(vmfs_check(v, say, NULL, &rep, &err));
+    for (unsigned i = 0; i < 2; i++) {
+        gr_chan_close(p->ch[i]);
+        vmfs_close(p->d[i]);
+    }
+    OK(vmfs_leave(v, &err));
+    gr_bdev_put(p->dev);
+    gr_bdev_put(p->low);
+    gr_mem_free(p->mem);
+    free(p->buf);
+    return 0;
+}
+
+static void ready(void **state)
+{
+    struct pair p = { 0 };
+    (void)state;
+    test_in_fiber(ready_fn, &p);
+}
+
 static void histories(void **state)
 {
     (void)state;
@@ -409,4 +537,4 @@ static void histories(void **state)
     }
 }
 
-TEST_MAIN(TEST(list), TEST(histories))
+TEST_MAIN(TEST(list), TEST(ready), TEST(histories))

@@ -211,7 +211,7 @@ static enum tgt_login_act process(struct tgt_login *l)
     if (l->need_chap && !l->authenticated && !l->chap_step && (l->csg == 1 || l->transit))
         return fail(l, TGT_LOGIN_AUTH);
     if (!l->first_done && !l->discovery)
-        tgt_text_add(&l->out, "TargetPortalGroupTag", "1");
+        tgt_text_add_num(&l->out, "TargetPortalGroupTag", l->group);
     l->first_done = true;
     if (l->csg == 1 && !l->nego.declared) {
         l->nego.declared = true;
@@ -286,9 +286,10 @@ static enum tgt_login_act login_request(struct tgt_login *l, const uint8_t *bhs,
     return first || !l->initiator[0] ? identify(l) : process(l);
 }
 
-enum tgt_login_act tgt_login_asked(struct tgt_login *l, unsigned status, bool need_chap, const char *alias, const char *address)
+enum tgt_login_act tgt_login_asked(struct tgt_login *l, unsigned status, bool need_chap, unsigned group, const char *alias, const char *address)
 {
     l->waiting = false;
+    l->group = group;
     if (status == TGT_LOGIN_MOVED)
         tgt_text_add(&l->out, "TargetAddress", address);
     if (status)

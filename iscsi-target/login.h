@@ -48,7 +48,7 @@ struct tgt_login {
     struct tgt_text_out out;
     /* private */
     enum { LOGIN_FIRST, LOGIN_STAGES, LOGIN_FULL } phase;
-    unsigned csg, nsg, pdus;
+    unsigned csg, nsg, pdus, group;
     bool transit, waiting;
     bool first_done, has_auth_method;
     bool need_chap, authenticated;
@@ -63,8 +63,8 @@ struct tgt_login {
 void tgt_login_init(struct tgt_login *l);
 /* One request: header and data segment (without padding). */
 enum tgt_login_act tgt_login_pdu(struct tgt_login *l, const uint8_t *bhs, const void *data, uint32_t len);
-/* The parent's answer to TGT_ACT_ASK. @status: tgt_login_status; @address: TargetAddress of a redirect. */
-enum tgt_login_act tgt_login_asked(struct tgt_login *l, unsigned status, bool need_chap, const char *alias, const char *address);
+/* The parent's answer to TGT_ACT_ASK. @status: tgt_login_status; @group: portal group tag; @address: TargetAddress of a redirect. */
+enum tgt_login_act tgt_login_asked(struct tgt_login *l, unsigned status, bool need_chap, unsigned group, const char *alias, const char *address);
 enum tgt_login_act tgt_login_challenge(struct tgt_login *l, unsigned alg, uint8_t id, const uint8_t *challenge, uint32_t len);
 /* @name and @response: ours, for mutual authentication (else len 0). */
 enum tgt_login_act tgt_login_verified(struct tgt_login *l, bool ok, const char *name, const uint8_t *response, uint32_t len);

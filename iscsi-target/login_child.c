@@ -406,7 +406,7 @@ static void answered(struct login_process *p, struct login_conn *c, const struct
     struct tgt_login *l = &c->login;
     switch (m->type) {
     case TGT_MSG_ASKED:
-        act(p, c, tgt_login_asked(l, m->u.asked.status, m->u.asked.need_chap, m->u.asked.alias, m->u.asked.address));
+        act(p, c, tgt_login_asked(l, m->u.asked.status, m->u.asked.need_chap, m->u.asked.group, m->u.asked.alias, m->u.asked.address));
         return;
     case TGT_MSG_CHALLENGE:
         act(p, c, tgt_login_challenge(l, m->u.challenge.alg, (uint8_t)m->u.challenge.id, m->u.challenge.bytes, m->u.challenge.len));

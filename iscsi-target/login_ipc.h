@@ -75,7 +75,7 @@ struct tgt_msg {
             uint32_t portal;
         } listen;
         struct {
-            uint32_t status, need_chap;
+            uint32_t status, need_chap, group;
             char alias[TGT_NAME_MAX + 1];
             char address[300];
         } asked;

@@ -332,12 +332,13 @@ static unsigned login_status(int r)
     }
 }
 
-static void send_asked(struct tgt_login_parent *p, const struct job *j, unsigned status, bool need_chap, const char *alias, const char *address)
+static void send_asked(struct tgt_login_parent *p, const struct job *j, unsigned status, bool need_chap, unsigned group, const char *alias, const char *address)
 {
     struct tgt_msg *m = &p->out;
     memset(&m->u.asked, 0, sizeof m->u.asked);
     m->u.asked.status = status;
     m->u.asked.need_chap = need_chap;
+    m->u.asked.group = group;
     snprintf(m->u.asked.alias, sizeof m->u.asked.alias, "%s", alias);
     snprintf(m->u.asked.address, sizeof m->u.asked.address, "%s", address);
     answer(p, j->slot, j->gen, TGT_MSG_ASKED);
@@ -365,22 +366,20 @@ static void ask_fiber(void *arg)
     else if (!r && !tgt_access_admits(s->access, disk, initiator, open))
         r = gr_fail(&err, -GR_EAUTH, "disk '%s': initiator %s is not in its access list", disk, initiator);
     if (!r)
-        r = tgt_lu_acquire(s, disk, initiator, &lu, redirect, &err);
-    if (r == -EREMCHG && multipath)
-        r = -GR_ELOCKED;
+        r = tgt_lu_acquire(s, disk, initiator, multipath, &lu, redirect, &err);
     sl = slot_of(j); /* the wait may have outlived it */
     if (!sl || (r < 0 && r != -EREMCHG)) {
         if (lu)
             tgt_lu_user_put(lu);
         if (sl) {
             tgt_note(s, 5, "login of %s (%s) to '%s' refused: %s", initiator, sl->address, disk[0] ? disk : sl->target, gr_err_text(&err, r));
-            send_asked(s->login, j, login_status(r), false, "", "");
+            send_asked(s->login, j, login_status(r), false, 0, "", "");
         }
         job_end(j);
         return;
     }
     if (r == -EREMCHG) {
-        send_asked(s->login, j, TGT_LOGIN_MOVED, false, "", redirect);
+        send_asked(s->login, j, TGT_LOGIN_MOVED, false, 0, "", redirect);
         job_end(j);
         return;
     }
@@ -388,7 +387,7 @@ static void ask_fiber(void *arg)
     memcpy(sl->disk, disk, sizeof disk);
     sl->need_chap = tgt_access_chap(s->access, disk, &secrets);
     sl->approved = true;
-    send_asked(s->login, j, TGT_LOGIN_OK, sl->need_chap, lu->disk, "");
+    send_asked(s->login, j, TGT_LOGIN_OK, sl->need_chap, lu->group, lu->disk, "");
     job_end(j);
 }
 
@@ -488,7 +487,7 @@ static int list_each(void *arg, const char *disk)
     if (!r)
         r = gr_buf_zero(l->out, 1);
     if (!r)
-        r = gr_buf_printf(l->out, "TargetAddress=%s,1", l->address);
+        r = gr_buf_printf(l->out, "TargetAddress=%s,%u", l->address, tgt_group_of(l->s, disk));
     return r ? r : gr_buf_zero(l->out, 1);
 }
 
@@ -563,7 +562,7 @@ static bool on_ask(struct tgt_login_parent *p, struct slot *sl)
     snprintf(sl->disk, sizeof sl->disk, "%s", TGT_ACCESS_DISCOVERY);
     sl->need_chap = tgt_access_chap(p->s->access, sl->disk, &secrets);
     sl->approved = true;
-    send_asked(p, &j, TGT_LOGIN_OK, sl->need_chap, "", "");
+    send_asked(p, &j, TGT_LOGIN_OK, sl->need_chap, 0, "", "");
     return true;
 }
 

@@ -24,17 +24,20 @@ void tgt_lu_ua(struct tgt_lu *lu, const struct tgt_sess *except, uint16_t ua)
             tgt_sess_ua(o, ua);
 }
 
+int tgt_lu_shape(struct tgt_lu *lu, const struct gr_geometry *g)
+{
+    if (g->size < g->logical_block || (g->logical_block != 512 && g->logical_block != 4096))
+        return -EINVAL;
+    lu->geo = *g;
+    lu->shift = g->logical_block == 512 ? 9 : 12;
+    return 0;
+}
+
 static int take_geometry(struct tgt_lu *lu)
 {
     struct gr_geometry g;
     int r = gr_bdev_geometry(lu->bdev, &g);
-    if (r < 0)
-        return r;
-    if (g.size < g.logical_block || (g.logical_block != 512 && g.logical_block != 4096))
-        return -EINVAL;
-    lu->geo = g;
-    lu->shift = g.logical_block == 512 ? 9 : 12;
-    return 0;
+    return r < 0 ? r : tgt_lu_shape(lu, &g);
 }
 
 static void ask_logout(struct tgt_lu *lu)
@@ -90,6 +93,7 @@ static void event(void *arg, enum gr_event ev)
 
 static void lu_close(struct tgt_lu *lu)
 {
+    lu->standby = false;
     if (!lu->bdev)
         return;
     gr_bdev_unlisten(lu->bdev, &lu->listener);
@@ -154,40 +158,96 @@ static struct tgt_lu *lu_new(struct tgt_server *s, const char *disk)
     return lu;
 }
 
-int tgt_lu_acquire(struct tgt_server *s, const char *disk, const char *initiator, struct tgt_lu **ret, char redirect[300], struct gr_err *err)
+uint16_t tgt_group_of(struct tgt_server *s, const char *disk)
+{
+    uint16_t group = s->dir.group ? s->dir.group(s->dir.arg, disk) : 0;
+    return group ? group : 1;
+}
+
+/* The incarnation of a VM was not looked up while the disk was elsewhere: its sessions come again, and are asked then. */
+static void drop_incarnations(struct tgt_lu *lu)
+{
+    struct tgt_sess *next;
+    char uuid[37];
+    uint64_t n;
+    for (struct tgt_sess *o = lu->server->sessions; o; o = next) {
+        next = o->next;
+        if (o->lu == lu && tgt_incarnation_split(o->initiator, uuid, &n))
+            tgt_sess_close(o, "the disk was taken over");
+    }
+}
+
+int tgt_lu_activate(struct tgt_lu *lu, struct gr_bdev *bdev, const struct tgt_sess *asked, struct gr_err *err)
+{
+    bool was_standby = lu->standby;
+    if (lu->bdev) { /* another was faster */
+        gr_bdev_put(bdev);
+        return 0;
+    }
+    int r = lu_open(lu, bdev, err);
+    if (r < 0) {
+        lu_close(lu);
+        lu->standby = was_standby;
+        return r;
+    }
+    lu->standby = false;
+    if (was_standby) {
+        tgt_note(lu->server, 5, "disk '%s' is served here now", lu->disk);
+        tgt_lu_ua(lu, asked, TGT_UA_ACCESS_CHANGED);
+        drop_incarnations(lu);
+    }
+    return 0;
+}
+
+/* What the directory said is made true. Holds a user. */
+static int place_lu(struct tgt_server *s, const char *disk, struct tgt_place *place, struct tgt_lu **ret, struct gr_err *err)
+{
+    struct tgt_lu *lu = tgt_lu_find(s, disk); /* another login may have been faster */
+    if (!lu)
+        lu = lu_new(s, disk);
+    if (!lu || lu->releasing) {
+        gr_bdev_put(place->bdev);
+        return gr_fail(err, lu ? -GR_ELOCKED : -ENOMEM, "disk '%s' cannot be served now", disk);
+    }
+    lu->users++;
+    lu->group = tgt_group_of(s, disk);
+    int r = 0;
+    if (place->bdev) {
+        r = tgt_lu_activate(lu, place->bdev, NULL, err);
+    } else if (!lu->bdev) {
+        lu->standby = true;
+        r = tgt_lu_shape(lu, &place->geometry);
+        if (r < 0)
+            gr_fail(err, r, "disk '%s': what its owner says of it cannot be served", disk);
+    }
+    if (r < 0) {
+        tgt_lu_user_put(lu);
+        return r;
+    }
+    *ret = lu;
+    return 0;
+}
+
+int tgt_lu_acquire(struct tgt_server *s, const char *disk, const char *initiator, bool standby, struct tgt_lu **ret, char redirect[300],
+                   struct gr_err *err)
 {
     struct tgt_place place = {0};
     struct tgt_lu *lu = tgt_lu_find(s, disk);
     if (lu && lu->releasing)
         return gr_fail(err, -GR_ELOCKED, "disk '%s' is being released", disk);
-    if (!lu || !lu->bdev) {
-        int r = s->dir.lookup(s->dir.arg, disk, initiator, &place, err);
-        if (r < 0)
-            return r;
-        if (!place.bdev) {
-            memcpy(redirect, place.redirect, sizeof place.redirect);
-            return -EREMCHG;
-        }
-        lu = tgt_lu_find(s, disk); /* another login may have been faster */
-        if (!lu)
-            lu = lu_new(s, disk);
-        if (!lu || lu->releasing) {
-            gr_bdev_put(place.bdev);
-            return gr_fail(err, lu ? -GR_ELOCKED : -ENOMEM, "disk '%s' cannot be served now", disk);
-        }
+    if (lu && lu->bdev) {
         lu->users++;
-        if (lu->bdev)
-            gr_bdev_put(place.bdev);
-        else if ((r = lu_open(lu, place.bdev, err)) < 0) {
-            tgt_lu_user_put(lu);
-            return r;
-        }
         *ret = lu;
         return 0;
     }
-    lu->users++;
-    *ret = lu;
-    return 0;
+    int r = s->dir.lookup(s->dir.arg, disk, initiator, &place, err);
+    if (r < 0)
+        return r;
+    if (!place.bdev && !standby) {
+        memcpy(redirect, place.redirect, sizeof place.redirect);
+        return -EREMCHG;
+    }
+    return place_lu(s, disk, &place, ret, err);
 }
 
 void tgt_lu_free_all(struct tgt_server *s)

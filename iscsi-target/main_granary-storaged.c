@@ -106,8 +106,10 @@ static int dir_lookup(void *arg, const char *disk, const char *initiator, struct
     if (!place.bdev && !place.portal[0])
         return gr_fail(err, -GR_ELOCKED, "%s is owned by host '%s', which has no portal", disk, place.host);
     struct tgt_place out = {.bdev = place.bdev};
-    if (!place.bdev)
+    if (!place.bdev) {
         memcpy(out.redirect, place.portal, sizeof(place.portal));
+        out.geometry = place.geometry;
+    }
     *ret = out;
     return 0;
 }
@@ -148,6 +150,32 @@ static char *dir_portal(void *arg, const char *disk)
     struct daemon *d = arg;
     struct snap_place owner = {0};
     return snap_svc_owner(d->svc, disk, &owner, NULL) > 0 && owner.portal[0] ? gr_strdup(owner.portal) : NULL;
+}
+
+static uint16_t dir_group(void *arg, const char *disk)
+{
+    struct daemon *d = arg;
+    return (uint16_t)snap_svc_host_number(d->svc, disk);
+}
+
+struct group_list {
+    struct tgt_group *ret;
+    unsigned n, max;
+};
+
+static void add_group(void *arg, unsigned number, bool owner)
+{
+    struct group_list *l = arg;
+    if (l->n < l->max)
+        l->ret[l->n++] = (struct tgt_group){.id = (uint16_t)number, .active = owner};
+}
+
+static int dir_groups(void *arg, const char *disk, struct tgt_group *ret, unsigned max)
+{
+    struct daemon *d = arg;
+    struct group_list l = {.ret = ret, .max = max};
+    int r = snap_svc_each_host(d->svc, disk, add_group, &l, NULL);
+    return r < 0 ? r : (int)l.n;
 }
 
 /* ---- directory of the mover ---- */
@@ -292,7 +320,8 @@ static int start_target(struct daemon *d, struct gr_err *err)
         return gr_fail(err, -ENOMEM, "out of memory");
     struct tgt_server_opts o = {
         .loop = d->loop,
-        .dir = {.arg = d, .lookup = dir_lookup, .list = dir_list, .nbd_url = dir_nbd_url, .portal = dir_portal},
+        .dir = {.arg = d, .lookup = dir_lookup, .list = dir_list, .nbd_url = dir_nbd_url, .portal = dir_portal,
+                .group = dir_group, .groups = dir_groups},
         .access_path = access,
         .note = log_note,
     };

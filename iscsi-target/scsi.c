@@ -10,6 +10,7 @@
 #define RD (CMD_PR_READ | CMD_MEDIUM | CMD_READY)
 #define WR (CMD_PR_WRITE | CMD_WRITES | CMD_MEDIUM | CMD_READY)
 #define FI CMD_FIBER
+#define SB CMD_STANDBY_OK
 #define USE6 {0, 0x1f, 0xff, 0xff, 0xff, 0x04}
 #define USE10(b1) {0, b1, 0xff, 0xff, 0xff, 0xff, 0x1f, 0xff, 0xff, 0x04}
 #define USE12(b1) {0, b1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0x04}
@@ -22,18 +23,18 @@
 
 const struct tgt_cmd tgt_cmds[] = {
     {0x00, -1, 6, RY, OUT_NONE, {0, 0, 0, 0, 0, 0x04}, tgt_run_test_unit_ready},
-    {0x03, -1, 6, CMD_UA_OK | CMD_NO_LUN | R6, OUT_NONE, {0, 0x01, 0, 0, 0xff, 0x04}, tgt_run_request_sense},
+    {0x03, -1, 6, CMD_UA_OK | CMD_NO_LUN | R6 | SB, OUT_NONE, {0, 0x01, 0, 0, 0xff, 0x04}, tgt_run_request_sense},
     {0x08, -1, 6, RD, OUT_NONE, USE6, tgt_run_read},
     {0x0a, -1, 6, WR, OUT_BLOCKS, USE6, tgt_run_write},
-    {0x12, -1, 6, CMD_UA_OK | CMD_NO_LUN | R6, OUT_NONE, {0, 0x01, 0xff, 0xff, 0xff, 0x04}, tgt_run_inquiry},
+    {0x12, -1, 6, CMD_UA_OK | CMD_NO_LUN | R6 | SB, OUT_NONE, {0, 0x01, 0xff, 0xff, 0xff, 0x04}, tgt_run_inquiry},
     {0x15, -1, 6, PW, OUT_LEN8, {0, 0x11, 0, 0, 0xff, 0x04}, tgt_run_mode_select},
     {0x16, -1, 6, 0, OUT_NONE, {0, 0, 0, 0, 0, 0x04}, tgt_run_reserve6},
     {0x17, -1, 6, R6, OUT_NONE, {0, 0, 0, 0, 0, 0x04}, tgt_run_release6},
-    {0x1a, -1, 6, PR, OUT_NONE, {0, 0x08, 0xff, 0xff, 0xff, 0x04}, tgt_run_mode_sense},
+    {0x1a, -1, 6, PR | SB, OUT_NONE, {0, 0x08, 0xff, 0xff, 0xff, 0x04}, tgt_run_mode_sense},
     {0x1b, -1, 6, PW | CMD_CALM, OUT_NONE, {0, 0x01, 0, 0x0f, 0xf7, 0x04}, tgt_run_start_stop},
     {0x1d, -1, 6, PW | CMD_CALM, OUT_LEN16, {0, 0x04, 0, 0xff, 0xff, 0x04}, tgt_run_send_diagnostic},
     {0x1e, -1, 6, 0, OUT_NONE, {0, 0, 0, 0, 0x03, 0x04}, tgt_run_prevent},
-    {0x25, -1, 10, RY, OUT_NONE, {0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x01, 0x04}, tgt_run_read_capacity10},
+    {0x25, -1, 10, RY | SB, OUT_NONE, {0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0x01, 0x04}, tgt_run_read_capacity10},
     {0x28, -1, 10, RD, OUT_NONE, USE10(0x18), tgt_run_read},
     {0x2a, -1, 10, WR, OUT_BLOCKS, USE10(0x18), tgt_run_write},
     {0x2e, -1, 10, WR | FI, OUT_BLOCKS, USE10(0x16), tgt_run_write_verify},
@@ -48,7 +49,7 @@ const struct tgt_cmd tgt_cmds[] = {
     {0x48, 0x03, 10, WR | FI, OUT_LEN16, SANITIZE, tgt_run_sanitize},
     {0x48, 0x1f, 10, WR | FI, OUT_LEN16, SANITIZE, tgt_run_sanitize},
     {0x55, -1, 10, PW, OUT_LEN16, {0, 0x11, 0, 0, 0, 0, 0, 0xff, 0xff, 0x04}, tgt_run_mode_select},
-    {0x5a, -1, 10, PR, OUT_NONE, {0, 0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0x04}, tgt_run_mode_sense},
+    {0x5a, -1, 10, PR | SB, OUT_NONE, {0, 0x18, 0xff, 0xff, 0, 0, 0, 0xff, 0xff, 0x04}, tgt_run_mode_sense},
     {0x5e, 0x00, 10, 0, OUT_NONE, USE_SA10, tgt_run_pr_in},
     {0x5e, 0x01, 10, 0, OUT_NONE, USE_SA10, tgt_run_pr_in},
     {0x5e, 0x02, 10, 0, OUT_NONE, USE_SA10, tgt_run_pr_in},
@@ -73,12 +74,12 @@ const struct tgt_cmd tgt_cmds[] = {
     {0x91, -1, 16, PW | RY, OUT_NONE, USE16(0x02), tgt_run_sync_cache},
     {0x93, -1, 16, WR | FI, OUT_SAME, USE16(0x09), tgt_run_write_same},
     {0x9c, -1, 16, WR, OUT_BLOCKS, {0, 0x18, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x1f, 0x04}, tgt_run_write_atomic},
-    {0x9e, 0x10, 16, RY, OUT_NONE, {0, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_read_capacity16},
+    {0x9e, 0x10, 16, RY | SB, OUT_NONE, {0, 0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_read_capacity16},
     {0x9e, 0x12, 16, RY | FI, OUT_NONE, USE_SA16, tgt_run_get_lba_status},
-    {0xa0, -1, 12, CMD_UA_OK | CMD_NO_LUN | R6, OUT_NONE, {0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_report_luns},
-    {0xa3, 0x0a, 12, 0, OUT_NONE, {0, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_report_tpg},
-    {0xa3, 0x0c, 12, 0, OUT_NONE, {0, 0x1f, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_report_opcodes},
-    {0xa3, 0x0d, 12, 0, OUT_NONE, {0, 0x1f, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_report_tmf},
+    {0xa0, -1, 12, CMD_UA_OK | CMD_NO_LUN | R6 | SB, OUT_NONE, {0, 0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_report_luns},
+    {0xa3, 0x0a, 12, FI | SB, OUT_NONE, {0, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_report_tpg},
+    {0xa3, 0x0c, 12, SB, OUT_NONE, {0, 0x1f, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_report_opcodes},
+    {0xa3, 0x0d, 12, SB, OUT_NONE, {0, 0x1f, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 0x04}, tgt_run_report_tmf},
     {0xa8, -1, 12, RD, OUT_NONE, USE12(0x18), tgt_run_read},
     {0xaa, -1, 12, WR, OUT_BLOCKS, USE12(0x18), tgt_run_write},
     {0xae, -1, 12, WR | FI, OUT_BLOCKS, USE12(0x16), tgt_run_write_verify},
@@ -175,6 +176,11 @@ static bool admitted(struct tgt_task *t)
         sess->n_ua--;
         memmove(sess->ua, sess->ua + 1, sess->n_ua * sizeof sess->ua[0]);
         tgt_check(t, 0x060000u | ua);
+        return false;
+    }
+    if (lu->standby && !(flags & CMD_STANDBY_OK)) {
+        tgt_check(t, TGT_SENSE_STANDBY);
+        tgt_lu_look_soon(lu);
         return false;
     }
     if ((lu->reserved && lu->reserved != sess && !(flags & CMD_RES6_OK)) || tgt_pr_check(lu, sess, t->cmd->flags)) {

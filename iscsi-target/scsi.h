@@ -34,6 +34,7 @@ enum tgt_sense {
     TGT_SENSE_INTERNAL = 0x044400,
     TGT_SENSE_NOT_READY = 0x020400,
     TGT_SENSE_STOPPED = 0x020402,
+    TGT_SENSE_STANDBY = 0x02040b,
     TGT_SENSE_NO_MEDIUM = 0x023a00,
     TGT_SENSE_SANITIZING = 0x02041b,
     TGT_SENSE_SANITIZE_FAILED = 0x033103,
@@ -45,6 +46,7 @@ enum tgt_ua {
     TGT_UA_RES_PREEMPTED = 0x2a03,
     TGT_UA_RES_RELEASED = 0x2a04,
     TGT_UA_REG_PREEMPTED = 0x2a05,
+    TGT_UA_ACCESS_CHANGED = 0x2a06,
     TGT_UA_CAPACITY = 0x2a09,
     TGT_UA_CLEARED = 0x2f00,
     TGT_UA_THRESHOLD = 0x3807,
@@ -62,6 +64,7 @@ enum tgt_cmd_flags {
     CMD_PR_WRITE = 64,  /* like WRITE */
     CMD_MEDIUM = 128,   /* transfers or names blocks */
     CMD_READY = 256,    /* needs a medium that is loaded and not being sanitized */
+    CMD_STANDBY_OK = 1024, /* answered by a unit in standby */
     CMD_CALM = 512,     /* refused while the medium is being sanitized, but not for its absence */
 };
 enum tgt_out_kind { OUT_NONE, OUT_BLOCKS, OUT_CAW, OUT_VERIFY, OUT_SAME, OUT_LEN8, OUT_LEN16, OUT_LEN32_5, OUT_LEN32_10, OUT_LEN24 };

@@ -124,7 +124,7 @@ static bool within(const struct tgt_lu *lu, uint64_t lba, uint64_t blocks)
 static bool permitted(const struct tgt_sess *sess, bool write)
 {
     const struct tgt_lu *lu = sess->lu;
-    if (sess->ended || (lu->reserved && lu->reserved != sess) || lu->fenced)
+    if (sess->ended || (lu->reserved && lu->reserved != sess) || lu->fenced || lu->standby)
         return false;
     if (write && (lu->geo.read_only || lu->swp))
         return false;

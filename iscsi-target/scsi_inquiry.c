@@ -30,7 +30,7 @@ static uint32_t standard(struct tgt_task *t, uint8_t *p)
     p[2] = 6;           /* SPC-4 */
     p[3] = 0x12;        /* HISUP, response data format 2 */
     p[4] = 96 - 5;
-    p[5] = 0x08;        /* 3PC: EXTENDED COPY */
+    p[5] = 0x18;        /* TPGS: implicit access states; 3PC: EXTENDED COPY */
     p[7] = 0x02;        /* CMDQUE */
     memcpy(p + 8, vendor, 8);
     memcpy(p + 16, product, 16);
@@ -82,18 +82,19 @@ void tgt_lu_naa(const struct tgt_lu *lu, uint8_t naa[16])
 
 static uint32_t page_identification(const struct tgt_lu *lu, uint8_t *p)
 {
-    uint8_t id[16], naa[16], text[8 + 32], port[4] = {0, 0, 0, 1};
+    uint8_t id[16], naa[16], text[8 + 32], port[4] = {0};
     uint8_t *d = p + 4;
     identity(lu, id);
     tgt_lu_naa(lu, naa);
+    gr_put_be16(port + 2, lu->group);
     d += designator(d, 1, 0x03, naa, 16);
     memcpy(text, vendor, 8);
     serial_text(id, text + 8);
     d += designator(d, 2, 0x01, text, sizeof text);
-    d += designator(d, 1, 0x94, port, 4); /* relative target port 1 */
-    d += designator(d, 1, 0x95, port, 4); /* target port group 1 */
+    d += designator(d, 1, 0x94, port, 4); /* relative target port: one in each group */
+    d += designator(d, 1, 0x95, port, 4); /* target port group: this host */
     char name[TGT_NAME_MAX + 16] = {0};
-    uint32_t len = (uint32_t)snprintf(name, sizeof name, "%s,t,0x0001", lu->target) + 1;
+    uint32_t len = (uint32_t)snprintf(name, sizeof name, "%s,t,0x%04x", lu->target, lu->group) + 1;
     len += tgt_pad4(len);
     d += designator(d, 3, 0x98, name, GR_MIN(len, 252u)); /* SCSI name string of the target port */
     return (uint32_t)(d - p - 4);

@@ -254,22 +254,3 @@ void tgt_run_report_tmf(struct tgt_task *t)
     p[3] = len == 16 ? 12 : 0;
     tgt_in_data(t, len, alloc);
 }
-
-/* One group of one port, active: standby ports come with several hosts. */
-void tgt_run_report_tpg(struct tgt_task *t)
-{
-    uint32_t alloc = gr_get_be32(t->cdb + 6);
-    bool extended = (t->cdb[1] & 0xe0) == 0x20;
-    uint8_t *p = tgt_in_buf(t, 32);
-    if (!p)
-        return;
-    uint32_t head = extended ? 8 : 4;
-    if (extended)
-        p[4] = 0x10;
-    p[head + 1] = 0x01;
-    gr_put_be16(p + head + 2, 1);
-    p[head + 7] = 1;
-    gr_put_be16(p + head + 10, 1);
-    gr_put_be32(p, head + 12 - 4);
-    tgt_in_data(t, head + 12, alloc);
-}

@@ -22,7 +22,14 @@
 struct tgt_place {
     struct gr_bdev *bdev; /* the disk is owned here: a new reference, passed to the server */
     char redirect[300];   /* else "host:port" of the owner's portal ("[v6]:port") for a login redirect (status 0x0101) */
+    struct gr_geometry geometry; /* with a redirect: what the disk looks like, for a portal that never redirects */
 };
+/* A host that serves a disk: its target port group (one port each), SPC-4 5.15.2. */
+struct tgt_group {
+    uint16_t id;
+    bool active; /* owns the disk; else standby */
+};
+#define TGT_GROUPS_MAX 64u
 struct tgt_directory {
     void *arg;
     /* (fiber) Find @disk ("ds1/web01", "ds1/web01@snap") for a login; may take the disk over first (10 s at most).
@@ -35,6 +42,10 @@ struct tgt_directory {
     char *(*nbd_url)(void *arg, const char *disk);
     /* Optional: portal ("host:port") to show in URLs of @disk when another host owns it; new memory, NULL: ours. */
     char *(*portal)(void *arg, const char *disk);
+    /* Optional: this host's target port group and portal group tag for @disk, 1 when absent. It must not change while sessions exist. */
+    uint16_t (*group)(void *arg, const char *disk);
+    /* Optional (fiber): all hosts that serve @disk, at most @max; how many, or negative. */
+    int (*groups)(void *arg, const char *disk, struct tgt_group *ret, unsigned max);
 };
 
 struct tgt_server_opts {
@@ -58,7 +69,8 @@ void tgt_server_free(struct tgt_server *s);
 
 enum tgt_portal_flags {
     TGT_PORTAL_INSECURE = 1,  /* allow targets without ACL and CHAP on an address that is not loopback */
-    TGT_PORTAL_MULTIPATH = 2, /* accept logins only for disks owned here, never redirect */
+    TGT_PORTAL_MULTIPATH = 2, /* never redirect: a disk owned elsewhere is there in standby (ALUA), and becomes active when the
+                                 directory gives it to us */
 };
 /* Listen on "HOST:PORT", "[V6]:PORT", "HOST" (port 3260); port 0 takes a free one. May be called several times, also while
  * serving. A host name is resolved by blocking DNS. Refused (-GR_EAUTH) on anything but loopback while access.json knows no

@@ -265,6 +265,9 @@ struct tgt_lu {
     struct tgt_limit limit;
     unsigned n_sessions, users; /* users: sessions, orphans, logins under way */
     bool releasing, fenced, has_store; /* has_store: the bdev keeps attributes */
+    bool standby, looking;      /* owned elsewhere, no bdev; whether that still holds is being looked at */
+    uint64_t looked_ns;
+    uint16_t group;             /* target port group of this host */
     struct tgt_sess *reserved;  /* RESERVE(6) */
     struct tgt_pr *pr;
     bool swp, d_sense;
@@ -322,14 +325,25 @@ void tgt_local_address(int fd, char ret[64]);
 void tgt_note(struct tgt_server *s, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 /* ---- lu.c ---- (fiber) */
 struct tgt_lu *tgt_lu_find(struct tgt_server *s, const char *disk);
-/* Find or open the LU of @disk for a login; holds a user. 0, or negative; -EREMCHG: redirect filled. */
-int tgt_lu_acquire(struct tgt_server *s, const char *disk, const char *initiator, struct tgt_lu **ret, char redirect[300], struct gr_err *err);
+/* Find or open the LU of @disk for a login; holds a user. 0, or negative; -EREMCHG: redirect filled. @standby: rather than
+ * redirected, it is there in standby. */
+int tgt_lu_acquire(struct tgt_server *s, const char *disk, const char *initiator, bool standby, struct tgt_lu **ret, char redirect[300],
+                   struct gr_err *err);
+int tgt_lu_shape(struct tgt_lu *lu, const struct gr_geometry *g); /* 0, -EINVAL */
+uint16_t tgt_group_of(struct tgt_server *s, const char *disk); /* this host's target port group */
 void tgt_lu_user_put(struct tgt_lu *lu);
 void tgt_lu_free_all(struct tgt_server *s);
 void tgt_lu_ua(struct tgt_lu *lu, const struct tgt_sess *except, uint16_t ua);
 /* Incarnation rule for "…:vm-<uuid>:<n>": 0 may log in (older ones are dropped), -GR_EFENCED: a newer one was seen. (fiber) */
 int tgt_lu_incarnation(struct tgt_lu *lu, const char *initiator, struct gr_err *err);
 bool tgt_incarnation_split(const char *initiator, char uuid[37], uint64_t *ret_n);
+/* A standby LU now owned here becomes active: takes @bdev; sessions but @asked are told. (fiber) */
+int tgt_lu_activate(struct tgt_lu *lu, struct gr_bdev *bdev, const struct tgt_sess *asked, struct gr_err *err);
+/* ---- lu_standby.c ---- */
+/* Is a standby LU still owned elsewhere? Waits; it may be active, or its sessions closed, afterwards. (fiber) */
+void tgt_lu_look(struct tgt_lu *lu, const struct tgt_sess *asked);
+/* The same in the background, once a second at most. */
+void tgt_lu_look_soon(struct tgt_lu *lu);
 /* ---- login_parent.c ---- */
 int tgt_login_start(struct tgt_server *s, struct gr_err *err);
 int tgt_login_listen(struct tgt_server *s, unsigned portal);

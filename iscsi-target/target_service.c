@@ -230,7 +230,8 @@ static json_t *session_row(struct tgt_server *s, const struct tgt_sess *o)
     char isid[2 * TGT_ISID_LEN + 1];
     for (unsigned i = 0; i < TGT_ISID_LEN; i++)
         snprintf(isid + 2 * i, 3, "%02x", o->isid[i]);
-    json_t *row = json_pack("{s:I,s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:b,s:b}", "id", (json_int_t)o->id, "disk", o->lu->disk, "initiator", o->initiator,
+    json_t *row = json_pack("{s:I,s:s,s:s,s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:b,s:b}", "id", (json_int_t)o->id, "disk", o->lu->disk, "access",
+                            o->lu->standby ? "standby" : "active", "initiator", o->initiator,
                             "address", o->address, "isid", isid, "age", (json_int_t)((gr_loop_now_ns(s->loop) - o->started_ns) / 1000000000),
                             "depth", (json_int_t)o->outstanding, "connections", (json_int_t)o->n_conns, "recovery-level",
                             (json_int_t)o->params.error_recovery_level, "header-digest", (int)o->params.header_digest, "data-digest",

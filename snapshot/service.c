@@ -242,9 +242,13 @@ int snap_svc_find(struct snap_svc *s, const char *name, uint64_t wait_ms, struct
         return r == -GR_EUSAGE ? gr_prefix(err, -ENOENT, "no such disk") : r;
     struct snap_place place = {0};
     r = find_here(s, ds, &p, wait_ms, &place, err);
+    if (r == -GR_ELOCKED && (place.portal[0] || place.address[0])) { /* told where it is */
+        struct vmfs_stat st;
+        r = vmfs_stat(ds->v, p.path, &st, err);
+        if (r == 0)
+            vmfs_stat_geometry(&st, &place.geometry);
+    }
     snap_ds_put(ds);
-    if (r == -GR_ELOCKED && (place.portal[0] || place.address[0]))
-        r = 0; /* told where it is */
     if (r == 0)
         *ret = place;
     return r;
@@ -264,6 +268,54 @@ int snap_svc_owner(struct snap_svc *s, const char *disk, struct snap_place *ret,
     snap_ds_put(ds);
     if (r >= 0)
         *ret = place;
+    return r;
+}
+
+static struct snap_ds *joined(struct snap_svc *s, const struct snap_path *p)
+{
+    struct snap_ds *ds = s->list;
+    while (ds && strcmp(ds->name, p->ds) != 0)
+        ds = ds->next;
+    return ds && ds->v ? ds : NULL;
+}
+
+unsigned snap_svc_host_number(struct snap_svc *s, const char *disk)
+{
+    struct snap_path p;
+    const struct snap_ds *ds = snap_path_parse(disk, SNAP_PATH_EITHER, &p, NULL) == 0 ? joined(s, &p) : NULL;
+    return ds ? vmfs_own_slot(ds->v) + 1 : 0;
+}
+
+struct each_host {
+    void (*fn)(void *arg, unsigned number, bool owner);
+    void *arg;
+    int owner;
+};
+
+static void each_slot(void *arg, const struct vmfs_slot_info *info)
+{
+    const struct each_host *e = arg;
+    if (info->alive && info->portal[0] && strcmp(info->state, "host") == 0)
+        e->fn(e->arg, info->slot + 1, (int)info->slot == e->owner);
+}
+
+int snap_svc_each_host(struct snap_svc *s, const char *disk, void (*fn)(void *arg, unsigned number, bool owner), void *arg, struct gr_err *err)
+{
+    struct snap_path p;
+    struct snap_ds *ds = NULL;
+    struct vmfs_stat st;
+    int r = snap_path_parse(disk, SNAP_PATH_EITHER, &p, err);
+    if (r == 0)
+        r = snap_ds_get(s, p.ds, &ds, err);
+    if (r < 0)
+        return r;
+    bool ours = snap_handle_find(ds, p.path) != NULL;
+    r = ours ? 0 : vmfs_stat(ds->v, p.path, &st, err);
+    if (r == 0) {
+        struct each_host e = {.fn = fn, .arg = arg, .owner = ours ? (int)vmfs_own_slot(ds->v) : st.owner_slot};
+        r = vmfs_slots(ds->v, each_slot, &e, err);
+    }
+    snap_ds_put(ds);
     return r;
 }
 

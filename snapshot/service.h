@@ -120,12 +120,18 @@ struct snap_place {
     char host[64];          /* else the owner: its name, */
     char portal[128];       /* its portal or "", */
     char address[VMFS_ADDRESS_MAX + 1]; /* the socket of its service or "" */
+    struct gr_geometry geometry; /* of snap_svc_find(), owned elsewhere: what the disk looks like, as of the owner's last checkpoint */
 };
 /* (fiber) Find "DS/PATH[@SNAP]", taking the disk when nobody living owns it. 0: @ret filled. -ENOENT, -GR_ELOCKED: held by a
  * command for more than @wait_ms. */
 int snap_svc_find(struct snap_svc *s, const char *name, uint64_t wait_ms, struct snap_place *ret, struct gr_err *err);
 /* (fiber) Who owns @disk, without taking it. 0: owned here or by nobody (@ret empty); 1: @ret names the owner. */
 int snap_svc_owner(struct snap_svc *s, const char *disk, struct snap_place *ret, struct gr_err *err);
+/* A number for this host among those that share the datastore of @disk, from 1; it stays when the host comes back, unless another
+ * has taken its place. 0: no such datastore. */
+unsigned snap_svc_host_number(struct snap_svc *s, const char *disk);
+/* (fiber) Call fn(arg, number, owner) for every living host with a portal that shares the datastore of @disk; owner: the disk is its. */
+int snap_svc_each_host(struct snap_svc *s, const char *disk, void (*fn)(void *arg, unsigned number, bool owner), void *arg, struct gr_err *err);
 /* (fiber) Call fn(arg, "DS/PATH") for every disk of every joined datastore; a negative return ends the walk. */
 int snap_svc_each_disk(struct snap_svc *s, int (*fn)(void *arg, const char *disk), void *arg, struct gr_err *err);
 /* (fiber) Names of snapshots and bookmarks of @disk, when it is owned here. */

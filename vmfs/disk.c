@@ -256,17 +256,27 @@ static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
     gr_bio_end(bio, -EOPNOTSUPP);
 }
 
+static void shape(uint64_t size, uint32_t physical_block, const struct vmfs_lun *lun, const uint8_t uuid[16], struct gr_geometry *ret)
+{
+    *ret = (struct gr_geometry){ .size = size, .logical_block = 512, .physical_block = physical_block, .unmap_granule = VMFS_PIECE,
+                                 .optimal_io = VMFS_BLOCK, .atomic_bytes = 1u << 20, .thin = true,
+                                 .read_only = lun->flags & VMFS_LUN_READ_ONLY, .removable = lun->flags & VMFS_LUN_REMOVABLE,
+                                 .limit_iops = lun->iops, .limit_bytes = lun->bytes_per_s, .limit_burst_ms = lun->burst_ms };
+    memcpy(ret->uuid, uuid, 16);
+}
+
+void vmfs_stat_geometry(const struct vmfs_stat *st, struct gr_geometry *ret)
+{
+    shape(st->size, st->physical_block, &st->lun, st->uuid, ret);
+}
+
 static int disk_geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
 {
     struct vmfs_disk *d = gr_container_of(bdev, struct vmfs_disk, bdev);
     if (d->gone || !d->o)
         return -GR_EFENCED;
     struct vmfs_lun lun = vobj_lun(d->o);
-    *ret = (struct gr_geometry){ .size = d->o->ino.size, .logical_block = 512, .physical_block = vobj_physical_block(d->o), .unmap_granule = VMFS_PIECE,
-                                 .optimal_io = VMFS_BLOCK, .atomic_bytes = 1u << 20, .thin = true,
-                                 .read_only = lun.flags & VMFS_LUN_READ_ONLY, .removable = lun.flags & VMFS_LUN_REMOVABLE,
-                                 .limit_iops = lun.iops, .limit_bytes = lun.bytes_per_s, .limit_burst_ms = lun.burst_ms };
-    memcpy(ret->uuid, d->o->ino.uuid, 16);
+    shape(d->o->ino.size, vobj_physical_block(d->o), &lun, d->o->ino.uuid, ret);
     return 0;
 }
 

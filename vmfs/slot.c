@@ -160,42 +160,58 @@ int vmfs_recover(struct vmfs *v, struct gr_err *err)
     return n;
 }
 
-int vslot_claim(struct vmfs *v, struct gr_err *err)
+/* Make the free slot @i ours. 1: done; 0: somebody was faster. */
+static int claim(struct vmfs *v, unsigned i, struct gr_err *err)
 {
     const struct gr_world *w = gr_loop_world(v->loop);
-    unsigned used = 0;
-    for (unsigned i = 0; i < v->sb.slots.entries; i++) {
-        struct vslot s;
-        int r = vslot_read(v, i, &s, err);
-        if (r < 0)
-            return r;
-        used += s.state != VMFS_SLOT_FREE;
-        if (s.state != VMFS_SLOT_FREE || life_lock(v, i) < 0)
-            continue;
-        r = vslot_read(v, i, &s, err);
-        if (r == 0 && s.state == VMFS_SLOT_FREE) {
-            s.state = v->role == VMFS_READER ? VMFS_SLOT_READER : VMFS_SLOT_HOST;
-            s.generation++;
-            s.n_pins = 0;
-            s.version = VMFS_VERSION;
-            w->random(w->arg, &s.nonce, sizeof s.nonce);
-            memcpy(s.host_uuid, v->opts.host_uuid, 16);
-            snprintf(s.host_name, sizeof s.host_name, "%s", v->host_name);
-            snprintf(s.portal, sizeof s.portal, "%s", v->portal);
-            snprintf(s.address, sizeof s.address, "%s", v->address);
-            v->slot = i;
-            v->me = s;
-            r = vslot_write_mine(v, err);
-            if (r == 0) {
-                v->joined = true;
-                return 0;
-            }
-        }
+    struct vslot s;
+    if (life_lock(v, i) < 0)
+        return 0;
+    int r = vslot_read(v, i, &s, err);
+    if (r == 0 && s.state == VMFS_SLOT_FREE) {
+        s.state = v->role == VMFS_READER ? VMFS_SLOT_READER : VMFS_SLOT_HOST;
+        s.generation++;
+        s.n_pins = 0;
+        s.version = VMFS_VERSION;
+        w->random(w->arg, &s.nonce, sizeof s.nonce);
+        memcpy(s.host_uuid, v->opts.host_uuid, 16);
+        snprintf(s.host_name, sizeof s.host_name, "%s", v->host_name);
+        snprintf(s.portal, sizeof s.portal, "%s", v->portal);
+        snprintf(s.address, sizeof s.address, "%s", v->address);
+        v->slot = i;
+        v->me = s;
+        r = vslot_write_mine(v, err);
+        v->joined = r == 0;
+    }
+    if (!v->joined)
         life_unlock(v, i);
-        if (r < 0)
-            return r;
+    return r < 0 ? r : v->joined;
+}
+
+/* A host's earlier slot first: initiators know its target ports by the number. */
+int vslot_claim(struct vmfs *v, struct gr_err *err)
+{
+    unsigned used = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        for (unsigned i = 0; i < v->sb.slots.entries; i++) {
+            struct vslot s;
+            int r = vslot_read(v, i, &s, err);
+            if (r < 0)
+                return r;
+            used += pass && s.state != VMFS_SLOT_FREE;
+            if (s.state != VMFS_SLOT_FREE || (!pass && memcmp(s.host_uuid, v->opts.host_uuid, 16) != 0))
+                continue;
+            r = claim(v, i, err);
+            if (r)
+                return r < 0 ? r : 0;
+        }
     }
     return gr_fail(err, -GR_ELOCKED, "datastore '%s': all %u slots are taken (%u by hosts that live)", v->sb.name, v->sb.slots.entries, used);
+}
+
+unsigned vmfs_own_slot(const struct vmfs *v)
+{
+    return v->slot;
 }
 
 int vslot_free_mine(struct vmfs *v, struct gr_err *err)

@@ -82,6 +82,7 @@ struct vmfs_slot_info {
     char host_name[64], portal[128];
     char address[VMFS_ADDRESS_MAX + 1];
 };
+unsigned vmfs_own_slot(const struct vmfs *v); /* of this host; any context. A host that comes back gets the same one when it is still free */
 int vmfs_slots(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_slot_info *s), void *arg, struct gr_err *err);
 /* Take over dead hosts' slots now: replay and free them. Returns how many. */
 int vmfs_recover(struct vmfs *v, struct gr_err *err);
@@ -126,6 +127,8 @@ struct vmfs_stat {
     uint64_t owner_generation;
     char parent[VMFS_NAME_MAX + 1 + 16]; /* clones: text naming the origin, "" otherwise */
 };
+/* What the disk of @st looks like as a gr_bdev, without opening it. Any context. */
+void vmfs_stat_geometry(const struct vmfs_stat *st, struct gr_geometry *ret);
 /* Names: 1..255 bytes of UTF-8 without '/', '@', ':' or control characters, not "." or "..". */
 int vmfs_name_check(const char *path, struct gr_err *err); /* any context */
 int vmfs_stat(struct vmfs *v, const char *path, struct vmfs_stat *ret, struct gr_err *err);

@@ -13,7 +13,7 @@ static enum tgt_login_act answer(struct tgt_login *l, enum tgt_login_act a, uint
     static const char list[] = "TargetName=iqn.t\0TargetAddress=127.0.0.1:3260,1";
     switch (a) {
     case TGT_ACT_ASK:
-        return tgt_login_asked(l, how & 8 ? TGT_LOGIN_MOVED : how & 4 ? TGT_LOGIN_NOT_FOUND : 0, how & 1, "disk", "127.0.0.1:1");
+        return tgt_login_asked(l, how & 8 ? TGT_LOGIN_MOVED : how & 4 ? TGT_LOGIN_NOT_FOUND : 0, how & 1, 1, "disk", "127.0.0.1:1");
     case TGT_ACT_CHAP_START:
         return tgt_login_challenge(l, how & 1 ? 0 : 5, how, bytes, 16u + (how & 31));
     case TGT_ACT_CHAP_VERIFY:

@@ -43,7 +43,7 @@ static int acquire(void *arg)
     struct bench *b = arg;
     struct tgt_lu *lu = NULL;
     char redirect[300];
-    return tgt_lu_acquire(&b->server, "d/disk", "iqn.f", &lu, redirect, NULL);
+    return tgt_lu_acquire(&b->server, "d/disk", "iqn.f", false, &lu, redirect, NULL);
 }
 
 static int drained(void *arg)

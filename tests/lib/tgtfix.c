@@ -31,11 +31,34 @@ static int lookup(void *arg, const char *disk, const char *initiator, struct tgt
         ret->bdev = gr_bdev_get(((struct priv *)f->priv)->slow);
         return 0;
     }
-    if (f->redirect && !strcmp(disk, "t/elsewhere")) {
+    if (f->redirect && !strcmp(disk, "t/elsewhere") && !f->elsewhere.gone) {
+        f->elsewhere.lookups++;
+        if (f->elsewhere.here) {
+            ret->bdev = gr_bdev_get(f->fault);
+            return 0;
+        }
         snprintf(ret->redirect, sizeof ret->redirect, "%s", f->redirect);
-        return 0;
+        int r = gr_bdev_geometry(f->fault, &ret->geometry);
+        if (f->elsewhere.size)
+            ret->geometry.size = f->elsewhere.size;
+        return r;
     }
     return gr_fail(err, -ENOENT, "no disk '%s'", disk);
+}
+
+static uint16_t group(void *arg, const char *disk)
+{
+    (void)arg;
+    return strcmp(disk, "t/elsewhere") ? 1 : 7;
+}
+
+static int groups(void *arg, const char *disk, struct tgt_group *ret, unsigned max)
+{
+    struct tgtfix *f = arg;
+    assert_true(max >= 2);
+    ret[0] = (struct tgt_group){.id = group(f, disk), .active = strcmp(disk, "t/elsewhere") || f->elsewhere.here};
+    ret[1] = (struct tgt_group){.id = 3, .active = !ret[0].active};
+    return strcmp(disk, "t/elsewhere") ? 1 : 2;
 }
 
 static int list(void *arg, int (*each)(void *each_arg, const char *disk), void *each_arg, struct gr_err *err)
@@ -59,7 +82,7 @@ static int body(void *arg)
     struct tgtfix *f = p->f;
     struct gr_err err = {0};
     uint16_t port = 0;
-    struct tgt_server_opts o = {.loop = f->loop, .dir = {.arg = f, .lookup = lookup, .list = list}, .access_path = f->access_path, .note = note,
+    struct tgt_server_opts o = {.loop = f->loop, .dir = {.arg = f, .lookup = lookup, .list = list, .group = group, .groups = groups}, .access_path = f->access_path, .note = note,
                                 .max_half_open = f->max_half_open, .max_half_open_per_address = f->per_address,
                                 .login_timeout_ms = f->login_timeout_ms};
     int r = gr_bdev_mem_open(f->loop, f->mem, &p->mem_dev);
@@ -75,6 +98,9 @@ static int body(void *arg)
     if (!r)
         r = tgt_server_listen(f->server, "[::1]:0", 0, &port, &err);
     snprintf(f->port2, sizeof f->port2, "%u", port);
+    if (!r)
+        r = tgt_server_listen(f->server, "127.0.0.1:0", TGT_PORTAL_MULTIPATH, &port, &err);
+    snprintf(f->port3, sizeof f->port3, "%u", port);
     if (r < 0)
         fprintf(stderr, "tgtfix: %s\n", gr_err_text(&err, r));
     p->result = r;

@@ -6,18 +6,24 @@
 #include "tests/lib/ini.h"
 
 #define TGTFIX_TARGET "iqn.2026-11.local.granary:t:disk"
+#define TGTFIX_ELSEWHERE "iqn.2026-11.local.granary:t:elsewhere"
 #define TGTFIX_SLOW "iqn.2026-11.local.granary:t:slow" /* the same bytes, writes take TGTFIX_SLOW_MS */
 #define TGTFIX_SLOW_MS 400u
 #define TGTFIX_SIZE (64u << 20)
 struct tgtfix {
-    char port[8], port2[8];
+    char port[8], port2[8], port3[8]; /* IPv4, IPv6, one that never redirects */
     struct gr_loop *loop;
     struct gr_mem *mem;
     struct gr_bdev *fault;      /* over the memory: rules may be added through tgtfix_call() */
     struct tgt_server *server;
     char *access_path;
     unsigned max_half_open, per_address, login_timeout_ms;
-    const char *redirect;       /* "t/elsewhere" is redirected there */
+    const char *redirect;       /* "t/elsewhere" is owned there, by group 3; this host is group 7 */
+    struct { /* changed through tgtfix_call() */
+        bool here, gone;        /* it is owned here now (the bytes of "t/disk"); it was deleted */
+        unsigned lookups;
+        uint64_t size;          /* 0: as "t/disk" */
+    } elsewhere;
     unsigned sessions;
     void *priv;
 };

@@ -170,7 +170,7 @@ static void login_plain(void **state)
     tgt_login_init(&login);
     assert_int_equal(REQ(0x87, "InitiatorName=iqn.A\0TargetName=iqn.t\0X-odd=1\0MaxBurstLength=1024\0FirstBurstLength=4096"), TGT_ACT_ASK);
     assert_string_equal(login.initiator, "iqn.a");
-    assert_int_equal(tgt_login_asked(&login, 0, false, "t/disk", ""), TGT_ACT_HAND_OVER);
+    assert_int_equal(tgt_login_asked(&login, 0, false, 1, "t/disk", ""), TGT_ACT_HAND_OVER);
     assert_true(said("X-odd=NotUnderstood"));
     assert_true(said("MaxRecvDataSegmentLength=262144"));
     assert_true(said("TargetPortalGroupTag=1"));
@@ -197,16 +197,16 @@ static void login_refusals(void **state)
     assert_int_equal(STATUS(), TGT_LOGIN_NO_SESSION_TYPE);
     tgt_login_init(&login);
     assert_int_equal(REQ(0x87, "InitiatorName=iqn.a\0TargetName=iqn.t"), TGT_ACT_ASK);
-    assert_int_equal(tgt_login_asked(&login, TGT_LOGIN_MOVED, false, "", "10.0.0.1:3260"), TGT_ACT_FAIL);
+    assert_int_equal(tgt_login_asked(&login, TGT_LOGIN_MOVED, false, 1, "", "10.0.0.1:3260"), TGT_ACT_FAIL);
     assert_int_equal(STATUS(), TGT_LOGIN_MOVED);
     assert_true(said("TargetAddress=10.0.0.1:3260"));
     tgt_login_init(&login); /* CHAP is needed: neither AuthMethod=None nor skipping the stage helps */
     assert_int_equal(REQ(0x81, "InitiatorName=iqn.a\0TargetName=iqn.t\0AuthMethod=None"), TGT_ACT_ASK);
-    assert_int_equal(tgt_login_asked(&login, 0, true, "", ""), TGT_ACT_FAIL);
+    assert_int_equal(tgt_login_asked(&login, 0, true, 1, "", ""), TGT_ACT_FAIL);
     assert_int_equal(STATUS(), TGT_LOGIN_AUTH);
     tgt_login_init(&login);
     assert_int_equal(REQ(0x87, "InitiatorName=iqn.a\0TargetName=iqn.t"), TGT_ACT_ASK);
-    assert_int_equal(tgt_login_asked(&login, 0, true, "", ""), TGT_ACT_FAIL);
+    assert_int_equal(tgt_login_asked(&login, 0, true, 1, "", ""), TGT_ACT_FAIL);
     assert_int_equal(STATUS(), TGT_LOGIN_AUTH);
     tgt_login_init(&login);
     uint8_t b[TGT_BHS_LEN] = {TGT_OP_SCSI_CMD};
@@ -218,7 +218,7 @@ static void login_chap(void **state)
     static const uint8_t challenge[16] = {1, 2, 3}, answer[16] = {9};
     tgt_login_init(&login);
     assert_int_equal(REQ(0x81, "InitiatorName=iqn.a\0TargetName=iqn.t\0AuthMethod=CHAP,None"), TGT_ACT_ASK);
-    assert_int_equal(tgt_login_asked(&login, 0, true, "", ""), TGT_ACT_REPLY);
+    assert_int_equal(tgt_login_asked(&login, 0, true, 1, "", ""), TGT_ACT_REPLY);
     assert_true(said("AuthMethod=CHAP"));
     assert_int_equal(login.rsp[1] & 0x80, 0); /* not yet */
     assert_int_equal(REQ(0x01, "CHAP_A=8,5"), TGT_ACT_CHAP_START);
@@ -234,11 +234,11 @@ static void login_chap(void **state)
     /* out of order */
     tgt_login_init(&login);
     assert_int_equal(REQ(0x81, "InitiatorName=iqn.a\0TargetName=iqn.t\0AuthMethod=CHAP"), TGT_ACT_ASK);
-    assert_int_equal(tgt_login_asked(&login, 0, true, "", ""), TGT_ACT_REPLY);
+    assert_int_equal(tgt_login_asked(&login, 0, true, 1, "", ""), TGT_ACT_REPLY);
     assert_int_equal(REQ(0x81, "CHAP_N=me\0CHAP_R=0x00"), TGT_ACT_FAIL);
     tgt_login_init(&login);
     assert_int_equal(REQ(0x81, "InitiatorName=iqn.a\0TargetName=iqn.t\0AuthMethod=CHAP"), TGT_ACT_ASK);
-    assert_int_equal(tgt_login_asked(&login, 0, true, "", ""), TGT_ACT_REPLY);
+    assert_int_equal(tgt_login_asked(&login, 0, true, 1, "", ""), TGT_ACT_REPLY);
     assert_int_equal(REQ(0x01, "CHAP_A=9,1"), TGT_ACT_FAIL);
     assert_int_equal(STATUS(), TGT_LOGIN_AUTH);
 }
@@ -269,7 +269,7 @@ static void discovery(void **state)
     static const char send[] = "SendTargets=All", list[] = "TargetName=iqn.t\0TargetAddress=1.2.3.4:3260,1";
     tgt_login_init(&login);
     assert_int_equal(REQ(0x87, "InitiatorName=iqn.a\0SessionType=Discovery\0HeaderDigest=CRC32C,None\0MaxBurstLength=1024"), TGT_ACT_ASK);
-    assert_int_equal(tgt_login_asked(&login, 0, false, "", ""), TGT_ACT_REPLY);
+    assert_int_equal(tgt_login_asked(&login, 0, false, 1, "", ""), TGT_ACT_REPLY);
     assert_true(said("HeaderDigest=None"));
     assert_true(said("MaxBurstLength=Irrelevant"));
     tgt_bhs_start(b, TGT_OP_TEXT, TGT_FINAL, 9, 0);

@@ -1,0 +1,263 @@
+/* Access states by ownership (SPC-4 5.15.2): a disk of another host on the portal that never redirects, and how it becomes active. */
+#include "common/cleanup.h"
+#include "tests/lib/inisess.h"
+#include "tests/lib/test.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define STANDBY 0x040b
+#define CHANGED 0x2a06
+static struct tgtfix fix;
+
+static int setup(void **state)
+{
+    (void)state;
+    memset(&fix, 0, sizeof fix);
+    fix.redirect = "10.1.2.3:3260";
+    tgtfix_start(&fix);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    (void)state;
+    tgtfix_stop(&fix);
+    return 0;
+}
+
+static int now_here(struct tgtfix *f, void *arg)
+{
+    (void)arg;
+    f->elsewhere.here = true;
+    return 0;
+}
+
+static int now_gone(struct tgtfix *f, void *arg)
+{
+    (void)arg;
+    f->elsewhere.gone = true;
+    return 0;
+}
+
+static int grown(struct tgtfix *f, void *arg)
+{
+    (void)arg;
+    f->elsewhere.size = 2 * TGTFIX_SIZE;
+    return 0;
+}
+
+static unsigned login(struct ini *i, const char *port, const char *initiator)
+{
+    assert_int_equal(ini_connect(i, "127.0.0.1", port), 0);
+    assert_true(ini_login(i, initiator, TGTFIX_ELSEWHERE, NULL, 0) >= 0);
+    return i->login_status;
+}
+
+static struct ini_result command(struct ini *i, const uint8_t *cdb, unsigned len, void *in, uint32_t in_len)
+{
+    struct ini_result res;
+    assert_int_equal(ini_cmd(i, cdb, len, NULL, 0, in, in_len, &res), 0);
+    return res;
+}
+
+static void expect_sense(struct ini *i, const uint8_t *cdb, unsigned len, uint32_t in_len, unsigned key, unsigned asc)
+{
+    uint8_t in[512];
+    struct ini_result res = command(i, cdb, len, in_len ? in : NULL, in_len);
+    assert_int_equal(res.status, 2);
+    assert_int_equal(INI_KEY(res), key);
+    assert_int_equal(INI_ASC(res), asc);
+}
+
+static const uint8_t ready[6] = {0}, rtpg[12] = {0xa3, 0x0a, [9] = 255}, read10[10] = {0x28, [8] = 1}, capacity[10] = {0x25};
+
+static void no_more_ua(struct ini *i)
+{
+    assert_int_equal(command(i, ready, 6, NULL, 0).status, 0);
+}
+
+/* The states that the target reports, by group. -1: that group is not there. */
+static void states(struct ini *i, int *ret_own, int *ret_other)
+{
+    uint8_t p[255];
+    struct ini_result res = command(i, rtpg, 12, p, sizeof p);
+    assert_int_equal(res.status, 0);
+    assert_int_equal(gr_get_be32(p), res.in_len - 4);
+    *ret_own = *ret_other = -1;
+    for (unsigned k = 4; k < res.in_len; k += 12) {
+        assert_int_equal(p[k + 7], 1);
+        assert_int_equal(gr_get_be16(p + k + 10), gr_get_be16(p + k + 2));
+        *(gr_get_be16(p + k + 2) == 7 ? ret_own : ret_other) = p[k] & 15;
+    }
+}
+
+static void portals(void **state)
+{
+    struct ini i;
+    assert_int_equal(login(&i, fix.port, INISESS_NAME ":a"), 0x0101); /* the first one redirects */
+    ini_close(&i);
+    assert_int_equal(login(&i, fix.port3, INISESS_NAME ":a"), 0);
+    assert_string_equal(ini_key(&i, "TargetPortalGroupTag"), "7");
+    struct ini j;
+    assert_int_equal(login(&j, fix.port, INISESS_NAME ":b"), 0x0101); /* also while the other one serves it */
+    ini_close(&j);
+    ini_close(&i);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+/* What a unit in standby tells, and what it does not do. */
+static void tells(void **state)
+{
+    static const uint8_t inquiry[6] = {0x12, [4] = 96}, ports[6] = {0x12, 1, 0x83, [4] = 255}, luns[12] = {0xa0, [9] = 64}, mode[6] = {0x1a, [2] = 0x3f, [4] = 255};
+    static const uint8_t capacity16[16] = {0x9e, 0x10, [13] = 32};
+    static const uint8_t refused[][16] = {{0x2a, [8] = 1}, {0x35}, {0x88, [13] = 1}, {0x42}, {0x5e}, {0x1b}, {0x16}, {0x1e}, {0x9e, 0x12, [13] = 24}, {0x8f}};
+    struct ini i;
+    uint8_t p[255];
+    int own, other;
+    assert_int_equal(login(&i, fix.port3, INISESS_NAME ":a"), 0);
+    assert_int_equal(command(&i, inquiry, 6, p, 96).status, 0);
+    assert_int_equal(p[0], 0);
+    assert_int_equal(p[5] & 0x30, 0x10); /* TPGS: implicit */
+    struct ini_result res = command(&i, ports, 6, p, sizeof p);
+    assert_int_equal(res.status, 0);
+    bool group = false;
+    for (unsigned k = 4; k + 4 <= res.in_len; k += 4u + p[k + 3])
+        group = group || ((p[k + 1] & 15) == 5 && gr_get_be16(p + k + 6) == 7);
+    assert_true(group);
+    assert_int_equal(command(&i, luns, 12, p, 64).status, 0);
+    assert_int_equal(command(&i, mode, 6, p, 255).status, 0);
+    assert_int_equal(command(&i, capacity, 10, p, 8).status, 0);
+    assert_int_equal(gr_get_be32(p), TGTFIX_SIZE / 512 - 1);
+    assert_int_equal(command(&i, capacity16, 16, p, 32).status, 0);
+    states(&i, &own, &other);
+    assert_int_equal(own, 2);
+    assert_int_equal(other, 0);
+    expect_sense(&i, ready, 6, 0, 2, STANDBY);
+    expect_sense(&i, read10, 10, 512, 2, STANDBY);
+    for (size_t k = 0; k < GR_ARRAY_LEN(refused); k++)
+        expect_sense(&i, refused[k], refused[k][0] >> 5 == 0 ? 6 : refused[k][0] >> 5 == 4 ? 16 : 10, 0, 2, STANDBY);
+    ini_close(&i);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+/* The owner is gone: who asks for the states learns that this one is active now, the others by a unit attention. */
+static void becomes_active(void **state)
+{
+    struct ini a, b, late;
+    uint8_t in[512], out[512];
+    int own, other;
+    assert_int_equal(login(&a, fix.port3, INISESS_NAME ":a"), 0);
+    assert_int_equal(login(&b, fix.port3, INISESS_NAME ":b"), 0);
+    expect_sense(&a, ready, 6, 0, 2, STANDBY);
+    expect_sense(&b, ready, 6, 0, 2, STANDBY);
+    tgtfix_call(&fix, now_here, NULL);
+    states(&a, &own, &other);
+    assert_int_equal(own, 0);
+    assert_int_equal(other, 2);
+    inix_pattern(out, sizeof out, 1);
+    static const uint8_t write10[10] = {0x2a, [8] = 1};
+    struct ini_result res;
+    assert_int_equal(ini_cmd(&a, write10, 10, out, 512, NULL, 0, &res), 0);
+    assert_int_equal(res.status, 0);
+    expect_sense(&b, ready, 6, 0, 6, CHANGED);
+    assert_int_equal(command(&b, read10, 10, in, 512).status, 0);
+    assert_memory_equal(in, out, 512);
+    assert_int_equal(login(&late, fix.port, INISESS_NAME ":c"), 0); /* no redirect any more */
+    no_more_ua(&late);
+    ini_close(&a);
+    ini_close(&b);
+    ini_close(&late);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+/* An initiator that only sends commands finds it active, too. */
+static void found_by_commands(void **state)
+{
+    struct ini i;
+    uint8_t in[512];
+    assert_int_equal(login(&i, fix.port3, INISESS_NAME ":a"), 0);
+    tgtfix_call(&fix, now_here, NULL);
+    struct ini_result res;
+    unsigned refused = 0;
+    for (;; usleep(20000)) {
+        res = command(&i, read10, 10, in, 512);
+        if (res.status == 0)
+            break;
+        assert_true(INI_ASC(res) == STANDBY || INI_ASC(res) == CHANGED);
+        assert_true(++refused < 200);
+    }
+    assert_true(refused >= 2); /* in standby, then told of the change */
+    ini_close(&i);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+/* Looks that nobody waits for are made once a second at most. */
+static void looks_are_few(void **state)
+{
+    struct ini i;
+    assert_int_equal(login(&i, fix.port3, INISESS_NAME ":a"), 0);
+    unsigned before = fix.elsewhere.lookups;
+    for (int k = 0; k < 500; k++)
+        expect_sense(&i, ready, 6, 0, 2, STANDBY);
+    assert_in_range(fix.elsewhere.lookups - before, 1, 3);
+    ini_close(&i);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+static void changes_elsewhere(void **state)
+{
+    struct ini i;
+    uint8_t p[8];
+    int own, other;
+    assert_int_equal(login(&i, fix.port3, INISESS_NAME ":a"), 0);
+    tgtfix_call(&fix, grown, NULL);
+    states(&i, &own, &other);
+    expect_sense(&i, capacity, 10, 8, 6, 0x2a09);
+    assert_int_equal(command(&i, capacity, 10, p, 8).status, 0);
+    assert_int_equal(gr_get_be32(p), 2 * TGTFIX_SIZE / 512 - 1);
+    tgtfix_call(&fix, now_gone, NULL); /* deleted by its owner: the session ends */
+    uint8_t bhs[TGT_BHS_LEN], data[64];
+    ini_cmd_bhs(&i, bhs, rtpg, 12, TGT_CMD_READ, 64);
+    assert_int_equal(ini_send(&i, bhs, NULL, 0), 0);
+    int r;
+    do
+        r = ini_recv(&i, bhs, data, sizeof data);
+    while (r >= 0);
+    assert_int_equal(r, -EPIPE);
+    ini_close(&i);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+/* Which start of a VM is the latest is known where the disk is: its sessions come again when that changed. */
+static void incarnations(void **state)
+{
+    struct ini vm, other;
+    int own, theirs;
+    assert_int_equal(login(&vm, fix.port3, "iqn.2026-11.local.granary:vm-00112233-4455-6677-8899-aabbccddeeff:4"), 0);
+    assert_int_equal(login(&other, fix.port3, INISESS_NAME ":a"), 0);
+    tgtfix_call(&fix, now_here, NULL);
+    states(&other, &own, &theirs);
+    assert_int_equal(own, 0);
+    tgtfix_wait_sessions(&fix, 1);
+    ini_close(&vm);
+    assert_int_equal(login(&vm, fix.port3, "iqn.2026-11.local.granary:vm-00112233-4455-6677-8899-aabbccddeeff:4"), 0);
+    no_more_ua(&vm);
+    ini_close(&vm);
+    ini_close(&other);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+#define CASE(f) {#f, f, setup, teardown, NULL}
+int main(int argc, char **argv)
+{
+    int r = tgt_login_main(argc, argv);
+    if (r >= 0)
+        return r;
+    if (getenv("TEST_FILTER"))
+        cmocka_set_test_filter(getenv("TEST_FILTER"));
+    const struct CMUnitTest tests[] = {CASE(portals),       CASE(tells),             CASE(becomes_active), CASE(found_by_commands),
+                                       CASE(looks_are_few), CASE(changes_elsewhere), CASE(incarnations)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -187,8 +187,8 @@ install: all
 	install -m 755 $(progs) $(DESTDIR)$(PREFIX)/bin
 	$(if $(wildcard docs/man/*.8),install -m 644 $(wildcard docs/man/*.8) $(DESTDIR)$(PREFIX)/share/man/man8)
 	install -m 644 README.md $(wildcard LICENSE docs/*.md) $(DESTDIR)$(PREFIX)/share/doc/granary
-	$(if $(wildcard scripts/cron/*),install -d $(DESTDIR)$(PREFIX)/share/doc/granary/examples)
-	$(if $(wildcard scripts/cron/*),install -m 644 $(wildcard scripts/cron/*) $(DESTDIR)$(PREFIX)/share/doc/granary/examples)
+	install -d $(DESTDIR)$(PREFIX)/share/doc/granary/examples
+	install -m 644 $(wildcard scripts/cron/* docs/examples/*) $(DESTDIR)$(PREFIX)/share/doc/granary/examples
 	$(foreach u,$(wildcard scripts/systemd/*),sed 's|@bindir@|$(PREFIX)/bin|g' $(u) > $(DESTDIR)$(UNITDIR)/$(notdir $(u)) && chmod 644 $(DESTDIR)$(UNITDIR)/$(notdir $(u)) &&) true
 clean:
 	rm -rf $(O)

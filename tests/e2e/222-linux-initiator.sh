@@ -5,20 +5,9 @@
 # timeout: 300
 . "$(dirname "$0")/lib.sh"
 requires qemu-system-x86_64 jq apt-get e2fsck debugfs
-kernel=$("$TOP/scripts/guest-initiator" | tee "$T/guest" | head -n 1) || fail "the guest could not be made"
-ram=$(tail -n 1 "$T/guest")
+. "$(dirname "$0")/guest.sh"
 
 me=iqn.2026-11.org.example:linux size=$((160 << 20)) grown=$((192 << 20))
-console=$T/console.log
-has() { grep -aq "^$1"$'\r*$' "$console"; }
-ended() { case $(ps -o stat= -p "$(cat "$T/guest.pid")") in '' | Z*) ;; *) return 1 ;; esac; }
-asks() { # NAME: the guest waits for us
-    wait_for 90 eval "has 'ASK $1' || has 'GUEST .*' || ended"
-    has "ASK $1" || { why; fail "the guest did not come to '$1'"; }
-    echo "# $SECONDS s: $1"
-}
-why() { grep -a -A 20 'STEP bad' "$console" | grep -av DMESG; }
-answer() { echo "${1:-go}" > "$T/go.in"; }
 attr() { sed -n "s/^ATTR $1 //p" "$console" | tr -d '\r'; }
 is() { check "$1 is $2" test "$(attr "$1")" = "$2"; }
 used() { granary disk info "$1" --json | jq .used; }
@@ -37,22 +26,8 @@ run_check granary lun chap ds/a --user joe --secret-file "$T/secret" --mutual-us
 run_check granary lun acl ds/b --allow $me
 a=$(granary lun list ds/a --json | jq -r '.[0].target') b=${a%:a}:b c=${a%:a}:huge
 
-
-# the guest's RAM disk with our /init behind it, as one more archive (cpio "newc")
-entry() { # NAME MODE SIZE
-    printf '070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\0' 1 "$2" 0 0 1 0 "$3" 0 0 0 0 $((${#1} + 1)) 0 "$1"
-}
-pad() { truncate -s %4 "$T/ram"; }
-init=$TOP/tests/e2e/initiator-guest.sh
-cp "$ram" "$T/ram"; pad
-entry init $((0100755)) "$(stat -c %s "$init")" >> "$T/ram"; pad
-cat "$init" >> "$T/ram"; pad
-entry TRAILER!!! 0 0 >> "$T/ram"; pad
-mkfifo "$T/go.in" "$T/go.out"
-start guest qemu-system-x86_64 -accel tcg -cpu max -m 256M -nodefaults -no-user-config -display none -no-reboot \
-    -kernel "$kernel" -initrd "$T/ram" -nic user,model=virtio-net-pci,restrict=off \
-    -append "console=ttyS0 loglevel=2 mitigations=off panic=-1 net.ifnames=0 PORT=$port A=$a B=$b C=$c USER=joe SECRET=one-secret-of-ours TUSER=us TSECRET=another-one-of-theirs" \
-    -serial "file:$console" -chardev "pipe,id=go,path=$T/go" -serial chardev:go
+steps=$TOP/tests/e2e/initiator-guest.sh
+start_guest "$steps" "PORT=$port A=$a B=$b C=$c USER=joe SECRET=one-secret-of-ours TUSER=us TSECRET=another-one-of-theirs"
 
 # --- what the kernel knows of the disk
 asks attributes
@@ -127,12 +102,7 @@ run_check granary up --portal "127.0.0.1:$port" --mover 127.0.0.1:0
 wait_for 30 sh -c 'granary session list --json | jq -e "length == 2"'
 wait_for 20 used_above ds/a $((written + 200000))
 answer
-wait_for 90 eval 'has "GUEST .*" || ended'
-has 'GUEST ok' || { why; fail "the guest did not come to its end"; }
-wait_for 20 ended
-sed -En 's/^(step|refused) ([a-z0-9-]+) .*/\2/p' "$init" > "$T/steps"
-check "many steps" test "$(wc -l < "$T/steps")" -gt 50
-while read -r name; do check "step $name" has "STEP ok $name"; done < "$T/steps"
+end_guest "$steps"
 
 # --- what we have of it
 tree() { # IMAGE DIR: the files agree with the sums that the guest took

@@ -1,24 +1,11 @@
 #!/bin/sh
-# /init of the guest in 222-linux-initiator.sh (the console is its output, the second serial line brings the host's answers):
-#   STEP ok NAME    a step that went well; STEP bad NAME, with why, ends the guest        ASK NAME   waits for a line from the host
+# The steps of the guest in 222-linux-initiator.sh, behind guest-lib.sh.
 #   ATTR NAME VALUE what the kernel learnt of the disk
 # From the kernel's command line come PORT, A, B and C (targets), USER, SECRET, TUSER and TSECRET (what the target proves to us).
-# shellcheck disable=SC2153 # PORT, A, B and C are given
-export PATH=/sbin:/bin
+# shellcheck disable=SC2153,SC2154,SC2034 # PORT, A, B and C are given; the rest is shared with guest-lib.sh
 me=iqn.2026-11.org.example:linux stranger=iqn.2026-11.org.example:stranger
 portal=10.0.2.2:$PORT
 
-finish() { { cat /tmp/dmesg; dmesg; } 2> /dev/null | sed 's/^/DMESG /'; echo "GUEST $1"; sync; poweroff -f; sleep 100; }
-bad() { echo "STEP bad $*"; cat /tmp/out; finish bad; }
-step() { name=$1; shift; "$@" > /tmp/out 2>&1 || bad "$name: exit $?: $*"; echo "STEP ok $name"; }
-refused() { # NAME CMD...: by the target, as an authentication or authorisation failure (iscsiadm exits 24)
-    name=$1; shift; "$@" > /tmp/out 2>&1
-    status=$?; [ $status = 24 ] || bad "$name: exit $status, wanted 24: $*"
-    echo "STEP ok $name"
-}
-ask() { echo "ASK $1"; read -r answer <&3 || bad "ask $1"; }
-until_true() { i=0; until "$@"; do i=$((i + 1)); [ $i -lt 200 ] || return 1; usleep 50000; done; }
-same() { [ "$1" = "$2" ] || { echo "'$1' is not '$2'"; return 1; }; }
 node() { t=$1; shift; iscsiadm -m node -T "$t" -p "$portal" "$@"; }
 set_key() { node "$1" -o update -n "$2" -v "$3"; }
 session_of() { for s in /sys/class/iscsi_session/session*; do [ "$(cat "$s/targetname" 2> /dev/null)" = "$1" ] && echo "$s" && return; done; return 1; }
@@ -44,27 +31,10 @@ zeros() { # DISK OFFSET-MIB MIB
     dd if="/dev/$1" bs=1M skip="$2" count="$3" 2> /dev/null | cmp - /tmp/zeros && test "$(stat -c %s /tmp/zeros)" = $(($3 << 20))
 }
 fill() { dd if=/tmp/pattern of="/dev/$1" bs=1M conv=fsync && blockdev --flushbufs "/dev/$1" && ! zeros "$1" 0 8 > /dev/null 2>&1; }
-write_on() { # fsynced files, each with its sum, until told to stop
-    n=0
-    rm -f /tmp/stop
-    until [ -e /tmp/stop ]; do
-        n=$((n + 1))
-        dd if=/dev/urandom of="/mnt/w/$n.new" bs=100000 count=1 conv=fsync 2> /dev/null || return 1
-        mv "/mnt/w/$n.new" "/mnt/w/$(sha256sum < "/mnt/w/$n.new" | cut -c1-64)" || return 1
-    done
-    echo $n > /tmp/written
-}
 
 # --- up
-mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs run /run; mkdir -p /run/lock/iscsi
-exec 3<> /dev/ttyS1
-step serial stty -F /dev/ttyS1 -echo
-for m in virtio_pci virtio_net sd_mod iscsi_tcp; do step "module-$m" modprobe $m; done
-step network until_true ifconfig eth0 10.0.2.15 netmask 255.255.255.0 up
-ifconfig lo up
-echo "InitiatorName=$me" > /etc/iscsi/initiatorname.iscsi
-iscsid -f > /tmp/iscsid.log 2>&1 &
-step iscsid until_true iscsiadm -m iface
+ME=$me
+start_up
 
 # --- who may see and use what
 step discovery sh -c "iscsiadm -m discovery -t st -o nonpersistent -p $portal > /tmp/found && cat /tmp/found && grep -q $A /tmp/found && grep -q $B /tmp/found"

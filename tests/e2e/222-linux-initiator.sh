@@ -2,6 +2,7 @@
 # Linux's own initiator (the kernel's iscsi_tcp and open-iscsi, in a small guest under TCG) on our target: who is let in, what the
 # kernel makes of the disk, a file system with discards, a snapshot under writes, zeroes in every manner, a disk that grows, one of
 # 3 TiB, one masked for a while, resets, small pieces, the daemon killed under writes.
+# shellcheck disable=SC2154 # kernel, ram and console are guest.sh's
 # timeout: 300
 . "$(dirname "$0")/lib.sh"
 requires qemu-system-x86_64 jq apt-get e2fsck debugfs

@@ -1,6 +1,7 @@
 #!/bin/bash
 # dm-multipath of a Linux guest over two hosts that share a datastore: the owner's path is active, the other stands by. The owner is
 # killed under writes and the other takes over; it comes back and stands by; an orderly end moves the disk back; paths are dropped.
+# shellcheck disable=SC2154 # kernel, ram and console are guest.sh's
 # timeout: 400
 . "$(dirname "$0")/lib.sh"
 requires qemu-system-x86_64 jq apt-get e2fsck debugfs

@@ -27,8 +27,9 @@ write_on() { # fsynced files, each with its sum, until told to stop
     echo $n > /tmp/written
 }
 until_new() { n=$(ls /mnt/w | wc -l); until_true eval '[ $(ls /mnt/w | wc -l) -gt $((n + 5)) ]'; } # five more files were written and synced
+devices() { mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs run /run; mkdir -p /run/lock/iscsi; }
 start_up() { # MODULE...
-    mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs run /run; mkdir -p /run/lock/iscsi
+    devices
     exec 3<> /dev/ttyS1
     step serial stty -F /dev/ttyS1 -echo
     for m in virtio_pci virtio_net sd_mod iscsi_tcp "$@"; do step "module-$m" modprobe "$m"; done

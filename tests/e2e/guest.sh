@@ -1,6 +1,6 @@
 #!/bin/bash
 # A guest with Linux's own initiator (scripts/guest-initiator) under TCG, for tests that source this behind lib.sh.
-# shellcheck disable=SC2154 # T and TOP are lib.sh's
+# shellcheck disable=SC2154,SC2034 # T and TOP are lib.sh's; console is used by who sources this
 kernel=$("$TOP/scripts/guest-initiator" | tee "$T/guest" | head -n 1) || fail "the guest could not be made"
 ram=$(tail -n 1 "$T/guest")
 console=$T/console.log
@@ -21,14 +21,19 @@ add() { # NAME MODE FILE: to the guest's RAM disk, whose archives add up
     entry "$1" "$2" "$(stat -c %s "$3")" >> "$T/ram"; pad
     cat "$3" >> "$T/ram"; pad
 }
-start_guest() { # STEPS "KERNEL ARGUMENTS" [NAME=FILE]...: runs guest-lib.sh and then STEPS
-    local steps=$1 arguments=$2 file
-    shift 2
+guest_ram() { # STEPS [NAME=FILE]...: makes the RAM disk $T/ram, which runs guest-lib.sh and then STEPS
+    local steps=$1 file
+    shift
     cat "$TOP/tests/e2e/guest-lib.sh" "$steps" > "$T/init"
     cp "$ram" "$T/ram"; pad
     add init $((0100755)) "$T/init"
     for file in "$@"; do add "${file%%=*}" $((0100644)) "${file#*=}"; done
     entry TRAILER!!! 0 0 >> "$T/ram"; pad
+}
+start_guest() { # STEPS "KERNEL ARGUMENTS" [NAME=FILE]...
+    local steps=$1 arguments=$2
+    shift 2
+    guest_ram "$steps" "$@"
     mkfifo "$T/go.in" "$T/go.out"
     start guest qemu-system-x86_64 -accel tcg -cpu max -m 256M -nodefaults -no-user-config -display none -no-reboot \
         -kernel "$kernel" -initrd "$T/ram" -nic user,model=virtio-net-pci,restrict=off \

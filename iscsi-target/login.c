@@ -183,14 +183,41 @@ static enum tgt_login_act chap(struct tgt_login *l)
     return fail(l, TGT_LOGIN_INITIATOR);
 }
 
+/* Who it is was said in the first request, and asked of the parent: it may be said again, not changed. */
+static bool same_identity(const struct tgt_login *l, const struct tgt_text_pair *p)
+{
+    char name[TGT_NAME_MAX + 1];
+    if (!strcmp(p->key, "InitiatorName"))
+        return take_name(name, p->value) && !strcmp(name, l->initiator);
+    if (!strcmp(p->key, "TargetName"))
+        return take_name(name, p->value) && !strcmp(name, l->target);
+    return strcmp(p->key, "SessionType") != 0 || !strcmp(p->value, l->discovery ? "Discovery" : "Normal");
+}
+
+/* FirstBurstLength may not exceed MaxBurstLength, whichever was written first. */
+static void order(struct tgt_login *l)
+{
+    for (int i = 1; i < l->n_pairs; i++) {
+        struct tgt_text_pair p = l->pairs[i];
+        if (strcmp(p.key, "MaxBurstLength") != 0)
+            continue;
+        l->pairs[i] = l->pairs[0];
+        l->pairs[0] = p;
+    }
+}
+
 /* Answer every pair of the request; called once the identity is accepted. */
 static enum tgt_login_act process(struct tgt_login *l)
 {
     bool wants_chap = false;
+    order(l);
     for (int i = 0; i < l->n_pairs; i++) {
         const struct tgt_text_pair *p = &l->pairs[i];
-        if (is_identity(p->key))
+        if (is_identity(p->key)) {
+            if (!same_identity(l, p))
+                return fail(l, TGT_LOGIN_INITIATOR);
             continue;
+        }
         if (is_chap(p->key)) {
             wants_chap = true;
             continue;
@@ -315,12 +342,12 @@ enum tgt_login_act tgt_login_challenge(struct tgt_login *l, unsigned alg, uint8_
     return answer(l);
 }
 
-enum tgt_login_act tgt_login_verified(struct tgt_login *l, bool ok, const char *name, const uint8_t *response, uint32_t len)
+enum tgt_login_act tgt_login_verified(struct tgt_login *l, unsigned status, const char *name, const uint8_t *response, uint32_t len)
 {
     char hex[2 * 64 + 3];
     l->waiting = false;
-    if (!ok || len > 64 || (l->mutual && !len))
-        return fail(l, TGT_LOGIN_AUTH);
+    if (status || len > 64 || (l->mutual && !len))
+        return fail(l, status ? status : TGT_LOGIN_AUTH);
     l->authenticated = true;
     if (l->mutual) {
         tgt_text_hex(response, len, hex);

@@ -66,8 +66,8 @@ enum tgt_login_act tgt_login_pdu(struct tgt_login *l, const uint8_t *bhs, const 
 /* The parent's answer to TGT_ACT_ASK. @status: tgt_login_status; @group: portal group tag; @address: TargetAddress of a redirect. */
 enum tgt_login_act tgt_login_asked(struct tgt_login *l, unsigned status, bool need_chap, unsigned group, const char *alias, const char *address);
 enum tgt_login_act tgt_login_challenge(struct tgt_login *l, unsigned alg, uint8_t id, const uint8_t *challenge, uint32_t len);
-/* @name and @response: ours, for mutual authentication (else len 0). */
-enum tgt_login_act tgt_login_verified(struct tgt_login *l, bool ok, const char *name, const uint8_t *response, uint32_t len);
+/* @status: tgt_login_status; @name and @response: ours, for mutual authentication (else len 0). */
+enum tgt_login_act tgt_login_verified(struct tgt_login *l, unsigned status, const char *name, const uint8_t *response, uint32_t len);
 /* @piece of the listing from list_off; @more: not the last. */
 enum tgt_login_act tgt_login_listed(struct tgt_login *l, const char *piece, uint32_t len, bool more);
 /* Largest piece of a listing that fits in one answer. */

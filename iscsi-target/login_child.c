@@ -412,7 +412,7 @@ static void answered(struct login_process *p, struct login_conn *c, const struct
         act(p, c, tgt_login_challenge(l, m->u.challenge.alg, (uint8_t)m->u.challenge.id, m->u.challenge.bytes, m->u.challenge.len));
         return;
     case TGT_MSG_VERIFIED:
-        act(p, c, tgt_login_verified(l, m->u.verified.ok, m->u.verified.name, m->u.verified.response, m->u.verified.len));
+        act(p, c, tgt_login_verified(l, m->u.verified.status, m->u.verified.name, m->u.verified.response, m->u.verified.len));
         return;
     case TGT_MSG_LISTED:
         act(p, c, tgt_login_listed(l, m->u.listed.text, m->u.listed.len, m->u.listed.more));

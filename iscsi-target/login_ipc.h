@@ -84,7 +84,7 @@ struct tgt_msg {
             uint8_t bytes[64];
         } challenge;
         struct {
-            uint32_t ok, len;
+            uint32_t status, len;
             char name[256];
             uint8_t response[64];
         } verified;

@@ -4,6 +4,7 @@
 #include "common/cleanup.h"
 #include "common/seam.h"
 #include "iscsi-target/chap.h"
+#include "iscsi-target/guesses.h"
 #include "iscsi-target/target_int.h"
 #include "iscsi-target/login_ipc.h"
 #include <netinet/in.h>
@@ -42,6 +43,7 @@ struct tgt_login_parent {
     struct gr_watch watch;
     struct gr_timer restart, ping;
     struct tgt_msg in, out;
+    struct tgt_guesses guesses;
     struct slot slots[TGT_SLOTS_MAX];
 };
 /* A question being answered in a fiber. */
@@ -49,6 +51,7 @@ struct job {
     struct tgt_server *s;
     uint32_t slot, gen, spawn;
     int fd;
+    unsigned status; /* refusal that is given late */
     struct slot taken; /* hand-over: what the slot held. The login process may use the slot again at once. */
     struct tgt_msg msg;
 };
@@ -207,6 +210,8 @@ int tgt_login_start(struct tgt_server *s, struct gr_err *err)
     s->login = p;
     p->s = s;
     p->sock = p->pid = -1;
+    const struct gr_world *w = gr_loop_world(s->loop);
+    w->random(w->arg, p->guesses.key, sizeof p->guesses.key);
     p->restart = (struct gr_timer){.fn = restart, .arg = p};
     p->ping = (struct gr_timer){.fn = ping, .arg = p};
     gr_timer_arm(s->loop, &p->ping, PING_NS);
@@ -259,13 +264,14 @@ static void job_end(struct job *j)
     gr_fqueue_wake_all(&s->changed);
 }
 
-static int job_start(struct tgt_login_parent *p, uint32_t slot, void (*fn)(void *), int fd, bool take)
+/* NULL: no memory, @fd is closed. @take: what the slot holds goes along, the slot is free. */
+static struct job *job_new(struct tgt_login_parent *p, uint32_t slot, int fd, bool take)
 {
     struct job *j = gr_zalloc(sizeof *j);
     if (!j) {
         if (fd >= 0)
             close(fd);
-        return -ENOMEM;
+        return NULL;
     }
     *j = (struct job){.s = p->s, .slot = slot, .gen = p->slots[slot].gen, .spawn = p->spawn, .fd = fd, .msg = p->in};
     p->s->busy_fibers++;
@@ -275,9 +281,21 @@ static int job_start(struct tgt_login_parent *p, uint32_t slot, void (*fn)(void 
     } else {
         p->slots[slot].busy = true;
     }
-    if (gr_fiber_start(p->s->loop, fn, j) < 0)
+    return j;
+}
+
+static void job_run(struct job *j, void (*fn)(void *))
+{
+    if (gr_fiber_start(j->s->loop, fn, j) < 0)
         job_end(j);
-    return 0;
+}
+
+/* Without memory nothing is started: that login times out. */
+static void job_start(struct tgt_login_parent *p, uint32_t slot, void (*fn)(void *), int fd, bool take)
+{
+    struct job *j = job_new(p, slot, fd, take);
+    if (j)
+        job_run(j, fn);
 }
 
 /* The disk behind a target name; hashed names are looked for in the listing. */
@@ -603,44 +621,77 @@ static bool proves(struct tgt_login_parent *p, const struct slot *sl, const stru
     return good && sec->user && !strcmp(sec->user, m->u.chap_verify.name);
 }
 
-/* A wrong proof is answered late: whoever guesses gets as many tries a second as half-open logins. A right one never waits. */
+/* A wrong proof is answered late: whoever guesses gets as many tries a second as half-open logins, until he has had too many. A right
+ * one never waits. */
 static void refuse_late(void *arg)
 {
     struct job *j = arg;
     gr_fiber_sleep_ms(WRONG_PROOF_MS);
     if (slot_of(j)) {
         memset(&j->s->login->out.u.verified, 0, sizeof j->s->login->out.u.verified);
+        j->s->login->out.u.verified.status = j->status;
         answer(j->s->login, j->slot, j->gen, TGT_MSG_VERIFIED);
     }
     job_end(j);
+}
+
+static void refuse(struct tgt_login_parent *p, uint32_t slot, unsigned status)
+{
+    struct job *j = job_new(p, slot, -1, false);
+    if (!j)
+        return; /* that login times out */
+    j->status = status;
+    job_run(j, refuse_late);
+}
+
+/* The target's own proof, when it was asked for one. */
+static bool prove(struct tgt_login_parent *p, const struct slot *sl, const struct tgt_chap_secrets *sec)
+{
+    const struct tgt_msg *m = &p->in;
+    struct tgt_msg *o = &p->out;
+    if (!m->u.chap_verify.mutual)
+        return true;
+    if (!sec->mutual_secret || reflected(p, m->u.chap_verify.challenge, m->u.chap_verify.challenge_len) ||
+        tgt_chap_response(sl->alg, (uint8_t)m->u.chap_verify.id, sec->mutual_secret, m->u.chap_verify.challenge, m->u.chap_verify.challenge_len,
+                          o->u.verified.response) < 0)
+        return false;
+    o->u.verified.len = tgt_chap_len(sl->alg);
+    snprintf(o->u.verified.name, sizeof o->u.verified.name, "%s", sec->mutual_user ? sec->mutual_user : "");
+    return true;
+}
+
+/* 0, or the login status that refuses it. */
+static unsigned judge(struct tgt_login_parent *p, const struct slot *sl)
+{
+    struct tgt_chap_secrets sec;
+    uint64_t now = gr_loop_now_ns(p->s->loop);
+    if (!tgt_guess_allowed(&p->guesses, sl->address, sl->disk, now))
+        return TGT_LOGIN_UNAVAILABLE;
+    if (tgt_access_chap(p->s->access, sl->disk, &sec) && proves(p, sl, &sec) && prove(p, sl, &sec)) {
+        tgt_guess_right(&p->guesses, sl->address, sl->disk);
+        return 0;
+    }
+    tgt_note(p->s, 4, "login of %s (%s) to '%s': CHAP failed", sl->initiator, sl->address, sl->disk);
+    if (tgt_guess_wrong(&p->guesses, sl->address, sl->disk, now))
+        tgt_note(p->s, 4, "too many wrong proofs of %s to '%s': for %u s none from there is looked at, then one each %u s", sl->address, sl->disk,
+                 TGT_GUESS_S, TGT_GUESS_S);
+    return TGT_LOGIN_AUTH;
 }
 
 static bool on_chap_verify(struct tgt_login_parent *p, struct slot *sl)
 {
     const struct tgt_msg *m = &p->in;
     struct tgt_msg *o = &p->out;
-    struct tgt_chap_secrets sec;
     if (!sl->approved || !sl->challenged || sl->busy || !tgt_msg_str_ok(m->u.chap_verify.name, sizeof m->u.chap_verify.name) ||
         m->u.chap_verify.response_len > sizeof m->u.chap_verify.response || m->u.chap_verify.challenge_len > TGT_CHAP_MAX || m->u.chap_verify.id > 255)
         return false;
     memset(&o->u.verified, 0, sizeof o->u.verified);
-    bool ok = tgt_access_chap(p->s->access, sl->disk, &sec) && proves(p, sl, &sec);
-    if (ok && m->u.chap_verify.mutual) {
-        ok = sec.mutual_secret && !reflected(p, m->u.chap_verify.challenge, m->u.chap_verify.challenge_len) &&
-             tgt_chap_response(sl->alg, (uint8_t)m->u.chap_verify.id, sec.mutual_secret, m->u.chap_verify.challenge,
-                               m->u.chap_verify.challenge_len, o->u.verified.response) == 0;
-        o->u.verified.len = ok ? tgt_chap_len(sl->alg) : 0;
-        snprintf(o->u.verified.name, sizeof o->u.verified.name, "%s", sec.mutual_user ? sec.mutual_user : "");
-    }
-    if (!ok)
-        tgt_note(p->s, 4, "login of %s (%s) to '%s': CHAP failed", sl->initiator, sl->address, sl->disk);
-    sl->authenticated = ok;
-    sl->challenged = ok; /* one try per challenge */
-    o->u.verified.ok = ok;
-    if (ok)
-        answer(p, m->slot, sl->gen, TGT_MSG_VERIFIED);
+    unsigned status = judge(p, sl);
+    sl->authenticated = sl->challenged = !status; /* one try per challenge */
+    if (status)
+        refuse(p, m->slot, status);
     else
-        job_start(p, m->slot, refuse_late, -1, false); /* without memory that login times out */
+        answer(p, m->slot, sl->gen, TGT_MSG_VERIFIED);
     return true;
 }
 

@@ -107,6 +107,8 @@ static void digest(struct tgt_nego *n, const struct key *k, const char *value, s
 static void numeric(struct tgt_nego *n, const struct key *k, unsigned long v, struct tgt_text_out *out)
 {
     unsigned long r = k->kind == KIND_MIN ? (v < k->ours ? v : k->ours) : (v > k->ours ? v : k->ours);
+    if (field(&n->params, k) == &n->params.first_burst)
+        r = GR_MIN(r, n->params.max_burst);
     *field(&n->params, k) = (uint32_t)r;
     tgt_text_add_num(out, k->name, r);
 }

@@ -17,7 +17,7 @@ static enum tgt_login_act answer(struct tgt_login *l, enum tgt_login_act a, uint
     case TGT_ACT_CHAP_START:
         return tgt_login_challenge(l, how & 1 ? 0 : 5, how, bytes, 16u + (how & 31));
     case TGT_ACT_CHAP_VERIFY:
-        return tgt_login_verified(l, how & 1, "us", bytes, how & 63);
+        return tgt_login_verified(l, how & 1 ? 0 : TGT_LOGIN_AUTH, "us", bytes, how & 63);
     case TGT_ACT_LIST:
         return tgt_login_listed(l, list, sizeof list, how & 1);
     case TGT_ACT_REPLY:

@@ -63,9 +63,10 @@ static int groups(void *arg, const char *disk, struct tgt_group *ret, unsigned m
 
 static int list(void *arg, int (*each)(void *each_arg, const char *disk), void *each_arg, struct gr_err *err)
 {
-    (void)arg;
+    struct tgtfix *f = arg;
     (void)err;
-    return each(each_arg, "t/disk");
+    int r = each(each_arg, "t/disk");
+    return r < 0 || !f->redirect ? r : each(each_arg, "t/elsewhere");
 }
 
 /* The target's log lines, with TGTFIX_VERBOSE in the environment. */

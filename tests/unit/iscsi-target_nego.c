@@ -227,7 +227,7 @@ static void login_chap(void **state)
     assert_true(said("CHAP_C=0x01020300000000000000000000000000"));
     assert_int_equal(REQ(0x81, "CHAP_N=me\0CHAP_R=0x000102030405060708090a0b0c0d0e0f\0CHAP_I=3\0CHAP_C=0xaabb"), TGT_ACT_CHAP_VERIFY);
     assert_int_equal(login.mutual_challenge_len, 2);
-    assert_int_equal(tgt_login_verified(&login, true, "target", answer, 16), TGT_ACT_REPLY);
+    assert_int_equal(tgt_login_verified(&login, 0, "target", answer, 16), TGT_ACT_REPLY);
     assert_true(said("CHAP_N=target"));
     assert_int_equal(login.rsp[1], 0x81);
     assert_int_equal(REQ(0x87, "HeaderDigest=None"), TGT_ACT_HAND_OVER);

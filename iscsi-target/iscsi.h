@@ -98,6 +98,11 @@ enum tgt_tmf_response {
     TGT_TMF_REJECTED = 255,
 };
 
+/* The LUN field says 0, in peripheral or in flat addressing (SAM-5 4.7.7). */
+static inline bool tgt_bhs_lun0(const uint8_t *b)
+{
+    return !(gr_get_be64(b + 8) & ~0x4000000000000000ull);
+}
 static inline unsigned tgt_bhs_opcode(const uint8_t *b) { return b[0] & 0x3fu; }
 static inline bool tgt_bhs_immediate(const uint8_t *b) { return b[0] & TGT_IMMEDIATE; }
 static inline unsigned tgt_bhs_ahs_len(const uint8_t *b) { return b[4] * 4u; }

@@ -30,7 +30,7 @@ static struct tgt_task *task_new(struct tgt_conn *c)
     t->cmdsn = tgt_bhs_cmdsn(b);
     t->edtl = gr_get_be32(b + 20);
     memcpy(t->cdb, b + 32, 16);
-    t->lun_ok = !gr_get_be64(b + 8);
+    t->lun_ok = tgt_bhs_lun0(b);
     t->counted = t->in_tx = t->aborted = t->waiting_buf = t->waiting_fiber = t->failed_early = t->unsolicited = t->in_fiber = false;
     t->receiving = t->unsol_broken = t->answered = t->collapsed = t->separate = false;
     t->unacked = (struct tgt_unacked){.is_task = true};

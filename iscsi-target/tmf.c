@@ -78,7 +78,7 @@ static uint8_t function(struct tgt_tmf_wait *w, const uint8_t *b)
     struct tgt_lu *lu = sess->lu;
     unsigned fn = b[1] & 0x7fu;
     bool needs_lun = (fn >= TGT_TMF_ABORT_TASK && fn <= TGT_TMF_LUN_RESET) || fn == TGT_TMF_REASSIGN;
-    if (needs_lun && gr_get_be64(b + 8))
+    if (needs_lun && !tgt_bhs_lun0(b))
         return TGT_TMF_NO_LUN;
     switch (fn) {
     case TGT_TMF_ABORT_TASK:

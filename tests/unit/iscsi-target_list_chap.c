@@ -77,12 +77,13 @@ static unsigned login(const char *host, const char *port, const char *secret)
     return status;
 }
 
-static size_t mutual(char *ret, unsigned id, const uint8_t *challenge, size_t len)
+#define EXTRA 300u
+static size_t mutual(char ret[EXTRA], unsigned id, const uint8_t *challenge, size_t len)
 {
     char hex[2 * 64 + 3];
     tgt_text_hex(challenge, len, hex);
-    int n = sprintf(ret, "CHAP_I=%u", id) + 1;
-    return (size_t)(n + sprintf(ret + n, "CHAP_C=%s", hex) + 1);
+    int n = snprintf(ret, EXTRA, "CHAP_I=%u", id) + 1;
+    return (size_t)(n + snprintf(ret + n, EXTRA - (size_t)n, "CHAP_C=%s", hex) + 1);
 }
 
 /* Our own challenge thrown back, on the same connection or on another: never answered with a proof. */
@@ -90,7 +91,7 @@ static void i16_reflected_challenges(void **state)
 {
     struct ini a, b;
     struct inichap ca, cb;
-    char extra[300];
+    char extra[EXTRA];
     ask(&a, "5", &ca);
     ask(&b, "5", &cb);
     size_t n = mutual(extra, ca.id, ca.challenge, ca.len);

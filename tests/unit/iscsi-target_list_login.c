@@ -104,12 +104,12 @@ static void i02_many_keys(void **state)
     size_t len = sizeof NAMES;
     memcpy(text, NAMES, sizeof NAMES);
     for (int k = 0; k < 2000 && len < 8100; k++)
-        len += (size_t)sprintf(text + len, "a=b") + 1;
+        len += (size_t)snprintf(text + len, sizeof text - len, "a=b") + 1;
     assert_int_equal(try_login(1, 1, 0, text, len), TGT_LOGIN_INITIATOR);
     len = sizeof NAMES; /* as many as are allowed, none known */
     memcpy(text, NAMES, sizeof NAMES);
     for (int k = 0; k < 60; k++)
-        len += (size_t)sprintf(text + len, "X-%d=b", k) + 1;
+        len += (size_t)snprintf(text + len, sizeof text - len, "X-%d=b", k) + 1;
     struct ini i;
     assert_int_equal(ini_connect(&i, "127.0.0.1", fix.port), 0);
     assert_true(ini_login_request(&i, 1, 1, 0, text, len) >= 0);

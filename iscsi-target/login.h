@@ -9,6 +9,9 @@
 
 #define TGT_LOGIN_DSL 8192u        /* largest data segment before the full feature phase */
 #define TGT_LOGIN_TEXT_MAX 16384u  /* text of one exchange, over continuations */
+#define TGT_LOGIN_ANSWER_MAX 8192u /* text of one answer */
+#define TGT_LOGIN_PARENT_BYTES 12288u /* its share in the parent */
+#define TGT_LOGIN_BYTES 65536u /* memory of ours that a connection may hold before it is logged in; the kernel queues a first window beside it */
 #define TGT_CHAP_MAX 1024u         /* bytes of a binary CHAP value (RFC 7143 12.1.3) */
 #define TGT_LOGIN_PDUS_MAX 64u     /* requests in one login */
 
@@ -44,7 +47,7 @@ struct tgt_login {
     uint32_t list_off;
     /* answer */
     uint8_t rsp[TGT_BHS_LEN];
-    char out_buf[TGT_LOGIN_TEXT_MAX];
+    char out_buf[TGT_LOGIN_ANSWER_MAX];
     struct tgt_text_out out;
     /* private */
     enum { LOGIN_FIRST, LOGIN_STAGES, LOGIN_FULL } phase;

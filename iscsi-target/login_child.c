@@ -4,6 +4,7 @@
  * limited in total and per address, and each has one deadline for the whole login. When a limit is reached, the oldest login
  * of the address with most of them makes room, so that one address cannot lock out another. */
 #include "common/cleanup.h"
+#include "common/iov.h"
 #include "iscsi-target/login_ipc.h"
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -23,6 +24,7 @@
 
 #define DISCOVERY_MS 60000u /* a discovery session may last so long */
 #define MEMORY_LIMIT (256ull << 20)
+#define STRANGERS_NICE 15 /* who is logged in goes first */
 
 struct login_conn {
     int fd; /* -1: free */
@@ -39,9 +41,10 @@ struct login_conn {
     uint8_t data[TGT_LOGIN_DSL + 4];
     /* sending */
     uint32_t tx_len, tx_off;
-    uint8_t tx[TGT_BHS_LEN + TGT_LOGIN_TEXT_MAX + 4];
-    struct tgt_login login;
+    struct tgt_login login; /* the answer being sent is its rsp and out_buf: nothing is read meanwhile */
 };
+/* The parent holds a slot and a question for each: login_parent.c. */
+_Static_assert(sizeof(struct login_conn) + TGT_LOGIN_PARENT_BYTES <= TGT_LOGIN_BYTES, "a connection that is not logged in");
 struct login_process {
     int epoll, parent;
     int listeners[TGT_PORTALS_MAX];
@@ -93,7 +96,11 @@ static void act(struct login_process *p, struct login_conn *c, enum tgt_login_ac
 static bool push(struct login_process *p, struct login_conn *c)
 {
     while (c->tx_off < c->tx_len) {
-        ssize_t n = send(c->fd, c->tx + c->tx_off, c->tx_len - c->tx_off, MSG_NOSIGNAL | MSG_DONTWAIT);
+        static uint8_t none[4];
+        uint32_t text = (uint32_t)c->login.out.len;
+        struct iovec whole[3] = {{c->login.rsp, TGT_BHS_LEN}, {c->login.out_buf, text}, {none, tgt_pad4(text)}}, left[3];
+        struct msghdr msg = {.msg_iov = left, .msg_iovlen = (size_t)gr_iov_rest(whole, 3, c->tx_off, left, 3)};
+        ssize_t n = sendmsg(c->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0 && errno == EAGAIN) {
@@ -122,9 +129,6 @@ static void reply(struct login_process *p, struct login_conn *c, bool close_afte
         drop(p, c);
         return;
     }
-    memcpy(c->tx, c->login.rsp, TGT_BHS_LEN);
-    memcpy(c->tx + TGT_BHS_LEN, c->login.out_buf, len);
-    memset(c->tx + TGT_BHS_LEN + len, 0, tgt_pad4(len));
     c->tx_len = TGT_BHS_LEN + len + tgt_pad4(len);
     c->tx_off = 0;
     c->close_after = close_after;
@@ -499,6 +503,7 @@ static int sandbox(void)
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_NAME, "granary-login");
     prctl(PR_SET_DUMPABLE, 0);
+    setpriority(PRIO_PROCESS, 0, STRANGERS_NICE);
     signal(SIGPIPE, SIG_IGN);
     if (close_range(TGT_IPC_FD + 1, ~0u, 0) < 0 || cap(RLIMIT_CORE, 0) < 0 || cap(RLIMIT_NOFILE, TGT_SLOTS_MAX + 64) < 0)
         return -errno;

@@ -5,6 +5,7 @@
 #include "common/seam.h"
 #include "iscsi-target/chap.h"
 #include "iscsi-target/guesses.h"
+#include "iscsi-target/login.h"
 #include "iscsi-target/target_int.h"
 #include "iscsi-target/login_ipc.h"
 #include <netinet/in.h>
@@ -55,6 +56,8 @@ struct job {
     struct slot taken; /* hand-over: what the slot held. The login process may use the slot again at once. */
     struct tgt_msg msg;
 };
+
+_Static_assert(sizeof(struct slot) + sizeof(struct job) <= TGT_LOGIN_PARENT_BYTES, "of a connection that is not logged in");
 
 static void slot_clear(struct slot *sl)
 {

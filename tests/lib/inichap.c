@@ -21,8 +21,8 @@ unsigned inichap_ask(struct ini *i, const char *initiator, const char *target, c
         return 0xffff;
     if (i->login_status)
         return i->login_status;
-    ret->alg = (unsigned)atoi(ini_key(i, "CHAP_A"));
-    ret->id = (uint8_t)atoi(ini_key(i, "CHAP_I"));
+    ret->alg = (unsigned)strtoul(ini_key(i, "CHAP_A"), NULL, 10);
+    ret->id = (uint8_t)strtoul(ini_key(i, "CHAP_I"), NULL, 10);
     int len = tgt_text_binary(ini_key(i, "CHAP_C"), ret->challenge, sizeof ret->challenge);
     assert_true(len >= 16);
     ret->len = (size_t)len;

@@ -67,6 +67,8 @@ static void conn_free(void *arg)
     if (c->listing)
         gr_buf_done(c->listing);
     free(c->listing);
+    gr_buf_done(&c->parked);
+    gr_buf_done(&c->replay);
     free(c->text);
     free(c->tx);
     free(c->rx_buf);
@@ -181,7 +183,7 @@ static struct tgt_conn *allocate(void)
     return NULL;
 }
 
-int tgt_conn_new(struct tgt_sess *sess, const struct tgt_sess_start *start)
+int tgt_conn_new(struct tgt_sess *sess, const struct tgt_sess_start *start, struct tgt_conn **ret)
 {
     struct tgt_server *s = sess->server;
     struct tgt_conn *c = allocate();
@@ -213,7 +215,9 @@ int tgt_conn_new(struct tgt_sess *sess, const struct tgt_sess_start *start)
     sess->n_conns++;
     sess->holds++;
     snprintf(sess->address, sizeof sess->address, "%s", start->address);
-    if (send_login_response(c, start) < 0)
+    if (ret)
+        *ret = c;
+    else if (send_login_response(c, start) < 0)
         tgt_conn_lost(c, "the login response could not be sent");
     return 0;
 }

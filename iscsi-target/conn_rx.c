@@ -1,5 +1,6 @@
 /* Receiving: one recv brings many PDUs into the connection's buffer; a large data segment is received straight into the task's
  * buffer, and what follows it into ours, by the same system call. */
+#include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/crc.h"
 #include "iscsi-target/target_int.h"
@@ -11,6 +12,41 @@
 static bool congested(const struct tgt_conn *c)
 {
     return !c->sess->n_free || c->n_misc >= TGT_MISC_MAX || c->closing;
+}
+
+bool tgt_rx_must_wait(const struct tgt_conn *c)
+{
+    if (c->server->resting && c->rx_phase == RX_HEADER && c->rx_end - c->rx_pos >= TGT_BHS_LEN)
+        return congested(c) || tgt_rest_of(c, c->rx_buf + c->rx_pos) == REST_LEAVE;
+    return congested(c);
+}
+
+/* The request, of which @head bytes are header, is kept as it came. */
+static bool begin_park(struct tgt_conn *c, const uint8_t *b, uint32_t head)
+{
+    uint32_t len = tgt_bhs_dsl(b);
+    if (len > TGT_MAX_DSL) {
+        tgt_conn_lost(c, "a data segment was longer than negotiated");
+        return false;
+    }
+    c->park_left = head + len + tgt_pad4(len) + (c->params.data_digest && len ? 4 : 0);
+    c->rx_phase = RX_PARK;
+    return true;
+}
+
+static bool park(struct tgt_conn *c)
+{
+    uint32_t n = GR_MIN(c->park_left, c->rx_end - c->rx_pos);
+    if (gr_buf_add(&c->parked, c->rx_buf + c->rx_pos, n) < 0) {
+        tgt_conn_lost(c, "out of memory");
+        return false;
+    }
+    c->rx_pos += n;
+    c->park_left -= n;
+    if (c->park_left)
+        return false;
+    c->rx_phase = RX_HEADER;
+    return true;
 }
 
 /* A header with its AHS and digest is in the buffer: check and act on it. False: stop parsing. */
@@ -30,10 +66,12 @@ static bool header(struct tgt_conn *c)
     }
     if (c->unacked)
         tgt_ack(c, gr_get_be32(b + 28));
-    if (congested(c)) {
+    if (tgt_rx_must_wait(c)) {
         c->paused = true;
         return false;
     }
+    if (c->server->resting && tgt_rest_of(c, b) == REST_PARK)
+        return begin_park(c, b, need);
     memcpy(c->rx_bhs, b, TGT_BHS_LEN);
     c->rx_pos += need;
     c->rx_len = c->rx_left = tgt_bhs_dsl(b);
@@ -96,10 +134,27 @@ static void parse(struct tgt_conn *c)
         case RX_TAIL:
             more = tail(c);
             break;
+        case RX_PARK:
+            more = park(c);
+            break;
         }
     }
     if (c->rx_pos == c->rx_end)
         c->rx_pos = c->rx_end = 0;
+}
+
+/* What was parked before is read first. */
+static int replay(struct tgt_conn *c)
+{
+    size_t n = GR_MIN(c->replay.len - c->replay_off, (size_t)(TGT_RX_BYTES - c->rx_end));
+    memcpy(c->rx_buf + c->rx_end, c->replay.data + c->replay_off, n);
+    c->rx_end += (uint32_t)n;
+    c->replay_off += n;
+    if (c->replay_off == c->replay.len) {
+        gr_buf_done(&c->replay);
+        c->replay_off = 0;
+    }
+    return 1;
 }
 
 /* Read what there is; 1: the buffers were filled, more may wait; 0: drained; negative: closed. */
@@ -110,6 +165,8 @@ static int receive(struct tgt_conn *c)
         c->rx_end -= c->rx_pos;
         c->rx_pos = 0;
     }
+    if (c->replay.len)
+        return replay(c);
     struct iovec iov[2];
     bool direct = c->rx_phase == RX_DATA && c->rx_left >= DIRECT_MIN && c->rx_to && c->rx_pos == c->rx_end;
     int n_iov = 0;
@@ -143,7 +200,7 @@ void tgt_rx_ready(struct tgt_conn *c)
     c->heard_ns = gr_loop_now_ns(c->server->loop);
     if (c->rx_pos < c->rx_end)
         parse(c); /* left over from a pause */
-    for (int round = 0; round < 4 && c->fd >= 0 && !c->paused; round++) {
+    for (int round = 0; (round < 4 || c->replay.len) && c->fd >= 0 && !c->paused; round++) {
         int r = receive(c);
         if (r < 0)
             break;

@@ -313,7 +313,7 @@ static int gather(const struct tgt_conn *c, struct iovec *iov)
 
 static void resume_reading(struct tgt_conn *c)
 {
-    if (!c->paused || !c->sess->n_free || c->n_misc >= TGT_MISC_MAX || c->closing)
+    if (!c->paused || tgt_rx_must_wait(c))
         return;
     c->paused = false;
     tgt_rx_ready(c);

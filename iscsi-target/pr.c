@@ -114,6 +114,24 @@ static int decode(json_t *doc, struct tgt_pr_state *s)
     return holder >= (json_int_t)s->n ? -GR_EFORMAT : 0;
 }
 
+json_t *tgt_pr_describe(const struct tgt_lu *lu)
+{
+    json_t *doc = lu->pr ? encode(&lu->pr->state) : NULL;
+    if (doc)
+        json_object_set_new(doc, "aptpl", json_boolean(lu->pr->state.aptpl));
+    return doc;
+}
+
+int tgt_pr_adopt(struct tgt_lu *lu, json_t *doc)
+{
+    int r = !pr_of(lu) ? -ENOMEM : decode(doc, &lu->pr->state);
+    if (r < 0)
+        tgt_pr_free(lu);
+    else
+        lu->pr->state.aptpl = json_is_true(json_object_get(doc, "aptpl"));
+    return r;
+}
+
 int tgt_pr_load(struct tgt_lu *lu, struct gr_err *err)
 {
     gr_auto_free void *text = NULL;

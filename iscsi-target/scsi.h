@@ -153,6 +153,9 @@ void tgt_run_copy_operating(struct tgt_task *t);
 uint8_t tgt_pr_check(const struct tgt_lu *lu, const struct tgt_sess *sess, unsigned flags);
 bool tgt_pr_any(const struct tgt_lu *lu); /* registrations exist */
 int tgt_pr_load(struct tgt_lu *lu, struct gr_err *err); /* (fiber) what APTPL kept */
+/* All of it, for a process that takes over; NULL: none. New reference. */
+json_t *tgt_pr_describe(const struct tgt_lu *lu);
+int tgt_pr_adopt(struct tgt_lu *lu, json_t *doc);
 void tgt_pr_free(struct tgt_lu *lu);
 void tgt_copies_free(struct tgt_lu *lu);
 #endif

@@ -175,14 +175,11 @@ static void sess_link(struct tgt_server *s, struct tgt_sess *sess)
     sess->lu->n_sessions++;
 }
 
-static int sess_new(struct tgt_server *s, const struct tgt_sess_start *start)
+struct tgt_sess *tgt_sess_make(struct tgt_server *s, const struct tgt_sess_start *start)
 {
     struct tgt_sess *sess = allocate();
-    if (!sess) {
-        close(start->fd);
-        tgt_lu_user_put(start->lu);
-        return -ENOMEM;
-    }
+    if (!sess)
+        return NULL;
     sess->server = s;
     sess->lu = start->lu;
     sess->params = start->params;
@@ -191,15 +188,26 @@ static int sess_new(struct tgt_server *s, const struct tgt_sess_start *start)
     snprintf(sess->address, sizeof sess->address, "%s", start->address);
     sess->expcmdsn = start->cmdsn;
     sess->id = ++s->next_id;
-    sess->tsih = ++s->next_tsih ? s->next_tsih : ++s->next_tsih;
+    sess->tsih = start->tsih ? start->tsih : ++s->next_tsih ? s->next_tsih : ++s->next_tsih;
     sess->started_ns = gr_loop_now_ns(s->loop);
     sess->reap = (struct gr_defer){.fn = sess_free, .arg = sess};
     sess->retain = (struct gr_timer){.fn = retain_over, .arg = sess};
     fill_tasks(sess);
     reinstate(s, start);
     sess_link(s, sess);
+    return sess;
+}
+
+static int sess_new(struct tgt_server *s, const struct tgt_sess_start *start)
+{
+    struct tgt_sess *sess = tgt_sess_make(s, start);
+    if (!sess) {
+        close(start->fd);
+        tgt_lu_user_put(start->lu);
+        return -ENOMEM;
+    }
     tgt_note(s, 6, "session %u: %s (%s) logged in to '%s'", sess->id, sess->initiator, sess->address, sess->lu->disk);
-    int r = tgt_conn_new(sess, start);
+    int r = tgt_conn_new(sess, start, NULL);
     if (r < 0) {
         close(start->fd);
         tgt_sess_close(sess, "out of memory");
@@ -229,7 +237,7 @@ static int join(struct tgt_server *s, const struct tgt_sess_start *start)
     struct tgt_sess *sess = find(s, start);
     struct tgt_conn *old = tgt_conn_find(sess, start->cid);
     sess->holds++; /* it outlives the change of its only connection */
-    int r = tgt_conn_new(sess, start);
+    int r = tgt_conn_new(sess, start, NULL);
     if (!r && old)
         tgt_conn_close(old, sess->params.error_recovery_level == 2 ? LEAVE_KEEP : LEAVE_DROP, "replaced by a new login");
     if (r < 0)

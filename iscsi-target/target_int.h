@@ -8,6 +8,7 @@
  * connection that breaks leaves its tasks without one, until the initiator reassigns them or the time to retain is over. */
 #ifndef TGT_INTERNAL_H
 #define TGT_INTERNAL_H
+#include "common/buf.h"
 #include "iscsi-target/lun_access.h"
 #include "iscsi-target/iscsi.h"
 #include "iscsi-target/latency.h"
@@ -171,7 +172,7 @@ struct tgt_tx {
     struct tgt_task *task; /* whose memory it uses, or NULL */
     struct tgt_misc *misc;
 };
-enum tgt_rx_phase { RX_HEADER, RX_DATA, RX_TAIL };
+enum tgt_rx_phase { RX_HEADER, RX_DATA, RX_TAIL, RX_PARK };
 struct tgt_sess_stats {
     uint64_t reads, writes, read_bytes, write_bytes, others, errors;
     struct tgt_latency read_latency, write_latency; /* from the command's arrival to its answer */
@@ -205,6 +206,10 @@ struct tgt_conn {
     char *text;
     uint32_t text_len, text_off;
     struct gr_buf *listing;               /* SendTargets answer that did not fit in one PDU */
+    /* coming to rest (rest.c): requests that are left for later, and, later, what is read before the socket */
+    struct gr_buf parked, replay;
+    uint32_t park_left;
+    size_t replay_off;
     /* send */
     struct tgt_task *tx_tasks, *tx_tasks_last;
     struct tgt_misc *tx_misc, *tx_misc_last;
@@ -315,6 +320,7 @@ struct tgt_server {
     uint32_t next_id;
     uint16_t next_tsih;
     bool stopping;
+    bool resting;               /* nothing new is begun: rest.c */
     struct gr_fqueue changed;   /* a session has ended, a LU is idle */
     struct gr_timer tick;
 };
@@ -322,6 +328,7 @@ struct tgt_server {
 /* ---- target_server.c ---- */
 /* "address:port" of the end of @fd that is ours. */
 void tgt_local_address(int fd, char ret[64]);
+int tgt_server_adopt(struct tgt_server *s, int fd, unsigned flags, struct gr_err *err); /* listens already; takes @fd */
 void tgt_note(struct tgt_server *s, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 /* ---- lu.c ---- (fiber) */
 struct tgt_lu *tgt_lu_find(struct tgt_server *s, const char *disk);
@@ -365,6 +372,8 @@ struct tgt_sess_start {
 };
 /* Takes fd and user. A session to join must be joinable. 0 or negative. */
 int tgt_sess_login(struct tgt_server *s, const struct tgt_sess_start *start);
+/* A session without a connection yet; takes the user, not the descriptor. NULL: no memory, nothing is taken. */
+struct tgt_sess *tgt_sess_make(struct tgt_server *s, const struct tgt_sess_start *start);
 /* May a connection be added? TGT_LOGIN_OK, or the status that refuses it. */
 unsigned tgt_sess_joinable(struct tgt_server *s, const struct tgt_sess_start *start);
 /* End it now: sockets closed, tasks dropped, those with the device orphaned. The memory goes from the loop later. */
@@ -375,7 +384,8 @@ void tgt_sess_ua(struct tgt_sess *sess, uint16_t ua);
 void tgt_sess_tick(struct tgt_sess *sess);    /* every few seconds */
 uint32_t tgt_sess_maxcmdsn(const struct tgt_sess *sess);
 /* ---- conn.c ---- */
-int tgt_conn_new(struct tgt_sess *sess, const struct tgt_sess_start *start); /* takes start->fd when it succeeds */
+/* Takes start->fd when it succeeds. @ret NULL: the login is answered; else it was long ago. */
+int tgt_conn_new(struct tgt_sess *sess, const struct tgt_sess_start *start, struct tgt_conn **ret);
 struct tgt_conn *tgt_conn_find(const struct tgt_sess *sess, uint16_t cid);
 enum tgt_leave { LEAVE_DROP, LEAVE_KEEP }; /* the tasks of a connection end with it, or wait to be reassigned */
 void tgt_conn_close(struct tgt_conn *c, enum tgt_leave tasks, const char *why);
@@ -388,6 +398,13 @@ void tgt_misc_send(struct tgt_conn *c, struct tgt_misc *m); /* StatSN and window
 void tgt_conn_reject(struct tgt_conn *c, const uint8_t *bhs, enum tgt_reject reason);
 /* ---- conn_rx.c, conn_tx.c ---- */
 void tgt_rx_ready(struct tgt_conn *c);
+bool tgt_rx_must_wait(const struct tgt_conn *c); /* reading stays paused */
+/* ---- rest.c ---- */
+/* What to do, while sessions come to rest, with the request whose header @b is there. */
+enum tgt_rest { REST_TAKE, REST_LEAVE, REST_PARK };
+enum tgt_rest tgt_rest_of(const struct tgt_conn *c, const uint8_t *b);
+bool tgt_sess_rests(const struct tgt_sess *sess);
+int tgt_conn_unread(struct tgt_conn *c); /* at rest: all that was received and not acted on becomes its replay. 0, -ENOMEM */
 void tgt_tx_kick(struct tgt_conn *c);   /* something is ready: sent later this turn, together with the rest */
 void tgt_tx_flush(struct tgt_conn *c);
 void tgt_tx_drop(struct tgt_conn *c);

@@ -219,6 +219,26 @@ static int bind_portal(const char *portal, struct tgt_portal *p, struct gr_err *
     return 0;
 }
 
+static int portal_add(struct tgt_server *s, const struct tgt_portal *p)
+{
+    s->portals[s->n_portals++] = *p;
+    int r = tgt_login_listen(s, s->n_portals - 1);
+    if (r < 0)
+        close(s->portals[--s->n_portals].fd);
+    return r;
+}
+
+int tgt_server_adopt(struct tgt_server *s, int fd, unsigned flags, struct gr_err *err)
+{
+    struct tgt_portal p = {.fd = fd, .flags = flags};
+    if (s->n_portals >= TGT_PORTALS) {
+        close(fd);
+        return gr_fail(err, -ENOSPC, "%u portals are open, no more are allowed", s->n_portals);
+    }
+    describe(&p);
+    return portal_add(s, &p);
+}
+
 int tgt_server_listen(struct tgt_server *s, const char *portal, unsigned flags, uint16_t *ret_port, struct gr_err *err)
 {
     struct tgt_portal p = {.fd = -1, .flags = flags};
@@ -234,12 +254,9 @@ int tgt_server_listen(struct tgt_server *s, const char *portal, unsigned flags, 
                        "portal '%s' is not a loopback address and no disk has an access list or CHAP: set them with "
                        "'granary lun acl' or 'granary lun chap', or say --insecure", portal);
     }
-    s->portals[s->n_portals++] = p;
-    r = tgt_login_listen(s, s->n_portals - 1);
-    if (r < 0) {
-        close(s->portals[--s->n_portals].fd);
+    r = portal_add(s, &p);
+    if (r < 0)
         return gr_fail(err, r, "portal '%s': the login process cannot be told: %s", portal, gr_code_text(r));
-    }
     if (ret_port)
         *ret_port = port;
     return 0;

@@ -77,22 +77,27 @@ static void note(void *arg, int level, const char *text)
         fprintf(stderr, "# <%d> %s\n", level, text);
 }
 
+int tgtfix_server(struct tgtfix *f, struct tgt_server **ret, struct gr_err *err)
+{
+    struct tgt_server_opts o = {.loop = f->loop, .dir = {.arg = f, .lookup = lookup, .list = list, .group = group, .groups = groups}, .access_path = f->access_path, .note = note,
+                                .max_half_open = f->max_half_open, .max_half_open_per_address = f->per_address,
+                                .login_timeout_ms = f->login_timeout_ms};
+    return tgt_server_new(&o, ret, err);
+}
+
 static int body(void *arg)
 {
     struct priv *p = arg;
     struct tgtfix *f = p->f;
     struct gr_err err = {0};
     uint16_t port = 0;
-    struct tgt_server_opts o = {.loop = f->loop, .dir = {.arg = f, .lookup = lookup, .list = list, .group = group, .groups = groups}, .access_path = f->access_path, .note = note,
-                                .max_half_open = f->max_half_open, .max_half_open_per_address = f->per_address,
-                                .login_timeout_ms = f->login_timeout_ms};
     int r = gr_bdev_mem_open(f->loop, f->mem, &p->mem_dev);
     if (!r)
         r = gr_bdev_fault_open(f->loop, p->mem_dev, &f->fault);
     if (!r)
         r = gr_bdev_delay_open(f->loop, p->mem_dev, 0, TGTFIX_SLOW_MS * 1000000ull, 0, &p->slow);
     if (!r)
-        r = tgt_server_new(&o, &f->server, &err);
+        r = tgtfix_server(f, &f->server, &err);
     if (!r)
         r = tgt_server_listen(f->server, "127.0.0.1:0", 0, &port, &err);
     snprintf(f->port, sizeof f->port, "%u", port);

@@ -30,6 +30,8 @@ struct tgtfix {
 /* Zero the fixture, set what is wanted, start. "t/disk" is served at TGTFIX_TARGET. */
 void tgtfix_start(struct tgtfix *f);
 void tgtfix_stop(struct tgtfix *f);
+/* One more server of the same disks, without portals; on the loop. */
+int tgtfix_server(struct tgtfix *f, struct tgt_server **ret, struct gr_err *err);
 /* Run fn(arg) as a fiber on the target's loop and wait for its result. */
 int tgtfix_call(struct tgtfix *f, int (*fn)(struct tgtfix *f, void *arg), void *arg);
 /* A session that is logged in; fails the test otherwise. */

@@ -1,0 +1,30 @@
+/* Handing portals and sessions over to another process that takes this one's place (an upgrade of the program), without an initiator
+ * noticing more than a moment of silence. The old one brings its sessions to rest, describes them, gives its disks up and sends; the new
+ * one takes the disks and goes on. docs/iscsi-target.md, "Upgrade".
+ *
+ * The description is JSON (its form is in handover.c), so that programs of different versions understand each other; sockets are
+ * referred to by index. Thread rule as target.h; everything marked (fiber) may suspend. */
+#ifndef TGT_HANDOVER_H
+#define TGT_HANDOVER_H
+#include "iscsi-target/target.h"
+
+#define TGT_HERITAGE_FDS 4096u
+struct tgt_heritage {
+    json_t *doc;
+    int *fds; /* owned; -1 where somebody has taken it */
+    unsigned n_fds;
+};
+void tgt_heritage_free(struct tgt_heritage *h); /* closes what nobody took */
+/* (fiber) Nothing new is begun; wait until what was begun is answered. No login is under way afterwards. 0, or -EBUSY naming the session
+ * that has not come to rest: then everything goes on as before. */
+int tgt_server_rest(struct tgt_server *s, uint64_t timeout_ms, struct gr_err *err);
+/* At rest: describe everything and take the sockets. The server has no sessions and portals afterwards, and can only be freed. */
+int tgt_server_bequeath(struct tgt_server *s, struct tgt_heritage *ret, struct gr_err *err);
+/* Listen where the other did, in place of tgt_server_listen(). */
+int tgt_server_inherit_portals(struct tgt_server *s, struct tgt_heritage *h, struct gr_err *err);
+/* (fiber) Go on with the sessions. Those whose disk cannot be had end; how many. */
+int tgt_server_inherit_sessions(struct tgt_server *s, struct tgt_heritage *h);
+/* (fiber) Over a connected SOCK_SEQPACKET socket. 0 or negative. */
+int tgt_heritage_send(struct gr_loop *loop, int sock, const struct tgt_heritage *h, struct gr_err *err);
+int tgt_heritage_recv(struct gr_loop *loop, int sock, struct tgt_heritage *ret, struct gr_err *err);
+#endif

@@ -1,0 +1,114 @@
+/* Bringing sessions to rest, so that another process can go on with them (handover.c): what was begun is finished and answered, nothing new
+ * is begun. Requests that come meanwhile stay in the socket; where data of a command that was begun lies behind them in the stream, they
+ * are read past it and kept as they came. At rest a session is its numbers, its parameters and unread bytes; it has no tasks. */
+#include "common/cleanup.h"
+#include "common/fiber.h"
+#include "iscsi-target/handover.h"
+#include "iscsi-target/scsi.h"
+
+static bool awaits_data(const struct tgt_conn *c)
+{
+    for (unsigned i = 0; i < TGT_TASKS; i++)
+        if (c->sess->tasks[i].state == TASK_COLLECT && c->sess->tasks[i].conn == c)
+            return true;
+    return false;
+}
+
+/* A request that was taken waits for one with a lower CmdSN: it must be let in. */
+static bool others_wait(const struct tgt_sess *sess)
+{
+    return sess->held || sess->held_requests;
+}
+
+enum tgt_rest tgt_rest_of(const struct tgt_conn *c, const uint8_t *b)
+{
+    switch (tgt_bhs_opcode(b)) {
+    case TGT_OP_DATA_OUT:
+    case TGT_OP_SNACK:
+        return REST_TAKE;
+    case TGT_OP_TEXT:
+        if (c->text || c->listing)
+            return REST_TAKE; /* an exchange goes on */
+        break;
+    default:
+        break;
+    }
+    if (!c->parked.len && others_wait(c->sess))
+        return REST_TAKE;
+    return awaits_data(c) ? REST_PARK : REST_LEAVE;
+}
+
+static bool conn_rests(const struct tgt_conn *c)
+{
+    return !c->tx_count && !c->tx_tasks && !c->tx_misc && !c->text && !c->listing && !c->rx_request && !c->holds && !c->closing &&
+           (c->rx_phase == RX_HEADER || c->rx_phase == RX_PARK);
+}
+
+bool tgt_sess_rests(const struct tgt_sess *sess)
+{
+    if (sess->n_free != TGT_TASKS || sess->running || others_wait(sess))
+        return false;
+    for (const struct tgt_conn *c = sess->conns; c; c = c->next)
+        if (!conn_rests(c))
+            return false;
+    return true;
+}
+
+static const struct tgt_sess *restless(const struct tgt_server *s)
+{
+    for (const struct tgt_sess *o = s->sessions; o; o = o->next)
+        if (!tgt_sess_rests(o))
+            return o;
+    return NULL;
+}
+
+int tgt_conn_unread(struct tgt_conn *c)
+{
+    struct gr_buf all = c->parked;
+    c->parked = (struct gr_buf){0};
+    int r = gr_buf_add(&all, c->rx_buf + c->rx_pos, c->rx_end - c->rx_pos);
+    if (!r && c->replay.len)
+        r = gr_buf_add(&all, c->replay.data + c->replay_off, c->replay.len - c->replay_off);
+    gr_buf_done(&c->replay);
+    c->replay = all;
+    c->replay_off = 0;
+    c->rx_pos = c->rx_end = 0;
+    c->park_left = 0;
+    c->rx_phase = RX_HEADER;
+    return r;
+}
+
+static void wake(struct tgt_server *s)
+{
+    struct tgt_sess *next;
+    s->resting = false;
+    for (struct tgt_sess *o = s->sessions; o; o = next) {
+        struct tgt_conn *after;
+        next = o->next;
+        for (struct tgt_conn *c = o->conns; c; c = after) {
+            after = c->next;
+            if (c->parked.len && tgt_conn_unread(c) < 0) {
+                tgt_conn_lost(c, "out of memory");
+                continue;
+            }
+            c->paused = true; /* reading goes on where it stopped */
+            tgt_tx_kick(c);
+        }
+    }
+}
+
+int tgt_server_rest(struct tgt_server *s, uint64_t timeout_ms, struct gr_err *err)
+{
+    uint64_t deadline = gr_loop_now_ns(s->loop) + timeout_ms * 1000000;
+    if (s->stopping || s->resting)
+        return gr_fail(err, -EBUSY, "sessions are being brought to rest, or ended, already");
+    s->resting = true;
+    const struct tgt_sess *busy;
+    while ((busy = restless(s)) && gr_loop_now_ns(s->loop) < deadline)
+        gr_fiber_sleep_ms(1);
+    if (!busy)
+        return 0;
+    gr_fail(err, -EBUSY, "session %u of %s on '%s' did not come to rest: commands of it are still under way", busy->id, busy->initiator, busy->lu->disk);
+    wake(s);
+    return -EBUSY;
+}

@@ -1,4 +1,5 @@
 #include "common/daemon.h"
+#include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/rpc.h"
 #include <fcntl.h>
@@ -215,7 +216,9 @@ int gr_daemon_pidfile(const char *path, struct gr_err *err)
 
 void gr_daemon_pidfile_remove(const char *path)
 {
-    unlink(path);
+    gr_auto_buf struct gr_buf text = {0};
+    if (gr_file_read(path, 32, &text, NULL) == 0 && text.len && strtol(text.data, NULL, 10) == (long)getpid())
+        unlink(path);
 }
 
 int gr_daemon_confine(struct gr_err *err)

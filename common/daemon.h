@@ -27,7 +27,8 @@ void gr_daemon_stopping(void);
 /* (fiber) Hold the lock file @path as long as *ret_fd is open. One that is just ending still holds it for a moment, so it is tried for
  * @patience_ms; -GR_ELOCKED: it is held all the same, and @err is the caller's to word. */
 int gr_daemon_lock(const char *path, unsigned patience_ms, int *ret_fd, struct gr_err *err);
-/* Write the pid file; gr_daemon_pidfile_remove() when the process ends. */
+/* Write the pid file; gr_daemon_pidfile_remove() when the process ends. Another process' file is left alone: one that failed to take
+ * its place may be what ends. */
 int gr_daemon_pidfile(const char *path, struct gr_err *err);
 void gr_daemon_pidfile_remove(const char *path);
 /* No core dumps (they would hold secrets and guests' data), no new privileges by exec, and, for root, only what opening

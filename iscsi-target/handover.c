@@ -1,4 +1,4 @@
-/* {"version":1,
+/* {"version":1, "rest-ns":when coming to rest began (CLOCK_MONOTONIC),
  *  "portals":[{"fd","flags"}],
  *  "units":[{"disk","standby","reservations"?:{as stored, "aptpl"},"write-protected","descriptor-sense","ejected"}],
  *  "sessions":[{"disk","initiator","address","isid","tsih","age-ms","cmdsn","attentions":[…],"prevents","reserves","params":[…],
@@ -15,9 +15,11 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define VERSION 1
+#define HERITAGE_MAX (1ll << 30)
 #define N_PARAMS (sizeof(struct tgt_params) / sizeof(uint32_t))
 _Static_assert(N_PARAMS == 15, "a new parameter goes to the end, and is absent in what older programs say");
 
@@ -111,7 +113,7 @@ static json_t *describe(struct tgt_server *s, struct tgt_heritage *h)
             json_array_append_new(units, describe_unit(lu));
     for (struct tgt_sess *o = s->sessions; o; o = o->next)
         json_array_append_new(sessions, describe_sess(h, o));
-    return json_pack("{s:i,s:o,s:o,s:o}", "version", VERSION, "portals", portals, "units", units, "sessions", sessions);
+    return json_pack("{s:i,s:I,s:o,s:o,s:o}", "version", VERSION, "rest-ns", (json_int_t)s->rest_ns, "portals", portals, "units", units, "sessions", sessions);
 }
 
 int tgt_server_bequeath(struct tgt_server *s, struct tgt_heritage *ret, struct gr_err *err)
@@ -289,7 +291,8 @@ int tgt_server_inherit_sessions(struct tgt_server *s, struct tgt_heritage *h)
         if (lu && lu->users)
             tgt_lu_user_put(lu);
     }
-    tgt_note(s, 5, "%u sessions taken over, %d lost", s->n_sessions, lost);
+    uint64_t silent = gr_loop_now_ns(s->loop) - (uint64_t)json_integer_value(json_object_get(h->doc, "rest-ns"));
+    tgt_note(s, 5, "%u sessions taken over, %d lost; they were silent for %llu ms", s->n_sessions, lost, (unsigned long long)silent / 1000000);
     return lost;
 }
 
@@ -362,9 +365,14 @@ int tgt_heritage_send(struct gr_loop *loop, int sock, const struct tgt_heritage 
 static int read_doc(int file, json_t **ret)
 {
     json_error_t je;
-    if (lseek(file, 0, SEEK_SET) < 0)
+    struct stat st;
+    if (fstat(file, &st) < 0 || st.st_size <= 0 || st.st_size > HERITAGE_MAX)
+        return -GR_EFORMAT;
+    void *text = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, file, 0); /* json_loadfd() would read it byte by byte */
+    if (text == MAP_FAILED)
         return -errno;
-    *ret = json_loadfd(file, 0, &je);
+    *ret = json_loadb(text, (size_t)st.st_size, 0, &je);
+    munmap(text, (size_t)st.st_size);
     return *ret ? 0 : -GR_EFORMAT;
 }
 

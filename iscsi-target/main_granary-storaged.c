@@ -8,20 +8,24 @@
 #include "common/cleanup.h"
 #include "common/daemon.h"
 #include "common/log.h"
+#include "iscsi-target/handover.h"
 #include "iscsi-target/isns.h"
 #include "iscsi-target/portals.h"
 #include "snapshot/expose.h"
 #include <getopt.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
 #define LOGIN_WAIT_MS 10000u   /* how long a login waits for a disk that changes hands */
 #define SHUTDOWN_MS 5000u      /* what initiators get to log out in */
+#define REST_MS 10000u         /* what commands get to end in before a hand-over */
+#define TAKE_OVER_MS 60000     /* what the one before us gets to bring that about */
 
 struct options {
     const char *portal, *multipath, *mover, *isns, *log;
-    bool insecure, verbose;
+    bool insecure, verbose, take_over;
     int ready_fd;
 };
 
@@ -29,7 +33,8 @@ struct daemon {
     struct options o;
     struct gr_loop *loop;
     struct gr_home *home;
-    int lock;
+    int lock, heir; /* heir: a socket to who takes our place, -1: nobody */
+    struct tgt_heritage heritage;
     char *pki_dir, *socket_path, *pid_path;
     struct snap_svc *svc;
     struct tgt_server *tgt;
@@ -300,9 +305,87 @@ static int op_ping(void *arg, struct gr_rpc_call *call, json_t *params, json_t *
     return 0;
 }
 
-static const struct gr_rpc_method daemon_methods[] = {{"daemon.ping", op_ping}, {"daemon.status", op_status}, {"daemon.nbd-url", op_nbd_url}, {NULL, NULL}};
+/* Something that a hand-over would cut off. */
+static int busy_for_hand_over(struct daemon *d, struct gr_err *err)
+{
+    struct mover_stats ms = {0};
+    mover_server_stats(d->mover, &ms);
+    json_t *exposed = snap_exposures_list(d->exposures);
+    size_t n = json_array_size(exposed);
+    json_decref(exposed);
+    if (ms.connections || n)
+        return gr_fail(err, -EBUSY, "%u connections of the mover and %zu exposed snapshots are in use: wait until backups and restores have ended",
+                       ms.connections, n);
+    return 0;
+}
+
+/* daemon.hand-over {"socket"}: who listens there takes our place. When it is answered, sessions are at rest, and we end. */
+static int op_hand_over(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct daemon *d = arg;
+    const char *path = NULL;
+    gr_auto_close int heir = -1;
+    int r = gr_json_str(params, "socket", &path, err);
+    if (r == 0)
+        r = d->stop ? gr_fail(err, -EBUSY, "the daemon ends already") : busy_for_hand_over(d, err);
+    if (r == 0)
+        r = gr_unix_connect(path, &heir, err);
+    if (r == 0)
+        r = snap_svc_checkpoint(d->svc, err); /* while initiators work: what is left for later is little */
+    if (r == 0)
+        r = tgt_server_rest(d->tgt, REST_MS, err);
+    if (r < 0)
+        return r;
+    d->heir = gr_take_fd(&heir);
+    d->stop = true;
+    gr_fqueue_wake_all(&d->stop_wait);
+    return 0;
+}
+
+static const struct gr_rpc_method daemon_methods[] = {{"daemon.ping", op_ping}, {"daemon.status", op_status}, {"daemon.nbd-url", op_nbd_url},
+                                                       {"daemon.hand-over", op_hand_over}, {NULL, NULL}};
 
 /* ---- start and end ---- */
+/* Ask the daemon that runs for its place. */
+static int ask_for_place(struct daemon *d, struct gr_err *err)
+{
+    gr_auto_free char *path = gr_home_path(d->home, "run/hand-over.sock");
+    gr_auto_close int listener = -1, from = -1;
+    struct gr_rpc_client *before = NULL;
+    int r = path ? gr_unix_listen(path, 0600, &listener, err) : gr_fail(err, -ENOMEM, "out of memory");
+    if (r == 0)
+        r = gr_rpc_connect(d->loop, d->socket_path, &before, err);
+    if (r == 0)
+        r = gr_rpc_call(before, "daemon.hand-over", json_pack("{s:s}", "socket", path), NULL, NULL, TAKE_OVER_MS, NULL, err);
+    gr_rpc_client_free(before);
+    if (r == 0) {
+        from = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        r = from < 0 ? gr_fail(err, -errno, "%s: nobody came", path) : tgt_heritage_recv(d->loop, from, &d->heritage, err);
+    }
+    if (path)
+        unlink(path);
+    return r;
+}
+
+/* Portals of our own, or those of the one before us, whose sessions go on first of all. */
+static int start_portals(struct daemon *d, struct gr_err *err)
+{
+    unsigned flags = d->o.insecure ? TGT_PORTAL_INSECURE : 0;
+    if (d->heritage.doc) {
+        snprintf(d->portal, sizeof(d->portal), "%s", d->o.portal ? d->o.portal : TGT_PORTAL_DEFAULT);
+        snprintf(d->multipath, sizeof(d->multipath), "%s", d->o.multipath ? d->o.multipath : "");
+        int r = tgt_server_inherit_portals(d->tgt, &d->heritage, err);
+        if (r == 0)
+            tgt_server_inherit_sessions(d->tgt, &d->heritage);
+        tgt_heritage_free(&d->heritage);
+        return r;
+    }
+    int r = tgt_portal_open(d->tgt, d->home, "portal", d->o.portal ? d->o.portal : TGT_PORTAL_DEFAULT, flags, d->portal, err);
+    if (r == 0 && d->o.multipath)
+        r = tgt_portal_open(d->tgt, d->home, "multipath-portal", d->o.multipath, flags | TGT_PORTAL_MULTIPATH, d->multipath, err);
+    return r;
+}
+
 static int take_lock(struct daemon *d, struct gr_err *err)
 {
     for (struct gr_home_queue queue = {0};;) {
@@ -395,16 +478,15 @@ static int serve_requests(struct daemon *d, struct gr_err *err)
 
 static int start_all(struct daemon *d, struct gr_err *err)
 {
-    unsigned flags = d->o.insecure ? TGT_PORTAL_INSECURE : 0;
-    int r = take_lock(d, err);
+    int r = d->o.take_over ? ask_for_place(d, err) : 0;
+    if (r == 0)
+        r = take_lock(d, err);
     if (r == 0)
         r = start_service(d, err);
     if (r >= 0)
         r = start_target(d, err);
     if (r == 0)
-        r = tgt_portal_open(d->tgt, d->home, "portal", d->o.portal ? d->o.portal : TGT_PORTAL_DEFAULT, flags, d->portal, err);
-    if (r == 0 && d->o.multipath)
-        r = tgt_portal_open(d->tgt, d->home, "multipath-portal", d->o.multipath, flags | TGT_PORTAL_MULTIPATH, d->multipath, err);
+        r = start_portals(d, err);
     if (r == 0 && d->o.isns)
         r = start_isns(d, err);
     if (r == 0)
@@ -426,8 +508,12 @@ static int start_all(struct daemon *d, struct gr_err *err)
 static void stop_all(struct daemon *d)
 {
     gr_daemon_stopping();
+    struct tgt_heritage heritage = {0};
+    struct gr_err err = {0};
     tgt_isns_stop(gr_take(d->isns));
-    if (d->tgt) {
+    if (d->heir >= 0 && tgt_server_bequeath(d->tgt, &heritage, &err) < 0)
+        gr_log(GR_LOG_ERR, "%s", err.text);
+    if (d->tgt && d->heir < 0) {
         int cut = tgt_server_shutdown(d->tgt, SHUTDOWN_MS);
         if (cut > 0)
             gr_log(GR_LOG_WARN, "%d sessions did not log out in time and were cut", cut);
@@ -440,6 +526,11 @@ static void stop_all(struct daemon *d)
     snap_svc_free(d->svc);
     gr_daemon_pidfile_remove(d->pid_path);
     gr_closep(&d->lock);
+    if (heritage.doc && tgt_heritage_send(d->loop, d->heir, &heritage, &err) < 0)
+        gr_log(GR_LOG_ERR, "%s", err.text);
+    tgt_heritage_free(&heritage);
+    gr_closep(&d->heir);
+    tgt_heritage_free(&d->heritage);
 }
 
 static void on_signal(void *arg, int signo)
@@ -479,6 +570,7 @@ static int usage(FILE *f, int status)
           "  --multipath-portal HOST:PORT  a second portal that never redirects\n"
           "  --isns HOST[:PORT]            register the targets with this iSNS server\n"
           "  --mover HOST:PORT             NBD data mover (default " TGT_MOVER_DEFAULT ", or any free port)\n"
+          "  --take-over                   take the place of the daemon that runs, with its portals and sessions\n"
           "  --insecure                    allow other addresses without access control, and the mover without TLS\n"
           "  --log FILE                    log to this file, not to standard error\n"
           "  --verbose                     log more\n"
@@ -492,7 +584,7 @@ static int parse_options(int argc, char **argv, struct options *o)
 {
     static const struct option longs[] = {
         {"portal", 1, NULL, 'p'},   {"multipath-portal", 1, NULL, 'm'}, {"mover", 1, NULL, 'n'}, {"isns", 1, NULL, 's'}, {"insecure", 0, NULL, 'i'},
-        {"ready-fd", 1, NULL, 'r'}, {"log", 1, NULL, 'l'},              {"verbose", 0, NULL, 'v'}, {"help", 0, NULL, 'h'},  {NULL, 0, NULL, 0},
+        {"ready-fd", 1, NULL, 'r'}, {"log", 1, NULL, 'l'},              {"verbose", 0, NULL, 'v'}, {"take-over", 0, NULL, 't'}, {"help", 0, NULL, 'h'},  {NULL, 0, NULL, 0},
     };
     uint64_t fd;
     int c;
@@ -519,6 +611,9 @@ static int parse_options(int argc, char **argv, struct options *o)
         case 'v':
             o->verbose = true;
             break;
+        case 't':
+            o->take_over = true;
+            break;
         case 'r':
             if (gr_parse_u64(optarg, 3, 1023, &fd, NULL) < 0)
                 return usage(stderr, 2);
@@ -538,7 +633,7 @@ int main(int argc, char **argv)
     int r = tgt_login_main(argc, argv);
     if (r >= 0)
         return r;
-    struct daemon d = {.lock = -1, .o = {.ready_fd = -1}};
+    struct daemon d = {.lock = -1, .heir = -1, .o = {.ready_fd = -1}};
     struct gr_err err = {0};
     r = parse_options(argc, argv, &d.o);
     if (r >= 0)

@@ -103,6 +103,7 @@ int tgt_server_rest(struct tgt_server *s, uint64_t timeout_ms, struct gr_err *er
     if (s->stopping || s->resting)
         return gr_fail(err, -EBUSY, "sessions are being brought to rest, or ended, already");
     s->resting = true;
+    s->rest_ns = gr_loop_now_ns(s->loop);
     const struct tgt_sess *busy;
     while ((busy = restless(s)) && gr_loop_now_ns(s->loop) < deadline)
         gr_fiber_sleep_ms(1);

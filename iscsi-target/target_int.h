@@ -321,6 +321,7 @@ struct tgt_server {
     uint16_t next_tsih;
     bool stopping;
     bool resting;               /* nothing new is begun: rest.c */
+    uint64_t rest_ns;           /* since then */
     struct gr_fqueue changed;   /* a session has ended, a LU is idle */
     struct gr_timer tick;
 };

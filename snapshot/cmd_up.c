@@ -196,6 +196,63 @@ static int cmd_up(struct gr_cmd_ctx *c, struct gr_err *err)
     return r;
 }
 
+/* ---- upgrade ---- */
+/* The addresses are those of the daemon that runs: it hands its sockets over. */
+static int replace_storaged(struct site *s, json_t *status, struct gr_err *err)
+{
+    static const char *const keys[] = {"portal", "multipath-portal", "mover", "isns"};
+    static const char *const flags[] = {"--portal", "--multipath-portal", "--mover", "--isns"};
+    gr_auto_free char *log = gr_home_path(s->home, "log/storaged.log");
+    const char *args[14] = {"--take-over", "--log", log};
+    size_t n = 3;
+    if (!log)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    for (size_t i = 0; i < GR_ARRAY_LEN(keys); i++) {
+        const char *v = json_string_value(json_object_get(status, keys[i]));
+        if (!v || !v[0])
+            continue;
+        args[n++] = flags[i];
+        args[n++] = v;
+    }
+    if (json_is_true(json_object_get(status, "insecure")))
+        args[n++] = "--insecure";
+    return start(s, "granary-storaged", args, true, err);
+}
+
+/* The host agent has no sessions: virtual machines run on under their supervisors while it is away. */
+static int replace_hostd(struct site *s, struct gr_err *err)
+{
+    int r = gr_daemon_stop(s->hostd, "granary-hostd", STOP_MS, err);
+    if (r >= 0)
+        r = start(s, "granary-hostd", NULL, false, err);
+    return r < 0 ? gr_prefix(err, -GR_EPARTIAL, "storage was replaced, the host agent was not") : 0;
+}
+
+static int cmd_upgrade(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct site s;
+    int r = site_open(&s, c, err);
+    if (r == 0)
+        r = site_lock(&s, err);
+    json_t *status = r == 0 ? ask(&s, s.storaged, "daemon.status") : NULL;
+    if (r == 0 && !status)
+        r = gr_fail(err, -GR_EUSAGE, "nothing is up here: 'granary up' starts the daemons");
+    int before = (int)gr_daemon_pid(s.storaged);
+    if (r == 0)
+        r = replace_storaged(&s, status, err);
+    if (r == 0)
+        r = replace_hostd(&s, err);
+    json_decref(status);
+    int now = (int)gr_daemon_pid(s.storaged);
+    site_done(&s);
+    if (r < 0)
+        return r;
+    json_t *o = json_pack("{s:i,s:i}", "storaged-pid-before", before, "storaged-pid", now);
+    r = gr_cmd_done(c, o, "the daemons were replaced: granary-storaged is process %d now", now);
+    json_decref(o);
+    return r;
+}
+
 /* ---- down ---- */
 /* Guests are shut down with the host: their disks go away. */
 static int stop_guests(struct site *s, struct gr_err *err)
@@ -324,6 +381,7 @@ static const struct gr_opt down_opts[] = {
 const struct gr_cmd snap_up_commands[] = {
     {NULL, "up", "", 0, 0, "start the daemons of this host; returns when every LUN answers", up_opts, cmd_up},
     {NULL, "down", "", 0, 0, "end guests and daemons in order; returns when they are gone", down_opts, cmd_down},
+    {NULL, "upgrade", "", 0, 0, "replace the daemons by the programs beside this one; initiators and guests work on", NULL, cmd_upgrade},
     {NULL, "status", "", 0, 0, "show daemons, datastores, portals and virtual machines", NULL, cmd_status},
     {NULL},
 };

@@ -154,6 +154,19 @@ int snap_svc_set_portal(struct snap_svc *s, const char *portal, struct gr_err *e
     return 0;
 }
 
+int snap_svc_checkpoint(struct snap_svc *s, struct gr_err *err)
+{
+    int r = 0;
+    for (struct snap_ds *ds = s->list; ds && r == 0; ds = ds->next) {
+        if (!ds->v || ds->leaving)
+            continue;
+        ds->users++;
+        r = vmfs_checkpoint(ds->v, err);
+        snap_ds_put(ds);
+    }
+    return r;
+}
+
 struct each {
     struct snap_ds *ds;
     int (*fn)(void *arg, const char *disk);

@@ -114,6 +114,9 @@ int snap_svc_open_all(struct snap_svc *s);
 /* (fiber) Tell all joined datastores this host's portal ("host:port"). */
 int snap_svc_set_portal(struct snap_svc *s, const char *portal, struct gr_err *err);
 
+/* (fiber) Bring home what the journals hold, of all joined datastores: leaving them is short then. */
+int snap_svc_checkpoint(struct snap_svc *s, struct gr_err *err);
+
 /* Where a disk or snapshot is. */
 struct snap_place {
     struct gr_bdev *bdev;   /* owned here: a new reference */

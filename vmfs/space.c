@@ -219,14 +219,20 @@ static int lease_any(struct vmfs *v, struct gr_err *err)
     return -GR_ENOSPACE;
 }
 
-int space_lease_any(struct vmfs *v, struct gr_err *err)
+static int lease_more(struct vmfs *v, struct gr_err *err)
 {
-    gr_fmutex_lock(&v->sp.lease_lock);
     int r = lease_any(v, err);
     if (r == -GR_ENOSPACE) { /* another host may have left meanwhile */
         memset(v->sp.tried, 0, space_n_regions(v));
         r = lease_any(v, err);
     }
+    return r;
+}
+
+int space_lease_any(struct vmfs *v, struct gr_err *err)
+{
+    gr_fmutex_lock(&v->sp.lease_lock);
+    int r = lease_more(v, err);
     gr_fmutex_unlock(&v->sp.lease_lock);
     return r;
 }
@@ -249,11 +255,16 @@ uint64_t space_meta_reserve(const struct vmfs *v)
     return GR_MIN(units / 64, 16384u) + v->dirty_nodes * 2 + v->sp.share_units; /* a checkpoint writes the lists anew before the old ones go */
 }
 
+/* Who waited for the lock looks again: one region serves many. */
 int space_ensure(struct vmfs *v, uint64_t units)
 {
     int r = 0;
+    if (space_free_here(v) >= units)
+        return 0;
+    gr_fmutex_lock(&v->sp.lease_lock);
     while (r == 0 && space_free_here(v) < units)
-        r = space_lease_any(v, NULL);
+        r = lease_more(v, NULL);
+    gr_fmutex_unlock(&v->sp.lease_lock);
     return r;
 }
 

@@ -42,9 +42,9 @@ said other '.attentions["2a09"] == null'
 # --- a snapshot is gone back to: initiators are told that the medium changed, and find the bytes of then
 load back b 6 8192
 sleep 1
-run_check granary snapshot create ds/b --name then
+run_check granary snapshot create ds/b --name before
 sleep 1
-run_check granary snapshot revert ds/b@then --force
+run_check granary snapshot revert ds/b@before --force
 over back
 said back '.errors == 0 and .reconnects == 0 and .attentions["2800"] == 1'
 

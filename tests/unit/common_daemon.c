@@ -96,6 +96,10 @@ static void test_pidfile(void **state)
     assert_int_equal(gr_file_read(path, 100, &b, NULL), 0);
     assert_int_equal(strtol(b.data, NULL, 10), getpid());
     gr_buf_done(&b);
+    assert_int_equal(gr_file_replace(path, "1\n", 2, 0644, NULL), 0);
+    gr_daemon_pidfile_remove(path); /* another's */
+    assert_int_equal(access(path, F_OK), 0);
+    assert_int_equal(gr_daemon_pidfile(path, NULL), 0);
     gr_daemon_pidfile_remove(path);
     assert_int_equal(access(path, F_OK), -1);
     free(path);

@@ -410,6 +410,62 @@ static int flush_fn(void *arg)
 
 /* ---- a file read by a host that does not own it ---- */
 /* What its owner frees is not reused before another host could see that the file changed. */
+/* ---- a crowd of writers that finds no region leased ---- */
+enum { CROWD = 256 };
+struct writer {
+    struct gr_chan *ch;
+    unsigned index, *left;
+    struct gr_fqueue *done;
+    int result;
+};
+
+static void crowd_work(void *arg)
+{
+    struct writer *w = arg;
+    uint8_t block[16384];
+    memset(block, (int)w->index, sizeof block);
+    w->result = gr_pwrite(w->ch, block, sizeof block, w->index * (uint64_t)65536, 0);
+    if (!--*w->left)
+        gr_fqueue_wake_all(w->done);
+}
+
+/* Right after a join: one region serves them all, and nobody is told that there is no space. */
+static int crowd_fn(void *arg)
+{
+    static struct writer w[CROWD];
+    struct gr_loop *loop = arg;
+    struct gr_mem *mem = gr_mem_new(256 * MIB);
+    struct gr_fqueue done = { 0 };
+    struct host h;
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    unsigned left = CROWD;
+    format(loop, &mem, 1);
+    join(&h, loop, &mem, 1, "one");
+    OK(vmfs_create(h.v, "d", VMFS_DISK, 64 * MIB, VMFS_THIN, &err));
+    leave(&h);
+    h = (struct host){ .loop = loop, .n = 2 }; /* a device that takes its time, so that they meet */
+    assert_int_equal(gr_bdev_mem_open(loop, mem, &h.dev[1]), 0);
+    assert_int_equal(gr_bdev_delay_open(loop, h.dev[1], 200000, 200000, 0, &h.dev[0]), 0);
+    OK(vmfs_join(loop, h.dev, 1, &(struct vmfs_join_opts){ .role = VMFS_HOST, .host_name = "one", .warn = warn }, &h.v, &err));
+    OK(vmfs_open(h.v, "d", &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), loop, &ch), 0);
+    for (unsigned i = 0; i < CROWD; i++) {
+        w[i] = (struct writer){ ch, i, &left, &done, -1 };
+        assert_int_equal(gr_fiber_start(loop, crowd_work, &w[i]), 0);
+    }
+    while (left)
+        gr_fqueue_wait(&done);
+    for (unsigned i = 0; i < CROWD; i++)
+        assert_int_equal(w[i].result, 0);
+    gr_chan_close(ch);
+    vmfs_close(d);
+    check_clean(&h);
+    leave(&h);
+    gr_mem_free(mem);
+    return 0;
+}
+
 static int reader_fn(void *arg)
 {
     struct gr_loop *loop = arg;
@@ -468,11 +524,12 @@ static void test_names(void **state) { (void)state; run(names_fn); }
 static void test_hand_over(void **state) { (void)state; run(hand_over_fn); }
 static void test_release(void **state) { (void)state; run(release_fn); }
 static void test_flush(void **state) { (void)state; run(flush_fn); }
+static void test_crowd(void **state) { (void)state; run(crowd_fn); }
 static void test_reader(void **state) { (void)state; run(reader_fn); }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_devices), cmocka_unit_test(test_names), cmocka_unit_test(test_hand_over),
-                                        cmocka_unit_test(test_release), cmocka_unit_test(test_flush), cmocka_unit_test(test_reader) };
+                                        cmocka_unit_test(test_release), cmocka_unit_test(test_flush), cmocka_unit_test(test_crowd), cmocka_unit_test(test_reader) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

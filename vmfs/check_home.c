@@ -191,8 +191,11 @@ static void region_block(struct chk *c, uint32_t index, uint32_t sub, const uint
         if (d)
             vlock_get(&d->lock, &l);
         r->free_units = d ? gr_le32_get(d->free_units) : r->units;
-        if (d && gr_le32_get(d->units) && gr_le32_get(d->units) != r->units)
-            chk_error(c, "region at %s: rule 7: %u units where %u belong", chk_unit(r->first, at), gr_le32_get(d->units), r->units);
+        uint32_t units = d && gr_le32_get(d->units) ? gr_le32_get(d->units) : r->units;
+        if (units < r->units && units >= VMFS_REGION_MIN)
+            r->units = units; /* the volume grew since it was leased */
+        else if (units != r->units)
+            chk_error(c, "region at %s: rule 7: %u units where %u belong", chk_unit(r->first, at), units, r->units);
         if (d && gr_le32_get(d->units) == 0)
             r->fresh = true; /* leased, never checkpointed */
         r->shares_addr = d ? gr_le64_get(d->shares_addr) : 0;

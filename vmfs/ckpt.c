@@ -537,6 +537,8 @@ int ckpt_run(struct vmfs *v)
     gr_fmutex_unlock(&v->ckpt_lock);
     gr_fqueue_wake_all(&v->j.room_q);
     map_evict(v);
+    if (r == 0 && v->joined)
+        space_watch(v);
     return r;
 }
 

@@ -60,6 +60,14 @@ void vmfs_warn(struct vmfs *v, const char *fmt, ...)
     v->opts.warn(v->opts.warn_arg, text);
 }
 
+void vmfs_tell_all(struct vmfs *v, enum gr_event ev)
+{
+    for (unsigned h = 0; h < VOBJ_HASH; h++)
+        for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
+            if (o->handle)
+                gr_bdev_event(&o->handle->bdev, ev);
+}
+
 void vmfs_fence(struct vmfs *v, const char *fmt, ...)
 {
     va_list ap;
@@ -72,8 +80,5 @@ void vmfs_fence(struct vmfs *v, const char *fmt, ...)
     gr_fqueue_wake_all(&v->j.commit_q);
     gr_fqueue_wake_all(&v->j.room_q);
     vmfs_warn(v, "datastore '%s' is given up on this host: %s", v->sb.name, v->fence_reason);
-    for (unsigned h = 0; h < VOBJ_HASH; h++)
-        for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
-            if (o->handle)
-                gr_bdev_event(&o->handle->bdev, GR_EVENT_FENCED);
+    vmfs_tell_all(v, GR_EVENT_FENCED);
 }

@@ -154,6 +154,9 @@ struct vmfs_aux_disk {
 } __attribute__((packed));
 GR_SIZE(struct vmfs_aux_disk, 4096);
 
+/* The last region of a device may be short. When the volume grows it is a whole one, for whoever leases it next: until then its holder
+ * knows, and its header says, fewer units than the superblock makes it. */
+#define VMFS_REGION_MIN 512u
 struct vmfs_region_disk {
     struct vmfs_hdr_disk hdr;
     struct vmfs_lock_disk lock;

@@ -25,7 +25,7 @@ static int grown(const struct vmfs *v, uint64_t units, struct vsuper *s, struct 
     *s = v->sb;
     struct vdevinfo *d = &s->dev[s->n_devices - 1];
     uint64_t regions = (units - d->first_unit) / s->region_units, rest = (units - d->first_unit) % s->region_units;
-    regions += rest >= 512;
+    regions += rest >= VMFS_REGION_MIN;
     if (units > VMFS_MAX_UNITS)
         return gr_fail(err, -EINVAL, "datastore '%s': %llu bytes on one device: at most %llu", s->name, (unsigned long long)units * VMFS_UNIT,
                        (unsigned long long)VMFS_MAX_UNITS * VMFS_UNIT);

@@ -311,6 +311,7 @@ struct vmfs {
     uint64_t aux_generation;
     uint32_t next_inode; /* where to look for a free one */
     struct vmfs_stats stats;
+    bool low;                     /* it was told that little space is left */
     struct rop *free_rops;        /* pool of tree_io.c */
     struct dop *free_dops;        /* pool of disk.c */
 };
@@ -322,6 +323,7 @@ int vdev_flush(struct vmfs *v); /* all devices */
 void *vunits_alloc(uint32_t units); /* aligned, zeroed; free() */
 /* Give the volume up on this host: nothing is acknowledged any more. [sync] */
 void vmfs_fence(struct vmfs *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void vmfs_tell_all(struct vmfs *v, enum gr_event ev); /* whoever has a disk open. [sync] */
 void vmfs_warn(struct vmfs *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* ---------- codec.c [sync]: decode checks every validity rule; encode seals ---------- */
@@ -420,6 +422,7 @@ uint32_t space_n_regions(const struct vmfs *v);
 uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_units); /* its address */
 /* Lease one more region with free units (any), or the region @index. -ENOSPC: none can be had. */
 int space_lease_any(struct vmfs *v, struct gr_err *err);
+void space_watch(struct vmfs *v); /* tell who uses the volume when it is nearly full. [sync] */
 int space_lease(struct vmfs *v, uint32_t index, struct gr_err *err);
 int space_ensure(struct vmfs *v, uint64_t units); /* lease until so many are free here; -GR_ENOSPACE */
 /* Reserve units [sync]: they are busy until space_used() or space_unreserve(). 0 = none (ask space_ensure and try again). */

@@ -198,7 +198,7 @@ static int layout(struct vsuper *s, const uint64_t *units, unsigned n, const str
         d->first_region = first_region;
         d->regions = (uint32_t)((units[i] - d->first_unit) / s->region_units);
         uint64_t rest = (units[i] - d->first_unit) % s->region_units;
-        if (rest >= 512 || d->regions == 0)
+        if (rest >= VMFS_REGION_MIN || d->regions == 0)
             d->regions++;
         first_region += d->regions;
     }

@@ -247,18 +247,37 @@ uint64_t space_free_units(const struct vmfs *v)
     return v->sp.free_elsewhere + v->sp.free_used;
 }
 
-uint64_t space_meta_reserve(const struct vmfs *v)
+static uint64_t all_units(const struct vmfs *v)
 {
     uint64_t units = 0;
     for (unsigned i = 0; i < v->sb.n_devices; i++)
         units += v->sb.dev[i].units;
-    return GR_MIN(units / 64, 16384u) + v->dirty_nodes * 2 + v->sp.share_units; /* a checkpoint writes the lists anew before the old ones go */
+    return units;
+}
+
+uint64_t space_meta_reserve(const struct vmfs *v)
+{
+    return GR_MIN(all_units(v) / 64, 16384u) + v->dirty_nodes * 2 + v->sp.share_units; /* a checkpoint writes the lists anew before the old ones go */
+}
+
+void space_watch(struct vmfs *v)
+{
+    uint64_t all = all_units(v), free_units = space_free_units(v);
+    if (v->low && free_units > all / 100 * (VMFS_LOW_PERCENT + 2))
+        v->low = false; /* from now on it is told again */
+    if (v->low || free_units >= all / 100 * VMFS_LOW_PERCENT)
+        return;
+    v->low = true;
+    vmfs_warn(v, "datastore '%s' has %llu MiB free, less than %u %% of it: make room, or 'granary datastore grow' it", v->sb.name,
+              (unsigned long long)(free_units * VMFS_UNIT >> 20), VMFS_LOW_PERCENT);
+    vmfs_tell_all(v, GR_EVENT_THRESHOLD);
 }
 
 /* Who waited for the lock looks again: one region serves many. */
 int space_ensure(struct vmfs *v, uint64_t units)
 {
     int r = 0;
+    space_watch(v);
     if (space_free_here(v) >= units)
         return 0;
     gr_fmutex_lock(&v->sp.lease_lock);
@@ -334,10 +353,7 @@ uint64_t space_take_piece(struct vmfs *v)
 /* ---- the pool: long runs that data never takes, so that a checkpoint finds room for its nodes on a splintered volume ---- */
 static uint64_t pool_target(const struct vmfs *v)
 {
-    uint64_t units = 0;
-    for (unsigned i = 0; i < v->sb.n_devices; i++)
-        units += v->sb.dev[i].units;
-    return GR_MIN(units / 128, 4096u);
+    return GR_MIN(all_units(v) / 128, 4096u);
 }
 
 void space_pool_fill(struct vmfs *v)

@@ -90,6 +90,8 @@ int vmfs_recover(struct vmfs *v, struct gr_err *err);
 int vmfs_grow(struct vmfs *v, struct gr_err *err);
 /* Wait until what was deleted, here or by a host that is gone, has given its space back. -ETIMEDOUT: it goes on in the background. */
 int vmfs_settle(struct vmfs *v, uint64_t timeout_ms);
+/* Below so much free space whoever has a disk open gets GR_EVENT_THRESHOLD, once until there is clearly more again. */
+#define VMFS_LOW_PERCENT 10u
 /* Write journal and map home. */
 int vmfs_checkpoint(struct vmfs *v, struct gr_err *err);
 

@@ -1,11 +1,14 @@
 /* Load generator for iSCSI targets: several connections, a fixed depth on each, latency percentiles, CPU of both sides.
  *
  *   iscsi_load HOST:PORT TARGET --rw randread|randwrite|read|write [--bs BYTES] [--depth N] [--conns N] [--time S] [--size BYTES]
- *              [--lun N] [--pid PID]...
+ *              [--lun N] [--rate N] [--flush] [--digests] [--pid PID]...
  *
  * It batches as much as it can (one recv and one send per wake-up), so that the target is what is measured. Prints one JSON
- * object. --pid: a process of the target whose CPU time is reported. */
+ * object. --pid: a process of the target whose CPU time is reported. --rate: so many commands a second are offered, whether earlier ones
+ * were answered or not (the depth bounds it); latency counts from the moment a command was due. --flush: every write is followed by a
+ * SYNCHRONIZE CACHE, the two count as one. --digests: CRC32C of headers and data (those received are not verified). */
 #include "common/cleanup.h"
+#include "common/crc.h"
 #include "tests/lib/ini.h"
 #include <errno.h>
 #include <poll.h>
@@ -26,7 +29,7 @@
 struct op {
     uint64_t start_ns;
     uint32_t itt, cmdsn;
-    int busy;
+    int busy, flushing;
 };
 struct conn {
     struct ini ini;
@@ -37,9 +40,9 @@ struct conn {
 };
 struct load {
     const char *target, *rw;
-    uint64_t bs, size, time_s;
+    uint64_t bs, size, time_s, rate, offered, start_ns;
     unsigned depth, n_conns, lun;
-    int writes, sequential;
+    int writes, sequential, flush, digests;
     int pids[4];
     unsigned n_pids;
     uint64_t seed, done, bytes, errors, hist[BUCKETS], sum_ns, max_ns;
@@ -81,14 +84,36 @@ static void put(struct conn *c, const void *p, size_t len)
     c->tx_end += len;
 }
 
+static void put_digest(struct conn *c, uint32_t crc)
+{
+    uint8_t d[4];
+    tgt_digest_put(d, crc);
+    put(c, d, sizeof d);
+}
+
 static void put_pdu(struct conn *c, uint8_t *bhs, const void *data, uint32_t len)
 {
     static const uint8_t zeros[8];
     gr_put_be24(bhs + 5, len);
     put(c, bhs, TGT_BHS_LEN);
-    if (len)
-        put(c, data, len);
+    if (c->ini.header_digest)
+        put_digest(c, gr_crc32c(0, bhs, TGT_BHS_LEN));
+    if (!len)
+        return;
+    put(c, data, len);
     put(c, zeros, tgt_pad4(len));
+    if (c->ini.data_digest)
+        put_digest(c, gr_crc32c(gr_crc32c(0, data, len), zeros, tgt_pad4(len)));
+}
+
+static void issue_flush(struct load *l, struct conn *c, unsigned slot)
+{
+    uint8_t bhs[TGT_BHS_LEN], cdb[10] = {0x35};
+    c->ini.itt = slot + 0xfff;
+    ini_cmd_bhs(&c->ini, bhs, cdb, 10, TGT_FINAL, 0);
+    bhs[9] = (uint8_t)l->lun;
+    put_pdu(c, bhs, NULL, 0);
+    c->ops[slot].flushing = 1;
 }
 
 static void issue(struct load *l, struct conn *c, unsigned slot)
@@ -108,8 +133,10 @@ static void issue(struct load *l, struct conn *c, unsigned slot)
     }
     bhs[9] = (uint8_t)l->lun;
     put_pdu(c, bhs, l->pattern, now);
-    op->start_ns = now_ns();
+    op->start_ns = l->rate ? l->start_ns + l->offered * 1000000000u / l->rate : now_ns();
+    l->offered++;
     op->busy = 1;
+    op->flushing = 0;
 }
 
 static void solicited(struct load *l, struct conn *c, const uint8_t *r2t)
@@ -159,12 +186,35 @@ static void finished(struct load *l, struct conn *c, const uint8_t *b, int runni
     if (b[3])
         l->errors++;
     c->ini.expstatsn = gr_get_be32(b + 24) + 1;
+    if (l->flush && !c->ops[slot].flushing) {
+        issue_flush(l, c, slot);
+        return;
+    }
     count(l, now_ns() - c->ops[slot].start_ns);
     c->ops[slot].busy = 0;
     l->done++;
     l->bytes += l->bs;
-    if (running)
+    if (running && !l->rate)
         issue(l, c, slot);
+}
+
+/* Offer what is due; nanoseconds until the next. */
+static uint64_t offer(struct load *l)
+{
+    for (;;) {
+        uint64_t due = l->start_ns + l->offered * 1000000000u / l->rate, now = now_ns();
+        if (due > now)
+            return due - now;
+        unsigned k = 0, i = 0;
+        while (k < l->n_conns && l->conns[k].ops[i].busy)
+            if (++i == l->depth) {
+                i = 0;
+                k++;
+            }
+        if (k == l->n_conns)
+            return 1000000; /* all are under way: it waits, and is late */
+        issue(l, &l->conns[k], i);
+    }
 }
 
 /* Eat whole PDUs; what is left moves to the front. Data-In payload is skipped, also when it is longer than the buffer. */
@@ -174,7 +224,7 @@ static void parse(struct load *l, struct conn *c, int running)
     while (c->rx_end - pos >= TGT_BHS_LEN) {
         const uint8_t *b = c->rx + pos;
         uint32_t len = tgt_bhs_dsl(b);
-        size_t whole = TGT_BHS_LEN + len + tgt_pad4(len);
+        size_t whole = TGT_BHS_LEN + len + tgt_pad4(len) + (c->ini.header_digest ? 4u : 0) + (c->ini.data_digest && len ? 4u : 0);
         if (c->rx_end - pos < whole)
             break;
         switch (tgt_bhs_opcode(b)) {
@@ -226,9 +276,17 @@ static void loop(struct load *l, uint64_t end_ns)
     struct pollfd pf[CONNS_MAX];
     int running = 1;
     while (running || busy(l)) {
+        struct timespec wait = {.tv_sec = 10};
+        if (l->rate && running) {
+            uint64_t ns = offer(l);
+            wait = (struct timespec){.tv_nsec = (long)GR_MIN(ns, 999999999u)};
+            for (unsigned k = 0; k < l->n_conns; k++)
+                flush(&l->conns[k]);
+        }
         for (unsigned k = 0; k < l->n_conns; k++)
             pf[k] = (struct pollfd){l->conns[k].ini.fd, (short)(POLLIN | (l->conns[k].tx_end ? POLLOUT : 0)), 0};
-        if (poll(pf, l->n_conns, 10000) <= 0)
+        int ready = ppoll(pf, l->n_conns, &wait, NULL);
+        if (ready < 0 || (!ready && wait.tv_sec))
             fail("the target does not answer");
         running = now_ns() < end_ns;
         for (unsigned k = 0; k < l->n_conns; k++) {
@@ -270,13 +328,15 @@ static void log_in(struct load *l, struct conn *c, unsigned number, const char *
 {
     static const char plain[] = "HeaderDigest=None\0DataDigest=None\0InitialR2T=No\0ImmediateData=Yes\0MaxRecvDataSegmentLength=262144\0"
                                 "MaxBurstLength=1048576\0FirstBurstLength=262144\0MaxOutstandingR2T=1";
+    static const char digests[] = "HeaderDigest=CRC32C\0DataDigest=CRC32C\0InitialR2T=No\0ImmediateData=Yes\0MaxRecvDataSegmentLength=262144\0"
+                                  "MaxBurstLength=1048576\0FirstBurstLength=262144\0MaxOutstandingR2T=1";
     char name[64];
     c->rx = malloc(RX_BYTES);
     c->tx = malloc(TX_BYTES);
     snprintf(name, sizeof name, "iqn.2026-11.local.granary:load%u", number);
     if (!c->rx || !c->tx || ini_connect(&c->ini, host, port) < 0)
         fail("cannot connect");
-    if (ini_login(&c->ini, name, l->target, plain, sizeof plain) < 0 || c->ini.login_status)
+    if (ini_login(&c->ini, name, l->target, l->digests ? digests : plain, l->digests ? sizeof digests : sizeof plain) < 0 || c->ini.login_status)
         fail("the login was refused");
     uint8_t tur[6] = {0};
     struct ini_result r;
@@ -303,6 +363,14 @@ static void options(struct load *l, int argc, char **argv)
 {
     for (int i = 3; i < argc; i++) {
         const char *o = argv[i], *v = i + 1 < argc ? argv[i + 1] : "";
+        if (!strcmp(o, "--flush")) {
+            l->flush = 1;
+            continue;
+        }
+        if (!strcmp(o, "--digests")) {
+            l->digests = 1;
+            continue;
+        }
         i++;
         if (!strcmp(o, "--rw"))
             l->rw = v;
@@ -312,6 +380,8 @@ static void options(struct load *l, int argc, char **argv)
             l->depth = (unsigned)number(v);
         else if (!strcmp(o, "--conns"))
             l->n_conns = (unsigned)number(v);
+        else if (!strcmp(o, "--rate"))
+            l->rate = number(v);
         else if (!strcmp(o, "--time"))
             l->time_s = number(v);
         else if (!strcmp(o, "--size"))
@@ -353,8 +423,9 @@ int main(int argc, char **argv)
         before += cpu_of(l->pids[i]);
     double own = own_cpu();
     uint64_t start = now_ns();
+    l->start_ns = start;
     for (unsigned k = 0; k < l->n_conns; k++) {
-        for (unsigned i = 0; i < l->depth; i++)
+        for (unsigned i = 0; i < l->depth && !l->rate; i++)
             issue(l, &l->conns[k], i);
         flush(&l->conns[k]);
     }

@@ -13,9 +13,9 @@ over() { wait_for 60 eval "! ps -p $(cat "$T/$1.pid") -o stat= | grep -qv Z"; ec
 said() { check "$1: $2" jq -e "$2" "$T/$1.log"; }
 
 # --- changes
-load one a 14
-load two a 14 8192
-load other b 14
+load one a 9
+load two a 9 8192
+load other b 9
 sleep 1
 run_check granary lun acl ds/a --allow iqn.2026-11.local.granary:one --allow iqn.2026-11.local.granary:two
 run_check granary lun acl ds/a --allow iqn.2026-11.local.granary:three
@@ -40,7 +40,7 @@ said two '.attentions["2a09"] == 1'
 said other '.attentions["2a09"] == null'
 
 # --- a snapshot is gone back to: initiators are told that the medium changed, and find the bytes of then
-load back b 6 8192
+load back b 4 8192
 sleep 1
 run_check granary snapshot create ds/b --name before
 sleep 1
@@ -49,8 +49,8 @@ over back
 said back '.errors == 0 and .reconnects == 0 and .attentions["2800"] == 1'
 
 # --- killed under load: within a second of its return they go on, and what they wrote is there
-load k1 clone 10 16384
-load k2 b 10 16384
+load k1 clone 5 16384
+load k2 b 5 16384
 wait_for 5 sh -c 'granary session list --json | jq -e "length == 2"'
 sleep 1
 kill -KILL "$(cat "$GRANARY_HOME/run/storaged.pid")"

@@ -12,10 +12,10 @@ pid() { cat "$GRANARY_HOME/run/storaged.pid"; }
 load() { start "$1" "$BUILD/tests/tools/live_load" "$at" "iqn.2026-11.local.granary:ds:$2" "$3" "iqn.2026-11.local.granary:$1" "${4:-0}"; }
 over() { wait_for 60 eval "! ps -p $(cat "$T/$1.pid") -o stat= | grep -qv Z"; echo "# $1: $(cat "$T/$1.log")"; }
 said() { check "$1: $2" jq -e "$2" "$T/$1.log"; }
-load one a 12
-load two a 12 8192
-load three b 12 98304
-start many "$BUILD/tests/bench/iscsi_load" "$at" iqn.2026-11.local.granary:ds:b --rw randwrite --bs 16K --depth 32 --conns 2 --time 12 --size 32M
+load one a 10
+load two a 10 8192
+load three b 10 98304
+start many "$BUILD/tests/bench/iscsi_load" "$at" iqn.2026-11.local.granary:ds:b --rw randwrite --bs 16K --depth 32 --conns 2 --time 10 --size 32M
 wait_for 5 sh -c 'granary session list --json | jq -e "length == 5"'
 sleep 1
 for round in 1 2 3 4; do

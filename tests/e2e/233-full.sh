@@ -12,7 +12,7 @@ at=$(granary status --json | jq -r .portal)
 url() { granary lun list "$1" --json | jq -r '.[0]."iscsi-url"'; }
 fill() { qemu-io -f raw -c "write -P $1 $2 $3" "$(url ds/fills)" > "$T/io" 2>&1; }
 full() { grep -q 'No space left' "$T/io"; }
-start works "$BUILD/tests/tools/live_load" "$at" iqn.2026-11.local.granary:ds:works 25
+start works "$BUILD/tests/tools/live_load" "$at" iqn.2026-11.local.granary:ds:works 13
 wait_for 5 sh -c 'granary session list --json | jq -e "length == 1"'
 sleep 2 # it has written all of its blocks
 warned() { grep -c 'less than 10 % of it' "$GRANARY_HOME/log/storaged.log" || true; }

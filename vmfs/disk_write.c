@@ -162,14 +162,38 @@ static int plan_make(struct plan *p, uint64_t first, uint64_t end, bool atomic)
     return 0;
 }
 
+/* [sync] Does every piece keep its place? Then no space is taken. *ret_unsealed: all that do not would, were their records sealed. */
+static bool keeps_all(const struct dop *op, uint64_t first, uint64_t end, bool atomic, bool *ret_unsealed)
+{
+    bool all = true;
+    *ret_unsealed = true;
+    for (uint64_t piece = first; piece < end && *ret_unsealed; piece++) {
+        struct mnode *leaf;
+        const struct mentry *e = NULL;
+        struct mpiece m = { 0 };
+        if (mtree_peek(&op->o->live, piece, &leaf) == 0 && leaf) {
+            e = &leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES];
+            m = ment_piece(e, (unsigned)(piece % VMFS_BLOCK_PIECES));
+        }
+        if (e && keeps_place(op, e, &m, atomic))
+            continue;
+        all = false;
+        *ret_unsealed = e && !atomic && m.state == VMFS_P_DATA && m.birth == op->range.epoch;
+    }
+    return all;
+}
+
 static int plan_room(struct plan *p, uint64_t first, uint64_t end, bool atomic)
 {
     struct vobj *o = p->op->o;
     uint64_t need = (end - first) + 2 * VMFS_BLOCK_PIECES;
     for (int tries = 0; tries < 8; tries++) {
+        bool unsealed = false;
         int r = map_load_for(o, first, (uint32_t)(end - first), p->op->range.epoch, NULL);
-        if (r == 0)
+        if (r == 0 && !keeps_all(p->op, first, end, atomic, &unsealed))
             r = disk_room(o, need, p->op->range.epoch);
+        if (r == -GR_ENOSPACE && unsealed && journal_seal(o->v) == 0)
+            continue; /* on a full volume what is there can still be overwritten */
         if (r < 0)
             return r;
         p->n = 0;

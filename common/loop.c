@@ -163,6 +163,11 @@ void gr_loop_defer_later(struct gr_loop *loop, struct gr_defer *d)
     list_add(&loop->later, d);
 }
 
+uint64_t gr_loop_turns(const struct gr_loop *loop)
+{
+    return loop->turns;
+}
+
 void gr_loop_defer_cancel(struct gr_loop *loop, struct gr_defer *d)
 {
     if (!d->armed)
@@ -260,6 +265,7 @@ void gr_loop_turn(struct gr_loop *loop, int timeout_ms)
 {
     assert(!loop->in_turn);
     loop->in_turn = true;
+    loop->turns++;
     while (loop->later.head) {
         struct gr_defer *d = loop->later.head;
         list_remove(&loop->later, d);

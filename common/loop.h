@@ -42,7 +42,11 @@ struct gr_defer {
     bool armed;
 };
 void gr_loop_defer(struct gr_loop *loop, struct gr_defer *d);
+/* In the next turn, after I/O has been looked at. */
+void gr_loop_defer_later(struct gr_loop *loop, struct gr_defer *d);
 void gr_loop_defer_cancel(struct gr_loop *loop, struct gr_defer *d);
+/* Counts the turns: looks at I/O, and the calls that follow from what was seen. */
+uint64_t gr_loop_turns(const struct gr_loop *loop);
 /* Run fn(arg) on the loop, from any thread. Returns 0 or -ENOMEM. */
 int gr_loop_post(struct gr_loop *loop, void (*fn)(void *arg), void *arg);
 

@@ -57,6 +57,7 @@ struct gr_loop {
     pthread_mutex_t post_lock; /* guards post_head, post_tail */
     struct gr_post *post_head, *post_tail;
     atomic_bool stopping;
+    uint64_t turns;
     int event_fd;
     struct gr_watch event_watch;
     struct gr_pool *pool;
@@ -65,8 +66,6 @@ struct gr_loop {
     unsigned n_idle_fibers;
 };
 
-/* Run @d in the next turn, after I/O has been looked at. */
-void gr_loop_defer_later(struct gr_loop *loop, struct gr_defer *d);
 /* Like gr_loop_post(), with the caller's memory. Any thread. */
 void gr_loop_post_node(struct gr_loop *loop, struct gr_post *p);
 /* Reserve room for one more timer (0 or -ENOMEM), so that arming it cannot fail; arm such a one; give it back. */

@@ -217,7 +217,7 @@ void tgt_scsi_execute(struct tgt_task *t)
     t->sess->running++;
     if (!admitted(t))
         return;
-    if ((t->cmd->flags & CMD_MEDIUM) && !tgt_limit_pass(t)) {
+    if ((t->cmd->flags & CMD_MEDIUM) && (!tgt_limit_pass(t) || !tgt_share_pass(t))) {
         t->sess->running--;
         t->state = TASK_WAIT;
         return;

@@ -163,6 +163,8 @@ void tgt_task_release(struct tgt_task *t)
         tgt_buf_put(&s->pool, t->buf, t->cap);
         t->buf = NULL;
     }
+    if (t->shared) /* it waited for something else when it was given up */
+        tgt_share_done(t);
     if (t->counted)
         sess->outstanding--;
     if (t->immediate)
@@ -226,6 +228,8 @@ void tgt_task_done(struct tgt_task *t)
     t->range.active = false;
     if (t->state == TASK_RUN)
         sess->running--;
+    if (t->shared)
+        tgt_share_done(t);
     if (t->aborted || sess->ended) {
         sess->holds++;
         tgt_task_release(t);
@@ -312,6 +316,8 @@ void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf)
             tgt_queue_remove(&s->buf_waiters, &s->buf_waiters_last, t);
         else if (t->waiting_limit)
             tgt_limit_leave(t);
+        else if (t->waiting_share)
+            tgt_share_leave(t);
         else if (t->waiting_fiber)
             tgt_queue_remove(&s->fiber_waiters, &s->fiber_waiters_last, t);
         else

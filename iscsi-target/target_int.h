@@ -69,6 +69,17 @@ bool tgt_limit_pass(struct tgt_task *t);
 void tgt_limit_leave(struct tgt_task *t); /* it is put off, and does not want any more */
 void tgt_limit_changed(struct tgt_lu *lu);
 
+/* ---- fair shares between LUs: lu_share.c ---- */
+struct tgt_share {
+    uint64_t turn;           /* of the loop, that is counted */
+    unsigned begun, running; /* commands in that turn; under way */
+    struct tgt_task *waiters, *waiters_last;
+};
+/* True: @t may go on. False: it waits; tgt_scsi_resume() comes when its LU's turn has. */
+bool tgt_share_pass(struct tgt_task *t);
+void tgt_share_done(struct tgt_task *t);  /* it ended */
+void tgt_share_leave(struct tgt_task *t); /* it waits, and does not want any more */
+
 /* ---- task ---- */
 enum tgt_state {
     TASK_FREE,
@@ -106,7 +117,8 @@ struct tgt_task {
     struct tgt_task *wait_next; /* server's queues for buffers and fibers */
     uint16_t index;
     uint8_t state, flags;       /* tgt_state; byte 1 of the command */
-    bool immediate, counted, in_tx, aborted, waiting_buf, waiting_fiber, waiting_limit, in_fiber, done_pending;
+    bool immediate, counted, in_tx, aborted, waiting_buf, waiting_fiber, waiting_limit, waiting_share, in_fiber, done_pending;
+    bool shared;                /* counts in its LU's share */
     bool failed_early;          /* answered before its data came */
     bool receiving;             /* held until its immediate data is known to be whole */
     bool lun_ok;
@@ -268,6 +280,7 @@ struct tgt_lu {
     struct gr_listener listener;
     struct tgt_ranges ranges;
     struct tgt_limit limit;
+    struct tgt_share share;
     unsigned n_sessions, users; /* users: sessions, orphans, logins under way */
     bool releasing, fenced, has_store; /* has_store: the bdev keeps attributes */
     bool standby, looking;      /* owned elsewhere, no bdev; whether that still holds is being looked at */
@@ -316,7 +329,8 @@ struct tgt_server {
     struct tgt_lu *lus;
     struct tgt_pool pool;
     struct tgt_task *buf_waiters, *buf_waiters_last, *fiber_waiters, *fiber_waiters_last;
-    unsigned n_fibers;
+    unsigned n_fibers, n_sharing; /* n_sharing: LUs that are at work */
+    struct gr_defer share_turn;
     uint32_t next_id;
     uint16_t next_tsih;
     bool stopping;

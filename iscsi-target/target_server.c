@@ -85,6 +85,7 @@ void tgt_server_free(struct tgt_server *s)
     while (s->busy_fibers) /* sessions whose tasks are with the device, commands and lookups in fibers */
         gr_fqueue_wait(&s->changed);
     gr_timer_cancel(s->loop, &s->tick);
+    gr_loop_defer_cancel(s->loop, &s->share_turn);
     tgt_lu_free_all(s);
     tgt_pool_done(&s->pool);
     tgt_access_free(s->access);

@@ -61,6 +61,15 @@ wait_for 10 grep -q iops "$T/held.log"
 check 'it ran free' [ "$(sed 's/.*"iops":\([0-9]*\).*/\1/' "$T/held.log")" -gt 100 ]
 check 'without an error' grep -q '"errors":0' "$T/held.log"
 
+# fair shares without limits: six connections to one disk do not push aside the one to another
+start hog "$load" "$portal" iqn.2026-11.local.granary:ds:a --size 32M --rw randwrite --bs 4K --depth 64 --conns 6 --time 4
+sleep 0.5
+modest=$(rate b --rw randwrite --bs 4K --depth 64 --time 3)
+wait_for 10 grep -q iops "$T/hog.log"
+hog=$(sed 's/.*"iops":\([0-9]*\).*/\1/' "$T/hog.log")
+echo "# six connections $hog, one $modest"
+check 'at least half as much' [ $((2 * modest)) -gt "$hog" ]
+
 # cut while it is held up: nothing hangs
 run_check granary disk set ds/a --iops 1 --burst 1
 start cut "$load" "$portal" iqn.2026-11.local.granary:ds:a --size 32M --rw randwrite --bs 4K --depth 32 --time 30

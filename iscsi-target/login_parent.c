@@ -1,13 +1,8 @@
 /* The parent's side of the login process: starts it, answers its questions, takes over logged-in sockets. Everything it says
  * is checked: it talks to strangers. What decides (names, CHAP, addresses) is decided here, from our own knowledge. */
-#include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/seam.h"
-#include "iscsi-target/chap.h"
-#include "iscsi-target/guesses.h"
-#include "iscsi-target/login.h"
-#include "iscsi-target/target_int.h"
-#include "iscsi-target/login_ipc.h"
+#include "iscsi-target/login_parent.h"
 #include <netinet/in.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -19,47 +14,10 @@
 
 #define RESTART_NS (200ull * 1000000)
 #define PING_NS (5ull * 1000000000)
-#define CHALLENGE_LEN 32u
-#define WRONG_PROOF_MS 1000u
 
-struct slot {
-    bool used, discovery, busy, approved, need_chap, authenticated, challenged;
-    uint32_t gen, portal;
-    uint8_t isid[TGT_ISID_LEN];
-    uint16_t tsih, cid;
-    bool open;
-    char initiator[TGT_NAME_MAX + 1], target[TGT_NAME_MAX + 1], address[64], local[64];
-    char disk[1024];
-    struct tgt_lu *lu; /* a user is held from the approval on */
-    unsigned alg;
-    uint8_t id, challenge[CHALLENGE_LEN];
-    struct gr_buf listing;
-    bool listed;
-};
-struct tgt_login_parent {
-    struct tgt_server *s;
-    int sock, pid;
-    uint32_t spawn; /* counts the processes started */
-    bool stopping, ponged;
-    struct gr_watch watch;
-    struct gr_timer restart, ping;
-    struct tgt_msg in, out;
-    struct tgt_guesses guesses;
-    struct slot slots[TGT_SLOTS_MAX];
-};
-/* A question being answered in a fiber. */
-struct job {
-    struct tgt_server *s;
-    uint32_t slot, gen, spawn;
-    int fd;
-    unsigned status; /* refusal that is given late */
-    struct slot taken; /* hand-over: what the slot held. The login process may use the slot again at once. */
-    struct tgt_msg msg;
-};
+_Static_assert(sizeof(struct tgt_slot) + sizeof(struct tgt_job) <= TGT_LOGIN_PARENT_BYTES, "of a connection that is not logged in");
 
-_Static_assert(sizeof(struct slot) + sizeof(struct job) <= TGT_LOGIN_PARENT_BYTES, "of a connection that is not logged in");
-
-static void slot_clear(struct slot *sl)
+static void slot_clear(struct tgt_slot *sl)
 {
     if (sl->lu)
         tgt_lu_user_put(sl->lu);
@@ -67,7 +25,7 @@ static void slot_clear(struct slot *sl)
     memset(sl, 0, sizeof *sl);
 }
 
-static void answer(struct tgt_login_parent *p, uint32_t slot, uint32_t gen, enum tgt_msg_type type)
+void tgt_login_answer(struct tgt_login_parent *p, uint32_t slot, uint32_t gen, enum tgt_msg_type type)
 {
     p->out.slot = slot;
     p->out.gen = gen;
@@ -85,7 +43,7 @@ static void config(struct tgt_login_parent *p)
     p->out.u.config.max_half_open = o->max_half_open ? GR_MIN(o->max_half_open, TGT_SLOTS_MAX) : TGT_SLOTS_MAX;
     p->out.u.config.per_address = o->max_half_open_per_address ? o->max_half_open_per_address : 64;
     p->out.u.config.timeout_ms = o->login_timeout_ms ? o->login_timeout_ms : 15000;
-    answer(p, 0, 0, TGT_MSG_CONFIG);
+    tgt_login_answer(p, 0, 0, TGT_MSG_CONFIG);
 }
 
 int tgt_login_listen(struct tgt_server *s, unsigned portal)
@@ -200,7 +158,7 @@ static void ping(void *arg)
         lose(p, "it does not answer");
     } else if (p->sock >= 0) {
         p->ponged = false;
-        answer(p, 0, 0, TGT_MSG_PING);
+        tgt_login_answer(p, 0, 0, TGT_MSG_PING);
     }
     gr_timer_arm(p->s->loop, &p->ping, PING_NS);
 }
@@ -246,17 +204,17 @@ void tgt_login_free(struct tgt_server *s)
 
 /* ---- jobs in fibers ---- */
 
-static struct slot *slot_of(const struct job *j)
+struct tgt_slot *tgt_job_slot(const struct tgt_job *j)
 {
     struct tgt_login_parent *p = j->s->login;
-    struct slot *sl = p ? &p->slots[j->slot] : NULL;
+    struct tgt_slot *sl = p ? &p->slots[j->slot] : NULL;
     return sl && p->spawn == j->spawn && sl->used && sl->gen == j->gen ? sl : NULL;
 }
 
-static void job_end(struct job *j)
+void tgt_job_end(struct tgt_job *j)
 {
     struct tgt_server *s = j->s;
-    struct slot *sl = slot_of(j);
+    struct tgt_slot *sl = tgt_job_slot(j);
     if (sl)
         sl->busy = false;
     if (j->fd >= 0)
@@ -267,16 +225,15 @@ static void job_end(struct job *j)
     gr_fqueue_wake_all(&s->changed);
 }
 
-/* NULL: no memory, @fd is closed. @take: what the slot holds goes along, the slot is free. */
-static struct job *job_new(struct tgt_login_parent *p, uint32_t slot, int fd, bool take)
+struct tgt_job *tgt_job_new(struct tgt_login_parent *p, uint32_t slot, int fd, bool take)
 {
-    struct job *j = gr_zalloc(sizeof *j);
+    struct tgt_job *j = gr_zalloc(sizeof *j);
     if (!j) {
         if (fd >= 0)
             close(fd);
         return NULL;
     }
-    *j = (struct job){.s = p->s, .slot = slot, .gen = p->slots[slot].gen, .spawn = p->spawn, .fd = fd, .msg = p->in};
+    *j = (struct tgt_job){.s = p->s, .slot = slot, .gen = p->slots[slot].gen, .spawn = p->spawn, .fd = fd, .msg = p->in};
     p->s->busy_fibers++;
     if (take) {
         j->taken = p->slots[slot];
@@ -287,18 +244,18 @@ static struct job *job_new(struct tgt_login_parent *p, uint32_t slot, int fd, bo
     return j;
 }
 
-static void job_run(struct job *j, void (*fn)(void *))
+void tgt_job_run(struct tgt_job *j, void (*fn)(void *))
 {
     if (gr_fiber_start(j->s->loop, fn, j) < 0)
-        job_end(j);
+        tgt_job_end(j);
 }
 
 /* Without memory nothing is started: that login times out. */
 static void job_start(struct tgt_login_parent *p, uint32_t slot, void (*fn)(void *), int fd, bool take)
 {
-    struct job *j = job_new(p, slot, fd, take);
+    struct tgt_job *j = tgt_job_new(p, slot, fd, take);
     if (j)
-        job_run(j, fn);
+        tgt_job_run(j, fn);
 }
 
 /* The disk behind a target name; hashed names are looked for in the listing. */
@@ -353,7 +310,7 @@ static unsigned login_status(int r)
     }
 }
 
-static void send_asked(struct tgt_login_parent *p, const struct job *j, unsigned status, bool need_chap, unsigned group, const char *alias, const char *address)
+static void send_asked(struct tgt_login_parent *p, const struct tgt_job *j, unsigned status, bool need_chap, unsigned group, const char *alias, const char *address)
 {
     struct tgt_msg *m = &p->out;
     memset(&m->u.asked, 0, sizeof m->u.asked);
@@ -362,21 +319,21 @@ static void send_asked(struct tgt_login_parent *p, const struct job *j, unsigned
     m->u.asked.group = group;
     snprintf(m->u.asked.alias, sizeof m->u.asked.alias, "%s", alias);
     snprintf(m->u.asked.address, sizeof m->u.asked.address, "%s", address);
-    answer(p, j->slot, j->gen, TGT_MSG_ASKED);
+    tgt_login_answer(p, j->slot, j->gen, TGT_MSG_ASKED);
 }
 
 /* May this initiator use that target, must it prove itself, is it served here? */
 static void ask_fiber(void *arg)
 {
-    struct job *j = arg;
+    struct tgt_job *j = arg;
     struct tgt_server *s = j->s;
-    struct slot *sl = slot_of(j);
+    struct tgt_slot *sl = tgt_job_slot(j);
     struct tgt_lu *lu = NULL;
     struct tgt_chap_secrets secrets;
     struct gr_err err = {0};
     char disk[1024] = "", redirect[300] = "", initiator[TGT_NAME_MAX + 1];
     if (!sl) {
-        job_end(j);
+        tgt_job_end(j);
         return;
     }
     memcpy(initiator, sl->initiator, sizeof initiator);
@@ -388,7 +345,7 @@ static void ask_fiber(void *arg)
         r = gr_fail(&err, -GR_EAUTH, "disk '%s': initiator %s is not in its access list", disk, initiator);
     if (!r)
         r = tgt_lu_acquire(s, disk, initiator, multipath, &lu, redirect, &err);
-    sl = slot_of(j); /* the wait may have outlived it */
+    sl = tgt_job_slot(j); /* the wait may have outlived it */
     if (!sl || (r < 0 && r != -EREMCHG)) {
         if (lu)
             tgt_lu_user_put(lu);
@@ -396,12 +353,12 @@ static void ask_fiber(void *arg)
             tgt_note(s, 5, "login of %s (%s) to '%s' refused: %s", initiator, sl->address, disk[0] ? disk : sl->target, gr_err_text(&err, r));
             send_asked(s->login, j, login_status(r), false, 0, "", "");
         }
-        job_end(j);
+        tgt_job_end(j);
         return;
     }
     if (r == -EREMCHG) {
         send_asked(s->login, j, TGT_LOGIN_MOVED, false, 0, "", redirect);
-        job_end(j);
+        tgt_job_end(j);
         return;
     }
     sl->lu = lu;
@@ -409,7 +366,7 @@ static void ask_fiber(void *arg)
     sl->need_chap = tgt_access_chap(s->access, disk, &secrets);
     sl->approved = true;
     send_asked(s->login, j, TGT_LOGIN_OK, sl->need_chap, lu->group, lu->disk, "");
-    job_end(j);
+    tgt_job_end(j);
 }
 
 static bool is_loopback(const struct sockaddr_storage *ss)
@@ -420,7 +377,7 @@ static bool is_loopback(const struct sockaddr_storage *ss)
 }
 
 /* The socket is what it should be, and the rule that let it in still holds for where it really is. */
-static bool socket_ok(struct tgt_server *s, const struct slot *sl, int fd)
+static bool socket_ok(struct tgt_server *s, const struct tgt_slot *sl, int fd)
 {
     struct sockaddr_storage local;
     socklen_t len = sizeof local;
@@ -434,7 +391,7 @@ static bool socket_ok(struct tgt_server *s, const struct slot *sl, int fd)
     return tgt_access_admits(s->access, sl->disk, sl->initiator, open);
 }
 
-static void refuse_login(const struct job *j, unsigned status)
+static void refuse_login(const struct tgt_job *j, unsigned status)
 {
     uint8_t b[TGT_BHS_LEN];
     tgt_bhs_start(b, TGT_OP_LOGIN_RSP, 0, j->msg.u.hand_over.itt, 0);
@@ -447,13 +404,13 @@ static void refuse_login(const struct job *j, unsigned status)
 
 static void hand_over_fiber(void *arg)
 {
-    struct job *j = arg;
+    struct tgt_job *j = arg;
     struct tgt_server *s = j->s;
     struct gr_err err = {0};
     const char *initiator = j->taken.initiator;
     unsigned max = s->opts.max_sessions ? s->opts.max_sessions : 256;
     if (!socket_ok(s, &j->taken, j->fd)) {
-        job_end(j);
+        tgt_job_end(j);
         return;
     }
     struct tgt_lu *lu = gr_take(j->taken.lu);
@@ -466,7 +423,7 @@ static void hand_over_fiber(void *arg)
         tgt_note(s, 4, "login of %s to '%s' refused: %s", initiator, lu->disk, gr_err_text(&err, r));
         refuse_login(j, login_status(r));
         tgt_lu_user_put(lu);
-        job_end(j);
+        tgt_job_end(j);
         return;
     }
     struct tgt_sess_start st = {.fd = gr_take_fd(&j->fd), .lu = lu, .initiator = initiator, .address = j->msg.u.hand_over.address,
@@ -482,7 +439,7 @@ static void hand_over_fiber(void *arg)
     } else {
         tgt_sess_login(s, &st);
     }
-    job_end(j);
+    tgt_job_end(j);
 }
 
 /* ---- listings ---- */
@@ -518,7 +475,7 @@ int tgt_list_targets(struct tgt_server *s, const char *initiator, const char *wh
     return s->dir.list(s->dir.arg, list_each, &l, NULL);
 }
 
-static void send_piece(struct tgt_login_parent *p, const struct slot *sl, uint32_t slot, uint32_t off, uint32_t room)
+static void send_piece(struct tgt_login_parent *p, const struct tgt_slot *sl, uint32_t slot, uint32_t off, uint32_t room)
 {
     struct tgt_msg *m = &p->out;
     if (off > sl->listing.len)
@@ -528,18 +485,18 @@ static void send_piece(struct tgt_login_parent *p, const struct slot *sl, uint32
         memcpy(m->u.listed.text, sl->listing.data + off, len);
     m->u.listed.len = len;
     m->u.listed.more = len < left;
-    answer(p, slot, sl->gen, TGT_MSG_LISTED);
+    tgt_login_answer(p, slot, sl->gen, TGT_MSG_LISTED);
 }
 
 static void list_fiber(void *arg)
 {
-    struct job *j = arg;
-    struct slot *sl = slot_of(j);
+    struct tgt_job *j = arg;
+    struct tgt_slot *sl = tgt_job_slot(j);
     struct gr_buf text = {0};
     if (sl) {
-        struct slot copy = *sl;
+        struct tgt_slot copy = *sl;
         tgt_list_targets(j->s, copy.initiator, j->msg.u.list.target, copy.open, copy.local, &text);
-        sl = slot_of(j);
+        sl = tgt_job_slot(j);
     }
     if (sl) {
         gr_buf_done(&sl->listing);
@@ -549,12 +506,12 @@ static void list_fiber(void *arg)
     } else {
         gr_buf_done(&text);
     }
-    job_end(j);
+    tgt_job_end(j);
 }
 
 /* ---- messages: each returns false when the login process broke the protocol ---- */
 
-static bool on_ask(struct tgt_login_parent *p, struct slot *sl)
+static bool on_ask(struct tgt_login_parent *p, struct tgt_slot *sl)
 {
     const struct tgt_msg *m = &p->in;
     if (!tgt_msg_str_ok(m->u.ask.initiator, sizeof m->u.ask.initiator) || !tgt_msg_str_ok(m->u.ask.target, sizeof m->u.ask.target) ||
@@ -578,7 +535,7 @@ static bool on_ask(struct tgt_login_parent *p, struct slot *sl)
         job_start(p, m->slot, ask_fiber, -1, false); /* without memory that login times out */
         return true;
     }
-    struct job j = {.slot = m->slot, .gen = m->gen};
+    struct tgt_job j = {.slot = m->slot, .gen = m->gen};
     struct tgt_chap_secrets secrets;
     snprintf(sl->disk, sizeof sl->disk, "%s", TGT_ACCESS_DISCOVERY);
     sl->need_chap = tgt_access_chap(p->s->access, sl->disk, &secrets);
@@ -587,118 +544,7 @@ static bool on_ask(struct tgt_login_parent *p, struct slot *sl)
     return true;
 }
 
-static bool on_chap_start(struct tgt_login_parent *p, struct slot *sl)
-{
-    const struct gr_world *w = gr_loop_world(p->s->loop);
-    if (!sl->approved || !sl->need_chap || sl->challenged)
-        return false;
-    sl->challenged = true;
-    sl->alg = tgt_chap_choose(p->in.u.chap_start.algs);
-    w->random(w->arg, &sl->id, 1);
-    w->random(w->arg, sl->challenge, sizeof sl->challenge);
-    p->out.u.challenge.alg = sl->alg;
-    p->out.u.challenge.id = sl->id;
-    p->out.u.challenge.len = sizeof sl->challenge;
-    memcpy(p->out.u.challenge.bytes, sl->challenge, sizeof sl->challenge);
-    answer(p, p->in.slot, sl->gen, TGT_MSG_CHALLENGE);
-    return true;
-}
-
-/* Our own challenge thrown back at us, from whichever connection. */
-static bool reflected(const struct tgt_login_parent *p, const uint8_t *challenge, uint32_t len)
-{
-    for (unsigned i = 0; i < TGT_SLOTS_MAX; i++)
-        if (p->slots[i].challenged && len == CHALLENGE_LEN && !memcmp(p->slots[i].challenge, challenge, CHALLENGE_LEN))
-            return true;
-    return false;
-}
-
-static bool proves(struct tgt_login_parent *p, const struct slot *sl, const struct tgt_chap_secrets *sec)
-{
-    const struct tgt_msg *m = &p->in;
-    uint8_t want[TGT_CHAP_HASH_MAX];
-    uint32_t len = tgt_chap_len(sl->alg);
-    if (!sl->alg || !sec->secret || tgt_chap_response(sl->alg, sl->id, sec->secret, sl->challenge, sizeof sl->challenge, want) < 0)
-        return false;
-    bool good = m->u.chap_verify.response_len == len && tgt_chap_equal(want, m->u.chap_verify.response, len);
-    return good && sec->user && !strcmp(sec->user, m->u.chap_verify.name);
-}
-
-/* A wrong proof is answered late: whoever guesses gets as many tries a second as half-open logins, until he has had too many. A right
- * one never waits. */
-static void refuse_late(void *arg)
-{
-    struct job *j = arg;
-    gr_fiber_sleep_ms(WRONG_PROOF_MS);
-    if (slot_of(j)) {
-        memset(&j->s->login->out.u.verified, 0, sizeof j->s->login->out.u.verified);
-        j->s->login->out.u.verified.status = j->status;
-        answer(j->s->login, j->slot, j->gen, TGT_MSG_VERIFIED);
-    }
-    job_end(j);
-}
-
-static void refuse(struct tgt_login_parent *p, uint32_t slot, unsigned status)
-{
-    struct job *j = job_new(p, slot, -1, false);
-    if (!j)
-        return; /* that login times out */
-    j->status = status;
-    job_run(j, refuse_late);
-}
-
-/* The target's own proof, when it was asked for one. */
-static bool prove(struct tgt_login_parent *p, const struct slot *sl, const struct tgt_chap_secrets *sec)
-{
-    const struct tgt_msg *m = &p->in;
-    struct tgt_msg *o = &p->out;
-    if (!m->u.chap_verify.mutual)
-        return true;
-    if (!sec->mutual_secret || reflected(p, m->u.chap_verify.challenge, m->u.chap_verify.challenge_len) ||
-        tgt_chap_response(sl->alg, (uint8_t)m->u.chap_verify.id, sec->mutual_secret, m->u.chap_verify.challenge, m->u.chap_verify.challenge_len,
-                          o->u.verified.response) < 0)
-        return false;
-    o->u.verified.len = tgt_chap_len(sl->alg);
-    snprintf(o->u.verified.name, sizeof o->u.verified.name, "%s", sec->mutual_user ? sec->mutual_user : "");
-    return true;
-}
-
-/* 0, or the login status that refuses it. */
-static unsigned judge(struct tgt_login_parent *p, const struct slot *sl)
-{
-    struct tgt_chap_secrets sec;
-    uint64_t now = gr_loop_now_ns(p->s->loop);
-    if (!tgt_guess_allowed(&p->guesses, sl->address, sl->disk, now))
-        return TGT_LOGIN_UNAVAILABLE;
-    if (tgt_access_chap(p->s->access, sl->disk, &sec) && proves(p, sl, &sec) && prove(p, sl, &sec)) {
-        tgt_guess_right(&p->guesses, sl->address, sl->disk);
-        return 0;
-    }
-    tgt_note(p->s, 4, "login of %s (%s) to '%s': CHAP failed", sl->initiator, sl->address, sl->disk);
-    if (tgt_guess_wrong(&p->guesses, sl->address, sl->disk, now))
-        tgt_note(p->s, 4, "too many wrong proofs of %s to '%s': for %u s none from there is looked at, then one each %u s", sl->address, sl->disk,
-                 TGT_GUESS_S, TGT_GUESS_S);
-    return TGT_LOGIN_AUTH;
-}
-
-static bool on_chap_verify(struct tgt_login_parent *p, struct slot *sl)
-{
-    const struct tgt_msg *m = &p->in;
-    struct tgt_msg *o = &p->out;
-    if (!sl->approved || !sl->challenged || sl->busy || !tgt_msg_str_ok(m->u.chap_verify.name, sizeof m->u.chap_verify.name) ||
-        m->u.chap_verify.response_len > sizeof m->u.chap_verify.response || m->u.chap_verify.challenge_len > TGT_CHAP_MAX || m->u.chap_verify.id > 255)
-        return false;
-    memset(&o->u.verified, 0, sizeof o->u.verified);
-    unsigned status = judge(p, sl);
-    sl->authenticated = sl->challenged = !status; /* one try per challenge */
-    if (status)
-        refuse(p, m->slot, status);
-    else
-        answer(p, m->slot, sl->gen, TGT_MSG_VERIFIED);
-    return true;
-}
-
-static bool on_list(struct tgt_login_parent *p, struct slot *sl)
+static bool on_list(struct tgt_login_parent *p, struct tgt_slot *sl)
 {
     const struct tgt_msg *m = &p->in;
     if (!sl->discovery || (sl->need_chap && !sl->authenticated) || !tgt_msg_str_ok(m->u.list.target, sizeof m->u.list.target) || sl->busy)
@@ -710,7 +556,7 @@ static bool on_list(struct tgt_login_parent *p, struct slot *sl)
     return true;
 }
 
-static bool on_hand_over(struct tgt_login_parent *p, struct slot *sl, int *fd)
+static bool on_hand_over(struct tgt_login_parent *p, struct tgt_slot *sl, int *fd)
 {
     const struct tgt_msg *m = &p->in;
     if (*fd < 0 || sl->busy || sl->discovery || !sl->approved || (sl->need_chap && !sl->authenticated) ||
@@ -726,7 +572,7 @@ static bool message(struct tgt_login_parent *p, int *fd)
     const struct tgt_msg *m = &p->in;
     if (m->slot >= TGT_SLOTS_MAX)
         return false;
-    struct slot *sl = &p->slots[m->slot];
+    struct tgt_slot *sl = &p->slots[m->slot];
     if (m->type == TGT_MSG_PONG) {
         p->ponged = true;
         return true;
@@ -742,9 +588,9 @@ static bool message(struct tgt_login_parent *p, int *fd)
         return false;
     switch (m->type) {
     case TGT_MSG_CHAP_START:
-        return on_chap_start(p, sl);
+        return tgt_on_chap_start(p, sl);
     case TGT_MSG_CHAP_VERIFY:
-        return on_chap_verify(p, sl);
+        return tgt_on_chap_verify(p, sl);
     case TGT_MSG_LIST:
         return on_list(p, sl);
     case TGT_MSG_HAND_OVER:

@@ -47,10 +47,11 @@ static const char *round_trip(struct witness *w)
 static void *work(void *arg)
 {
     struct witness *w = arg;
-    for (; !atomic_load(&w->stop) && !w->failed; w->rounds++) {
+    do { /* once at least, however short the test */
         w->failed = round_trip(w);
+        w->rounds++;
         usleep(500);
-    }
+    } while (!atomic_load(&w->stop) && !w->failed);
     return NULL;
 }
 
@@ -71,7 +72,6 @@ void witness_stop(struct witness *w)
     pthread_join(w->thread, NULL);
     if (w->failed)
         fail_msg("another session noticed: %s failed in round %u", w->failed, w->rounds);
-    assert_true(w->rounds > 0);
     ini_close(&w->ini);
     free(w);
 }

@@ -6,6 +6,6 @@
 
 struct witness;
 struct witness *witness_start(struct tgtfix *f);
-/* Ends it; it must have got somewhere. */
+/* Ends it. */
 void witness_stop(struct witness *w);
 #endif

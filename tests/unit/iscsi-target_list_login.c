@@ -11,6 +11,7 @@
 
 #define NAME "iqn.2026-11.local.granary:list"
 #define NAMES "InitiatorName=" NAME "\0TargetName=" TGTFIX_TARGET "\0SessionType=Normal"
+#define OWN "SendTargets=" TGTFIX_TARGET
 static struct tgtfix fix;
 static struct witness *witness;
 static char text[20000];
@@ -311,7 +312,7 @@ static int allow(struct tgtfix *f, void *arg)
 /* What an initiator may not use, it does not hear of. */
 static void i12_send_targets(void **state)
 {
-    static const char *const asks[] = {"SendTargets=All", "SendTargets=" TGTFIX_TARGET, "SendTargets=iqn.2026-11.local.granary:t:nothing", "SendTargets="};
+    static const char *const asks[] = {"SendTargets=All", OWN, "SendTargets=iqn.2026-11.local.granary:t:nothing", "SendTargets="};
     for (int round = 0; round < 2; round++) {
         for (size_t k = 0; k < GR_ARRAY_LEN(asks); k++) {
             uint8_t b[TGT_BHS_LEN];

@@ -287,14 +287,15 @@ int snap_revert(struct vmfs_disk *d, const char *name, struct gr_err *err)
     disk_freeze(o);
     struct vsnap *s = named(d, name, err);
     r = s ? snap_record(o, VMFS_R_REVERT, s->id, lineage, 0, err) : -ENOENT;
+    if (r == 0) { /* before anybody can see the bytes of then */
+        gr_bdev_event(&d->bdev, GR_EVENT_REVERTED);
+        if (o->ino.size != old_size)
+            gr_bdev_event(&d->bdev, GR_EVENT_RESIZED);
+    }
     disk_thaw(o);
     if (r == 0)
         r = durable(d, err);
-    if (r < 0)
-        return r;
-    gr_bdev_event(&d->bdev, GR_EVENT_REVERTED);
-    if (o->ino.size != old_size)
-        gr_bdev_event(&d->bdev, GR_EVENT_RESIZED);
-    reap_kick(o);
-    return 0;
+    if (r == 0)
+        reap_kick(o);
+    return r;
 }

@@ -1,5 +1,7 @@
 /* An initiator that works and verifies while a target is changed under it: writes and reads back 4 KiB blocks one at a time, follows
- * redirects, comes back when its connection is lost, and does again what was not answered. Counts unit attentions by their code.
+ * redirects, comes back when its connection is lost, and does again what was not answered. Every eighth write is flushed: what was, must be
+ * there afterwards whatever happened to the target; of what was not, the old or the new when the connection was lost. Counts unit attentions
+ * by their code.
  *
  *   live_load HOST:PORT TARGET SECONDS [NAME [FIRST-LBA]]
  *
@@ -24,8 +26,9 @@ struct live {
     const char *target, *name;
     char host[64], port[8];
     struct ini ini;
-    uint32_t first, generation[BLOCKS];
-    bool unknown[BLOCKS]; /* the medium has changed: which generation a block holds is to be seen */
+    uint32_t first, generation[BLOCKS], flushed[BLOCKS];
+    bool unknown[BLOCKS]; /* which generation a block holds, from the one flushed on, is to be seen */
+    unsigned writes;
     uint64_t seed, last_us, longest_us;
     unsigned long ios, errors, reconnects;
     struct {
@@ -48,12 +51,13 @@ static uint64_t now_us(void)
     return (uint64_t)ts.tv_sec * 1000000 + (uint64_t)ts.tv_nsec / 1000;
 }
 
+/* splitmix64: its low bits are as good as its high ones. */
 static uint64_t next_random(struct live *l)
 {
-    l->seed ^= l->seed << 13;
-    l->seed ^= l->seed >> 7;
-    l->seed ^= l->seed << 17;
-    return l->seed;
+    uint64_t z = l->seed += 0x9e3779b97f4a7c15ull;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebull;
+    return z ^ z >> 31;
 }
 
 static void error(struct live *l, const char *what, unsigned a, unsigned b)
@@ -89,6 +93,8 @@ static bool reconnect(struct live *l)
 {
     uint64_t until = now_us() + LOST_MS * 1000ull;
     l->reconnects++;
+    for (unsigned k = 0; k < BLOCKS; k++)
+        l->unknown[k] |= l->generation[k] != l->flushed[k];
     ini_close(&l->ini);
     while (!log_in(l)) {
         if (now_us() > until)
@@ -105,8 +111,10 @@ static void attention(struct live *l, unsigned code)
         k++;
     l->attentions[k].code = code;
     l->attentions[k].n++;
-    if (code == 0x2800)
-        memset(l->unknown, true, sizeof l->unknown);
+    if (code != 0x2800)
+        return;
+    memset(l->unknown, true, sizeof l->unknown); /* the bytes are those of some time before */
+    memset(l->flushed, 0, sizeof l->flushed);
 }
 
 static void answered(struct live *l)
@@ -159,7 +167,18 @@ static uint32_t learn(struct live *l, uint32_t block, const uint8_t *data)
     memcpy(&word, data, sizeof word);
     uint32_t generation = word ? word ^ block * 2654435761u : 0;
     l->unknown[block] = false;
-    return generation <= l->generation[block] ? generation : l->generation[block];
+    return generation >= l->flushed[block] && generation <= l->generation[block] ? generation : l->generation[block];
+}
+
+static void flush(struct live *l)
+{
+    static const uint8_t sync[10] = {0x35};
+    unsigned long before = l->reconnects;
+    if (!command(l, sync, NULL, NULL) || l->reconnects != before)
+        return; /* it may have been another process that flushed: what it never had is not there */
+    for (unsigned k = 0; k < BLOCKS; k++)
+        if (!l->unknown[k])
+            l->flushed[k] = l->generation[k];
 }
 
 static void one(struct live *l)
@@ -176,6 +195,8 @@ static void one(struct live *l)
             l->generation[block]++;
             l->unknown[block] = false;
         }
+        if (++l->writes % 8 == 0)
+            flush(l);
     } else if (command(l, cdb, NULL, data)) {
         if (l->unknown[block])
             l->generation[block] = learn(l, block, data);

@@ -9,79 +9,89 @@
  * SYNCHRONIZE CACHE, the two count as one. --digests: CRC32C of headers and data (those received are not verified). */
 #include "common/cleanup.h"
 #include "common/crc.h"
+#include "tests/bench/load.h"
 #include "tests/lib/ini.h"
 #include <errno.h>
 #include <poll.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
+#include <sys/uio.h>
 
-#define CONNS_MAX 16
-#define DEPTH_MAX 256
 #define RX_BYTES (1u << 20)
-#define TX_BYTES (64u << 20)
-#define BUCKETS 4096 /* of latency: 64 per power of two */
+#define TX_BYTES (8u << 20)
+#define SEGS 32768
+#define COPY_MAX 4096 /* longer data is sent from where it lies, as libnbd does */
 
 struct op {
     uint64_t start_ns;
-    uint32_t itt, cmdsn;
     int busy, flushing;
 };
 struct conn {
     struct ini ini;
-    struct op ops[DEPTH_MAX];
-    uint8_t *rx, *tx;
-    size_t rx_end, tx_end, tx_off;
+    struct op ops[LOAD_DEPTH_MAX];
+    uint8_t *rx, *tx; /* tx: headers and short data */
+    size_t rx_end, tx_end;
+    struct iovec segs[SEGS]; /* what is to be sent, in tx or in the pattern */
+    unsigned seg, segs_end;
     uint64_t seq;
 };
-struct load {
-    const char *target, *rw;
-    uint64_t bs, size, time_s, rate, offered, start_ns;
-    unsigned depth, n_conns, lun;
-    int writes, sequential, flush, digests;
-    int pids[4];
-    unsigned n_pids;
-    uint64_t seed, done, bytes, errors, hist[BUCKETS], sum_ns, max_ns;
+struct iscsi {
+    struct load load;
+    const char *target;
+    unsigned lun;
+    int digests;
     uint8_t *pattern;
-    struct conn conns[CONNS_MAX];
+    struct conn conns[LOAD_CONNS_MAX];
 };
 
-static uint64_t now_ns(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
-}
-
-static uint64_t next_random(struct load *l)
-{
-    l->seed ^= l->seed << 13;
-    l->seed ^= l->seed >> 7;
-    l->seed ^= l->seed << 17;
-    return l->seed;
-}
-
-static void fail(const char *what)
+static _Noreturn void fail(const char *what)
 {
     fprintf(stderr, "iscsi_load: %s\n", what);
     exit(1);
 }
 
+static int in_tx(const struct conn *c, const struct iovec *seg)
+{
+    uintptr_t p = (uintptr_t)seg->iov_base, tx = (uintptr_t)c->tx;
+    return p >= tx && p < tx + TX_BYTES;
+}
+
+/* Move what is not sent yet to the front. */
+static void compact(struct conn *c)
+{
+    size_t first = c->tx_end;
+    memmove(c->segs, c->segs + c->seg, (c->segs_end - c->seg) * sizeof *c->segs);
+    c->segs_end -= c->seg;
+    c->seg = 0;
+    for (unsigned i = c->segs_end; i-- > 0;)
+        if (in_tx(c, &c->segs[i]))
+            first = (size_t)((uint8_t *)c->segs[i].iov_base - c->tx);
+    memmove(c->tx, c->tx + first, c->tx_end - first);
+    c->tx_end -= first;
+    for (unsigned i = 0; i < c->segs_end; i++)
+        if (in_tx(c, &c->segs[i]))
+            c->segs[i].iov_base = (uint8_t *)c->segs[i].iov_base - first;
+}
+
 static void put(struct conn *c, const void *p, size_t len)
 {
-    if (len > TX_BYTES - c->tx_end && c->tx_off) {
-        memmove(c->tx, c->tx + c->tx_off, c->tx_end - c->tx_off);
-        c->tx_end -= c->tx_off;
-        c->tx_off = 0;
-    }
-    if (len > TX_BYTES - c->tx_end)
+    if (!len)
+        return;
+    if (c->segs_end == SEGS || (len <= COPY_MAX && len > TX_BYTES - c->tx_end))
+        compact(c);
+    if (c->segs_end == SEGS || (len <= COPY_MAX && len > TX_BYTES - c->tx_end))
         fail("the send buffer is too small");
-    memcpy(c->tx + c->tx_end, p, len);
+    if (len > COPY_MAX) {
+        c->segs[c->segs_end++] = (struct iovec){(void *)(uintptr_t)p, len};
+        return;
+    }
+    uint8_t *to = c->tx + c->tx_end;
+    struct iovec *last = c->segs_end > c->seg ? &c->segs[c->segs_end - 1] : NULL;
+    memcpy(to, p, len);
     c->tx_end += len;
+    if (last && (uint8_t *)last->iov_base + last->iov_len == to)
+        last->iov_len += len;
+    else
+        c->segs[c->segs_end++] = (struct iovec){to, len};
 }
 
 static void put_digest(struct conn *c, uint32_t crc)
@@ -106,22 +116,22 @@ static void put_pdu(struct conn *c, uint8_t *bhs, const void *data, uint32_t len
         put_digest(c, gr_crc32c(gr_crc32c(0, data, len), zeros, tgt_pad4(len)));
 }
 
-static void issue_flush(struct load *l, struct conn *c, unsigned slot)
+static void issue_flush(struct iscsi *s, struct conn *c, unsigned slot)
 {
     uint8_t bhs[TGT_BHS_LEN], cdb[10] = {0x35};
     c->ini.itt = slot + 0xfff;
     ini_cmd_bhs(&c->ini, bhs, cdb, 10, TGT_FINAL, 0);
-    bhs[9] = (uint8_t)l->lun;
+    bhs[9] = (uint8_t)s->lun;
     put_pdu(c, bhs, NULL, 0);
     c->ops[slot].flushing = 1;
 }
 
-static void issue(struct load *l, struct conn *c, unsigned slot)
+static void issue(struct iscsi *s, struct conn *c, unsigned slot)
 {
+    struct load *l = &s->load;
     uint8_t bhs[TGT_BHS_LEN], cdb[16] = {0};
     struct op *op = &c->ops[slot];
-    uint64_t blocks = l->size / l->bs;
-    uint64_t off = (l->sequential ? c->seq++ % blocks : next_random(l) % blocks) * l->bs;
+    uint64_t off = load_offset(l, &c->seq);
     uint32_t now = 0;
     cdb[0] = l->writes ? 0x8a : 0x88;
     gr_put_be64(cdb + 2, off / 512);
@@ -131,15 +141,14 @@ static void issue(struct load *l, struct conn *c, unsigned slot)
     if (l->writes && c->ini.immediate_data) {
         now = (uint32_t)GR_MIN(l->bs, GR_MIN(c->ini.first_burst, c->ini.max_send_dsl));
     }
-    bhs[9] = (uint8_t)l->lun;
-    put_pdu(c, bhs, l->pattern, now);
-    op->start_ns = l->rate ? l->start_ns + l->offered * 1000000000u / l->rate : now_ns();
-    l->offered++;
+    bhs[9] = (uint8_t)s->lun;
+    put_pdu(c, bhs, s->pattern, now);
+    op->start_ns = load_started(l);
     op->busy = 1;
     op->flushing = 0;
 }
 
-static void solicited(struct load *l, struct conn *c, const uint8_t *r2t)
+static void solicited(const struct iscsi *s, struct conn *c, const uint8_t *r2t)
 {
     uint32_t off = gr_get_be32(r2t + 40), len = gr_get_be32(r2t + 44), sn = 0;
     while (len) {
@@ -150,36 +159,15 @@ static void solicited(struct load *l, struct conn *c, const uint8_t *r2t)
         gr_put_be32(b + 28, c->ini.expstatsn);
         gr_put_be32(b + 36, sn++);
         gr_put_be32(b + 40, off);
-        put_pdu(c, b, l->pattern + off, n);
+        put_pdu(c, b, s->pattern + off, n);
         off += n;
         len -= n;
     }
 }
 
-static void count(struct load *l, uint64_t ns)
+static void finished(struct iscsi *s, struct conn *c, const uint8_t *b, int running)
 {
-    unsigned log = 63 - (unsigned)__builtin_clzll(ns | 1);
-    unsigned sub = log > 6 ? (unsigned)(ns >> (log - 6)) & 63u : (unsigned)ns & 63u;
-    l->hist[GR_MIN(log * 64 + sub, BUCKETS - 1u)]++;
-    l->sum_ns += ns;
-    l->max_ns = GR_MAX(l->max_ns, ns);
-}
-
-static double percentile(const struct load *l, double p)
-{
-    uint64_t want = (uint64_t)(p * (double)l->done), seen = 0;
-    for (unsigned b = 0; b < BUCKETS; b++) {
-        seen += l->hist[b];
-        if (seen > want) {
-            unsigned log = b / 64, sub = b % 64;
-            return log > 6 ? (double)((1ull << log) + ((uint64_t)sub << (log - 6))) / 1000 : (double)sub / 1000;
-        }
-    }
-    return 0;
-}
-
-static void finished(struct load *l, struct conn *c, const uint8_t *b, int running)
-{
+    struct load *l = &s->load;
     unsigned slot = tgt_bhs_itt(b) - 0x1000;
     if (slot >= l->depth || !c->ops[slot].busy)
         fail("an answer for no command");
@@ -187,38 +175,37 @@ static void finished(struct load *l, struct conn *c, const uint8_t *b, int runni
         l->errors++;
     c->ini.expstatsn = gr_get_be32(b + 24) + 1;
     if (l->flush && !c->ops[slot].flushing) {
-        issue_flush(l, c, slot);
+        issue_flush(s, c, slot);
         return;
     }
-    count(l, now_ns() - c->ops[slot].start_ns);
+    load_finished(l, c->ops[slot].start_ns);
     c->ops[slot].busy = 0;
-    l->done++;
-    l->bytes += l->bs;
     if (running && !l->rate)
-        issue(l, c, slot);
+        issue(s, c, slot);
 }
 
 /* Offer what is due; nanoseconds until the next. */
-static uint64_t offer(struct load *l)
+static uint64_t offer(struct iscsi *s)
 {
+    struct load *l = &s->load;
     for (;;) {
-        uint64_t due = l->start_ns + l->offered * 1000000000u / l->rate, now = now_ns();
-        if (due > now)
-            return due - now;
         unsigned k = 0, i = 0;
-        while (k < l->n_conns && l->conns[k].ops[i].busy)
+        uint64_t ns = load_until_due(l);
+        if (ns)
+            return ns;
+        while (k < l->n_conns && s->conns[k].ops[i].busy)
             if (++i == l->depth) {
                 i = 0;
                 k++;
             }
         if (k == l->n_conns)
             return 1000000; /* all are under way: it waits, and is late */
-        issue(l, &l->conns[k], i);
+        issue(s, &s->conns[k], i);
     }
 }
 
 /* Eat whole PDUs; what is left moves to the front. Data-In payload is skipped, also when it is longer than the buffer. */
-static void parse(struct load *l, struct conn *c, int running)
+static void parse(struct iscsi *s, struct conn *c, int running)
 {
     size_t pos = 0;
     while (c->rx_end - pos >= TGT_BHS_LEN) {
@@ -230,13 +217,13 @@ static void parse(struct load *l, struct conn *c, int running)
         switch (tgt_bhs_opcode(b)) {
         case TGT_OP_DATA_IN:
             if (b[1] & 1)
-                finished(l, c, b, running);
+                finished(s, c, b, running);
             break;
         case TGT_OP_SCSI_RSP:
-            finished(l, c, b, running);
+            finished(s, c, b, running);
             break;
         case TGT_OP_R2T:
-            solicited(l, c, b);
+            solicited(s, c, b);
             break;
         case TGT_OP_NOP_IN:
             break;
@@ -251,80 +238,84 @@ static void parse(struct load *l, struct conn *c, int running)
 
 static void flush(struct conn *c)
 {
-    while (c->tx_off < c->tx_end) {
-        ssize_t n = send(c->ini.fd, c->tx + c->tx_off, c->tx_end - c->tx_off, MSG_NOSIGNAL | MSG_DONTWAIT);
+    while (c->seg < c->segs_end) {
+        struct msghdr m = {.msg_iov = c->segs + c->seg, .msg_iovlen = GR_MIN(c->segs_end - c->seg, 64u)};
+        ssize_t n = sendmsg(c->ini.fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
         if (n < 0 && errno == EAGAIN)
             return;
         if (n <= 0)
             fail("the target closed the connection");
-        c->tx_off += (size_t)n;
+        for (size_t left = (size_t)n; left;) {
+            struct iovec *v = &c->segs[c->seg];
+            size_t k = GR_MIN(left, v->iov_len);
+            v->iov_base = (uint8_t *)v->iov_base + k;
+            v->iov_len -= k;
+            left -= k;
+            if (!v->iov_len)
+                c->seg++;
+        }
     }
-    c->tx_off = c->tx_end = 0;
+    c->seg = c->segs_end = 0;
+    c->tx_end = 0;
 }
 
-static int busy(const struct load *l)
+static int busy(const struct iscsi *s)
 {
-    for (unsigned k = 0; k < l->n_conns; k++)
-        for (unsigned i = 0; i < l->depth; i++)
-            if (l->conns[k].ops[i].busy)
+    for (unsigned k = 0; k < s->load.n_conns; k++)
+        for (unsigned i = 0; i < s->load.depth; i++)
+            if (s->conns[k].ops[i].busy)
                 return 1;
     return 0;
 }
 
-static void loop(struct load *l, uint64_t end_ns)
+static void loop(struct iscsi *s)
 {
-    struct pollfd pf[CONNS_MAX];
+    struct load *l = &s->load;
+    struct pollfd pf[LOAD_CONNS_MAX];
     int running = 1;
-    while (running || busy(l)) {
+    while (running || busy(s)) {
         struct timespec wait = {.tv_sec = 10};
         if (l->rate && running) {
-            uint64_t ns = offer(l);
+            uint64_t ns = offer(s);
             wait = (struct timespec){.tv_nsec = (long)GR_MIN(ns, 999999999u)};
             for (unsigned k = 0; k < l->n_conns; k++)
-                flush(&l->conns[k]);
+                flush(&s->conns[k]);
         }
         for (unsigned k = 0; k < l->n_conns; k++)
-            pf[k] = (struct pollfd){l->conns[k].ini.fd, (short)(POLLIN | (l->conns[k].tx_end ? POLLOUT : 0)), 0};
+            pf[k] = (struct pollfd){s->conns[k].ini.fd, (short)(POLLIN | (s->conns[k].segs_end ? POLLOUT : 0)), 0};
         int ready = ppoll(pf, l->n_conns, &wait, NULL);
         if (ready < 0 || (!ready && wait.tv_sec))
             fail("the target does not answer");
-        running = now_ns() < end_ns;
+        running = load_now() < l->end_ns;
         for (unsigned k = 0; k < l->n_conns; k++) {
-            struct conn *c = &l->conns[k];
+            struct conn *c = &s->conns[k];
             if (pf[k].revents & POLLIN) {
                 ssize_t n = recv(c->ini.fd, c->rx + c->rx_end, RX_BYTES - c->rx_end, MSG_DONTWAIT);
                 if (n <= 0 && errno != EAGAIN)
                     fail("the target closed the connection");
                 c->rx_end += n > 0 ? (size_t)n : 0;
-                parse(l, c, running);
+                parse(s, c, running);
             }
             flush(c);
         }
     }
 }
 
-static double cpu_of(int pid)
+/* A target may have something to tell before it takes a command; that is no error of the load. */
+static void unit_attentions(struct iscsi *s, struct conn *c)
 {
-    char path[64], line[1024];
-    unsigned long user = 0, sys = 0;
-    snprintf(path, sizeof path, "/proc/%d/stat", pid);
-    gr_auto_fclose FILE *f = fopen(path, "r");
-    if (!f || !fgets(line, sizeof line, f))
-        return 0;
-    const char *p = strrchr(line, ')');
-    if (!p || sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &sys) != 2)
-        return 0;
-    return (double)(user + sys) / (double)sysconf(_SC_CLK_TCK);
+    static const uint8_t test_unit_ready[6];
+    uint8_t b[TGT_BHS_LEN], sense[512];
+    for (int k = 0; k < 3; k++) {
+        ini_cmd_bhs(&c->ini, b, test_unit_ready, 6, TGT_FINAL, 0);
+        b[9] = (uint8_t)s->lun;
+        if (ini_send(&c->ini, b, NULL, 0) < 0 || ini_recv(&c->ini, b, sense, sizeof sense) < 0 || tgt_bhs_opcode(b) != TGT_OP_SCSI_RSP)
+            fail("TEST UNIT READY failed");
+        c->ini.expstatsn = gr_get_be32(b + 24) + 1;
+    }
 }
 
-static double own_cpu(void)
-{
-    struct rusage u;
-    getrusage(RUSAGE_SELF, &u);
-    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
-}
-
-static void log_in(struct load *l, struct conn *c, unsigned number, const char *host, const char *port)
+static void log_in(struct iscsi *s, struct conn *c, unsigned number, const char *host, const char *port)
 {
     static const char plain[] = "HeaderDigest=None\0DataDigest=None\0InitialR2T=No\0ImmediateData=Yes\0MaxRecvDataSegmentLength=262144\0"
                                 "MaxBurstLength=1048576\0FirstBurstLength=262144\0MaxOutstandingR2T=1";
@@ -336,107 +327,60 @@ static void log_in(struct load *l, struct conn *c, unsigned number, const char *
     snprintf(name, sizeof name, "iqn.2026-11.local.granary:load%u", number);
     if (!c->rx || !c->tx || ini_connect(&c->ini, host, port) < 0)
         fail("cannot connect");
-    if (ini_login(&c->ini, name, l->target, l->digests ? digests : plain, l->digests ? sizeof digests : sizeof plain) < 0 || c->ini.login_status)
+    if (ini_login(&c->ini, name, s->target, s->digests ? digests : plain, s->digests ? sizeof digests : sizeof plain) < 0 || c->ini.login_status)
         fail("the login was refused");
-    uint8_t tur[6] = {0};
-    struct ini_result r;
-    for (int k = 0; k < 3; k++) /* unit attentions */
-        if (ini_cmd(&c->ini, tur, 6, NULL, 0, NULL, 0, &r) < 0)
-            fail("TEST UNIT READY failed");
-    c->seq = number * (l->size / l->bs / l->n_conns);
+    unit_attentions(s, c);
+    c->seq = number * (s->load.size / s->load.bs / s->load.n_conns);
 }
 
-static uint64_t number(const char *text)
+static void options(struct iscsi *s, int argc, char **argv)
 {
-    char *end;
-    uint64_t v = strtoull(text, &end, 10);
-    if (*end == 'k' || *end == 'K')
-        v <<= 10;
-    if (*end == 'm' || *end == 'M')
-        v <<= 20;
-    if (*end == 'g' || *end == 'G')
-        v <<= 30;
-    return v;
-}
-
-static void options(struct load *l, int argc, char **argv)
-{
-    for (int i = 3; i < argc; i++) {
+    for (int i = 3; i < argc;) {
         const char *o = argv[i], *v = i + 1 < argc ? argv[i + 1] : "";
-        if (!strcmp(o, "--flush")) {
-            l->flush = 1;
+        int n = load_option(&s->load, o, v);
+        i += n;
+        if (n)
             continue;
-        }
         if (!strcmp(o, "--digests")) {
-            l->digests = 1;
-            continue;
-        }
-        i++;
-        if (!strcmp(o, "--rw"))
-            l->rw = v;
-        else if (!strcmp(o, "--bs"))
-            l->bs = number(v);
-        else if (!strcmp(o, "--depth"))
-            l->depth = (unsigned)number(v);
-        else if (!strcmp(o, "--conns"))
-            l->n_conns = (unsigned)number(v);
-        else if (!strcmp(o, "--rate"))
-            l->rate = number(v);
-        else if (!strcmp(o, "--time"))
-            l->time_s = number(v);
-        else if (!strcmp(o, "--size"))
-            l->size = number(v);
-        else if (!strcmp(o, "--lun"))
-            l->lun = (unsigned)number(v);
-        else if (!strcmp(o, "--pid") && l->n_pids < 4)
-            l->pids[l->n_pids++] = (int)number(v);
-        else
+            s->digests = 1;
+            i++;
+        } else if (!strcmp(o, "--lun")) {
+            s->lun = (unsigned)load_number(v);
+            i += 2;
+        } else
             fail("unknown option");
     }
-    l->writes = strstr(l->rw, "write") != NULL;
-    l->sequential = !strstr(l->rw, "rand");
-    if (!l->bs || l->bs % 512 || !l->depth || l->depth > DEPTH_MAX || !l->n_conns || l->n_conns > CONNS_MAX || l->size < l->bs)
-        fail("an option is out of range");
+    load_options_end(&s->load);
 }
 
 int main(int argc, char **argv)
 {
-    static struct load load = {.rw = "randread", .bs = 4096, .depth = 32, .n_conns = 1, .time_s = 5, .size = 1u << 30, .seed = 88172645463325252u};
-    struct load *l = &load;
+    static struct iscsi iscsi = {.load = {.name = "iscsi_load", LOAD_DEFAULTS}};
+    struct iscsi *s = &iscsi;
+    struct load *l = &s->load;
     char host[256], *colon;
-    double before = 0, after = 0;
     if (argc < 3)
         fail("usage: iscsi_load HOST:PORT TARGET [options]");
-    l->target = argv[2];
-    options(l, argc, argv);
+    s->target = argv[2];
+    options(s, argc, argv);
     snprintf(host, sizeof host, "%s", argv[1]);
     colon = strrchr(host, ':');
     if (!colon)
         fail("the portal is not HOST:PORT");
     *colon = 0;
-    l->pattern = malloc(l->bs);
+    s->pattern = malloc(l->bs);
+    if (!s->pattern)
+        fail("no memory");
     for (uint64_t i = 0; i < l->bs; i++)
-        l->pattern[i] = (uint8_t)next_random(l);
+        s->pattern[i] = (uint8_t)load_random(l);
     for (unsigned k = 0; k < l->n_conns; k++)
-        log_in(l, &l->conns[k], k, host, colon + 1);
-    for (unsigned i = 0; i < l->n_pids; i++)
-        before += cpu_of(l->pids[i]);
-    double own = own_cpu();
-    uint64_t start = now_ns();
-    l->start_ns = start;
+        log_in(s, &s->conns[k], k, host, colon + 1);
+    load_start(l);
     for (unsigned k = 0; k < l->n_conns; k++) {
         for (unsigned i = 0; i < l->depth && !l->rate; i++)
-            issue(l, &l->conns[k], i);
-        flush(&l->conns[k]);
+            issue(s, &s->conns[k], i);
+        flush(&s->conns[k]);
     }
-    loop(l, start + l->time_s * 1000000000u);
-    double secs = (double)(now_ns() - start) / 1e9;
-    for (unsigned i = 0; i < l->n_pids; i++)
-        after += cpu_of(l->pids[i]);
-    printf("{\"rw\":\"%s\",\"bs\":%llu,\"depth\":%u,\"conns\":%u,\"iops\":%.0f,\"mib-s\":%.1f,\"p50-us\":%.1f,\"p99-us\":%.1f,\"max-us\":%.1f,"
-           "\"mean-us\":%.1f,\"errors\":%llu,\"client-cpu\":%.2f,\"target-cpu\":%.2f}\n",
-           l->rw, (unsigned long long)l->bs, l->depth, l->n_conns, (double)l->done / secs, (double)l->bytes / secs / 1048576,
-           percentile(l, 0.5), percentile(l, 0.99), (double)l->max_ns / 1000, (double)l->sum_ns / (double)(l->done ? l->done : 1) / 1000,
-           (unsigned long long)l->errors, (own_cpu() - own) / secs, (after - before) / secs);
-    return l->errors != 0;
+    loop(s);
+    return load_end(l);
 }

@@ -42,6 +42,14 @@ void disk_op_end(struct dop *op, int status)
     gr_bio_end(bio, status);
 }
 
+void disk_op_finish(struct dop *op, int r, bool durable)
+{
+    disk_op_leave(op);
+    if (r == 0)
+        r = durable ? journal_commit(op->v) : journal_append(op->v); /* nothing that is acknowledged ends with this process */
+    disk_op_end(op, r);
+}
+
 /* ---- overwriting in place ---- */
 /* May [first, end) be overwritten where it lies? Then the runs are in @runs. -1: no (or the map is not in memory). */
 static int in_place_runs(const struct dop *op, struct run *runs, unsigned max)

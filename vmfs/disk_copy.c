@@ -238,10 +238,7 @@ static void copy_admitted(struct dop *op, const struct copy *c)
         gr_fiber_suspend();
     int r = op->v->fenced ? -GR_EFENCED : share_all(op, c);
     op->v->stats.copies_shared += r == 0;
-    disk_op_leave(op);
-    if (r == 0 && (op->bio->flags & GR_BIO_FUA))
-        r = journal_commit(op->v);
-    disk_op_end(op, r);
+    disk_op_finish(op, r, op->bio->flags & GR_BIO_FUA);
 }
 
 /* 1: the source is ready; 0: it never is, it is written all the time. */

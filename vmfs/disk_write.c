@@ -192,7 +192,7 @@ static int plan_room(struct plan *p, uint64_t first, uint64_t end, bool atomic)
         int r = map_load_for(o, first, (uint32_t)(end - first), p->op->range.epoch, NULL);
         if (r == 0 && !keeps_all(p->op, first, end, atomic, &unsealed))
             r = disk_room(o, need, p->op->range.epoch);
-        if (r == -GR_ENOSPACE && unsealed && journal_seal(o->v) == 0)
+        if (r == -GR_ENOSPACE && unsealed && journal_try_seal(o->v) == 0)
             continue; /* on a full volume what is there can still be overwritten */
         if (r < 0)
             return r;
@@ -507,10 +507,7 @@ static void change_work(void *arg)
         r = -EOPNOTSUPP;
         break;
     }
-    disk_op_leave(op);
-    if (r == 0 && ((bio->flags & GR_BIO_FUA) || bio->op == GR_OP_COMPARE_WRITE))
-        r = journal_commit(op->v);
-    disk_op_end(op, r);
+    disk_op_finish(op, r, (bio->flags & GR_BIO_FUA) || bio->op == GR_OP_COMPARE_WRITE);
 }
 
 void disk_change_start(struct dop *op)

@@ -260,6 +260,7 @@ struct vjournal {
     uint64_t tail_seq, tail_off;
     uint32_t used;       /* units between tail and head */
     uint64_t durable_seq, sealed_seq, written_watermark;
+    uint64_t written_seq; /* newest frame that the device has, flushed or not */
     struct gr_buf pending;
     uint32_t n_pending;
     bool committing;
@@ -385,7 +386,9 @@ void journal_room(struct vmfs *v);        /* suspend while the journal or the pe
 void journal_room_for(const struct dop *op); /* the same within an admitted write */
 bool journal_has_room(const struct vmfs *v); /* nobody would have to wait now [sync] */
 int journal_commit(struct vmfs *v);       /* everything applied so far is durable when it returns 0 */
+int journal_append(struct vmfs *v);       /* everything applied so far is with the device, not flushed: it outlives this process */
 int journal_seal(struct vmfs *v);         /* and what it wrote may be overwritten where it lies */
+int journal_try_seal(struct vmfs *v);     /* the same, without ever waiting for a checkpoint: -EAGAIN when the journal is too full */
 void journal_data_written(struct vobj *o); /* data of it reached the device: a flush is owed [sync] */
 /* Write images as frames (no flush). *ret_seq: the last one's. */
 int journal_write_images(struct vmfs *v, const struct vmfs_image_disk *images, unsigned n, uint64_t covers, uint64_t *ret_seq);
@@ -401,6 +404,9 @@ int journal_write_cut(struct vmfs *v, struct vcut *c); /* write_lock held; frees
 /* Flush the devices and draw the conclusions: frames up to @seq are durable. Fences on failure. */
 int journal_flush(struct vmfs *v, uint64_t seq);
 void journal_start(struct vmfs *v);
+void journal_stop(struct vmfs *v);
+
+/* ---------- journal_read.c ---------- */
 /* Walk the frames from the tail: fn gets header fields and payload. Ends at the first that is not valid. */
 struct vframe {
     uint64_t seq, off, watermark, covers;
@@ -408,7 +414,6 @@ struct vframe {
 };
 int journal_scan(struct vmfs *v, int (*fn)(void *arg, const struct vframe *f, const uint8_t *payload), void *arg, struct vframe *ret_last,
                  struct gr_err *err);
-void journal_stop(struct vmfs *v);
 
 /* ---------- space.c ---------- */
 int space_init(struct vmfs *v, struct gr_err *err);
@@ -634,6 +639,8 @@ void disk_op_end(struct dop *op, int status);
 /* What it changed is applied: others may go on before it is durable and answered. A checkpoint waits for late writes, so none may
  * wait for a checkpoint (journal_commit) while it is admitted. */
 void disk_op_leave(struct dop *op);
+/* (fiber) It is done: leave, make it durable (or at least safe from the end of this process) and answer. */
+void disk_op_finish(struct dop *op, int r, bool durable);
 struct vmfs_disk *disk_of(struct gr_chan *ch);
 int disk_scrub(struct dop *op); /* GR_OP_SCRUB (fiber): disk_scrub.c */
 int disk_unshared(struct vobj *o, struct gr_err *err); /* 0; -EBUSY: a piece of it has another owner, or may have (fiber) */

@@ -1,7 +1,7 @@
 /* The journal of one host: a ring of frames, written in order, made durable in groups.
  *
- * One round of journal_commit() serves everybody who asked before it began: one frame with all records so far, one device
- * flush. A frame carries the watermark: the newest frame known durable when it was written. On replay, data of frames up to
+ * journal_append() writes a frame with all records so far; a write is acknowledged after it. One round of journal_commit() serves
+ * everybody who asked before it began: a frame, if there are records, and one device flush. A frame carries the watermark: the newest frame known durable when it was written. On replay, data of frames up to
  * the last frame's watermark is trusted; newer data is checked by CRC. So a piece may be overwritten in place only when its
  * record is *sealed*: a durable frame's watermark covers it. */
 #include "common/seam.h"
@@ -156,6 +156,7 @@ int journal_write_cut(struct vmfs *v, struct vcut *c)
         return r;
     }
     j->written_watermark = GR_MAX(j->written_watermark, c->watermark);
+    j->written_seq = c->seq;
     v->stats.journal_frames++;
     v->stats.journal_bytes += (uint64_t)c->units * VMFS_UNIT;
     return 0;
@@ -177,15 +178,20 @@ int journal_flush(struct vmfs *v, uint64_t seq)
     return 0;
 }
 
+/* A frame for what is pending. write_lock is held. */
+static int write_pending(struct vmfs *v, bool seal, struct vcut *c)
+{
+    int r = v->fenced ? -GR_EFENCED : journal_cut(v, seal, c);
+    return r < 0 ? r : journal_write_cut(v, c);
+}
+
 /* A frame for what is pending, and a flush. @seal: a frame even when nothing is pending, so that its watermark gets there. */
 static int commit_round(struct vmfs *v, bool seal)
 {
     struct vjournal *j = &v->j;
     struct vcut c;
     gr_fmutex_lock(&j->write_lock);
-    int r = v->fenced ? -GR_EFENCED : journal_cut(v, seal, &c);
-    if (r == 0)
-        r = journal_write_cut(v, &c);
+    int r = write_pending(v, seal, &c);
     gr_fmutex_unlock(&j->write_lock);
     if (r == 0 && (j->data_flushed < j->data_written || j->durable_seq < c.seq))
         r = journal_flush(v, c.seq);
@@ -224,29 +230,73 @@ int journal_commit(struct vmfs *v)
     return 0;
 }
 
-int journal_seal(struct vmfs *v)
+int journal_append(struct vmfs *v)
 {
     struct vjournal *j = &v->j;
-    uint64_t last = j->last_record_seq;
-    int r = journal_commit(v);
-    while (r == 0 && j->sealed_seq < last) {
+    uint64_t mine = j->next_seq - !j->n_pending; /* the newest frame with records */
+    gr_fmutex_lock(&j->write_lock);
+    if (j->written_seq < mine)
+        gr_fiber_yield(); /* what else has come meanwhile goes into the same frame */
+    while (j->written_seq < mine && !v->fenced) {
+        if (j->used > j->units - j->units / 8) { /* the rest is the checkpoint's */
+            gr_fmutex_unlock(&j->write_lock);
+            ckpt_kick(v);
+            gr_fqueue_wait(&j->room_q);
+            gr_fmutex_lock(&j->write_lock);
+            continue;
+        }
+        struct vcut c;
+        int r = write_pending(v, false, &c);
+        if (r < 0)
+            vmfs_fence(v, "the journal cannot go on: %s", gr_code_text(r));
+    }
+    gr_fmutex_unlock(&j->write_lock);
+    return v->fenced ? -GR_EFENCED : 0;
+}
+
+/* Nobody else is committing. */
+static int seal_round(struct vmfs *v)
+{
+    struct vjournal *j = &v->j;
+    uint64_t up_to = j->asked;
+    j->committing = true;
+    int r = commit_round(v, true);
+    j->committing = false;
+    if (r == 0)
+        j->done = GR_MAX(j->done, up_to);
+    gr_fqueue_wake_all(&j->commit_q);
+    return r;
+}
+
+static int seal(struct vmfs *v, uint64_t last, bool patient)
+{
+    struct vjournal *j = &v->j;
+    int r = 0;
+    while (r == 0 && j->sealed_seq < last && !v->fenced) {
         if (j->committing) {
             gr_fqueue_wait(&j->commit_q);
-        } else if (j->used > j->units - j->units / 8) {
+        } else if (j->used <= j->units - j->units / 8) {
+            r = seal_round(v);
+        } else if (patient) {
             ckpt_kick(v);
             gr_fqueue_wait(&j->room_q);
         } else {
-            j->committing = true;
-            uint64_t up_to = j->asked;
-            if ((r = commit_round(v, true)) == 0)
-                j->done = GR_MAX(j->done, up_to);
-            j->committing = false;
-            gr_fqueue_wake_all(&j->commit_q);
+            r = -EAGAIN;
         }
-        if (v->fenced)
-            return -GR_EFENCED;
     }
-    return r;
+    return v->fenced ? -GR_EFENCED : r;
+}
+
+int journal_seal(struct vmfs *v)
+{
+    uint64_t last = v->j.last_record_seq;
+    int r = journal_commit(v);
+    return r < 0 ? r : seal(v, last, true);
+}
+
+int journal_try_seal(struct vmfs *v)
+{
+    return seal(v, v->j.last_record_seq, false);
 }
 
 /* Nobody flushed for a while: do it, and seal, so that the next overwrites go in place. */
@@ -256,14 +306,8 @@ static void timer_work(void *arg)
     struct vjournal *j = &v->j;
     if (j->n_pending)
         journal_commit(v);
-    if (!j->stopping && !v->fenced && j->last_record_seq > j->sealed_seq && !j->committing && j->used < j->units - j->units / 4) {
-        j->committing = true;
-        uint64_t up_to = j->asked;
-        if (commit_round(v, true) == 0)
-            j->done = GR_MAX(j->done, up_to);
-        j->committing = false;
-        gr_fqueue_wake_all(&j->commit_q);
-    }
+    if (!j->stopping && !v->fenced && j->last_record_seq > j->sealed_seq && !j->committing && j->used < j->units - j->units / 4)
+        (void)seal_round(v); /* a failure that counts has given the volume up */
     j->timer_fiber = false;
     if (j->n_pending)
         arm(v, COMMIT_AFTER_NS);
@@ -318,73 +362,6 @@ int journal_write_images(struct vmfs *v, const struct vmfs_image_disk *images, u
     return r;
 }
 
-static int frame_read(struct vmfs *v, uint64_t off, uint64_t seq, struct vframe *ret, uint8_t **ret_buf)
-{
-    struct vjournal *j = &v->j;
-    uint8_t *buf = vunits_alloc(1);
-    int r = buf ? vdev_read(v, j->addr + off, 1, buf) : -ENOMEM;
-    struct vmfs_frame_disk *f = (struct vmfs_frame_disk *)buf;
-    if (r == 0 && (gr_le32_get(f->hdr.magic) != VMFS_MAGIC || gr_le16_get(f->hdr.type) != VMFS_T_FRAME || gr_le64_get(f->seq) != seq ||
-                   gr_le64_get(f->hdr.generation) != v->me.generation))
-        r = -ENOENT;
-    uint32_t units = r == 0 ? gr_le32_get(f->hdr.units) : 0;
-    if (r == 0 && (units == 0 || units > j->units))
-        r = -ENOENT;
-    if (r == 0 && units > 1) {
-        uint8_t *all = vunits_alloc(units);
-        uint32_t first = (uint32_t)GR_MIN((uint64_t)units, j->units - off);
-        r = all ? vdev_read(v, j->addr + off, first, all) : -ENOMEM;
-        if (r == 0 && first < units)
-            r = vdev_read(v, j->addr, units - first, all + (size_t)first * VMFS_UNIT);
-        free(buf);
-        buf = all;
-        f = (struct vmfs_frame_disk *)buf;
-    }
-    if (r == 0 && vhdr_check(v->sb.uuid, buf, VMFS_T_FRAME, units, off, NULL) < 0)
-        r = -ENOENT;
-    if (r == 0 && gr_le32_get(f->payload) > (size_t)units * VMFS_UNIT - sizeof *f)
-        r = -ENOENT;
-    if (r < 0) {
-        free(buf);
-        return r;
-    }
-    *ret = (struct vframe){ .seq = seq, .off = off, .watermark = gr_le64_get(f->watermark), .covers = gr_le64_get(f->covers), .units = units,
-                            .kind = gr_le32_get(f->kind), .n_records = gr_le32_get(f->n_records), .part = gr_le32_get(f->part),
-                            .parts = gr_le32_get(f->parts), .payload = gr_le32_get(f->payload), .crc = gr_le32_get(f->hdr.crc32c),
-                            .previous = gr_le32_get(f->previous) };
-    *ret_buf = buf;
-    return 0;
-}
-
-int journal_scan(struct vmfs *v, int (*fn)(void *arg, const struct vframe *f, const uint8_t *payload), void *arg, struct vframe *ret_last,
-                 struct gr_err *err)
-{
-    struct vjournal *j = &v->j;
-    uint64_t off = j->tail_off, seq = j->tail_seq;
-    uint32_t total = 0;
-    memset(ret_last, 0, sizeof *ret_last);
-    for (;;) {
-        struct vframe f;
-        uint8_t *buf = NULL;
-        int r = frame_read(v, off, seq, &f, &buf);
-        /* a frame behind one that was written again after a recovery is not its successor, though its number fits */
-        if (r == -ENOENT || (r == 0 && (f.units > j->units - total || (total && f.previous != ret_last->crc)))) {
-            free(buf);
-            return 0;
-        }
-        if (r < 0)
-            return gr_fail(err, r, "slot %u: the journal cannot be read at unit %llu: %s", v->slot, (unsigned long long)off, gr_code_text(r));
-        r = fn ? fn(arg, &f, buf + sizeof(struct vmfs_frame_disk)) : 0;
-        free(buf);
-        if (r < 0)
-            return r;
-        *ret_last = f;
-        total += f.units;
-        off = (off + f.units) % j->units;
-        seq++;
-    }
-}
-
 void journal_start(struct vmfs *v)
 {
     struct vjournal *j = &v->j;
@@ -395,7 +372,7 @@ void journal_start(struct vmfs *v)
     j->head_off = j->tail_off;
     j->next_seq = j->tail_seq;
     j->used = 0;
-    j->durable_seq = j->sealed_seq = j->written_watermark = j->replay_watermark = j->next_seq - 1;
+    j->durable_seq = j->sealed_seq = j->written_watermark = j->replay_watermark = j->written_seq = j->next_seq - 1;
     j->last_record_seq = 0;
 }
 

@@ -1,6 +1,6 @@
 /* Recovery of a slot: images of the last complete checkpoint go home, then the records behind it are applied in order. Data
  * of frames above the durable watermark of the last frame is believed only if its CRC agrees: such a frame was never
- * acknowledged, and its data may not have reached the device. */
+ * flushed, and after a power cut its data may not have reached the device. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
 
@@ -238,7 +238,7 @@ int replay_run(struct vmfs *v, struct gr_err *err)
         j->last_crc = last.crc;
         j->head_off = (last.off + last.units) % j->units;
         j->used = (uint32_t)((j->head_off + j->units - j->tail_off) % j->units);
-        j->durable_seq = last.seq;
+        j->durable_seq = j->written_seq = last.seq;
         j->replay_watermark = last.watermark;
         j->sealed_seq = j->written_watermark = 0;
     }

@@ -1,7 +1,6 @@
 /* An initiator that works and verifies while a target is changed under it: writes and reads back 4 KiB blocks one at a time, follows
- * redirects, comes back when its connection is lost, and does again what was not answered. Every eighth write is flushed: what was, must be
- * there afterwards whatever happened to the target; of what was not, the old or the new when the connection was lost. Counts unit attentions
- * by their code.
+ * redirects, comes back when its connection is lost, and does again what was not answered. What was answered must be there afterwards, also
+ * when the target was killed meanwhile, flushed or not; every eighth write is followed by a flush. Counts unit attentions by their code.
  *
  *   live_load HOST:PORT TARGET SECONDS [NAME [FIRST-LBA]]
  *
@@ -26,8 +25,8 @@ struct live {
     const char *target, *name;
     char host[64], port[8];
     struct ini ini;
-    uint32_t first, generation[BLOCKS], flushed[BLOCKS];
-    bool unknown[BLOCKS]; /* which generation a block holds, from the one flushed on, is to be seen */
+    uint32_t first, generation[BLOCKS];
+    bool unknown[BLOCKS]; /* the medium has changed: which generation a block holds is to be seen */
     unsigned writes;
     uint64_t seed, last_us, longest_us;
     unsigned long ios, errors, reconnects;
@@ -93,8 +92,6 @@ static bool reconnect(struct live *l)
 {
     uint64_t until = now_us() + LOST_MS * 1000ull;
     l->reconnects++;
-    for (unsigned k = 0; k < BLOCKS; k++)
-        l->unknown[k] |= l->generation[k] != l->flushed[k];
     ini_close(&l->ini);
     while (!log_in(l)) {
         if (now_us() > until)
@@ -111,10 +108,8 @@ static void attention(struct live *l, unsigned code)
         k++;
     l->attentions[k].code = code;
     l->attentions[k].n++;
-    if (code != 0x2800)
-        return;
-    memset(l->unknown, true, sizeof l->unknown); /* the bytes are those of some time before */
-    memset(l->flushed, 0, sizeof l->flushed);
+    if (code == 0x2800)
+        memset(l->unknown, true, sizeof l->unknown); /* the bytes are those of some time before */
 }
 
 static void answered(struct live *l)
@@ -167,22 +162,12 @@ static uint32_t learn(struct live *l, uint32_t block, const uint8_t *data)
     memcpy(&word, data, sizeof word);
     uint32_t generation = word ? word ^ block * 2654435761u : 0;
     l->unknown[block] = false;
-    return generation >= l->flushed[block] && generation <= l->generation[block] ? generation : l->generation[block];
-}
-
-static void flush(struct live *l)
-{
-    static const uint8_t sync[10] = {0x35};
-    unsigned long before = l->reconnects;
-    if (!command(l, sync, NULL, NULL) || l->reconnects != before)
-        return; /* it may have been another process that flushed: what it never had is not there */
-    for (unsigned k = 0; k < BLOCKS; k++)
-        if (!l->unknown[k])
-            l->flushed[k] = l->generation[k];
+    return generation <= l->generation[block] ? generation : l->generation[block];
 }
 
 static void one(struct live *l)
 {
+    static const uint8_t sync[10] = {0x35};
     static uint8_t data[BLOCK], want[BLOCK];
     uint8_t cdb[10] = {0, [8] = SECTORS};
     uint32_t block = (uint32_t)(next_random(l) % BLOCKS);
@@ -196,7 +181,7 @@ static void one(struct live *l)
             l->unknown[block] = false;
         }
         if (++l->writes % 8 == 0)
-            flush(l);
+            command(l, sync, NULL, NULL);
     } else if (command(l, cdb, NULL, data)) {
         if (l->unknown[block])
             l->generation[block] = learn(l, block, data);

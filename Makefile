@@ -18,7 +18,7 @@ deps_iscsi-target := common
 deps_hv := common
 deps_backup-proxy := common
 # ---- external libraries (pkg-config names) of each module; a program gets those of its modules ----------------------
-pkgs_common := jansson liburing gnutls libseccomp
+pkgs_common := jansson liburing gnutls libseccomp libisal
 pkgs_vmfs :=
 pkgs_snapshot :=
 pkgs_iscsi-target := gnutls libseccomp

@@ -3,8 +3,7 @@
 #define GR_CRC_H
 #include <stddef.h>
 #include <stdint.h>
-/* CRC32C of @len bytes continuing from @crc; start with 0. Uses the SSE4.2 instruction where there is one (three
- * interleaved streams for long buffers), else a table. Thread-safe. */
+/* CRC32C of @len bytes continuing from @crc; start with 0. By ISA-L or the SSE4.2 instruction, else by a table. Thread-safe. */
 uint32_t gr_crc32c(uint32_t crc, const void *buf, size_t len);
 /* The portable implementation, for tests and machines without the instruction. */
 uint32_t gr_crc32c_table(uint32_t crc, const void *buf, size_t len);

@@ -45,8 +45,7 @@ void file_chan_close(struct gr_chan *ch)
 void file_issue(struct file_bdev *b, struct gr_chan *ch, struct gr_fio *fio)
 {
     if (b->at_once) {
-        gr_fio_exec(fio);
-        fio->done(fio);
+        gr_loop_file_io_now(ch->loop, fio);
     } else {
         gr_loop_file_io(ch->loop, fio);
     }

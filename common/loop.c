@@ -156,11 +156,13 @@ static bool list_remove(struct gr_defer_list *l, struct gr_defer *d)
 void gr_loop_defer(struct gr_loop *loop, struct gr_defer *d)
 {
     list_add(&loop->ready, d);
+    gr_gang_rouse(loop);
 }
 
 void gr_loop_defer_later(struct gr_loop *loop, struct gr_defer *d)
 {
     list_add(&loop->later, d);
+    gr_gang_rouse(loop);
 }
 
 uint64_t gr_loop_turns(const struct gr_loop *loop)
@@ -196,7 +198,7 @@ static bool run_defers(struct gr_loop *loop)
 }
 
 /* ---- from other threads ---- */
-static void kick(struct gr_loop *loop)
+void gr_loop_kick(struct gr_loop *loop)
 {
     uint64_t one = 1;
     ssize_t n;
@@ -218,7 +220,7 @@ void gr_loop_post_node(struct gr_loop *loop, struct gr_post *p)
     loop->post_tail = p;
     /* Under the lock: once it is open, the loop may run the call that frees the loop. */
     if (first)
-        kick(loop);
+        gr_loop_kick(loop);
     pthread_mutex_unlock(&loop->post_lock);
 }
 
@@ -240,7 +242,7 @@ void gr_loop_stop(struct gr_loop *loop)
     int saved = errno; /* may run in a signal handler */
 
     atomic_store(&loop->stopping, true);
-    kick(loop);
+    gr_loop_kick(loop);
     errno = saved;
 }
 
@@ -249,7 +251,7 @@ static int64_t wait_ns(struct gr_loop *loop, int timeout_ms)
 {
     int64_t wait = timeout_ms < 0 ? -1 : (int64_t)timeout_ms * 1000000;
 
-    if (loop->ready.head || loop->later.head)
+    if (loop->ready.head || loop->later.head || loop->plain_head)
         return 0;
     uint64_t due = gr_timers_next_ns(loop);
     if (due != UINT64_MAX && wait != 0) {
@@ -263,6 +265,7 @@ static int64_t wait_ns(struct gr_loop *loop, int timeout_ms)
 
 void gr_loop_turn(struct gr_loop *loop, int timeout_ms)
 {
+    gr_gang_begin(loop);
     assert(!loop->in_turn);
     loop->in_turn = true;
     loop->turns++;
@@ -272,12 +275,14 @@ void gr_loop_turn(struct gr_loop *loop, int timeout_ms)
         list_add(&loop->ready, d);
     }
     /* Something ran: the caller gets to look at it before anything is waited for. */
-    if (run_defers(loop))
+    bool ran = gr_gang_run_plain(loop);
+    if (run_defers(loop) || ran)
         timeout_ms = 0;
     loop->engine->turn(loop, wait_ns(loop, timeout_ms));
     gr_timers_run(loop);
     run_defers(loop);
     loop->in_turn = false;
+    gr_gang_end(loop);
 }
 
 int gr_loop_run(struct gr_loop *loop)
@@ -333,5 +338,17 @@ void gr_watch_del(struct gr_loop *loop, struct gr_watch *w)
 
 void gr_loop_file_io(struct gr_loop *loop, struct gr_fio *fio)
 {
+    loop = gr_gang_here(loop);
     loop->engine->file_io(loop, fio);
+}
+
+void gr_loop_file_io_now(struct gr_loop *loop, struct gr_fio *fio)
+{
+    loop = gr_gang_here(loop);
+    if (loop->gang) {
+        gr_gang_plain(loop, fio);
+        return;
+    }
+    gr_fio_exec(fio);
+    fio->done(fio);
 }

@@ -5,7 +5,8 @@
  * injection must see each I/O, or where io_uring is not allowed). Both give the same semantics; completions are
  * always delivered from the loop, never inside the submit call.
  *
- * Thread rule: every function is for the loop's own thread, except gr_loop_post() and gr_loop_stop(). */
+ * Thread rule: every function is for the loop's own thread, except gr_loop_post() and gr_loop_stop(). In a gang (common/gang.h) any of
+ * its threads will do. */
 #ifndef GR_LOOP_H
 #define GR_LOOP_H
 #include "common/err.h"
@@ -90,6 +91,8 @@ struct gr_fio {
     unsigned seq;        /* the loop's own */
 };
 void gr_loop_file_io(struct gr_loop *loop, struct gr_fio *fio);
+/* The same by a plain system call at once, done() within this call; in a gang, later this turn. For files in memory. */
+void gr_loop_file_io_now(struct gr_loop *loop, struct gr_fio *fio);
 
 /* Run work(arg) on a bounded pool of threads (blocking calls: DNS, SQLite, compression), then done(arg, result) on
  * the loop. Returns 0 or -ENOMEM. */

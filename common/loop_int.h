@@ -58,6 +58,10 @@ struct gr_loop {
     struct gr_post *post_head, *post_tail;
     atomic_bool stopping;
     uint64_t turns;
+    struct gr_gang *gang;                    /* NULL: by itself */
+    struct gr_loop *outer;                   /* whose turn this one is nested in */
+    bool asleep;                             /* in a gang: waits without the lock, and wants to be roused */
+    struct gr_fio *plain_head, *plain_tail;  /* in a gang: to be done by plain system calls, without the lock */
     int event_fd;
     struct gr_watch event_watch;
     struct gr_pool *pool;
@@ -65,6 +69,17 @@ struct gr_loop {
     struct gr_fiber *idle_fibers;
     unsigned n_idle_fibers;
 };
+
+/* ---- gangs (gang.c): what a loop does about its lock; nothing when it has no gang ---- */
+void gr_gang_begin(struct gr_loop *loop); /* around a turn: takes the lock, and this thread is the loop's */
+void gr_gang_end(struct gr_loop *loop);
+void gr_gang_sleep(struct gr_loop *loop); /* around a wait */
+void gr_gang_wake(struct gr_loop *loop);
+void gr_gang_rouse(struct gr_loop *loop); /* something was put into it: it must look, if it waits */
+struct gr_loop *gr_gang_here(struct gr_loop *loop); /* the loop of @loop's gang whose thread this is, else @loop */
+void gr_gang_plain(struct gr_loop *loop, struct gr_fio *fio); /* do it without the lock, soon */
+bool gr_gang_run_plain(struct gr_loop *loop);
+void gr_loop_kick(struct gr_loop *loop); /* any thread: it looks */
 
 /* Like gr_loop_post(), with the caller's memory. Any thread. */
 void gr_loop_post_node(struct gr_loop *loop, struct gr_post *p);

@@ -85,6 +85,10 @@ static void sync_file_io(struct gr_loop *loop, struct gr_fio *fio)
 {
     struct sync_engine *se = loop->engine_priv;
 
+    if (loop->gang) {
+        gr_gang_plain(loop, fio);
+        return;
+    }
     gr_fio_exec(fio);
     fio->next = NULL;
     if (se->done_tail)
@@ -199,7 +203,9 @@ static void sync_turn(struct gr_loop *loop, int64_t wait_ns)
     struct sync_engine *se = loop->engine_priv;
     struct epoll_event ev[BATCH];
 
+    gr_gang_sleep(loop);
     int n = wait_events(se, ev, se->done_head ? 0 : wait_ns);
+    gr_gang_wake(loop);
     struct gr_fio *fio = se->done_head;
     se->done_head = se->done_tail = NULL;
     while (fio) {

@@ -79,12 +79,14 @@ static void insert(struct gr_loop *loop, struct gr_timer *t, uint64_t after_ns)
             sift_up(loop, t->heap_pos);
         else
             sift_down(loop, t->heap_pos);
+        gr_gang_rouse(loop);
         return;
     }
     t->due_ns = due;
     loop->heap_len++;
     put_at(loop, loop->heap_len, t);
     sift_up(loop, loop->heap_len);
+    gr_gang_rouse(loop);
 }
 
 int gr_timer_arm(struct gr_loop *loop, struct gr_timer *t, uint64_t after_ns)

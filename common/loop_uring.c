@@ -143,7 +143,7 @@ static void uring_file_io(struct gr_loop *loop, struct gr_fio *fio)
     struct uring_engine *ue = loop->engine_priv;
 
     if (!ue->wait_head && queue_fio(ue, fio)) {
-        if (ue->enabled && io_uring_sq_ready(&ue->ring) >= SUBMIT_AT)
+        if (ue->enabled && !loop->gang && io_uring_sq_ready(&ue->ring) >= SUBMIT_AT)
             check(io_uring_submit(&ue->ring));
         return;
     }
@@ -202,12 +202,14 @@ static int uring_watch_add(struct gr_loop *loop, struct gr_wslot *slot)
     if (slot->fd < 0)
         return -EBADF;
     mark_dirty(loop->engine_priv, slot);
+    gr_gang_rouse(loop);
     return 0;
 }
 
 static void uring_watch_set(struct gr_loop *loop, struct gr_wslot *slot)
 {
     mark_dirty(loop->engine_priv, slot);
+    gr_gang_rouse(loop);
 }
 
 static void uring_watch_del(struct gr_loop *loop, struct gr_wslot *slot)
@@ -218,7 +220,10 @@ static void uring_watch_del(struct gr_loop *loop, struct gr_wslot *slot)
         mark_dirty(ue, slot);
         return;
     }
-    if (slot->armed && ue->enabled) {
+    if (slot->armed && gr_gang_here(loop) != loop) { /* only its own thread may use the ring */
+        mark_dirty(ue, slot);
+        gr_gang_rouse(loop);
+    } else if (slot->armed && ue->enabled) {
         /* At once: the poll holds the file, and the caller is about to close the descriptor. */
         if (settle(ue, slot))
             check(io_uring_submit_and_get_events(&ue->ring));
@@ -294,7 +299,9 @@ static void uring_turn(struct gr_loop *loop, int64_t wait_ns)
 
     enable(ue);
     flush_queues(ue);
-    if (io_uring_cq_ready(ring) || ue->wait_head || ue->dirty) {
+    bool now = io_uring_cq_ready(ring) || ue->wait_head || ue->dirty;
+    gr_gang_sleep(loop);
+    if (now) {
         if (io_uring_sq_ready(ring))
             check(io_uring_submit_and_get_events(ring));
     } else if (wait_ns == 0) {
@@ -305,6 +312,7 @@ static void uring_turn(struct gr_loop *loop, int64_t wait_ns)
         struct __kernel_timespec ts = {.tv_sec = wait_ns / 1000000000, .tv_nsec = wait_ns % 1000000000};
         check(io_uring_submit_and_wait_timeout(ring, &cqe, 1, &ts, NULL));
     }
+    gr_gang_wake(loop);
     deliver(ue);
 }
 

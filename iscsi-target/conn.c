@@ -4,6 +4,7 @@
 #include "common/seam.h"
 #include "iscsi-target/target_int.h"
 #include <poll.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -63,7 +64,7 @@ static void conn_free(void *arg)
 {
     struct tgt_conn *c = arg;
     struct tgt_sess *sess = c->sess;
-    gr_loop_defer_cancel(c->server->loop, &c->flush);
+    gr_loop_defer_cancel(c->loop, &c->flush);
     if (c->listing)
         gr_buf_done(c->listing);
     free(c->listing);
@@ -79,7 +80,7 @@ static void conn_free(void *arg)
 static void maybe_reap(struct tgt_conn *c)
 {
     if (c->fd < 0 && !c->holds)
-        gr_loop_defer(c->server->loop, &c->reap);
+        gr_loop_defer(c->loop, &c->reap);
 }
 
 void tgt_conn_unhold(struct tgt_conn *c)
@@ -102,7 +103,9 @@ void tgt_conn_close(struct tgt_conn *c, enum tgt_leave tasks, const char *why)
     struct tgt_sess *sess = c->sess;
     if (c->fd < 0)
         return;
-    gr_watch_del(c->server->loop, &c->watch);
+    gr_watch_del(c->loop, &c->watch);
+    while (atomic_load(&c->in_call)) /* another thread is in a system call that does not wait for anything */
+        sched_yield();
     close(c->fd);
     c->fd = -1;
     unlink_conn(c);
@@ -119,7 +122,7 @@ void tgt_conn_close(struct tgt_conn *c, enum tgt_leave tasks, const char *why)
         return;
     tgt_note(c->server, 6, "session %u: connection %u from %s ended: %s", sess->id, c->cid, c->address, why);
     if (tasks == LEAVE_KEEP) /* until then they may be reassigned */
-        gr_timer_arm(c->server->loop, &sess->retain, (GR_MIN((uint64_t)sess->params.time2wait, WAIT_MAX_S) + sess->params.time2retain) * 1000000000);
+        gr_timer_arm(c->loop, &sess->retain, (GR_MIN((uint64_t)sess->params.time2wait, WAIT_MAX_S) + sess->params.time2retain) * 1000000000);
     else if (!sess->conns)
         tgt_sess_close(sess, why);
 }
@@ -139,15 +142,20 @@ void tgt_conn_lost(struct tgt_conn *c, const char *why)
 static void readable(void *arg, int events)
 {
     struct tgt_conn *c = arg;
+    c->holds++; /* while the gang is open, another thread may close it */
     if (events & (POLLIN | POLLHUP | POLLERR))
-        tgt_rx_ready(c);
+        tgt_rx_turn(c);
     if (c->fd >= 0 && (events & POLLOUT))
-        tgt_tx_flush(c);
+        tgt_tx_turn(c);
+    tgt_conn_unhold(c);
 }
 
 static void flush(void *arg)
 {
-    tgt_tx_flush(arg);
+    struct tgt_conn *c = arg;
+    c->holds++;
+    tgt_tx_turn(c);
+    tgt_conn_unhold(c);
 }
 
 /* The last login response: with it the full feature phase begins. */
@@ -191,6 +199,7 @@ int tgt_conn_new(struct tgt_sess *sess, const struct tgt_sess_start *start, stru
         return -ENOMEM;
     c->sess = sess;
     c->server = s;
+    c->loop = sess->loop;
     c->cid = start->cid;
     snprintf(c->address, sizeof c->address, "%s", start->address);
     c->fd = start->fd;
@@ -203,7 +212,7 @@ int tgt_conn_new(struct tgt_sess *sess, const struct tgt_sess_start *start, stru
     c->flush = (struct gr_defer){.fn = flush, .arg = c};
     c->reap = (struct gr_defer){.fn = conn_free, .arg = c};
     c->watch = (struct gr_watch){.fn = readable, .arg = c, .fd = c->fd, .events = POLLIN};
-    int r = gr_watch_add(s->loop, &c->watch);
+    int r = gr_watch_add(c->loop, &c->watch);
     if (r < 0) {
         free(c->tx);
         free(c->rx_buf);

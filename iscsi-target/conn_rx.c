@@ -3,6 +3,7 @@
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/crc.h"
+#include "common/gang.h"
 #include "iscsi-target/target_int.h"
 #include <sys/socket.h>
 #include <unistd.h>
@@ -157,8 +158,22 @@ static int replay(struct tgt_conn *c)
     return 1;
 }
 
+/* Into the buffer, which nobody else touches. Into a task's only with the gang closed: another thread may end that task. */
+static ssize_t receive_open(struct tgt_conn *c, const struct iovec *iov)
+{
+    int fd = c->fd;
+    atomic_store(&c->in_call, true);
+    gr_gang_open();
+    ssize_t n = recv(fd, iov->iov_base, iov->iov_len, MSG_DONTWAIT);
+    int e = errno;
+    atomic_store(&c->in_call, false);
+    gr_gang_close();
+    errno = e;
+    return n;
+}
+
 /* Read what there is; 1: the buffers were filled, more may wait; 0: drained; negative: closed. */
-static int receive(struct tgt_conn *c)
+static int receive(struct tgt_conn *c, bool open)
 {
     if (c->rx_pos && c->rx_end > TGT_RX_BYTES / 2) {
         memmove(c->rx_buf, c->rx_buf + c->rx_pos, c->rx_end - c->rx_pos);
@@ -175,7 +190,9 @@ static int receive(struct tgt_conn *c)
     iov[n_iov++] = (struct iovec){c->rx_buf + c->rx_end, TGT_RX_BYTES - c->rx_end};
     size_t room = iov[0].iov_len + (direct ? iov[1].iov_len : 0);
     struct msghdr h = {.msg_iov = iov, .msg_iovlen = (size_t)n_iov};
-    ssize_t n = direct ? recvmsg(c->fd, &h, MSG_DONTWAIT) : recv(c->fd, iov[0].iov_base, iov[0].iov_len, MSG_DONTWAIT);
+    ssize_t n = direct || !open ? recvmsg(c->fd, &h, MSG_DONTWAIT) : receive_open(c, iov);
+    if (c->fd < 0)
+        return -EPIPE;
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return 0;
     if (n <= 0) {
@@ -192,7 +209,7 @@ static int receive(struct tgt_conn *c)
     return (size_t)n == room;
 }
 
-void tgt_rx_ready(struct tgt_conn *c)
+static void ready(struct tgt_conn *c, bool open)
 {
     if (c->parsing)
         return;
@@ -201,7 +218,7 @@ void tgt_rx_ready(struct tgt_conn *c)
     if (c->rx_pos < c->rx_end)
         parse(c); /* left over from a pause */
     for (int round = 0; (round < 4 || c->replay.len) && c->fd >= 0 && !c->paused; round++) {
-        int r = receive(c);
+        int r = receive(c, open);
         if (r < 0)
             break;
         parse(c);
@@ -211,4 +228,14 @@ void tgt_rx_ready(struct tgt_conn *c)
     c->parsing = false;
     if (c->paused)
         tgt_tx_kick(c); /* also sets what is watched */
+}
+
+void tgt_rx_ready(struct tgt_conn *c)
+{
+    ready(c, false);
+}
+
+void tgt_rx_turn(struct tgt_conn *c)
+{
+    ready(c, true);
 }

@@ -2,6 +2,7 @@
  * belong to the moment of sending (StatSN, ExpCmdSN, MaxCmdSN) are filled in when a PDU enters the ring. */
 #include "common/cleanup.h"
 #include "common/crc.h"
+#include "common/gang.h"
 #include "iscsi-target/target_int.h"
 #include <poll.h>
 #include <stdlib.h>
@@ -12,7 +13,7 @@
 void tgt_tx_kick(struct tgt_conn *c)
 {
     if (c->fd >= 0)
-        gr_loop_defer(c->server->loop, &c->flush);
+        gr_loop_defer(c->loop, &c->flush);
 }
 
 static void seal(const struct tgt_conn *c, struct tgt_tx *tx)
@@ -323,35 +324,66 @@ static void watch(struct tgt_conn *c, bool want_out)
 {
     int events = (c->paused || c->closing ? 0 : POLLIN) | (want_out ? POLLOUT : 0);
     if (c->watch.events != events)
-        gr_watch_set(c->server->loop, &c->watch, events);
+        gr_watch_set(c->loop, &c->watch, events);
 }
 
-void tgt_tx_flush(struct tgt_conn *c)
+static ssize_t send_ring(struct tgt_conn *c, bool open)
 {
     struct iovec iov[3 * TGT_TX_PDUS];
+    struct msghdr h = {.msg_iov = iov, .msg_iovlen = (size_t)gather(c, iov)};
+    int fd = c->fd;
+    if (open) {
+        atomic_store(&c->in_call, true);
+        gr_gang_open();
+    }
+    ssize_t n = sendmsg(fd, &h, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (n < 0)
+        n = -errno;
+    if (open) {
+        atomic_store(&c->in_call, false);
+        gr_gang_close();
+    }
+    return n;
+}
+
+static void transmit(struct tgt_conn *c, bool open)
+{
     bool blocked = false;
+    c->flushing = true;
     while (c->fd >= 0 && !blocked) {
         fill(c);
         if (!c->tx_count)
             break;
-        struct msghdr h = {.msg_iov = iov, .msg_iovlen = (size_t)gather(c, iov)};
-        ssize_t n = sendmsg(c->fd, &h, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (n < 0 && errno == EINTR)
+        ssize_t n = send_ring(c, open);
+        if (n == -EINTR || c->fd < 0)
             continue;
-        if (n < 0 && errno != EAGAIN) {
+        if (n < 0 && n != -EAGAIN) {
             tgt_conn_lost(c, "the connection broke while sending");
-            return;
+            break;
         }
         blocked = n < 0;
         if (!blocked)
             advance(c, (size_t)n);
     }
+    c->flushing = false;
     if (c->fd < 0)
         return;
     watch(c, blocked);
     resume_reading(c);
     if (c->fd >= 0)
         watch(c, blocked);
+}
+
+void tgt_tx_flush(struct tgt_conn *c)
+{
+    if (!c->flushing) /* else what is new goes out next */
+        transmit(c, false);
+}
+
+void tgt_tx_turn(struct tgt_conn *c)
+{
+    if (!c->flushing)
+        transmit(c, true);
 }
 
 void tgt_tx_drop(struct tgt_conn *c)

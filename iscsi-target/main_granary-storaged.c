@@ -21,17 +21,20 @@
 #define LOGIN_WAIT_MS 10000u   /* how long a login waits for a disk that changes hands */
 #define SHUTDOWN_MS 5000u      /* what initiators get to log out in */
 #define REST_MS 10000u         /* what commands get to end in before a hand-over */
+#define LOOPS_MAX 64
 #define TAKE_OVER_MS 60000     /* what the one before us gets to bring that about */
 
 struct options {
     const char *portal, *multipath, *mover, *isns, *log;
     bool insecure, verbose, take_over;
     int ready_fd;
+    unsigned loops;
 };
 
 struct daemon {
     struct options o;
     struct gr_loop *loop;
+    struct gr_gang *gang;
     struct gr_home *home;
     int lock, heir; /* heir: a socket to who takes our place, -1: nobody */
     struct tgt_heritage heritage;
@@ -290,11 +293,11 @@ static int op_status(void *arg, struct gr_rpc_call *call, json_t *params, json_t
     struct mover_stats ms = {0};
     if (d->mover)
         mover_server_stats(d->mover, &ms);
-    *ret = json_pack("{s:s,s:i,s:I,s:s,s:s,s:s,s:s,s:s,s:s,s:i,s:i,s:i,s:b,s:o}", "program", "granary-storaged", "pid", (int)getpid(), "uptime",
+    *ret = json_pack("{s:s,s:i,s:I,s:s,s:s,s:s,s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:b,s:o}", "program", "granary-storaged", "pid", (int)getpid(), "uptime",
                      (json_int_t)((gr_loop_now_ns(d->loop) - d->started_ns) / 1000000000ull), "engine",
                      gr_loop_engine(d->loop) == GR_ENGINE_URING ? "io_uring" : "synchronous", "portal", d->portal, "multipath-portal",
                      d->multipath, "mover", d->mover_addr, "mover-security", d->o.insecure ? "none" : "tls", "isns", d->o.isns ? d->o.isns : "",
-                     "isns-targets", d->isns ? tgt_isns_registered(d->isns) : 0, "sessions",
+                     "isns-targets", d->isns ? tgt_isns_registered(d->isns) : 0, "loops", (int)d->o.loops, "sessions",
                      (int)tgt_server_sessions(d->tgt, NULL), "mover-connections", (int)ms.connections, "insecure", d->o.insecure, "exposures",
                      snap_exposures_list(d->exposures));
     return *ret ? 0 : gr_fail(err, -ENOMEM, "out of memory for the answer");
@@ -401,8 +404,12 @@ static int start_target(struct daemon *d, struct gr_err *err)
     gr_auto_free char *access = gr_home_path(d->home, "conf/access.json");
     if (!access)
         return gr_fail(err, -ENOMEM, "out of memory");
+    int r = d->o.loops > 1 ? gr_gang_start(d->loop, d->o.loops - 1, &d->gang, err) : 0;
+    if (r < 0)
+        return r;
     struct tgt_server_opts o = {
         .loop = d->loop,
+        .gang = d->gang,
         .dir = {.arg = d, .lookup = dir_lookup, .list = dir_list, .nbd_url = dir_nbd_url, .portal = dir_portal,
                 .group = dir_group, .groups = dir_groups},
         .access_path = access,
@@ -524,6 +531,7 @@ static void stop_all(struct daemon *d)
     d->exposures = NULL;
     tgt_server_free(gr_take(d->tgt));
     snap_svc_free(d->svc);
+    gr_gang_stop(gr_take(d->gang));
     gr_daemon_pidfile_remove(d->pid_path);
     gr_closep(&d->lock);
     if (heritage.doc && tgt_heritage_send(d->loop, d->heir, &heritage, &err) < 0)
@@ -570,6 +578,7 @@ static int usage(FILE *f, int status)
           "  --multipath-portal HOST:PORT  a second portal that never redirects\n"
           "  --isns HOST[:PORT]            register the targets with this iSNS server\n"
           "  --mover HOST:PORT             NBD data mover (default " TGT_MOVER_DEFAULT ", or any free port)\n"
+          "  --loops N                     event loops, with a thread each, that share the sessions (default 1)\n"
           "  --take-over                   take the place of the daemon that runs, with its portals and sessions\n"
           "  --insecure                    allow other addresses without access control, and the mover without TLS\n"
           "  --log FILE                    log to this file, not to standard error\n"
@@ -583,10 +592,10 @@ static int usage(FILE *f, int status)
 static int parse_options(int argc, char **argv, struct options *o)
 {
     static const struct option longs[] = {
-        {"portal", 1, NULL, 'p'},   {"multipath-portal", 1, NULL, 'm'}, {"mover", 1, NULL, 'n'}, {"isns", 1, NULL, 's'}, {"insecure", 0, NULL, 'i'},
+        {"portal", 1, NULL, 'p'},   {"multipath-portal", 1, NULL, 'm'}, {"mover", 1, NULL, 'n'}, {"isns", 1, NULL, 's'}, {"loops", 1, NULL, 'o'}, {"insecure", 0, NULL, 'i'},
         {"ready-fd", 1, NULL, 'r'}, {"log", 1, NULL, 'l'},              {"verbose", 0, NULL, 'v'}, {"take-over", 0, NULL, 't'}, {"help", 0, NULL, 'h'},  {NULL, 0, NULL, 0},
     };
-    uint64_t fd;
+    uint64_t fd, loops;
     int c;
     while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
         switch (c) {
@@ -601,6 +610,11 @@ static int parse_options(int argc, char **argv, struct options *o)
             break;
         case 's':
             o->isns = optarg;
+            break;
+        case 'o':
+            if (gr_parse_u64(optarg, 1, LOOPS_MAX, &loops, NULL) < 0)
+                return usage(stderr, 2);
+            o->loops = (unsigned)loops;
             break;
         case 'i':
             o->insecure = true;
@@ -633,7 +647,7 @@ int main(int argc, char **argv)
     int r = tgt_login_main(argc, argv);
     if (r >= 0)
         return r;
-    struct daemon d = {.lock = -1, .heir = -1, .o = {.ready_fd = -1}};
+    struct daemon d = {.lock = -1, .heir = -1, .o = {.ready_fd = -1, .loops = 1}};
     struct gr_err err = {0};
     r = parse_options(argc, argv, &d.o);
     if (r >= 0)

@@ -2,6 +2,7 @@
 #include "common/cleanup.h"
 #include "common/seam.h"
 #include "iscsi-target/target_int.h"
+#include <limits.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -50,7 +51,7 @@ static void sess_free(void *arg)
 {
     struct tgt_sess *sess = arg;
     struct tgt_server *s = sess->server;
-    gr_timer_cancel(s->loop, &sess->retain);
+    gr_timer_cancel(sess->loop, &sess->retain);
     tgt_stats_add(&sess->lu->stats, &sess->stats);
     free(sess->tasks);
     tgt_lu_user_put(sess->lu);
@@ -63,7 +64,7 @@ static void sess_free(void *arg)
 static void maybe_reap(struct tgt_sess *sess)
 {
     if (sess->ended && !sess->running && !sess->holds)
-        gr_loop_defer(sess->server->loop, &sess->reap);
+        gr_loop_defer(sess->loop, &sess->reap);
 }
 
 void tgt_sess_unhold(struct tgt_sess *sess)
@@ -175,12 +176,31 @@ static void sess_link(struct tgt_server *s, struct tgt_sess *sess)
     sess->lu->n_sessions++;
 }
 
+/* The one with the fewest sessions. */
+static struct gr_loop *choose_loop(const struct tgt_server *s)
+{
+    struct gr_loop *best = s->loop;
+    unsigned least = UINT_MAX;
+    for (unsigned i = 0; i < gr_gang_size(s->opts.gang); i++) {
+        struct gr_loop *loop = s->opts.gang ? gr_gang_loop(s->opts.gang, i) : s->loop;
+        unsigned n = 0;
+        for (const struct tgt_sess *o = s->sessions; o; o = o->next)
+            n += o->loop == loop;
+        if (n < least) {
+            least = n;
+            best = loop;
+        }
+    }
+    return best;
+}
+
 struct tgt_sess *tgt_sess_make(struct tgt_server *s, const struct tgt_sess_start *start)
 {
     struct tgt_sess *sess = allocate();
     if (!sess)
         return NULL;
     sess->server = s;
+    sess->loop = choose_loop(s);
     sess->lu = start->lu;
     sess->params = start->params;
     memcpy(sess->isid, start->isid, TGT_ISID_LEN);

@@ -1,4 +1,5 @@
-/* The iSCSI target: serves disks (struct gr_bdev) as LUN 0 of one target each, on one gr_loop.
+/* The iSCSI target: serves disks (struct gr_bdev) as LUN 0 of one target each, on one gr_loop or on the loops of a gang: each session
+ * then lives on one of them, those of one LUN on all.
  *
  * main gives a directory (what disks exist, who owns them); the server gives portals, sessions, access control and the
  * RPC methods lun.* and session.*. Unauthenticated sockets live in one sandboxed child process (the same program,
@@ -13,6 +14,7 @@
 #define TGT_TARGET_H
 #include "common/bdev.h"
 #include "common/cmd.h"
+#include "common/gang.h"
 #include "common/rpc.h"
 
 #define TGT_NAME_MAX 223 /* bytes of an iSCSI name, RFC 7143 4.2.7.1 */
@@ -50,6 +52,7 @@ struct tgt_directory {
 
 struct tgt_server_opts {
     struct gr_loop *loop;
+    struct gr_gang *gang;      /* optional: of @loop; its loops share the sessions */
     struct tgt_directory dir;  /* copied */
     const char *access_path;   /* access.json (conf/access.json of the home): masks, ACLs, CHAP; NULL: in memory only */
     const char *login_exe;     /* program that calls tgt_login_main(); NULL: /proc/self/exe */

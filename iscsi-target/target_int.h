@@ -15,6 +15,7 @@
 #include "iscsi-target/nego.h"
 #include "iscsi-target/buf_pool.h"
 #include "iscsi-target/target.h"
+#include <stdatomic.h>
 
 /* ---- limits: everything that a peer can grow has one ---- */
 #define TGT_WINDOW 256u          /* commands of a session that are accepted and not answered (CmdSN window) */
@@ -197,6 +198,8 @@ struct tgt_conn {
     uint16_t cid;
     char address[64];
     int fd;                               /* -1: closed */
+    atomic_bool in_call;                  /* its loop's thread is in a system call of it with the gang open: it may not be closed */
+    struct gr_loop *loop;                 /* its session's */
     struct gr_watch watch;
     struct gr_defer flush, reap;
     unsigned holds;                       /* others who hold this memory (TMF waits, text in a fiber) */
@@ -229,11 +232,13 @@ struct tgt_conn {
     struct tgt_tx *tx;
     unsigned tx_head, tx_count;
     uint32_t tx_done;                     /* bytes of the head PDU that are out */
+    bool flushing;                        /* its loop's thread is sending from the ring */
     uint32_t statsn;
     struct tgt_unacked *unacked, *unacked_last;
 };
 struct tgt_sess {
     struct tgt_server *server;
+    struct gr_loop *loop;
     struct tgt_lu *lu;
     struct tgt_sess *prev, *next;         /* server's list */
     uint32_t id;
@@ -413,6 +418,7 @@ void tgt_misc_send(struct tgt_conn *c, struct tgt_misc *m); /* StatSN and window
 void tgt_conn_reject(struct tgt_conn *c, const uint8_t *bhs, enum tgt_reject reason);
 /* ---- conn_rx.c, conn_tx.c ---- */
 void tgt_rx_ready(struct tgt_conn *c);
+void tgt_rx_turn(struct tgt_conn *c);    /* the same as a callback of the loop: opens the gang for the system call. @c is held */
 bool tgt_rx_must_wait(const struct tgt_conn *c); /* reading stays paused */
 /* ---- rest.c ---- */
 /* What to do, while sessions come to rest, with the request whose header @b is there. */
@@ -421,7 +427,8 @@ enum tgt_rest tgt_rest_of(const struct tgt_conn *c, const uint8_t *b);
 bool tgt_sess_rests(const struct tgt_sess *sess);
 int tgt_conn_unread(struct tgt_conn *c); /* at rest: all that was received and not acted on becomes its replay. 0, -ENOMEM */
 void tgt_tx_kick(struct tgt_conn *c);   /* something is ready: sent later this turn, together with the rest */
-void tgt_tx_flush(struct tgt_conn *c);
+void tgt_tx_flush(struct tgt_conn *c);  /* now, as far as the socket takes it */
+void tgt_tx_turn(struct tgt_conn *c);   /* the same as a callback of the loop: opens the gang for the system call. @c is held */
 void tgt_tx_drop(struct tgt_conn *c);
 /* ---- request.c ---- */
 bool tgt_pdu_header(struct tgt_conn *c, const uint8_t *ahs); /* false: the connection was closed */

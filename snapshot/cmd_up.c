@@ -66,19 +66,31 @@ static bool port_is_any(const char *portal)
     return n >= 2 && strcmp(portal + n - 2, ":0") == 0;
 }
 
-/* A daemon that runs with other addresses is not what was asked for. */
+/* What the daemon that runs was given for @option; NULL: nothing. */
+static const char *given(json_t *status, const char *option, char text[24])
+{
+    const json_t *v = json_object_get(status, option);
+    if (json_is_integer(v)) {
+        snprintf(text, 24, "%lld", (long long)json_integer_value(v));
+        return text;
+    }
+    return json_string_value(v) && json_string_value(v)[0] ? json_string_value(v) : NULL;
+}
+
+/* A daemon that runs with others is not what was asked for. */
 static int check_same(struct site *s, json_t *status, const char *option, struct gr_err *err)
 {
     const char *wanted = gr_cmd_opt(s->c, option);
-    const char *is = json_string_value(json_object_get(status, option));
+    char text[24];
+    const char *is = given(status, option, text);
     if (!wanted || port_is_any(wanted) || (is && strcmp(wanted, is) == 0))
         return 0;
-    return gr_fail(err, -EBUSY, "granary-storaged is up already, but with --%s %s: run 'granary down' first", option, is && is[0] ? is : "(none)");
+    return gr_fail(err, -EBUSY, "granary-storaged is up already, but with --%s %s: run 'granary down' first", option, is ? is : "(none)");
 }
 
 static int start(struct site *s, const char *program, const char *const *more, bool needed, struct gr_err *err)
 {
-    const char *argv[16] = {0};
+    const char *argv[20] = {0};
     size_t n = 1;
     gr_auto_free char *path = gr_program_path(program);
     gr_auto_free char *name = gr_asprintf("log/%s.log", strncmp(program, "granary-", 8) == 0 ? program + 8 : program);
@@ -93,25 +105,27 @@ static int start(struct site *s, const char *program, const char *const *more, b
     return gr_daemon_start(argv, log, START_MS, err);
 }
 
+/* Options with a value of granary-storaged that "up" remembers and an upgrade keeps; its status has them under the same names. */
+static const char *const kept[][2] = {{"portal", "--portal"}, {"multipath-portal", "--multipath-portal"}, {"mover", "--mover"},
+                                      {"isns", "--isns"}, {"loops", "--loops"}};
+
 /* An address that is not named is the one of last time: virtual machines that were left on look for their disks there. */
 static int start_storaged(struct site *s, struct gr_err *err)
 {
-    static const char *const valued[] = {"portal", "multipath-portal", "mover", "isns"};
-    static const char *const flags[] = {"--portal", "--multipath-portal", "--mover", "--isns"};
     gr_auto_free char *log = gr_home_path(s->home, "log/storaged.log");
-    const char *args[14] = {"--log", log};
+    const char *args[16] = {"--log", log};
     json_t *last = NULL, *now = json_object();
     size_t n = 2;
     int r = now && log ? gr_home_load(s->home, LAST_UP, &last, err) : gr_fail(err, -ENOMEM, "out of memory");
-    for (size_t i = 0; r == 0 && i < GR_ARRAY_LEN(valued); i++) {
-        const char *v = gr_cmd_opt(s->c, valued[i]);
+    for (size_t i = 0; r == 0 && i < GR_ARRAY_LEN(kept); i++) {
+        const char *v = gr_cmd_opt(s->c, kept[i][0]);
         if (!v)
-            v = json_string_value(json_object_get(last, valued[i]));
+            v = json_string_value(json_object_get(last, kept[i][0]));
         if (!v || !strcmp(v, "off")) /* an iSNS server is no must */
             continue;
-        args[n++] = flags[i];
+        args[n++] = kept[i][1];
         args[n++] = v;
-        json_object_set_new(now, valued[i], json_string(v));
+        json_object_set_new(now, kept[i][0], json_string(v));
     }
     if (gr_cmd_flag(s->c, "insecure"))
         args[n++] = "--insecure";
@@ -132,10 +146,8 @@ static int bring_up(struct site *s, bool *ret_already, struct gr_err *err)
     json_t *status = ask(s, s->storaged, "daemon.status");
     bool already = status != NULL;
     if (already) {
-        r = check_same(s, status, "portal", err);
-        r = r < 0 ? r : check_same(s, status, "multipath-portal", err);
-        r = r < 0 ? r : check_same(s, status, "mover", err);
-        r = r < 0 ? r : check_same(s, status, "isns", err);
+        for (size_t i = 0; r == 0 && i < GR_ARRAY_LEN(kept); i++)
+            r = check_same(s, status, kept[i][0], err);
         json_decref(status);
     } else {
         r = start_storaged(s, err);
@@ -200,18 +212,17 @@ static int cmd_up(struct gr_cmd_ctx *c, struct gr_err *err)
 /* The addresses are those of the daemon that runs: it hands its sockets over. */
 static int replace_storaged(struct site *s, json_t *status, struct gr_err *err)
 {
-    static const char *const keys[] = {"portal", "multipath-portal", "mover", "isns"};
-    static const char *const flags[] = {"--portal", "--multipath-portal", "--mover", "--isns"};
     gr_auto_free char *log = gr_home_path(s->home, "log/storaged.log");
-    const char *args[14] = {"--take-over", "--log", log};
+    const char *args[16] = {"--take-over", "--log", log};
+    char texts[GR_ARRAY_LEN(kept)][24];
     size_t n = 3;
     if (!log)
         return gr_fail(err, -ENOMEM, "out of memory");
-    for (size_t i = 0; i < GR_ARRAY_LEN(keys); i++) {
-        const char *v = json_string_value(json_object_get(status, keys[i]));
-        if (!v || !v[0])
+    for (size_t i = 0; i < GR_ARRAY_LEN(kept); i++) {
+        const char *v = given(status, kept[i][0], texts[i]);
+        if (!v)
             continue;
-        args[n++] = flags[i];
+        args[n++] = kept[i][1];
         args[n++] = v;
     }
     if (json_is_true(json_object_get(status, "insecure")))
@@ -369,6 +380,7 @@ static const struct gr_opt up_opts[] = {
     {"multipath-portal", "HOST:PORT", "a second portal that never redirects, for dm-multipath"},
     {"isns", "HOST[:PORT]", "register the targets with this iSNS server; off: with none any more"},
     {"mover", "HOST:PORT", "NBD data mover (default 127.0.0.1:10809, or any free port)"},
+    {"loops", "N", "event loops, with a thread each, that share the sessions (default 1)"},
     {"insecure", NULL, "allow addresses beyond loopback without access control, and the mover without TLS"},
     {NULL},
 };

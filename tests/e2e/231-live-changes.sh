@@ -5,7 +5,7 @@
 requires jq
 run_check granary datastore create ds "$T/ds.img" --size 1G
 for d in a b c; do run_check granary disk create ds/$d --size 64M; done
-run_check granary up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+run_check granary up --portal 127.0.0.1:0 --mover 127.0.0.1:0 --loops 2
 at=$(granary status --json | jq -r .portal)
 target() { granary lun list "$1" --json | jq -r '.[0].target'; }
 load() { start "$1" "$BUILD/tests/tools/live_load" "$at" "$(target "ds/$2")" "$3" "iqn.2026-11.local.granary:$1" "${4:-0}"; }

@@ -5,7 +5,7 @@ requires jq nbdsh
 run_mustfail 2 "granary up" granary upgrade
 run_check granary datastore create ds "$T/ds.img" --size 1G
 for d in a b; do run_check granary disk create ds/$d --size 64M; done
-run_check granary up --portal 127.0.0.1:0 --multipath-portal 127.0.0.1:0 --mover 127.0.0.1:0
+run_check granary up --portal 127.0.0.1:0 --multipath-portal 127.0.0.1:0 --mover 127.0.0.1:0 --loops 2
 at=$(granary status --json | jq -r .portal)
 granary status --json | jq '[.portal, ."multipath-portal", .mover]' > "$T/addresses"
 pid() { cat "$GRANARY_HOME/run/storaged.pid"; }

@@ -12,6 +12,7 @@ struct priv {
     sem_t ready, called;
     struct tgtfix *f;
     struct gr_bdev *mem_dev, *slow;
+    struct gr_gang *gang;
     struct gr_fqueue stopped;
     bool stop;
     int (*fn)(struct tgtfix *f, void *arg);
@@ -79,7 +80,7 @@ static void note(void *arg, int level, const char *text)
 
 int tgtfix_server(struct tgtfix *f, struct tgt_server **ret, struct gr_err *err)
 {
-    struct tgt_server_opts o = {.loop = f->loop, .dir = {.arg = f, .lookup = lookup, .list = list, .group = group, .groups = groups}, .access_path = f->access_path, .note = note,
+    struct tgt_server_opts o = {.loop = f->loop, .gang = ((struct priv *)f->priv)->gang, .dir = {.arg = f, .lookup = lookup, .list = list, .group = group, .groups = groups}, .access_path = f->access_path, .note = note,
                                 .max_half_open = f->max_half_open, .max_half_open_per_address = f->per_address,
                                 .login_timeout_ms = f->login_timeout_ms};
     return tgt_server_new(&o, ret, err);
@@ -91,7 +92,10 @@ static int body(void *arg)
     struct tgtfix *f = p->f;
     struct gr_err err = {0};
     uint16_t port = 0;
-    int r = gr_bdev_mem_open(f->loop, f->mem, &p->mem_dev);
+    const char *loops = getenv("GRANARY_LOOPS");
+    int r = loops ? gr_gang_start(f->loop, (unsigned)strtoul(loops, NULL, 10) - 1, &p->gang, &err) : 0;
+    if (!r)
+        r = gr_bdev_mem_open(f->loop, f->mem, &p->mem_dev);
     if (!r)
         r = gr_bdev_fault_open(f->loop, p->mem_dev, &f->fault);
     if (!r)
@@ -118,6 +122,7 @@ static int body(void *arg)
     gr_bdev_put(f->fault);
     gr_bdev_put(p->slow);
     gr_bdev_put(p->mem_dev);
+    gr_gang_stop(p->gang);
     return 0;
 }
 

@@ -1,5 +1,5 @@
 /* A target served from a thread of its own, for tests that talk to it over loopback. The test program's main() must call
- * tgt_login_main() first. */
+ * tgt_login_main() first. With GRANARY_LOOPS=N in the environment, N loops share the sessions. */
 #ifndef TEST_TGTFIX_H
 #define TEST_TGTFIX_H
 #include "iscsi-target/target.h"

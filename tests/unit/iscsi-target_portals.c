@@ -225,8 +225,9 @@ static void late_question(void **state)
 {
     char b[32], port[8];
     add(TGT_PORTAL_INSECURE, b, port);
-    uint32_t late = 3, never = 4; /* the fixture has three */
+    uint32_t late = 3, never = 5; /* the fixture has three */
     removed(b);
+    add(TGT_PORTAL_INSECURE, b, port); /* it is not taken for that one */
     assert_true(tgtfix_call(&fix, ask, &late));
     assert_false(tgtfix_call(&fix, ask, &never));
 }

@@ -3,65 +3,19 @@
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/home.h"
+#include "iscsi-target/cmd_ask.h"
 #include "iscsi-target/lun_access.h"
 #include "iscsi-target/prometheus.h"
 #include "iscsi-target/target.h"
 #include <stdio.h>
 #include <string.h>
 
-#define SOCKET "run/storaged.sock"
 #define ACCESS "conf/access.json"
-#define CALL_TIMEOUT_MS 60000
-
-/* Ask the daemon. -ECONNREFUSED: it does not run (nothing recorded in @err). Takes @params. */
-static int ask(struct gr_cmd_ctx *c, const char *method, json_t *params, json_t **ret, struct gr_err *err)
-{
-    struct gr_home *home = NULL;
-    struct gr_rpc_client *client = NULL;
-    int r = gr_home_open(0, &home, err);
-    if (r < 0) {
-        json_decref(params);
-        return r;
-    }
-    gr_auto_free char *path = gr_home_path(home, SOCKET);
-    gr_home_free(home);
-    r = path ? gr_rpc_connect(gr_cmd_loop(c), path, &client, err) : -ENOMEM;
-    if (r < 0) {
-        json_decref(params);
-        return r == -ENOENT ? -ECONNREFUSED : r;
-    }
-    r = gr_rpc_call(client, method, params, NULL, NULL, CALL_TIMEOUT_MS, ret, err);
-    gr_rpc_client_free(client);
-    return r;
-}
-
-static int need_daemon(int r, struct gr_err *err)
-{
-    if (r == -ECONNREFUSED)
-        return gr_fail(err, -ECONNREFUSED, "the storage daemon does not run; start it with 'granary up'");
-    return r;
-}
 
 static json_t *disk_param(struct gr_cmd_ctx *c)
 {
     const char *disk = gr_cmd_arg(c, 0) ? gr_cmd_arg(c, 0) : gr_cmd_opt(c, "disk");
     return disk ? json_pack("{s:s}", "disk", disk) : json_object();
-}
-
-static int rows(struct gr_cmd_ctx *c, const char *method, const struct gr_col *cols, struct gr_err *err)
-{
-    json_t *result = NULL;
-    int r = ask(c, method, disk_param(c), &result, err);
-    if (r == -ECONNREFUSED) { /* then nothing is served, and nobody logged in: a list, and an empty one */
-        fputs("note: the storage daemon does not run; 'granary up' starts it\n", stderr);
-        result = json_array();
-        r = result ? 0 : -ENOMEM;
-    }
-    if (r < 0)
-        return r;
-    r = gr_cmd_rows(c, cols, result);
-    json_decref(result);
-    return r;
 }
 
 static int lun_list(struct gr_cmd_ctx *c, struct gr_err *err)
@@ -70,7 +24,7 @@ static int lun_list(struct gr_cmd_ctx *c, struct gr_err *err)
                                          {"masked", "MASKED", GR_COL_BOOL},     {"chap-user", "CHAP", GR_COL_TEXT},
                                          {"iscsi-url", "ISCSI URL", GR_COL_TEXT}, {"nbd-url", "NBD URL", GR_COL_TEXT},
                                          {NULL, NULL, GR_COL_TEXT}};
-    return rows(c, "lun.list", cols, err);
+    return tgt_cmd_rows(c, "lun.list", disk_param(c), cols, err);
 }
 
 static int lun_stat(struct gr_cmd_ctx *c, struct gr_err *err)
@@ -82,9 +36,9 @@ static int lun_stat(struct gr_cmd_ctx *c, struct gr_err *err)
                                          {"others", "OTHERS", GR_COL_NUMBER},     {"errors", "ERRORS", GR_COL_NUMBER},
                                          {NULL, NULL, GR_COL_TEXT}};
     if (!gr_cmd_flag(c, "prometheus"))
-        return rows(c, "lun.stat", cols, err);
+        return tgt_cmd_rows(c, "lun.stat", disk_param(c), cols, err);
     json_t *result = NULL;
-    int r = need_daemon(ask(c, "lun.stat", disk_param(c), &result, err), err);
+    int r = tgt_cmd_ask(c, "lun.stat", disk_param(c), &result, err);
     if (!r && (r = tgt_prometheus_print(result, stdout)) < 0)
         gr_fail(err, r, "standard output: cannot be written");
     json_decref(result);
@@ -98,7 +52,7 @@ static int session_list(struct gr_cmd_ctx *c, struct gr_err *err)
                                          {"age", "AGE", GR_COL_NUMBER},         {"depth", "DEPTH", GR_COL_NUMBER},
                                          {"reads", "READS", GR_COL_NUMBER},     {"writes", "WRITES", GR_COL_NUMBER},
                                          {NULL, NULL, GR_COL_TEXT}};
-    return rows(c, "session.list", cols, err);
+    return tgt_cmd_rows(c, "session.list", disk_param(c), cols, err);
 }
 
 static int session_drop(struct gr_cmd_ctx *c, struct gr_err *err)
@@ -108,7 +62,7 @@ static int session_drop(struct gr_cmd_ctx *c, struct gr_err *err)
     int r = gr_parse_u64(gr_cmd_arg(c, 0), 0, UINT32_MAX, &id, err);
     if (r < 0)
         return -GR_EUSAGE;
-    r = need_daemon(ask(c, "session.drop", json_pack("{s:I}", "id", (json_int_t)id), &result, err), err);
+    r = tgt_cmd_ask(c, "session.drop", json_pack("{s:I}", "id", (json_int_t)id), &result, err);
     if (r < 0)
         return r;
     r = gr_cmd_done(c, result, "dropped session %llu", (unsigned long long)id);
@@ -132,7 +86,7 @@ static int change_mask(struct gr_cmd_ctx *c, bool masked, struct gr_err *err)
 {
     const char *disk = gr_cmd_arg(c, 0);
     json_t *result = NULL;
-    int r = ask(c, masked ? "lun.mask" : "lun.unmask", disk_param(c), &result, err);
+    int r = tgt_cmd_ask_if(c, masked ? "lun.mask" : "lun.unmask", disk_param(c), &result, err);
     if (r == -ECONNREFUSED) {
         struct tgt_access *a = NULL;
         r = open_rules(&a, err);
@@ -185,7 +139,7 @@ static int lun_acl(struct gr_cmd_ctx *c, struct gr_err *err)
     static const struct gr_col cols[] = {{"disk", "disk", GR_COL_TEXT}, {"initiators", "initiators", GR_COL_LIST}, {NULL, NULL, GR_COL_TEXT}};
     json_t *result = NULL;
     json_t *params = json_pack("{s:s,s:o,s:o}", "disk", gr_cmd_arg(c, 0), "allow", names(c, "allow"), "deny", names(c, "deny"));
-    int r = ask(c, "lun.acl", params, &result, err);
+    int r = tgt_cmd_ask_if(c, "lun.acl", params, &result, err);
     if (r == -ECONNREFUSED)
         r = acl_offline(c, &result, err);
     if (!r)
@@ -236,7 +190,7 @@ static int lun_chap(struct gr_cmd_ctx *c, struct gr_err *err)
         json_object_set_new(params, "mutual-user", json_string(mutual));
         json_object_set_new(params, "mutual-secret", json_string(theirs.data));
     }
-    r = ask(c, "lun.chap", params, &result, err);
+    r = tgt_cmd_ask_if(c, "lun.chap", params, &result, err);
     if (r == -ECONNREFUSED) {
         struct tgt_access *a = NULL;
         struct tgt_chap_secrets sec = {user, own.data, mutual, theirs.data};

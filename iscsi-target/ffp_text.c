@@ -56,7 +56,7 @@ static void list_fiber(void *arg)
     struct gr_buf *all = gr_zalloc(sizeof *all);
     char address[64] = "";
     if (c->fd >= 0)
-        tgt_local_address(c->fd, address);
+        tgt_told_address(c->server, c->fd, address);
     if (all && tgt_list_targets(c->server, c->sess->initiator, job->which, true, address, all) >= 0 && c->fd >= 0 && !c->listing) {
         c->listing = gr_take(all);
         c->text_off = 0;

@@ -1,5 +1,5 @@
 /* {"version":1, "rest-ns":when coming to rest began (CLOCK_MONOTONIC),
- *  "portals":[{"fd","flags"}],
+ *  "portals":[{"fd","flags","name"?}],
  *  "units":[{"disk","standby","reservations"?:{as stored, "aptpl"},"write-protected","descriptor-sense","ejected"}],
  *  "sessions":[{"disk","initiator","address","isid","tsih","age-ms","cmdsn","attentions":[…],"prevents","reserves","params":[…],
  *               "connections":[{"fd","cid","address","statsn","header-digest","data-digest","segment","pings","unread"?:base64}]}]}
@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #define VERSION 1
+#define TAKE_OVER_MS 60000 /* what the one before us gets to bring its sessions to rest */
 #define HERITAGE_MAX (1ll << 30)
 #define N_PARAMS (sizeof(struct tgt_params) / sizeof(uint32_t))
 _Static_assert(N_PARAMS == 15, "a new parameter goes to the end, and is absent in what older programs say");
@@ -106,7 +107,7 @@ static json_t *describe(struct tgt_server *s, struct tgt_heritage *h)
     for (unsigned i = 0; i < s->n_portals; i++) {
         int fd = keep_fd(h, s->portals[i].fd);
         if (fd >= 0)
-            json_array_append_new(portals, json_pack("{s:i,s:i}", "fd", fd, "flags", (int)s->portals[i].flags));
+            json_array_append_new(portals, json_pack("{s:i,s:i,s:s}", "fd", fd, "flags", (int)s->portals[i].flags, "name", s->portals[i].name));
     }
     for (const struct tgt_lu *lu = s->lus; lu; lu = lu->next)
         if (lu->n_sessions)
@@ -150,7 +151,8 @@ int tgt_server_inherit_portals(struct tgt_server *s, struct tgt_heritage *h, str
     json_array_foreach(portals, i, o)
     {
         int fd = take_fd(h, o);
-        int r = fd < 0 ? -EBADF : tgt_server_adopt(s, fd, (unsigned)json_integer_value(json_object_get(o, "flags")), err);
+        int r = fd < 0 ? -EBADF : tgt_server_adopt(s, fd, (unsigned)json_integer_value(json_object_get(o, "flags")),
+                                                      json_string_value(json_object_get(o, "name")), err);
         if (r < 0)
             return gr_fail(err, r, "a portal that was handed over cannot be used: %s", gr_code_text(r));
     }
@@ -394,4 +396,24 @@ int tgt_heritage_recv(struct gr_loop *loop, int sock, struct tgt_heritage *ret, 
     }
     *ret = h;
     return 0;
+}
+
+int tgt_heritage_ask(struct gr_loop *loop, const struct gr_home *home, struct tgt_heritage *ret, struct gr_err *err)
+{
+    gr_auto_free char *path = gr_home_path(home, "run/hand-over.sock"), *socket = gr_home_path(home, "run/storaged.sock");
+    gr_auto_close int listener = -1, from = -1;
+    struct gr_rpc_client *before = NULL;
+    int r = path && socket ? gr_unix_listen(path, 0600, &listener, err) : gr_fail(err, -ENOMEM, "out of memory");
+    if (r == 0)
+        r = gr_rpc_connect(loop, socket, &before, err);
+    if (r == 0)
+        r = gr_rpc_call(before, "daemon.hand-over", json_pack("{s:s}", "socket", path), NULL, NULL, TAKE_OVER_MS, NULL, err);
+    gr_rpc_client_free(before);
+    if (r == 0) {
+        from = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+        r = from < 0 ? gr_fail(err, -errno, "%s: nobody came", path) : tgt_heritage_recv(loop, from, ret, err);
+    }
+    if (path)
+        unlink(path);
+    return r;
 }

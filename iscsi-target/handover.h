@@ -6,6 +6,7 @@
  * referred to by index. Thread rule as target.h; everything marked (fiber) may suspend. */
 #ifndef TGT_HANDOVER_H
 #define TGT_HANDOVER_H
+#include "common/home.h"
 #include "iscsi-target/target.h"
 
 #define TGT_HERITAGE_FDS 4096u
@@ -27,4 +28,6 @@ int tgt_server_inherit_sessions(struct tgt_server *s, struct tgt_heritage *h);
 /* (fiber) Over a connected SOCK_SEQPACKET socket. 0 or negative. */
 int tgt_heritage_send(struct gr_loop *loop, int sock, const struct tgt_heritage *h, struct gr_err *err);
 int tgt_heritage_recv(struct gr_loop *loop, int sock, struct tgt_heritage *ret, struct gr_err *err);
+/* (fiber) Ask the daemon that runs in @home for its place (RPC daemon.hand-over), and receive. */
+int tgt_heritage_ask(struct gr_loop *loop, const struct gr_home *home, struct tgt_heritage *ret, struct gr_err *err);
 #endif

@@ -32,7 +32,7 @@ struct talk {
 struct tgt_isns {
     struct tgt_server *s;
     char *host, *port, *entity;
-    char *known; /* names registered, a line each; NULL: none */
+    char *known; /* names registered, a line each, and portals; NULL: none */
     uint64_t known_ns;
     int registered;
     bool stop, ended, complained;
@@ -239,6 +239,14 @@ static void take_portals(const struct tgt_server *s, struct talk *t)
     }
 }
 
+static int list_portals(struct collect *c, const struct tgt_server *s)
+{
+    int r = 0;
+    for (unsigned p = 0; p < s->n_portals && !r; p++)
+        r = gr_buf_printf(&c->lines, "%s\n", s->portals[p].name);
+    return r;
+}
+
 static void complain(struct tgt_isns *i, const struct talk *t, int r)
 {
     if (!i->complained)
@@ -253,6 +261,8 @@ static void update(struct tgt_isns *i, bool off)
     struct talk t = {.host = i->host, .port = i->port, .entity = i->entity, .off = off};
     struct collect c = {i, &t, {0}};
     int r = i->s->dir.list(i->s->dir.arg, each, &c, NULL);
+    if (r == 0)
+        r = list_portals(&c, i->s);
     uint64_t now = gr_loop_now_ns(i->s->loop);
     bool same = i->known && c.lines.data && !strcmp(i->known, c.lines.data);
     if (r == 0 && t.n == 0 && i->known) { /* the name that is known there speaks for us */
@@ -336,6 +346,12 @@ void tgt_isns_stop(struct tgt_isns *i)
     while (!i->ended)
         gr_fqueue_wait(&i->wake);
     isns_free(i);
+}
+
+void tgt_isns_look(struct tgt_isns *i)
+{
+    if (i)
+        gr_fqueue_wake_all(&i->wake);
 }
 
 int tgt_isns_registered(const struct tgt_isns *i)

@@ -16,6 +16,8 @@ struct tgt_isns;
 int tgt_isns_start(struct tgt_server *s, const char *server, const char *entity, struct tgt_isns **ret, struct gr_err *err);
 /* (fiber) Take it off the server, a few seconds at most, and end. NULL allowed. */
 void tgt_isns_stop(struct tgt_isns *i);
+/* Portals or targets are others now: it is looked at once. NULL allowed. */
+void tgt_isns_look(struct tgt_isns *i);
 /* How many targets the server holds for us; -1: it does not answer. */
 int tgt_isns_registered(const struct tgt_isns *i);
 

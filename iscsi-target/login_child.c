@@ -47,7 +47,10 @@ struct login_conn {
 _Static_assert(sizeof(struct login_conn) + TGT_LOGIN_PARENT_BYTES <= TGT_LOGIN_BYTES, "a connection that is not logged in");
 struct login_process {
     int epoll, parent;
-    int listeners[TGT_PORTALS_MAX];
+    struct {
+        int fd; /* -1: free */
+        uint32_t portal;
+    } listeners[TGT_PORTALS];
     uint32_t max_half_open, per_address, timeout_ms;
     uint32_t next_gen, n_open;
     struct tgt_msg msg;
@@ -154,7 +157,6 @@ static void hand_over(struct login_process *p, struct login_conn *c)
     m->u.hand_over.itt = l->itt;
     m->u.hand_over.cmdsn = l->cmdsn;
     m->u.hand_over.statsn = l->statsn - 1; /* of the answer that the parent sends */
-    m->u.hand_over.portal = c->portal;
     m->u.hand_over.flags = l->rsp[1];
     memcpy(m->u.hand_over.address, c->address, sizeof c->address);
     m->u.hand_over.text_len = (uint32_t)l->out.len;
@@ -344,12 +346,12 @@ static void make_room(struct login_process *p, const struct in6_addr *peer)
         drop(p, worst);
 }
 
-static void accept_one(struct login_process *p, uint32_t portal)
+static void accept_one(struct login_process *p, uint32_t listener)
 {
     struct sockaddr_storage peer = {0}, local = {0};
     socklen_t len = sizeof peer, local_len = sizeof local;
     int one = 1;
-    int fd = accept4(p->listeners[portal], (struct sockaddr *)&peer, &len, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    int fd = accept4(p->listeners[listener].fd, (struct sockaddr *)&peer, &len, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd < 0)
         return;
     getsockname(fd, (struct sockaddr *)&local, &local_len);
@@ -371,7 +373,7 @@ static void accept_one(struct login_process *p, uint32_t portal)
     }
     c->fd = fd;
     c->gen = ++p->next_gen;
-    c->portal = portal;
+    c->portal = p->listeners[listener].portal;
     describe(c, &peer, &local);
     c->started_ms = now_ms();
     c->deadline_ms = c->started_ms + p->timeout_ms;
@@ -385,23 +387,29 @@ static void accept_one(struct login_process *p, uint32_t portal)
 
 static void add_listener(struct login_process *p, uint32_t portal, int fd)
 {
-    struct epoll_event ev = {.events = EPOLLIN, .data.u32 = TAG_LISTENER | portal};
-    if (portal >= TGT_PORTALS_MAX || p->listeners[portal] >= 0 || epoll_ctl(p->epoll, EPOLL_CTL_ADD, fd, &ev) < 0) {
+    uint32_t i = 0;
+    while (i < TGT_PORTALS && p->listeners[i].fd >= 0)
+        i++;
+    struct epoll_event ev = {.events = EPOLLIN, .data.u32 = TAG_LISTENER | i};
+    if (i == TGT_PORTALS || epoll_ctl(p->epoll, EPOLL_CTL_ADD, fd, &ev) < 0) {
         close(fd);
         return;
     }
-    p->listeners[portal] = fd;
+    p->listeners[i].fd = fd;
+    p->listeners[i].portal = portal;
 }
 
-static void stop(struct login_process *p)
+static void remove_listener(struct login_process *p, uint32_t portal)
 {
-    for (uint32_t i = 0; i < TGT_PORTALS_MAX; i++) {
-        if (p->listeners[i] >= 0)
-            close(p->listeners[i]);
-        p->listeners[i] = -1;
+    for (uint32_t i = 0; i < TGT_PORTALS; i++) {
+        if (p->listeners[i].fd < 0 || p->listeners[i].portal != portal)
+            continue;
+        epoll_ctl(p->epoll, EPOLL_CTL_DEL, p->listeners[i].fd, NULL); /* the parent's copy may keep it in the set */
+        close(p->listeners[i].fd);
+        p->listeners[i].fd = -1;
     }
     for (uint32_t i = 0; i < TGT_SLOTS_MAX; i++)
-        if (p->conns[i].fd >= 0)
+        if (p->conns[i].fd >= 0 && p->conns[i].portal == portal)
             drop(p, &p->conns[i]);
 }
 
@@ -441,8 +449,8 @@ static void from_parent(struct login_process *p)
         p->max_half_open = GR_MIN(m.u.config.max_half_open, TGT_SLOTS_MAX);
         p->per_address = m.u.config.per_address;
         p->timeout_ms = m.u.config.timeout_ms;
-    } else if (m.type == TGT_MSG_STOP) {
-        stop(p);
+    } else if (m.type == TGT_MSG_UNLISTEN) {
+        remove_listener(p, m.u.listen.portal);
     } else if (m.type == TGT_MSG_PING) {
         tell(p, NULL, TGT_MSG_PONG, -1);
     } else if (m.slot < TGT_SLOTS_MAX && p->conns[m.slot].fd >= 0 && p->conns[m.slot].gen == m.gen) {
@@ -525,8 +533,8 @@ static struct login_process *process_new(void)
     struct login_process *p = &proc;
     p->parent = TGT_IPC_FD;
     p->epoll = epoll_create1(EPOLL_CLOEXEC);
-    for (uint32_t i = 0; i < TGT_PORTALS_MAX; i++)
-        p->listeners[i] = -1;
+    for (uint32_t i = 0; i < TGT_PORTALS; i++)
+        p->listeners[i].fd = -1;
     for (uint32_t i = 0; i < TGT_SLOTS_MAX; i++)
         p->conns[i].fd = -1;
     p->max_half_open = TGT_SLOTS_MAX;

@@ -17,7 +17,7 @@ size_t tgt_msg_size(uint32_t type)
         [TGT_MSG_PONG] = BARE,
         [TGT_MSG_CONFIG] = SIZE(config),
         [TGT_MSG_LISTEN] = SIZE(listen),
-        [TGT_MSG_STOP] = BARE,
+        [TGT_MSG_UNLISTEN] = SIZE(listen),
         [TGT_MSG_ASKED] = SIZE(asked),
         [TGT_MSG_CHALLENGE] = SIZE(challenge),
         [TGT_MSG_VERIFIED] = SIZE(verified),

@@ -7,12 +7,11 @@
 #define TGT_LOGIN_IPC_H
 #include "iscsi-target/login.h"
 
-#define TGT_IPC_MAGIC 0x67726c33u /* changes with every change of this file */
+#define TGT_IPC_MAGIC 0x67726c34u /* changes with every change of this file */
 #define TGT_IPC_FD 3              /* where the login process finds its end */
 #define TGT_LIST_PIECE 8192u
 #define TGT_HAND_OVER_TEXT 8192u
 #define TGT_SLOTS_MAX 512u
-#define TGT_PORTALS_MAX 16u
 
 enum tgt_msg_type {
     /* to the parent */
@@ -25,8 +24,8 @@ enum tgt_msg_type {
     TGT_MSG_PONG,
     /* to the login process */
     TGT_MSG_CONFIG,
-    TGT_MSG_LISTEN, /* carries a listening socket */
-    TGT_MSG_STOP,   /* close the listening sockets and all logins */
+    TGT_MSG_LISTEN,   /* carries a listening socket */
+    TGT_MSG_UNLISTEN, /* close that one, and all logins that came through it */
     TGT_MSG_ASKED,
     TGT_MSG_CHALLENGE,
     TGT_MSG_VERIFIED,
@@ -58,7 +57,7 @@ struct tgt_msg {
             struct tgt_params params;
             uint8_t isid[TGT_ISID_LEN];
             uint16_t cid;
-            uint32_t itt, cmdsn, statsn, portal;
+            uint32_t itt, cmdsn, statsn;
             uint32_t flags; /* byte 1 of the last login response */
             char address[64];
             uint32_t text_len;
@@ -72,7 +71,7 @@ struct tgt_msg {
             uint32_t max_half_open, per_address, timeout_ms;
         } config;
         struct {
-            uint32_t portal;
+            uint32_t portal; /* its id: of UNLISTEN too */
         } listen;
         struct {
             uint32_t status, need_chap, group;

@@ -46,13 +46,21 @@ static void config(struct tgt_login_parent *p)
     tgt_login_answer(p, 0, 0, TGT_MSG_CONFIG);
 }
 
-int tgt_login_listen(struct tgt_server *s, unsigned portal)
+int tgt_login_listen(struct tgt_server *s, const struct tgt_portal *portal)
+{
+    struct tgt_login_parent *p = s->login;
+    p->out.u.listen.portal = portal->id;
+    if (p->sock < 0)
+        return 0; /* it is told when it has started again */
+    return tgt_msg_send(p->sock, &p->out, TGT_MSG_LISTEN, portal->fd, MSG_DONTWAIT);
+}
+
+void tgt_login_unlisten(struct tgt_server *s, uint32_t portal)
 {
     struct tgt_login_parent *p = s->login;
     p->out.u.listen.portal = portal;
-    if (p->sock < 0)
-        return 0; /* it is told when it has started again */
-    return tgt_msg_send(p->sock, &p->out, TGT_MSG_LISTEN, s->portals[portal].fd, MSG_DONTWAIT);
+    if (p->sock >= 0 && tgt_msg_send(p->sock, &p->out, TGT_MSG_UNLISTEN, -1, MSG_DONTWAIT) < 0)
+        lose(p, "it cannot be told that a portal is closed");
 }
 
 static void ended(void *arg, int pid, int status)
@@ -116,7 +124,7 @@ static int start(struct tgt_login_parent *p, struct gr_err *err)
         return gr_fail(err, r, "login process: cannot be watched: %s", gr_code_text(r));
     config(p);
     for (unsigned i = 0; i < p->s->n_portals; i++)
-        tgt_login_listen(p->s, i);
+        tgt_login_listen(p->s, &p->s->portals[i]);
     return 0;
 }
 
@@ -337,7 +345,7 @@ static void ask_fiber(void *arg)
         return;
     }
     memcpy(initiator, sl->initiator, sizeof initiator);
-    bool open = sl->open, multipath = s->portals[sl->portal].flags & TGT_PORTAL_MULTIPATH;
+    bool open = sl->open, multipath = sl->portal_flags & TGT_PORTAL_MULTIPATH;
     int r = disk_of_target(s, sl->target, disk);
     if (!r && tgt_access_masked(s->access, disk))
         r = gr_fail(&err, -ENOENT, "disk '%s' is masked", disk);
@@ -377,7 +385,7 @@ static bool is_loopback(const struct sockaddr_storage *ss)
 }
 
 /* The socket is what it should be, and the rule that let it in still holds for where it really is. */
-static bool socket_ok(struct tgt_server *s, const struct tgt_slot *sl, int fd)
+static bool socket_ok(const struct tgt_server *s, const struct tgt_slot *sl, int fd)
 {
     struct sockaddr_storage local;
     socklen_t len = sizeof local;
@@ -387,7 +395,7 @@ static bool socket_ok(struct tgt_server *s, const struct tgt_slot *sl, int fd)
         return false;
     if (getsockname(fd, (struct sockaddr *)&local, &len) < 0 || (local.ss_family != AF_INET && local.ss_family != AF_INET6))
         return false;
-    bool open = is_loopback(&local) || (s->portals[sl->portal].flags & TGT_PORTAL_INSECURE);
+    bool open = is_loopback(&local) || (sl->portal_flags & TGT_PORTAL_INSECURE);
     return tgt_access_admits(s->access, sl->disk, sl->initiator, open);
 }
 
@@ -429,7 +437,7 @@ static void hand_over_fiber(void *arg)
     struct tgt_sess_start st = {.fd = gr_take_fd(&j->fd), .lu = lu, .initiator = initiator, .address = j->msg.u.hand_over.address,
                                 .text = j->msg.u.hand_over.text, .text_len = j->msg.u.hand_over.text_len, .params = j->msg.u.hand_over.params,
                                 .flags = (uint8_t)j->msg.u.hand_over.flags, .cid = j->taken.cid, .tsih = j->taken.tsih, .itt = j->msg.u.hand_over.itt,
-                                .cmdsn = j->msg.u.hand_over.cmdsn, .statsn = j->msg.u.hand_over.statsn, .portal = j->taken.portal};
+                                .cmdsn = j->msg.u.hand_over.cmdsn, .statsn = j->msg.u.hand_over.statsn};
     memcpy(st.isid, j->taken.isid, TGT_ISID_LEN);
     unsigned status = st.tsih ? tgt_sess_joinable(s, &st) : TGT_LOGIN_OK; /* asked of the authenticated only: it tells what sessions there are */
     if (status) {
@@ -516,14 +524,17 @@ static bool on_ask(struct tgt_login_parent *p, struct tgt_slot *sl)
     const struct tgt_msg *m = &p->in;
     if (!tgt_msg_str_ok(m->u.ask.initiator, sizeof m->u.ask.initiator) || !tgt_msg_str_ok(m->u.ask.target, sizeof m->u.ask.target) ||
         !tgt_msg_str_ok(m->u.ask.address, sizeof m->u.ask.address) || !tgt_msg_str_ok(m->u.ask.local, sizeof m->u.ask.local) ||
-        m->u.ask.portal >= p->s->n_portals || sl->used)
+        m->u.ask.portal >= p->s->next_portal || sl->used)
         return false;
+    const struct tgt_portal *portal = tgt_portal_of(p->s, m->u.ask.portal);
+    if (!portal)
+        return true; /* closed meanwhile: the login process is about to drop it */
     memset(sl, 0, sizeof *sl);
     sl->used = true;
     sl->gen = m->gen;
     sl->discovery = m->u.ask.discovery;
-    sl->portal = m->u.ask.portal;
-    sl->open = m->u.ask.loopback || (p->s->portals[sl->portal].flags & TGT_PORTAL_INSECURE);
+    sl->portal_flags = portal->flags;
+    sl->open = m->u.ask.loopback || (sl->portal_flags & TGT_PORTAL_INSECURE);
     sl->tsih = m->u.ask.tsih;
     sl->cid = m->u.ask.cid;
     memcpy(sl->isid, m->u.ask.isid, TGT_ISID_LEN);

@@ -10,7 +10,8 @@
 #define TGT_CHALLENGE_LEN 32u
 struct tgt_slot {
     bool used, discovery, busy, approved, need_chap, authenticated, challenged;
-    uint32_t gen, portal;
+    uint32_t gen;
+    unsigned portal_flags; /* of the portal it came through, which may be closed by now */
     uint8_t isid[TGT_ISID_LEN];
     uint16_t tsih, cid;
     bool open;

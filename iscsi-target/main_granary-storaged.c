@@ -10,9 +10,8 @@
 #include "common/log.h"
 #include "iscsi-target/handover.h"
 #include "iscsi-target/isns.h"
-#include "iscsi-target/portals.h"
+#include "iscsi-target/storaged_options.h"
 #include "snapshot/expose.h"
-#include <getopt.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -21,18 +20,9 @@
 #define LOGIN_WAIT_MS 10000u   /* how long a login waits for a disk that changes hands */
 #define SHUTDOWN_MS 5000u      /* what initiators get to log out in */
 #define REST_MS 10000u         /* what commands get to end in before a hand-over */
-#define LOOPS_MAX 64
-#define TAKE_OVER_MS 60000     /* what the one before us gets to bring that about */
-
-struct options {
-    const char *portal, *multipath, *mover, *isns, *log;
-    bool insecure, verbose, take_over;
-    int ready_fd;
-    unsigned loops;
-};
 
 struct daemon {
-    struct options o;
+    struct storaged_options o;
     struct gr_loop *loop;
     struct gr_gang *gang;
     struct gr_home *home;
@@ -41,11 +31,12 @@ struct daemon {
     char *pki_dir, *socket_path, *pid_path;
     struct snap_svc *svc;
     struct tgt_server *tgt;
+    struct tgt_portals portals;
     struct tgt_isns *isns;
     struct mover_server *mover;
     struct gr_rpc_server *rpc;
     struct snap_exposures *exposures;
-    char portal[TGT_SHOWN], multipath[TGT_SHOWN], mover_addr[TGT_SHOWN];
+    char mover_addr[TGT_SHOWN];
     uint64_t started_ns;
     bool stop;
     struct gr_fqueue stop_wait;
@@ -293,13 +284,15 @@ static int op_status(void *arg, struct gr_rpc_call *call, json_t *params, json_t
     struct mover_stats ms = {0};
     if (d->mover)
         mover_server_stats(d->mover, &ms);
-    *ret = json_pack("{s:s,s:i,s:I,s:s,s:s,s:s,s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:b,s:o}", "program", "granary-storaged", "pid", (int)getpid(), "uptime",
-                     (json_int_t)((gr_loop_now_ns(d->loop) - d->started_ns) / 1000000000ull), "engine",
-                     gr_loop_engine(d->loop) == GR_ENGINE_URING ? "io_uring" : "synchronous", "portal", d->portal, "multipath-portal",
-                     d->multipath, "mover", d->mover_addr, "mover-security", d->o.insecure ? "none" : "tls", "isns", d->o.isns ? d->o.isns : "",
-                     "isns-targets", d->isns ? tgt_isns_registered(d->isns) : 0, "loops", (int)d->o.loops, "sessions",
-                     (int)tgt_server_sessions(d->tgt, NULL), "mover-connections", (int)ms.connections, "insecure", d->o.insecure, "exposures",
-                     snap_exposures_list(d->exposures));
+    json_t *portals = tgt_portals_names(&d->portals, false), *multipath = tgt_portals_names(&d->portals, true);
+    const char *portal = json_string_value(json_array_get(portals, 0)), *second = json_string_value(json_array_get(multipath, 0));
+    *ret = json_pack("{s:s,s:i,s:I,s:s,s:s,s:s,s:o,s:o,s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:b,s:o}", "program", "granary-storaged", "pid", (int)getpid(),
+                     "uptime", (json_int_t)((gr_loop_now_ns(d->loop) - d->started_ns) / 1000000000ull), "engine",
+                     gr_loop_engine(d->loop) == GR_ENGINE_URING ? "io_uring" : "synchronous", "portal", portal ? portal : "", "multipath-portal",
+                     second ? second : "", "portals", portals, "multipath-portals", multipath, "mover", d->mover_addr, "mover-security",
+                     d->o.insecure ? "none" : "tls", "isns", d->o.isns ? d->o.isns : "", "isns-targets", d->isns ? tgt_isns_registered(d->isns) : 0,
+                     "loops", (int)d->o.loops, "sessions", (int)tgt_server_sessions(d->tgt, NULL), "mover-connections", (int)ms.connections, "insecure", d->o.insecure,
+                     "exposures", snap_exposures_list(d->exposures));
     return *ret ? 0 : gr_fail(err, -ENOMEM, "out of memory for the answer");
 }
 
@@ -348,44 +341,39 @@ static int op_hand_over(void *arg, struct gr_rpc_call *call, json_t *params, jso
 static const struct gr_rpc_method daemon_methods[] = {{"daemon.ping", op_ping}, {"daemon.status", op_status}, {"daemon.nbd-url", op_nbd_url},
                                                        {"daemon.hand-over", op_hand_over}, {NULL, NULL}};
 
-/* ---- start and end ---- */
-/* Ask the daemon that runs for its place. */
-static int ask_for_place(struct daemon *d, struct gr_err *err)
+/* ---- hooks of the portals ---- */
+static int admit_others(void *arg, struct gr_err *err)
 {
-    gr_auto_free char *path = gr_home_path(d->home, "run/hand-over.sock");
-    gr_auto_close int listener = -1, from = -1;
-    struct gr_rpc_client *before = NULL;
-    int r = path ? gr_unix_listen(path, 0600, &listener, err) : gr_fail(err, -ENOMEM, "out of memory");
-    if (r == 0)
-        r = gr_rpc_connect(d->loop, d->socket_path, &before, err);
-    if (r == 0)
-        r = gr_rpc_call(before, "daemon.hand-over", json_pack("{s:s}", "socket", path), NULL, NULL, TAKE_OVER_MS, NULL, err);
-    gr_rpc_client_free(before);
-    if (r == 0) {
-        from = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-        r = from < 0 ? gr_fail(err, -errno, "%s: nobody came", path) : tgt_heritage_recv(d->loop, from, &d->heritage, err);
-    }
-    if (path)
-        unlink(path);
-    return r;
+    struct daemon *d = arg;
+    const char *name = snap_exposed_to_all(d->exposures);
+    return name ? gr_fail(err, -EBUSY, "%s is exposed to every initiator of this machine: no portal for others until that has ended", name) : 0;
 }
 
+static int portals_changed(void *arg, struct gr_err *err)
+{
+    struct daemon *d = arg;
+    tgt_isns_look(d->isns);
+    return snap_svc_set_portal(d->svc, tgt_server_portal(d->tgt), err);
+}
+
+static bool others_reach_us(void *arg)
+{
+    struct daemon *d = arg;
+    return !d->o.insecure && tgt_portals_beyond(&d->portals);
+}
+
+/* ---- start and end ---- */
 /* Portals of our own, or those of the one before us, whose sessions go on first of all. */
 static int start_portals(struct daemon *d, struct gr_err *err)
 {
-    unsigned flags = d->o.insecure ? TGT_PORTAL_INSECURE : 0;
-    if (d->heritage.doc) {
-        snprintf(d->portal, sizeof(d->portal), "%s", d->o.portal ? d->o.portal : TGT_PORTAL_DEFAULT);
-        snprintf(d->multipath, sizeof(d->multipath), "%s", d->o.multipath ? d->o.multipath : "");
-        int r = tgt_server_inherit_portals(d->tgt, &d->heritage, err);
-        if (r == 0)
-            tgt_server_inherit_sessions(d->tgt, &d->heritage);
-        tgt_heritage_free(&d->heritage);
-        return r;
-    }
-    int r = tgt_portal_open(d->tgt, d->home, "portal", d->o.portal ? d->o.portal : TGT_PORTAL_DEFAULT, flags, d->portal, err);
-    if (r == 0 && d->o.multipath)
-        r = tgt_portal_open(d->tgt, d->home, "multipath-portal", d->o.multipath, flags | TGT_PORTAL_MULTIPATH, d->multipath, err);
+    d->portals = (struct tgt_portals){
+        .server = d->tgt, .home = d->home, .insecure = d->o.insecure, .arg = d, .admit = admit_others, .changed = portals_changed};
+    if (!d->heritage.doc)
+        return tgt_portals_open(&d->portals, &d->o.portals, &d->o.multipath, err);
+    int r = tgt_server_inherit_portals(d->tgt, &d->heritage, err);
+    if (r == 0)
+        tgt_server_inherit_sessions(d->tgt, &d->heritage);
+    tgt_heritage_free(&d->heritage);
     return r;
 }
 
@@ -446,9 +434,8 @@ static int start_service(struct daemon *d, struct gr_err *err)
         .hooks = {.arg = d, .release = let_go, .users = count_users, .warn = log_warning},
         .images = &images,
     };
-    bool local = (!d->o.portal || tgt_portal_local(d->o.portal)) && (!d->o.multipath || tgt_portal_local(d->o.multipath));
     const struct snap_expose_hooks hooks = {
-        .arg = d, .ended = exposure_ended, .describe = exposure_describe, .need_initiator = !local && !d->o.insecure};
+        .arg = d, .ended = exposure_ended, .describe = exposure_describe, .need_initiator = others_reach_us};
     int r = snap_svc_new(&o, &d->svc, err);
     if (r == 0)
         r = snap_exposures_new(d->loop, d->svc, &hooks, &d->exposures, err);
@@ -475,6 +462,8 @@ static int serve_requests(struct daemon *d, struct gr_err *err)
     if (r == 0)
         r = gr_rpc_server_add(d->rpc, tgt_service, d->tgt);
     if (r == 0)
+        r = gr_rpc_server_add(d->rpc, tgt_portal_methods, &d->portals);
+    if (r == 0)
         r = snap_exposures_serve(d->exposures, d->rpc);
     if (r == 0)
         r = gr_rpc_server_add(d->rpc, daemon_methods, d);
@@ -485,7 +474,7 @@ static int serve_requests(struct daemon *d, struct gr_err *err)
 
 static int start_all(struct daemon *d, struct gr_err *err)
 {
-    int r = d->o.take_over ? ask_for_place(d, err) : 0;
+    int r = d->o.take_over ? tgt_heritage_ask(d->loop, d->home, &d->heritage, err) : 0;
     if (r == 0)
         r = take_lock(d, err);
     if (r == 0)
@@ -499,14 +488,16 @@ static int start_all(struct daemon *d, struct gr_err *err)
     if (r == 0)
         r = start_mover(d, err);
     if (r == 0)
-        r = snap_svc_set_portal(d->svc, tgt_server_portal(d->tgt), err);
+        r = tgt_portals_save(&d->portals, err);
+    if (r == 0)
+        r = portals_changed(d, err);
     int owned = r == 0 ? snap_svc_open_all(d->svc) : 0;
     if (r == 0)
         r = serve_requests(d, err);
     if (r == 0)
         r = gr_daemon_pidfile(d->pid_path, err);
     if (r == 0)
-        gr_log(GR_LOG_NOTE, "ready: %d disks owned, portal %s, mover %s%s", owned, d->portal, d->mover_addr,
+        gr_log(GR_LOG_NOTE, "ready: %d disks owned, portal %s, mover %s%s", owned, tgt_server_portal(d->tgt), d->mover_addr,
                d->o.insecure ? " (plain text)" : "");
     return r;
 }
@@ -569,79 +560,6 @@ static int daemon_main(void *arg)
     return r;
 }
 
-static int usage(FILE *f, int status)
-{
-    fputs("usage: granary-storaged [options]\n\n"
-          "Serves the disks of the datastores of $GRANARY_HOME; see granary-storaged(8). \"granary up\" starts it in the background.\n\n"
-          "options:\n"
-          "  --portal HOST:PORT            iSCSI portal (default " TGT_PORTAL_DEFAULT "; port 0: any free one)\n"
-          "  --multipath-portal HOST:PORT  a second portal that never redirects\n"
-          "  --isns HOST[:PORT]            register the targets with this iSNS server\n"
-          "  --mover HOST:PORT             NBD data mover (default " TGT_MOVER_DEFAULT ", or any free port)\n"
-          "  --loops N                     event loops, with a thread each, that share the sessions (default 1)\n"
-          "  --take-over                   take the place of the daemon that runs, with its portals and sessions\n"
-          "  --insecure                    allow other addresses without access control, and the mover without TLS\n"
-          "  --log FILE                    log to this file, not to standard error\n"
-          "  --verbose                     log more\n"
-          "  --ready-fd N                  write \"ok\" or a failure to this descriptor\n"
-          "  --help                        print this\n",
-          f);
-    return status;
-}
-
-static int parse_options(int argc, char **argv, struct options *o)
-{
-    static const struct option longs[] = {
-        {"portal", 1, NULL, 'p'},   {"multipath-portal", 1, NULL, 'm'}, {"mover", 1, NULL, 'n'}, {"isns", 1, NULL, 's'}, {"loops", 1, NULL, 'o'}, {"insecure", 0, NULL, 'i'},
-        {"ready-fd", 1, NULL, 'r'}, {"log", 1, NULL, 'l'},              {"verbose", 0, NULL, 'v'}, {"take-over", 0, NULL, 't'}, {"help", 0, NULL, 'h'},  {NULL, 0, NULL, 0},
-    };
-    uint64_t fd, loops;
-    int c;
-    while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
-        switch (c) {
-        case 'p':
-            o->portal = optarg;
-            break;
-        case 'm':
-            o->multipath = optarg;
-            break;
-        case 'n':
-            o->mover = optarg;
-            break;
-        case 's':
-            o->isns = optarg;
-            break;
-        case 'o':
-            if (gr_parse_u64(optarg, 1, LOOPS_MAX, &loops, NULL) < 0)
-                return usage(stderr, 2);
-            o->loops = (unsigned)loops;
-            break;
-        case 'i':
-            o->insecure = true;
-            break;
-        case 'l':
-            o->log = optarg;
-            break;
-        case 'v':
-            o->verbose = true;
-            break;
-        case 't':
-            o->take_over = true;
-            break;
-        case 'r':
-            if (gr_parse_u64(optarg, 3, 1023, &fd, NULL) < 0)
-                return usage(stderr, 2);
-            o->ready_fd = (int)fd;
-            break;
-        case 'h':
-            return usage(stdout, 0);
-        default:
-            return usage(stderr, 2);
-        }
-    }
-    return optind < argc ? usage(stderr, 2) : -1;
-}
-
 int main(int argc, char **argv)
 {
     int r = tgt_login_main(argc, argv);
@@ -649,7 +567,7 @@ int main(int argc, char **argv)
         return r;
     struct daemon d = {.lock = -1, .heir = -1, .o = {.ready_fd = -1, .loops = 1}};
     struct gr_err err = {0};
-    r = parse_options(argc, argv, &d.o);
+    r = storaged_options(argc, argv, &d.o);
     if (r >= 0)
         return r;
     signal(SIGPIPE, SIG_IGN);

@@ -19,6 +19,8 @@
 
 #define TGT_NAME_MAX 223 /* bytes of an iSCSI name, RFC 7143 4.2.7.1 */
 #define TGT_IQN_PREFIX "iqn.2026-11.local.granary:"
+#define TGT_PORTALS 16u /* that may be open at once */
+#define TGT_SHOWN 300   /* bytes of "HOST:PORT" as it is told to others */
 
 /* Answer of a lookup. */
 struct tgt_place {
@@ -74,11 +76,23 @@ enum tgt_portal_flags {
     TGT_PORTAL_INSECURE = 1,  /* allow targets without ACL and CHAP on an address that is not loopback */
     TGT_PORTAL_MULTIPATH = 2, /* never redirect: a disk owned elsewhere is there in standby (ALUA), and becomes active when the
                                  directory gives it to us */
+    TGT_PORTAL_ANY_PORT = 4,  /* its port was given as 0; set by tgt_server_listen() */
 };
-/* Listen on "HOST:PORT", "[V6]:PORT", "HOST" (port 3260); port 0 takes a free one. May be called several times, also while
- * serving. A host name is resolved by blocking DNS. Refused (-GR_EAUTH) on anything but loopback while access.json knows no
- * ACL and no CHAP at all, unless TGT_PORTAL_INSECURE. *ret_port (may be NULL): the port taken. */
+/* (fiber) Listen on "HOST:PORT", "[V6]:PORT", "HOST" (port 3260); port 0 takes a free one. May be called several times, also while
+ * serving. Refused (-GR_EAUTH) on anything but loopback while access.json knows no ACL and no CHAP at all, unless
+ * TGT_PORTAL_INSECURE; -EEXIST: it is open. *ret_port (may be NULL): the port taken. */
 int tgt_server_listen(struct tgt_server *s, const char *portal, unsigned flags, uint16_t *ret_port, struct gr_err *err);
+/* No new logins at @portal, and an end to those under way; sessions stay. -ENOENT: none such; -EBUSY: it is the last one that
+ * redirects, by which disks are found. *ret_sessions (may be NULL): those that came through it. */
+int tgt_server_unlisten(struct tgt_server *s, const char *portal, unsigned *ret_sessions, struct gr_err *err);
+struct tgt_portal_info {
+    const char *name;  /* HOST:PORT, borrowed */
+    unsigned flags;    /* enum tgt_portal_flags */
+    unsigned sessions; /* that have a connection through it */
+    bool loopback;
+};
+/* The portal number @i of those that are open, in the order of their opening. False: there are not so many. */
+bool tgt_server_portal_at(const struct tgt_server *s, unsigned i, struct tgt_portal_info *ret);
 /* Orderly end (fiber): no new logins, initiators are asked to log out, in-flight commands finish; what is left after
  * @timeout_ms is cut. Returns the number of sessions cut. */
 int tgt_server_shutdown(struct tgt_server *s, uint64_t timeout_ms);
@@ -88,7 +102,7 @@ int tgt_server_shutdown(struct tgt_server *s, uint64_t timeout_ms);
 int tgt_server_release(struct tgt_server *s, const char *disk, bool only_idle, struct gr_err *err);
 /* Number of logged-in sessions of @disk (NULL: all). */
 unsigned tgt_server_sessions(struct tgt_server *s, const char *disk);
-/* First portal as "host:port" for URLs (a wildcard address is shown as this host's loopback), or NULL. Borrowed. */
+/* First portal that redirects, as "host:port" for URLs (a wildcard address is shown as this host's loopback), or NULL. Borrowed. */
 const char *tgt_server_portal(struct tgt_server *s);
 /* "iscsi://host:port/iqn…/0": usable verbatim in libiscsi's tools and qemu-img. New memory, NULL: no portal. */
 char *tgt_server_url(struct tgt_server *s, const char *disk);
@@ -107,6 +121,8 @@ int tgt_disk_of(const char *name, char *ret, size_t size);
  *   session.list {"disk"?}                → [{"id","disk","initiator","address","isid","age","depth","reads","writes",…}]
  *   session.drop {"id"}                   cut it (the initiator may log in again) */
 extern const struct gr_rpc_method tgt_service[];
+/* Commands "portal list|add|remove"; iscsi-target/portals.h has the methods. */
+extern const struct gr_cmd tgt_portal_commands[];
 /* Commands "lun list|mask|unmask|acl|chap|stat" and "session list|drop"; they call the above over run/storaged.sock of the
  * home. The app of gr_cmd_main is not used. */
 extern const struct gr_cmd tgt_commands[];

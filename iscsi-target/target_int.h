@@ -315,10 +315,11 @@ static inline uint32_t tgt_lu_atomic_unit(const struct tgt_lu *lu)
 struct tgt_portal {
     int fd;
     unsigned flags;
+    uint32_t id; /* never used again: what the login process says of a portal that was closed meanwhile meets no other */
     bool loopback;
-    char text[300]; /* "host:port" for URLs */
+    char name[TGT_SHOWN]; /* HOST:PORT as it was asked for, with its port */
+    char text[64];        /* "address:port" for URLs */
 };
-#define TGT_PORTALS 16u
 struct tgt_login_parent;
 struct tgt_server {
     struct gr_loop *loop;
@@ -328,6 +329,7 @@ struct tgt_server {
     struct tgt_login_parent *login;
     struct tgt_portal portals[TGT_PORTALS];
     unsigned n_portals;
+    uint32_t next_portal;
     struct tgt_sess *sessions;
     unsigned n_sessions;
     unsigned busy_fibers;       /* lookups and commands in fibers: free waits for them */
@@ -345,10 +347,14 @@ struct tgt_server {
     struct gr_timer tick;
 };
 
+/* ---- target_portal.c ---- */
+const struct tgt_portal *tgt_portal_of(const struct tgt_server *s, uint32_t id); /* NULL: it is closed */
+/* "address:port" at which the peer of @fd reaches us: where it did, or, when nothing listens there any more, our first portal. */
+void tgt_told_address(struct tgt_server *s, int fd, char ret[64]);
+void tgt_portals_close(struct tgt_server *s); /* at the end */
+/* Listens already; takes @fd. @name: how it was asked for, NULL: as it is bound. */
+int tgt_server_adopt(struct tgt_server *s, int fd, unsigned flags, const char *name, struct gr_err *err);
 /* ---- target_server.c ---- */
-/* "address:port" of the end of @fd that is ours. */
-void tgt_local_address(int fd, char ret[64]);
-int tgt_server_adopt(struct tgt_server *s, int fd, unsigned flags, struct gr_err *err); /* listens already; takes @fd */
 void tgt_note(struct tgt_server *s, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 /* ---- lu.c ---- (fiber) */
 struct tgt_lu *tgt_lu_find(struct tgt_server *s, const char *disk);
@@ -373,7 +379,8 @@ void tgt_lu_look(struct tgt_lu *lu, const struct tgt_sess *asked);
 void tgt_lu_look_soon(struct tgt_lu *lu);
 /* ---- login_parent.c ---- */
 int tgt_login_start(struct tgt_server *s, struct gr_err *err);
-int tgt_login_listen(struct tgt_server *s, unsigned portal);
+int tgt_login_listen(struct tgt_server *s, const struct tgt_portal *p);
+void tgt_login_unlisten(struct tgt_server *s, uint32_t portal);
 void tgt_login_stop(struct tgt_server *s); /* no new logins */
 void tgt_login_free(struct tgt_server *s);
 /* Listing of targets for @initiator ("All" or one name) as SendTargets text; @address: "host:port" it reached us at. (fiber) */
@@ -388,7 +395,6 @@ struct tgt_sess_start {
     uint8_t isid[TGT_ISID_LEN], flags;
     uint16_t cid, tsih; /* tsih: of the session to join, 0: a new one */
     uint32_t itt, cmdsn, statsn, text_len;
-    unsigned portal;
 };
 /* Takes fd and user. A session to join must be joinable. 0 or negative. */
 int tgt_sess_login(struct tgt_server *s, const struct tgt_sess_start *start);

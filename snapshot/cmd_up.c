@@ -9,7 +9,8 @@
 #define START_MS 60000u
 #define STOP_MS 60000u
 #define ASK_MS 5000
-#define LAST_UP "state/up.json" /* the addresses that were asked for last */
+#define LAST_UP "state/up.json" /* the addresses of mover and iSNS server that were asked for last; portals the daemon remembers itself */
+#define ARGS_MAX 80          /* of a daemon: some options, and as many portals as there can be */
 #define GUESTS_MS 20000 /* what a guest gets to shut down */
 
 struct site {
@@ -88,9 +89,31 @@ static int check_same(struct site *s, json_t *status, const char *option, struct
     return gr_fail(err, -EBUSY, "granary-storaged is up already, but with --%s %s: run 'granary down' first", option, is ? is : "(none)");
 }
 
+static bool same_portal(const char *wanted, const char *is)
+{
+    size_t n = strlen(wanted);
+    return strncmp(wanted, is, n) == 0 && (!is[n] || strcmp(is + n, ":3260") == 0);
+}
+
+static int check_portals(struct site *s, json_t *open, const char *option, struct gr_err *err)
+{
+    const char *wanted;
+    for (int k = 0; (wanted = gr_cmd_opt_n(s->c, option, k)); k++) {
+        bool found = port_is_any(wanted);
+        json_t *is;
+        size_t i;
+        json_array_foreach(open, i, is)
+            found = found || same_portal(wanted, json_string_value(is));
+        if (!found)
+            return gr_fail(err, -EBUSY, "granary-storaged is up already, without --%s %s: change its portals with 'granary portal add' and 'granary portal remove'",
+                           option, wanted);
+    }
+    return 0;
+}
+
 static int start(struct site *s, const char *program, const char *const *more, bool needed, struct gr_err *err)
 {
-    const char *argv[20] = {0};
+    const char *argv[ARGS_MAX + 1] = {0};
     size_t n = 1;
     gr_auto_free char *path = gr_program_path(program);
     gr_auto_free char *name = gr_asprintf("log/%s.log", strncmp(program, "granary-", 8) == 0 ? program + 8 : program);
@@ -105,32 +128,49 @@ static int start(struct site *s, const char *program, const char *const *more, b
     return gr_daemon_start(argv, log, START_MS, err);
 }
 
-/* Options with a value of granary-storaged that "up" remembers and an upgrade keeps; its status has them under the same names. */
-static const char *const kept[][2] = {{"portal", "--portal"}, {"multipath-portal", "--multipath-portal"}, {"mover", "--mover"},
-                                      {"isns", "--isns"}, {"loops", "--loops"}};
+/* Options with a value that "up" remembers and an upgrade keeps; the daemon's status has them under the same names. (It remembers its
+ * portals itself.) */
+static const char *const kept[][2] = {{"mover", "--mover"}, {"isns", "--isns"}, {"loops", "--loops"}};
+
+struct args {
+    const char *v[ARGS_MAX];
+    size_t n;
+};
+
+static void add_arg(struct args *a, const char *flag, const char *value)
+{
+    if (a->n + 2 >= ARGS_MAX)
+        return;
+    a->v[a->n++] = flag;
+    if (value)
+        a->v[a->n++] = value;
+}
 
 /* An address that is not named is the one of last time: virtual machines that were left on look for their disks there. */
 static int start_storaged(struct site *s, struct gr_err *err)
 {
     gr_auto_free char *log = gr_home_path(s->home, "log/storaged.log");
-    const char *args[16] = {"--log", log};
+    struct args args = {{"--log", log}, 2};
     json_t *last = NULL, *now = json_object();
-    size_t n = 2;
+    const char *v;
     int r = now && log ? gr_home_load(s->home, LAST_UP, &last, err) : gr_fail(err, -ENOMEM, "out of memory");
     for (size_t i = 0; r == 0 && i < GR_ARRAY_LEN(kept); i++) {
-        const char *v = gr_cmd_opt(s->c, kept[i][0]);
+        v = gr_cmd_opt(s->c, kept[i][0]);
         if (!v)
             v = json_string_value(json_object_get(last, kept[i][0]));
         if (!v || !strcmp(v, "off")) /* an iSNS server is no must */
             continue;
-        args[n++] = kept[i][1];
-        args[n++] = v;
+        add_arg(&args, kept[i][1], v);
         json_object_set_new(now, kept[i][0], json_string(v));
     }
+    for (int i = 0; (v = gr_cmd_opt_n(s->c, "portal", i)); i++)
+        add_arg(&args, "--portal", v);
+    for (int i = 0; (v = gr_cmd_opt_n(s->c, "multipath-portal", i)); i++)
+        add_arg(&args, "--multipath-portal", v);
     if (gr_cmd_flag(s->c, "insecure"))
-        args[n++] = "--insecure";
+        add_arg(&args, "--insecure", NULL);
     if (r == 0)
-        r = start(s, "granary-storaged", args, true, err);
+        r = start(s, "granary-storaged", args.v, true, err);
     if (r == 0)
         r = gr_home_save(s->home, LAST_UP, now, err);
     json_decref(last);
@@ -146,6 +186,8 @@ static int bring_up(struct site *s, bool *ret_already, struct gr_err *err)
     json_t *status = ask(s, s->storaged, "daemon.status");
     bool already = status != NULL;
     if (already) {
+        r = check_portals(s, json_object_get(status, "portals"), "portal", err);
+        r = r < 0 ? r : check_portals(s, json_object_get(status, "multipath-portals"), "multipath-portal", err);
         for (size_t i = 0; r == 0 && i < GR_ARRAY_LEN(kept); i++)
             r = check_same(s, status, kept[i][0], err);
         json_decref(status);
@@ -209,25 +251,22 @@ static int cmd_up(struct gr_cmd_ctx *c, struct gr_err *err)
 }
 
 /* ---- upgrade ---- */
-/* The addresses are those of the daemon that runs: it hands its sockets over. */
+/* The addresses are those of the daemon that runs: it hands its portals over. */
 static int replace_storaged(struct site *s, json_t *status, struct gr_err *err)
 {
     gr_auto_free char *log = gr_home_path(s->home, "log/storaged.log");
-    const char *args[16] = {"--take-over", "--log", log};
+    struct args args = {{"--take-over", "--log", log}, 3};
     char texts[GR_ARRAY_LEN(kept)][24];
-    size_t n = 3;
     if (!log)
         return gr_fail(err, -ENOMEM, "out of memory");
     for (size_t i = 0; i < GR_ARRAY_LEN(kept); i++) {
         const char *v = given(status, kept[i][0], texts[i]);
-        if (!v)
-            continue;
-        args[n++] = kept[i][1];
-        args[n++] = v;
+        if (v)
+            add_arg(&args, kept[i][1], v);
     }
     if (json_is_true(json_object_get(status, "insecure")))
-        args[n++] = "--insecure";
-    return start(s, "granary-storaged", args, true, err);
+        add_arg(&args, "--insecure", NULL);
+    return start(s, "granary-storaged", args.v, true, err);
 }
 
 /* The host agent has no sessions: virtual machines run on under their supervisors while it is away. */
@@ -310,7 +349,7 @@ static int cmd_down(struct gr_cmd_ctx *c, struct gr_err *err)
 
 /* ---- status ---- */
 static const struct gr_col status_cols[] = {
-    {"home", "Home", GR_COL_TEXT},         {"up", "Up", GR_COL_BOOL},          {"portal", "iSCSI portal", GR_COL_TEXT},
+    {"home", "Home", GR_COL_TEXT},         {"up", "Up", GR_COL_BOOL},          {"portals", "iSCSI portals", GR_COL_LIST},
     {"mover", "Mover", GR_COL_TEXT},       {"sessions", "Sessions", GR_COL_NUMBER}, {"engine", "VM engine", GR_COL_TEXT},
     {"engine-reason", "because", GR_COL_TEXT}, {NULL},
 };
@@ -349,8 +388,9 @@ static int status_object(struct site *s, json_t **ret, struct gr_err *err)
         json_decref(st);
         return err->code ? err->code : gr_fail(err, -EIO, "the datastores cannot be listed");
     }
-    *ret = json_pack("{s:s,s:b,s:O?,s:O?,s:O?,s:O?,s:O?,s:O?,s:o?,s:o?,s:o?,s:o?}", "home", gr_home_dir(s->home), "up", st != NULL, "portal",
-                     json_object_get(st, "portal"), "multipath-portal", json_object_get(st, "multipath-portal"), "mover",
+    *ret = json_pack("{s:s,s:b,s:O?,s:O?,s:O?,s:O?,s:O?,s:O?,s:O?,s:O?,s:o?,s:o?,s:o?,s:o?}", "home", gr_home_dir(s->home), "up", st != NULL, "portal",
+                     json_object_get(st, "portal"), "portals", json_object_get(st, "portals"), "multipath-portal",
+                     json_object_get(st, "multipath-portal"), "multipath-portals", json_object_get(st, "multipath-portals"), "mover",
                      json_object_get(st, "mover"), "sessions", json_object_get(st, "sessions"), "engine", json_object_get(probe, "verdict"),
                      "engine-reason", json_object_get(probe, "reason"), "storaged", st, "hostd", hd, "datastores", ds, "vms", vms);
     json_decref(probe);
@@ -376,8 +416,8 @@ static int cmd_status(struct gr_cmd_ctx *c, struct gr_err *err)
 }
 
 static const struct gr_opt up_opts[] = {
-    {"portal", "HOST:PORT", "iSCSI portal (default 127.0.0.1:3260; port 0: any free one)"},
-    {"multipath-portal", "HOST:PORT", "a second portal that never redirects, for dm-multipath"},
+    {"portal", "HOST:PORT", "iSCSI portal (default: those of last time, at first 127.0.0.1:3260; port 0: any free one)", true},
+    {"multipath-portal", "HOST:PORT", "a portal that never redirects, for dm-multipath", true},
     {"isns", "HOST[:PORT]", "register the targets with this iSNS server; off: with none any more"},
     {"mover", "HOST:PORT", "NBD data mover (default 127.0.0.1:10809, or any free port)"},
     {"loops", "N", "event loops, with a thread each, that share the sessions (default 1)"},

@@ -81,6 +81,14 @@ bool snap_exposed_to(const struct snap_exposures *x, const char *name, const cha
     return false;
 }
 
+const char *snap_exposed_to_all(const struct snap_exposures *x)
+{
+    for (struct exposure *e = x->list; e; e = e->next)
+        if (!e->initiator[0])
+            return e->name;
+    return NULL;
+}
+
 /* With the last exposure of a snapshot those who read it are cut. */
 static void end_one(struct snap_exposures *x, struct exposure *e)
 {
@@ -251,7 +259,7 @@ static int parse_wish(const struct snap_exposures *x, json_t *params, struct wis
         r = gr_json_opt_bool(params, "tie", &w->tie, err);
     if (r < 0)
         return r;
-    if (x->hooks.need_initiator && !w->initiator[0])
+    if (!w->initiator[0] && x->hooks.need_initiator(x->hooks.arg))
         return gr_fail(err, -GR_EUSAGE, "%s@%s: the portal is open to other machines; name the initiator that may read", w->disk, snapshot);
     w->name = gr_asprintf("%s@%s", w->disk, snapshot);
     return w->name ? snap_path_parse(w->name, SNAP_PATH_SNAPSHOT, &p, err) : gr_fail(err, -ENOMEM, "out of memory");

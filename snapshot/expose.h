@@ -16,7 +16,8 @@ struct snap_expose_hooks {
     void (*ended)(void *arg, const char *name);
     /* Add what a reader needs to know ("target", "iscsi-url", "nbd-url") to @row. */
     void (*describe)(void *arg, const char *name, json_t *row);
-    bool need_initiator; /* the portal is open to others than this machine: who may read must be named */
+    /* Are portals open to others than this machine? Then who may read must be named. */
+    bool (*need_initiator)(void *arg);
 };
 int snap_exposures_new(struct gr_loop *loop, struct snap_svc *svc, const struct snap_expose_hooks *hooks, struct snap_exposures **ret,
                        struct gr_err *err);
@@ -25,6 +26,8 @@ void snap_exposures_free(struct snap_exposures *x);
 int snap_exposures_serve(struct snap_exposures *x, struct gr_rpc_server *server);
 /* May @initiator read "DS/PATH@SNAP"? Any context. */
 bool snap_exposed_to(const struct snap_exposures *x, const char *name, const char *initiator);
+/* A snapshot that anybody whom the portals let in may read; NULL: there is none. Borrowed. */
+const char *snap_exposed_to_all(const struct snap_exposures *x);
 /* (fiber) Nobody may hold @disk or its snapshots any more; end what is exposed. @only_idle: -GR_ELOCKED when something is. */
 int snap_exposures_drop(struct snap_exposures *x, const char *disk, bool only_idle, struct gr_err *err);
 /* New array of rows. */

@@ -11,7 +11,7 @@ run_check granary up --portal 127.0.0.1:0 --mover 127.0.0.1:0 --json
 portal=$(get .portal) pid=$(get '."storaged-pid"')
 run_check granary up --json
 check 'up again is harmless' [ "$(get '."storaged-pid"')" = "$pid" ]
-run_mustfail 1 'granary down' granary up --portal 127.0.0.1:1
+run_mustfail 1 'granary portal add' granary up --portal 127.0.0.1:1
 kill -0 "$pid" || fail 'a refused up ended the daemon'
 run_check granary up --portal 127.0.0.1:0
 

@@ -48,6 +48,17 @@ wait_for 30 nodes_are "$b $c "
 run_check granary lun unmask ds/a
 wait_for 30 nodes_are "$a $b $c "
 
+# another portal, and the first one goes
+ports_are() { [ "$(holds portals 'Portal TCP\/UDP port')" = "$1" ]; }
+port_of() { echo "${1##*:}"; }
+first=$(granary status --json | jq -r .portal)
+run_check granary portal add 127.0.0.1:0 --json
+second=$(jq -er .portal "$T/out")
+wait_for 30 ports_are "$(printf '%s/tcp\n' "$(port_of "$first")" "$(port_of "$second")" | sort | tr '\n' ' ')"
+run_check granary portal remove "$first"
+wait_for 30 ports_are "$(port_of "$second")/tcp "
+check 'the targets are there' nodes_are "$a $b $c "
+
 # at the end it is taken off; killed, it is there once after the next start
 run_check granary down
 check 'nothing is left' nodes_are ''

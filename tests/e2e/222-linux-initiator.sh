@@ -4,6 +4,7 @@
 # 3 TiB, one masked for a while, resets, small pieces, the daemon killed under writes.
 # shellcheck disable=SC2154 # kernel, ram and console are guest.sh's
 # timeout: 300
+# guest
 . "$(dirname "$0")/lib.sh"
 requires qemu-system-x86_64 jq apt-get e2fsck debugfs
 . "$(dirname "$0")/guest.sh"

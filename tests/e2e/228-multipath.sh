@@ -3,6 +3,7 @@
 # killed under writes and the other takes over; it comes back and stands by; an orderly end moves the disk back; paths are dropped.
 # shellcheck disable=SC2154 # kernel, ram and console are guest.sh's
 # timeout: 400
+# guest
 . "$(dirname "$0")/lib.sh"
 requires qemu-system-x86_64 jq apt-get e2fsck debugfs
 . "$(dirname "$0")/guest.sh"

@@ -3,6 +3,7 @@
 # Linux finds the LUN again by the firmware's table (iBFT) and runs from it.
 # shellcheck disable=SC2154 # kernel, ram and console are guest.sh's
 # timeout: 300
+# guest
 . "$(dirname "$0")/lib.sh"
 requires qemu-system-x86_64 jq apt-get grub-mkimage sfdisk mke2fs debugfs
 rom=/usr/lib/ipxe/qemu/pxe-e1000.rom

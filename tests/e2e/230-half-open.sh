@@ -1,5 +1,6 @@
 #!/bin/bash
 # Ten thousand connections that never log in: who is logged in works on without an error, new ones come in, memory stays where it was.
+# alone
 . "$(dirname "$0")/lib.sh"
 requires qemu-img jq pgrep
 count=10000 rate=2000

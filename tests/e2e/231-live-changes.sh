@@ -1,6 +1,7 @@
 #!/bin/bash
 # Everything that can be changed while initiators work is changed: none sees an error, each is told what it must know. Then the daemon is
 # killed: they go on within a second of its return.
+# alone
 . "$(dirname "$0")/lib.sh"
 requires jq
 run_check granary datastore create ds "$T/ds.img" --size 1G

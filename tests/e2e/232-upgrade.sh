@@ -1,5 +1,6 @@
 #!/bin/bash
 # The daemon is replaced by a new process while initiators work: sockets and sessions are handed over, nobody reconnects, nothing is lost.
+# alone
 . "$(dirname "$0")/lib.sh"
 requires jq nbdsh
 run_mustfail 2 "granary up" granary upgrade

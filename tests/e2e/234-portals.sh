@@ -1,6 +1,7 @@
 #!/bin/bash
 # Portals change while initiators work: those that are there notice nothing, nobody new comes in by one that was closed, and whoever is told
 # an address (discovery, URLs, the other host, the next daemon) is told one that answers.
+# alone
 . "$(dirname "$0")/lib.sh"
 requires jq iscsi-ls iscsi-inq
 B=$T/b

@@ -2,6 +2,7 @@
 # timeout: 900
 # Backups of a guest that runs: it keeps writing, its freeze ends by its deadline whatever stalls, a job killed in the middle leaves
 # nothing after the next one, a dead agent makes the point crash-consistent and says so, and such a point boots and verifies itself.
+# guest
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/boot-image.sh"
 requires qemu-system-x86_64 jq mmdebstrap

@@ -2,6 +2,7 @@
 # timeout: 1500
 # scripts/quickstart as a user runs it, and beside it a second copy that is interrupted when its guest runs: the first finds
 # everything right, neither leaves a process, mount or file.
+# guest
 . "$(dirname "$0")/lib.sh"
 requires qemu-system-x86_64 jq mmdebstrap nbdinfo setsid
 requires_root

@@ -154,6 +154,29 @@ void tgtfix_start(struct tgtfix *f)
     assert_int_equal(p->result, 0);
 }
 
+int tgtfix_setup(void **state)
+{
+    struct tgtfix *f = *state;
+    *f = (struct tgtfix){.max_half_open = f->max_half_open, .per_address = f->per_address, .login_timeout_ms = f->login_timeout_ms, .redirect = f->redirect};
+    tgtfix_start(f);
+    return 0;
+}
+
+int tgtfix_teardown(void **state)
+{
+    tgtfix_alive(*state);
+    tgtfix_stop(*state);
+    return 0;
+}
+
+int tgtfix_main(int argc, char **argv)
+{
+    const char *filter = getenv("TEST_FILTER");
+    if (filter)
+        cmocka_set_test_filter(filter);
+    return tgt_login_main(argc, argv);
+}
+
 static void stop_on_loop(void *arg)
 {
     struct priv *p = arg;

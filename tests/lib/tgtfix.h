@@ -4,6 +4,7 @@
 #define TEST_TGTFIX_H
 #include "iscsi-target/target.h"
 #include "tests/lib/ini.h"
+#include "tests/lib/test.h"
 
 #define TGTFIX_TARGET "iqn.2026-11.local.granary:t:disk"
 #define TGTFIX_ELSEWHERE "iqn.2026-11.local.granary:t:elsewhere"
@@ -29,6 +30,19 @@ struct tgtfix {
 };
 /* Zero the fixture, set what is wanted, start. "t/disk" is served at TGTFIX_TARGET. */
 void tgtfix_start(struct tgtfix *f);
+/* A case with a target of its own: the program has a static fixture `fix`, initialised with what is wanted. After the case it serves. */
+#define TGTFIX_CASE(f) {#f, f, tgtfix_setup, tgtfix_teardown, &fix}
+int tgtfix_setup(void **state);
+int tgtfix_teardown(void **state);
+/* The program's main(); functions for the group, or NULL, and its cases. TEST_FILTER in the environment chooses among them. */
+#define TGTFIX_MAIN(setup_, teardown_, ...)                                                                     \
+    int main(int argc, char **argv)                                                                             \
+    {                                                                                                           \
+        const struct CMUnitTest test_list[] = {__VA_ARGS__};                                                    \
+        int r = tgtfix_main(argc, argv);                                                                        \
+        return r >= 0 ? r : cmocka_run_group_tests(test_list, setup_, teardown_);                               \
+    }
+int tgtfix_main(int argc, char **argv);
 void tgtfix_stop(struct tgtfix *f);
 /* One more server of the same disks, without portals; on the loop. */
 int tgtfix_server(struct tgtfix *f, struct tgt_server **ret, struct gr_err *err);

@@ -14,14 +14,6 @@
 
 static struct tgtfix fix;
 
-static int setup(void **state)
-{
-    (void)state;
-    memset(&fix, 0, sizeof fix);
-    tgtfix_start(&fix);
-    return 0;
-}
-
 static int teardown(void **state)
 {
     (void)state;
@@ -165,14 +157,6 @@ static void allegiance(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
-#define CASE(f) {#f, f, setup, teardown, NULL}
-int main(int argc, char **argv)
-{
-    int r = tgt_login_main(argc, argv);
-    if (r >= 0)
-        return r;
-    if (getenv("TEST_FILTER"))
-        cmocka_set_test_filter(getenv("TEST_FILTER"));
-    const struct CMUnitTest tests[] = {CASE(connections), CASE(allegiance), CASE(asked_to_leave)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
-}
+#define CASE(f) {#f, f, tgtfix_setup, teardown, &fix}
+TGTFIX_MAIN(NULL, NULL,
+    CASE(connections), CASE(allegiance), CASE(asked_to_leave))

@@ -12,24 +12,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-static struct tgtfix fix;
-
-static int setup(void **state)
-{
-    (void)state;
-    memset(&fix, 0, sizeof fix);
-    fix.redirect = "10.1.2.3:3260";
-    tgtfix_start(&fix);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    tgtfix_alive(&fix);
-    tgtfix_stop(&fix);
-    return 0;
-}
+static struct tgtfix fix = {.redirect = "10.1.2.3:3260"};
 
 static int give(struct tgt_server *old, struct gr_loop *loop, struct tgt_heritage *ret, struct gr_err *err)
 {
@@ -237,14 +220,5 @@ static void under_load(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
-#define CASE(f) {#f, f, setup, teardown, NULL}
-int main(int argc, char **argv)
-{
-    int r = tgt_login_main(argc, argv);
-    if (r >= 0)
-        return r;
-    if (getenv("TEST_FILTER"))
-        cmocka_set_test_filter(getenv("TEST_FILTER"));
-    const struct CMUnitTest tests[] = {CASE(idle), CASE(in_the_stream), CASE(several_connections), CASE(no_rest), CASE(under_load)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
-}
+TGTFIX_MAIN(NULL, NULL,
+    TGTFIX_CASE(idle), TGTFIX_CASE(in_the_stream), TGTFIX_CASE(several_connections), TGTFIX_CASE(no_rest), TGTFIX_CASE(under_load))

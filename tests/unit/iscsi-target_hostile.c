@@ -712,15 +712,7 @@ static void noise(void **state)
 }
 
 /* TEST_FILTER in the environment: only the test of that name. */
-int main(int argc, char **argv)
-{
-    int r = tgt_login_main(argc, argv);
-    if (r >= 0)
-        return r;
-    if (getenv("TEST_FILTER"))
-        cmocka_set_test_filter(getenv("TEST_FILTER"));
-    const struct CMUnitTest tests[] = {TEST(opcode_sweep),     TEST(lengths),      TEST(sequence_numbers), TEST(data_out_rules),  TEST(unsolicited_rules),
-                                       TEST(cdb_sweep),        TEST(scsi_edges),   TEST(reset_with_sessions), TEST(replaced_sessions), TEST(in_flight),
-                                       TEST(half_open),        TEST(login_storm),  TEST(never_reads),  TEST(text_requests), TEST(redirect_and_v6),  TEST(digests),         TEST(noise)};
-    return cmocka_run_group_tests(tests, setup, teardown);
-}
+TGTFIX_MAIN(setup, teardown,
+    TEST(opcode_sweep), TEST(lengths), TEST(sequence_numbers), TEST(data_out_rules), TEST(unsolicited_rules), TEST(cdb_sweep),
+    TEST(scsi_edges), TEST(reset_with_sessions), TEST(replaced_sessions), TEST(in_flight), TEST(half_open), TEST(login_storm),
+    TEST(never_reads), TEST(text_requests), TEST(redirect_and_v6), TEST(digests), TEST(noise))

@@ -276,13 +276,5 @@ static int teardown(void **state)
     return 0;
 }
 
-int main(int argc, char **argv)
-{
-    int r = tgt_login_main(argc, argv);
-    if (r >= 0)
-        return r;
-    if (getenv("TEST_FILTER"))
-        cmocka_set_test_filter(getenv("TEST_FILTER"));
-    const struct CMUnitTest tests[] = {TEST(defaults), TEST(each_key), TEST(answers), TEST(stages)};
-    return cmocka_run_group_tests(tests, setup, teardown);
-}
+TGTFIX_MAIN(setup, teardown,
+    TEST(defaults), TEST(each_key), TEST(answers), TEST(stages))

@@ -337,15 +337,6 @@ static void guesses(void **state)
 }
 
 #define CASE(f) {#f, f, setup, teardown, NULL}
-int main(int argc, char **argv)
-{
-    int r = tgt_login_main(argc, argv);
-    if (r >= 0)
-        return r;
-    if (getenv("TEST_FILTER"))
-        cmocka_set_test_filter(getenv("TEST_FILTER"));
-    const struct CMUnitTest tests[] = {CASE(i16_reflected_challenges), CASE(i17_i25_secrets), CASE(i18_responses), CASE(i19_identifiers),
-                                       CASE(i20_no_authentication),    CASE(i21_algorithms),  TEST(i22_timing),    CASE(i23_challenges),
-                                       CASE(i24_guessing),             TEST(guesses)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
-}
+TGTFIX_MAIN(NULL, NULL,
+    CASE(i16_reflected_challenges), CASE(i17_i25_secrets), CASE(i18_responses), CASE(i19_identifiers), CASE(i20_no_authentication),
+    CASE(i21_algorithms), TEST(i22_timing), CASE(i23_challenges), CASE(i24_guessing), TEST(guesses))

@@ -361,17 +361,8 @@ static void i15_redirect_after_access(void **state)
 }
 
 #define CASE(f) {#f, f, setup, teardown, NULL}
-int main(int argc, char **argv)
-{
-    int r = tgt_login_main(argc, argv);
-    if (r >= 0)
-        return r;
-    if (getenv("TEST_FILTER"))
-        cmocka_set_test_filter(getenv("TEST_FILTER"));
-    const struct CMUnitTest tests[] = {
-        CASE(i01_long_keys_and_values), CASE(i02_many_keys), CASE(i03_lengths), CASE(i04_malformed_text), CASE(i05_keys_twice),
-        CASE(i06_continuations),        CASE(i07_stages),    CASE(i08_sessions_and_connections), CASE(i09_before_the_end_of_login),
-        CASE(i10_glued),                CASE(i11_discovery_sends_scsi), CASE(i12_send_targets), CASE(i13_numbers),
-        CASE(i14_first_burst_above_max), CASE(i15_redirect_after_access)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
-}
+TGTFIX_MAIN(NULL, NULL,
+    CASE(i01_long_keys_and_values), CASE(i02_many_keys), CASE(i03_lengths), CASE(i04_malformed_text), CASE(i05_keys_twice),
+    CASE(i06_continuations), CASE(i07_stages), CASE(i08_sessions_and_connections), CASE(i09_before_the_end_of_login), CASE(i10_glued),
+    CASE(i11_discovery_sends_scsi), CASE(i12_send_targets), CASE(i13_numbers), CASE(i14_first_burst_above_max),
+    CASE(i15_redirect_after_access))

@@ -323,14 +323,6 @@ static void i50_ends_of_the_disk(void **state)
 }
 
 #define CASE(f) {#f, f, setup, teardown, NULL}
-int main(int argc, char **argv)
-{
-    int r = tgt_login_main(argc, argv);
-    if (r >= 0)
-        return r;
-    if (getenv("TEST_FILTER"))
-        cmocka_set_test_filter(getenv("TEST_FILTER"));
-    const struct CMUnitTest tests[] = {CASE(i44_extended_copy), CASE(i45_service_actions), CASE(i46_unmap_lists), CASE(i47_allocation_lengths),
-                                       CASE(i48_mode_select),   CASE(i49_lun_fields),      CASE(i50_ends_of_the_disk)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
-}
+TGTFIX_MAIN(NULL, NULL,
+    CASE(i44_extended_copy), CASE(i45_service_actions), CASE(i46_unmap_lists), CASE(i47_allocation_lengths), CASE(i48_mode_select),
+    CASE(i49_lun_fields), CASE(i50_ends_of_the_disk))

@@ -294,14 +294,6 @@ static void i41_task_management(void **state)
 }
 
 #define CASE(f) {#f, f, setup, teardown, NULL}
-int main(int argc, char **argv)
-{
-    int r = tgt_login_main(argc, argv);
-    if (r >= 0)
-        return r;
-    if (getenv("TEST_FILTER"))
-        cmocka_set_test_filter(getenv("TEST_FILTER"));
-    const struct CMUnitTest tests[] = {CASE(i26_header_segments), CASE(i28_padding),          CASE(i31_pieces),     CASE(i34_reset_in_data),
-                                       CASE(i35_immediate_flood), CASE(i39_expected_lengths), CASE(i40_starvation), CASE(i41_task_management)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
-}
+TGTFIX_MAIN(NULL, NULL,
+    CASE(i26_header_segments), CASE(i28_padding), CASE(i31_pieces), CASE(i34_reset_in_data), CASE(i35_immediate_flood),
+    CASE(i39_expected_lengths), CASE(i40_starvation), CASE(i41_task_management))

@@ -12,22 +12,6 @@
 
 static struct tgtfix fix;
 
-static int setup(void **state)
-{
-    (void)state;
-    memset(&fix, 0, sizeof fix);
-    tgtfix_start(&fix);
-    return 0;
-}
-
-static int teardown(void **state)
-{
-    (void)state;
-    tgtfix_alive(&fix);
-    tgtfix_stop(&fix);
-    return 0;
-}
-
 struct change {
     const char *portal;
     unsigned flags, sessions;
@@ -232,14 +216,6 @@ static void late_question(void **state)
     assert_false(tgtfix_call(&fix, ask, &never));
 }
 
-#define CASE(f) {#f, f, setup, teardown, NULL}
-int main(int argc, char **argv)
-{
-    int r = tgt_login_main(argc, argv);
-    if (r >= 0)
-        return r;
-    if (getenv("TEST_FILTER"))
-        cmocka_set_test_filter(getenv("TEST_FILTER"));
-    const struct CMUnitTest tests[] = {CASE(added_and_removed), CASE(refusals), CASE(all_places), CASE(login_process_lost), CASE(late_question)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
-}
+TGTFIX_MAIN(NULL, NULL,
+    TGTFIX_CASE(added_and_removed), TGTFIX_CASE(refusals), TGTFIX_CASE(all_places), TGTFIX_CASE(login_process_lost),
+    TGTFIX_CASE(late_question))

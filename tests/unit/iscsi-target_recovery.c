@@ -14,14 +14,6 @@
 #define BLOCK INIX_BLOCK
 static struct tgtfix fix;
 
-static int setup(void **state)
-{
-    (void)state;
-    memset(&fix, 0, sizeof fix);
-    tgtfix_start(&fix);
-    return 0;
-}
-
 static int teardown(void **state)
 {
     (void)state;
@@ -538,15 +530,7 @@ static void storm(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
-#define CASE(f) {#f, f, setup, teardown, NULL}
-int main(int argc, char **argv)
-{
-    int r = tgt_login_main(argc, argv);
-    if (r >= 0)
-        return r;
-    if (getenv("TEST_FILTER"))
-        cmocka_set_test_filter(getenv("TEST_FILTER"));
-    const struct CMUnitTest tests[] = {CASE(lost_data),  CASE(lost_unsolicited),   CASE(answers_again), CASE(silence),
-                                       CASE(level_0),       CASE(reassigned), CASE(answered_elsewhere), CASE(storm)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
-}
+#define CASE(f) {#f, f, tgtfix_setup, teardown, &fix}
+TGTFIX_MAIN(NULL, NULL,
+    CASE(lost_data), CASE(lost_unsolicited), CASE(answers_again), CASE(silence), CASE(level_0), CASE(reassigned), CASE(answered_elsewhere),
+    CASE(storm))

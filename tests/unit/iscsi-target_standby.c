@@ -9,16 +9,7 @@
 
 #define STANDBY 0x040b
 #define CHANGED 0x2a06
-static struct tgtfix fix;
-
-static int setup(void **state)
-{
-    (void)state;
-    memset(&fix, 0, sizeof fix);
-    fix.redirect = "10.1.2.3:3260";
-    tgtfix_start(&fix);
-    return 0;
-}
+static struct tgtfix fix = {.redirect = "10.1.2.3:3260"};
 
 static int teardown(void **state)
 {
@@ -254,15 +245,7 @@ static void incarnations(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
-#define CASE(f) {#f, f, setup, teardown, NULL}
-int main(int argc, char **argv)
-{
-    int r = tgt_login_main(argc, argv);
-    if (r >= 0)
-        return r;
-    if (getenv("TEST_FILTER"))
-        cmocka_set_test_filter(getenv("TEST_FILTER"));
-    const struct CMUnitTest tests[] = {CASE(portals),       CASE(tells),             CASE(becomes_active), CASE(found_by_commands),
-                                       CASE(looks_are_few), CASE(changes_elsewhere), CASE(incarnations)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
-}
+#define CASE(f) {#f, f, tgtfix_setup, teardown, &fix}
+TGTFIX_MAIN(NULL, NULL,
+    CASE(portals), CASE(tells), CASE(becomes_active), CASE(found_by_commands), CASE(looks_are_few), CASE(changes_elsewhere),
+    CASE(incarnations))

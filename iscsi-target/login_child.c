@@ -322,7 +322,7 @@ static void accept_one(struct login_process *p, uint32_t portal)
     c->want = TGT_BHS_LEN;
     c->tx_len = c->tx_off = 0;
     tgt_login_init(&c->login);
-    tgt_strangers_add(&p->strangers, slot_of(p, c), &from, now_ms());
+    tgt_strangers_add(&p->strangers, slot_of(p, c), &from);
 }
 
 static void add_listener(struct login_process *p, uint32_t portal, int fd)

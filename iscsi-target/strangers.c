@@ -20,7 +20,7 @@ static int oldest(const struct tgt_strangers *s, const struct in6_addr *peer, ui
         if (!c->there || memcmp(&c->peer, peer, sizeof *peer) != 0)
             continue;
         count++;
-        if (best < 0 || c->since_ms < s->at[best].since_ms)
+        if (best < 0 || c->nth < s->at[best].nth)
             best = (int)i;
     }
     *ret_count = count;
@@ -47,10 +47,10 @@ int tgt_strangers_room(const struct tgt_strangers *s, const struct in6_addr *pee
     return worst;
 }
 
-void tgt_strangers_add(struct tgt_strangers *s, uint32_t place, const struct in6_addr *peer, uint64_t now_ms)
+void tgt_strangers_add(struct tgt_strangers *s, uint32_t place, const struct in6_addr *peer)
 {
     s->n += !s->at[place].there;
-    s->at[place] = (struct tgt_stranger){.there = true, .peer = *peer, .since_ms = now_ms};
+    s->at[place] = (struct tgt_stranger){.there = true, .peer = *peer, .nth = ++s->arrivals};
 }
 
 void tgt_strangers_remove(struct tgt_strangers *s, uint32_t place)

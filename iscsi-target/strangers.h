@@ -11,16 +11,17 @@
 struct tgt_stranger {
     bool there;
     struct in6_addr peer;
-    uint64_t since_ms;
+    uint64_t nth; /* to come */
 };
 struct tgt_strangers { /* zeroed, then max and per_address set: empty */
     uint32_t max, per_address, n;
+    uint64_t arrivals;
     struct tgt_stranger at[TGT_STRANGERS_MAX];
 };
 /* What counts as one address: an IPv4 address, an IPv6 /64; local sockets all together. */
 void tgt_peer_of(const struct sockaddr_storage *a, struct in6_addr *ret);
 /* The place of who must leave before one of @peer comes, -1: nobody. */
 int tgt_strangers_room(const struct tgt_strangers *s, const struct in6_addr *peer);
-void tgt_strangers_add(struct tgt_strangers *s, uint32_t place, const struct in6_addr *peer, uint64_t now_ms);
+void tgt_strangers_add(struct tgt_strangers *s, uint32_t place, const struct in6_addr *peer);
 void tgt_strangers_remove(struct tgt_strangers *s, uint32_t place); /* whether there or not */
 #endif

@@ -33,7 +33,8 @@ int tgt_sandbox(const struct tgt_sandbox *s)
     signal(SIGPIPE, SIG_IGN);
     if (close_range(TGT_IPC_FD + 1, ~0u, 0) < 0 || cap(RLIMIT_CORE, 0) < 0 || cap(RLIMIT_NOFILE, s->max_fds) < 0)
         return -errno;
-    if (!SANITIZED && (cap(RLIMIT_AS, s->max_memory) < 0 || cap(RLIMIT_STACK, 1u << 20) < 0))
+    /* standard error is the parent's log: /dev/null in its place */
+    if (!SANITIZED && (dup2(0, 2) < 0 || cap(RLIMIT_AS, s->max_memory) < 0 || cap(RLIMIT_STACK, 1u << 20) < 0))
         return -errno;
     if (geteuid() == 0) {
         uid_t nobody = 65534;

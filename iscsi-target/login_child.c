@@ -407,7 +407,7 @@ static int confine(void)
         {SCMP_SYS(epoll_wait)}, {SCMP_SYS(epoll_pwait)}, {SCMP_SYS(epoll_ctl)}, {SCMP_SYS(accept4)}, {SCMP_SYS(recvfrom)},
         {SCMP_SYS(recvmsg)}, {SCMP_SYS(sendto)}, {SCMP_SYS(sendmsg)}, {SCMP_SYS(close)}, {SCMP_SYS(shutdown)}, {SCMP_SYS(getsockname)},
         {SCMP_SYS(clock_gettime)}, {SCMP_SYS(exit_group)}, {SCMP_SYS(exit)}, {SCMP_SYS(rt_sigreturn)}, {SCMP_SYS(restart_syscall)},
-        {SCMP_SYS(setsockopt), {1, SCMP_CMP_EQ, IPPROTO_TCP}}};
+        {SCMP_SYS(setsockopt), {{1, SCMP_CMP_EQ, IPPROTO_TCP}}}};
     return tgt_confine(calls, GR_ARRAY_LEN(calls));
 }
 

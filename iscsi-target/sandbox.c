@@ -55,7 +55,7 @@ int tgt_confine(const struct tgt_call *calls, size_t n)
         return -ENOMEM;
     int r = 0;
     for (size_t i = 0; i < n && !r; i++)
-        r = seccomp_rule_add_array(ctx, SCMP_ACT_ALLOW, calls[i].nr, calls[i].only.op ? 1 : 0, &calls[i].only);
+        r = seccomp_rule_add_array(ctx, SCMP_ACT_ALLOW, calls[i].nr, !!calls[i].only[0].op + !!calls[i].only[1].op, calls[i].only);
     if (!r)
         r = seccomp_load(ctx);
     seccomp_release(ctx);

@@ -17,10 +17,10 @@ struct tgt_sandbox {
 };
 int tgt_sandbox(const struct tgt_sandbox *s); /* 0 or -errno: the process must end then */
 
-/* One system call that stays allowed; @only.op 0: with any arguments. */
+/* One system call that stays allowed, where its arguments meet all of @only that has an op. */
 struct tgt_call {
     int nr;
-    struct scmp_arg_cmp only;
+    struct scmp_arg_cmp only[2];
 };
 /* Any other call kills the process. A sanitizer makes many of its own: it goes without. 0 or negative. */
 int tgt_confine(const struct tgt_call *calls, size_t n);

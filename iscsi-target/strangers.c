@@ -10,14 +10,14 @@ void tgt_peer_of(const struct sockaddr_storage *a, struct in6_addr *ret)
         memcpy(ret, &((const struct sockaddr_in6 *)(const void *)a)->sin6_addr, 8);
 }
 
-/* The oldest of @peer, and how many there are of it. */
+/* The oldest of @peer (NULL: of all), and how many there are. */
 static int oldest(const struct tgt_strangers *s, const struct in6_addr *peer, uint32_t *ret_count)
 {
     int best = -1;
     uint32_t count = 0;
     for (uint32_t i = 0; i < TGT_STRANGERS_MAX; i++) {
         const struct tgt_stranger *c = &s->at[i];
-        if (!c->there || memcmp(&c->peer, peer, sizeof *peer) != 0)
+        if (!c->there || (peer && memcmp(&c->peer, peer, sizeof *peer) != 0))
             continue;
         count++;
         if (best < 0 || c->nth < s->at[best].nth)
@@ -29,12 +29,13 @@ static int oldest(const struct tgt_strangers *s, const struct in6_addr *peer, ui
 
 int tgt_strangers_room(const struct tgt_strangers *s, const struct in6_addr *peer)
 {
-    uint32_t count, most = 0;
-    int c = oldest(s, peer, &count), worst = -1;
+    uint32_t count, most = s->per_address / 2;
+    int c = oldest(s, peer, &count);
     if (count >= s->per_address)
         return c;
     if (s->n < s->max)
         return -1;
+    int worst = oldest(s, NULL, &count);
     for (uint32_t i = 0; i < TGT_STRANGERS_MAX; i++) {
         if (!s->at[i].there)
             continue;

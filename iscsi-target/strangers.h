@@ -1,5 +1,6 @@
-/* Who talks to us without having proved anything: how many at once, in total and of one address. When a limit is reached, the oldest of
- * the address with most of them makes room, so that one address cannot lock out another. */
+/* Who talks to us without having proved anything: how many at once, in total and of one address. When a limit is reached, one makes room:
+ * of an address that has too many, or more than half of that, its oldest; else, as many addresses come, the oldest of all. So one address
+ * cannot lock out another, and many cannot lock out one who needs but a moment. */
 #ifndef TGT_STRANGERS_H
 #define TGT_STRANGERS_H
 #include <netinet/in.h>

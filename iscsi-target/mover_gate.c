@@ -7,9 +7,10 @@
 #include <string.h>
 
 #define LEAVE_MS 1000u /* to send what it has when the mover ends */
-/* A gate in wrong hands could ask for signatures without end: after a burst they come at this rate, each stranger's in his turn. */
+/* A gate in wrong hands could ask for signatures without end: after a burst they come at this rate, which is more than it can use, and each
+ * stranger's in his turn. */
 #define SIGN_BURST 64u
-#define SIGN_EVERY_NS UINT64_C(4000000)
+#define SIGN_EVERY_NS UINT64_C(200000)
 
 struct stranger {
     bool there, wants_signature, was_signed, was_keyed;

@@ -297,6 +297,20 @@ int tgt_server_inherit_sessions(struct tgt_server *s, struct tgt_heritage *h)
     return lost;
 }
 
+int tgt_heritage_add(struct tgt_heritage *h, const char *key, int fd)
+{
+    json_t *list = json_object_get(h->doc, key);
+    if (!list && json_object_set_new(h->doc, key, list = json_array()) < 0)
+        return -ENOMEM;
+    int i = keep_fd(h, fd);
+    return i < 0 ? i : json_array_append_new(list, json_pack("{s:i}", "fd", i)) < 0 ? -ENOMEM : 0;
+}
+
+int tgt_heritage_take(struct tgt_heritage *h, const char *key, size_t i)
+{
+    return take_fd(h, json_array_get(json_object_get(h->doc, key), i));
+}
+
 /* ---- sending ---- */
 
 struct packet {

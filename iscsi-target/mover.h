@@ -76,6 +76,8 @@ int mover_server_listen(struct mover_server *s, const char *host_port, struct gr
 int mover_server_listen_fd(struct mover_server *s, int fd, struct gr_err *err);
 /* Serve one already connected socket (socketpair, inherited); the server closes it. */
 int mover_server_adopt(struct mover_server *s, int fd, struct gr_err *err);
+/* The @i-th listening socket, for a hand-over; borrowed. -1: there are not so many. */
+int mover_server_listener(const struct mover_server *s, unsigned i);
 /* First bound port (host order); 0 when not listening. */
 unsigned mover_server_port(const struct mover_server *s);
 /* Fiber. End every connection whose export is @name or, with @prefix, starts with it, and wait until the mover holds no

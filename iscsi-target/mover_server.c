@@ -344,6 +344,14 @@ int mover_server_adopt(struct mover_server *s, int fd, struct gr_err *err)
     return r < 0 ? gr_fail(err, r, "data mover: connection refused: %s", gr_code_text(r)) : 0;
 }
 
+int mover_server_listener(const struct mover_server *s, unsigned i)
+{
+    const struct mover_listen *l = s->listens;
+    while (l && i--)
+        l = l->next;
+    return l ? l->acceptor.fd : -1;
+}
+
 unsigned mover_server_port(const struct mover_server *s)
 {
     return s->listens ? s->listens->port : 0;

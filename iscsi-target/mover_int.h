@@ -165,6 +165,8 @@ struct mover_server {
     struct gr_fqueue ended; /* somebody waits for connections to end */
     struct gr_fqueue room;  /* readers waiting for bytes of the whole server */
     uint64_t in_flight_bytes;
+    uint64_t told_ns; /* refusals: the log is not for strangers to fill */
+    unsigned told;
     struct mover_stats stats; /* without the gate's strangers */
     void *pool[MOVER_POOL_CLASSES]; /* free buffers, linked through their first word */
     size_t pool_bytes;

@@ -5,6 +5,7 @@
 #include <netdb.h>
 #include <string.h>
 
+#define REFUSALS_TOLD 20u /* in one second; of others only how many */
 #define POOL_MIN 4096u
 #define POOL_KEEP (64u << 20) /* bytes of free buffers kept */
 
@@ -88,6 +89,33 @@ static void conn_free(struct mover_conn *c)
     gr_fqueue_wake_all(&s->ended);
 }
 
+static void peer_text(const struct sockaddr_storage *a, socklen_t len, char out[80])
+{
+    char host[64], port[16];
+    if ((a->ss_family == AF_INET || a->ss_family == AF_INET6) &&
+        !getnameinfo((const struct sockaddr *)a, len, host, sizeof(host), port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV))
+        snprintf(out, 80, a->ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
+    else
+        snprintf(out, 80, "a local client");
+}
+
+void mover_refuse(struct mover_server *s, const struct sockaddr_storage *from, socklen_t from_len, const char *why)
+{
+    char peer[80];
+    uint64_t now = gr_loop_now_ns(s->loop);
+    s->stats.refused++;
+    if (now - s->told_ns >= UINT64_C(1000000000)) {
+        if (s->told > REFUSALS_TOLD)
+            mover_log(s, MOVER_LOG_WARN, "data mover: and %u others were refused in that second", s->told - REFUSALS_TOLD);
+        s->told_ns = now;
+        s->told = 0;
+    }
+    if (s->told++ >= REFUSALS_TOLD)
+        return;
+    peer_text(from, from_len, peer);
+    mover_log(s, MOVER_LOG_WARN, "data mover: %s refused: %s", peer, why);
+}
+
 static void conn_run(void *arg)
 {
     struct mover_conn *c = arg;
@@ -103,22 +131,11 @@ static void conn_run(void *arg)
         if (r < 0)
             mover_log(s, MOVER_LOG_INFO, "data mover: %s on %s ended: %s", c->peer, c->name, gr_code_text(r));
     } else if (r < 0) {
-        s->stats.refused++;
-        mover_log(s, MOVER_LOG_WARN, "data mover: %s refused: %s", c->peer, gr_err_text(&err, r));
+        mover_refuse(s, &c->addr, sizeof(c->addr), gr_err_text(&err, r));
     }
     if (r >= 0 && !c->io.error)
         (void)mover_io_drain(&c->io, gr_loop_now_ns(s->loop) + s->opts.stall_timeout_ms * 1000000);
     conn_free(c);
-}
-
-static void peer_text(const struct sockaddr_storage *a, socklen_t len, char out[80])
-{
-    char host[64], port[16];
-    if ((a->ss_family == AF_INET || a->ss_family == AF_INET6) &&
-        !getnameinfo((const struct sockaddr *)a, len, host, sizeof(host), port, sizeof(port), NI_NUMERICHOST | NI_NUMERICSERV))
-        snprintf(out, 80, a->ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
-    else
-        snprintf(out, 80, "a local client");
 }
 
 static const char *over_limit(const struct mover_server *s, const struct sockaddr_storage *from)
@@ -135,14 +152,6 @@ static const char *over_limit(const struct mover_server *s, const struct sockadd
     if (s->stats.negotiating >= s->opts.max_negotiating)
         return "too many connections that have not finished their negotiation";
     return of_host >= MOVER_PER_ADDRESS ? "too many connections from this address that have not finished their negotiation" : NULL;
-}
-
-void mover_refuse(struct mover_server *s, const struct sockaddr_storage *from, socklen_t from_len, const char *why)
-{
-    char peer[80];
-    peer_text(from, from_len, peer);
-    s->stats.refused++;
-    mover_log(s, MOVER_LOG_WARN, "data mover: %s refused: %s", peer, why);
 }
 
 int mover_conn_new(struct mover_server *s, int fd, const struct sockaddr_storage *from, socklen_t from_len, struct mover_conn **ret)

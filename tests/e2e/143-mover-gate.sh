@@ -20,7 +20,7 @@ check "every byte, there and back" cmp "$T/data" "$T/copy"
 check "the log says who it was" grep -q 'opened ds/a (TLS, certificate of ' "$GRANARY_HOME/log/storaged.log"
 
 # --- what it can do
-sandboxed=1
+sandboxed=1 # a sanitizer makes calls, and has memory, of its own
 case $BUILD in *asan | *tsan) sandboxed=0 ;; esac
 [ $sandboxed = 0 ] || check "a filter of system calls" grep -q '^Seccomp:[[:space:]]*2$' "/proc/$first/status"
 check "no new privileges" grep -q '^NoNewPrivs:[[:space:]]*1$' "/proc/$first/status"
@@ -28,7 +28,7 @@ check "nobody's rights" grep -q '^Uid:[[:space:]]*65534[[:space:]]*65534[[:space
 check "no capabilities" grep -q '^CapEff:[[:space:]]*0*$' "/proc/$first/status"
 find "/proc/$first/fd" -type l -printf '%l\n' | sort | uniq -c > "$T/gate.fds"
 sed 's/^/# /' "$T/gate.fds"
-check "nothing open but sockets and its loop" test -z "$(grep -Ev ' (socket:|anon_inode:\[event|/dev/null|/proc$)' "$T/gate.fds" || true)"
+[ $sandboxed = 0 ] || check "nothing open but sockets and its loop" test -z "$(grep -Ev ' (socket:|anon_inode:\[event|/dev/null|/proc$)' "$T/gate.fds" || true)"
 
 # --- what it knows: the server's key is in storaged's memory, and not in its
 cat > "$T/search.py" <<'EOF2'
@@ -63,8 +63,8 @@ print(hits)
 EOF2
 search() { python3 "$T/search.py" "$@"; }
 key=$GRANARY_HOME/conf/pki/server-key.pem
-check "the search finds the key where it is" test "$(search "$storaged" key "$key")" -gt 0
-check "the gate does not have it" test "$(search "$first" key "$key")" = 0
+[ $sandboxed = 0 ] || check "the search finds the key where it is" test "$(search "$storaged" key "$key")" -gt 0
+[ $sandboxed = 0 ] || check "the gate does not have it" test "$(search "$first" key "$key")" = 0
 
 # --- strangers: the handshake begun with each, and never ended
 cat > "$T/strangers.py" <<'EOF2'
@@ -183,6 +183,7 @@ wait_for 30 eval '! ps -p "$(cat "$T/load.pid")" -o stat= | grep -qv Z'
 check "the initiator saw nothing" jq -e '.errors == 0 and .iops > 0' "$T/load.log"
 run_check granary down
 check "the gate is gone too" test ! -d "/proc/$(gate || echo none)"
+[ $sandboxed = 1 ] || exit 0
 
 # --- a pre-shared key is in the gate for one handshake only
 demo=$BUILD/tests/tools/mover_demo

@@ -5,6 +5,7 @@
  *               "connections":[{"fd","cid","address","statsn","header-digest","data-digest","segment","pings","unread"?:base64}]}]}
  * params: the fields of struct tgt_params in their order; later versions append. Statistics begin anew, as after a start. */
 #include "iscsi-target/handover.h"
+#include "iscsi-target/packet.h"
 #include "common/b64.h"
 #include "common/buf.h"
 #include "common/cleanup.h"
@@ -298,6 +299,20 @@ int tgt_server_inherit_sessions(struct tgt_server *s, struct tgt_heritage *h)
     return lost;
 }
 
+int tgt_heritage_add(struct tgt_heritage *h, const char *key, int fd)
+{
+    json_t *list = json_object_get(h->doc, key);
+    if (!list && json_object_set_new(h->doc, key, list = json_array()) < 0)
+        return -ENOMEM;
+    int i = keep_fd(h, fd);
+    return i < 0 ? i : json_array_append_new(list, json_pack("{s:i}", "fd", i)) < 0 ? -ENOMEM : 0;
+}
+
+int tgt_heritage_take(struct tgt_heritage *h, const char *key, size_t i)
+{
+    return take_fd(h, json_array_get(json_object_get(h->doc, key), i));
+}
+
 /* ---- sending ---- */
 
 struct packet {
@@ -319,37 +334,21 @@ static int wait_for(struct gr_loop *loop, int fd, short events)
 
 static int send_packet(struct gr_loop *loop, int sock, struct packet p, int fd)
 {
-    union {
-        struct cmsghdr head;
-        char room[CMSG_SPACE(sizeof(int))];
-    } control = {0};
-    struct iovec iov = {&p, sizeof p};
-    struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-    struct cmsghdr *c = CMSG_FIRSTHDR(&m);
-    c->cmsg_level = SOL_SOCKET;
-    c->cmsg_type = SCM_RIGHTS;
-    c->cmsg_len = CMSG_LEN(sizeof fd);
-    memcpy(CMSG_DATA(c), &fd, sizeof fd);
     int r = wait_for(loop, sock, POLLOUT);
-    return r < 0 ? r : sendmsg(sock, &m, MSG_NOSIGNAL | MSG_DONTWAIT) == sizeof p ? 0 : -errno;
+    return r < 0 ? r : tgt_packet_send(sock, &p, sizeof p, fd, MSG_DONTWAIT);
 }
 
 static int recv_packet(struct gr_loop *loop, int sock, struct packet *p, int *ret_fd)
 {
-    union {
-        struct cmsghdr head;
-        char room[CMSG_SPACE(sizeof(int))];
-    } control = {0};
-    struct iovec iov = {p, sizeof *p};
-    struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
     int r = wait_for(loop, sock, POLLIN);
     if (r < 0)
         return r;
-    ssize_t n = recvmsg(sock, &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&m) : NULL;
-    if (n != sizeof *p || !c || c->cmsg_type != SCM_RIGHTS)
-        return n < 0 ? -errno : -EPIPE;
-    memcpy(ret_fd, CMSG_DATA(c), sizeof *ret_fd);
+    size_t n = 0;
+    gr_auto_close int fd = -1;
+    r = tgt_packet_recv(sock, p, sizeof *p, &n, &fd);
+    if (r <= 0 || n != sizeof *p || fd < 0)
+        return r < 0 ? r : -EPIPE;
+    *ret_fd = gr_take_fd(&fd);
     return 0;
 }
 

@@ -25,6 +25,10 @@ int tgt_server_bequeath(struct tgt_server *s, struct tgt_heritage *ret, struct g
 int tgt_server_inherit_portals(struct tgt_server *s, struct tgt_heritage *h, struct gr_err *err);
 /* (fiber) Go on with the sessions. Those whose disk cannot be had end; how many. */
 int tgt_server_inherit_sessions(struct tgt_server *s, struct tgt_heritage *h);
+/* Listening sockets of another server of the program: a copy of @fd goes along, in the list @key; and the @i-th of that list, now the
+ * caller's, or -1. */
+int tgt_heritage_add(struct tgt_heritage *h, const char *key, int fd);
+int tgt_heritage_take(struct tgt_heritage *h, const char *key, size_t i);
 /* (fiber) Over a connected SOCK_SEQPACKET socket. 0 or negative. */
 int tgt_heritage_send(struct gr_loop *loop, int sock, const struct tgt_heritage *h, struct gr_err *err);
 int tgt_heritage_recv(struct gr_loop *loop, int sock, struct tgt_heritage *ret, struct gr_err *err);

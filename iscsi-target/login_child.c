@@ -1,23 +1,16 @@
 /* The login process: owns the listening sockets and every connection that has not logged in. No secret, no datastore, no
  * file: it is sandboxed (seccomp, no new privileges, nobody's uid when started as root, no core dump, capped memory and
  * descriptors) before it reads the first byte from a stranger. All memory is static; the number of logins under way is
- * limited in total and per address, and each has one deadline for the whole login. When a limit is reached, the oldest login
- * of the address with most of them makes room, so that one address cannot lock out another. */
+ * limited in total and per address (strangers.h), and each has one deadline for the whole login. */
 #include "common/cleanup.h"
 #include "common/iov.h"
 #include "iscsi-target/login_ipc.h"
+#include "iscsi-target/sandbox.h"
 #include <arpa/inet.h>
-#include <fcntl.h>
-#include <grp.h>
-#include <linux/close_range.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <seccomp.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <sys/epoll.h>
-#include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
@@ -29,8 +22,7 @@
 struct login_conn {
     int fd; /* -1: free */
     uint32_t gen, portal;
-    uint64_t started_ms, deadline_ms;
-    struct in6_addr peer;
+    uint64_t deadline_ms;
     char address[64], local[64];
     bool loopback;
     bool in_full;     /* discovery session in full feature phase */
@@ -51,8 +43,8 @@ struct login_process {
         int fd; /* -1: free */
         uint32_t portal;
     } listeners[TGT_PORTALS];
-    uint32_t max_half_open, per_address, timeout_ms;
-    uint32_t next_gen, n_open;
+    uint32_t timeout_ms, next_gen;
+    struct tgt_strangers strangers;
     struct tgt_msg msg;
     struct login_conn conns[TGT_SLOTS_MAX];
 };
@@ -83,7 +75,7 @@ static void drop(struct login_process *p, struct login_conn *c)
 {
     close(c->fd); /* leaves epoll with it */
     c->fd = -1;
-    p->n_open--;
+    tgt_strangers_remove(&p->strangers, slot_of(p, c));
     tell(p, c, TGT_MSG_GONE, -1);
 }
 
@@ -166,7 +158,7 @@ static void hand_over(struct login_process *p, struct login_conn *c)
     tell(p, c, TGT_MSG_HAND_OVER, c->fd);
     close(c->fd);
     c->fd = -1;
-    p->n_open--;
+    tgt_strangers_remove(&p->strangers, slot_of(p, c));
 }
 
 static void ask(struct login_process *p, struct login_conn *c)
@@ -289,61 +281,13 @@ static void address_text(const struct sockaddr_storage *ss, char ret[64])
 
 static void describe(struct login_conn *c, const struct sockaddr_storage *peer, const struct sockaddr_storage *local)
 {
-    memset(&c->peer, 0, sizeof c->peer);
     c->loopback = false;
     address_text(peer, c->address);
     address_text(local, c->local);
-    if (peer->ss_family == AF_INET) {
-        const struct sockaddr_in *in = (const void *)local;
-        memcpy(&c->peer, &((const struct sockaddr_in *)(const void *)peer)->sin_addr, 4);
-        c->loopback = ntohl(in->sin_addr.s_addr) >> 24 == 127;
-    } else if (peer->ss_family == AF_INET6) {
-        const struct sockaddr_in6 *in = (const void *)local;
-        memcpy(&c->peer, &((const struct sockaddr_in6 *)(const void *)peer)->sin6_addr, 8); /* one /64 counts as one peer */
-        c->loopback = IN6_IS_ADDR_LOOPBACK(&in->sin6_addr);
-    }
-}
-
-/* The oldest login of @peer; NULL peer: of the address with most of them. */
-static struct login_conn *oldest(struct login_process *p, const struct in6_addr *peer, uint32_t *ret_count)
-{
-    struct login_conn *best = NULL;
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < TGT_SLOTS_MAX; i++) {
-        struct login_conn *c = &p->conns[i];
-        if (c->fd < 0 || memcmp(&c->peer, peer, sizeof *peer) != 0)
-            continue;
-        count++;
-        if (!best || c->started_ms < best->started_ms)
-            best = c;
-    }
-    *ret_count = count;
-    return best;
-}
-
-static void make_room(struct login_process *p, const struct in6_addr *peer)
-{
-    uint32_t count;
-    struct login_conn *c = oldest(p, peer, &count);
-    if (count >= p->per_address) {
-        drop(p, c);
-        return;
-    }
-    if (p->n_open < p->max_half_open)
-        return;
-    struct login_conn *worst = NULL;
-    uint32_t most = 0;
-    for (uint32_t i = 0; i < TGT_SLOTS_MAX; i++) {
-        if (p->conns[i].fd < 0)
-            continue;
-        c = oldest(p, &p->conns[i].peer, &count);
-        if (count > most) {
-            most = count;
-            worst = c;
-        }
-    }
-    if (worst)
-        drop(p, worst);
+    if (local->ss_family == AF_INET)
+        c->loopback = ntohl(((const struct sockaddr_in *)(const void *)local)->sin_addr.s_addr) >> 24 == 127;
+    else if (local->ss_family == AF_INET6)
+        c->loopback = IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)(const void *)local)->sin6_addr);
 }
 
 static void accept_one(struct login_process *p, uint32_t listener)
@@ -356,12 +300,11 @@ static void accept_one(struct login_process *p, uint32_t listener)
         return;
     getsockname(fd, (struct sockaddr *)&local, &local_len);
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    struct in6_addr from = {0};
-    if (peer.ss_family == AF_INET)
-        memcpy(&from, &((struct sockaddr_in *)(void *)&peer)->sin_addr, 4);
-    else if (peer.ss_family == AF_INET6)
-        memcpy(&from, &((struct sockaddr_in6 *)(void *)&peer)->sin6_addr, 8);
-    make_room(p, &from);
+    struct in6_addr from;
+    tgt_peer_of(&peer, &from);
+    int leaver = tgt_strangers_room(&p->strangers, &from);
+    if (leaver >= 0)
+        drop(p, &p->conns[leaver]);
     struct login_conn *c = NULL;
     for (uint32_t i = 0; i < TGT_SLOTS_MAX && !c; i++)
         if (p->conns[i].fd < 0)
@@ -375,14 +318,13 @@ static void accept_one(struct login_process *p, uint32_t listener)
     c->gen = ++p->next_gen;
     c->portal = p->listeners[listener].portal;
     describe(c, &peer, &local);
-    c->started_ms = now_ms();
-    c->deadline_ms = c->started_ms + p->timeout_ms;
+    c->deadline_ms = now_ms() + p->timeout_ms;
     c->in_full = c->close_after = false;
     c->got = 0;
     c->want = TGT_BHS_LEN;
     c->tx_len = c->tx_off = 0;
     tgt_login_init(&c->login);
-    p->n_open++;
+    tgt_strangers_add(&p->strangers, slot_of(p, c), &from);
 }
 
 static void add_listener(struct login_process *p, uint32_t portal, int fd)
@@ -446,8 +388,8 @@ static void from_parent(struct login_process *p)
     if (m.type == TGT_MSG_LISTEN && fd >= 0) {
         add_listener(p, m.u.listen.portal, fd);
     } else if (m.type == TGT_MSG_CONFIG) {
-        p->max_half_open = GR_MIN(m.u.config.max_half_open, TGT_SLOTS_MAX);
-        p->per_address = m.u.config.per_address;
+        p->strangers.max = GR_MIN(m.u.config.max_half_open, TGT_SLOTS_MAX);
+        p->strangers.per_address = m.u.config.per_address;
         p->timeout_ms = m.u.config.timeout_ms;
     } else if (m.type == TGT_MSG_UNLISTEN) {
         remove_listener(p, m.u.listen.portal);
@@ -461,70 +403,20 @@ static void from_parent(struct login_process *p)
 static void expire(struct login_process *p)
 {
     uint64_t now = now_ms();
-    for (uint32_t i = 0; p->n_open && i < TGT_SLOTS_MAX; i++)
+    for (uint32_t i = 0; p->strangers.n && i < TGT_SLOTS_MAX; i++)
         if (p->conns[i].fd >= 0 && now >= p->conns[i].deadline_ms)
             drop(p, &p->conns[i]);
 }
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-#ifndef SANITIZED
-#define SANITIZED 0
-#endif
-
-/* The system calls that the loop above makes, and no other. A sanitizer makes many of its own: it goes without. */
+/* The system calls that the loop above makes. */
 static int confine(void)
 {
-    static const int allowed[] = {
-        SCMP_SYS(epoll_wait), SCMP_SYS(epoll_pwait), SCMP_SYS(epoll_ctl), SCMP_SYS(accept4), SCMP_SYS(recvfrom), SCMP_SYS(recvmsg),
-        SCMP_SYS(sendto), SCMP_SYS(sendmsg), SCMP_SYS(close), SCMP_SYS(shutdown), SCMP_SYS(getsockname), SCMP_SYS(clock_gettime),
-        SCMP_SYS(exit_group), SCMP_SYS(exit), SCMP_SYS(rt_sigreturn), SCMP_SYS(restart_syscall)};
-    if (SANITIZED)
-        return 0;
-    scmp_filter_ctx ctx = seccomp_init(SCMP_ACT_KILL_PROCESS);
-    if (!ctx)
-        return -ENOMEM;
-    int r = 0;
-    for (size_t i = 0; i < GR_ARRAY_LEN(allowed) && !r; i++)
-        r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, allowed[i], 0);
-    if (!r)
-        r = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, SCMP_SYS(setsockopt), 1, SCMP_A1(SCMP_CMP_EQ, IPPROTO_TCP));
-    if (!r)
-        r = seccomp_load(ctx);
-    seccomp_release(ctx);
-    return r;
-}
-
-static int cap(int resource, rlim_t value)
-{
-    struct rlimit lim = {value, value};
-    return setrlimit((__rlimit_resource_t)resource, &lim);
-}
-
-static int sandbox(void)
-{
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    prctl(PR_SET_NAME, "granary-login");
-    prctl(PR_SET_DUMPABLE, 0);
-    setpriority(PRIO_PROCESS, 0, STRANGERS_NICE);
-    signal(SIGPIPE, SIG_IGN);
-    if (close_range(TGT_IPC_FD + 1, ~0u, 0) < 0 || cap(RLIMIT_CORE, 0) < 0 || cap(RLIMIT_NOFILE, TGT_SLOTS_MAX + 64) < 0)
-        return -errno;
-    if (!SANITIZED && (cap(RLIMIT_AS, MEMORY_LIMIT) < 0 || cap(RLIMIT_STACK, 1u << 20) < 0))
-        return -errno;
-    if (geteuid() == 0) {
-        uid_t nobody = 65534;
-        if (setgroups(0, NULL) < 0 || setresgid(nobody, nobody, nobody) < 0 || setresuid(nobody, nobody, nobody) < 0)
-            return -errno;
-    }
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
-        return -errno;
-    return 0;
+    static const struct tgt_call calls[] = {
+        {SCMP_SYS(epoll_wait)}, {SCMP_SYS(epoll_pwait)}, {SCMP_SYS(epoll_ctl)}, {SCMP_SYS(accept4)}, {SCMP_SYS(recvfrom)},
+        {SCMP_SYS(recvmsg)}, {SCMP_SYS(sendto)}, {SCMP_SYS(sendmsg)}, {SCMP_SYS(close)}, {SCMP_SYS(shutdown)}, {SCMP_SYS(getsockname)},
+        {SCMP_SYS(clock_gettime)}, {SCMP_SYS(exit_group)}, {SCMP_SYS(exit)}, {SCMP_SYS(rt_sigreturn)}, {SCMP_SYS(restart_syscall)},
+        {SCMP_SYS(setsockopt), {{1, SCMP_CMP_EQ, IPPROTO_TCP}}}};
+    return tgt_confine(calls, GR_ARRAY_LEN(calls));
 }
 
 static struct login_process *process_new(void)
@@ -537,8 +429,8 @@ static struct login_process *process_new(void)
         p->listeners[i].fd = -1;
     for (uint32_t i = 0; i < TGT_SLOTS_MAX; i++)
         p->conns[i].fd = -1;
-    p->max_half_open = TGT_SLOTS_MAX;
-    p->per_address = 64;
+    p->strangers.max = TGT_SLOTS_MAX;
+    p->strangers.per_address = 64;
     p->timeout_ms = 15000;
     struct epoll_event ev = {.events = EPOLLIN, .data.u32 = TAG_PARENT};
     if (p->epoll < 0 || epoll_ctl(p->epoll, EPOLL_CTL_ADD, p->parent, &ev) < 0)
@@ -548,15 +440,16 @@ static struct login_process *process_new(void)
 
 int tgt_login_main(int argc, char **argv)
 {
-    if (argc != 2 || strcmp(argv[1], "--granary-login-process") != 0)
+    if (argc != 2 || strcmp(argv[1], TGT_LOGIN_FLAG) != 0)
         return -1;
-    struct login_process *p = sandbox() < 0 ? NULL : process_new();
+    const struct tgt_sandbox rights = {"granary-login", STRANGERS_NICE, TGT_SLOTS_MAX + 64, MEMORY_LIMIT};
+    struct login_process *p = tgt_sandbox(&rights) < 0 ? NULL : process_new();
     if (!p || confine() != 0)
         return 1;
     uint64_t next_check = 0;
     for (;;) {
         struct epoll_event ev[64];
-        int n = epoll_wait(p->epoll, ev, (int)GR_ARRAY_LEN(ev), p->n_open ? 250 : -1);
+        int n = epoll_wait(p->epoll, ev, (int)GR_ARRAY_LEN(ev), p->strangers.n ? 250 : -1);
         for (int i = 0; i < n; i++) {
             uint32_t tag = ev[i].data.u32;
             if (tag == TAG_PARENT) {
@@ -573,7 +466,7 @@ int tgt_login_main(int argc, char **argv)
                     drop(p, c); /* error or hang-up */
             }
         }
-        if (p->n_open && now_ms() >= next_check) {
+        if (p->strangers.n && now_ms() >= next_check) {
             expire(p);
             next_check = now_ms() + 250;
         }

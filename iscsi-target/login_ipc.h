@@ -6,12 +6,13 @@
 #ifndef TGT_LOGIN_IPC_H
 #define TGT_LOGIN_IPC_H
 #include "iscsi-target/login.h"
+#include "iscsi-target/strangers.h"
 
-#define TGT_IPC_MAGIC 0x67726c34u /* changes with every change of this file */
-#define TGT_IPC_FD 3              /* where the login process finds its end */
+#define TGT_IPC_MAGIC 0x67726c35u /* changes with every change of this file */
+#define TGT_LOGIN_FLAG "--granary-login-process"
 #define TGT_LIST_PIECE 8192u
 #define TGT_HAND_OVER_TEXT 8192u
-#define TGT_SLOTS_MAX 512u
+#define TGT_SLOTS_MAX TGT_STRANGERS_MAX
 
 enum tgt_msg_type {
     /* to the parent */

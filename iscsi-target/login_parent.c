@@ -4,16 +4,9 @@
 #include "common/seam.h"
 #include "iscsi-target/login_parent.h"
 #include <netinet/in.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
-#include <spawn.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
-
-#define RESTART_NS (200ull * 1000000)
-#define PING_NS (5ull * 1000000000)
 
 _Static_assert(sizeof(struct tgt_slot) + sizeof(struct tgt_job) <= TGT_LOGIN_PARENT_BYTES, "of a connection that is not logged in");
 
@@ -29,13 +22,11 @@ void tgt_login_answer(struct tgt_login_parent *p, uint32_t slot, uint32_t gen, e
 {
     p->out.slot = slot;
     p->out.gen = gen;
-    if (p->sock >= 0)
-        tgt_msg_send(p->sock, &p->out, type, -1, MSG_DONTWAIT); /* a full queue: that login times out */
+    if (p->process.sock >= 0)
+        tgt_msg_send(p->process.sock, &p->out, type, -1, MSG_DONTWAIT); /* a full queue: that login times out */
 }
 
 /* ---- the process ---- */
-
-static void lose(struct tgt_login_parent *p, const char *why);
 
 static void config(struct tgt_login_parent *p)
 {
@@ -50,126 +41,54 @@ int tgt_login_listen(struct tgt_server *s, const struct tgt_portal *portal)
 {
     struct tgt_login_parent *p = s->login;
     p->out.u.listen.portal = portal->id;
-    if (p->sock < 0)
+    if (p->process.sock < 0)
         return 0; /* it is told when it has started again */
-    return tgt_msg_send(p->sock, &p->out, TGT_MSG_LISTEN, portal->fd, MSG_DONTWAIT);
+    return tgt_msg_send(p->process.sock, &p->out, TGT_MSG_LISTEN, portal->fd, MSG_DONTWAIT);
 }
 
 void tgt_login_unlisten(struct tgt_server *s, uint32_t portal)
 {
     struct tgt_login_parent *p = s->login;
     p->out.u.listen.portal = portal;
-    if (p->sock >= 0 && tgt_msg_send(p->sock, &p->out, TGT_MSG_UNLISTEN, -1, MSG_DONTWAIT) < 0)
-        lose(p, "it cannot be told that a portal is closed");
+    if (p->process.sock >= 0 && tgt_msg_send(p->process.sock, &p->out, TGT_MSG_UNLISTEN, -1, MSG_DONTWAIT) < 0)
+        tgt_helper_lose(&p->process, "it cannot be told that a portal is closed");
 }
 
-static void ended(void *arg, int pid, int status)
+static int begin(void *arg)
 {
     struct tgt_login_parent *p = arg;
-    if (p->pid != pid)
-        return;
-    p->pid = -1;
-    if (!p->stopping)
-        tgt_note(p->s, 4, "the login process ended (%s %d), starting another", WIFSIGNALED(status) ? "signal" : "status",
-                 WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
-    lose(p, NULL);
-    gr_fqueue_wake_all(&p->s->changed);
-}
-
-static void from_child(void *arg, int events);
-
-static int spawn_child(struct tgt_login_parent *p, int theirs, struct gr_err *err)
-{
-    char name[] = "granary-login", flag[] = "--granary-login-process";
-    char *argv[] = {name, flag, NULL}, *env[] = {NULL};
-    const char *exe = p->s->opts.login_exe ? p->s->opts.login_exe : "/proc/self/exe";
-    posix_spawn_file_actions_t fa;
-    posix_spawnattr_t at;
-    sigset_t none;
-    sigemptyset(&none);
-    posix_spawn_file_actions_init(&fa);
-    posix_spawnattr_init(&at);
-    posix_spawn_file_actions_addopen(&fa, 0, "/dev/null", O_RDWR, 0);
-    posix_spawn_file_actions_adddup2(&fa, 0, 1);
-    posix_spawn_file_actions_adddup2(&fa, theirs, TGT_IPC_FD);
-    posix_spawnattr_setsigmask(&at, &none);
-    posix_spawnattr_setflags(&at, POSIX_SPAWN_SETSIGMASK);
-    int r = posix_spawn(&p->pid, exe, &fa, &at, argv, env);
-    posix_spawn_file_actions_destroy(&fa);
-    posix_spawnattr_destroy(&at);
-    return r ? gr_fail(err, -r, "login process: cannot start %s: %s", exe, strerror(r)) : 0;
-}
-
-static int start(struct tgt_login_parent *p, struct gr_err *err)
-{
-    int pair[2], room = 8 << 20;
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
-        return gr_fail(err, -errno, "login process: no socket pair: %s", strerror(errno));
-    if (setsockopt(pair[0], SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room) < 0)
-        setsockopt(pair[0], SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
-    int r = spawn_child(p, pair[1], err);
-    close(pair[1]);
-    if (r < 0) {
-        close(pair[0]);
-        return r;
-    }
-    p->sock = pair[0];
-    p->spawn++;
-    p->ponged = true;
-    p->watch = (struct gr_watch){.fn = from_child, .arg = p, .fd = p->sock, .events = POLLIN};
-    r = gr_watch_add(p->s->loop, &p->watch);
-    if (!r)
-        r = gr_loop_child(p->s->loop, p->pid, ended, p);
-    if (r < 0)
-        return gr_fail(err, r, "login process: cannot be watched: %s", gr_code_text(r));
     config(p);
     for (unsigned i = 0; i < p->s->n_portals; i++)
         tgt_login_listen(p->s, &p->s->portals[i]);
     return 0;
 }
 
-static void restart(void *arg)
-{
-    struct tgt_login_parent *p = arg;
-    struct gr_err err = {0};
-    if (p->stopping || p->sock >= 0)
-        return;
-    if (p->pid > 0 || start(p, &err) < 0) { /* the old one is not reaped yet, or no resources: later */
-        if (err.code)
-            tgt_note(p->s, 3, "%s", err.text);
-        gr_timer_arm(p->s->loop, &p->restart, RESTART_NS);
-    }
-}
-
-/* Give this process up: @why is logged. All logins under way are lost with it. */
-static void lose(struct tgt_login_parent *p, const char *why)
-{
-    if (why)
-        tgt_note(p->s, 4, "login process: %s; it is replaced", why);
-    if (p->sock >= 0) {
-        gr_watch_del(p->s->loop, &p->watch);
-        close(p->sock);
-        p->sock = -1;
-    }
-    if (p->pid > 0)
-        kill(p->pid, SIGKILL);
-    for (unsigned i = 0; i < TGT_SLOTS_MAX; i++)
-        slot_clear(&p->slots[i]);
-    if (!p->stopping)
-        gr_timer_arm(p->s->loop, &p->restart, RESTART_NS);
-}
-
 static void ping(void *arg)
 {
-    struct tgt_login_parent *p = arg;
-    if (p->sock >= 0 && !p->ponged) {
-        lose(p, "it does not answer");
-    } else if (p->sock >= 0) {
-        p->ponged = false;
-        tgt_login_answer(p, 0, 0, TGT_MSG_PING);
-    }
-    gr_timer_arm(p->s->loop, &p->ping, PING_NS);
+    tgt_login_answer(arg, 0, 0, TGT_MSG_PING);
 }
+
+/* All logins under way went with it. */
+static void lost(void *arg)
+{
+    struct tgt_login_parent *p = arg;
+    for (unsigned i = 0; i < TGT_SLOTS_MAX; i++)
+        slot_clear(&p->slots[i]);
+}
+
+static void ended(void *arg)
+{
+    struct tgt_login_parent *p = arg;
+    gr_fqueue_wake_all(&p->s->changed);
+}
+
+static void process_note(void *arg, int level, const char *text)
+{
+    struct tgt_login_parent *p = arg;
+    tgt_note(p->s, level, "%s", text);
+}
+
+static void from_child(void *arg);
 
 int tgt_login_start(struct tgt_server *s, struct gr_err *err)
 {
@@ -178,24 +97,18 @@ int tgt_login_start(struct tgt_server *s, struct gr_err *err)
         return gr_fail(err, -ENOMEM, "login process: out of memory");
     s->login = p;
     p->s = s;
-    p->sock = p->pid = -1;
     const struct gr_world *w = gr_loop_world(s->loop);
     w->random(w->arg, p->guesses.key, sizeof p->guesses.key);
-    p->restart = (struct gr_timer){.fn = restart, .arg = p};
-    p->ping = (struct gr_timer){.fn = ping, .arg = p};
-    gr_timer_arm(s->loop, &p->ping, PING_NS);
-    return start(p, err);
+    const struct tgt_helper_opts o = {.loop = s->loop, .what = "login process", .name = "granary-login", .flag = TGT_LOGIN_FLAG,
+                                      .exe = s->opts.login_exe, .arg = p, .begin = begin, .readable = from_child, .ping = ping,
+                                      .lost = lost, .ended = ended, .note = process_note};
+    return tgt_helper_start(&p->process, &o, err);
 }
 
 void tgt_login_stop(struct tgt_server *s)
 {
-    struct tgt_login_parent *p = s->login;
-    if (!p || p->stopping)
-        return;
-    p->stopping = true;
-    gr_timer_cancel(s->loop, &p->restart);
-    gr_timer_cancel(s->loop, &p->ping);
-    lose(p, NULL);
+    if (s->login && !s->login->process.stopping)
+        tgt_helper_stop(&s->login->process);
 }
 
 void tgt_login_free(struct tgt_server *s)
@@ -204,7 +117,7 @@ void tgt_login_free(struct tgt_server *s)
     if (!p)
         return;
     tgt_login_stop(s);
-    while (p->pid > 0) /* reaped by the loop */
+    while (p->process.pid > 0) /* reaped by the loop */
         gr_fqueue_wait(&s->changed);
     free(p);
     s->login = NULL;
@@ -216,7 +129,7 @@ struct tgt_slot *tgt_job_slot(const struct tgt_job *j)
 {
     struct tgt_login_parent *p = j->s->login;
     struct tgt_slot *sl = p ? &p->slots[j->slot] : NULL;
-    return sl && p->spawn == j->spawn && sl->used && sl->gen == j->gen ? sl : NULL;
+    return sl && p->process.spawn == j->spawn && sl->used && sl->gen == j->gen ? sl : NULL;
 }
 
 void tgt_job_end(struct tgt_job *j)
@@ -241,7 +154,7 @@ struct tgt_job *tgt_job_new(struct tgt_login_parent *p, uint32_t slot, int fd, b
             close(fd);
         return NULL;
     }
-    *j = (struct tgt_job){.s = p->s, .slot = slot, .gen = p->slots[slot].gen, .spawn = p->spawn, .fd = fd, .msg = p->in};
+    *j = (struct tgt_job){.s = p->s, .slot = slot, .gen = p->slots[slot].gen, .spawn = p->process.spawn, .fd = fd, .msg = p->in};
     p->s->busy_fibers++;
     if (take) {
         j->taken = p->slots[slot];
@@ -585,7 +498,7 @@ static bool message(struct tgt_login_parent *p, int *fd)
         return false;
     struct tgt_slot *sl = &p->slots[m->slot];
     if (m->type == TGT_MSG_PONG) {
-        p->ponged = true;
+        tgt_helper_pong(&p->process);
         return true;
     }
     if (m->type == TGT_MSG_GONE) {
@@ -611,18 +524,17 @@ static bool message(struct tgt_login_parent *p, int *fd)
     }
 }
 
-static void from_child(void *arg, int events)
+static void from_child(void *arg)
 {
     struct tgt_login_parent *p = arg;
-    for (int i = 0; i < 64 && p->sock >= 0; i++) {
+    for (int i = 0; i < 64 && p->process.sock >= 0; i++) {
         gr_auto_close int fd = -1;
-        int r = tgt_msg_recv(p->sock, &p->in, &fd);
+        int r = tgt_msg_recv(p->process.sock, &p->in, &fd);
         if (r == -EAGAIN)
             return;
         if (r <= 0 || !message(p, &fd)) {
-            lose(p, r == 0 ? "it is gone" : "it broke the protocol");
+            tgt_helper_lose(&p->process, r == 0 ? "it is gone" : "it broke the protocol");
             return;
         }
     }
-    (void)events;
 }

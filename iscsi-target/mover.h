@@ -5,7 +5,8 @@
  *
  * Exports come from a directory (struct mover_dir) that the program provides: "DS/PATH" is a live disk, "DS/PATH@SNAP" a
  * snapshot; the mover itself knows neither. Security: TLS with a client certificate of the site's CA or with a
- * pre-shared key is required unless the program explicitly asks for plain text.
+ * pre-shared key is required unless the program explicitly asks for plain text. TLS is spoken by one sandboxed child process, the gate
+ * (the same program, executed again: see mover_gate_main()); what a client says comes here only after it has proved itself there.
  *
  * Thread rule: everything is for the loop's own thread. Functions marked "fiber" must be called inside a fiber. The
  * callbacks of struct mover_dir run inside a fiber of that loop and may suspend. */
@@ -47,6 +48,7 @@ enum mover_log_level { MOVER_LOG_WARN, MOVER_LOG_INFO };
 struct mover_opts {
     enum mover_security security;
     const char *pki_dir;  /* MOVER_TLS: directory with ca-cert.pem, server-cert.pem, server-key.pem; NULL: no certificates */
+    const char *gate_exe; /* MOVER_TLS: program that calls mover_gate_main(); NULL: /proc/self/exe */
     const char *psk_file; /* MOVER_TLS: lines "user:hexkey", mode 0600; NULL: no pre-shared keys. At least one of both. */
     struct mover_dir dir;
     /* What the daemon should log (the library does not): one sentence, already escaped. May be NULL. */
@@ -63,7 +65,7 @@ struct mover_opts {
 };
 
 struct mover_server;
-/* Make a server; reads certificates and keys. Copies @opts and its strings. Errors: -EINVAL (no credentials for
+/* Make a server; reads certificates and keys, starts the gate. Copies @opts and its strings (not gate_exe). Errors: -EINVAL (no credentials for
  * MOVER_TLS), what reading the files gives, -GR_EAUTH (a key or PSK file that others can read), -ENOMEM. */
 int mover_server_new(struct gr_loop *loop, const struct mover_opts *opts, struct mover_server **ret, struct gr_err *err);
 /* Listen on "HOST:PORT", "[V6]:PORT" or ":PORT" (any address); PORT 0 takes a free one. Host names are resolved through the
@@ -74,6 +76,8 @@ int mover_server_listen(struct mover_server *s, const char *host_port, struct gr
 int mover_server_listen_fd(struct mover_server *s, int fd, struct gr_err *err);
 /* Serve one already connected socket (socketpair, inherited); the server closes it. */
 int mover_server_adopt(struct mover_server *s, int fd, struct gr_err *err);
+/* The @i-th listening socket, for a hand-over; borrowed. -1: there are not so many. */
+int mover_server_listener(const struct mover_server *s, unsigned i);
 /* First bound port (host order); 0 when not listening. */
 unsigned mover_server_port(const struct mover_server *s);
 /* Fiber. End every connection whose export is @name or, with @prefix, starts with it, and wait until the mover holds no
@@ -83,8 +87,14 @@ void mover_server_drop(struct mover_server *s, const char *name, bool prefix);
 /* Fiber. Stop listening, let requests in flight finish, end all connections, free the server. NULL allowed. */
 void mover_server_stop(struct mover_server *s);
 
+/* Call first thing in main() of every program that makes a mover_server with MOVER_TLS: when this process is the gate, runs it and returns
+ * its exit status (>= 0); else returns -1. */
+int mover_gate_main(int argc, char **argv);
+
 struct mover_stats {
     unsigned connections, negotiating;
+    unsigned strangers; /* of both: those that have proved nothing yet */
+    uint64_t signatures; /* of the server's key, made for the gate */
     uint64_t accepted, refused;           /* refused: over a limit, failed TLS, protocol errors in negotiation */
     uint64_t requests, bytes_read, bytes_written; /* bytes of payload */
 };

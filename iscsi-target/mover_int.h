@@ -1,6 +1,7 @@
 /* Inside of the data mover; nobody else includes this. Files:
- *   mover_server.c   listening, limits, life of connections       mover_io.c      bytes: buffers, queue of replies, TLS records
- *   mover_tls.c      credentials and handshake                    mover_pki.c     certificates
+ *   mover_server.c   listening, limits, life of connections       mover_io.c      bytes: buffers, queue of replies
+ *   mover_gate.c     the gate process, which speaks TLS for us     mover_keys.c    secrets and certificates: loading, signing
+ *   mover_pki.c      making certificates                          acceptor.c      listening sockets
  *   mover_opt.c      parsing of options (pure, fuzzed)            mover_nego.c    negotiation of one connection
  *   mover_req.c      requests                                     mover_reply.c   replies
  *   mover_status.c   block status                                 mover_name.c    URLs
@@ -12,9 +13,10 @@
 #define MOVER_INT_H
 #include "common/buf.h"
 #include "common/fiber.h"
+#include "iscsi-target/acceptor.h"
+#include "iscsi-target/gate_ipc.h"
 #include "iscsi-target/mover.h"
 #include "iscsi-target/mover_proto.h"
-#include <gnutls/gnutls.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 
@@ -42,7 +44,6 @@ struct mover_io {
     int error; /* negative once the connection is broken: nothing more is read or written */
     bool watching, in_armed, out_armed, in_ready;
     struct gr_watch watch;
-    gnutls_session_t tls;
     struct gr_fiber *reader;      /* suspended until readable, drained or broken */
     struct gr_timer in_timer;     /* deadline of the reader */
     bool timed_out;
@@ -51,9 +52,6 @@ struct mover_io {
     struct gr_defer flush;
     uint8_t *in;                  /* raw bytes received, not yet consumed */
     size_t in_pos, in_len;
-    uint8_t *out;                 /* TLS records made, not yet sent */
-    size_t out_pos, out_len;
-    uint8_t *stage;               /* gathers small pieces of plain text into one record */
     struct mover_out *head, *tail;
     int head_iov;                 /* progress inside the head message */
     size_t head_off;
@@ -75,16 +73,25 @@ int mover_io_drain(struct mover_io *io, uint64_t deadline_ns);
 /* Fiber: wait until there may be something to read. 0, -ETIMEDOUT or the error. */
 int mover_io_wait(struct mover_io *io, uint64_t deadline_ns);
 void mover_io_flush(struct mover_io *io);
-/* From here on bytes travel in records of @tls, which the io owns when 0 is returned. */
-int mover_io_bind_tls(struct mover_io *io, gnutls_session_t tls);
 
-/* ---- mover_tls.c ---- */
+/* ---- mover_keys.c ---- */
 struct mover_creds;
 int mover_creds_load(const char *pki_dir, const char *psk_file, struct mover_creds **ret, struct gr_err *err);
 void mover_creds_free(struct mover_creds *c);
-/* Fiber: server side of the handshake; only a peer with our CA's client certificate or a known PSK gets 0. */
-int mover_tls_accept(struct mover_io *io, struct mover_creds *c, uint64_t deadline_ns, struct gr_err *err);
-void mover_tls_bye(struct mover_io *io);
+/* What the gate may know: a file of certificates, and in @ret how it is to be read. The file or negative. */
+int mover_creds_file(const struct mover_creds *c, struct gate_msg *ret);
+/* Length 0 when it cannot be had. */
+void mover_creds_sign(const struct mover_creds *c, const uint8_t digest[GATE_DIGEST_LEN], struct gate_answer *ret);
+void mover_creds_key(const struct mover_creds *c, const char *user, struct gate_answer *ret);
+
+/* ---- mover_gate.c ---- */
+struct mover_gate;
+int mover_gate_start(struct mover_server *s, struct gr_err *err);
+void mover_gate_listen(struct mover_server *s, int fd);
+int mover_gate_adopt(struct mover_server *s, int fd); /* a connected socket, still the caller's */
+unsigned mover_gate_strangers(const struct mover_server *s);
+void mover_gate_close(struct mover_server *s); /* it lets nobody in any more */
+void mover_gate_free(struct mover_server *s);  /* fiber: when it has sent what it has, or soon */
 
 /* ---- mover_opt.c: option data, no state ---- */
 struct mover_opt_info { /* INFO, GO */
@@ -121,9 +128,11 @@ struct mover_conn {
     struct mover_conn *next;
     struct mover_io io;
     char peer[80];
+    char how[GATE_NAME_MAX + 40]; /* it proved itself, for the log */
     struct sockaddr_storage addr;
     uint64_t deadline_ns; /* of the negotiation */
-    bool negotiating, tls, structured, no_zeroes;
+    bool negotiating, structured, no_zeroes;
+    bool tls; /* it comes from the gate: greeted, proven, and what it sends was under TLS */
     char *name; /* export being opened or served; NULL before */
     struct mover_export exp;
     struct gr_listener listener;
@@ -140,7 +149,7 @@ struct mover_conn {
 };
 struct mover_listen {
     struct mover_server *server;
-    struct gr_watch watch;
+    struct mover_acceptor acceptor; /* without TLS; else the gate accepts, and here is only the socket for the next gate */
     struct mover_listen *next;
     unsigned port;
 };
@@ -149,14 +158,16 @@ struct mover_server {
     struct gr_loop *loop;
     struct mover_opts opts;
     char *pki_dir, *psk_file;
-    struct mover_creds *creds;
+    struct mover_creds *creds; /* NULL: without TLS */
+    struct mover_gate *gate;
     struct mover_listen *listens;
-    struct gr_timer accept_pause;
     struct mover_conn *conns;
     struct gr_fqueue ended; /* somebody waits for connections to end */
     struct gr_fqueue room;  /* readers waiting for bytes of the whole server */
     uint64_t in_flight_bytes;
-    struct mover_stats stats;
+    uint64_t told_ns; /* refusals: the log is not for strangers to fill */
+    unsigned told;
+    struct mover_stats stats; /* without the gate's strangers */
     void *pool[MOVER_POOL_CLASSES]; /* free buffers, linked through their first word */
     size_t pool_bytes;
 };
@@ -165,6 +176,11 @@ void mover_log(struct mover_server *s, enum mover_log_level level, const char *f
 void *mover_buf_get(struct mover_server *s, size_t len);
 void mover_buf_put(struct mover_server *s, void *buf, size_t len);
 void mover_pool_free(struct mover_server *s);
+
+/* A connection on @fd (taken over in any case) from @from: *ret, whose fiber has not begun yet, or negative. */
+int mover_conn_new(struct mover_server *s, int fd, const struct sockaddr_storage *from, socklen_t from_len, struct mover_conn **ret);
+/* Count and tell that one was not let in. */
+void mover_refuse(struct mover_server *s, const struct sockaddr_storage *from, socklen_t from_len, const char *why);
 
 /* Fiber: handshake and options. 0: the transmission phase begins; 1: the client left in order; else the error. */
 int mover_negotiate(struct mover_conn *c, struct gr_err *err);

@@ -1,8 +1,7 @@
-/* Bytes of one connection: receive buffer, reply queue, and the pump between them, the socket and GnuTLS.
+/* Bytes of one connection: receive buffer, reply queue, and the pump between them and the socket.
  *
  * One gr_watch per socket. POLLIN stays armed while the reader keeps up and is disarmed when it does not, POLLOUT is armed
- * only while the kernel's buffer is full. GnuTLS never touches the socket: it pulls from `in` and pushes to `out`, so that
- * many records travel in one system call and no call inside GnuTLS stops half way through a record. */
+ * only while the kernel's buffer is full. */
 #include "iscsi-target/mover_int.h"
 #include "common/cleanup.h"
 #include <fcntl.h>
@@ -10,9 +9,6 @@
 #include <string.h>
 
 #define IN_SIZE (64u << 10)
-#define OUT_SIZE (320u << 10)   /* of records; feeding stops at OUT_STOP */
-#define OUT_STOP (256u << 10)
-#define STAGE_SIZE (16u << 10)  /* the largest TLS record */
 #define SEND_IOV 64
 
 static void io_update(struct mover_io *io)
@@ -51,7 +47,6 @@ void mover_io_fail(struct mover_io *io, int code)
     gr_timer_cancel(io->loop, &io->stall_timer);
     gr_loop_defer_cancel(io->loop, &io->flush);
     shutdown(io->fd, SHUT_RDWR);
-    io->out_pos = io->out_len = 0;
     while (io->head) {
         struct mover_out *o = io->head;
         io->head = o->next;
@@ -127,14 +122,9 @@ void mover_io_close(struct mover_io *io)
 {
     mover_io_fail(io, -ECONNRESET);
     gr_timer_cancel(io->loop, &io->in_timer);
-    if (io->tls)
-        gnutls_deinit(io->tls);
     close(io->fd);
     free(io->in);
-    free(io->out);
-    free(io->stage);
-    io->tls = NULL;
-    io->in = io->out = io->stage = NULL;
+    io->in = NULL;
 }
 
 /* ---- receiving ---- */
@@ -191,39 +181,12 @@ static int64_t raw_read(struct mover_io *io, void *buf, size_t len)
     return (int64_t)n;
 }
 
-static ssize_t tls_pull(gnutls_transport_ptr_t p, void *buf, size_t len)
-{
-    struct mover_io *io = p;
-    int64_t n = raw_read(io, buf, len);
-    if (n < 0) {
-        gnutls_transport_set_errno(io->tls, (int)-n);
-        return -1;
-    }
-    return (ssize_t)n;
-}
-
-static int64_t tls_read(struct mover_io *io, void *buf, size_t len)
-{
-    for (;;) {
-        ssize_t n = gnutls_record_recv(io->tls, buf, len);
-        if (n >= 0)
-            return n;
-        if (io->out_len > io->out_pos)
-            gr_loop_defer(io->loop, &io->flush); /* answers of GnuTLS itself: key updates, alerts */
-        if (n == GNUTLS_E_AGAIN)
-            return -EAGAIN;
-        if (n == GNUTLS_E_INTERRUPTED || n == GNUTLS_E_WARNING_ALERT_RECEIVED)
-            continue;
-        return n == GNUTLS_E_PREMATURE_TERMINATION ? -ECONNRESET : -GR_EPROTO;
-    }
-}
-
 int64_t mover_io_read_some(struct mover_io *io, void *buf, size_t len, uint64_t deadline_ns)
 {
     for (;;) {
         if (io->error)
             return io->error;
-        int64_t n = io->tls ? tls_read(io, buf, len) : raw_read(io, buf, len);
+        int64_t n = raw_read(io, buf, len);
         if (n != -EAGAIN)
             return n;
         int r = mover_io_wait(io, deadline_ns);
@@ -283,7 +246,7 @@ static void out_consume(struct mover_io *io, size_t n)
     }
 }
 
-static void flush_plain(struct mover_io *io)
+static void flush_queue(struct mover_io *io)
 {
     while (io->head) {
         struct iovec iov[SEND_IOV];
@@ -316,113 +279,12 @@ static void flush_plain(struct mover_io *io)
     io_arm_out(io, false);
 }
 
-/* Give the records made so far to the kernel: 1 all gone, 0 the kernel is full, negative: broken. */
-static int raw_flush(struct mover_io *io)
-{
-    while (io->out_pos < io->out_len) {
-        ssize_t n = send(io->fd, io->out + io->out_pos, io->out_len - io->out_pos, MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0) {
-            if (errno == EAGAIN || errno == EWOULDBLOCK)
-                return 0;
-            mover_io_fail(io, -errno);
-            return -1;
-        }
-        io->out_pos += (size_t)n;
-    }
-    io->out_pos = io->out_len = 0;
-    return 1;
-}
-
-static ssize_t tls_push(gnutls_transport_ptr_t p, const void *buf, size_t len)
-{
-    struct mover_io *io = p;
-    if (io->out_pos && io->out_pos == io->out_len)
-        io->out_pos = io->out_len = 0;
-    if (io->error || len > OUT_SIZE - io->out_len) {
-        gnutls_transport_set_errno(io->tls, io->error ? ECONNRESET : ENOBUFS);
-        return -1;
-    }
-    memcpy(io->out + io->out_len, buf, len);
-    io->out_len += len;
-    return (ssize_t)len;
-}
-
-/* Next record of plain text from the queue: small pieces are gathered, large ones go without a copy. */
-static size_t tls_next(struct mover_io *io, const uint8_t **ret)
-{
-    size_t staged = 0;
-    struct mover_out *o = io->head;
-    int i = io->head_iov;
-    size_t off = io->head_off;
-    while (o) {
-        if (i == o->iovcnt) {
-            o = o->next;
-            i = 0;
-            off = 0;
-            continue;
-        }
-        const uint8_t *p = (const uint8_t *)o->iov[i].iov_base + off;
-        size_t left = o->iov[i].iov_len - off;
-        if (left >= STAGE_SIZE && staged)
-            break;
-        if (left >= STAGE_SIZE) {
-            *ret = p;
-            return STAGE_SIZE;
-        }
-        size_t n = GR_MIN(left, STAGE_SIZE - staged);
-        memcpy(io->stage + staged, p, n);
-        staged += n;
-        off += n;
-        if (staged == STAGE_SIZE)
-            break;
-        if (off == o->iov[i].iov_len) {
-            i++;
-            off = 0;
-        }
-    }
-    *ret = io->stage;
-    return staged;
-}
-
-static void flush_tls(struct mover_io *io)
-{
-    for (;;) {
-        while (io->head && io->out_len < OUT_STOP) {
-            const uint8_t *p = NULL;
-            size_t n = tls_next(io, &p);
-            ssize_t sent = n ? gnutls_record_send(io->tls, p, n) : 0;
-            if (sent < 0 || (size_t)sent != n) {
-                mover_io_fail(io, -GR_EPROTO);
-                return;
-            }
-            out_consume(io, n);
-            if (io->error)
-                return;
-        }
-        int r = raw_flush(io);
-        if (r < 0)
-            return;
-        if (r == 0) {
-            io_arm_out(io, true);
-            return;
-        }
-        if (!io->head)
-            break;
-    }
-    io_arm_out(io, false);
-}
-
 void mover_io_flush(struct mover_io *io)
 {
     if (io->error)
         return;
-    if (io->tls)
-        flush_tls(io);
-    else
-        flush_plain(io);
-    if (!io->error && !io->head && io->out_pos == io->out_len)
+    flush_queue(io);
+    if (!io->error && !io->head)
         io_wake(io); /* somebody may wait for the queue to drain */
 }
 
@@ -478,22 +340,9 @@ int mover_io_drain(struct mover_io *io, uint64_t deadline_ns)
             return r;
     }
     io->reader = gr_fiber_self();
-    while ((io->head || io->out_pos < io->out_len) && !io->timed_out && !io->error)
+    while (io->head && !io->timed_out && !io->error)
         gr_fiber_suspend();
     io->reader = NULL;
     gr_timer_cancel(io->loop, &io->in_timer);
     return io->error ? io->error : io->timed_out ? -ETIMEDOUT : 0;
-}
-
-int mover_io_bind_tls(struct mover_io *io, gnutls_session_t tls)
-{
-    io->out = gr_alloc(OUT_SIZE);
-    io->stage = gr_alloc(STAGE_SIZE);
-    if (!io->out || !io->stage)
-        return -ENOMEM;
-    io->tls = tls;
-    gnutls_transport_set_ptr(tls, io);
-    gnutls_transport_set_pull_function(tls, tls_pull);
-    gnutls_transport_set_push_function(tls, tls_push);
-    return 0;
 }

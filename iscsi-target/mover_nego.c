@@ -217,25 +217,11 @@ static int opt_list(struct mover_conn *c, const struct option *o)
     return r < 0 ? r : reply(c, o->code, NBD_REP_ACK, NULL, 0);
 }
 
-static int opt_starttls(struct mover_conn *c, const struct option *o, struct gr_err *err)
+/* It is the gate that starts TLS (gate_nego.c). */
+static int opt_starttls(struct mover_conn *c, const struct option *o)
 {
-    struct mover_server *s = c->server;
-    if (!s->creds)
-        return reply_text(c, o->code, NBD_REP_ERR_UNSUP, "TLS is not set up on this server");
-    if (c->tls || o->len)
-        return reply_text(c, o->code, NBD_REP_ERR_INVALID, c->tls ? "TLS is on already" : "NBD_OPT_STARTTLS takes no data");
-    int r = reply(c, o->code, NBD_REP_ACK, NULL, 0);
-    if (r >= 0)
-        r = mover_io_drain(&c->io, c->deadline_ns);
-    if (r < 0)
-        return gr_fail(err, r, "connection lost before TLS");
-    r = mover_tls_accept(&c->io, s->creds, c->deadline_ns, err);
-    if (r < 0)
-        return r;
-    c->tls = true;
-    c->structured = false; /* nothing said in plain text counts (an attacker in between may have said it) */
-    c->n_ctx = 0;
-    return STEP_NEXT;
+    return c->tls ? reply_text(c, o->code, NBD_REP_ERR_INVALID, "TLS is on already")
+                  : reply_text(c, o->code, NBD_REP_ERR_UNSUP, "TLS is not set up on this server");
 }
 
 /* ---- metadata contexts ---- */
@@ -355,11 +341,6 @@ static int opt_meta(struct mover_conn *c, const struct option *o)
 
 static int handle(struct mover_conn *c, const struct option *o, struct gr_err *err)
 {
-    if (c->server->creds && !c->tls && o->code != NBD_OPT_STARTTLS && o->code != NBD_OPT_ABORT) {
-        if (o->code == NBD_OPT_EXPORT_NAME)
-            return gr_fail(err, -GR_EAUTH, "the client asks for an export without TLS");
-        return reply_text(c, o->code, NBD_REP_ERR_TLS_REQD, "this server requires TLS with a client certificate or PSK");
-    }
     switch (o->code) {
     case NBD_OPT_EXPORT_NAME:
         return opt_export_name(c, o, err);
@@ -369,7 +350,7 @@ static int handle(struct mover_conn *c, const struct option *o, struct gr_err *e
     case NBD_OPT_LIST:
         return opt_list(c, o);
     case NBD_OPT_STARTTLS:
-        return opt_starttls(c, o, err);
+        return opt_starttls(c, o);
     case NBD_OPT_INFO:
     case NBD_OPT_GO:
         return opt_info_go(c, o);
@@ -419,7 +400,8 @@ static int one_option(struct mover_conn *c, struct gr_err *err)
     return r;
 }
 
-int mover_negotiate(struct mover_conn *c, struct gr_err *err)
+/* 0, 1 when it was only a port check, or the error. */
+static int greet(struct mover_conn *c, struct gr_err *err)
 {
     uint8_t hello[18], flags[4];
     gr_put_be64(hello, NBD_MAGIC);
@@ -429,13 +411,21 @@ int mover_negotiate(struct mover_conn *c, struct gr_err *err)
     if (r >= 0)
         r = mover_io_read(&c->io, flags, sizeof(flags), c->deadline_ns);
     if (r == -EPIPE)
-        return 1; /* a port check */
+        return 1;
     if (r < 0)
         return gr_fail(err, r, "no answer to the greeting: %s", gr_code_text(r));
     uint32_t f = gr_get_be32(flags);
     if ((f & ~(uint32_t)(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)) || !(f & NBD_FLAG_FIXED_NEWSTYLE))
         return gr_fail(err, -GR_EPROTO, "client flags %#x: not a fixed newstyle client", f);
     c->no_zeroes = f & NBD_FLAG_NO_ZEROES;
+    return 0;
+}
+
+int mover_negotiate(struct mover_conn *c, struct gr_err *err)
+{
+    int r = c->tls ? 0 : greet(c, err);
+    if (r)
+        return r;
     for (unsigned n = 0; n < MOVER_MAX_OPTIONS; n++) {
         r = one_option(c, err);
         if (r == STEP_SERVE) {

@@ -3,13 +3,11 @@
 #include "iscsi-target/mover_int.h"
 #include <fcntl.h>
 #include <netdb.h>
-#include <netinet/tcp.h>
-#include <poll.h>
 #include <string.h>
 
+#define REFUSALS_TOLD 20u /* in one second; of others only how many */
 #define POOL_MIN 4096u
 #define POOL_KEEP (64u << 20) /* bytes of free buffers kept */
-#define ACCEPT_PAUSE_NS UINT64_C(100000000)
 
 void mover_log(struct mover_server *s, enum mover_log_level level, const char *fmt, ...)
 {
@@ -91,31 +89,6 @@ static void conn_free(struct mover_conn *c)
     gr_fqueue_wake_all(&s->ended);
 }
 
-static void conn_run(void *arg)
-{
-    struct mover_conn *c = arg;
-    struct mover_server *s = c->server;
-    struct gr_err err = {0};
-    int r = mover_negotiate(c, &err);
-    if (r == 0) {
-        c->negotiating = false;
-        s->stats.negotiating--;
-        mover_log(s, MOVER_LOG_INFO, "data mover: %s opened %s (%s%s)", c->peer, c->name, c->tls ? "TLS" : "plain text",
-                  c->exp.writable ? ", writable" : "");
-        r = mover_serve(c);
-        if (r < 0)
-            mover_log(s, MOVER_LOG_INFO, "data mover: %s on %s ended: %s", c->peer, c->name, gr_code_text(r));
-    } else if (r < 0) {
-        s->stats.refused++;
-        mover_log(s, MOVER_LOG_WARN, "data mover: %s refused: %s", c->peer, gr_err_text(&err, r));
-    }
-    if (r >= 0 && !c->io.error) {
-        mover_tls_bye(&c->io);
-        (void)mover_io_drain(&c->io, gr_loop_now_ns(s->loop) + s->opts.stall_timeout_ms * 1000000);
-    }
-    conn_free(c);
-}
-
 static void peer_text(const struct sockaddr_storage *a, socklen_t len, char out[80])
 {
     char host[64], port[16];
@@ -126,22 +99,54 @@ static void peer_text(const struct sockaddr_storage *a, socklen_t len, char out[
         snprintf(out, 80, "a local client");
 }
 
-static bool same_host(const struct sockaddr_storage *a, const struct sockaddr_storage *b)
+void mover_refuse(struct mover_server *s, const struct sockaddr_storage *from, socklen_t from_len, const char *why)
 {
-    if (a->ss_family != b->ss_family)
-        return false;
-    if (a->ss_family == AF_INET)
-        return ((const struct sockaddr_in *)a)->sin_addr.s_addr == ((const struct sockaddr_in *)b)->sin_addr.s_addr;
-    if (a->ss_family == AF_INET6) /* a /64 is one peer */
-        return !memcmp(&((const struct sockaddr_in6 *)a)->sin6_addr, &((const struct sockaddr_in6 *)b)->sin6_addr, 8);
-    return false;
+    char peer[80];
+    uint64_t now = gr_loop_now_ns(s->loop);
+    s->stats.refused++;
+    if (now - s->told_ns >= UINT64_C(1000000000)) {
+        if (s->told > REFUSALS_TOLD)
+            mover_log(s, MOVER_LOG_WARN, "data mover: and %u others were refused in that second", s->told - REFUSALS_TOLD);
+        s->told_ns = now;
+        s->told = 0;
+    }
+    if (s->told++ >= REFUSALS_TOLD)
+        return;
+    peer_text(from, from_len, peer);
+    mover_log(s, MOVER_LOG_WARN, "data mover: %s refused: %s", peer, why);
+}
+
+static void conn_run(void *arg)
+{
+    struct mover_conn *c = arg;
+    struct mover_server *s = c->server;
+    struct gr_err err = {0};
+    int r = mover_negotiate(c, &err);
+    if (r == 0) {
+        c->negotiating = false;
+        s->stats.negotiating--;
+        mover_log(s, MOVER_LOG_INFO, "data mover: %s opened %s (%s%s)", c->peer, c->name, c->tls ? c->how : "plain text",
+                  c->exp.writable ? ", writable" : "");
+        r = mover_serve(c);
+        if (r < 0)
+            mover_log(s, MOVER_LOG_INFO, "data mover: %s on %s ended: %s", c->peer, c->name, gr_code_text(r));
+    } else if (r < 0) {
+        mover_refuse(s, &c->addr, sizeof(c->addr), gr_err_text(&err, r));
+    }
+    if (r >= 0 && !c->io.error)
+        (void)mover_io_drain(&c->io, gr_loop_now_ns(s->loop) + s->opts.stall_timeout_ms * 1000000);
+    conn_free(c);
 }
 
 static const char *over_limit(const struct mover_server *s, const struct sockaddr_storage *from)
 {
     unsigned of_host = 0;
-    for (const struct mover_conn *c = s->conns; c; c = c->next)
-        of_host += c->negotiating && same_host(&c->addr, from);
+    struct in6_addr peer, other;
+    tgt_peer_of(from, &peer);
+    for (const struct mover_conn *c = s->conns; c; c = c->next) {
+        tgt_peer_of(&c->addr, &other);
+        of_host += c->negotiating && from->ss_family != AF_UNIX && !memcmp(&peer, &other, sizeof(peer));
+    }
     if (s->stats.connections >= s->opts.max_connections)
         return "too many connections";
     if (s->stats.negotiating >= s->opts.max_negotiating)
@@ -149,35 +154,20 @@ static const char *over_limit(const struct mover_server *s, const struct sockadd
     return of_host >= MOVER_PER_ADDRESS ? "too many connections from this address that have not finished their negotiation" : NULL;
 }
 
-static void set_socket(int fd)
+int mover_conn_new(struct mover_server *s, int fd, const struct sockaddr_storage *from, socklen_t from_len, struct mover_conn **ret)
 {
-    int on = 1, idle = 60, interval = 15, count = 4;
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
-    (void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof(on));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof(idle));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &interval, sizeof(interval));
-    (void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &count, sizeof(count));
-}
-
-/* Takes @fd over in any case. */
-static int conn_new(struct mover_server *s, int fd, const struct sockaddr_storage *from, socklen_t from_len)
-{
-    char peer[80];
-    peer_text(from, from_len, peer);
     const char *why = over_limit(s, from);
     struct mover_conn *c = why ? NULL : gr_zalloc(sizeof(*c));
     int r = c ? mover_io_open(&c->io, s->loop, fd, s->opts.stall_timeout_ms) : why ? -EAGAIN : -ENOMEM;
     if (r < 0) {
         close(fd);
         free(c);
-        s->stats.refused++;
-        mover_log(s, MOVER_LOG_WARN, "data mover: %s refused: %s", peer, why ? why : gr_code_text(r));
+        mover_refuse(s, from, from_len, why ? why : gr_code_text(r));
         return r;
     }
-    set_socket(fd);
     c->server = s;
     c->addr = *from;
-    memcpy(c->peer, peer, sizeof(peer));
+    peer_text(from, from_len, c->peer);
     c->negotiating = true;
     c->deadline_ns = gr_loop_now_ns(s->loop) + s->opts.negotiate_timeout_ms * 1000000;
     r = gr_fiber_start(s->loop, conn_run, c);
@@ -190,40 +180,20 @@ static int conn_new(struct mover_server *s, int fd, const struct sockaddr_storag
     s->conns = c;
     s->stats.connections++;
     s->stats.negotiating++;
-    s->stats.accepted++;
+    *ret = c;
     return 0;
 }
 
-static void accept_resume(void *arg)
+static void on_accept(void *arg, int fd, const struct sockaddr_storage *from, socklen_t len)
 {
     struct mover_server *s = arg;
-    for (struct mover_listen *l = s->listens; l; l = l->next)
-        (void)gr_watch_set(s->loop, &l->watch, POLLIN);
+    struct mover_conn *c;
+    s->stats.accepted += mover_conn_new(s, fd, from, len, &c) == 0;
 }
 
-static void on_accept(void *arg, int events)
+static void cannot_accept(void *arg, int code)
 {
-    struct mover_listen *l = arg;
-    struct mover_server *s = l->server;
-    for (int n = 0; n < 32; n++) {
-        struct sockaddr_storage from = {0};
-        socklen_t len = sizeof(from);
-        int fd = accept4(l->watch.fd, (struct sockaddr *)&from, &len, SOCK_CLOEXEC | SOCK_NONBLOCK);
-        if (fd >= 0) {
-            (void)conn_new(s, fd, &from, len);
-            continue;
-        }
-        if (errno == EINTR || errno == ECONNABORTED)
-            continue;
-        if (errno != EAGAIN && errno != EWOULDBLOCK) {
-            /* out of descriptors or memory: the queue stays readable, so rest instead of spinning */
-            mover_log(s, MOVER_LOG_WARN, "data mover: cannot accept: %s", gr_code_text(-errno));
-            for (struct mover_listen *i = s->listens; i; i = i->next)
-                (void)gr_watch_set(s->loop, &i->watch, 0);
-            (void)gr_timer_arm(s->loop, &s->accept_pause, ACCEPT_PAUSE_NS);
-        }
-        return;
-    }
+    mover_log(arg, MOVER_LOG_WARN, "data mover: cannot accept: %s", gr_code_text(code));
 }
 
 /* ---- the server ---- */
@@ -255,7 +225,6 @@ int mover_server_new(struct gr_loop *loop, const struct mover_opts *opts, struct
         return gr_fail(err, -ENOMEM, "out of memory");
     s->loop = loop;
     s->opts = *opts;
-    s->accept_pause = (struct gr_timer){.fn = accept_resume, .arg = s};
     set_defaults(&s->opts);
     s->pki_dir = opts->pki_dir ? gr_strdup(opts->pki_dir) : NULL;
     s->psk_file = opts->psk_file ? gr_strdup(opts->psk_file) : NULL;
@@ -266,6 +235,8 @@ int mover_server_new(struct gr_loop *loop, const struct mover_opts *opts, struct
         r = gr_fail(err, -ENOMEM, "out of memory");
     else if (opts->security == MOVER_TLS)
         r = mover_creds_load(s->pki_dir, s->psk_file, &s->creds, err);
+    if (r >= 0 && s->creds)
+        r = mover_gate_start(s, err);
     if (r < 0) {
         server_free(s);
         return r;
@@ -298,11 +269,15 @@ int mover_server_listen_fd(struct mover_server *s, int fd_in, struct gr_err *err
     if (!l)
         return gr_fail(err, -ENOMEM, "out of memory");
     l->server = s;
-    l->watch = (struct gr_watch){.fn = on_accept, .arg = l, .fd = fd, .events = POLLIN};
+    l->acceptor = (struct mover_acceptor){.loop = s->loop, .fd = fd, .batch = 32, .fn = on_accept, .failed = cannot_accept, .arg = s};
     l->port = a.ss_family == AF_INET    ? ntohs(((struct sockaddr_in *)&a)->sin_port)
               : a.ss_family == AF_INET6 ? ntohs(((struct sockaddr_in6 *)&a)->sin6_port)
                                         : 0;
-    int r = gr_watch_add(s->loop, &l->watch);
+    int r = 0;
+    if (s->gate)
+        mover_gate_listen(s, fd);
+    else
+        r = mover_acceptor_start(&l->acceptor);
     if (r < 0) {
         free(l);
         return gr_fail(err, r, "data mover: cannot watch its socket: %s", gr_code_text(r));
@@ -364,9 +339,26 @@ int mover_server_adopt(struct mover_server *s, int fd, struct gr_err *err)
 {
     struct sockaddr_storage from = {0};
     socklen_t len = sizeof(from);
-    (void)getpeername(fd, (struct sockaddr *)&from, &len);
-    int r = conn_new(s, fd, &from, len);
+    struct mover_conn *c;
+    int r;
+    mover_socket_set(fd);
+    if (s->gate) {
+        r = fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ? -errno : mover_gate_adopt(s, fd);
+        close(fd);
+    } else {
+        (void)getpeername(fd, (struct sockaddr *)&from, &len);
+        r = mover_conn_new(s, fd, &from, len, &c);
+        s->stats.accepted += r == 0;
+    }
     return r < 0 ? gr_fail(err, r, "data mover: connection refused: %s", gr_code_text(r)) : 0;
+}
+
+int mover_server_listener(const struct mover_server *s, unsigned i)
+{
+    const struct mover_listen *l = s->listens;
+    while (l && i--)
+        l = l->next;
+    return l ? l->acceptor.fd : -1;
 }
 
 unsigned mover_server_port(const struct mover_server *s)
@@ -376,7 +368,11 @@ unsigned mover_server_port(const struct mover_server *s)
 
 void mover_server_stats(const struct mover_server *s, struct mover_stats *ret)
 {
+    unsigned strangers = mover_gate_strangers(s);
     *ret = s->stats;
+    ret->strangers = strangers;
+    ret->connections += strangers;
+    ret->negotiating += strangers;
 }
 
 static bool matches(const struct mover_conn *c, const char *name, bool prefix)
@@ -406,17 +402,17 @@ void mover_server_stop(struct mover_server *s)
 {
     if (!s)
         return;
-    gr_timer_cancel(s->loop, &s->accept_pause);
+    mover_gate_close(s);
     while (s->listens) {
         struct mover_listen *l = s->listens;
         s->listens = l->next;
-        gr_watch_del(s->loop, &l->watch);
-        close(l->watch.fd);
+        mover_acceptor_stop(&l->acceptor);
         free(l);
     }
     for (struct mover_conn *c = s->conns; c; c = c->next)
         mover_io_fail(&c->io, -ESHUTDOWN);
     while (s->conns)
         gr_fqueue_wait(&s->ended);
+    mover_gate_free(s);
     server_free(s);
 }

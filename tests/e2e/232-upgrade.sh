@@ -19,6 +19,9 @@ load three b 10 98304
 start many "$BUILD/tests/bench/iscsi_load" "$at" iqn.2026-11.local.granary:ds:b --rw randwrite --bs 16K --depth 32 --conns 2 --time 10 --size 32M
 wait_for 5 sh -c 'granary session list --json | jq -e "length == 5"'
 sleep 1
+# somebody knocks at the mover all the while: who comes in the middle waits for the next process, and is not turned away
+port=$(granary status --json | jq -r .mover) port=${port##*:}
+start knocks bash -c 'while [ ! -e "$1/enough" ]; do (exec 3<> "/dev/tcp/127.0.0.1/$0") 2> /dev/null && echo in || echo refused; sleep 0.002; done' "$port" "$T"
 for round in 1 2 3 4; do
     before=$(pid)
     run_check granary upgrade --json
@@ -29,6 +32,9 @@ for round in 1 2 3 4; do
     [ $round = 2 ] && run_check granary snapshot create ds/a ds/b --name between
     sleep 1
 done
+touch "$T/enough"
+wait_for 5 eval "! ps -p $(cat "$T/knocks.pid") -o stat= | grep -qv Z"
+check "the mover was there all the while" sh -c '[ "$(grep -c in "$0")" -gt 100 ] && ! grep -q refused "$0"' "$T/knocks.log"
 granary status --json | jq '[.portal, ."multipath-portal", .mover]' | cmp - "$T/addresses" || fail "the addresses changed"
 for l in one two three; do
     over $l

@@ -258,7 +258,9 @@ static int make(int argc, char **argv, struct gr_err *err)
 int main(int argc, char **argv)
 {
     struct demo d = {0};
-    int r;
+    int r = mover_gate_main(argc, argv);
+    if (r >= 0)
+        return r;
     if (argc > 2 && !strncmp(argv[1], "--make-", 7)) {
         r = make(argc, argv, &d.err);
     } else {

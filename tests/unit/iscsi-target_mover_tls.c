@@ -154,4 +154,11 @@ static void urls(void **state)
     assert_string_equal(b, "nbd://h:1/ds/a%3Fb%23c%25d");
 }
 
-TEST_MAIN(TEST(certificates), TEST(bad_credentials), TEST(urls))
+int main(int argc, char **argv)
+{
+    int r = mover_gate_main(argc, argv);
+    if (r >= 0)
+        return r;
+    const struct CMUnitTest tests[] = {TEST(certificates), TEST(bad_credentials), TEST(urls)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -164,7 +164,7 @@ static void all_places(void **state)
 
 static int kill_login_process(struct tgtfix *f, void *arg)
 {
-    return kill(f->server->login->pid, SIGKILL);
+    return kill(f->server->login->process.pid, SIGKILL);
 }
 
 static void login_process_lost(void **state)
@@ -190,12 +190,12 @@ static int ask(struct tgtfix *f, void *arg)
     assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
     m.u.ask.portal = *portal;
     assert_int_equal(tgt_msg_send(pair[1], &m, TGT_MSG_ASK, -1, 0), 0);
-    int real = p->sock;
-    p->sock = pair[0];
-    p->watch.fn(p, 0);
-    bool kept = p->sock == pair[0], used = p->slots[TGT_SLOTS_MAX - 1].used;
+    int real = p->process.sock;
+    p->process.sock = pair[0];
+    p->process.watch.fn(p->process.watch.arg, 0);
+    bool kept = p->process.sock == pair[0], used = p->slots[TGT_SLOTS_MAX - 1].used;
     if (kept) {
-        p->sock = real;
+        p->process.sock = real;
         close(pair[0]);
     } else {
         close(real);

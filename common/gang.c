@@ -8,6 +8,7 @@
 
 struct gr_gang {
     sem_t lock; /* no mutex: a fiber may open what its loop's thread has closed, which ThreadSanitizer takes for two threads */
+    sem_t door; /* who waits for the lock stands in it, and who opens and closes the gang at once comes behind him */
     struct gr_loop *home;
     unsigned n;
     struct member {
@@ -18,10 +19,17 @@ struct gr_gang {
 /* The loop that this thread turns: gr_gang_open() and file I/O have no other way to know. */
 static _Thread_local struct gr_loop *here;
 
+static void take(sem_t *s)
+{
+    while (sem_wait(s) < 0) /* interrupted */
+        ;
+}
+
 static void lock(struct gr_gang *g)
 {
-    while (sem_wait(&g->lock) < 0) /* interrupted */
-        ;
+    take(&g->door);
+    take(&g->lock);
+    sem_post(&g->door);
 }
 
 static void unlock(struct gr_gang *g)
@@ -148,6 +156,7 @@ int gr_gang_start(struct gr_loop *home, unsigned n, struct gr_gang **ret, struct
     if (!g)
         return gr_fail(err, -ENOMEM, "event loop: out of memory");
     sem_init(&g->lock, 0, 0); /* within a turn */
+    sem_init(&g->door, 0, 1);
     g->home = home;
     home->gang = g;
     int r = 0;
@@ -176,6 +185,7 @@ void gr_gang_stop(struct gr_gang *g)
         gr_loop_free(g->members[i].loop);
     g->home->gang = NULL;
     sem_destroy(&g->lock);
+    sem_destroy(&g->door);
     free(g);
 }
 

@@ -91,7 +91,7 @@ struct gr_fio {
     unsigned seq;        /* the loop's own */
 };
 void gr_loop_file_io(struct gr_loop *loop, struct gr_fio *fio);
-/* The same by a plain system call at once, done() within this call; in a gang, later this turn. For files in memory. */
+/* The same by a plain system call at once, done() within this call; in a gang, in the next turn. For files in memory. */
 void gr_loop_file_io_now(struct gr_loop *loop, struct gr_fio *fio);
 
 /* Run work(arg) on a bounded pool of threads (blocking calls: DNS, SQLite, compression), then done(arg, result) on

@@ -206,6 +206,10 @@ static int receive(struct tgt_conn *c, bool open)
         got -= part;
     }
     c->rx_end += (uint32_t)got;
+    if (c->unread && tgt_conn_unread(c) < 0) {
+        tgt_conn_lost(c, "out of memory");
+        return -EPIPE;
+    }
     return (size_t)n == room;
 }
 

@@ -386,6 +386,17 @@ void tgt_tx_turn(struct tgt_conn *c)
         transmit(c, true);
 }
 
+void tgt_tx_forget(struct tgt_task *t)
+{
+    struct tgt_conn *c = t->conn;
+    for (unsigned i = 0; c && i < c->tx_count; i++) {
+        struct tgt_tx *tx = &c->tx[(c->tx_head + i) % TGT_TX_PDUS];
+        if (tx->task == t)
+            tx->task = NULL;
+    }
+    t->in_ring = 0;
+}
+
 void tgt_tx_drop(struct tgt_conn *c)
 {
     while (c->tx_misc) {

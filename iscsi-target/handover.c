@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #define VERSION 1
+#define SETTLE_NS 1000000000ull
 #define TAKE_OVER_MS 60000 /* what the one before us gets to bring its sessions to rest */
 #define HERITAGE_MAX (1ll << 30)
 #define N_PARAMS (sizeof(struct tgt_params) / sizeof(uint32_t))
@@ -121,7 +122,10 @@ static json_t *describe(struct tgt_server *s, struct tgt_heritage *h)
 int tgt_server_bequeath(struct tgt_server *s, struct tgt_heritage *ret, struct gr_err *err)
 {
     struct tgt_heritage h = {.fds = calloc(TGT_HERITAGE_FDS, sizeof(int))};
+    uint64_t deadline = gr_loop_now_ns(s->loop) + SETTLE_NS;
     tgt_login_stop(s);
+    while (tgt_server_restless(s) && gr_loop_now_ns(s->loop) < deadline) /* the thread of another loop may be receiving: see that it has */
+        gr_fiber_sleep_ms(1);
     h.doc = h.fds ? describe(s, &h) : NULL;
     if (!h.doc) {
         tgt_heritage_free(&h);

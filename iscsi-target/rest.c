@@ -54,7 +54,7 @@ bool tgt_sess_rests(const struct tgt_sess *sess)
     return true;
 }
 
-static const struct tgt_sess *restless(const struct tgt_server *s)
+const struct tgt_sess *tgt_server_restless(const struct tgt_server *s)
 {
     for (const struct tgt_sess *o = s->sessions; o; o = o->next)
         if (!tgt_sess_rests(o))
@@ -64,6 +64,7 @@ static const struct tgt_sess *restless(const struct tgt_server *s)
 
 int tgt_conn_unread(struct tgt_conn *c)
 {
+    c->unread = false;
     struct gr_buf all = c->parked;
     c->parked = (struct gr_buf){0};
     int r = gr_buf_add(&all, c->rx_buf + c->rx_pos, c->rx_end - c->rx_pos);
@@ -87,7 +88,9 @@ static void wake(struct tgt_server *s)
         next = o->next;
         for (struct tgt_conn *c = o->conns; c; c = after) {
             after = c->next;
-            if (c->parked.len && tgt_conn_unread(c) < 0) {
+            if (c->parked.len && c->parsing) { /* another thread is receiving into its buffer */
+                c->unread = true;
+            } else if (c->parked.len && tgt_conn_unread(c) < 0) {
                 tgt_conn_lost(c, "out of memory");
                 continue;
             }
@@ -105,7 +108,7 @@ int tgt_server_rest(struct tgt_server *s, uint64_t timeout_ms, struct gr_err *er
     s->resting = true;
     s->rest_ns = gr_loop_now_ns(s->loop);
     const struct tgt_sess *busy;
-    while ((busy = restless(s)) && gr_loop_now_ns(s->loop) < deadline)
+    while ((busy = tgt_server_restless(s)) && gr_loop_now_ns(s->loop) < deadline)
         gr_fiber_sleep_ms(1);
     if (!busy)
         return 0;

@@ -310,6 +310,7 @@ void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf)
         held_remove(sess, t);
         break;
     case TASK_COLLECT:
+        tgt_tx_forget(t); /* R2Ts */
         break;
     case TASK_WAIT:
         if (t->waiting_buf)

@@ -225,6 +225,7 @@ struct tgt_conn {
     struct gr_buf parked, replay;
     uint32_t park_left;
     size_t replay_off;
+    bool unread;                          /* tgt_conn_unread() is to be done once what is being received has come */
     /* send */
     struct tgt_task *tx_tasks, *tx_tasks_last;
     struct tgt_misc *tx_misc, *tx_misc_last;
@@ -431,11 +432,13 @@ bool tgt_rx_must_wait(const struct tgt_conn *c); /* reading stays paused */
 enum tgt_rest { REST_TAKE, REST_LEAVE, REST_PARK };
 enum tgt_rest tgt_rest_of(const struct tgt_conn *c, const uint8_t *b);
 bool tgt_sess_rests(const struct tgt_sess *sess);
+const struct tgt_sess *tgt_server_restless(const struct tgt_server *s); /* one that does not rest yet, or NULL */
 int tgt_conn_unread(struct tgt_conn *c); /* at rest: all that was received and not acted on becomes its replay. 0, -ENOMEM */
 void tgt_tx_kick(struct tgt_conn *c);   /* something is ready: sent later this turn, together with the rest */
 void tgt_tx_flush(struct tgt_conn *c);  /* now, as far as the socket takes it */
 void tgt_tx_turn(struct tgt_conn *c);   /* the same as a callback of the loop: opens the gang for the system call. @c is held */
 void tgt_tx_drop(struct tgt_conn *c);
+void tgt_tx_forget(struct tgt_task *t); /* what waits in the ring of it goes out without it */
 /* ---- request.c ---- */
 bool tgt_pdu_header(struct tgt_conn *c, const uint8_t *ahs); /* false: the connection was closed */
 void tgt_pdu_whole(struct tgt_conn *c);

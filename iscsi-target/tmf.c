@@ -10,20 +10,22 @@ static void answer(struct tgt_tmf_wait *w)
     struct tgt_conn *c = w->conn;
     struct tgt_server *s = c->server;
     struct tgt_lu *lu = c->sess->lu;
+    bool answered = false;
     if (c->fd >= 0) {
         struct tgt_misc *m = tgt_misc_new(c, TGT_OP_TMF_RSP, TGT_FINAL, w->itt, 0);
         if (m) {
             m->bhs[2] = w->response;
+            m->after = w->cold_reset ? AFTER_CLOSE_SESSION : AFTER_NOTHING;
+            c->closing |= w->cold_reset;
             tgt_misc_send(c, m);
+            answered = true;
         }
     }
     if (w->cold_reset) { /* every session of the target ends */
         struct tgt_sess *next;
-        if (c->fd >= 0)
-            tgt_tx_flush(c);
         for (struct tgt_sess *o = s->sessions; o; o = next) {
             next = o->next;
-            if (o->lu == lu)
+            if (o->lu == lu && (o != c->sess || !answered)) /* ours, when the answer is out */
                 tgt_sess_close(o, "target cold reset");
         }
     }

@@ -136,6 +136,7 @@ int journal_cut(struct vmfs *v, bool force, struct vcut *ret)
     if (r == 0) {
         j->pending.len = 0;
         j->n_pending = 0;
+        gr_fqueue_wake_all(&j->commit_q); /* somebody may have waited for room in it */
     }
     return r;
 }
@@ -304,7 +305,7 @@ static void timer_work(void *arg)
 {
     struct vmfs *v = arg;
     struct vjournal *j = &v->j;
-    if (j->n_pending)
+    if (j->n_pending || j->durable_seq < j->last_record_seq)
         journal_commit(v);
     if (!j->stopping && !v->fenced && j->last_record_seq > j->sealed_seq && !j->committing && j->used < j->units - j->units / 4)
         (void)seal_round(v); /* a failure that counts has given the volume up */

@@ -19,8 +19,10 @@ static int give(struct tgt_server *old, struct gr_loop *loop, struct tgt_heritag
     struct tgt_heritage mine = {0};
     int pair[2];
     int r = tgt_server_rest(old, 3000, err);
-    if (!r)
+    if (!r) {
+        gr_fiber_sleep_ms(3); /* a daemon has more to end, meanwhile requests come */
         r = tgt_server_bequeath(old, &mine, err);
+    }
     if (r < 0)
         return r;
     assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);

@@ -479,6 +479,36 @@ static int crowd_fn(void *arg)
     return 0;
 }
 
+/* A while after the last write what was written is overwritten where it lies, though nobody ever flushed. */
+static int quiet_fn(void *arg)
+{
+    static const uint8_t block[65536];
+    struct gr_loop *loop = arg;
+    struct gr_mem *mem = gr_mem_new(256 * MIB);
+    struct host h;
+    struct vmfs_disk *d;
+    struct vmfs_stats before, after;
+    struct gr_chan *ch;
+    format(loop, &mem, 1);
+    join(&h, loop, &mem, 1, "one");
+    OK(vmfs_create(h.v, "d", VMFS_DISK, 64 * MIB, VMFS_THIN, &err));
+    OK(vmfs_open(h.v, "d", &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), loop, &ch), 0);
+    for (unsigned i = 0; i < 64; i++)
+        OK(gr_pwrite(ch, block, sizeof block, i * sizeof block, 0));
+    gr_fiber_sleep_ms(1500);
+    vmfs_stats(h.v, &before);
+    for (unsigned i = 0; i < 64; i++)
+        OK(gr_pwrite(ch, block, sizeof block, i * sizeof block, 0));
+    vmfs_stats(h.v, &after);
+    assert_int_equal(after.writes_in_place - before.writes_in_place, 64);
+    gr_chan_close(ch);
+    vmfs_close(d);
+    leave(&h);
+    gr_mem_free(mem);
+    return 0;
+}
+
 static int reader_fn(void *arg)
 {
     struct gr_loop *loop = arg;
@@ -538,11 +568,13 @@ static void test_hand_over(void **state) { (void)state; run(hand_over_fn); }
 static void test_release(void **state) { (void)state; run(release_fn); }
 static void test_flush(void **state) { (void)state; run(flush_fn); }
 static void test_crowd(void **state) { (void)state; run(crowd_fn); }
+static void test_quiet(void **state) { (void)state; run(quiet_fn); }
 static void test_reader(void **state) { (void)state; run(reader_fn); }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = { cmocka_unit_test(test_devices), cmocka_unit_test(test_names), cmocka_unit_test(test_hand_over),
-                                        cmocka_unit_test(test_release), cmocka_unit_test(test_flush), cmocka_unit_test(test_crowd), cmocka_unit_test(test_reader) };
+                                        cmocka_unit_test(test_release), cmocka_unit_test(test_flush), cmocka_unit_test(test_crowd), cmocka_unit_test(test_quiet),
+                                        cmocka_unit_test(test_reader) };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,10 +5,14 @@
 #include <semaphore.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <time.h>
+
+#define PATIENCE_NS 1000000l
 
 struct gr_gang {
     sem_t lock; /* no mutex: a fiber may open what its loop's thread has closed, which ThreadSanitizer takes for two threads */
-    sem_t door; /* who waits for the lock stands in it, and who opens and closes the gang at once comes behind him */
+    sem_t door; /* who has waited for the lock for long stands in it, and others come behind him */
+    atomic_uint impatient;
     struct gr_loop *home;
     unsigned n;
     struct member {
@@ -25,11 +29,26 @@ static void take(sem_t *s)
         ;
 }
 
+/* Whoever comes takes it: who has it and wants it again at once mostly gets it, which saves a switch of threads each time, 15 % of a
+ * target's writes. But nobody waits for more than a moment so. */
 static void lock(struct gr_gang *g)
 {
+    struct timespec until;
+    if (!atomic_load(&g->impatient)) {
+        if (sem_trywait(&g->lock) == 0)
+            return;
+        clock_gettime(CLOCK_REALTIME, &until); /* sem_timedwait's; one that jumps changes nothing but the patience */
+        until.tv_nsec += PATIENCE_NS;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        if (sem_timedwait(&g->lock, &until) == 0)
+            return;
+    }
+    atomic_fetch_add(&g->impatient, 1);
     take(&g->door);
     take(&g->lock);
     sem_post(&g->door);
+    atomic_fetch_sub(&g->impatient, 1);
 }
 
 static void unlock(struct gr_gang *g)

@@ -406,32 +406,6 @@ static int start_target(struct daemon *d, struct gr_err *err)
     return tgt_server_new(&o, &d->tgt, err);
 }
 
-/* ---- the mover's listening sockets go along in a hand-over: who connects meanwhile waits ---- */
-static void bequeath_mover(struct daemon *d, struct tgt_heritage *h)
-{
-    int fd, r = 0;
-    for (unsigned i = 0; r == 0 && (fd = mover_server_listener(d->mover, i)) >= 0; i++)
-        r = tgt_heritage_add(h, "mover", fd);
-    json_object_set_new(h->doc, "mover-address", json_string(d->mover_addr));
-    if (r < 0)
-        gr_log(GR_LOG_WARN, "a listening socket of the mover cannot be handed over: %s, ignoring", gr_code_text(r));
-}
-
-/* 1: they are ours; 0: there are none. */
-static int inherit_mover(struct daemon *d, struct gr_err *err)
-{
-    const char *address = json_string_value(json_object_get(d->heritage.doc, "mover-address"));
-    int fd, r = 0;
-    unsigned n = 0;
-    while (address && r == 0 && (fd = tgt_heritage_take(&d->heritage, "mover", n)) >= 0) {
-        r = mover_server_listen_fd(d->mover, fd, err);
-        n++;
-    }
-    if (n)
-        snprintf(d->mover_addr, sizeof(d->mover_addr), "%s", address);
-    return r < 0 ? r : n > 0;
-}
-
 /* The host part of HOST:PORT goes into the server's certificate. */
 static int start_mover(struct daemon *d, struct gr_err *err)
 {
@@ -449,7 +423,7 @@ static int start_mover(struct daemon *d, struct gr_err *err)
     };
     r = mover_server_new(d->loop, &o, &d->mover, err);
     if (r == 0)
-        r = inherit_mover(d, err);
+        r = tgt_mover_inherit(d->mover, &d->heritage, d->mover_addr, err);
     tgt_heritage_free(&d->heritage);
     return r == 0 ? tgt_mover_open(d->mover, d->home, d->o.mover, d->mover_addr, err) : GR_MIN(r, 0);
 }
@@ -540,8 +514,9 @@ static void stop_all(struct daemon *d)
     tgt_isns_stop(gr_take(d->isns));
     if (d->heir >= 0 && tgt_server_bequeath(d->tgt, &heritage, &err) < 0)
         gr_log(GR_LOG_ERR, "%s", err.text);
-    if (heritage.doc)
-        bequeath_mover(d, &heritage);
+    int r = heritage.doc ? tgt_mover_bequeath(d->mover, d->mover_addr, &heritage) : 0;
+    if (r < 0)
+        gr_log(GR_LOG_WARN, "a listening socket of the mover cannot be handed over: %s, ignoring", gr_code_text(r));
     if (d->tgt && d->heir < 0) {
         int cut = tgt_server_shutdown(d->tgt, SHUTDOWN_MS);
         if (cut > 0)

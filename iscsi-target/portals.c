@@ -1,5 +1,6 @@
 #include "iscsi-target/portals.h"
 #include "common/fiber.h"
+#include "iscsi-target/handover.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -305,4 +306,27 @@ int tgt_mover_open(struct mover_server *s, struct gr_home *home, const char *wan
     if (r == 0)
         snprintf(ret_shown, TGT_SHOWN, "%s", wanted ? wanted : TGT_MOVER_DEFAULT);
     return r;
+}
+
+int tgt_mover_bequeath(struct mover_server *s, const char *shown, struct tgt_heritage *h)
+{
+    int fd, r = 0;
+    for (unsigned i = 0; r == 0 && (fd = mover_server_listener(s, i)) >= 0; i++)
+        r = tgt_heritage_add(h, "mover", fd);
+    json_object_set_new(h->doc, "mover-address", json_string(shown));
+    return r;
+}
+
+int tgt_mover_inherit(struct mover_server *s, struct tgt_heritage *h, char ret_shown[TGT_SHOWN], struct gr_err *err)
+{
+    const char *address = json_string_value(json_object_get(h->doc, "mover-address"));
+    int fd, r = 0;
+    unsigned n = 0;
+    while (address && r == 0 && (fd = tgt_heritage_take(h, "mover", n)) >= 0) {
+        r = mover_server_listen_fd(s, fd, err);
+        n++;
+    }
+    if (n)
+        snprintf(ret_shown, TGT_SHOWN, "%s", address);
+    return r < 0 ? r : n > 0;
 }

@@ -64,7 +64,7 @@ static void conn_free(void *arg)
 {
     struct tgt_conn *c = arg;
     struct tgt_sess *sess = c->sess;
-    gr_loop_defer_cancel(c->loop, &c->flush);
+    gr_loop_defer_cancel(c->sess->loop, &c->flush);
     if (c->listing)
         gr_buf_done(c->listing);
     free(c->listing);
@@ -80,7 +80,7 @@ static void conn_free(void *arg)
 static void maybe_reap(struct tgt_conn *c)
 {
     if (c->fd < 0 && !c->holds)
-        gr_loop_defer(c->loop, &c->reap);
+        gr_loop_defer(c->sess->loop, &c->reap);
 }
 
 void tgt_conn_unhold(struct tgt_conn *c)
@@ -103,7 +103,7 @@ void tgt_conn_close(struct tgt_conn *c, enum tgt_leave tasks, const char *why)
     struct tgt_sess *sess = c->sess;
     if (c->fd < 0)
         return;
-    gr_watch_del(c->loop, &c->watch);
+    gr_watch_del(c->sess->loop, &c->watch);
     while (atomic_load(&c->in_call)) /* another thread is in a system call that does not wait for anything */
         sched_yield();
     close(c->fd);
@@ -122,7 +122,7 @@ void tgt_conn_close(struct tgt_conn *c, enum tgt_leave tasks, const char *why)
         return;
     tgt_note(c->server, 6, "session %u: connection %u from %s ended: %s", sess->id, c->cid, c->address, why);
     if (tasks == LEAVE_KEEP) /* until then they may be reassigned */
-        gr_timer_arm(c->loop, &sess->retain, (GR_MIN((uint64_t)sess->params.time2wait, WAIT_MAX_S) + sess->params.time2retain) * 1000000000);
+        gr_timer_arm(c->sess->loop, &sess->retain, (GR_MIN((uint64_t)sess->params.time2wait, WAIT_MAX_S) + sess->params.time2retain) * 1000000000);
     else if (!sess->conns)
         tgt_sess_close(sess, why);
 }
@@ -199,7 +199,6 @@ int tgt_conn_new(struct tgt_sess *sess, const struct tgt_sess_start *start, stru
         return -ENOMEM;
     c->sess = sess;
     c->server = s;
-    c->loop = sess->loop;
     c->cid = start->cid;
     snprintf(c->address, sizeof c->address, "%s", start->address);
     c->fd = start->fd;
@@ -212,7 +211,7 @@ int tgt_conn_new(struct tgt_sess *sess, const struct tgt_sess_start *start, stru
     c->flush = (struct gr_defer){.fn = flush, .arg = c};
     c->reap = (struct gr_defer){.fn = conn_free, .arg = c};
     c->watch = (struct gr_watch){.fn = readable, .arg = c, .fd = c->fd, .events = POLLIN};
-    int r = gr_watch_add(c->loop, &c->watch);
+    int r = gr_watch_add(c->sess->loop, &c->watch);
     if (r < 0) {
         free(c->tx);
         free(c->rx_buf);

@@ -13,7 +13,7 @@
 void tgt_tx_kick(struct tgt_conn *c)
 {
     if (c->fd >= 0)
-        gr_loop_defer(c->loop, &c->flush);
+        gr_loop_defer(c->sess->loop, &c->flush);
 }
 
 static void seal(const struct tgt_conn *c, struct tgt_tx *tx)
@@ -324,7 +324,7 @@ static void watch(struct tgt_conn *c, bool want_out)
 {
     int events = (c->paused || c->closing ? 0 : POLLIN) | (want_out ? POLLOUT : 0);
     if (c->watch.events != events)
-        gr_watch_set(c->loop, &c->watch, events);
+        gr_watch_set(c->sess->loop, &c->watch, events);
 }
 
 static ssize_t send_ring(struct tgt_conn *c, bool open)

@@ -94,8 +94,6 @@ struct tgt_msg {
         } listed;
     } u;
 };
-/* Exact packet size of a type; 0: no such type. */
-size_t tgt_msg_size(uint32_t type);
 /* Send; @fd >= 0 goes along. 0 or -errno. @flags: of sendmsg. */
 int tgt_msg_send(int sock, struct tgt_msg *m, enum tgt_msg_type type, int fd, int flags);
 /* Receive one; *ret_fd: -1 or a descriptor (close-on-exec). 1: a message; 0: the peer is gone; -EAGAIN: none waits;

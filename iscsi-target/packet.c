@@ -74,3 +74,28 @@ int tgt_packet_recv(int sock, void *buf, size_t cap, size_t *ret_len, int *ret_f
     *ret_fd = fd;
     return 1;
 }
+
+int tgt_message_send(int sock, const struct tgt_messages *set, void *message, uint32_t type, int fd, int flags)
+{
+    struct tgt_message_head h = {set->magic, type};
+    memcpy(message, &h, sizeof h);
+    return tgt_packet_send(sock, message, set->sizes[type], fd, flags);
+}
+
+int tgt_message_recv(int sock, const struct tgt_messages *set, void *message, int *ret_fd)
+{
+    struct tgt_message_head h;
+    size_t n;
+    int fd = -1, r = tgt_packet_recv(sock, message, set->cap, &n, &fd);
+    if (r <= 0)
+        return r;
+    if (n >= sizeof h)
+        memcpy(&h, message, sizeof h);
+    if (n < sizeof h || h.magic != set->magic || h.type >= set->types || set->sizes[h.type] != n) {
+        if (fd >= 0)
+            close(fd);
+        return -GR_EPROTO;
+    }
+    *ret_fd = fd;
+    return 1;
+}

@@ -199,7 +199,6 @@ struct tgt_conn {
     char address[64];
     int fd;                               /* -1: closed */
     atomic_bool in_call;                  /* its loop's thread is in a system call of it with the gang open: it may not be closed */
-    struct gr_loop *loop;                 /* its session's */
     struct gr_watch watch;
     struct gr_defer flush, reap;
     unsigned holds;                       /* others who hold this memory (TMF waits, text in a fiber) */

@@ -179,6 +179,11 @@ int journal_flush(struct vmfs *v, uint64_t seq)
     return 0;
 }
 
+static bool rest_is_for_checkpoint(const struct vjournal *j)
+{
+    return j->used > j->units - j->units / 8;
+}
+
 /* A frame for what is pending. write_lock is held. */
 static int write_pending(struct vmfs *v, bool seal, struct vcut *c)
 {
@@ -209,7 +214,7 @@ int journal_commit(struct vmfs *v)
             gr_fqueue_wait(&j->commit_q);
             continue;
         }
-        if (j->n_pending && j->used > j->units - j->units / 8) { /* the rest is the checkpoint's */
+        if (j->n_pending && rest_is_for_checkpoint(j)) {
             ckpt_kick(v);
             gr_fqueue_wait(&j->room_q);
             continue;
@@ -239,7 +244,7 @@ int journal_append(struct vmfs *v)
     if (j->written_seq < mine)
         gr_fiber_yield(); /* what else has come meanwhile goes into the same frame */
     while (j->written_seq < mine && !v->fenced) {
-        if (j->used > j->units - j->units / 8) { /* the rest is the checkpoint's */
+        if (rest_is_for_checkpoint(j)) {
             gr_fmutex_unlock(&j->write_lock);
             ckpt_kick(v);
             gr_fqueue_wait(&j->room_q);
@@ -276,7 +281,7 @@ static int seal(struct vmfs *v, uint64_t last, bool patient)
     while (r == 0 && j->sealed_seq < last && !v->fenced) {
         if (j->committing) {
             gr_fqueue_wait(&j->commit_q);
-        } else if (j->used <= j->units - j->units / 8) {
+        } else if (!rest_is_for_checkpoint(j)) {
             r = seal_round(v);
         } else if (patient) {
             ckpt_kick(v);

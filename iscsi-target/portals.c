@@ -152,14 +152,6 @@ void tgt_portal_host(const char *portal, char ret[TGT_SHOWN])
         ret[0] = 0;
 }
 
-/* Does "HOST:PORT" reach this machine only (an address of the loopback, or localhost)? */
-static bool is_local(const char *portal)
-{
-    char host[TGT_SHOWN];
-    tgt_portal_host(portal, host);
-    return strncmp(host, "127.", 4) == 0 || strcmp(host, "::1") == 0 || strcmp(host, "localhost") == 0;
-}
-
 bool tgt_portals_beyond(const struct tgt_portals *p)
 {
     struct tgt_portal_info info;
@@ -212,14 +204,15 @@ static int op_add(void *arg, struct gr_rpc_call *call, json_t *params, json_t **
     int r = gr_json_str(params, "portal", &portal, err);
     if (r == 0)
         r = gr_json_opt_bool(params, "multipath", &multipath, err);
-    if (r == 0 && !p->insecure && !is_local(portal))
-        r = p->admit(p->arg, err);
     unsigned flags = (multipath ? TGT_PORTAL_MULTIPATH : 0) | (p->insecure ? TGT_PORTAL_INSECURE : 0);
     struct tgt_portal_info info = {0};
     if (r == 0)
         r = tgt_server_listen(p->server, portal, flags, NULL, err);
     for (unsigned i = 0; r == 0 && tgt_server_portal_at(p->server, i, &info); i++)
         ; /* the new one is the last */
+    /* asked now: where a name leads is known when it is bound, and what others may see may have changed meanwhile; nobody is let in yet */
+    if (r == 0 && !p->insecure && !info.loopback && (r = p->admit(p->arg, err)) < 0)
+        tgt_server_unlisten(p->server, info.name, NULL, NULL);
     *ret = r == 0 ? row_of(&info) : NULL;
     return r == 0 ? tell(p, err) : r;
 }

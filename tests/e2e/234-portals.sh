@@ -88,6 +88,7 @@ run_check granary lun acl ds/a --allow 'iqn.2026-11.*'
 run_check "$BUILD/tests/tools/rpc_call" "$GRANARY_HOME/run/storaged.sock" snapshot.expose '{"disk":"ds/a","snapshot":"s"}'
 id=$(jq -er .id "$T/out")
 no 'ds/a@s is exposed to every initiator' granary portal add 0.0.0.0:0
+check 'it is not open' sh -c '! granary portal list --json | jq -e "any(.[].portal; startswith(\"0.0.0.0\"))"'
 run_check "$BUILD/tests/tools/rpc_call" "$GRANARY_HOME/run/storaged.sock" snapshot.unexpose "{\"id\":\"$id\"}"
 run_check granary portal add 0.0.0.0:0 --json
 wide=$(jq -er .portal "$T/out")

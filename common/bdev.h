@@ -104,6 +104,26 @@ struct gr_listener {
     struct gr_listener *next;
 };
 
+/* Optional, devices that several hosts share: the fence that keeps a lost host's late writes off. On a logical unit a persistent
+ * reservation of type 6 (Exclusive Access, Registrants Only; SPC-4 5.13) that outlives a power loss of the target (APTPL). Keys are
+ * never 0. In a fiber; blocking. Once a request was refused because our key is gone, every request ends with -GR_EFENCED (announced
+ * once by GR_EVENT_FENCED) and nothing is sent any more, until enter() is called with another key. */
+struct gr_fence_ops {
+    /* Register all our nexuses under @key, whatever they were registered under before, and see to it that the reservation is held, by us
+     * or by another: from here on nobody who is not registered reads or writes the device. */
+    int (*enter)(struct gr_bdev *bdev, uint64_t key, struct gr_err *err);
+    /* No request of ours is under way. The reservation stays, also when nobody is left: whoever was ejected before stays outside. So who
+     * holds it remains registered; who does not is registered no more. */
+    int (*leave)(struct gr_bdev *bdev, struct gr_err *err);
+    /* When it returns 0 nothing of who was registered under @key can reach the device any more, and nothing of it is under way (PREEMPT AND
+     * ABORT). Also 0 when nobody is registered under it. -GR_EFENCED: we are not registered ourselves. */
+    int (*eject)(struct gr_bdev *bdev, uint64_t key, struct gr_err *err);
+    /* The keys that are registered, each once: at most @max of them; *@ret_n counts all. */
+    int (*keys)(struct gr_bdev *bdev, uint64_t *keys, unsigned max, unsigned *ret_n, struct gr_err *err);
+    /* Take the reservation and everybody's registration away (the datastore is destroyed). */
+    int (*clear)(struct gr_bdev *bdev, struct gr_err *err);
+};
+
 struct gr_bdev_ops {
     const char *type;
     void (*submit)(struct gr_chan *ch, struct gr_bio *bio);
@@ -122,6 +142,7 @@ struct gr_bdev_ops {
     int (*attr_set)(struct gr_bdev *bdev, const char *key, const void *val, size_t len, struct gr_err *err);
     /* Optional: 0 when no byte of it belongs to anybody else too (a snapshot, a clone), -EBUSY with the reason otherwise. Absent: 0. */
     int (*exclusive)(struct gr_bdev *bdev, struct gr_err *err);
+    const struct gr_fence_ops *fence; /* NULL: nothing fences a lost host */
 };
 struct gr_bdev {
     const struct gr_bdev_ops *ops;

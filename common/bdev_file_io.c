@@ -15,6 +15,7 @@ enum {
     ZERO_LEN = 64 << 10,     /* bytes of zeros there are */
     ZERO_IOVS = 8,           /* of them in one write */
     BUFFER_ALIGN = 4096,
+    LARGE_READ = 256 << 10,  /* bytes */
 };
 static const uint8_t zeros[ZERO_LEN] __attribute__((aligned(BUFFER_ALIGN)));
 
@@ -138,6 +139,16 @@ static void rw_fail(struct file_req *req, int code)
     req_end(req, code);
 }
 
+/* Copying from a file in memory is done at once, but for long reads: those the ring's workers do on other cores, while the loop sends.
+ * (Long writes gain nothing by it: they wait for each other's lock of the file.) */
+static void rw_issue(struct file_req *req)
+{
+    if (req->bio->op == GR_OP_READ && req->bio->len - req->done >= LARGE_READ)
+        gr_loop_file_io(req->ch->loop, &req->fio);
+    else
+        file_issue(file_of(req->ch), req->ch, &req->fio);
+}
+
 static void rw_done(struct gr_fio *fio)
 {
     struct file_req *req = fio->arg;
@@ -146,7 +157,7 @@ static void rw_done(struct gr_fio *fio)
 
     if (fio->res < 0) {
         if (fio->res == -EINTR)
-            file_issue(b, req->ch, fio);
+            rw_issue(req);
         else
             rw_fail(req, file_code(fio->res));
         return;
@@ -202,7 +213,7 @@ static void rw_step(struct file_req *req)
         fio->iov = bio->iov;
         fio->iovcnt = bio->iovcnt;
     }
-    file_issue(b, req->ch, fio);
+    rw_issue(req);
 }
 
 static void rw_start(struct file_req *req)

@@ -15,6 +15,7 @@ void gr_bdev_init(struct gr_bdev *bdev, const struct gr_bdev_ops *ops, const cha
     bdev->ops = ops;
     bdev->refs = 1;
     bdev->listeners = NULL;
+    bdev->fence = NULL;
     bdev->geometry_gen = 1;
     snprintf(bdev->name, sizeof(bdev->name), "%s", name);
 }

@@ -142,12 +142,12 @@ struct gr_bdev_ops {
     int (*attr_set)(struct gr_bdev *bdev, const char *key, const void *val, size_t len, struct gr_err *err);
     /* Optional: 0 when no byte of it belongs to anybody else too (a snapshot, a clone), -EBUSY with the reason otherwise. Absent: 0. */
     int (*exclusive)(struct gr_bdev *bdev, struct gr_err *err);
-    const struct gr_fence_ops *fence; /* NULL: nothing fences a lost host */
 };
 struct gr_bdev {
     const struct gr_bdev_ops *ops;
     unsigned refs;
     struct gr_listener *listeners;
+    const struct gr_fence_ops *fence; /* NULL: nothing fences a lost host */
     unsigned geometry_gen; /* counts up when the geometry may have changed */
     char name[128];        /* for messages */
 };
@@ -217,6 +217,9 @@ struct gr_mem *gr_mem_new(uint64_t size);
 void gr_mem_free(struct gr_mem *m);
 void *gr_mem_page(struct gr_mem *m, uint64_t off, bool make); /* 4 KiB page holding @off, NULL when never written and !make */
 int gr_bdev_mem_open(struct gr_loop *loop, struct gr_mem *m, struct gr_bdev **ret);
+/* The same as a shared logical unit is: no named locks, but a fence; each handle is a nexus. A request of an ejected one ends with
+ * -GR_EFENCED when it gets to the memory, however long a layer kept it. */
+int gr_bdev_mem_open_shared(struct gr_loop *loop, struct gr_mem *m, struct gr_bdev **ret);
 /* Reads zeros, swallows writes. */
 int gr_bdev_null_open(struct gr_loop *loop, uint64_t size, struct gr_bdev **ret);
 

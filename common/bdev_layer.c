@@ -7,10 +7,40 @@ static void pass_up(void *arg, enum gr_event ev)
     gr_bdev_event(arg, ev);
 }
 
+/* ---- the lower one's fence ---- */
+static struct gr_bdev *lower_of(struct gr_bdev *bdev)
+{
+    return ((struct gr_layer *)bdev)->lower;
+}
+static int fence_enter(struct gr_bdev *bdev, uint64_t key, struct gr_err *err)
+{
+    return lower_of(bdev)->fence->enter(lower_of(bdev), key, err);
+}
+static int fence_leave(struct gr_bdev *bdev, struct gr_err *err)
+{
+    return lower_of(bdev)->fence->leave(lower_of(bdev), err);
+}
+static int fence_eject(struct gr_bdev *bdev, uint64_t key, struct gr_err *err)
+{
+    return lower_of(bdev)->fence->eject(lower_of(bdev), key, err);
+}
+static int fence_keys(struct gr_bdev *bdev, uint64_t *keys, unsigned max, unsigned *ret_n, struct gr_err *err)
+{
+    return lower_of(bdev)->fence->keys(lower_of(bdev), keys, max, ret_n, err);
+}
+static int fence_clear(struct gr_bdev *bdev, struct gr_err *err)
+{
+    return lower_of(bdev)->fence->clear(lower_of(bdev), err);
+}
+static const struct gr_fence_ops layer_fence = {
+    .enter = fence_enter, .leave = fence_leave, .eject = fence_eject, .keys = fence_keys, .clear = fence_clear,
+};
+
 void gr_layer_init(struct gr_layer *l, const struct gr_bdev_ops *ops, struct gr_bdev *lower)
 {
     gr_bdev_init(&l->base, ops, lower->name);
     l->lower = gr_bdev_get(lower);
+    l->base.fence = lower->fence ? &layer_fence : NULL;
     l->listener = (struct gr_listener){.fn = pass_up, .arg = l};
     gr_bdev_listen(lower, &l->listener);
 }

@@ -11,6 +11,7 @@ struct mem_lock {
     const struct gr_bdev *owner;
     struct mem_lock *next;
 };
+enum { MAX_NEXUSES = 256 };
 /* A radix tree over page numbers; nodes and pages appear when written. */
 struct mem_node {
     void *slot[FAN];
@@ -21,10 +22,17 @@ struct gr_mem {
     unsigned levels;      /* of nodes above the pages */
     struct mem_node *root;
     struct mem_lock *locks;
+    struct mem_nexus {
+        uint64_t key;
+        const struct gr_bdev *bdev; /* NULL: its handle is closed, its registration is not */
+    } nexus[MAX_NEXUSES];       /* registered with the fence */
+    unsigned n_nexuses;
+    uint64_t holder;            /* key that holds the reservation; 0: there is none */
 };
 struct mem_bdev {
     struct gr_bdev base;
     struct gr_mem *mem;
+    bool shared, fenced;
 };
 
 struct gr_mem *gr_mem_new(uint64_t size)
@@ -206,12 +214,120 @@ static int mem_extents(struct gr_mem *m, struct gr_bio *bio)
     return 0;
 }
 
-static void mem_submit(struct gr_chan *ch, struct gr_bio *bio)
+/* ---- the fence ---- */
+static struct mem_nexus *nexus_of(struct gr_mem *m, const struct gr_bdev *bdev)
 {
-    struct gr_mem *m = ((struct mem_bdev *)ch->bdev)->mem;
+    for (unsigned i = 0; i < m->n_nexuses; i++)
+        if (m->nexus[i].bdev == bdev)
+            return &m->nexus[i];
+    return NULL;
+}
+
+static bool shut_out(struct mem_bdev *b)
+{
+    return b->shared && (b->fenced || (b->mem->holder && !nexus_of(b->mem, &b->base)));
+}
+
+static int mem_enter(struct gr_bdev *bdev, uint64_t key, struct gr_err *err)
+{
+    struct mem_bdev *b = (struct mem_bdev *)bdev;
+    struct gr_mem *m = b->mem;
     int r = 0;
 
     pthread_mutex_lock(&m->lock);
+    struct mem_nexus *n = nexus_of(m, bdev);
+    if (!n && m->n_nexuses < MAX_NEXUSES)
+        n = &m->nexus[m->n_nexuses++];
+    if (n) {
+        if (m->holder && n->bdev == bdev && m->holder == n->key)
+            m->holder = key;
+        *n = (struct mem_nexus){key, bdev};
+        m->holder = m->holder ? m->holder : key;
+        b->fenced = false;
+    } else {
+        r = gr_fail(err, -ENOSPC, "'%s': %d registrations are all it takes", bdev->name, MAX_NEXUSES);
+    }
+    pthread_mutex_unlock(&m->lock);
+    return r;
+}
+
+static int mem_leave(struct gr_bdev *bdev, struct gr_err *err)
+{
+    struct gr_mem *m = ((struct mem_bdev *)bdev)->mem;
+
+    (void)err;
+    pthread_mutex_lock(&m->lock);
+    struct mem_nexus *n = nexus_of(m, bdev);
+    if (n && n->key == m->holder)
+        n->bdev = NULL;
+    else if (n)
+        *n = m->nexus[--m->n_nexuses];
+    pthread_mutex_unlock(&m->lock);
+    return 0;
+}
+
+static int mem_eject(struct gr_bdev *bdev, uint64_t key, struct gr_err *err)
+{
+    struct mem_bdev *b = (struct mem_bdev *)bdev;
+    struct gr_mem *m = b->mem;
+    int r = 0;
+
+    pthread_mutex_lock(&m->lock);
+    const struct mem_nexus *own = nexus_of(m, bdev);
+    uint64_t mine = own ? own->key : 0;
+    if (!own || b->fenced) {
+        r = gr_fail(err, -GR_EFENCED, "'%s': not registered ourselves", bdev->name);
+    } else {
+        for (unsigned i = m->n_nexuses; i-- > 0;)
+            if (m->nexus[i].key == key && m->nexus[i].bdev != bdev)
+                m->nexus[i] = m->nexus[--m->n_nexuses];
+        if (m->holder == key)
+            m->holder = mine;
+    }
+    pthread_mutex_unlock(&m->lock);
+    return r;
+}
+
+static int mem_keys(struct gr_bdev *bdev, uint64_t *keys, unsigned max, unsigned *ret_n, struct gr_err *err)
+{
+    struct gr_mem *m = ((struct mem_bdev *)bdev)->mem;
+    unsigned n = 0;
+
+    (void)err;
+    pthread_mutex_lock(&m->lock);
+    for (unsigned i = 0; i < m->n_nexuses; i++) {
+        unsigned k = 0;
+        while (k < i && m->nexus[k].key != m->nexus[i].key)
+            k++;
+        if (k == i && n++ < max)
+            keys[n - 1] = m->nexus[i].key;
+    }
+    pthread_mutex_unlock(&m->lock);
+    *ret_n = n;
+    return 0;
+}
+
+static int mem_clear(struct gr_bdev *bdev, struct gr_err *err)
+{
+    struct gr_mem *m = ((struct mem_bdev *)bdev)->mem;
+
+    (void)err;
+    pthread_mutex_lock(&m->lock);
+    m->n_nexuses = 0;
+    m->holder = 0;
+    pthread_mutex_unlock(&m->lock);
+    return 0;
+}
+
+static const struct gr_fence_ops mem_fence = {
+    .enter = mem_enter, .leave = mem_leave, .eject = mem_eject, .keys = mem_keys, .clear = mem_clear,
+};
+
+static int mem_do(struct mem_bdev *b, struct gr_bio *bio)
+{
+    struct gr_mem *m = b->mem;
+    int r = 0;
+
     switch (bio->op) {
     case GR_OP_READ:
         mem_read(m, bio);
@@ -238,7 +354,20 @@ static void mem_submit(struct gr_chan *ch, struct gr_bio *bio)
     case GR_OP_FLUSH:
         break;
     }
-    pthread_mutex_unlock(&m->lock);
+    return r;
+}
+
+static void mem_submit(struct gr_chan *ch, struct gr_bio *bio)
+{
+    struct mem_bdev *b = (struct mem_bdev *)ch->bdev;
+
+    pthread_mutex_lock(&b->mem->lock);
+    bool out = shut_out(b), news = out && !b->fenced;
+    b->fenced = out;
+    int r = out ? -GR_EFENCED : mem_do(b, bio);
+    pthread_mutex_unlock(&b->mem->lock);
+    if (news)
+        gr_bdev_event(&b->base, GR_EVENT_FENCED);
     gr_bio_end(bio, r);
 }
 
@@ -299,7 +428,14 @@ static void mem_unlock(struct gr_bdev *bdev, uint64_t key)
 
 static void mem_close(struct gr_bdev *bdev)
 {
+    struct gr_mem *m = ((struct mem_bdev *)bdev)->mem;
+
     drop_locks(bdev, NULL);
+    pthread_mutex_lock(&m->lock);
+    struct mem_nexus *n = nexus_of(m, bdev);
+    if (n)
+        n->bdev = NULL;
+    pthread_mutex_unlock(&m->lock);
     free(bdev);
 }
 
@@ -312,15 +448,35 @@ static const struct gr_bdev_ops mem_ops = {
     .unlock = mem_unlock,
 };
 
-int gr_bdev_mem_open(struct gr_loop *loop, struct gr_mem *m, struct gr_bdev **ret)
+static const struct gr_bdev_ops shared_ops = {
+    .type = "mem",
+    .submit = mem_submit,
+    .geometry = mem_geometry,
+    .close = mem_close,
+};
+
+static int mem_open(struct gr_mem *m, bool shared, struct gr_bdev **ret)
 {
     struct mem_bdev *b = gr_zalloc(sizeof(*b));
 
-    (void)loop;
     if (!b)
         return -ENOMEM;
-    gr_bdev_init(&b->base, &mem_ops, "mem");
+    gr_bdev_init(&b->base, shared ? &shared_ops : &mem_ops, "mem");
+    b->base.fence = shared ? &mem_fence : NULL;
     b->mem = m;
+    b->shared = shared;
     *ret = &b->base;
     return 0;
+}
+
+int gr_bdev_mem_open(struct gr_loop *loop, struct gr_mem *m, struct gr_bdev **ret)
+{
+    (void)loop;
+    return mem_open(m, false, ret);
+}
+
+int gr_bdev_mem_open_shared(struct gr_loop *loop, struct gr_mem *m, struct gr_bdev **ret)
+{
+    (void)loop;
+    return mem_open(m, true, ret);
 }

@@ -111,9 +111,11 @@ static int super_ranges_ok(const struct vsuper *s, struct gr_err *err)
     }
     if (regions == 0 || regions > s->regions.entries)
         return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: %llu regions in a table of %u", (unsigned long long)regions, s->regions.entries);
+    if (s->timing > VMFS_TIMING_FAST)
+        return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: timing %u", s->timing);
     if (s->slots.entries > 4096 || s->inodes.entries < 16)
         return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: %u slots, %u inodes", s->slots.entries, s->inodes.entries);
-    int r = table_ok(s, &s->slots, 2, "slot", err);
+    int r = table_ok(s, &s->slots, s->incompat & VMFS_INCOMPAT_ALARMS ? VMFS_SLOT_UNITS : 2, "slot", err);
     if (r == 0)
         r = table_ok(s, &s->regions, 1 + s->bitmap_blocks, "region", err);
     if (r == 0)
@@ -142,6 +144,7 @@ int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
     s.region_units = gr_le32_get(d->region_units);
     s.bitmap_blocks = gr_le32_get(d->bitmap_blocks);
     s.journal_units = gr_le32_get(d->journal_units);
+    s.timing = gr_le32_get(d->timing);
     table_get(&d->slots, &s.slots);
     table_get(&d->regions, &s.regions);
     table_get(&d->inodes, &s.inodes);
@@ -173,6 +176,7 @@ void vsuper_encode(const struct vsuper *s, uint64_t self, void *block)
     d->region_units = gr_le32_of(s->region_units);
     d->bitmap_blocks = gr_le32_of(s->bitmap_blocks);
     d->journal_units = gr_le32_of(s->journal_units);
+    d->timing = gr_le32_of(s->timing);
     table_put(&s->slots, &d->slots);
     table_put(&s->regions, &d->regions);
     table_put(&s->inodes, &d->inodes);

@@ -22,8 +22,9 @@
  *   rule 6 units matches the pointer                rule 7 numbers inside are in range (each decoder says which)
  *
  * LOCKS. A lock names slot, slot generation and token. It counts while that slot is in use under that generation.
- * Every compare-and-write carries a fresh nonce. Life locks are byte locks of the device (key = slot number) held by the
- * process itself: getting another's proves that its process is gone. */
+ * Every compare-and-write carries a fresh nonce. On files and block devices, life locks are byte locks of the device (key = slot
+ * number) held by the process itself: getting another's proves that its process is gone. On logical units each process registers
+ * a key of its own (the slot's nonce) with all devices; who does not answer the alarm of its slot is ejected from all of them. */
 #ifndef VMFS_FORMAT_H
 #define VMFS_FORMAT_H
 #include "common/endian.h"
@@ -42,7 +43,8 @@
 #define VMFS_MAX_LEVEL 5u               /* level 5 covers 2^18 PiB; a disk of 1 PiB needs level 4 */
 
 #define VMFS_INCOMPAT_SHARES 1ull       /* regions list units that more than one owner names; without it nothing is shared by copying */
-#define VMFS_INCOMPAT_KNOWN VMFS_INCOMPAT_SHARES
+#define VMFS_INCOMPAT_ALARMS 2ull       /* slots have alarms: entries of three units; without it the volume lies on files or block devices */
+#define VMFS_INCOMPAT_KNOWN (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS)
 #define VMFS_RO_COMPAT_KNOWN 0ull
 
 #define VMFS_ADDR_NONE 0ull
@@ -52,7 +54,7 @@ static inline uint64_t vmfs_addr_unit(uint64_t a) { return a & 0xffffffffffffull
 
 enum vmfs_block_type {
     VMFS_T_SUPER = 1, VMFS_T_SLOT, VMFS_T_AUX, VMFS_T_REGION, VMFS_T_BITMAP, VMFS_T_INODE, VMFS_T_NODE, VMFS_T_LEAF, VMFS_T_BLOB,
-    VMFS_T_FRAME
+    VMFS_T_FRAME, VMFS_T_ALARM
 };
 #define VMFS_MAGIC 0x42564e47u /* "GNVB" */
 
@@ -105,7 +107,7 @@ struct vmfs_super_disk {
     gr_le32 region_units;                /* units of a full region */
     gr_le32 bitmap_blocks;               /* bitmap blocks of a region */
     gr_le32 journal_units;               /* of one host's journal */
-    gr_le32 reserved;
+    gr_le32 timing;                      /* enum vmfs_timing: how soon silence counts as death */
     struct vmfs_table_disk slots, regions, inodes;
     gr_le64 data_crc, key_id, quota;     /* reserved for per-piece data CRC, encryption, quotas: zero */
     uint8_t pad[4096 - 64 - 32 - 64 - 24 - 72 - 24 - 32 * 48];
@@ -122,7 +124,7 @@ struct vmfs_slot_disk {
     struct vmfs_hdr_disk hdr;
     gr_le32 state, n_pins;
     gr_le64 generation;            /* grows with every claim and every release */
-    gr_le64 nonce;
+    gr_le64 nonce;                 /* of who answers for the slot, its owner or (REPLAYING) its recoverer: its key at the devices' fence */
     uint8_t host_uuid[16];
     char host_name[64];
     char portal[128];
@@ -153,6 +155,18 @@ struct vmfs_aux_disk {
     uint8_t pad[4096 - 64 - 24 - VMFS_AUX_RUNS * 16];
 } __attribute__((packed));
 GR_SIZE(struct vmfs_aux_disk, 4096);
+
+/* The alarm of a slot: the third unit of its entry (volumes made before have two), copy A only, changed by compare-and-write. Who
+ * wants to know whether the slot's process is there writes a fresh number; who answers for the slot looks once in a while (the only
+ * thing a host does that nobody disturbs) and writes it as answered. Unreadable or never written: quiet. */
+struct vmfs_alarm_disk {
+    struct vmfs_hdr_disk hdr;
+    gr_le64 asked, answered; /* equal: quiet */
+    uint8_t pad[4096 - 64 - 16];
+} __attribute__((packed));
+GR_SIZE(struct vmfs_alarm_disk, 4096);
+GR_LAYOUT(struct vmfs_alarm_disk, asked, 64);
+#define VMFS_SLOT_UNITS 3u /* slot, aux, alarm */
 
 /* The last region of a device may be short. When the volume grows it is a whole one, for whoever leases it next: until then its holder
  * knows, and its header says, fewer units than the superblock makes it. */

@@ -34,7 +34,7 @@ struct vsuper {
     uint8_t uuid[16];
     uint64_t generation, compat, ro_compat, incompat, created_s;
     char name[64];
-    uint32_t n_devices, this_device, region_units, bitmap_blocks, journal_units;
+    uint32_t n_devices, this_device, region_units, bitmap_blocks, journal_units, timing;
     uint32_t version;
     struct vtable slots, regions, inodes;
     struct vdevinfo dev[VMFS_DEVICES_MAX];
@@ -275,6 +275,22 @@ struct vjournal {
     bool timer_fiber, stopping;
 };
 
+struct vseen { /* what is known of the process that answers for a slot */
+    uint64_t nonce, at_ns; /* it answered then */
+    bool ending;           /* a fiber asks, ejects or recovers it */
+};
+struct vlife {
+    uint64_t key;              /* ours, at the fence of every device and in our slot */
+    bool fences;               /* the devices are logical units with a fence */
+    bool watching, stop;
+    unsigned *charge, n_charge; /* slots we answer for */
+    struct vseen *seen;        /* [slots] or NULL */
+    struct gr_fqueue wake, ended;
+    struct gr_bdev *entered[VMFS_DEVICES_MAX];
+    struct gr_listener listener[VMFS_DEVICES_MAX];
+    unsigned n_entered;
+};
+
 struct vdev {
     struct gr_bdev *bdev;
     struct gr_chan *ch;
@@ -290,6 +306,7 @@ struct vmfs {
     char fence_reason[160];
     unsigned slot;
     struct vslot me;
+    struct vlife life;
     struct vmfs_join_opts opts; /* strings owned below */
     char *host_name, *address, *portal;
     struct vjournal j;
@@ -326,6 +343,9 @@ void *vunits_alloc(uint32_t units); /* aligned, zeroed; free() */
 void vmfs_fence(struct vmfs *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void vmfs_tell_all(struct vmfs *v, enum gr_event ev); /* whoever has a disk open. [sync] */
 void vmfs_warn(struct vmfs *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* ---------- volume.c ---------- */
+int vsuper_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct gr_err *err); /* the newer valid copy of a device */
 
 /* ---------- codec.c [sync]: decode checks every validity rule; encode seals ---------- */
 void vhdr_seal(const struct vmfs *v, void *block, unsigned type, uint32_t units, uint64_t self, uint64_t generation, unsigned slot);
@@ -369,6 +389,23 @@ int vlock_counts(struct vmfs *v, const struct vlock *l, struct gr_err *err);
 bool vlock_mine(const struct vmfs *v, const struct vlock *l);
 /* The holder of @l is dead: recover its slot. 1 recovered, 0 it lives. */
 int vslot_recover_holder(struct vmfs *v, unsigned slot, uint64_t generation, struct gr_err *err);
+int vslot_recover_own(struct vmfs *v, struct gr_err *err); /* what an earlier start of this host left */
+
+/* ---------- life.c: is the process that answers for a slot there? ---------- */
+/* Make our key and register it with the fence of every device, before anything is read; -EINVAL: fenced and other devices mixed. */
+int vlife_enter(struct vmfs *v, struct gr_err *err);
+int vlife_watch(struct vmfs *v, struct gr_err *err); /* answer alarms from now on; the superblock is known */
+/* The end of it; in a fiber when there is a fence. @orderly: nothing of ours is under way, and we do not come back. */
+void vlife_stop(struct vmfs *v, bool orderly);
+int vlife_answer_for(struct vmfs *v, unsigned slot);
+void vlife_answer_no_more(struct vmfs *v, unsigned slot);
+int vlife_claim(struct vmfs *v, unsigned slot); /* before a free slot is taken: its life lock, where there are such. -EBUSY */
+void vlife_unclaim(struct vmfs *v, unsigned slot);
+/* See to it that nothing of who answers for @slot, read as @s, reaches the devices any more, if it is gone; may take as long as the
+ * datastore's timing says. 0: so it is, and no other fiber of ours does the same until vlife_end_done(); -EBUSY: it lives. */
+int vlife_end(struct vmfs *v, unsigned slot, const struct vslot *s, struct gr_err *err);
+void vlife_end_done(struct vmfs *v, unsigned slot);
+bool vlife_shows(struct vmfs *v, unsigned slot, const struct vslot *s); /* it is there now, or nobody can tell */
 
 /* Claim a free slot (its life lock and block); give it back; drop the life lock only. */
 int vslot_claim(struct vmfs *v, struct gr_err *err);

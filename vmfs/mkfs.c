@@ -172,12 +172,13 @@ static int layout(struct vsuper *s, const uint64_t *units, unsigned n, const str
     uint32_t slots, inodes, regions = 0;
     for (unsigned i = 0; i < n; i++)
         total += units[i];
-    s->incompat = VMFS_INCOMPAT_SHARES;
+    s->incompat = VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS;
+    s->timing = o->timing;
     choose_sizes(s, o, total, &slots, &inodes);
     for (unsigned i = 0; i < n; i++)
         regions += (uint32_t)(units[i] / s->region_units + 1);
     struct placer p = { VMFS_SUPER_A + 1, VMFS_SUPER_B + 1, n > 1 ? 1 : 0 };
-    place_table(&p, &s->slots, slots, 2);
+    place_table(&p, &s->slots, slots, VMFS_SLOT_UNITS);
     place_table(&p, &s->regions, regions + regions / 2 + 64, 1 + s->bitmap_blocks); /* room to grow */
     place_table(&p, &s->inodes, inodes, 1);
     *ret_journals = place_b(&p, (uint64_t)slots * s->journal_units);
@@ -255,9 +256,27 @@ static int preallocate(struct vmfs *v, struct gr_err *err)
     return r < 0 ? gr_fail(err, r, "the devices cannot be written out: %s", gr_code_text(r)) : 0;
 }
 
-/* A volume whose slot is held by a living process is never formatted over, not even forced. */
-static int refuse_living(struct vmfs *v, const char *what, struct gr_err *err)
+/* On shared logical units nobody is asked: a slot that was not given back is enough. */
+static int refuse_taken(struct vmfs *v, unsigned dev, struct gr_err *err)
 {
+    struct vmfs old = { .loop = v->loop, .n_dev = v->n_dev };
+    memcpy(old.dev, v->dev, sizeof old.dev);
+    if (vsuper_read(&old, dev, &old.sb, NULL) < 0 || old.sb.this_device != 0 || old.sb.n_devices > v->n_dev)
+        return 0;
+    for (unsigned i = 0; i < old.sb.slots.entries; i++) {
+        struct vslot s;
+        if (vslot_read(&old, i, &s, NULL) == 0 && s.state != VMFS_SLOT_FREE)
+            return gr_fail(err, -GR_ELOCKED, "'%s' holds datastore '%s', whose slot %u host '%s' has not given back: leave it there, or join and leave it here, first",
+                           v->dev[dev].bdev->name, old.sb.name, i, s.host_name);
+    }
+    return 0;
+}
+
+/* A volume whose slot is held by a living process is never formatted over, not even forced. */
+static int refuse_living(struct vmfs *v, unsigned dev, const char *what, struct gr_err *err)
+{
+    if (v->life.fences)
+        return refuse_taken(v, dev, err);
     for (unsigned s = 0; s < 4096; s++) {
         struct gr_bdev *d = v->dev[0].bdev;
         int r = d->ops->trylock ? d->ops->trylock(d, s) : 0;
@@ -296,7 +315,7 @@ static int format_devices(struct vmfs *v, const struct vmfs_format_opts *o, stru
                            (unsigned long long)g.size, (unsigned long long)VMFS_MIN_UNITS * VMFS_UNIT);
         r = vmfs_probe(v->loop, v->dev[i].bdev, what, err);
         if (r == 0 && what[0])
-            r = refuse_living(v, what, err);
+            r = refuse_living(v, i, what, err);
         if (r == 0 && what[0] && !o->force)
             r = gr_fail(err, -EEXIST, "'%s' already holds a %s: nothing was changed", v->dev[i].bdev->name, what);
         if (r < 0)
@@ -348,7 +367,10 @@ int vmfs_format(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n
             gr_fail(err, r, "'%s' cannot be used: %s", devices[i]->name, gr_code_text(r));
     }
     if (r == 0)
+        r = vlife_enter(v, err);
+    if (r == 0)
         r = format_devices(v, opts, err);
+    vlife_stop(v, true);
     for (unsigned i = 0; i < v->n_dev; i++)
         gr_chan_close(v->dev[i].ch);
     free(v);

@@ -1,6 +1,4 @@
-/* Slots: who is here, who is gone. A life lock (byte lock of device 0, key = slot) is held by the process itself; getting
- * another slot's proves that its process and its in-flight I/O are gone. A stopped process still holds it. */
-#include "common/seam.h"
+/* Slots: a host's place in the volume. Taking one, giving it back, and recovering that of a host that is gone. */
 #include "vmfs/internal.h"
 
 int vslot_read(struct vmfs *v, unsigned slot, struct vslot *ret, struct gr_err *err)
@@ -50,16 +48,29 @@ int vlock_counts(struct vmfs *v, const struct vlock *l, struct gr_err *err)
     return (s.state == VMFS_SLOT_HOST || s.state == VMFS_SLOT_REPLAYING) && s.generation == l->generation;
 }
 
-static int life_lock(struct vmfs *v, unsigned slot)
+/* Change the slot's block, which was read as @s, if nobody else did meanwhile. -GR_EMISCOMPARE: somebody did. */
+static int slot_swap(struct vmfs *v, unsigned slot, const struct vslot *was, struct vslot *s, struct gr_err *err)
 {
-    struct gr_bdev *d = v->dev[0].bdev;
-    return d->ops->trylock ? d->ops->trylock(d, slot) : -EOPNOTSUPP;
-}
-static void life_unlock(struct vmfs *v, unsigned slot)
-{
-    struct gr_bdev *d = v->dev[0].bdev;
-    if (d->ops->unlock)
-        d->ops->unlock(d, slot);
+    uint64_t a = vhome_addr(&v->sb.slots, slot, 0, 0), b = vhome_addr(&v->sb.slots, slot, 0, 1);
+    uint8_t *raw = vunits_alloc(1), *new = vunits_alloc(1);
+    struct vslot now;
+    int r = raw && new ? vdev_read(v, a, 1, raw) : -ENOMEM;
+    if (r == 0 && vslot_decode(&v->sb, raw, a, &now, NULL) == 0 && now.block_generation > was->block_generation)
+        r = -GR_EMISCOMPARE;
+    if (r == 0) {
+        s->block_generation = was->block_generation + 1;
+        vslot_encode(v, s, slot, a, new);
+        r = v->fenced ? -GR_EFENCED : gr_compare_write(v->dev[vmfs_addr_dev(a)].ch, vmfs_addr_unit(a) * VMFS_UNIT, raw, new, VMFS_UNIT, NULL);
+        if (r == -GR_EMISCOMPARE && vdev_read(v, a, 1, raw) == 0 && memcmp(raw, new, VMFS_UNIT) == 0)
+            r = 0; /* our own write whose answer was lost */
+    }
+    if (r == 0) {
+        vhdr_move(new, 1, b);
+        r = vdev_write(v, b, 1, new, GR_BIO_FUA);
+    }
+    free(raw);
+    free(new);
+    return r < 0 && r != -GR_EMISCOMPARE ? gr_fail(err, r, "slot %u cannot be written: %s", slot, gr_code_text(r)) : r;
 }
 
 /* A second look at the volume, as the dead host: same devices, its slot. */
@@ -81,18 +92,28 @@ static struct vmfs *stand_in(struct vmfs *v, unsigned slot, const struct vslot *
     return r;
 }
 
-/* Life lock of @slot is held by us: bring its state home and free it. */
-static int recover_locked(struct vmfs *v, unsigned slot, struct vslot *s, struct gr_err *err)
+/* Nothing of who answered for @slot, read as @s, reaches the devices any more: bring its state home and free it. 1; 0: somebody else
+ * does. */
+static int recover_ended(struct vmfs *v, unsigned slot, struct vslot *s, struct gr_err *err)
 {
+    struct vslot was = *s;
     int r = 0;
-    if (s->state != VMFS_SLOT_READER) {
-        struct vmfs *d = stand_in(v, slot, s);
-        if (!d)
-            return gr_fail(err, -ENOMEM, "out of memory");
-        d->me.state = VMFS_SLOT_REPLAYING;
-        r = vslot_write_mine(d, err);
-        if (r == 0)
-            r = replay_run(d, err);
+    s->nonce = v->life.key; /* it is for us to answer */
+    if (s->state == VMFS_SLOT_READER) {
+        s->state = VMFS_SLOT_FREE;
+        s->n_pins = 0;
+        s->generation++;
+        r = slot_swap(v, slot, &was, s, err);
+        return r == -GR_EMISCOMPARE ? 0 : r < 0 ? r : 1;
+    }
+    s->state = VMFS_SLOT_REPLAYING;
+    if ((r = vlife_answer_for(v, slot)) == 0)
+        r = slot_swap(v, slot, &was, s, err);
+    struct vmfs *d = r == 0 ? stand_in(v, slot, s) : NULL;
+    if (r == 0 && !d)
+        r = gr_fail(err, -ENOMEM, "out of memory");
+    if (d) {
+        r = replay_run(d, err);
         if (r < 0)
             gr_prefix(err, r, "slot %u of host '%s' cannot be recovered", slot, s->host_name);
         *s = d->me;
@@ -102,38 +123,40 @@ static int recover_locked(struct vmfs *v, unsigned slot, struct vslot *s, struct
         vmfs_abandon_state(d);
         free(d);
     }
-    if (r < 0)
-        return r;
-    s->state = VMFS_SLOT_FREE;
-    s->n_pins = 0;
-    s->generation++;
-    r = slot_write(v, slot, s, err);
     if (r == 0) {
-        v->stats.takeovers++;
-        vmfs_warn(v, "datastore '%s': recovered slot %u of host '%s', which was gone", v->sb.name, slot, s->host_name);
+        s->state = VMFS_SLOT_FREE;
+        s->n_pins = 0;
+        s->generation++;
+        r = slot_write(v, slot, s, err);
     }
-    return r;
+    vlife_answer_no_more(v, slot);
+    return r == -GR_EMISCOMPARE ? 0 : r < 0 ? r : 1;
 }
 
-/* 1 recovered, 0 nothing to do or it lives. */
+/* 1 recovered, 0 nothing to do, or it lives, or somebody else does it. */
 static int recover_slot(struct vmfs *v, unsigned slot, struct gr_err *err)
 {
-    struct vslot s;
+    struct vslot s, now;
     if (v->joined && slot == v->slot)
         return 0;
     int r = vslot_read(v, slot, &s, err);
     if (r < 0 || s.state == VMFS_SLOT_FREE)
         return r;
-    if (life_lock(v, slot) < 0)
-        return 0;
-    r = vslot_read(v, slot, &s, err);
-    if (r == 0 && s.state != VMFS_SLOT_FREE && (r = vmfs_refresh(v, err)) == 0) { /* it may have used regions we never heard of */
-        r = recover_locked(v, slot, &s, err);
-        r = r < 0 ? r : 1;
-        if (r == 1 && v->joined)
-            ns_resume(v); /* what it was removing is ours to go on with */
+    r = vlife_end(v, slot, &s, err);
+    if (r < 0)
+        return r == -EBUSY ? 0 : r;
+    r = vslot_read(v, slot, &now, err);
+    if (r == 0 && now.state != VMFS_SLOT_FREE && now.generation == s.generation && now.nonce == s.nonce &&
+        (r = vmfs_refresh(v, err)) == 0) { /* it may have used regions we never heard of */
+        r = recover_ended(v, slot, &now, err);
+        if (r == 1) {
+            v->stats.takeovers++;
+            vmfs_warn(v, "datastore '%s': recovered slot %u of host '%s', which was gone", v->sb.name, slot, s.host_name);
+            if (v->joined)
+                ns_resume(v); /* what it was removing is ours to go on with */
+        }
     }
-    life_unlock(v, slot);
+    vlife_end_done(v, slot);
     return r;
 }
 
@@ -146,6 +169,19 @@ int vslot_recover_holder(struct vmfs *v, unsigned slot, uint64_t generation, str
     if (s.generation != generation || s.state == VMFS_SLOT_FREE)
         return 1; /* its locks are void already */
     return recover_slot(v, slot, err);
+}
+
+int vslot_recover_own(struct vmfs *v, struct gr_err *err)
+{
+    for (unsigned i = 0; i < v->sb.slots.entries; i++) {
+        struct vslot s;
+        int r = vslot_read(v, i, &s, err);
+        if (r == 0 && s.state != VMFS_SLOT_READER && memcmp(s.host_uuid, v->opts.host_uuid, 16) == 0)
+            r = recover_slot(v, i, err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
 }
 
 int vmfs_recover(struct vmfs *v, struct gr_err *err)
@@ -163,29 +199,31 @@ int vmfs_recover(struct vmfs *v, struct gr_err *err)
 /* Make the free slot @i ours. 1: done; 0: somebody was faster. */
 static int claim(struct vmfs *v, unsigned i, struct gr_err *err)
 {
-    const struct gr_world *w = gr_loop_world(v->loop);
-    struct vslot s;
-    if (life_lock(v, i) < 0)
+    struct vslot s, was;
+    if (vlife_claim(v, i) < 0)
         return 0;
     int r = vslot_read(v, i, &s, err);
-    if (r == 0 && s.state == VMFS_SLOT_FREE) {
+    if (r == 0 && s.state == VMFS_SLOT_FREE && (r = vlife_answer_for(v, i)) == 0) {
+        was = s;
         s.state = v->role == VMFS_READER ? VMFS_SLOT_READER : VMFS_SLOT_HOST;
         s.generation++;
         s.n_pins = 0;
         s.version = VMFS_VERSION;
-        w->random(w->arg, &s.nonce, sizeof s.nonce);
+        s.nonce = v->life.key;
         memcpy(s.host_uuid, v->opts.host_uuid, 16);
         snprintf(s.host_name, sizeof s.host_name, "%s", v->host_name);
         snprintf(s.portal, sizeof s.portal, "%s", v->portal);
         snprintf(s.address, sizeof s.address, "%s", v->address);
         v->slot = i;
+        r = slot_swap(v, i, &was, &s, err);
         v->me = s;
-        r = vslot_write_mine(v, err);
         v->joined = r == 0;
     }
-    if (!v->joined)
-        life_unlock(v, i);
-    return r < 0 ? r : v->joined;
+    if (!v->joined) {
+        vlife_answer_no_more(v, i);
+        vlife_unclaim(v, i);
+    }
+    return r == -GR_EMISCOMPARE ? 0 : r < 0 ? r : v->joined;
 }
 
 /* A host's earlier slot first: initiators know its target ports by the number. */
@@ -227,7 +265,7 @@ int vslot_free_mine(struct vmfs *v, struct gr_err *err)
 void vslot_forget(struct vmfs *v)
 {
     if (v->joined)
-        life_unlock(v, v->slot);
+        vlife_unclaim(v, v->slot);
     v->joined = false;
 }
 
@@ -243,11 +281,8 @@ int vmfs_slots(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_slot_info
         n.generation = s.generation;
         n.state = names[s.state];
         n.alive = n.self;
-        if (!n.self && s.state != VMFS_SLOT_FREE) {
-            n.alive = life_lock(v, i) < 0;
-            if (!n.alive)
-                life_unlock(v, i);
-        }
+        if (!n.self && s.state != VMFS_SLOT_FREE)
+            n.alive = vlife_shows(v, i, &s);
         memcpy(n.host_uuid, s.host_uuid, 16);
         snprintf(n.host_name, sizeof n.host_name, "%s", s.host_name);
         snprintf(n.portal, sizeof n.portal, "%s", s.portal);

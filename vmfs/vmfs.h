@@ -23,12 +23,19 @@ struct vmfs;      /* a joined volume */
 struct vmfs_disk; /* an open object with content: a disk or a regular file */
 
 /* ---- format, probe ---- */
+/* Shared logical units: how long the process of a slot may be silent, when somebody asks, before it is ejected. On files a process
+ * that is there is never ejected, and one that is gone is known to be at once. */
+enum vmfs_timing {
+    VMFS_TIMING_DEFAULT = 0, /* looks once a second; 5 s of silence */
+    VMFS_TIMING_FAST = 1,    /* four times a second; 1.5 s */
+};
 struct vmfs_format_opts {
     const char *name;       /* volume name, 1..63 bytes, [A-Za-z0-9._-], not starting with '.' or '-' */
     bool force;             /* format over foreign data (never over a volume with a living slot) */
     unsigned journal_units; /* 0: by volume size */
     unsigned region_units;  /* 0: by volume size */
     bool preallocate;       /* write the devices' blocks out first, so that later writes hit allocated space */
+    enum vmfs_timing timing;
 };
 /* Write a new, empty volume. Refuses anything that already holds data and names it (file system, partition table, volume). */
 int vmfs_format(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_format_opts *opts, struct gr_err *err);
@@ -69,6 +76,8 @@ struct vmfs_info {
     unsigned n_devices, n_slots, n_regions;
     uint64_t region_bytes, journal_bytes;
     unsigned version;
+    enum vmfs_timing timing;
+    bool shared_luns; /* its devices are logical units that fence lost hosts */
     bool fenced; /* this host gave the volume up; `fence_reason` says why */
     char fence_reason[160];
 };

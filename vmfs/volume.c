@@ -26,7 +26,7 @@ static int super_read_copy(struct vmfs *v, unsigned dev, uint64_t unit, struct v
     return r;
 }
 
-static int super_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct gr_err *err)
+int vsuper_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct gr_err *err)
 {
     struct gr_err ea = { 0 }, eb = { 0 };
     struct vsuper a, b;
@@ -68,7 +68,7 @@ static int devices_check(struct vmfs *v, struct gr_err *err)
     struct vsuper s;
     for (unsigned i = 0; i < v->n_dev; i++) {
         struct gr_geometry g;
-        int r = super_read(v, i, &s, err);
+        int r = vsuper_read(v, i, &s, err);
         if (r < 0)
             return r;
         if (i == 0)
@@ -122,9 +122,12 @@ static void set_limits(struct vmfs *v)
 
 static int join_host(struct vmfs *v, struct gr_err *err)
 {
-    int r = vmfs_recover(v, err);
+    /* Whether others that share logical units live takes seconds to find out: that waits until somebody needs what they hold. */
+    int r = v->life.fences ? vslot_recover_own(v, err) : vmfs_recover(v, err);
     if (r >= 0)
         r = vslot_claim(v, err);
+    if (r == -GR_ELOCKED && v->life.fences && (r = vmfs_recover(v, err)) >= 0)
+        r = vslot_claim(v, err); /* whose of them live had to be found out after all */
     if (r == 0) {
         journal_start(v);
         r = space_init(v, err);
@@ -145,13 +148,18 @@ int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, 
     if (r == 0)
         r = devices_open(v, devices, n, err);
     if (r == 0)
+        r = vlife_enter(v, err);
+    if (r == 0)
         r = devices_check(v, err);
+    if (r == 0)
+        r = vlife_watch(v, err);
     if (r == 0) {
         set_limits(v);
         r = join_host(v, err);
     }
     if (r < 0) {
         v->opts.warn = NULL; /* nothing is given up: it was never joined */
+        vlife_stop(v, !v->joined);
         vmfs_abandon(v);
         return r;
     }
@@ -201,6 +209,7 @@ void vmfs_abandon(struct vmfs *v)
     while (gr_fiber_self() && (v->background || v->sp.oldest)) /* the life lock says that nothing of ours is in flight */
         gr_fqueue_wait(&v->background_q);
     vslot_forget(v);
+    vlife_stop(v, false);
     vmfs_abandon_state(v);
     for (unsigned i = 0; i < v->n_dev; i++)
         gr_chan_close(v->dev[i].ch);
@@ -224,6 +233,8 @@ int vmfs_leave(struct vmfs *v, struct gr_err *err)
         r = vmfs_checkpoint(v, err);
     if (r == 0)
         r = vslot_free_mine(v, err);
+    if (r == 0)
+        vlife_stop(v, true);
     v->opts.warn = NULL; /* the rest is taking down memory */
     vmfs_abandon(v);
     return r;
@@ -244,7 +255,8 @@ int vmfs_set_address(struct vmfs *v, const char *address, const char *portal, st
 /* ---- information ---- */
 void vmfs_info(struct vmfs *v, struct vmfs_info *ret)
 {
-    struct vmfs_info i = { .n_devices = v->sb.n_devices, .n_slots = v->sb.slots.entries, .version = v->sb.version, .fenced = v->fenced };
+    struct vmfs_info i = { .n_devices = v->sb.n_devices, .n_slots = v->sb.slots.entries, .version = v->sb.version,
+                           .timing = (enum vmfs_timing)v->sb.timing, .shared_luns = v->life.fences, .fenced = v->fenced };
     uint64_t in_regions = 0;
     snprintf(i.name, sizeof i.name, "%s", v->sb.name);
     memcpy(i.uuid, v->sb.uuid, 16);

@@ -18,7 +18,7 @@ deps_iscsi-target := common
 deps_hv := common
 deps_backup-proxy := common
 # ---- external libraries (pkg-config names) of each module; a program gets those of its modules ----------------------
-pkgs_common := jansson liburing gnutls libseccomp libisal
+pkgs_common := jansson liburing gnutls libseccomp libisal libiscsi
 pkgs_vmfs :=
 pkgs_snapshot :=
 pkgs_iscsi-target := gnutls libseccomp
@@ -37,6 +37,7 @@ mods_granary-fsread := backup-proxy common
 pkgs_granary-fsread := tsk libseccomp
 # ---- tests that need more than their module: mods_<test name>, pkgs_<test name> as for programs -----------------------
 mods_backup-proxy_source_nbd := backup-proxy iscsi-target common
+mods_common_bdev_iscsi := iscsi-target common
 mods_vmfs_check := snapshot vmfs common
 mods_vmfs_faults := snapshot vmfs common
 mods_vmfs_processes := snapshot vmfs common

@@ -7,11 +7,17 @@
 #include <string.h>
 #include <unistd.h>
 
+struct stored { /* the only value that a target keeps so: its reservations */
+    struct gr_bdev *of;
+    void *val;
+    size_t len;
+};
 struct priv {
     pthread_t thread;
     sem_t ready, called;
     struct tgtfix *f;
     struct gr_bdev *mem_dev, *slow;
+    struct gr_bdev_ops with_store[2];
     struct gr_gang *gang;
     struct gr_fqueue stopped;
     bool stop;
@@ -86,6 +92,47 @@ int tgtfix_server(struct tgtfix *f, struct tgt_server **ret, struct gr_err *err)
     return tgt_server_new(&o, ret, err);
 }
 
+/* ---- a durable store, as disks of a datastore have ---- */
+static struct stored store[2]; /* bdevs know no context; one fixture with a store at a time */
+
+static struct stored *stored_of(const struct gr_bdev *b)
+{
+    return &store[b != store[0].of];
+}
+
+static int attr_get(struct gr_bdev *b, const char *key, void **ret, struct gr_err *err)
+{
+    const struct stored *s = stored_of(b);
+    if (!s->len)
+        return gr_fail(err, -ENOENT, "nothing is kept under '%s'", key);
+    *ret = malloc(s->len);
+    assert_non_null(*ret);
+    memcpy(*ret, s->val, s->len);
+    return (int)s->len;
+}
+
+static int attr_set(struct gr_bdev *b, const char *key, const void *val, size_t len, struct gr_err *err)
+{
+    struct stored *s = stored_of(b);
+    (void)key;
+    (void)err;
+    free(s->val);
+    s->val = len ? malloc(len) : NULL;
+    s->len = len;
+    if (len)
+        memcpy(s->val, val, len);
+    return 0;
+}
+
+static void give_store(struct priv *p, int i, struct gr_bdev *b)
+{
+    p->with_store[i] = *b->ops;
+    p->with_store[i].attr_get = attr_get;
+    p->with_store[i].attr_set = attr_set;
+    b->ops = &p->with_store[i];
+    store[i].of = b;
+}
+
 static int body(void *arg)
 {
     struct priv *p = arg;
@@ -100,6 +147,10 @@ static int body(void *arg)
         r = gr_bdev_fault_open(f->loop, p->mem_dev, &f->fault);
     if (!r)
         r = gr_bdev_delay_open(f->loop, p->mem_dev, 0, TGTFIX_SLOW_MS * 1000000ull, 0, &p->slow);
+    if (!r && f->store) {
+        give_store(p, 0, f->fault);
+        give_store(p, 1, p->slow);
+    }
     if (!r)
         r = tgtfix_server(f, &f->server, &err);
     if (!r)
@@ -157,7 +208,7 @@ void tgtfix_start(struct tgtfix *f)
 int tgtfix_setup(void **state)
 {
     struct tgtfix *f = *state;
-    *f = (struct tgtfix){.max_half_open = f->max_half_open, .per_address = f->per_address, .login_timeout_ms = f->login_timeout_ms, .redirect = f->redirect};
+    *f = (struct tgtfix){.max_half_open = f->max_half_open, .per_address = f->per_address, .login_timeout_ms = f->login_timeout_ms, .redirect = f->redirect, .store = f->store};
     tgtfix_start(f);
     return 0;
 }
@@ -190,6 +241,10 @@ void tgtfix_stop(struct tgtfix *f)
     gr_loop_post(f->loop, stop_on_loop, p);
     pthread_join(p->thread, NULL);
     gr_mem_free(f->mem);
+    for (int i = 0; i < 2 && f->store; i++) {
+        free(store[i].val);
+        store[i] = (struct stored){0};
+    }
     sem_destroy(&p->ready);
     sem_destroy(&p->called);
     free(p);

@@ -19,6 +19,7 @@ struct tgtfix {
     struct tgt_server *server;
     char *access_path;
     unsigned max_half_open, per_address, login_timeout_ms;
+    bool store;                 /* "t/disk" and "t/slow" keep reservations through power loss (in memory) */
     const char *redirect;       /* "t/elsewhere" is owned there, by group 3; this host is group 7 */
     struct { /* changed through tgtfix_call() */
         bool here, gone;        /* it is owned here now (the bytes of "t/disk"); it was deleted */

@@ -23,7 +23,7 @@ pkgs_vmfs :=
 pkgs_snapshot :=
 pkgs_iscsi-target := gnutls libseccomp
 pkgs_hv :=
-pkgs_backup-proxy := libiscsi libnbd sqlite3 libzstd libisal libseccomp zlib nettle
+pkgs_backup-proxy := libnbd sqlite3 libzstd libisal libseccomp zlib nettle
 # ---- programs: FOLDER/main_NAME.c becomes build/VARIANT/bin/NAME.  mods_NAME: the modules it is composed of (default: its
 # folder and that folder's deps), pkgs_NAME: libraries beyond those of its modules. -----------------------------------
 mods_granary := $(MODULES)

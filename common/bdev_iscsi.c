@@ -110,6 +110,8 @@ static int start(struct isc_dev *d, struct isc_req *r)
     struct gr_bio *bio = r->bio;
     const struct isc_unit *u = &d->unit;
 
+    if (d->flush_error && (bio->op == GR_OP_FLUSH || bio->op == GR_OP_COMPARE_WRITE || (bio->op != GR_OP_READ && (bio->flags & GR_BIO_FUA))))
+        return d->flush_error;
     switch (bio->op) {
     case GR_OP_READ:
         return cut(d, r, ISC_READ, u->piece);
@@ -117,7 +119,7 @@ static int start(struct isc_dev *d, struct isc_req *r)
         r->then_flush = (bio->flags & GR_BIO_FUA) && !u->dpofua && u->wce;
         return cut(d, r, ISC_WRITE, u->piece);
     case GR_OP_FLUSH:
-        return d->read_only ? 0 : d->flush_error ? d->flush_error : add_sub(d, r, ISC_FLUSH, 0, 0);
+        return d->read_only ? 0 : add_sub(d, r, ISC_FLUSH, 0, 0);
     case GR_OP_UNMAP:
     case GR_OP_WRITE_ZEROES:
         r->then_flush = (bio->flags & GR_BIO_FUA) && u->wce;

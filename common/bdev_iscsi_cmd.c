@@ -202,7 +202,8 @@ const char *isc_status_text(int status, const struct scsi_task *t, char out[96])
 {
     if (status == SCSI_STATUS_CHECK_CONDITION) {
         struct isc_sense s = isc_sense(t);
-        snprintf(out, 96, "sense key %xh, %02xh/%02xh", s.key, s.asc >> 8, s.asc & 0xff);
+        const char *text = scsi_sense_ascq_str(s.asc);
+        snprintf(out, 96, "%s (sense key %xh, %02xh/%02xh)", text ? text : "refused", s.key, s.asc >> 8, s.asc & 0xff);
     } else if (status == SCSI_STATUS_RESERVATION_CONFLICT) {
         snprintf(out, 96, "RESERVATION CONFLICT");
     } else {

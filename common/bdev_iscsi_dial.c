@@ -120,7 +120,7 @@ static void set_isid(struct iscsi_context *ctx, const uint8_t isid[6])
 
 static int prepare(struct isc_dev *d, struct isc_session *s, const struct iscsi_url *url, struct gr_err *err)
 {
-    const char *user = d->chap_user ? d->chap_user : url->user, *secret = d->chap_user ? d->chap_secret : url->passwd;
+    const char *user = d->chap_user ? d->chap_user : url->user, *secret = d->chap_secret ? d->chap_secret : url->passwd;
 
     s->ctx = iscsi_create_context(d->initiator);
     if (!s->ctx)
@@ -130,7 +130,7 @@ static int prepare(struct isc_dev *d, struct isc_session *s, const struct iscsi_
     set_isid(s->ctx, d->isid);
     if (iscsi_set_targetname(s->ctx, url->target) || iscsi_set_session_type(s->ctx, ISCSI_SESSION_NORMAL) ||
         iscsi_set_header_digest(s->ctx, ISCSI_HEADER_DIGEST_NONE_CRC32C) ||
-        (user[0] && iscsi_set_initiator_username_pwd(s->ctx, user, secret ? secret : "")) ||
+        (user[0] && iscsi_set_initiator_username_pwd(s->ctx, user, secret)) ||
         (user[0] && d->target_user && iscsi_set_target_username_pwd(s->ctx, d->target_user, d->target_secret)))
         return gr_fail(err, -EINVAL, "%s", reason(s->ctx));
     return 0;

@@ -98,6 +98,12 @@ static int add_flush(struct isc_req *r, struct isc_sub *then)
     return 0;
 }
 
+/* Nobody knows what of it is durable: final. */
+static bool unknown_fate(int status)
+{
+    return status < 0 && status != -GR_EFENCED && status != -GR_ENOSPACE && status != -GR_EREADONLY && status != -GR_ERANGE;
+}
+
 static void finish(struct isc_sub *s, int status)
 {
     struct isc_dev *d = s->dev;
@@ -105,8 +111,9 @@ static void finish(struct isc_sub *s, int status)
 
     if (status >= 0 && s->kind == ISC_READ && s->bounce)
         gr_iov_put(r->bio->iov, r->bio->iovcnt, s->off - r->bio->off, s->bounce, s->len);
-    if (status < 0 && s->kind == ISC_FLUSH && !d->flush_error && status != -GR_EFENCED)
-        d->flush_error = status; /* nobody knows what it did not make durable */
+    bool durable = s->kind == ISC_FLUSH || (s->kind == ISC_WRITE && (r->bio->flags & GR_BIO_FUA));
+    if (durable && unknown_fate(status) && !d->flush_error)
+        d->flush_error = status;
     if (status < 0 && r->status >= 0)
         r->status = status;
     if (s->then && status >= 0)

@@ -5,6 +5,7 @@
 #include "iscsi-target/sanitize.h"
 #include "iscsi-target/scsi.h"
 #include <stdlib.h>
+#include <sys/socket.h>
 
 #define INCARNATIONS_ATTR "incarnations"
 #define INCARNATIONS_MAX 64u
@@ -47,6 +48,15 @@ static void ask_logout(struct tgt_lu *lu)
             tgt_sess_ask_logout(o);
 }
 
+/* What is under way has its answer with another host: the initiators hear nothing from us, and come back to be led there. */
+static void cut_off(struct tgt_lu *lu)
+{
+    for (struct tgt_sess *o = lu->server->sessions; o; o = o->next)
+        for (struct tgt_conn *c = o->lu == lu ? o->conns : NULL; c; c = c->next)
+            if (c->fd >= 0)
+                shutdown(c->fd, SHUT_RDWR);
+}
+
 static void presented(struct tgt_lu *lu)
 {
     struct gr_geometry before = lu->geo;
@@ -80,6 +90,10 @@ static void event(void *arg, enum gr_event ev)
         break;
     case GR_EVENT_FENCED:
         lu->fenced = true;
+        break;
+    case GR_EVENT_EJECTED:
+        lu->fenced = true;
+        cut_off(lu);
         break;
     case GR_EVENT_MOVING:
         ask_logout(lu);

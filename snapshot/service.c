@@ -39,6 +39,10 @@ void snap_svc_free(struct snap_svc *s)
 {
     if (!s)
         return;
+    s->ending = true;
+    gr_fqueue_wake_all(&s->wake);
+    while (s->rejoining)
+        gr_fqueue_wait(&s->wake);
     gr_fmutex_lock(&s->lock);
     while (s->list) {
         struct gr_err err = {0};

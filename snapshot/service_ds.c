@@ -51,6 +51,7 @@ int snap_ds_add(struct snap_svc *s, const char *name, json_t *devices, struct sn
     if (!ds)
         return gr_fail(err, -ENOMEM, "datastore '%s': out of memory", name);
     memcpy(ds->name, name, strlen(name) + 1);
+    ds->svc = s;
     ds->next = s->list;
     s->list = ds;
     for (; ds->n_devices < n; ds->n_devices++) {
@@ -156,12 +157,61 @@ static void close_devices(struct snap_ds *ds)
 
 static void vmfs_warning(void *arg, const char *text)
 {
-    snap_warn(arg, "%s", text);
+    snap_warn(((struct snap_ds *)arg)->svc, "%s", text);
+}
+
+/* ---- ejected ---- */
+#define REJOIN_MS 2000u /* between two attempts */
+static struct snap_ds *ejected_one(struct snap_svc *s)
+{
+    struct snap_ds *ds = s->list;
+    while (ds && !ds->ejected)
+        ds = ds->next;
+    return ds;
+}
+
+/* Another host has our disks now; ours come back to be led there, and we come back as if we had just started. */
+static void rejoin_fiber(void *arg)
+{
+    struct snap_svc *s = arg;
+    struct gr_err err = {0};
+    int r = 0;
+    gr_fmutex_lock(&s->lock);
+    for (struct snap_ds *ds; !s->ending && (ds = ejected_one(s));) {
+        if (ds->v)
+            snap_ds_leave(s, ds, false, NULL);
+        r = ds->v ? -EBUSY : snap_ds_join(s, ds, &err);
+        ds->ejected = r < 0;
+        snap_warn(s, r < 0 ? "datastore '%s' cannot be joined again, and will be tried again: %s" : "datastore '%s' is joined again%s", ds->name,
+                  r < 0 ? gr_err_text(&err, r) : "");
+        if (r < 0) {
+            gr_fmutex_unlock(&s->lock);
+            gr_fqueue_wait_ms(&s->wake, REJOIN_MS);
+            gr_fmutex_lock(&s->lock);
+        }
+    }
+    gr_fmutex_unlock(&s->lock);
+    if (!s->ending)
+        snap_svc_open_all(s);
+    s->rejoining--;
+    gr_fqueue_wake_all(&s->wake);
+}
+
+static void vmfs_ejected(void *arg)
+{
+    struct snap_ds *ds = arg;
+    struct snap_svc *s = ds->svc;
+    ds->ejected = true;
+    if (s->rejoining || s->ending)
+        return;
+    s->rejoining++;
+    if (gr_fiber_start(s->o.loop, rejoin_fiber, s) < 0)
+        s->rejoining--;
 }
 
 static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
 {
-    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = s->address, .portal = s->portal, .warn = vmfs_warning, .warn_arg = s};
+    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = s->address, .portal = s->portal, .ejected = vmfs_ejected, .warn = vmfs_warning, .warn_arg = ds};
     char host[65] = "";
     int r = gr_home_host_uuid(s->o.home, o.host_uuid, err);
     if (r < 0)

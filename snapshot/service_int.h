@@ -29,6 +29,8 @@ struct snap_ds {
     char error[GR_ERR_TEXT];                 /* why not */
     unsigned users;
     bool leaving;
+    bool ejected; /* another host took our place: a fiber is at joining again */
+    struct snap_svc *svc;
     struct snap_handle *handles;
 };
 struct snap_svc {
@@ -36,6 +38,9 @@ struct snap_svc {
     char *address;
     char portal[128];
     struct gr_fmutex lock; /* joining, leaving, the registry */
+    unsigned rejoining;    /* fibers */
+    bool ending;
+    struct gr_fqueue wake;
     struct snap_ds *list;
 };
 

@@ -44,7 +44,7 @@ struct inc { /* one start of a host */
     struct sim_host *sim;
     struct gr_bdev *path[DEVICES_MAX];
     struct vmfs *v;
-    bool disturbed, dead, over, fenced;
+    bool disturbed, dead, over, fenced, told;
     bool corpse;   /* dead in earnest: woken when everybody else is gone, to see what it does */
     unsigned home; /* starts of one home never run at once */
     struct inc *next;
@@ -275,6 +275,11 @@ static void warn(void *arg, const char *text)
     h->t->ejected += strstr(text, "did not answer") != NULL;
 }
 
+static void ejected(void *arg)
+{
+    ((struct inc *)arg)->told = true;
+}
+
 static void inc_start(struct trial *t, unsigned host);
 static void inc_fiber(void *arg)
 {
@@ -285,7 +290,7 @@ static void inc_fiber(void *arg)
     struct vmfs_info info = { 0 };
     snprintf(name, sizeof name, "host%u", h->host);
     snprintf(address, sizeof address, "/home/%u/%u", h->host, h->home);
-    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = name, .address = address, .warn = warn, .warn_arg = h };
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = name, .address = address, .warn = warn, .warn_arg = h, .ejected = ejected };
     memset(o.host_uuid, (int)h->host + 1, 16);
     loud(h, "joins");
     int r = vmfs_join(sim_host_loop(h->sim), h->path, t->n_devices, &o, &h->v, &err);
@@ -299,6 +304,7 @@ static void inc_fiber(void *arg)
     if (r == 0)
         vmfs_info(h->v, &info);
     h->fenced = r < 0 || info.fenced;
+    assert_true(h->told == info.fenced);
     if (info.fenced && !h->disturbed)
         fail_msg("host %u did answer, and was ejected: %s", h->host, info.fence_reason);
     if (r == 0 && (info.fenced || vmfs_leave(h->v, &err) < 0)) {

@@ -9,6 +9,7 @@
 
 #define INCARNATIONS_ATTR "incarnations"
 #define INCARNATIONS_MAX 64u
+#define RELEASE_WAIT_NS 10000000000ull /* how long a login waits for a disk that is being let go of */
 
 struct tgt_lu *tgt_lu_find(struct tgt_server *s, const char *disk)
 {
@@ -246,9 +247,13 @@ int tgt_lu_acquire(struct tgt_server *s, const char *disk, const char *initiator
                    struct gr_err *err)
 {
     struct tgt_place place = {0};
-    struct tgt_lu *lu = tgt_lu_find(s, disk);
-    if (lu && lu->releasing)
-        return gr_fail(err, -GR_ELOCKED, "disk '%s' is being released", disk);
+    struct tgt_lu *lu;
+    uint64_t deadline = gr_loop_now_ns(s->loop) + RELEASE_WAIT_NS;
+    while ((lu = tgt_lu_find(s, disk)) && lu->releasing) { /* then it is known where it is */
+        if (s->stopping || gr_loop_now_ns(s->loop) >= deadline)
+            return gr_fail(err, -GR_ELOCKED, "disk '%s' is being released", disk);
+        gr_fqueue_wait_ms(&s->changed, 100);
+    }
     if (lu && lu->bdev) {
         lu->users++;
         *ret = lu;

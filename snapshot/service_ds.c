@@ -357,41 +357,27 @@ int snap_refuse_in_use(struct snap_svc *s, const struct snap_disk *d, const char
                    d->h->path, what, n, n == 1 ? "" : "s");
 }
 
-struct slot_search {
-    int slot;
-    bool found;
-    struct vmfs_slot_info info;
-};
-
-static void match_slot(void *arg, const struct vmfs_slot_info *s)
+static void place_of_host(const struct vmfs_slot_info *i, struct snap_place *ret)
 {
-    struct slot_search *f = arg;
-    if ((int)s->slot != f->slot)
-        return;
-    f->found = true;
-    f->info = *s;
+    struct snap_place p = {0};
+    memcpy(p.host, i->host_name, sizeof(p.host));
+    memcpy(p.portal, i->portal, sizeof(p.portal));
+    memcpy(p.address, i->address, sizeof(p.address));
+    *ret = p;
 }
 
 /* 0: nobody living, or this host. 1: filled. */
 static int place_of_slot(struct snap_ds *ds, int slot, struct snap_place *ret, struct gr_err *err)
 {
-    if (slot < 0)
-        return 0;
-    struct slot_search *f = gr_zalloc(sizeof(*f));
-    if (!f)
-        return gr_fail(err, -ENOMEM, "out of memory");
-    f->slot = slot;
-    int r = vmfs_slots(ds->v, match_slot, f, err);
-    if (r >= 0)
-        r = f->found && f->info.alive && !f->info.self;
-    if (r > 0) {
-        struct snap_place p = {0};
-        memcpy(p.host, f->info.host_name, sizeof(p.host));
-        memcpy(p.portal, f->info.portal, sizeof(p.portal));
-        memcpy(p.address, f->info.address, sizeof(p.address));
-        *ret = p;
-    }
-    free(f);
+    struct vmfs_slot_info *i = slot < 0 ? NULL : gr_alloc(sizeof(*i));
+    if (!i)
+        return slot < 0 ? 0 : gr_fail(err, -ENOMEM, "out of memory");
+    int r = vmfs_slot(ds->v, (unsigned)slot, i, err);
+    if (r == 0)
+        r = i->alive && !i->self;
+    if (r == 1)
+        place_of_host(i, ret);
+    free(i);
     return r;
 }
 
@@ -474,14 +460,24 @@ static int try_open(struct snap_svc *s, struct snap_ds *ds, const char *path, st
     int living = place_of_slot(ds, slot, owner, err);
     if (living != 0)
         return living < 0 ? living : -GR_ELOCKED;
-    living = vmfs_recover(ds->v, err);
+    living = vmfs_recover_slot(ds->v, (unsigned)slot, err);
     return living < 0 ? living : -EAGAIN;
+}
+
+static bool is_moving(const struct snap_ds *ds, const char *path)
+{
+    const struct snap_moving *m = ds->moving;
+    while (m && strcmp(m->path, path) != 0)
+        m = m->next;
+    return m != NULL;
 }
 
 int snap_handle_get(struct snap_svc *s, struct snap_ds *ds, const char *path, uint64_t wait_ms, struct snap_handle **ret,
                     struct snap_place *ret_owner, struct gr_err *err)
 {
     uint64_t deadline = gr_loop_now_ns(s->o.loop) + wait_ms * 1000000ull;
+    while (is_moving(ds, path) && gr_loop_now_ns(s->o.loop) < deadline)
+        gr_fqueue_wait_ms(&s->wake, 100);
     for (unsigned tries = 0;; tries++) {
         struct snap_place owner = {0};
         struct snap_handle *h = snap_handle_find(ds, path);

@@ -73,11 +73,14 @@ static char *absolute(const char *path)
 static int lun_add(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     gr_auto_free char *file = absolute(gr_cmd_arg(c, 1));
-    const char *size = gr_cmd_opt(c, "size"), *uuid = gr_cmd_opt(c, "uuid");
+    const char *size = gr_cmd_opt(c, "size"), *uuid = gr_cmd_opt(c, "uuid"), *read_only = gr_cmd_opt(c, "read-only");
+    bool on = read_only && strcmp(read_only, "on") == 0;
     json_t *result = NULL;
+    if (read_only && !on && strcmp(read_only, "off") != 0)
+        return gr_fail(err, -GR_EUSAGE, "--read-only '%s': say on or off", read_only);
     if (!file)
         return gr_fail(err, -ENOMEM, "'%s': out of memory", gr_cmd_arg(c, 1));
-    json_t *params = json_pack("{s:s,s:s,s:b,s:s*}", "lun", gr_cmd_arg(c, 0), "file", file, "read-only", gr_cmd_flag(c, "read-only"), "uuid", uuid);
+    json_t *params = json_pack("{s:s,s:s,s:b,s:s*}", "lun", gr_cmd_arg(c, 0), "file", file, "read-only", on, "uuid", uuid);
     int r = params && size ? size_param(params, size, err) : 0;
     if (r < 0) {
         json_decref(params);
@@ -130,7 +133,7 @@ static int lun_redirect(struct gr_cmd_ctx *c, struct gr_err *err)
 }
 
 static const struct gr_opt add_opts[] = {{"size", "SIZE", "make the file, which must not exist, of this size", false},
-                                         {"read-only", NULL, "initiators may only read", false},
+                                         {"read-only", "on|off", "initiators may only read (default: off)", false},
                                          {"uuid", "UUID", "its identity (VPD page 83), when it takes the place of one with that; default: a new one", false},
                                          {NULL, NULL, NULL, false}};
 static const struct gr_opt remove_opts[] = {{"force", NULL, "end sessions that use it", false}, {NULL, NULL, NULL, false}};

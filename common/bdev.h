@@ -97,6 +97,7 @@ struct gr_geometry {
 };
 /* Events upward, turned into UNIT ATTENTIONs and the like. */
 enum gr_event { GR_EVENT_RESIZED, GR_EVENT_REVERTED, GR_EVENT_THRESHOLD, GR_EVENT_FENCED, GR_EVENT_MOVING, GR_EVENT_GONE,
+                GR_EVENT_EJECTED /* fenced: another host has it now. What is under way here must not be answered: its answer is with that host */,
                 GR_EVENT_PRESENTED /* read_only, removable or the limits have changed */ };
 struct gr_listener {
     void (*fn)(void *arg, enum gr_event ev);
@@ -211,6 +212,14 @@ struct gr_file_opts {
 int gr_bdev_file_open(struct gr_loop *loop, const char *path, const struct gr_file_opts *opts, struct gr_bdev **ret, struct gr_err *err);
 /* Grow or shrink the file under it; announces GR_EVENT_RESIZED. */
 int gr_bdev_file_resize(struct gr_bdev *bdev, uint64_t size, struct gr_err *err);
+/* Be the only one who serves a regular file as a whole, until it is closed: no other handle has claimed it, and no named lock of it is held
+ * or can be taken. Read-only handles share it. A block device node is claimed by its opening (exclusive). -GR_ELOCKED: somebody else is there. */
+int gr_bdev_file_claim(struct gr_bdev *bdev, struct gr_err *err);
+struct gr_file_room { /* bytes */
+    uint64_t missing;   /* of a regular file's length, what its holes would still take */
+    uint64_t free, all; /* of the file system below it */
+};
+int gr_bdev_file_room(struct gr_bdev *bdev, struct gr_file_room *ret); /* blocking; -EOPNOTSUPP: not a regular file */
 /* Memory of @size bytes (sparse, zero at first). Handles opened on one gr_mem share bytes and locks: "hosts" in one process. */
 struct gr_mem;
 struct gr_mem *gr_mem_new(uint64_t size);

@@ -33,6 +33,12 @@ void file_latch(struct file_bdev *b, int code)
     atomic_compare_exchange_strong(&b->flush_error, &none, code);
 }
 
+void file_latch_write(struct file_bdev *b, int code)
+{
+    if (code != -GR_ENOSPACE || !(b->direct || b->at_once))
+        file_latch(b, code);
+}
+
 /* A number from /sys/dev/block/MAJOR:MINOR/queue/NAME; a partition's queue is its parent's. */
 static uint64_t queue_limit(dev_t dev, const char *name)
 {

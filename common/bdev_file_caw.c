@@ -87,7 +87,7 @@ static void io_done(struct gr_fio *fio)
     if (n <= 0) {
         int code = n < 0 ? file_code(n) : -GR_EMEDIUM;
         if (c->writing)
-            file_latch(file_of(c->ch), code);
+            file_latch_write(file_of(c->ch), code);
         unlock(c);
         finish(c, code);
         return;

@@ -55,9 +55,12 @@ static inline struct file_bdev *file_of(const struct gr_chan *ch)
 int file_code(int64_t res);
 /* Remember that something may not have become durable: every later flush fails. */
 void file_latch(struct file_bdev *b, int code);
+/* A synchronous write failed with @code: it has used up the kernel's report of it, and a later fdatasync could succeed. Only one past the
+ * page cache, or to memory, that found no space is known to have left everything else alone. */
+void file_latch_write(struct file_bdev *b, int code);
 /* Send fio to the loop, or do it now. done() may run inside. */
 void file_issue(struct file_bdev *b, struct gr_chan *ch, struct gr_fio *fio);
-/* fcntl OFD lock on one range: 0, -EBUSY held by another open, or -errno. @type: F_WRLCK or F_UNLCK. */
+/* fcntl OFD lock on one range: 0, -EBUSY held by another open, or -errno. @type: F_WRLCK, F_RDLCK or F_UNLCK. */
 int file_lock_range(struct file_bdev *b, uint64_t start, uint64_t len, int type);
 int file_chan_open(struct gr_bdev *bdev, struct gr_chan *ch);
 void file_chan_close(struct gr_chan *ch);

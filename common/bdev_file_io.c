@@ -130,12 +130,8 @@ static bool aligned(const struct file_bdev *b, const struct gr_bio *bio)
 
 static void rw_fail(struct file_req *req, int code)
 {
-    struct file_bdev *b = file_of(req->ch);
-
-    /* A synchronous write that failed has used up the kernel's report of it: a later fdatasync could succeed. Only a
-     * direct one that found no space is known to have left everything else alone. */
-    if (req->bio->op == GR_OP_WRITE && (req->bio->flags & GR_BIO_FUA) && !(b->direct && code == -GR_ENOSPACE))
-        file_latch(b, code);
+    if (req->bio->op == GR_OP_WRITE && (req->bio->flags & GR_BIO_FUA))
+        file_latch_write(file_of(req->ch), code);
     req_end(req, code);
 }
 

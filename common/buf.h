@@ -30,6 +30,7 @@ int gr_uuid_parse(const char *text, uint8_t ret[16]);                /* 0 or -EI
 int gr_file_read(const char *path, size_t max, struct gr_buf *ret, struct gr_err *err);
 int gr_file_replace(const char *path, const void *data, size_t len, int mode, struct gr_err *err);
 int gr_mkdirs(const char *path, int mode, struct gr_err *err);
+int gr_sync_parent(const char *path); /* make what happened to the name @path durable: fsync of its directory; 0 or negative */
 /* Secret from a file: must be a regular file, not readable by group or others, else refused; one trailing newline is dropped. */
 int gr_secret_read(const char *path, struct gr_buf *ret, struct gr_err *err);
 #endif

@@ -89,8 +89,8 @@ static int write_all(int fd, const char *p, size_t len)
     return 0;
 }
 
-/* The rename is durable only when the directory is. */
-static int sync_parent(const char *path)
+/* A rename is durable only when the directory is. */
+int gr_sync_parent(const char *path)
 {
     gr_auto_free char *dir = gr_strdup(path);
     if (!dir)
@@ -125,7 +125,7 @@ int gr_file_replace(const char *path, const void *data, size_t len, int mode, st
         unlink(tmp);
         return gr_fail(err, r, "%s: cannot replace it: %s", path, gr_code_text(r));
     }
-    r = sync_parent(path);
+    r = gr_sync_parent(path);
     return r < 0 ? gr_fail(err, r, "%s: its directory cannot be synced: %s", path, gr_code_text(r)) : 0;
 }
 

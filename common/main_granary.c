@@ -4,14 +4,14 @@
 #include "backup-proxy/image_ops.h"
 #include "common/cmd.h"
 #include "hv/cmd_vm.h"
-#include "iscsi-target/target.h"
+#include "iscsi-target/raw_luns.h"
 #include "snapshot/service.h"
 
 int main(int argc, char **argv)
 {
     static const struct snap_images images = {bp_image_probe, bp_image_open, bp_image_write, bp_image_copy};
     static const struct gr_cmd *const tables[] = {
-        snap_up_commands, snap_datastore_commands, snap_disk_commands, tgt_commands, tgt_portal_commands, snap_snapshot_commands, hv_vm_commands,
+        snap_up_commands, snap_datastore_commands, snap_disk_commands, tgt_commands, tgt_raw_commands, tgt_portal_commands, snap_snapshot_commands, hv_vm_commands,
         bp_backup_commands, bp_restore_commands, mount_cmds, NULL,
     };
     struct snap_cmd_app app = {.images = &images};

@@ -23,6 +23,7 @@ static int lun_list(struct gr_cmd_ctx *c, struct gr_err *err)
     static const struct gr_col cols[] = {{"disk", "DISK", GR_COL_TEXT},         {"sessions", "SESSIONS", GR_COL_NUMBER},
                                          {"masked", "MASKED", GR_COL_BOOL},     {"chap-user", "CHAP", GR_COL_TEXT},
                                          {"iscsi-url", "ISCSI URL", GR_COL_TEXT}, {"nbd-url", "NBD URL", GR_COL_TEXT},
+                                         {"size", "SIZE", GR_COL_SIZE},         {"file", "FILE", GR_COL_TEXT},
                                          {NULL, NULL, GR_COL_TEXT}};
     return tgt_cmd_rows(c, "lun.list", disk_param(c), cols, err);
 }
@@ -219,7 +220,7 @@ static const struct gr_opt stat_opts[] = {{"prometheus", NULL, "print it as Prom
 static const struct gr_opt session_opts[] = {{"disk", "DISK", "only sessions of this disk", false}, {NULL, NULL, NULL, false}};
 
 const struct gr_cmd tgt_commands[] = {
-    {"lun", "list", "[DISK]", 0, 1, "disks served, and the URLs that reach them", NULL, lun_list},
+    {"lun", "list", "[DISK]", 0, 1, "disks and raw LUNs served, and the URLs that reach them", NULL, lun_list},
     {"lun", "stat", "[DISK]", 0, 1, "what was read and written through iSCSI, and how long it took", stat_opts, lun_stat},
     {"lun", "mask", "DISK", 1, 1, "hide a disk from all initiators; its sessions end", NULL, lun_mask},
     {"lun", "unmask", "DISK", 1, 1, "show it again", NULL, lun_unmask},

@@ -10,6 +10,7 @@
 #include "common/log.h"
 #include "iscsi-target/handover.h"
 #include "iscsi-target/isns.h"
+#include "iscsi-target/raw_luns.h"
 #include "iscsi-target/storaged_options.h"
 #include "snapshot/expose.h"
 #include <signal.h>
@@ -30,6 +31,7 @@ struct daemon {
     struct tgt_heritage heritage;
     char *pki_dir, *socket_path, *pid_path;
     struct snap_svc *svc;
+    struct tgt_raw *raw;
     struct tgt_server *tgt;
     struct tgt_portals portals;
     struct tgt_isns *isns;
@@ -286,13 +288,13 @@ static int op_status(void *arg, struct gr_rpc_call *call, json_t *params, json_t
         mover_server_stats(d->mover, &ms);
     json_t *portals = tgt_portals_names(&d->portals, false), *multipath = tgt_portals_names(&d->portals, true);
     const char *portal = json_string_value(json_array_get(portals, 0)), *second = json_string_value(json_array_get(multipath, 0));
-    *ret = json_pack("{s:s,s:i,s:I,s:s,s:s,s:s,s:o,s:o,s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:b,s:o}", "program", "granary-storaged", "pid", (int)getpid(),
+    *ret = json_pack("{s:s,s:i,s:I,s:s,s:s,s:s,s:o,s:o,s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:b,s:o,s:o}", "program", "granary-storaged", "pid", (int)getpid(),
                      "uptime", (json_int_t)((gr_loop_now_ns(d->loop) - d->started_ns) / 1000000000ull), "engine",
                      gr_loop_engine(d->loop) == GR_ENGINE_URING ? "io_uring" : "synchronous", "portal", portal ? portal : "", "multipath-portal",
                      second ? second : "", "portals", portals, "multipath-portals", multipath, "mover", d->mover_addr, "mover-security",
                      d->o.insecure ? "none" : "tls", "isns", d->o.isns ? d->o.isns : "", "isns-targets", d->isns ? tgt_isns_registered(d->isns) : 0,
                      "loops", (int)d->o.loops, "sessions", (int)tgt_server_sessions(d->tgt, NULL), "mover-connections", (int)ms.connections, "insecure", d->o.insecure,
-                     "exposures", snap_exposures_list(d->exposures));
+                     "exposures", snap_exposures_list(d->exposures), "raw-luns", tgt_raw_list(d->raw));
     return *ret ? 0 : gr_fail(err, -ENOMEM, "out of memory for the answer");
 }
 
@@ -395,15 +397,15 @@ static int start_target(struct daemon *d, struct gr_err *err)
     int r = d->o.loops > 1 ? gr_gang_start(d->loop, d->o.loops - 1, &d->gang, err) : 0;
     if (r < 0)
         return r;
+    const struct tgt_directory disks = {.arg = d, .lookup = dir_lookup, .list = dir_list, .nbd_url = dir_nbd_url, .portal = dir_portal,
+                                        .group = dir_group, .groups = dir_groups};
+    r = tgt_raw_new(d->loop, d->home, &disks, &d->raw, err);
+    if (r < 0)
+        return r;
     struct tgt_server_opts o = {
-        .loop = d->loop,
-        .gang = d->gang,
-        .dir = {.arg = d, .lookup = dir_lookup, .list = dir_list, .nbd_url = dir_nbd_url, .portal = dir_portal,
-                .group = dir_group, .groups = dir_groups},
-        .access_path = access,
-        .note = log_note,
-    };
-    return tgt_server_new(&o, &d->tgt, err);
+        .loop = d->loop, .gang = d->gang, .dir = tgt_raw_directory(d->raw), .access_path = access, .note = log_note};
+    r = tgt_server_new(&o, &d->tgt, err);
+    return r < 0 ? r : tgt_raw_serve(d->raw, d->tgt, log_note, NULL, err);
 }
 
 /* The host part of HOST:PORT goes into the server's certificate. */
@@ -464,6 +466,8 @@ static int serve_requests(struct daemon *d, struct gr_err *err)
         r = snap_svc_serve(d->svc, d->rpc);
     if (r == 0)
         r = gr_rpc_server_add(d->rpc, tgt_service, d->tgt);
+    if (r == 0)
+        r = gr_rpc_server_add(d->rpc, tgt_raw_methods, d->raw);
     if (r == 0)
         r = gr_rpc_server_add(d->rpc, tgt_portal_methods, &d->portals);
     if (r == 0)
@@ -527,6 +531,7 @@ static void stop_all(struct daemon *d)
     snap_exposures_free(d->exposures);
     d->exposures = NULL;
     tgt_server_free(gr_take(d->tgt));
+    tgt_raw_free(gr_take(d->raw));
     snap_svc_free(d->svc);
     gr_gang_stop(gr_take(d->gang));
     gr_daemon_pidfile_remove(d->pid_path);

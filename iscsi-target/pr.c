@@ -3,6 +3,7 @@
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/seam.h"
+#include "iscsi-target/sanitize.h"
 #include "iscsi-target/scsi.h"
 #include <jansson.h>
 #include <stdlib.h>
@@ -221,6 +222,17 @@ static uint32_t apply(struct tgt_task *t, struct tgt_pr *pr, const struct tgt_pr
     return 0;
 }
 
+/* Wait until whatever was with the device has been answered, also of sessions that are gone: nothing of who was preempted lands later. What
+ * comes now waits behind us. While the unit is sanitized nothing else is with the device. */
+static void drain(struct tgt_task *t)
+{
+    if (tgt_sanitize_alone(t->lu))
+        return;
+    tgt_fiber_range(t, 0, UINT64_MAX, true);
+    tgt_range_end(&t->lu->ranges, &t->range);
+    t->range.active = false;
+}
+
 void tgt_run_pr_out(struct tgt_task *t)
 {
     struct tgt_lu *lu = t->lu;
@@ -249,6 +261,8 @@ void tgt_run_pr_out(struct tgt_task *t)
     while (!result && rq.action == PR_PREEMPT_ABORT && under_way(t, &pr->effect)) /* SPC-4 5.13.11.2.7: answered when they have ended */
         gr_fqueue_wait(&pr->gone);
     gr_fmutex_unlock(&pr->lock);
+    if (!result && rq.action == PR_PREEMPT_ABORT)
+        drain(t);
     if (result >> 8)
         tgt_check(t, result >> 8);
     else

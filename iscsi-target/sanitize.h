@@ -29,5 +29,7 @@ GR_SIZE(struct tgt_sanitize_record, 8);
 uint32_t tgt_sanitize_bars(const struct tgt_lu *lu, const struct tgt_cmd *cmd, int *ret_progress);
 /* (fiber) Go on with what the device remembers. */
 int tgt_sanitize_load(struct tgt_lu *lu, struct gr_err *err);
+/* (fiber) Does its work have the unit to itself? Waits while that is about to begin. */
+bool tgt_sanitize_alone(const struct tgt_lu *lu);
 void tgt_sanitize_free(struct tgt_lu *lu); /* not while it runs */
 #endif

@@ -228,10 +228,20 @@ void tgt_scsi_execute(struct tgt_task *t)
         t->cmd->run(t);
 }
 
+bool tgt_scsi_still_admitted(struct tgt_task *t)
+{
+    if (!tgt_pr_check(t->lu, t->sess, t->cmd->flags))
+        return true;
+    tgt_status(t, TGT_CONFLICT);
+    return false;
+}
+
 void tgt_scsi_resume(struct tgt_task *t)
 {
     t->state = TASK_RUN;
     t->sess->running++;
+    if (!tgt_scsi_still_admitted(t))
+        return;
     if (t->cmd->flags & CMD_FIBER)
         tgt_scsi_fiber(t);
     else

@@ -89,6 +89,8 @@ uint32_t tgt_cdb_blocks(const uint8_t *cdb);
 void tgt_scsi_execute(struct tgt_task *t);
 /* Run again after a wait for a buffer. */
 void tgt_scsi_resume(struct tgt_task *t);
+/* Reservations may have changed while @t waited for its turn: asked again when it goes to the device. False: it is answered. */
+bool tgt_scsi_still_admitted(struct tgt_task *t);
 void tgt_scsi_fiber(struct tgt_task *t);
 
 /* ---- answers ---- */
@@ -109,8 +111,8 @@ void tgt_lu_naa(const struct tgt_lu *lu, uint8_t naa[16]); /* NAA designator of 
 
 /* ---- the rows' functions ---- */
 bool tgt_check_range(struct tgt_task *t, uint64_t lba, uint64_t blocks); /* false: answered */
-/* Take the range [off, off+len) for a fiber; waits. */
-void tgt_fiber_range(struct tgt_task *t, uint64_t off, uint64_t len, bool excl);
+/* Take the range [off, off+len) for a fiber; waits. False: a reservation came meanwhile, and @t is answered. */
+bool tgt_fiber_range(struct tgt_task *t, uint64_t off, uint64_t len, bool excl);
 
 void tgt_run_test_unit_ready(struct tgt_task *t);
 void tgt_run_request_sense(struct tgt_task *t);

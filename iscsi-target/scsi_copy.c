@@ -153,7 +153,8 @@ static uint32_t segment(struct copy *c, const uint8_t *d)
     struct tgt_task wait = {.lu = dst}; /* the range of another LU cannot live in our task */
     if (len) {
         tgt_fiber_range(&wait, dst_lba << dst->shift, len, true);
-        int r = copy_blocks(src, src_lba << src->shift, dst, dst_lba << dst->shift, len);
+        int r = !permitted(ss, false) || !permitted(ds, true) ? -GR_ERESERVED /* since it waited */
+                                                               : copy_blocks(src, src_lba << src->shift, dst, dst_lba << dst->shift, len);
         tgt_range_end(&dst->ranges, &wait.range);
         if (r < 0)
             return TGT_SENSE_COPY_ABORTED;

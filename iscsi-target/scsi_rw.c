@@ -22,7 +22,8 @@ static void dev_go(struct tgt_range *r)
     struct tgt_task *t = gr_container_of(r, struct tgt_task, range);
     t->state = TASK_RUN;
     t->sess->running++;
-    gr_submit(t->lu->chan, &t->bio);
+    if (tgt_scsi_still_admitted(t))
+        gr_submit(t->lu->chan, &t->bio);
 }
 
 /* Hand t->bio (op, flags, iov set) for bytes [off, off+len) to the device, when the range is free. */
@@ -162,6 +163,7 @@ void tgt_run_compare_write(struct tgt_task *t)
     }
     t->iov = (struct iovec){t->buf, len};
     t->iov2 = (struct iovec){t->buf + len, len};
+    t->range.excl = true; /* a plain write of somebody else is before it or behind it, never within */
     t->bio.op = GR_OP_COMPARE_WRITE;
     t->bio.flags = GR_BIO_FUA;
     t->bio.iov = &t->iov;

@@ -22,6 +22,13 @@ struct tgt_sanitize {
     uint8_t pattern[TGT_SANITIZE_PATTERN];
 };
 
+bool tgt_sanitize_alone(const struct tgt_lu *lu)
+{
+    while (lu->sanitize && lu->sanitize->running && !lu->sanitize->range.active)
+        gr_fiber_sleep_ms(1);
+    return lu->sanitize && lu->sanitize->running;
+}
+
 uint32_t tgt_sanitize_bars(const struct tgt_lu *lu, const struct tgt_cmd *cmd, int *ret_progress)
 {
     const struct tgt_sanitize *z = lu->sanitize;

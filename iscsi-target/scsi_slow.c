@@ -13,15 +13,17 @@ static void range_wake(struct tgt_range *r)
     gr_fiber_wake((struct gr_fiber *)t->bio.arg);
 }
 
-void tgt_fiber_range(struct tgt_task *t, uint64_t off, uint64_t len, bool excl)
+bool tgt_fiber_range(struct tgt_task *t, uint64_t off, uint64_t len, bool excl)
 {
     t->range.off = off;
     t->range.len = len;
     t->range.excl = excl;
     t->range.go = range_wake;
     t->bio.arg = gr_fiber_self();
-    if (!tgt_range_begin(&t->lu->ranges, &t->range))
-        gr_fiber_suspend();
+    if (tgt_range_begin(&t->lu->ranges, &t->range))
+        return true;
+    gr_fiber_suspend();
+    return !t->cmd || tgt_scsi_still_admitted(t);
 }
 
 /* Start and length in bytes of the blocks that the CDB names; false: answered. */
@@ -63,12 +65,13 @@ void tgt_run_orwrite(struct tgt_task *t)
         tgt_good(t);
         return;
     }
+    if (!tgt_fiber_range(t, off, len, true))
+        return;
     uint8_t *old = tgt_buf_get(&t->sess->server->pool, (uint32_t)len, &cap);
     if (!old) {
         tgt_status(t, TGT_BUSY);
         return;
     }
-    tgt_fiber_range(t, off, len, true);
     int r = gr_pread(t->lu->chan, old, len, off);
     for (uint64_t i = 0; !r && i < len; i++)
         t->buf[i] |= old[i];
@@ -133,7 +136,8 @@ void tgt_run_verify(struct tgt_task *t)
         tgt_good(t);
         return;
     }
-    tgt_fiber_range(t, off, len, false);
+    if (!tgt_fiber_range(t, off, len, false))
+        return;
     int r = compare(t, off, len, t->buf, period, &at);
     finish_compare(t, r, at);
 }
@@ -153,7 +157,8 @@ void tgt_run_write_verify(struct tgt_task *t)
         tgt_good(t);
         return;
     }
-    tgt_fiber_range(t, off, len, false);
+    if (!tgt_fiber_range(t, off, len, false))
+        return;
     int r = gr_pwrite(t->lu->chan, t->buf, len, off, GR_BIO_FUA);
     if (!r && bytchk)
         r = compare(t, off, len, t->buf, len, &at);
@@ -211,7 +216,8 @@ void tgt_run_write_same(struct tgt_task *t)
         return;
     }
     bool zeros = ndob || all_zero(t->buf, block);
-    tgt_fiber_range(t, off, len, false);
+    if (!tgt_fiber_range(t, off, len, false))
+        return;
     finish(t, zeros ? zero(t, off, len, unmap ? GR_BIO_MAY_UNMAP : 0) : write_pattern(t, off, len, t->buf, block));
 }
 
@@ -279,13 +285,14 @@ void tgt_run_unmap(struct tgt_task *t)
     if (!unmap_list_ok(t, &n))
         return;
     int r = 0;
-    for (uint32_t i = 0; i < n && !r; i++) {
+    for (uint32_t i = 0; i < n && !r && !t->aborted; i++) {
         uint64_t off = gr_get_be64(t->buf + 8 + 16 * i) << lu->shift, len = (uint64_t)gr_get_be32(t->buf + 16 + 16 * i) << lu->shift;
         if (!len)
             continue;
         if (t->range.active)
             tgt_range_end(&lu->ranges, &t->range);
-        tgt_fiber_range(t, off, len, false);
+        if (!tgt_fiber_range(t, off, len, false))
+            return;
         r = unmap_range(t, off, len);
     }
     finish(t, r);

@@ -50,6 +50,8 @@ struct tgt_directory {
     uint16_t (*group)(void *arg, const char *disk);
     /* Optional (fiber): all hosts that serve @disk, at most @max; how many, or negative. */
     int (*groups)(void *arg, const char *disk, struct tgt_group *ret, unsigned max);
+    /* Optional: add to (or correct) what lun.list says of @disk. */
+    void (*describe)(void *arg, const char *disk, json_t *row);
 };
 
 struct tgt_server_opts {
@@ -112,7 +114,8 @@ int tgt_name_of(const char *disk, char ret[TGT_NAME_MAX + 1]);
 int tgt_disk_of(const char *name, char *ret, size_t size);
 
 /* RPC: add with arg = the server.
- *   lun.list {"disk"?}                    → [{"disk","target","iscsi-url","nbd-url","masked","size","initiators":[…],"chap-user","mutual-user","sessions"}]
+ *   lun.list {"disk"?}                    → [{"disk","target","iscsi-url","nbd-url","file","masked","size","initiators":[…],"chap-user","mutual-user","sessions"}];
+ *                                         of raw LUNs also "uuid","read-only","redirect","error"
  *   lun.mask {"disk"} | lun.unmask        a masked disk cannot be found or logged in to; its sessions end
  *   lun.acl {"disk","allow":[…]?,"deny":[…]?}  → {"disk","initiators":[…]}; deny drops that initiator's sessions
  *   lun.chap {"disk","user","secret","mutual-user"?,"mutual-secret"?} | {"disk","off":true}; secrets are never shown; disk "discovery": of discovery

@@ -37,7 +37,10 @@ static json_t *lun_row(struct tgt_server *s, const char *disk)
     json_object_set_new(row, "initiators", tgt_access_initiators(s->access, disk));
     json_object_set_new(row, "chap-user", or_null(sec.user));
     json_object_set_new(row, "mutual-user", or_null(sec.mutual_user));
+    json_object_set_new(row, "file", json_null());
     json_object_set_new(row, "size", lu && lu->bdev ? json_integer((json_int_t)lu->geo.size) : json_null());
+    if (s->dir.describe)
+        s->dir.describe(s->dir.arg, disk, row);
     return row;
 }
 

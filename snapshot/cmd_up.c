@@ -205,10 +205,10 @@ static int bring_up(struct site *s, bool *ret_already, struct gr_err *err)
     return 0;
 }
 
-/* Datastores that are registered but cannot be joined: their disks are not served. */
-static int tell_missing(struct site *s)
+/* Why each of @rows that has an "error" is not served; how many. */
+static int tell_errors(json_t *rows)
 {
-    json_t *rows = ask(s, s->storaged, "datastore.list"), *row;
+    json_t *row;
     size_t i;
     int n = 0;
     json_array_foreach(rows, i, row)
@@ -219,6 +219,14 @@ static int tell_missing(struct site *s)
         fprintf(stderr, "warning: %s\n", why);
         n++;
     }
+    return n;
+}
+
+/* Datastores that are registered but cannot be joined: their disks are not served. */
+static int tell_missing(struct site *s)
+{
+    json_t *rows = ask(s, s->storaged, "datastore.list");
+    int n = tell_errors(rows);
     json_decref(rows);
     return n;
 }
@@ -239,7 +247,7 @@ static int cmd_up(struct gr_cmd_ctx *c, struct gr_err *err)
                           json_object_get(st, "portal"), "multipath-portal", json_object_get(st, "multipath-portal"), "mover",
                           json_object_get(st, "mover"), "storaged-pid", (int)gr_daemon_pid(s.storaged), "hostd-pid",
                           (int)gr_daemon_pid(s.hostd));
-    int missing = tell_missing(&s);
+    int missing = tell_missing(&s), closed = tell_errors(json_object_get(st, "raw-luns"));
     const char *portal = json_string_value(json_object_get(st, "portal")), *mover = json_string_value(json_object_get(st, "mover"));
     r = gr_cmd_done(c, o, "%s: iSCSI portal %s, mover %s", already ? "up already" : "up", portal ? portal : "?", mover ? mover : "?");
     json_decref(st);
@@ -247,6 +255,8 @@ static int cmd_up(struct gr_cmd_ctx *c, struct gr_err *err)
     site_done(&s);
     if (r == 0 && missing > 0)
         return gr_fail(err, -GR_EPARTIAL, "%d datastore%s could not be joined", missing, missing == 1 ? "" : "s");
+    if (r == 0 && closed > 0)
+        return gr_fail(err, -GR_EPARTIAL, "%d LUN%s could not be opened", closed, closed == 1 ? "" : "s");
     return r;
 }
 
@@ -357,6 +367,10 @@ static const struct gr_col datastore_cols[] = {
     {"name", "DATASTORE", GR_COL_TEXT}, {"state", "STATE", GR_COL_TEXT}, {"size", "SIZE", GR_COL_SIZE},
     {"free", "FREE", GR_COL_SIZE},      {"error", "ERROR", GR_COL_TEXT}, {NULL},
 };
+static const struct gr_col lun_cols[] = {
+    {"disk", "RAW LUN", GR_COL_TEXT}, {"size", "SIZE", GR_COL_SIZE}, {"file", "FILE", GR_COL_TEXT}, {"redirect", "SERVED BY", GR_COL_TEXT},
+    {"error", "ERROR", GR_COL_TEXT},  {NULL},
+};
 static const struct gr_col vm_cols[] = {
     {"vm", "VM", GR_COL_TEXT}, {"state", "STATE", GR_COL_TEXT}, {"accel", "ENGINE", GR_COL_TEXT}, {NULL},
 };
@@ -408,6 +422,9 @@ static int cmd_status(struct gr_cmd_ctx *c, struct gr_err *err)
         r = gr_cmd_object(c, status_cols, o);
     if (r == 0 && !gr_cmd_json(c) && json_array_size(json_object_get(o, "datastores")) > 0)
         r = gr_cmd_rows(c, datastore_cols, json_object_get(o, "datastores"));
+    json_t *luns = json_object_get(json_object_get(o, "storaged"), "raw-luns");
+    if (r == 0 && !gr_cmd_json(c) && json_array_size(luns) > 0)
+        r = gr_cmd_rows(c, lun_cols, luns);
     if (r == 0 && !gr_cmd_json(c) && json_array_size(json_object_get(o, "vms")) > 0)
         r = gr_cmd_rows(c, vm_cols, json_object_get(o, "vms"));
     json_decref(o);

@@ -1,4 +1,5 @@
-/* One SCSI command to a LUN, in a session of its own: scsi_send [--in BYTES] [--out FILE] URL CDB
+/* One SCSI command to a LUN, in a session of its own: scsi_send [--in BYTES] [--out FILE] [--port N] URL CDB
+ * --port: be the initiator port of this number (its ISID), to which reservations belong; default: a port that nobody was yet.
  * CDB: hexadecimal. Prints "good" (with --in: and the data, hexadecimal), "conflict", or "sense K/AA/QQ". Exit 0: an answer came. */
 #include <iscsi/iscsi.h>
 #include <iscsi/scsi-lowlevel.h>
@@ -40,7 +41,7 @@ int main(int argc, char **argv)
 {
     static unsigned char out[1 << 20];
     unsigned char cdb[16] = {0};
-    unsigned in = 0;
+    unsigned in = 0, port = 0;
     size_t out_len = 0;
     int at = 1;
     for (; at + 1 < argc && argv[at][0] == '-'; at += 2) {
@@ -48,6 +49,8 @@ int main(int argc, char **argv)
         if (f) {
             out_len = fread(out, 1, sizeof out, f);
             fclose(f);
+        } else if (strcmp(argv[at], "--port") == 0) {
+            port = (unsigned)strtoul(argv[at + 1], NULL, 0);
         } else {
             in = (unsigned)strtoul(argv[at + 1], NULL, 0);
         }
@@ -56,7 +59,9 @@ int main(int argc, char **argv)
     struct iscsi_context *iscsi = len ? iscsi_create_context("iqn.2026-11.local.granary:scsi-send") : NULL;
     struct iscsi_url *url = iscsi ? iscsi_parse_full_url(iscsi, argv[at]) : NULL;
     if (!url)
-        return fail("usage: scsi_send [--in BYTES] [--out FILE] URL CDB", iscsi);
+        return fail("usage: scsi_send [--in BYTES] [--out FILE] [--port N] URL CDB", iscsi);
+    if (port)
+        iscsi_set_isid_en(iscsi, 0, port);
     iscsi_set_targetname(iscsi, url->target);
     iscsi_set_session_type(iscsi, ISCSI_SESSION_NORMAL);
     if (iscsi_full_connect_sync(iscsi, url->portal, url->lun) < 0)

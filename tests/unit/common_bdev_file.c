@@ -233,5 +233,31 @@ static void test_long(void **state)
     }
 }
 
+/* Whoever serves the file as a whole keeps off others who do, and datastores, whose hosts hold named locks. */
+static void test_claim(void **state)
+{
+    struct ctx *c = *state;
+    struct gr_bdev *b = NULL;
+    struct gr_file_room room;
+
+    open_with(c, (struct gr_file_opts){.create = true, .size = 1 << 20});
+    assert_int_equal(gr_bdev_file_room(c->bdev, &room), 0);
+    assert_int_equal(room.missing, 1 << 20);
+    assert_true(room.all >= room.free && room.free > 0);
+    assert_int_equal(gr_bdev_file_open(c->loop, c->path, NULL, &b, NULL), 0);
+    assert_int_equal(b->ops->trylock(b, 63), 0);
+    assert_int_equal(gr_bdev_file_claim(c->bdev, NULL), -GR_ELOCKED);
+    b->ops->unlock(b, 63);
+    assert_int_equal(gr_bdev_file_claim(c->bdev, NULL), 0);
+    assert_int_equal(b->ops->trylock(b, 63), -EBUSY);
+    assert_int_equal(gr_bdev_file_claim(b, NULL), -GR_ELOCKED);
+    gr_bdev_put(b);
+    gr_chan_close(c->ch);
+    c->ch = NULL;
+    gr_bdev_put(c->bdev); /* closing lets go */
+    open_with(c, (struct gr_file_opts){0});
+    assert_int_equal(c->bdev->ops->trylock(c->bdev, 63), 0);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-TEST_MAIN(T(test_refused), T(test_odd_size), T(test_cut_below), T(test_latched), T(test_resize), T(test_long))
+TEST_MAIN(T(test_refused), T(test_odd_size), T(test_cut_below), T(test_latched), T(test_resize), T(test_long), T(test_claim))

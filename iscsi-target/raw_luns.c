@@ -1,0 +1,378 @@
+/* The list of raw LUNs and the directory that has them beside what is below. */
+#include "common/buf.h"
+#include "common/cleanup.h"
+#include "common/seam.h"
+#include "iscsi-target/raw_int.h"
+#include <string.h>
+
+#define REGISTRY "conf/luns.json"
+#define VERSION 1
+#define GHOST_NS 2000000000ull /* a killed process holds its files until the kernel has ended what it had under way */
+#define GHOST_STEP_MS 50
+#define WATCH_MS 1000
+
+/* ---- the list ---- */
+struct raw_lun *tgt_raw_find(const struct tgt_raw *raw, const char *name)
+{
+    struct raw_lun *l = raw->luns;
+    while (l && strcmp(l->name, name) != 0)
+        l = l->next;
+    return l;
+}
+
+void tgt_raw_link(struct tgt_raw *raw, struct raw_lun *l)
+{
+    struct raw_lun **p = &raw->luns;
+    while (*p && strcmp((*p)->name, l->name) < 0)
+        p = &(*p)->next;
+    l->next = *p;
+    *p = l;
+}
+
+void tgt_raw_unlink(struct tgt_raw *raw, struct raw_lun *l)
+{
+    struct raw_lun **p = &raw->luns;
+    while (*p != l)
+        p = &(*p)->next;
+    *p = l->next;
+}
+
+void tgt_raw_lun_free(struct raw_lun *l)
+{
+    if (!l)
+        return;
+    gr_bdev_put(l->bdev);
+    free(l->name);
+    free(l->file);
+    free(l->redirect);
+    free(l);
+}
+
+char *tgt_raw_store_dir(const struct tgt_raw *raw, const struct raw_lun *l)
+{
+    char uuid[37];
+    gr_uuid_format(l->uuid, uuid);
+    return gr_asprintf("%s/state/luns/%s", gr_home_dir(raw->home), uuid);
+}
+
+/* ---- the registry ---- */
+int tgt_raw_name_check(const char *name, struct gr_err *err)
+{
+    size_t n = strlen(name);
+    if (!n || n > TGT_RAW_NAME_MAX)
+        return gr_fail(err, -GR_EUSAGE, "a LUN's name has 1 to %u bytes, not %zu", TGT_RAW_NAME_MAX, n);
+    if (!gr_utf8_ok(name, n))
+        return gr_fail(err, -GR_EUSAGE, "a LUN's name is UTF-8 without control characters");
+    size_t bad = strcspn(name, "/@:*");
+    if (name[bad])
+        return gr_fail(err, -GR_EUSAGE, "LUN name '%s' must not contain '%c'%s", name, name[bad], name[bad] == '/' ? ": that would be a disk's" : "");
+    if (name[0] == '.' || name[0] == '-')
+        return gr_fail(err, -GR_EUSAGE, "LUN name '%s' must not start with '%c'", name, name[0]);
+    return strcmp(name, "discovery") ? 0 : gr_fail(err, -GR_EUSAGE, "a LUN cannot be called 'discovery': access rules have another meaning for it");
+}
+
+int tgt_raw_address_check(const char *address, struct gr_err *err)
+{
+    const char *colon = strrchr(address, ':');
+    uint64_t port;
+    size_t host = colon ? (size_t)(colon - address) : 0;
+    bool v6 = host > 2 && address[0] == '[' && address[host - 1] == ']';
+    bool plain = host && strspn(address, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-") == host;
+    if (strlen(address) >= TGT_SHOWN || (!v6 && !plain) || (v6 && strspn(address + 1, "0123456789abcdefABCDEF:.") != host - 2) ||
+        gr_parse_u64(colon + 1, 1, 65535, &port, NULL) < 0)
+        return gr_fail(err, -EINVAL, "'%s' is not HOST:PORT or [IPV6]:PORT: a login cannot be sent there", address);
+    return 0;
+}
+
+static int read_entry(struct tgt_raw *raw, const char *name, json_t *o, struct gr_err *err)
+{
+    const char *file = json_string_value(json_object_get(o, "file")), *uuid = json_string_value(json_object_get(o, "uuid"));
+    const char *to = json_string_value(json_object_get(o, "redirect"));
+    struct raw_lun *l = gr_zalloc(sizeof *l);
+    int r = l ? tgt_raw_name_check(name, err) : gr_fail(err, -ENOMEM, "out of memory");
+    if (r == 0 && (!file || file[0] != '/'))
+        r = gr_fail(err, -GR_EFORMAT, "LUN '%s' has no absolute path as \"file\"", name);
+    if (r == 0 && (!uuid || gr_uuid_parse(uuid, l->uuid) < 0))
+        r = gr_fail(err, -GR_EFORMAT, "LUN '%s' has no valid \"uuid\"", name);
+    if (r == 0 && to)
+        r = tgt_raw_address_check(to, err);
+    if (r == 0) {
+        l->read_only = json_is_true(json_object_get(o, "read-only"));
+        l->name = gr_strdup(name);
+        l->file = gr_strdup(file);
+        l->redirect = to ? gr_strdup(to) : NULL;
+        if (!l->name || !l->file || (to && !l->redirect))
+            r = gr_fail(err, -ENOMEM, "out of memory");
+    }
+    if (r < 0)
+        tgt_raw_lun_free(l);
+    else
+        tgt_raw_link(raw, l);
+    return r < 0 && r != -ENOMEM ? -GR_EFORMAT : r;
+}
+
+static int load(struct tgt_raw *raw, struct gr_err *err)
+{
+    json_t *doc = NULL, *o;
+    const char *name;
+    int r = gr_home_load(raw->home, REGISTRY, &doc, err);
+    if (r < 0)
+        return r;
+    json_t *version = json_object_get(doc, "version"), *all = json_object_get(doc, "luns");
+    if (version && json_integer_value(version) != VERSION)
+        r = gr_fail(err, -GR_EVERSION, "its version is not %d", VERSION);
+    else if (all && !json_is_object(all))
+        r = gr_fail(err, -GR_EFORMAT, "\"luns\" is not an object");
+    json_object_foreach(all, name, o)
+    {
+        if (r == 0)
+            r = read_entry(raw, name, o, err);
+    }
+    json_decref(doc);
+    return r < 0 ? gr_prefix(err, r, "%s/" REGISTRY, gr_home_dir(raw->home)) : 0;
+}
+
+static json_t *describe(const struct raw_lun *l)
+{
+    char uuid[37];
+    gr_uuid_format(l->uuid, uuid);
+    return json_pack("{s:s,s:s,s:b,s:s*}", "file", l->file, "uuid", uuid, "read-only", l->read_only, "redirect", l->redirect);
+}
+
+int tgt_raw_save(struct tgt_raw *raw, const struct raw_lun *except, struct gr_err *err)
+{
+    json_t *all = json_object();
+    bool whole = all != NULL;
+    for (const struct raw_lun *l = raw->luns; l; l = l->next)
+        if (l != except)
+            whole = json_object_set_new(all, l->name, describe(l)) == 0 && whole;
+    json_t *doc = whole ? json_pack("{s:i,s:O}", "version", VERSION, "luns", all) : NULL;
+    json_decref(all);
+    int r = doc ? gr_home_save(raw->home, REGISTRY, doc, err) : gr_fail(err, -ENOMEM, "the list of LUNs: out of memory");
+    json_decref(doc);
+    return r;
+}
+
+json_t *tgt_raw_row(const struct raw_lun *l)
+{
+    struct gr_geometry g = {0};
+    json_t *row = describe(l);
+    if (!row)
+        return NULL;
+    json_object_set_new(row, "disk", json_string(l->name));
+    json_object_set_new(row, "size", l->bdev && gr_bdev_geometry(l->bdev, &g) == 0 ? json_integer((json_int_t)g.size) : json_null());
+    if (!l->redirect)
+        json_object_set_new(row, "redirect", json_null());
+    json_object_set_new(row, "error", l->why[0] && !l->bdev ? json_string(l->why) : json_null());
+    return row;
+}
+
+json_t *tgt_raw_list(const struct tgt_raw *raw)
+{
+    json_t *rows = json_array();
+    for (const struct raw_lun *l = raw->luns; l; l = l->next)
+        json_array_append_new(rows, tgt_raw_row(l));
+    return rows;
+}
+
+/* ---- opening ---- */
+int tgt_raw_open(struct tgt_raw *raw, struct raw_lun *l, bool create, uint64_t size, struct gr_err *err)
+{
+    gr_auto_free char *store = tgt_raw_store_dir(raw, l);
+    struct tgt_raw_opts o = {.file = l->file, .store = store, .read_only = l->read_only, .create = create, .size = size};
+    struct gr_err why = {0};
+    if (l->bdev)
+        return 0;
+    memcpy(o.uuid, l->uuid, 16);
+    int r = store ? tgt_raw_bdev_open(raw->loop, &o, &l->bdev, &why) : gr_fail(&why, -ENOMEM, "out of memory");
+    if (r < 0)
+        gr_prefix(&why, r, "LUN '%s'", l->name);
+    memcpy(l->why, why.text, sizeof l->why);
+    return r < 0 ? gr_fail(err, r, "%s", l->why) : 0;
+}
+
+static bool held_by_another(int r)
+{
+    return r == -GR_ELOCKED || r == -EBUSY;
+}
+
+/* At the start: the one before us may not be quite gone. */
+static void open_patiently(struct tgt_raw *raw, struct raw_lun *l, uint64_t deadline)
+{
+    struct gr_err err = {0};
+    int r;
+    while (held_by_another(r = tgt_raw_open(raw, l, false, 0, &err)) && gr_loop_now_ns(raw->loop) < deadline)
+        gr_fiber_sleep_ms(GHOST_STEP_MS);
+    if (r < 0)
+        raw->note(raw->note_arg, 3, err.text);
+}
+
+static void watch_one(struct tgt_raw *raw, struct raw_lun *l)
+{
+    struct gr_file_room room;
+    struct gr_bdev *bdev = gr_bdev_get(l->bdev);
+    if (tgt_raw_bdev_watch(bdev, &room)) {
+        gr_auto_free char *text = gr_asprintf("LUN '%s': the file system of '%s' has %llu MiB free, less than %u %% of it, and %llu MiB of the file "
+                                              "have no space yet: make room", l->name, l->file, (unsigned long long)(room.free >> 20),
+                                              TGT_RAW_LOW_PERCENT, (unsigned long long)(room.missing >> 20));
+        if (text)
+            raw->note(raw->note_arg, 4, text);
+    }
+    gr_bdev_put(bdev);
+}
+
+static void watch(void *arg)
+{
+    struct tgt_raw *raw = arg;
+    while (!raw->stop) {
+        gr_fmutex_lock(&raw->lock);
+        for (struct raw_lun *l = raw->luns; l && !raw->stop; l = l->next)
+            if (l->bdev)
+                watch_one(raw, l);
+        gr_fmutex_unlock(&raw->lock);
+        if (!raw->stop)
+            (void)gr_fqueue_wait_ms(&raw->wake, WATCH_MS);
+    }
+    raw->watching = false;
+    gr_fqueue_wake_all(&raw->ended);
+}
+
+int tgt_raw_serve(struct tgt_raw *raw, struct tgt_server *server, void (*note)(void *arg, int level, const char *text), void *note_arg,
+                  struct gr_err *err)
+{
+    uint64_t deadline = gr_loop_now_ns(raw->loop) + GHOST_NS;
+    raw->server = server;
+    raw->note = note;
+    raw->note_arg = note_arg;
+    for (struct raw_lun *l = raw->luns; l; l = l->next)
+        if (!l->redirect)
+            open_patiently(raw, l, deadline);
+    int r = gr_fiber_start(raw->loop, watch, raw);
+    raw->watching = r == 0;
+    return r < 0 ? gr_fail(err, r, "the room below LUNs cannot be watched: %s", gr_code_text(r)) : 0;
+}
+
+/* ---- the directory ---- */
+static void put_redirect(struct tgt_raw *raw, const struct raw_lun *l, struct tgt_place *ret)
+{
+    struct tgt_raw_opts o = {.file = l->file, .read_only = l->read_only};
+    memcpy(o.uuid, l->uuid, 16);
+    snprintf(ret->redirect, sizeof ret->redirect, "%s", l->redirect);
+    (void)tgt_raw_bdev_peek(raw->loop, &o, &ret->geometry); /* only a portal that never redirects wants it, and says when there is none */
+}
+
+static int lookup(void *arg, const char *disk, const char *initiator, struct tgt_place *ret, struct gr_err *err)
+{
+    struct tgt_raw *raw = arg;
+    struct raw_lun *l = tgt_raw_find(raw, disk);
+    struct tgt_place place = {0};
+    int r = 0;
+    if (!l)
+        return raw->below.lookup ? raw->below.lookup(raw->below.arg, disk, initiator, ret, err)
+                                 : gr_fail(err, -ENOENT, "'%s' is not served here", disk);
+    if (!l->leaving && !l->redirect && !l->bdev) {
+        if (!gr_fmutex_trylock(&raw->lock)) /* a removal may wait for whoever asks */
+            return gr_fail(err, -GR_ELOCKED, "LUN '%s' cannot be opened now: another change is under way", disk);
+        r = tgt_raw_open(raw, l, false, 0, err);
+        gr_fmutex_unlock(&raw->lock);
+        if (r < 0)
+            return -GR_ELOCKED;
+    }
+    if (l->leaving)
+        return gr_fail(err, -GR_ELOCKED, "LUN '%s' is being taken away", disk);
+    if (l->redirect)
+        put_redirect(raw, l, &place);
+    else
+        place.bdev = gr_bdev_get(l->bdev);
+    *ret = place;
+    return 0;
+}
+
+static int list(void *arg, int (*each)(void *each_arg, const char *disk), void *each_arg, struct gr_err *err)
+{
+    struct tgt_raw *raw = arg;
+    int r = raw->below.list ? raw->below.list(raw->below.arg, each, each_arg, err) : 0;
+    for (struct raw_lun *l = raw->luns, *next; l && r >= 0; l = next) {
+        next = l->next;
+        r = each(each_arg, l->name);
+    }
+    return r;
+}
+
+static char *nbd_url(void *arg, const char *disk)
+{
+    struct tgt_raw *raw = arg;
+    return !tgt_raw_find(raw, disk) && raw->below.nbd_url ? raw->below.nbd_url(raw->below.arg, disk) : NULL;
+}
+
+static char *portal(void *arg, const char *disk)
+{
+    struct tgt_raw *raw = arg;
+    const struct raw_lun *l = tgt_raw_find(raw, disk);
+    if (l)
+        return l->redirect ? gr_strdup(l->redirect) : NULL;
+    return raw->below.portal ? raw->below.portal(raw->below.arg, disk) : NULL;
+}
+
+static uint16_t group(void *arg, const char *disk)
+{
+    struct tgt_raw *raw = arg;
+    return !tgt_raw_find(raw, disk) && raw->below.group ? raw->below.group(raw->below.arg, disk) : 0;
+}
+
+static int groups(void *arg, const char *disk, struct tgt_group *ret, unsigned max)
+{
+    struct tgt_raw *raw = arg;
+    return !tgt_raw_find(raw, disk) && raw->below.groups ? raw->below.groups(raw->below.arg, disk, ret, max) : 0;
+}
+
+static void describe_to(void *arg, const char *disk, json_t *row)
+{
+    struct tgt_raw *raw = arg;
+    const struct raw_lun *l = tgt_raw_find(raw, disk);
+    json_t *more = l ? tgt_raw_row(l) : NULL;
+    if (more)
+        json_object_update(row, more);
+    else if (raw->below.describe)
+        raw->below.describe(raw->below.arg, disk, row);
+    json_decref(more);
+}
+
+struct tgt_directory tgt_raw_directory(struct tgt_raw *raw)
+{
+    return (struct tgt_directory){.arg = raw, .lookup = lookup, .list = list, .nbd_url = nbd_url, .portal = portal,
+                                  .group = group, .groups = groups, .describe = describe_to};
+}
+
+/* ---- start and end ---- */
+int tgt_raw_new(struct gr_loop *loop, struct gr_home *home, const struct tgt_directory *below, struct tgt_raw **ret, struct gr_err *err)
+{
+    struct tgt_raw *raw = gr_zalloc(sizeof *raw);
+    if (!raw)
+        return gr_fail(err, -ENOMEM, "the list of LUNs: out of memory");
+    raw->loop = loop;
+    raw->home = home;
+    raw->below = *below;
+    int r = load(raw, err);
+    if (r < 0)
+        tgt_raw_free(raw);
+    else
+        *ret = raw;
+    return r;
+}
+
+void tgt_raw_free(struct tgt_raw *raw)
+{
+    if (!raw)
+        return;
+    raw->stop = true;
+    gr_fqueue_wake_all(&raw->wake);
+    while (raw->watching)
+        gr_fqueue_wait(&raw->ended);
+    while (raw->luns) {
+        struct raw_lun *l = raw->luns;
+        raw->luns = l->next;
+        tgt_raw_lun_free(l);
+    }
+    free(raw);
+}

@@ -1,0 +1,173 @@
+/* What hosts that share a datastore on a LUN rely on when one of them is lost: PREEMPT AND ABORT is answered when nothing of it is with the
+ * device any more; what waited for its turn is asked again whether it may; COMPARE AND WRITE excludes the plain writes of others. */
+#include "iscsi-target/pr.h"
+#include "iscsi-target/scsi.h"
+#include "tests/lib/inisess.h"
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LOST_KEY 0x1057u
+#define LIVE_KEY 0x11feu
+#define BLOCK 4096u
+static struct tgtfix fix;
+
+static uint64_t ms(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+static void login(struct ini *i, const char *name)
+{
+    static const char keys[] = "InitialR2T=No\0ImmediateData=Yes";
+    assert_int_equal(ini_connect(i, "127.0.0.1", fix.port), 0);
+    assert_int_equal(ini_login(i, name, TGTFIX_SLOW, keys, sizeof keys), 0);
+    assert_int_equal(i->login_status, 0);
+    inix_ready(i);
+}
+
+static uint8_t reserve_out(struct ini *i, enum tgt_pr_action action, uint8_t type, uint64_t key, uint64_t new_key)
+{
+    uint8_t cdb[10] = {0x5f, (uint8_t)action, type, [8] = 24}, list[24] = {0};
+    struct ini_result r;
+    gr_put_be64(list, key);
+    gr_put_be64(list + 8, new_key);
+    assert_int_equal(ini_cmd(i, cdb, 10, list, sizeof list, NULL, 0, &r), 0);
+    return r.status;
+}
+
+/* A write of one physical block that is not waited for. */
+static void send_write(struct ini *i, uint32_t lba, const uint8_t *data)
+{
+    uint8_t b[TGT_BHS_LEN], cdb[10];
+    inix_rw_cdb(cdb, true, lba, BLOCK / 512);
+    ini_cmd_bhs(i, b, cdb, 10, TGT_FINAL | TGT_CMD_WRITE, BLOCK);
+    assert_int_equal(ini_send(i, b, data, BLOCK), 0);
+}
+
+static uint8_t answer(struct ini *i)
+{
+    uint8_t b[TGT_BHS_LEN];
+    inix_expect(i, b, TGT_OP_SCSI_RSP);
+    inix_take_status(i, b);
+    return b[3];
+}
+
+static void check_bytes(uint64_t off, uint8_t want)
+{
+    uint8_t bytes[BLOCK];
+    memset(bytes, want, sizeof bytes);
+    const uint8_t *page = gr_mem_page(fix.mem, off, true);
+    assert_memory_equal(page, bytes, BLOCK);
+}
+
+static void ejected_writes_are_over(void **state)
+{
+    struct ini lost, live;
+    uint8_t data[BLOCK];
+    memset(data, 'l', sizeof data);
+    login(&lost, INISESS_NAME ":lost");
+    login(&live, INISESS_NAME ":live");
+    assert_int_equal(reserve_out(&lost, PR_REGISTER, 0, 0, LOST_KEY), 0);
+    assert_int_equal(reserve_out(&live, PR_REGISTER, 0, 0, LIVE_KEY), 0);
+    assert_int_equal(reserve_out(&lost, PR_RESERVE, PR_EA_RO, LOST_KEY, 0), 0);
+    uint64_t start = ms();
+    send_write(&lost, 0, data);
+    usleep(50000); /* it is with the device */
+    assert_int_equal(reserve_out(&live, PR_PREEMPT_ABORT, PR_EA_RO, LIVE_KEY, LOST_KEY), 0);
+    assert_true(ms() - start >= TGTFIX_SLOW_MS - 20);
+    check_bytes(0, 'l'); /* from now on nothing of it comes any more */
+    send_write(&lost, 8, data);
+    assert_int_equal(answer(&lost), 2); /* registrations preempted */
+    send_write(&lost, 8, data);
+    assert_int_equal(answer(&lost), TGT_CONFLICT);
+    ini_close(&lost);
+    ini_close(&live);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+/* Also of a session that is gone: its connection broke while the device worked. */
+static void orphans_are_waited_for(void **state)
+{
+    struct ini lost, live;
+    uint8_t data[BLOCK];
+    memset(data, 'o', sizeof data);
+    login(&lost, INISESS_NAME ":lost");
+    login(&live, INISESS_NAME ":live");
+    assert_int_equal(reserve_out(&lost, PR_REGISTER, 0, 0, LOST_KEY), 0);
+    assert_int_equal(reserve_out(&live, PR_REGISTER, 0, 0, LIVE_KEY), 0);
+    assert_int_equal(reserve_out(&lost, PR_RESERVE, PR_EA_RO, LOST_KEY, 0), 0);
+    uint64_t start = ms();
+    send_write(&lost, 16, data);
+    usleep(50000);
+    ini_close(&lost);
+    tgtfix_wait_sessions(&fix, 1);
+    assert_int_equal(reserve_out(&live, PR_PREEMPT_ABORT, PR_EA_RO, LIVE_KEY, LOST_KEY), 0);
+    assert_true(ms() - start >= TGTFIX_SLOW_MS - 20);
+    check_bytes(16 * 512, 'o');
+    ini_close(&live);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+/* A compare-and-write of one block, not waited for. */
+static void send_compare(struct ini *i, uint32_t lba, uint8_t was, uint8_t to)
+{
+    uint8_t b[TGT_BHS_LEN], cdb[16] = {0x89, [13] = 1}, data[1024];
+    gr_put_be64(cdb + 2, lba);
+    memset(data, was, 512);
+    memset(data + 512, to, 512);
+    ini_cmd_bhs(i, b, cdb, 16, TGT_FINAL | TGT_CMD_WRITE, sizeof data);
+    assert_int_equal(ini_send(i, b, data, sizeof data), 0);
+}
+
+/* The write came second, and is there in the end; it is not lost between comparing and writing, however the device does that. */
+static void compares_exclude_writes(void **state)
+{
+    struct ini a, b;
+    uint8_t data[BLOCK];
+    memset(data, 'w', sizeof data);
+    login(&a, INISESS_NAME ":a");
+    login(&b, INISESS_NAME ":b");
+    uint64_t start = ms();
+    send_compare(&a, 24, 0, 'c');
+    usleep(50000);
+    send_write(&b, 24, data);
+    assert_int_equal(answer(&a), 0);
+    assert_int_equal(answer(&b), 0);
+    assert_true(ms() - start >= 2 * TGTFIX_SLOW_MS - 20); /* one after the other */
+    check_bytes(24 * 512, 'w');
+    ini_close(&a);
+    ini_close(&b);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+/* Waiting behind a compare-and-write while the unit is reserved: by then it may not. */
+static void waiting_is_asked_again(void **state)
+{
+    struct ini a, stranger, live;
+    uint8_t data[BLOCK];
+    memset(data, 's', sizeof data);
+    login(&a, INISESS_NAME ":a");
+    login(&stranger, INISESS_NAME ":stranger");
+    login(&live, INISESS_NAME ":live");
+    assert_int_equal(reserve_out(&live, PR_REGISTER, 0, 0, LIVE_KEY), 0);
+    send_compare(&a, 32, 0, 'c');
+    usleep(50000);
+    send_write(&stranger, 32, data);
+    usleep(50000);
+    assert_int_equal(reserve_out(&live, PR_RESERVE, PR_EA_RO, LIVE_KEY, 0), 0);
+    assert_int_equal(answer(&a), 0); /* it was with the device already */
+    assert_int_equal(answer(&stranger), TGT_CONFLICT);
+    const uint8_t *page = gr_mem_page(fix.mem, 32 * 512, true);
+    assert_int_equal(page[0], 'c');
+    assert_int_equal(page[600], 0);
+    ini_close(&a);
+    ini_close(&stranger);
+    ini_close(&live);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+TGTFIX_MAIN(NULL, NULL, TGTFIX_CASE(ejected_writes_are_over), TGTFIX_CASE(orphans_are_waited_for), TGTFIX_CASE(compares_exclude_writes),
+            TGTFIX_CASE(waiting_is_asked_again))

@@ -15,7 +15,6 @@ struct tgt_pr {
     struct tgt_pr_state state;
     struct tgt_pr_state before;
     struct tgt_pr_effect effect;
-    struct gr_fqueue gone; /* PREEMPT AND ABORT, until what it ends has ended */
 };
 
 static void nexus_of(const struct tgt_sess *sess, struct tgt_nexus *ret)
@@ -185,28 +184,6 @@ static void tell(struct tgt_task *t, const struct tgt_pr_effect *e, bool abort)
     }
 }
 
-/* Is something of a nexus that was thrown out still with the device? Also of a session of it that has ended. */
-static bool under_way(const struct tgt_task *t, const struct tgt_pr_effect *e)
-{
-    for (const struct tgt_sess *o = t->lu->server->sessions; o; o = o->next) {
-        struct tgt_nexus who;
-        unsigned i = 0;
-        nexus_of(o, &who);
-        while (i < e->n && !(e->removed[i] && memcmp(&who, &e->who[i], sizeof who) == 0))
-            i++;
-        for (unsigned j = 0; i < e->n && o->lu == t->lu && j < TGT_TASKS; j++)
-            if (o->tasks[j].state == TASK_RUN && (o->tasks[j].cmd->flags & (CMD_PR_READ | CMD_PR_WRITE)) && &o->tasks[j] != t)
-                return true;
-    }
-    return false;
-}
-
-void tgt_pr_task_gone(struct tgt_lu *lu)
-{
-    if (lu->pr)
-        gr_fqueue_wake_all(&lu->pr->gone);
-}
-
 static uint32_t apply(struct tgt_task *t, struct tgt_pr *pr, const struct tgt_pr_request *rq)
 {
     struct tgt_nexus who;
@@ -258,8 +235,6 @@ void tgt_run_pr_out(struct tgt_task *t)
     uint32_t result = lu->reserved && lu->reserved != t->sess ? TGT_CONFLICT : apply(t, pr, &rq);
     if (!result)
         tell(t, &pr->effect, rq.action == PR_PREEMPT_ABORT);
-    while (!result && rq.action == PR_PREEMPT_ABORT && under_way(t, &pr->effect)) /* SPC-4 5.13.11.2.7: answered when they have ended */
-        gr_fqueue_wait(&pr->gone);
     gr_fmutex_unlock(&pr->lock);
     if (!result && rq.action == PR_PREEMPT_ABORT)
         drain(t);

@@ -179,7 +179,6 @@ void tgt_task_release(struct tgt_task *t)
     struct tgt_tmf_wait *tmf = gr_take(t->tmf);
     if (tmf)
         tgt_tmf_task_gone(tmf);
-    tgt_pr_task_gone(t->lu);
     if (s->buf_waiters)
         tgt_bufs_retry(s);
 }

@@ -44,6 +44,8 @@ mods_vmfs_processes := snapshot vmfs common
 mods_vmfs_crash := snapshot vmfs common
 mods_mover_demo := iscsi-target common
 mods_source_cat := backup-proxy common
+mods_lun_work := common
+pkgs_lun_work := cmocka
 mods_rpc_call := common
 mods_guest_file := backup-proxy common
 

@@ -123,6 +123,9 @@ struct gr_fence_ops {
     int (*keys)(struct gr_bdev *bdev, uint64_t *keys, unsigned max, unsigned *ret_n, struct gr_err *err);
     /* Take the reservation and everybody's registration away (the datastore is destroyed). */
     int (*clear)(struct gr_bdev *bdev, struct gr_err *err);
+    /* Optional: does the device say that registrations and reservation outlive a loss of its power, and that it keeps them so now (PTPL_C,
+     * PTPL_A)? We are registered. 0, or -EOPNOTSUPP. Absent: they do. */
+    int (*persists)(struct gr_bdev *bdev, struct gr_err *err);
 };
 
 struct gr_bdev_ops {

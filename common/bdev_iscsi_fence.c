@@ -236,9 +236,21 @@ static int clear(struct isc_dev *d, struct gr_err *err)
     return r;
 }
 
+/* REPORT CAPABILITIES (SPC-4 6.15.4). */
+static int persists(struct isc_dev *d, struct gr_err *err)
+{
+    uint8_t p[8];
+    size_t n;
+    int r = pr_in(d, 2, p, sizeof(p), &n, err);
+
+    if (r >= 0 && (gr_get_be16(p) < 8 || !(p[2] & 0x01) || !(p[3] & 0x01)))
+        r = gr_fail(err, -EOPNOTSUPP, "REPORT CAPABILITIES: PTPL_C %u, PTPL_A %u", p[2] & 1u, p[3] & 1u);
+    return r;
+}
+
 /* ---- the contract ---- */
 struct job {
-    enum { ENTER, LEAVE, EJECT, KEYS, CLEAR } what;
+    enum { ENTER, LEAVE, EJECT, KEYS, CLEAR, PERSISTS } what;
     uint64_t key;
     uint64_t *keys;
     unsigned max, *ret_n;
@@ -271,6 +283,8 @@ static int do_job(struct isc_dev *d, const struct job *j, struct gr_err *err)
         return keys_of(d, j, err);
     case CLEAR:
         return clear(d, err);
+    case PERSISTS:
+        return persists(d, err);
     }
     return -EINVAL;
 }
@@ -324,6 +338,11 @@ static int fence_clear(struct gr_bdev *bdev, struct gr_err *err)
     return run(bdev, &(struct job){.what = CLEAR}, err);
 }
 
+static int fence_persists(struct gr_bdev *bdev, struct gr_err *err)
+{
+    return run(bdev, &(struct job){.what = PERSISTS}, err);
+}
+
 const struct gr_fence_ops isc_fence_ops = {
-    .enter = fence_enter, .leave = fence_leave, .eject = fence_eject, .keys = fence_keys, .clear = fence_clear,
+    .enter = fence_enter, .leave = fence_leave, .eject = fence_eject, .keys = fence_keys, .clear = fence_clear, .persists = fence_persists,
 };

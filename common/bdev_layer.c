@@ -32,8 +32,14 @@ static int fence_clear(struct gr_bdev *bdev, struct gr_err *err)
 {
     return lower_of(bdev)->fence->clear(lower_of(bdev), err);
 }
+static int fence_persists(struct gr_bdev *bdev, struct gr_err *err)
+{
+    struct gr_bdev *lower = lower_of(bdev);
+
+    return lower->fence->persists ? lower->fence->persists(lower, err) : 0;
+}
 static const struct gr_fence_ops layer_fence = {
-    .enter = fence_enter, .leave = fence_leave, .eject = fence_eject, .keys = fence_keys, .clear = fence_clear,
+    .enter = fence_enter, .leave = fence_leave, .eject = fence_eject, .keys = fence_keys, .clear = fence_clear, .persists = fence_persists,
 };
 
 void gr_layer_init(struct gr_layer *l, const struct gr_bdev_ops *ops, struct gr_bdev *lower)

@@ -1,6 +1,7 @@
 /* The iSCSI bdev against our own target: every operation, sessions that break under load, the fence. What lying targets do to it is in
  * backup-proxy_source_iscsi.c, which goes through the same code. */
 #include "common/bdev_iscsi.h"
+#include "common/bdev_probe.h"
 #include "common/cleanup.h"
 #include "common/endian.h"
 #include "common/fiber.h"
@@ -467,6 +468,34 @@ static int draining(void *arg)
     return 0;
 }
 
+/* ---- our own target keeps what the self-test asks of a shared device ---- */
+static int same_nexus(void *arg, struct gr_bdev **ret, struct gr_err *err)
+{
+    const uint8_t isid[6] = {0x80, 1, 2, 3, 0, 1};
+    const struct gr_iscsi_opts o = {.initiator = "iqn.2026-11.local.granary:host-1", .isid = isid, .timeout_ms = 5000};
+    gr_auto_free char *url = gr_asprintf("iscsi://127.0.0.1:%s/%s/0", fix.port, (const char *)arg);
+    return gr_bdev_iscsi_open(gr_fiber_loop(), url, &o, ret, err);
+}
+
+static int honours(void *arg)
+{
+    struct host a, b;
+    struct gr_probe seen;
+    struct gr_err err = {0};
+    static char target[] = TGTFIX_TARGET;
+    const struct gr_probe_opts o = {.off = 1 << 20, .races = 100, .watch_ms = 50, .again = same_nexus, .arg = target};
+    (void)arg;
+    host_up(&a, 1, TGTFIX_TARGET);
+    host_up(&b, 2, TGTFIX_TARGET);
+    if (gr_bdev_probe(a.bdev, b.bdev, &o, &seen, &err) < 0)
+        fail_msg("%s", err.text);
+    assert_true(seen.one_winner && seen.drains && seen.outlasts_session && seen.outlasts_power);
+    host_down(&a);
+    host_down(&b);
+    return 0;
+}
+
+static void t_honours(void **state) { test_in_fiber(honours, NULL); }
 static void t_fencing(void **state) { test_in_fiber(fencing, NULL); }
 static void t_draining(void **state) { test_in_fiber(draining, NULL); }
 static void t_operations(void **state) { test_in_fiber(operations, NULL); }
@@ -481,4 +510,4 @@ static int quiet(void **state)
     return 0;
 }
 TGTFIX_MAIN(quiet, NULL, TGTFIX_CASE(t_operations), TGTFIX_CASE(t_breaks), TGTFIX_CASE(t_power_lost), TGTFIX_CASE(t_lost_answers),
-            TGTFIX_CASE(t_patience), TGTFIX_CASE(t_refusals), TGTFIX_CASE(t_fencing), TGTFIX_CASE(t_draining))
+            TGTFIX_CASE(t_patience), TGTFIX_CASE(t_refusals), TGTFIX_CASE(t_fencing), TGTFIX_CASE(t_draining), TGTFIX_CASE(t_honours))

@@ -15,7 +15,8 @@
  * RESERVATION CONFLICT, and after a break a registration that is gone: everything ends with -GR_EFENCED until enter() with another key.
  * After a break, a unit that is another one (VPD page 83h), smaller or of another block size is never touched: -ESTALE for ever.
  *
- * The process must ignore SIGPIPE, which libiscsi raises. May be used by channels on any loop of a gang; the session lives on the loop it was opened on. */
+ * The process must ignore SIGPIPE, which libiscsi raises. May be used by channels on any loop of a gang; the session lives on the loop it
+ * was opened on. */
 #ifndef GR_BDEV_ISCSI_H
 #define GR_BDEV_ISCSI_H
 #include "common/bdev.h"

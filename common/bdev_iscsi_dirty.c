@@ -147,7 +147,8 @@ int isc_dirty_replay(struct isc_dev *d)
     int r = 0;
 
     for (struct piece *p = d->dirty->head; p && r >= 0; p = p->next) {
-        struct isc_sub s = {.dev = d, .kind = p->zeros ? ISC_ZERO : ISC_WRITE, .unmap = p->unmap, .off = p->off, .len = p->len, .iov = iov, .n_iov = 1};
+        struct isc_sub s = {.dev = d, .kind = p->zeros ? ISC_ZERO : ISC_WRITE, .unmap = p->unmap, .off = p->off, .len = p->len, .iov = iov,
+                            .n_iov = 1};
         iov[0] = (struct scsi_iovec){p->data, p->len};
         r = isc_ask_sub(d, &s);
         if (r == -GR_ERESERVED)

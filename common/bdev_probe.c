@@ -158,7 +158,8 @@ static void racer_start(struct racer *r, struct gr_chan *ch, uint64_t off)
 static int race(struct probe *p, bool a_first, struct gr_err *err)
 {
     unsigned left = 2;
-    struct racer one = {.cmp = {p->now, UNIT}, .wr = {p->one, UNIT}, .left = &left}, two = {.cmp = {p->now, UNIT}, .wr = {p->two, UNIT}, .left = &left};
+    struct racer one = {.cmp = {p->now, UNIT}, .wr = {p->one, UNIT}, .left = &left};
+    struct racer two = {.cmp = {p->now, UNIT}, .wr = {p->two, UNIT}, .left = &left};
 
     fresh(p, p->one);
     fresh(p, p->two);

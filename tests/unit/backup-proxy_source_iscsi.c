@@ -1,6 +1,7 @@
 /* The iSCSI source against a small scripted target that tells the truth, loses connections, or lies. The real target and tgt
  * are tried end to end (tests/e2e/142-network-sources.sh). */
 #include "backup-proxy/source.h"
+#include "common/bdev_iscsi.h"
 #include "common/cleanup.h"
 #include "common/endian.h"
 #include "common/fiber.h"
@@ -14,7 +15,8 @@
 
 #define SIZE (UINT64_C(4) << 20)
 
-enum act { TRUE_ALL, NO_DATA, SHORT_DATA, SILENT, STATUS_STUCK, STATUS_BACK, STATUS_LONG, BIG_BLOCK, HUGE_CAPACITY, UNIT_ATTENTION, MEDIUM };
+enum act { TRUE_ALL, NO_DATA, SHORT_DATA, SILENT, STATUS_STUCK, STATUS_BACK, STATUS_LONG, STATUS_NONE,
+           KEYS_LONG, KEYS_ODD, KEYS_SHORT, BIG_BLOCK, HUGE_CAPACITY, UNIT_ATTENTION, MEDIUM };
 struct target {
     struct gr_loop *loop;
     int listen, open; /* open: fibers running */
@@ -22,6 +24,7 @@ struct target {
     enum act act;
     int cut_after;     /* close after so many READs, per connection; 0: never */
     int cut_sessions;  /* only the first so many connections */
+    bool shrinks;      /* from the second log-in on it is smaller */
     bool other_unit;   /* from the second log-in on it is another unit */
     unsigned attentions;
 };
@@ -133,7 +136,7 @@ static void inquiry(struct link *l, const uint8_t *req)
 static void capacity(struct link *l, const uint8_t *req)
 {
     uint8_t d[32] = {0};
-    gr_put_be64(d, l->t->act == HUGE_CAPACITY ? UINT64_MAX : SIZE / 512 - 1);
+    gr_put_be64(d, l->t->act == HUGE_CAPACITY ? UINT64_MAX : (l->t->shrinks && l->number > 1 ? SIZE / 2 : SIZE) / 512 - 1);
     gr_put_be32(d + 8, l->t->act == BIG_BLOCK ? 0x80000000u : 512);
     d[14] = 0xc0;
     data_in(l, req, d, 32, true);
@@ -144,6 +147,10 @@ static void lba_status(struct link *l, const uint8_t *req)
     uint8_t d[8 + 48] = {0};
     uint64_t lba = gr_get_be64(req + 34);
     gr_put_be32(d, 4 + 48);
+    if (l->t->act == STATUS_NONE) {
+        data_in(l, req, d, 8, true);
+        return;
+    }
     if (l->t->act == STATUS_STUCK) {
         gr_put_be64(d + 8, lba);
     } else if (l->t->act == STATUS_BACK) {
@@ -162,6 +169,14 @@ static void lba_status(struct link *l, const uint8_t *req)
         gr_put_be32(d + 48, 5);
     }
     data_in(l, req, d, sizeof(d), true);
+}
+
+/* READ KEYS: of a length that is not that of the keys. */
+static void read_keys(struct link *l, const uint8_t *req)
+{
+    uint8_t d[8 + 16] = {0};
+    gr_put_be32(d + 4, l->t->act == KEYS_LONG ? 0xfffffff8u : 16);
+    data_in(l, req, d, l->t->act == KEYS_SHORT ? 5 : l->t->act == KEYS_ODD ? 8 + 11 : 8 + 16, true);
 }
 
 static bool read16(struct link *l, const uint8_t *req)
@@ -217,6 +232,9 @@ static bool command(struct link *l, const uint8_t *req)
         return true;
     case 0x88:
         return read16(l, req);
+    case 0x5e:
+        read_keys(l, req);
+        return true;
     default:
         status(l, req, 2, 5, 0x2000);
         return true;
@@ -362,6 +380,7 @@ static int lost_sessions(void *arg)
     assert_true(read_once((struct target){.cut_after = 1, .cut_sessions = 1000}, 65536, &logins) < 0); /* and it ends */
     assert_int_equal(logins, 3);
     assert_int_equal(read_once((struct target){.cut_after = 1, .cut_sessions = 1, .other_unit = true}, 65536, NULL), -ESTALE);
+    assert_int_equal(read_once((struct target){.cut_after = 1, .cut_sessions = 1, .shrinks = true}, 65536, NULL), -ESTALE);
     assert_true(read_once((struct target){.act = SILENT}, 65536, NULL) < 0);
     return 0;
 }
@@ -379,8 +398,8 @@ static int lies(void *arg)
         assert_non_null(strstr(err.text, "make no sense"));
         target_down(&t);
     }
-    static const enum act extents[] = {STATUS_STUCK, STATUS_BACK, STATUS_LONG};
-    for (int i = 0; i < 3; i++) {
+    static const enum act extents[] = {STATUS_STUCK, STATUS_BACK, STATUS_LONG, STATUS_NONE};
+    for (int i = 0; i < 4; i++) {
         struct target t = {.act = extents[i]};
         struct gr_extent e[4];
         unsigned n = 0;
@@ -388,10 +407,32 @@ static int lies(void *arg)
         struct gr_chan *ch = source(&t, &err);
         assert_non_null(ch);
         int r = gr_extents(ch, 1 << 20, 65536, NULL, e, 4, &n);
-        assert_int_equal(r, extents[i] == STATUS_LONG ? 0 : -GR_EPROTO);
+        assert_int_equal(r, extents[i] == STATUS_LONG || extents[i] == STATUS_NONE ? 0 : -GR_EPROTO);
         if (r >= 0)
             assert_true(n == 1 && e[0].off == 1 << 20 && e[0].len == 65536);
         gr_chan_close(ch);
+        target_down(&t);
+    }
+    return 0;
+}
+
+/* The same device as datastores use it, that may write and has a fence. */
+static int key_lies(void *arg)
+{
+    static const enum act acts[] = {KEYS_LONG, KEYS_ODD, KEYS_SHORT};
+    for (int i = 0; i < 3; i++) {
+        struct target t = {.act = acts[i]};
+        struct gr_bdev *b = NULL;
+        struct gr_err err = {0};
+        uint64_t keys[4];
+        unsigned n = 0;
+        target_up(&t);
+        gr_auto_free char *url = gr_asprintf("iscsi://127.0.0.1:%u/iqn.2026-01.test:unit/0", t.port);
+        if (gr_bdev_iscsi_open(t.loop, url, NULL, &b, &err) < 0)
+            fail_msg("%s", err.text);
+        assert_int_equal(b->fence->keys(b, keys, 4, &n, &err), -GR_EPROTO);
+        assert_non_null(strstr(err.text, url));
+        gr_bdev_put(b);
         target_down(&t);
     }
     return 0;
@@ -407,4 +448,5 @@ static void in_loop(int (*fn)(void *))
 static void t_truth(void **state) { in_loop(truth); }
 static void t_lost_sessions(void **state) { in_loop(lost_sessions); }
 static void t_lies(void **state) { in_loop(lies); }
-TEST_MAIN(TEST(t_truth), TEST(t_lost_sessions), TEST(t_lies))
+static void t_key_lies(void **state) { in_loop(key_lies); }
+TEST_MAIN(TEST(t_truth), TEST(t_lost_sessions), TEST(t_lies), TEST(t_key_lies))

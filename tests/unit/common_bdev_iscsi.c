@@ -5,13 +5,15 @@
 #include "common/cleanup.h"
 #include "common/endian.h"
 #include "common/fiber.h"
+#include "common/gang.h"
 #include "tests/lib/cutter.h"
 #include "tests/lib/tgtfix.h"
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
-static struct tgtfix fix = {.store = true};
+static char nowhere[32] = "127.0.0.1:1"; /* where the target sends who asks for "t/elsewhere" */
+static struct tgtfix fix = {.store = true, .redirect = nowhere};
 
 struct host { /* an initiator, through a relay of its own */
     struct cutter cut;
@@ -199,6 +201,62 @@ static int breaks(void *arg)
     return 0;
 }
 
+/* The same from loops of a gang: each lane's fiber and channel are on a loop of its own. */
+struct member {
+    struct host *h;
+    struct gr_chan *ch;
+    struct lane lane;
+    unsigned *running;
+};
+
+static void member_run(void *arg)
+{
+    struct member *m = arg;
+    struct host own = {.bdev = m->h->bdev};
+    unsigned left = 1;
+    assert_int_equal(gr_chan_open(m->h->bdev, gr_fiber_loop(), &own.ch), 0);
+    m->lane.h = &own;
+    m->lane.running = &left;
+    lane_run(&m->lane);
+    gr_chan_close(own.ch);
+    --*m->running;
+}
+
+static int gang(void *arg)
+{
+    enum { MEMBERS = 12 };
+    struct host h;
+    struct gr_gang *g = NULL;
+    struct member m[MEMBERS];
+    unsigned running = MEMBERS, done = 0;
+    bool stop = false;
+    (void)arg;
+    assert_int_equal(gr_gang_start(gr_fiber_loop(), 2, &g, NULL), 0);
+    host_up(&h, 1, TGTFIX_TARGET);
+    for (int i = 0; i < MEMBERS; i++) {
+        m[i] = (struct member){.h = &h, .running = &running};
+        m[i].lane = (struct lane){.off = (uint64_t)i * LANE, .rng = test_seed() + (uint64_t)i, .done = &done, .stop = &stop};
+        m[i].lane.want = calloc(1, LANE);
+        m[i].lane.got = calloc(1, LANE);
+        assert_int_equal(gr_fiber_start(gr_gang_loop(g, (unsigned)i % 3), member_run, &m[i]), 0);
+    }
+    for (int i = 0; i < 10; i++) {
+        gr_fiber_sleep_ms(50);
+        cutter_cut(&h.cut);
+    }
+    stop = true;
+    while (running)
+        gr_fiber_sleep_ms(5);
+    assert_true(done > MEMBERS);
+    for (int i = 0; i < MEMBERS; i++) {
+        free(m[i].lane.want);
+        free(m[i].lane.got);
+    }
+    host_down(&h);
+    gr_gang_stop(g);
+    return 0;
+}
+
 /* A target that loses its power, and with it what was never flushed. */
 static int forget(struct tgtfix *f, void *arg)
 {
@@ -324,6 +382,44 @@ static int patience(void *arg)
     return 0;
 }
 
+/* ---- portals that send us elsewhere ---- */
+static int own_it(struct tgtfix *f, void *arg)
+{
+    f->elsewhere.here = *(bool *)arg;
+    return (int)f->elsewhere.lookups;
+}
+
+static void own_it_soon(void *arg)
+{
+    bool *done = arg, yes = true;
+    gr_fiber_sleep_ms(100);
+    assert_true(tgtfix_call(&fix, own_it, &yes) > 0);
+    *done = true;
+}
+
+static int redirects(void *arg)
+{
+    struct gr_err err = {0};
+    struct gr_bdev *b = NULL;
+    bool no = false, done = false;
+    (void)arg;
+    snprintf(nowhere, sizeof(nowhere), "127.0.0.1:%s", fix.port);
+    gr_auto_free char *url = gr_asprintf("iscsi://127.0.0.1:%s/" TGTFIX_ELSEWHERE "/0", fix.port);
+    tgtfix_call(&fix, own_it, &no);
+    assert_true(gr_bdev_iscsi_open(gr_fiber_loop(), url, &(struct gr_iscsi_opts){.timeout_ms = 3000}, &b, &err) < 0);
+    assert_non_null(strstr(err.text, "t:elsewhere"));
+    assert_non_null(strstr(err.text, "portal"));
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), own_it_soon, &done), 0);
+    for (int i = 0; i < 100 && !b; i++)
+        if (gr_bdev_iscsi_open(gr_fiber_loop(), url, &(struct gr_iscsi_opts){.timeout_ms = 3000}, &b, &err) < 0)
+            gr_fiber_sleep_ms(10);
+    assert_non_null(b);
+    gr_bdev_put(b);
+    while (!done)
+        gr_fiber_sleep_ms(5);
+    return 0;
+}
+
 static int refusals(void *arg)
 {
     struct gr_err err = {0};
@@ -395,7 +491,9 @@ static int fencing(void *arg)
     assert_int_equal(f->keys(c.bdev, keys, 4, &n, &err), 0);
     assert_true(n == 1 && keys[0] == 23);
     assert_int_equal(gr_pread(a.ch, p, 512, 0), -GR_EFENCED);
+    assert_int_equal(f->enter(a.bdev, 13, &err), 0);
     assert_int_equal(f->clear(c.bdev, &err), 0);
+    assert_int_equal(gr_pwrite(a.ch, p, 512, 0, 0), -GR_EFENCED); /* nothing holds it back any more: it looks for itself */
     assert_int_equal(f->keys(c.bdev, keys, 4, &n, &err), 0);
     assert_int_equal(n, 0);
     host_down(&a);
@@ -448,7 +546,8 @@ static int draining(void *arg)
     memset(p, 0xaa, sizeof(p));
     for (unsigned i = 0; i < VICTIMS; i++) {
         late[i] = (struct late){.iov = {p, 4096}, .left = &left, .refused = &refused};
-        late[i].bio = (struct gr_bio){.op = GR_OP_WRITE, .off = i * 4096u, .len = 4096, .iov = &late[i].iov, .iovcnt = 1, .done = late_done, .arg = &late[i]};
+        late[i].bio = (struct gr_bio){.op = GR_OP_WRITE, .off = i * 4096u, .len = 4096, .iov = &late[i].iov, .iovcnt = 1, .done = late_done,
+                                      .arg = &late[i]};
         gr_submit(a.ch, &late[i].bio);
     }
     gr_fiber_sleep_ms(TGTFIX_SLOW_MS / 4); /* they are with the device */
@@ -500,14 +599,16 @@ static void t_fencing(void **state) { test_in_fiber(fencing, NULL); }
 static void t_draining(void **state) { test_in_fiber(draining, NULL); }
 static void t_operations(void **state) { test_in_fiber(operations, NULL); }
 static void t_breaks(void **state) { test_in_fiber(breaks, NULL); }
+static void t_gang(void **state) { test_in_fiber(gang, NULL); }
 static void t_power_lost(void **state) { test_in_fiber(power_lost, NULL); }
 static void t_lost_answers(void **state) { test_in_fiber(lost_answers, NULL); }
 static void t_patience(void **state) { test_in_fiber(patience, NULL); }
+static void t_redirects(void **state) { test_in_fiber(redirects, NULL); }
 static void t_refusals(void **state) { test_in_fiber(refusals, NULL); }
 static int quiet(void **state)
 {
     signal(SIGPIPE, SIG_IGN); /* as all programs do */
     return 0;
 }
-TGTFIX_MAIN(quiet, NULL, TGTFIX_CASE(t_operations), TGTFIX_CASE(t_breaks), TGTFIX_CASE(t_power_lost), TGTFIX_CASE(t_lost_answers),
-            TGTFIX_CASE(t_patience), TGTFIX_CASE(t_refusals), TGTFIX_CASE(t_fencing), TGTFIX_CASE(t_draining), TGTFIX_CASE(t_honours))
+TGTFIX_MAIN(quiet, NULL, TGTFIX_CASE(t_operations), TGTFIX_CASE(t_breaks), TGTFIX_CASE(t_gang), TGTFIX_CASE(t_power_lost),
+            TGTFIX_CASE(t_lost_answers), TGTFIX_CASE(t_patience), TGTFIX_CASE(t_refusals), TGTFIX_CASE(t_redirects), TGTFIX_CASE(t_fencing), TGTFIX_CASE(t_draining), TGTFIX_CASE(t_honours))

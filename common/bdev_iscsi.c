@@ -2,7 +2,6 @@
 #include "common/bdev_iscsi_int.h"
 #include "common/buf.h"
 #include "common/cleanup.h"
-#include "common/endian.h"
 #include "common/iov.h"
 #include <stdlib.h>
 #include <string.h>

@@ -209,9 +209,12 @@ static int eject(struct isc_dev *d, uint64_t key, struct gr_err *err)
         return r;
     if (!in)
         return gr_fail(err, -GR_EFENCED, "not registered ourselves");
-    if (!there)
-        return 0;
-    r = pr_out(d, PR_PREEMPT_ABORT, d->key, key, false, err);
+    /* Not there: thrown out by another, or by us, and the answer was lost. A target does one PERSISTENT RESERVE OUT at a time (SPC-4 5.13.11.1),
+     * so when this one, which changes nothing, is answered, what was under way then has ended. */
+    if (there)
+        r = pr_out(d, PR_PREEMPT_ABORT, d->key, key, false, err);
+    else
+        r = pr_out(d, PR_REGISTER, d->key, d->key, true, err);
     return r > 0 ? RETRY : r; /* a conflict: somebody else was faster, with them or with us */
 }
 

@@ -4,7 +4,8 @@
  *   bdev_iscsi_dial.c   one session: resolve, connect, log in, follow redirects
  *   bdev_iscsi_unit.c   what the logical unit says it is
  *   bdev_iscsi_cmd.c    command descriptor blocks, and what the answers mean
- *   bdev_iscsi_queue.c  sending, completing, trying again
+ *   bdev_iscsi_queue.c  sending, answers, trying again
+ *   bdev_iscsi_done.c   what waits, and what is done
  *   bdev_iscsi_link.c   losing a session and making the next one
  *   bdev_iscsi_dirty.c  what is written but not flushed
  *   bdev_iscsi_fence.c  persistent reservations */
@@ -166,16 +167,24 @@ void isc_zero_vector(struct isc_sub *s);               /* ISC_ZERO: what its nex
 /* ---- bdev_iscsi_queue.c ---- */
 /* Send what waits, or see to it that a session comes. */
 void isc_kick(struct isc_dev *d);
-void isc_enqueue(struct isc_dev *d, struct isc_sub *s); /* a new one; kicks later this turn */
-void isc_fail_waiting(struct isc_dev *d, int code);
 void isc_update(struct isc_dev *d); /* what the loop watches for */
 void isc_pump(struct isc_dev *d, int events);
-void isc_run_done(void *isc_chan); /* deferred */
 /* Fiber: ask over the session that is up, and wait. 0: @ret is answered, its task is the caller's to free. UNIT ATTENTION, BUSY and the
  * like are tried again. -ECONNRESET: the session broke. */
 int isc_ask(struct isc_dev *d, const uint8_t *cdb, size_t cdb_len, size_t in, const void *out, size_t out_len, struct isc_answer *ret);
 /* Fiber: the same with a command of the queue's; consumed. 0 or a code. */
 int isc_ask_sub(struct isc_dev *d, struct isc_sub *s);
+
+/* ---- bdev_iscsi_done.c ---- */
+void isc_unlink(struct isc_list *l, struct isc_sub *s);
+void isc_insert(struct isc_list *l, struct isc_sub *s); /* in order of seq: what goes back comes before what came later */
+void isc_enqueue(struct isc_dev *d, struct isc_sub *s); /* a new one; kicks later this turn */
+void isc_again(struct isc_sub *s);
+/* One more command of @r: a flush, and when that is done @then (NULL allowed). 0 or a code. */
+int isc_add_flush(struct isc_req *r, struct isc_sub *then);
+void isc_finish(struct isc_sub *s, int status); /* takes @s */
+void isc_fail_waiting(struct isc_dev *d, int code);
+void isc_run_done(void *isc_chan); /* deferred: tell the channel's requests */
 
 /* ---- bdev_iscsi_link.c ---- */
 void isc_lose(struct isc_dev *d);

@@ -2,7 +2,6 @@
  * again what the target may have forgotten; only then the requests go on. */
 #include "common/bdev_iscsi_int.h"
 #include "common/cleanup.h"
-#include "common/log.h"
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>

@@ -2,11 +2,9 @@
 #include "common/bdev_iscsi_int.h"
 #include "common/cleanup.h"
 #include "common/iov.h"
-#include <assert.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
 
 enum {
     TRIES = 16,       /* of one command that meets UNIT ATTENTION or is aborted */
@@ -14,135 +12,6 @@ enum {
     PAUSE_MIN_MS = 5,
     PAUSE_MAX_MS = 320,
 };
-
-/* ---- lists ---- */
-static void unlink_sub(struct isc_list *l, struct isc_sub *s)
-{
-    *(s->prev ? &s->prev->next : &l->head) = s->next;
-    *(s->next ? &s->next->prev : &l->tail) = s->prev;
-    s->prev = s->next = NULL;
-}
-
-/* In order of seq: what goes back comes before what came later. */
-static void insert(struct isc_list *l, struct isc_sub *s)
-{
-    struct isc_sub *after = l->tail;
-
-    while (after && after->seq > s->seq)
-        after = after->prev;
-    s->prev = after;
-    s->next = after ? after->next : l->head;
-    *(after ? &after->next : &l->head) = s;
-    *(s->next ? &s->next->prev : &l->tail) = s;
-}
-
-void isc_enqueue(struct isc_dev *d, struct isc_sub *s)
-{
-    s->seq = d->seq++;
-    insert(&d->waiting, s);
-    gr_loop_defer(d->loop, &d->kick); /* many requests of one turn go out together */
-}
-
-/* ---- requests that are done ---- */
-void isc_run_done(void *arg)
-{
-    struct isc_chan *c = arg;
-    struct isc_req *list = c->head;
-
-    c->head = c->tail = NULL;
-    while (list) {
-        struct isc_req *r = list;
-        struct gr_bio *bio = r->bio;
-        int status = r->status;
-        list = r->next;
-        free(r);
-        gr_bio_end(bio, status); /* the last one may close the channel: it is not touched after that */
-    }
-}
-
-static void sub_free(struct isc_sub *s)
-{
-    free(s->bounce);
-    free(s->seen);
-    free(s->iov);
-    free(s);
-}
-
-static void req_done(struct isc_req *r)
-{
-    struct isc_chan *c = r->ch->priv;
-
-    r->next = NULL;
-    *(c->tail ? &c->tail->next : &c->head) = r;
-    c->tail = r;
-    gr_loop_defer(r->ch->loop, &c->complete);
-}
-
-static void again(struct isc_sub *s)
-{
-    insert(&s->dev->waiting, s);
-    gr_loop_defer(s->dev->loop, &s->dev->kick);
-}
-
-/* One more command of @r: a flush, and when that is done @then. */
-static int add_flush(struct isc_req *r, struct isc_sub *then)
-{
-    struct isc_dev *d = gr_container_of(r->ch->bdev, struct isc_dev, bdev);
-    struct isc_sub *f = d->flush_error ? NULL : gr_zalloc(sizeof(*f));
-
-    if (!f)
-        return d->flush_error ? d->flush_error : -ENOMEM;
-    *f = (struct isc_sub){.dev = d, .req = r, .kind = ISC_FLUSH, .then = then};
-    r->pending++;
-    isc_enqueue(d, f);
-    return 0;
-}
-
-/* Nobody knows what of it is durable: final. */
-static bool unknown_fate(int status)
-{
-    return status < 0 && status != -GR_EFENCED && status != -GR_ENOSPACE && status != -GR_EREADONLY && status != -GR_ERANGE;
-}
-
-static void finish(struct isc_sub *s, int status)
-{
-    struct isc_dev *d = s->dev;
-    struct isc_req *r = s->req;
-
-    if (status >= 0 && s->kind == ISC_READ && s->bounce)
-        gr_iov_put(r->bio->iov, r->bio->iovcnt, s->off - r->bio->off, s->bounce, s->len);
-    bool durable = s->kind == ISC_FLUSH || (s->kind == ISC_WRITE && (r->bio->flags & GR_BIO_FUA));
-    if (durable && unknown_fate(status) && !d->flush_error)
-        d->flush_error = status;
-    if (status < 0 && r->status >= 0)
-        r->status = status;
-    if (s->then && status >= 0)
-        again(s->then);
-    else if (s->then)
-        finish(s->then, status);
-    sub_free(s);
-    if (--r->pending)
-        return;
-    bool flush = r->status >= 0 && r->then_flush;
-    r->then_flush = false;
-    if (flush)
-        r->status = add_flush(r, NULL);
-    if (!r->pending)
-        req_done(r);
-}
-
-void isc_fail_waiting(struct isc_dev *d, int code)
-{
-    struct isc_list all = d->waiting;
-
-    d->waiting = (struct isc_list){0};
-    while (all.head) {
-        struct isc_sub *s = all.head;
-        unlink_sub(&all, s);
-        s->req->then_flush = false;
-        finish(s, code);
-    }
-}
 
 /* ---- what a command came back with ---- */
 static void pause_sending(struct isc_dev *d, unsigned tries)
@@ -225,7 +94,7 @@ static void conclude(struct isc_sub *s, int status, const struct scsi_task *t)
         more = step_zero(s);
     }
     if (more) {
-        again(s);
+        isc_again(s);
         return;
     }
     bool writes = s->kind == ISC_WRITE || s->kind == ISC_ZERO || s->kind == ISC_CAW;
@@ -233,7 +102,7 @@ static void conclude(struct isc_sub *s, int status, const struct scsi_task *t)
         s->req->then_flush = true;
     else if (r >= 0 && s->kind == ISC_FLUSH)
         isc_dirty_clean(d->dirty, s->mark);
-    finish(s, r);
+    isc_finish(s, r);
 }
 
 enum verdict { FINAL, AT_ONCE, AFTER_A_PAUSE };
@@ -268,7 +137,7 @@ static void on_command(struct iscsi_context *ctx, int status, void *data, void *
     struct scsi_task *t = s->task;
 
     s->task = NULL;
-    unlink_sub(&d->busy, s);
+    isc_unlink(&d->busy, s);
     d->n_busy--;
     bool none = status == SCSI_STATUS_CANCELLED || status == SCSI_STATUS_ERROR || status == SCSI_STATUS_TIMEOUT;
     if (none)
@@ -282,7 +151,7 @@ static void on_command(struct iscsi_context *ctx, int status, void *data, void *
     }
     if (none) {
         s->unsure |= s->kind == ISC_CAW;
-        insert(&d->waiting, s);
+        isc_insert(&d->waiting, s);
         scsi_free_scsi_task(t);
         return;
     }
@@ -293,10 +162,10 @@ static void on_command(struct iscsi_context *ctx, int status, void *data, void *
         break;
     case AFTER_A_PAUSE:
         pause_sending(d, s->tries);
-        again(s);
+        isc_again(s);
         break;
     case AT_ONCE:
-        again(s);
+        isc_again(s);
         break;
     }
     scsi_free_scsi_task(t);
@@ -318,7 +187,7 @@ static int put_out(struct isc_sub *s, struct scsi_task *t)
     d->n_busy++;
     if (iscsi_scsi_command_async(d->session.ctx, d->session.lun, t, on_command, NULL, s) == 0)
         return 0;
-    unlink_sub(&d->busy, s);
+    isc_unlink(&d->busy, s);
     d->n_busy--;
     s->task = NULL;
     scsi_free_scsi_task(t);
@@ -331,9 +200,9 @@ static void send_sub(struct isc_sub *s)
 
     /* If its answer is lost, and what is kept of its range is written again, nobody can tell whether it was carried out. */
     if (s->kind == ISC_CAW && !s->unsure && isc_dirty_overlaps(d->dirty, s->off, s->len)) {
-        int r = add_flush(s->req, s);
+        int r = isc_add_flush(s->req, s);
         if (r < 0)
-            finish(s, r);
+            isc_finish(s, r);
         return;
     }
     if (s->kind == ISC_STATUS)
@@ -341,7 +210,7 @@ static void send_sub(struct isc_sub *s)
     if (s->kind == ISC_FLUSH)
         s->mark = isc_dirty_mark(d->dirty);
     if (put_out(s, isc_command(s)) < 0)
-        finish(s, -ENOMEM);
+        isc_finish(s, -ENOMEM);
 }
 
 void isc_kick(struct isc_dev *d)
@@ -354,7 +223,7 @@ void isc_kick(struct isc_dev *d)
             isc_start_looking(d);
         while (d->waiting.head && d->n_busy < ISCSI_DEPTH && !d->look && !d->looking && !d->paused) {
             struct isc_sub *s = d->waiting.head;
-            unlink_sub(&d->waiting, s);
+            isc_unlink(&d->waiting, s);
             send_sub(s);
         }
         isc_pump(d, POLLOUT);

@@ -177,6 +177,8 @@ static int follow(struct isc_dev *d, struct isc_session *s, const struct iscsi_u
     uint64_t deadline_ns = gr_loop_now_ns(d->loop) + d->timeout_ms * 1000000;
     char portal[256];
 
+    if (d->patience_ms && d->down_since_ns)
+        deadline_ns = GR_MIN(deadline_ns, d->down_since_ns + d->patience_ms * 1000000);
     snprintf(portal, sizeof(portal), "%s", url->portal);
     for (int hop = 0; hop <= ISCSI_REDIRECTS; hop++) {
         struct lookup l = {.portal = portal};

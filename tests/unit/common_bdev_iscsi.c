@@ -371,11 +371,16 @@ static int patience(void *arg)
     struct gr_err err = {0};
     uint8_t a[512] = {1};
     (void)arg;
-    assert_int_equal(host_open(&h, 1, TGTFIX_TARGET, (struct gr_iscsi_opts){.timeout_ms = 1000, .patience_ms = 300}, &err), 0);
-    h.cut.away = true;
-    cutter_cut(&h.cut);
-    assert_true(gr_pwrite(h.ch, a, 512, 0, 0) < 0);
-    h.cut.away = false; /* and it comes back: the next one is served */
+    assert_int_equal(host_open(&h, 1, TGTFIX_TARGET, (struct gr_iscsi_opts){.timeout_ms = 8000, .patience_ms = 300}, &err), 0);
+    for (int mute = 0; mute < 2; mute++) { /* refused; let in, and never answered */
+        uint64_t began = gr_loop_now_ns(h.cut.loop);
+        h.cut.away = !mute;
+        h.cut.mute = mute;
+        cutter_cut(&h.cut);
+        assert_true(gr_pwrite(h.ch, a, 512, 0, 0) < 0);
+        assert_true(gr_loop_now_ns(h.cut.loop) - began < UINT64_C(4000000000));
+    }
+    h.cut.away = h.cut.mute = false; /* and it comes back: the next one is served */
     assert_int_equal(gr_pwrite(h.ch, a, 512, 0, 0), 0);
     assert_int_equal(gr_flush(h.ch), 0);
     host_down(&h);

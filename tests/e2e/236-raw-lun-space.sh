@@ -28,9 +28,9 @@ for place in "${places[@]}"; do
     run_check granary lun add "$place" "$T/$place/lun.img" --size 256M
     lun=$(url "$place")
     fill() { qemu-io -f raw -c "write -P $1 $2 $3" "$lun" > "$T/io" 2>&1; }
+    fill 0 0 2M || { cat "$T/io"; fail "$place: the first blocks"; } # what the other initiator overwrites has its place
     start "works-$place" "$BUILD/tests/tools/live_load" "$at" "iqn.2026-11.local.granary:$place" 8
     wait_for 5 sh -c 'granary session list --json | jq -e "length == 1"'
-    sleep 1 # it has written its blocks
     fill 1 16M 40M || { cat "$T/io"; fail "$place: there is room for that"; }
     sleep 1.5
     check "$place: nobody is warned yet" test "$(warned "$place")" = 0

@@ -97,6 +97,7 @@ struct gr_geometry {
 };
 /* Events upward, turned into UNIT ATTENTIONs and the like. */
 enum gr_event { GR_EVENT_RESIZED, GR_EVENT_REVERTED, GR_EVENT_THRESHOLD, GR_EVENT_FENCED, GR_EVENT_MOVING, GR_EVENT_GONE,
+                GR_EVENT_EJECTED /* fenced: another host has it now. What is under way here must not be answered: its answer is with that host */,
                 GR_EVENT_PRESENTED /* read_only, removable or the limits have changed */ };
 struct gr_listener {
     void (*fn)(void *arg, enum gr_event ev);

@@ -5,9 +5,11 @@
 #include "iscsi-target/sanitize.h"
 #include "iscsi-target/scsi.h"
 #include <stdlib.h>
+#include <sys/socket.h>
 
 #define INCARNATIONS_ATTR "incarnations"
 #define INCARNATIONS_MAX 64u
+#define RELEASE_WAIT_NS 10000000000ull /* how long a login waits for a disk that is being let go of */
 
 struct tgt_lu *tgt_lu_find(struct tgt_server *s, const char *disk)
 {
@@ -47,6 +49,15 @@ static void ask_logout(struct tgt_lu *lu)
             tgt_sess_ask_logout(o);
 }
 
+/* What is under way has its answer with another host: the initiators hear nothing from us, and come back to be led there. */
+static void cut_off(struct tgt_lu *lu)
+{
+    for (struct tgt_sess *o = lu->server->sessions; o; o = o->next)
+        for (struct tgt_conn *c = o->lu == lu ? o->conns : NULL; c; c = c->next)
+            if (c->fd >= 0)
+                shutdown(c->fd, SHUT_RDWR);
+}
+
 static void presented(struct tgt_lu *lu)
 {
     struct gr_geometry before = lu->geo;
@@ -80,6 +91,10 @@ static void event(void *arg, enum gr_event ev)
         break;
     case GR_EVENT_FENCED:
         lu->fenced = true;
+        break;
+    case GR_EVENT_EJECTED:
+        lu->fenced = true;
+        cut_off(lu);
         break;
     case GR_EVENT_MOVING:
         ask_logout(lu);
@@ -232,9 +247,13 @@ int tgt_lu_acquire(struct tgt_server *s, const char *disk, const char *initiator
                    struct gr_err *err)
 {
     struct tgt_place place = {0};
-    struct tgt_lu *lu = tgt_lu_find(s, disk);
-    if (lu && lu->releasing)
-        return gr_fail(err, -GR_ELOCKED, "disk '%s' is being released", disk);
+    struct tgt_lu *lu;
+    uint64_t deadline = gr_loop_now_ns(s->loop) + RELEASE_WAIT_NS;
+    while ((lu = tgt_lu_find(s, disk)) && lu->releasing) { /* then it is known where it is */
+        if (s->stopping || gr_loop_now_ns(s->loop) >= deadline)
+            return gr_fail(err, -GR_ELOCKED, "disk '%s' is being released", disk);
+        gr_fqueue_wait_ms(&s->changed, 100);
+    }
     if (lu && lu->bdev) {
         lu->users++;
         *ret = lu;

@@ -40,6 +40,7 @@ static void on_event(void *arg, enum gr_event ev)
     case GR_EVENT_PRESENTED: /* a client cannot be told: it asks again when it comes back */
     case GR_EVENT_REVERTED:
     case GR_EVENT_FENCED:
+    case GR_EVENT_EJECTED:
     case GR_EVENT_MOVING:
     case GR_EVENT_GONE:
         mover_io_fail(&c->io, -ESHUTDOWN);

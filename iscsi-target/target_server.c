@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #define TICK_NS (5ull * 1000000000)
+#define ASKED_NS 500000000ull /* how long initiators have to log out of a disk that goes away */
 
 void tgt_note(struct tgt_server *s, int level, const char *fmt, ...)
 {
@@ -125,6 +126,28 @@ static void lu_forget(struct tgt_server *s, struct tgt_lu *lu)
     }
 }
 
+static bool has_sessions(const struct tgt_server *s, const struct tgt_lu *lu)
+{
+    const struct tgt_sess *o = s->sessions;
+    while (o && o->lu != lu)
+        o = o->next;
+    return o != NULL;
+}
+
+/* Who is asked to log out has no command under way when it goes, and none is answered twice. Some do not listen. */
+static void ask_to_leave(struct tgt_server *s, struct tgt_lu *lu)
+{
+    uint64_t deadline = gr_loop_now_ns(s->loop) + ASKED_NS;
+    for (struct tgt_sess *o = s->sessions; o; o = o->next)
+        if (o->lu == lu)
+            tgt_sess_ask_logout(o);
+    while (has_sessions(s, lu)) {
+        uint64_t now = gr_loop_now_ns(s->loop);
+        if (now >= deadline || gr_fqueue_wait_ms(&s->changed, (deadline - now) / 1000000 + 1) == -ETIMEDOUT)
+            return;
+    }
+}
+
 int tgt_server_release(struct tgt_server *s, const char *disk, bool only_idle, struct gr_err *err)
 {
     struct tgt_lu *lu = tgt_lu_find(s, disk);
@@ -136,6 +159,7 @@ int tgt_server_release(struct tgt_server *s, const char *disk, bool only_idle, s
         if (o->lu == lu)
             return gr_fail(err, -EBUSY, "disk '%s' is in use by initiator %s (%s)", disk, o->initiator, o->address);
     lu->releasing = true;
+    ask_to_leave(s, lu);
     struct tgt_sess *next;
     for (struct tgt_sess *o = s->sessions; o; o = next) {
         next = o->next;
@@ -145,5 +169,6 @@ int tgt_server_release(struct tgt_server *s, const char *disk, bool only_idle, s
     while (lu->users)
         gr_fqueue_wait(&s->changed);
     lu_forget(s, lu);
+    gr_fqueue_wake_all(&s->changed);
     return 0;
 }

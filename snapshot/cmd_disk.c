@@ -173,6 +173,19 @@ static int cmd_delete(struct gr_cmd_ctx *c, struct gr_err *err)
     return r < 0 ? r : gr_cmd_done(c, NULL, "disk %s deleted", gr_cmd_arg(c, 0));
 }
 
+static int cmd_move(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *res = NULL;
+    struct snap_path p;
+    int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_DISK, &p, err);
+    if (r == 0)
+        r = snap_cmd_call(c, "disk.move", json_pack("{s:s,s:s}", "disk", gr_cmd_arg(c, 0), "host", gr_cmd_arg(c, 1)), NULL, NULL, &res, err);
+    if (r == 0)
+        r = gr_cmd_done(c, res, "disk %s belongs to host '%s' now", gr_cmd_arg(c, 0), json_string_value(json_object_get(res, "host")));
+    json_decref(res);
+    return r;
+}
+
 struct transfer {
     struct gr_cmd_ctx *c;
     const char *what;
@@ -275,6 +288,7 @@ const struct gr_cmd snap_disk_commands[] = {
     {"disk", "resize", "DATASTORE/PATH SIZE", 1, 2, "make a disk larger (or, with --shrink, smaller)", resize_opts, cmd_resize},
     {"disk", "set", "DATASTORE/PATH", 1, 1, "change how a disk shows itself as a LUN", set_opts, cmd_set},
     {"disk", "delete", "DATASTORE/PATH", 1, 1, "delete a disk and its snapshots", NULL, cmd_delete},
+    {"disk", "move", "DATASTORE/PATH HOST", 2, 2, "give a disk to another host while it is in use", NULL, cmd_move},
     {"disk", "import", "FILE DATASTORE/PATH", 2, 2, "make a disk from an image file", import_opts, cmd_import},
     {"disk", "export", "DATASTORE/PATH[@SNAPSHOT] FILE", 2, 2, "write a disk or snapshot to a new image file", export_opts, cmd_export},
     {NULL},

@@ -72,6 +72,10 @@ static json_t *info_row(struct snap_ds *ds, struct gr_err *err)
                           (json_int_t)i.reserved, "devices", devices_row(ds), "hosts", hosts, "regions", (int)i.n_regions, "region-size",
                           (json_int_t)i.region_bytes, "journal-size", (json_int_t)i.journal_bytes, "version", (int)i.version, "slots",
                           (int)i.n_slots, "stats", stats_row(ds->v));
+    if (o) {
+        json_object_set_new(o, "shared-luns", json_boolean(i.shared_luns));
+        json_object_set_new(o, "timing", json_string(i.timing == VMFS_TIMING_FAST ? "fast" : "default"));
+    }
     if (o && i.fenced)
         json_object_set_new(o, "fence-reason", json_string(i.fence_reason));
     return o;

@@ -51,6 +51,7 @@ int snap_ds_add(struct snap_svc *s, const char *name, json_t *devices, struct sn
     if (!ds)
         return gr_fail(err, -ENOMEM, "datastore '%s': out of memory", name);
     memcpy(ds->name, name, strlen(name) + 1);
+    ds->svc = s;
     ds->next = s->list;
     s->list = ds;
     for (; ds->n_devices < n; ds->n_devices++) {
@@ -156,12 +157,61 @@ static void close_devices(struct snap_ds *ds)
 
 static void vmfs_warning(void *arg, const char *text)
 {
-    snap_warn(arg, "%s", text);
+    snap_warn(((struct snap_ds *)arg)->svc, "%s", text);
+}
+
+/* ---- ejected ---- */
+#define REJOIN_MS 2000u /* between two attempts */
+static struct snap_ds *ejected_one(struct snap_svc *s)
+{
+    struct snap_ds *ds = s->list;
+    while (ds && !ds->ejected)
+        ds = ds->next;
+    return ds;
+}
+
+/* Another host has our disks now; ours come back to be led there, and we come back as if we had just started. */
+static void rejoin_fiber(void *arg)
+{
+    struct snap_svc *s = arg;
+    struct gr_err err = {0};
+    int r = 0;
+    gr_fmutex_lock(&s->lock);
+    for (struct snap_ds *ds; !s->ending && (ds = ejected_one(s));) {
+        if (ds->v)
+            snap_ds_leave(s, ds, false, NULL);
+        r = ds->v ? -EBUSY : snap_ds_join(s, ds, &err);
+        ds->ejected = r < 0;
+        snap_warn(s, r < 0 ? "datastore '%s' cannot be joined again, and will be tried again: %s" : "datastore '%s' is joined again%s", ds->name,
+                  r < 0 ? gr_err_text(&err, r) : "");
+        if (r < 0) {
+            gr_fmutex_unlock(&s->lock);
+            gr_fqueue_wait_ms(&s->wake, REJOIN_MS);
+            gr_fmutex_lock(&s->lock);
+        }
+    }
+    gr_fmutex_unlock(&s->lock);
+    if (!s->ending)
+        snap_svc_open_all(s);
+    s->rejoining--;
+    gr_fqueue_wake_all(&s->wake);
+}
+
+static void vmfs_ejected(void *arg)
+{
+    struct snap_ds *ds = arg;
+    struct snap_svc *s = ds->svc;
+    ds->ejected = true;
+    if (s->rejoining || s->ending)
+        return;
+    s->rejoining++;
+    if (gr_fiber_start(s->o.loop, rejoin_fiber, s) < 0)
+        s->rejoining--;
 }
 
 static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
 {
-    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = s->address, .portal = s->portal, .warn = vmfs_warning, .warn_arg = s};
+    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = s->address, .portal = s->portal, .ejected = vmfs_ejected, .warn = vmfs_warning, .warn_arg = ds};
     char host[65] = "";
     int r = gr_home_host_uuid(s->o.home, o.host_uuid, err);
     if (r < 0)
@@ -307,41 +357,27 @@ int snap_refuse_in_use(struct snap_svc *s, const struct snap_disk *d, const char
                    d->h->path, what, n, n == 1 ? "" : "s");
 }
 
-struct slot_search {
-    int slot;
-    bool found;
-    struct vmfs_slot_info info;
-};
-
-static void match_slot(void *arg, const struct vmfs_slot_info *s)
+static void place_of_host(const struct vmfs_slot_info *i, struct snap_place *ret)
 {
-    struct slot_search *f = arg;
-    if ((int)s->slot != f->slot)
-        return;
-    f->found = true;
-    f->info = *s;
+    struct snap_place p = {0};
+    memcpy(p.host, i->host_name, sizeof(p.host));
+    memcpy(p.portal, i->portal, sizeof(p.portal));
+    memcpy(p.address, i->address, sizeof(p.address));
+    *ret = p;
 }
 
 /* 0: nobody living, or this host. 1: filled. */
 static int place_of_slot(struct snap_ds *ds, int slot, struct snap_place *ret, struct gr_err *err)
 {
-    if (slot < 0)
-        return 0;
-    struct slot_search *f = gr_zalloc(sizeof(*f));
-    if (!f)
-        return gr_fail(err, -ENOMEM, "out of memory");
-    f->slot = slot;
-    int r = vmfs_slots(ds->v, match_slot, f, err);
-    if (r >= 0)
-        r = f->found && f->info.alive && !f->info.self;
-    if (r > 0) {
-        struct snap_place p = {0};
-        memcpy(p.host, f->info.host_name, sizeof(p.host));
-        memcpy(p.portal, f->info.portal, sizeof(p.portal));
-        memcpy(p.address, f->info.address, sizeof(p.address));
-        *ret = p;
-    }
-    free(f);
+    struct vmfs_slot_info *i = slot < 0 ? NULL : gr_alloc(sizeof(*i));
+    if (!i)
+        return slot < 0 ? 0 : gr_fail(err, -ENOMEM, "out of memory");
+    int r = vmfs_slot(ds->v, (unsigned)slot, i, err);
+    if (r == 0)
+        r = i->alive && !i->self;
+    if (r == 1)
+        place_of_host(i, ret);
+    free(i);
     return r;
 }
 
@@ -424,14 +460,24 @@ static int try_open(struct snap_svc *s, struct snap_ds *ds, const char *path, st
     int living = place_of_slot(ds, slot, owner, err);
     if (living != 0)
         return living < 0 ? living : -GR_ELOCKED;
-    living = vmfs_recover(ds->v, err);
+    living = vmfs_recover_slot(ds->v, (unsigned)slot, err);
     return living < 0 ? living : -EAGAIN;
+}
+
+static bool is_moving(const struct snap_ds *ds, const char *path)
+{
+    const struct snap_moving *m = ds->moving;
+    while (m && strcmp(m->path, path) != 0)
+        m = m->next;
+    return m != NULL;
 }
 
 int snap_handle_get(struct snap_svc *s, struct snap_ds *ds, const char *path, uint64_t wait_ms, struct snap_handle **ret,
                     struct snap_place *ret_owner, struct gr_err *err)
 {
     uint64_t deadline = gr_loop_now_ns(s->o.loop) + wait_ms * 1000000ull;
+    while (is_moving(ds, path) && gr_loop_now_ns(s->o.loop) < deadline)
+        gr_fqueue_wait_ms(&s->wake, 100);
     for (unsigned tries = 0;; tries++) {
         struct snap_place owner = {0};
         struct snap_handle *h = snap_handle_find(ds, path);

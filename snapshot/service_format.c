@@ -14,6 +14,7 @@ struct creation {
     unsigned n;
     uint64_t size;
     bool has_size;
+    enum vmfs_timing timing;
 };
 
 static void creation_close(struct creation *c)
@@ -104,7 +105,7 @@ static int format_devices(struct snap_op *op, const char *name, struct creation 
         r = device_check(c, i, force, op->err);
     if (r < 0)
         return r;
-    struct vmfs_format_opts fo = {.name = name, .force = force, .preallocate = preallocate};
+    struct vmfs_format_opts fo = {.name = name, .force = force, .preallocate = preallocate, .timing = c->timing};
     return vmfs_format(c->loop, c->bdevs, c->n, &fo, op->err);
 }
 
@@ -119,6 +120,12 @@ int snap_op_datastore_create(struct snap_op *op)
     if (r == 0)
         r = snap_op_devices(op, &devices, c.paths, &c.n);
     c.has_size = json_object_get(op->params, "size") != NULL;
+    const char *timing = "default";
+    if (r == 0)
+        r = gr_json_opt_str(op->params, "timing", &timing, op->err);
+    if (r == 0 && strcmp(timing, "fast") != 0 && strcmp(timing, "default") != 0)
+        r = gr_fail(op->err, -GR_EUSAGE, "datastore '%s': timing '%s': it is default or fast", name, timing);
+    c.timing = r == 0 && strcmp(timing, "fast") == 0 ? VMFS_TIMING_FAST : VMFS_TIMING_DEFAULT;
     if (r == 0)
         r = gr_json_opt_u64(op->params, "size", &c.size, op->err);
     if (r < 0)

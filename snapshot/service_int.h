@@ -19,6 +19,10 @@ struct snap_handle {
     unsigned users; /* requests at work on it */
     bool closing;   /* goes away: nobody new */
 };
+struct snap_moving { /* a disk between two hosts */
+    const char *path;
+    struct snap_moving *next;
+};
 struct snap_ds {
     struct snap_ds *next;
     char name[VMFS_VOLUME_NAME_MAX + 1];
@@ -29,13 +33,19 @@ struct snap_ds {
     char error[GR_ERR_TEXT];                 /* why not */
     unsigned users;
     bool leaving;
+    bool ejected; /* another host took our place: a fiber is at joining again */
+    struct snap_svc *svc;
     struct snap_handle *handles;
+    struct snap_moving *moving;
 };
 struct snap_svc {
     struct snap_svc_opts o;
     char *address;
     char portal[128];
     struct gr_fmutex lock; /* joining, leaving, the registry */
+    unsigned rejoining;    /* fibers */
+    bool ending;
+    struct gr_fqueue wake;
     struct snap_ds *list;
 };
 
@@ -117,7 +127,7 @@ static inline void snap_json_decref(json_t **o)
     json_decref(*o);
 }
 #define snap_auto_json gr_auto(snap_json_decref)
-extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[];
+extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_move_methods[];
 /* Remove what killed imports left in @ds. */
 void snap_clean_tmp(struct snap_svc *s, struct snap_ds *ds);
 /* Params of datastore.*: "devices" as absolute paths (borrowed from *ret); the registered datastore that "name" names. */

@@ -80,5 +80,5 @@ void vmfs_fence(struct vmfs *v, const char *fmt, ...)
     gr_fqueue_wake_all(&v->j.commit_q);
     gr_fqueue_wake_all(&v->j.room_q);
     vmfs_warn(v, "datastore '%s' is given up on this host: %s", v->sb.name, v->fence_reason);
-    vmfs_tell_all(v, GR_EVENT_FENCED);
+    vmfs_tell_all(v, v->life.ejected ? GR_EVENT_EJECTED : GR_EVENT_FENCED);
 }

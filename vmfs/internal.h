@@ -282,6 +282,7 @@ struct vseen { /* what is known of the process that answers for a slot */
 struct vlife {
     uint64_t key;              /* ours, at the fence of every device and in our slot */
     bool fences;               /* the devices are logical units with a fence */
+    bool ejected;              /* by another host */
     bool watching, stop;
     unsigned *charge, n_charge; /* slots we answer for */
     struct vseen *seen;        /* [slots] or NULL */

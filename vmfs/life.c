@@ -120,8 +120,12 @@ static void watch(void *arg)
 static void device_event(void *arg, enum gr_event ev)
 {
     struct vmfs *v = arg;
-    if (ev == GR_EVENT_FENCED)
-        vmfs_fence(v, "another host has taken its place, for it did not answer in time");
+    if (ev != GR_EVENT_FENCED || v->fenced)
+        return;
+    v->life.ejected = true;
+    vmfs_fence(v, "another host has taken its place, for it did not answer in time");
+    if (v->joined && v->opts.ejected)
+        v->opts.ejected(v->opts.warn_arg);
 }
 
 int vlife_enter(struct vmfs *v, struct gr_err *err)

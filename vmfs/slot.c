@@ -171,6 +171,11 @@ int vslot_recover_holder(struct vmfs *v, unsigned slot, uint64_t generation, str
     return recover_slot(v, slot, err);
 }
 
+int vmfs_recover_slot(struct vmfs *v, unsigned slot, struct gr_err *err)
+{
+    return slot < v->sb.slots.entries ? recover_slot(v, slot, err) : 0;
+}
+
 int vslot_recover_own(struct vmfs *v, struct gr_err *err)
 {
     for (unsigned i = 0; i < v->sb.slots.entries; i++) {
@@ -269,24 +274,31 @@ void vslot_forget(struct vmfs *v)
     v->joined = false;
 }
 
-int vmfs_slots(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_slot_info *s), void *arg, struct gr_err *err)
+int vmfs_slot(struct vmfs *v, unsigned slot, struct vmfs_slot_info *ret, struct gr_err *err)
 {
     static const char *const names[] = { "free", "host", "reader", "replaying" };
+    struct vslot s;
+    if (slot >= v->sb.slots.entries)
+        return gr_fail(err, -GR_ERANGE, "datastore '%s' has %u slots", v->sb.name, v->sb.slots.entries);
+    int r = vslot_read(v, slot, &s, err);
+    if (r < 0)
+        return r;
+    *ret = (struct vmfs_slot_info){ .slot = slot, .self = v->joined && slot == v->slot, .generation = s.generation, .state = names[s.state] };
+    ret->alive = ret->self || (s.state != VMFS_SLOT_FREE && vlife_shows(v, slot, &s));
+    memcpy(ret->host_uuid, s.host_uuid, 16);
+    snprintf(ret->host_name, sizeof ret->host_name, "%s", s.host_name);
+    snprintf(ret->portal, sizeof ret->portal, "%s", s.portal);
+    snprintf(ret->address, sizeof ret->address, "%s", s.address);
+    return 0;
+}
+
+int vmfs_slots(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_slot_info *s), void *arg, struct gr_err *err)
+{
     for (unsigned i = 0; i < v->sb.slots.entries; i++) {
-        struct vslot s;
-        struct vmfs_slot_info n = { .slot = i, .self = v->joined && i == v->slot };
-        int r = vslot_read(v, i, &s, err);
+        struct vmfs_slot_info n;
+        int r = vmfs_slot(v, i, &n, err);
         if (r < 0)
             return r;
-        n.generation = s.generation;
-        n.state = names[s.state];
-        n.alive = n.self;
-        if (!n.self && s.state != VMFS_SLOT_FREE)
-            n.alive = vlife_shows(v, i, &s);
-        memcpy(n.host_uuid, s.host_uuid, 16);
-        snprintf(n.host_name, sizeof n.host_name, "%s", s.host_name);
-        snprintf(n.portal, sizeof n.portal, "%s", s.portal);
-        snprintf(n.address, sizeof n.address, "%s", s.address);
         fn(arg, &n);
     }
     return 0;

@@ -54,6 +54,8 @@ struct vmfs_join_opts {
     const char *address;    /* unix socket of this host's storage service, or "" ; at most VMFS_ADDRESS_MAX bytes */
     const char *portal;     /* "host:port" of this host's iSCSI portal, or "" */
     size_t map_cache_bytes; /* limit of cached map nodes; 0: 256 MiB */
+    void (*ejected)(void *arg); /* another host has taken our place: nothing works any more, vmfs_leave() or vmfs_abandon() it and join
+                                   again. Any context, nothing of the volume may be called in it; argument as for warn; may be NULL */
     void (*warn)(void *arg, const char *text); /* damage repaired from a copy, slots recovered, …; may be NULL */
     void *warn_arg;
 };
@@ -92,9 +94,12 @@ struct vmfs_slot_info {
     char address[VMFS_ADDRESS_MAX + 1];
 };
 unsigned vmfs_own_slot(const struct vmfs *v); /* of this host; any context. A host that comes back gets the same one when it is still free */
+/* One slot, all slots. On shared logical units a host that may be gone is asked, which takes seconds if it is. */
+int vmfs_slot(struct vmfs *v, unsigned slot, struct vmfs_slot_info *ret, struct gr_err *err);
 int vmfs_slots(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_slot_info *s), void *arg, struct gr_err *err);
 /* Take over dead hosts' slots now: replay and free them. Returns how many. */
 int vmfs_recover(struct vmfs *v, struct gr_err *err);
+int vmfs_recover_slot(struct vmfs *v, unsigned slot, struct gr_err *err); /* only this one: 1, or 0 when it lives or is free */
 /* The volume learns that its device(s) grew; new regions are added. */
 int vmfs_grow(struct vmfs *v, struct gr_err *err);
 /* Wait until what was deleted, here or by a host that is gone, has given its space back. -ETIMEDOUT: it goes on in the background. */

@@ -126,8 +126,13 @@ static int join_host(struct vmfs *v, struct gr_err *err)
     int r = v->life.fences ? vslot_recover_own(v, err) : vmfs_recover(v, err);
     if (r >= 0)
         r = vslot_claim(v, err);
-    if (r == -GR_ELOCKED && v->life.fences && (r = vmfs_recover(v, err)) >= 0)
-        r = vslot_claim(v, err); /* whose of them live had to be found out after all */
+    for (int tries = 0; r == -GR_ELOCKED && v->life.fences && tries < 10; tries++) { /* whose of them live must be found out after all */
+        if (tries)
+            gr_fiber_sleep_ms(1000); /* others recover some of them, perhaps */
+        r = vmfs_recover(v, err);
+        if (r >= 0)
+            r = vslot_claim(v, err);
+    }
     if (r == 0) {
         journal_start(v);
         r = space_init(v, err);

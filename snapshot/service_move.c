@@ -1,0 +1,131 @@
+/* disk.move, disk.take: a disk changes hands while initiators use it. Its state is brought home while they go on; then they are asked to
+ * log in anew, what is left is brought home, and the other host takes the disk. Who logs in here meanwhile waits, and is led there. */
+#include "common/buf.h"
+#include "snapshot/service_int.h"
+#include <string.h>
+
+struct search {
+    const char *wanted;
+    unsigned found;
+    struct vmfs_slot_info info;
+};
+
+static void match_host(void *arg, const struct vmfs_slot_info *s)
+{
+    struct search *f = arg;
+    char uuid[37];
+    gr_uuid_format(s->host_uuid, uuid);
+    if (strcmp(s->state, "host") != 0 ||
+        (strcmp(f->wanted, s->host_name) != 0 && strcmp(f->wanted, uuid) != 0 && (!s->portal[0] || strcmp(f->wanted, s->portal) != 0)))
+        return;
+    f->found++;
+    f->info = *s;
+}
+
+/* The living host that @wanted names: by its name, its UUID or its portal. */
+static int find_host(struct snap_ds *ds, const char *wanted, struct search *f, struct gr_err *err)
+{
+    *f = (struct search){.wanted = wanted};
+    int r = vmfs_slots(ds->v, match_host, f, err);
+    if (r < 0)
+        return r;
+    if (f->found == 0)
+        return gr_fail(err, -ENOENT, "no host '%s' has joined datastore '%s': granary datastore info names those that have", wanted, ds->name);
+    if (f->found > 1)
+        return gr_fail(err, -GR_EUSAGE, "%u hosts of datastore '%s' are called '%s': say it by UUID or portal", f->found, ds->name, wanted);
+    if (!f->info.alive)
+        return gr_fail(err, -GR_ELOCKED, "host '%s' is gone", f->info.host_name);
+    if (!f->info.address[0] && !f->info.self)
+        return gr_fail(err, -GR_ELOCKED, "host '%s' serves nothing: run granary up there", f->info.host_name);
+    return 0;
+}
+
+static int give(struct snap_op *op, const char *disk, const struct vmfs_slot_info *to)
+{
+    struct gr_rpc_client *peer = NULL;
+    int r = gr_rpc_connect(op->s->o.loop, to->address, &peer, op->err);
+    if (r == 0)
+        r = gr_rpc_call(peer, "disk.take", json_pack("{s:s}", "disk", disk), NULL, NULL, SNAP_WAIT_MS, NULL, op->err);
+    gr_rpc_client_free(peer);
+    return r;
+}
+
+/* Nobody else's before the answer: the disk is free in between, and whoever asks here waits. */
+static int change_hands(struct snap_op *op, struct snap_disk *d, const struct snap_path *p, const struct vmfs_slot_info *to, uint64_t *ret_ns)
+{
+    struct snap_moving m = {.path = p->path, .next = d->ds->moving};
+    gr_auto_free char *disk = gr_asprintf("%s/%s", p->ds, p->path);
+    if (!disk)
+        return gr_fail(op->err, -ENOMEM, "out of memory");
+    int r = vmfs_checkpoint(d->ds->v, op->err);
+    if (r < 0)
+        return r;
+    uint64_t begin = gr_loop_now_ns(op->s->o.loop);
+    d->ds->moving = &m;
+    r = snap_disk_drop(op->s, d, false, op->err);
+    if (r == 0) {
+        uint64_t quiet = gr_loop_now_ns(op->s->o.loop);
+        r = vmfs_release(d->ds->v, p->path, op->err);
+        if (r == 0)
+            r = give(op, disk, to);
+        *ret_ns = gr_loop_now_ns(op->s->o.loop) - quiet;
+        if (r == 0)
+            snap_warn(op->s, "disk %s has moved to host '%s': its initiators were gone after %.1f ms, it was there %.1f ms later", disk, to->host_name,
+                      (double)(quiet - begin) / 1e6, (double)*ret_ns / 1e6);
+    }
+    struct snap_moving **q = &d->ds->moving;
+    while (*q != &m)
+        q = &(*q)->next;
+    *q = m.next;
+    gr_fqueue_wake_all(&op->s->wake);
+    return r;
+}
+
+static int op_move(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_disk d = {0};
+    struct search f;
+    const char *host = NULL;
+    uint64_t ns = 0;
+    int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
+    if (r == 0)
+        r = gr_json_str(op->params, "host", &host, op->err);
+    if (r == 0)
+        r = snap_disk_get(op, &p, &d);
+    if (r < 0)
+        return r;
+    r = find_host(d.ds, host, &f, op->err);
+    if (r == 0 && !f.info.self)
+        r = change_hands(op, &d, &p, &f.info, &ns);
+    snap_disk_put(&d);
+    if (r < 0)
+        return gr_prefix(op->err, r, "disk %s/%s does not move", p.ds, p.path);
+    return snap_op_result(op, json_pack("{s:s,s:s,s:f}", "disk", json_string_value(json_object_get(op->params, "disk")), "host", f.info.host_name,
+                                        "seconds", (double)ns / 1e9));
+}
+SNAP_METHOD(op_move, "disk.move")
+
+static int op_take(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_ds *ds = NULL;
+    struct snap_handle *h = NULL;
+    int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
+    if (r == 0)
+        r = snap_ds_get(op->s, p.ds, &ds, op->err);
+    if (r < 0)
+        return r;
+    r = snap_handle_get(op->s, ds, p.path, SNAP_WAIT_MS, &h, NULL, op->err);
+    if (r == 0)
+        h->users--;
+    snap_ds_put(ds);
+    return r;
+}
+SNAP_METHOD(op_take, "disk.take")
+
+const struct gr_rpc_method snap_move_methods[] = {
+    {"disk.move", rpc_op_move},
+    {"disk.take", rpc_op_take},
+    {NULL, NULL},
+};

@@ -30,7 +30,7 @@ struct raw_lun *tgt_raw_find(const struct tgt_raw *raw, const char *name);
 void tgt_raw_link(struct tgt_raw *raw, struct raw_lun *l);
 void tgt_raw_unlink(struct tgt_raw *raw, struct raw_lun *l);
 void tgt_raw_lun_free(struct raw_lun *l); /* closes it; NULL allowed */
-/* Write conf/luns.json, without @except (may be NULL). */
+/* (fiber, locked) Write conf/luns.json, without @except (may be NULL). */
 int tgt_raw_save(struct tgt_raw *raw, const struct raw_lun *except, struct gr_err *err);
 /* (fiber, locked) Open it unless it is. @create: its file is made with @size bytes. */
 int tgt_raw_open(struct tgt_raw *raw, struct raw_lun *l, bool create, uint64_t size, struct gr_err *err);

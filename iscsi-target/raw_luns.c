@@ -7,8 +7,7 @@
 
 #define REGISTRY "conf/luns.json"
 #define VERSION 1
-#define GHOST_NS 2000000000ull /* a killed process holds its files until the kernel has ended what it had under way */
-#define GHOST_STEP_MS 50
+#define STEP_MS 50u
 #define WATCH_MS 1000
 
 /* ---- the list ---- */
@@ -139,6 +138,18 @@ static json_t *describe(const struct raw_lun *l)
     return json_pack("{s:s,s:s,s:b,s:s*}", "file", l->file, "uuid", uuid, "read-only", l->read_only, "redirect", l->redirect);
 }
 
+struct save {
+    struct gr_home *home;
+    json_t *doc;
+    struct gr_err *err;
+};
+
+static int save_doc(void *arg)
+{
+    const struct save *s = arg;
+    return gr_home_save(s->home, REGISTRY, s->doc, s->err);
+}
+
 int tgt_raw_save(struct tgt_raw *raw, const struct raw_lun *except, struct gr_err *err)
 {
     json_t *all = json_object();
@@ -148,7 +159,8 @@ int tgt_raw_save(struct tgt_raw *raw, const struct raw_lun *except, struct gr_er
             whole = json_object_set_new(all, l->name, describe(l)) == 0 && whole;
     json_t *doc = whole ? json_pack("{s:i,s:O}", "version", VERSION, "luns", all) : NULL;
     json_decref(all);
-    int r = doc ? gr_home_save(raw->home, REGISTRY, doc, err) : gr_fail(err, -ENOMEM, "the list of LUNs: out of memory");
+    struct save s = {raw->home, doc, err};
+    int r = doc ? gr_fiber_work(save_doc, &s) : gr_fail(err, -ENOMEM, "the list of LUNs: out of memory");
     json_decref(doc);
     return r;
 }
@@ -196,13 +208,12 @@ static bool held_by_another(int r)
     return r == -GR_ELOCKED || r == -EBUSY;
 }
 
-/* At the start: the one before us may not be quite gone. */
 static void open_patiently(struct tgt_raw *raw, struct raw_lun *l, uint64_t deadline)
 {
     struct gr_err err = {0};
     int r;
     while (held_by_another(r = tgt_raw_open(raw, l, false, 0, &err)) && gr_loop_now_ns(raw->loop) < deadline)
-        gr_fiber_sleep_ms(GHOST_STEP_MS);
+        gr_fiber_sleep_ms(STEP_MS);
     if (r < 0)
         raw->note(raw->note_arg, 3, err.text);
 }
@@ -238,9 +249,9 @@ static void watch(void *arg)
 }
 
 int tgt_raw_serve(struct tgt_raw *raw, struct tgt_server *server, void (*note)(void *arg, int level, const char *text), void *note_arg,
-                  struct gr_err *err)
+                  unsigned patience_ms, struct gr_err *err)
 {
-    uint64_t deadline = gr_loop_now_ns(raw->loop) + GHOST_NS;
+    uint64_t deadline = gr_loop_now_ns(raw->loop) + patience_ms * 1000000ull;
     raw->server = server;
     raw->note = note;
     raw->note_arg = note_arg;

@@ -19,9 +19,11 @@ int tgt_raw_new(struct gr_loop *loop, struct gr_home *home, const struct tgt_dir
 void tgt_raw_free(struct tgt_raw *raw);
 /* The directory for a server: raw LUNs, and what is below. */
 struct tgt_directory tgt_raw_directory(struct tgt_raw *raw);
-/* (fiber) @server asks that directory: open them all, and look after their room. What cannot be opened is told to @note, and not served. */
+/* (fiber) @server asks that directory: open them all, and look after their room. What cannot be opened is told to @note, and not served.
+ * @patience_ms: how long one that is in use is tried; a process that was killed holds its files until the kernel has ended what it had under way. */
+#define TGT_RAW_GHOST_MS 2000u
 int tgt_raw_serve(struct tgt_raw *raw, struct tgt_server *server, void (*note)(void *arg, int level, const char *text), void *note_arg,
-                  struct gr_err *err);
+                   unsigned patience_ms, struct gr_err *err);
 /* All of them: [{"disk","file","size","uuid","read-only","redirect","error"}]; a new array. */
 json_t *tgt_raw_list(const struct tgt_raw *raw);
 

@@ -130,6 +130,10 @@ for round in 1 2 3; do
 done
 over cut
 check 'nothing that was acknowledged is lost' jq -e '.errors == 0 and .reconnects >= 3 and .ios > 100' "$T/cut.log"
+mv "${kept%/*}" "$T/gone"
+check 'what cannot be kept is not granted' [ "$(out 2 06 0 0 0xc3)" = 'sense 4/44/00' ]
+mv "$T/gone" "${kept%/*}"
+held 'after that'
 check 'who is ejected' [ "$(out 2 05 6 0xb2 0xa1)" = good ]
 run_check granary upgrade
 check 'is ejected after an upgrade, too' [ "$(send --port 1 --in 512 "$one" 28000000000000000100)" = conflict ]

@@ -102,6 +102,19 @@ if iscsi-inq -i iqn.2026-11.org.example:me "$two" > "$T/out" 2>&1; then fail 'no
 run_check iscsi-inq -i iqn.2026-11.org.example:me "${two/iscsi:\/\//iscsi:\/\/joe%a-long-enough-secret@}"
 run_check granary lun chap two --off
 
+run_mustfail 2 'say what to set' granary lun set two
+run_mustfail 2 'say a number or off' granary lun set two --iops many
+run_mustfail 2 '4096 to' granary lun set two --bandwidth 100
+rate() { "$BUILD/tests/bench/iscsi_load" "$at" iqn.2026-11.local.granary:one --rw randread --bs 4K --depth 16 --time 1 --size 8M | jq .iops; }
+run_check granary lun set one --iops 500 --burst 10 --json
+check 'set' jq -e '.disk == "one" and .iops == 500 and .bandwidth == 0 and ."burst-ms" == 10' "$T/out"
+got=$(rate)
+check "500 commands a second ($got)" [ "$got" -gt 100 -a "$got" -lt 530 ]
+run_check granary upgrade
+check 'an upgrade keeps it' row one '.iops == 500'
+run_check granary lun set one --iops off --burst off
+check "no limit any more" [ "$(rate)" -gt 600 ]
+
 # ---- persistent reservations outlive kill -9 ----
 out() { # PORT ACTION TYPE KEY NEW-KEY: PERSISTENT RESERVE OUT with APTPL
     printf '%016x%016x%s' "$4" "$5" 0000000001000000 | sed 's/../\\x&/g' > "$T/text"

@@ -1,7 +1,7 @@
 #!/bin/bash
 # timeout: 180
 # Raw LUNs where space is short: a sparse file on a file system that fills up (initiators are warned once, who finds no space is told so,
-# nothing acknowledged is lost, and it goes on when there is room), and a block device, which is opened exclusively.
+# nothing acknowledged is lost, and it goes on when there is room), a block device, which is opened exclusively, and a flush that failed.
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io mount
 requires_root
@@ -83,5 +83,28 @@ if [ -e /dev/loop-control ] && dev=$(losetup --find --show "$T/dev.img" 2> "$T/e
     run_check granary down
 else
     echo "# SKIPPED: no loop device can be made here ($(head -n 1 "$T/err")): block devices are not tested"
+fi
+
+# ---- a flush that failed is final: what the kernel forgot is not called durable by the next one ----
+if command -v strace > /dev/null; then
+    granary down > /dev/null
+    run_check granary lun add flushed "$T/flushed.img" --size 16M
+    export GRANARY_ENGINE=sync # system calls can be made to fail
+    run_check granary up
+    lun=$(url flushed)
+    head -c 512 /dev/zero > "$T/zeros"
+    check 'it works' [ "$(send "$lun" 35000000000000000000)" = good ]
+    start strace strace -f -qq -p "$(cat "$GRANARY_HOME/run/storaged.pid")" -e trace=fdatasync -e inject=fdatasync:error=EIO
+    wait_for 10 grep -q '^TracerPid:.*[1-9]' "/proc/$(cat "$GRANARY_HOME/run/storaged.pid")/status"
+    check 'it failed' [ "$(send "$lun" 35000000000000000000)" = 'sense 3/11/00' ]
+    stop strace
+    check 'so does the next one' [ "$(send "$lun" 35000000000000000000)" = 'sense 3/11/00' ]
+    check 'and a write that wants to be durable' [ "$(send --out "$T/zeros" "$lun" 2a080000000000000100)" = 'sense 3/11/00' ]
+    cat "$T/zeros" "$T/zeros" > "$T/pair"
+    check 'and a compare-and-write' [ "$(send --out "$T/pair" "$lun" 89000000000000000000000000010000)" = 'sense 3/11/00' ]
+    check 'reads go on' [ "$(send --in 512 "$lun" 28000000000000000100 | cut -c1-4)" = good ]
+    run_check granary down
+else
+    echo '# SKIPPED: strace is not installed: no flush can be made to fail'
 fi
 if grep -sq Sanitizer "$GRANARY_HOME"/log/*.log; then fail 'a sanitizer complains'; fi

@@ -32,6 +32,10 @@ int gr_cmd_nargs(const struct gr_cmd_ctx *c);
 const char *gr_cmd_opt(const struct gr_cmd_ctx *c, const char *name);         /* last value given, NULL when absent */
 const char *gr_cmd_opt_n(const struct gr_cmd_ctx *c, const char *name, int i); /* i-th value of a repeated option */
 bool gr_cmd_flag(const struct gr_cmd_ctx *c, const char *name);
+/* Options of one form, into @params: "on" or "off" as a boolean under their name; a number, a size (@bytes) or "off" (0) under @key. Absent: nothing
+ * is set. 0 or -GR_EUSAGE. */
+int gr_cmd_on_off(struct gr_cmd_ctx *c, const char *name, json_t *params, struct gr_err *err);
+int gr_cmd_limit(struct gr_cmd_ctx *c, const char *name, const char *key, bool bytes, json_t *params, struct gr_err *err);
 bool gr_cmd_json(const struct gr_cmd_ctx *c);
 /* The failure of this command is part of its result already; standard error says nothing more of it. */
 void gr_cmd_told(struct gr_cmd_ctx *c);

@@ -1,10 +1,9 @@
-/* Commands "granary lun add|remove|resize|redirect": by the storage daemon of this home, or, while it does not run, here under its lock. */
+/* Commands "granary lun add|remove|resize|set|redirect": by the storage daemon of this home, or, while it does not run, here under its lock. */
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/seam.h"
 #include "iscsi-target/cmd_ask.h"
 #include "iscsi-target/raw_luns.h"
-#include <limits.h>
 #include <string.h>
 
 /* The method in this process: nothing is served. */
@@ -73,15 +72,14 @@ static char *absolute(const char *path)
 static int lun_add(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     gr_auto_free char *file = absolute(gr_cmd_arg(c, 1));
-    const char *size = gr_cmd_opt(c, "size"), *uuid = gr_cmd_opt(c, "uuid"), *read_only = gr_cmd_opt(c, "read-only");
-    bool on = read_only && strcmp(read_only, "on") == 0;
+    const char *size = gr_cmd_opt(c, "size"), *uuid = gr_cmd_opt(c, "uuid");
     json_t *result = NULL;
-    if (read_only && !on && strcmp(read_only, "off") != 0)
-        return gr_fail(err, -GR_EUSAGE, "--read-only '%s': say on or off", read_only);
     if (!file)
         return gr_fail(err, -ENOMEM, "'%s': out of memory", gr_cmd_arg(c, 1));
-    json_t *params = json_pack("{s:s,s:s,s:b,s:s*}", "lun", gr_cmd_arg(c, 0), "file", file, "read-only", on, "uuid", uuid);
-    int r = params && size ? size_param(params, size, err) : 0;
+    json_t *params = json_pack("{s:s,s:s,s:s*}", "lun", gr_cmd_arg(c, 0), "file", file, "uuid", uuid);
+    int r = params ? gr_cmd_on_off(c, "read-only", params, err) : 0;
+    if (params && r == 0 && size)
+        r = size_param(params, size, err);
     if (r < 0) {
         json_decref(params);
         return r;
@@ -118,6 +116,29 @@ static int lun_resize(struct gr_cmd_ctx *c, struct gr_err *err)
     return r;
 }
 
+static int lun_set(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    static const struct gr_col cols[] = {{"disk", "LUN", GR_COL_TEXT}, {"iops", "IOPS limit", GR_COL_NUMBER}, {"bandwidth", "Bandwidth limit", GR_COL_SIZE},
+                                         {"burst-ms", "Burst ms", GR_COL_NUMBER}, {NULL, NULL, GR_COL_TEXT}};
+    json_t *result = NULL, *params = json_pack("{s:s}", "lun", gr_cmd_arg(c, 0));
+    int r = params ? gr_cmd_limit(c, "iops", "iops", false, params, err) : 0;
+    if (params && r == 0)
+        r = gr_cmd_limit(c, "bandwidth", "bandwidth", true, params, err);
+    if (params && r == 0)
+        r = gr_cmd_limit(c, "burst", "burst-ms", false, params, err);
+    if (params && r == 0 && json_object_size(params) == 1)
+        r = gr_fail(err, -GR_EUSAGE, "LUN %s: say what to set (--iops, --bandwidth, --burst)", gr_cmd_arg(c, 0));
+    if (r < 0) {
+        json_decref(params);
+        return r;
+    }
+    r = change(c, "lun.set", params, &result, err);
+    if (r == 0)
+        r = gr_cmd_object(c, cols, result);
+    json_decref(result);
+    return r;
+}
+
 static int lun_redirect(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     const char *to = gr_cmd_arg(c, 1);
@@ -137,12 +158,17 @@ static const struct gr_opt add_opts[] = {{"size", "SIZE", "make the file, which 
                                          {"uuid", "UUID", "its identity (VPD page 83), when it takes the place of one with that; default: a new one", false},
                                          {NULL, NULL, NULL, false}};
 static const struct gr_opt remove_opts[] = {{"force", NULL, "end sessions that use it", false}, {NULL, NULL, NULL, false}};
+static const struct gr_opt set_opts[] = {{"iops", "N|off", "most commands a second", false},
+                                         {"bandwidth", "SIZE|off", "most bytes a second", false},
+                                         {"burst", "MS|off", "how much of a limit may be saved up (off: 100 ms)", false},
+                                         {NULL, NULL, NULL, false}};
 static const struct gr_opt redirect_opts[] = {{"off", NULL, "serve it here again", false}, {NULL, NULL, NULL, false}};
 
 const struct gr_cmd tgt_raw_commands[] = {
     {"lun", "add", "NAME FILE|DEVICE", 2, 2, "serve a raw file or block device as a LUN", add_opts, lun_add},
     {"lun", "remove", "NAME", 1, 1, "serve it no more; its bytes stay", remove_opts, lun_remove},
     {"lun", "resize", "NAME SIZE", 2, 2, "let the file of a LUN grow; initiators are told", NULL, lun_resize},
+    {"lun", "set", "NAME", 1, 1, "limit what initiators may ask of a LUN", set_opts, lun_set},
     {"lun", "redirect", "NAME [HOST:PORT]", 1, 2, "send logins to another portal, and let the file go", redirect_opts, lun_redirect},
     {NULL, NULL, NULL, 0, 0, NULL, NULL, NULL},
 };

@@ -405,7 +405,7 @@ static int start_target(struct daemon *d, struct gr_err *err)
     struct tgt_server_opts o = {
         .loop = d->loop, .gang = d->gang, .dir = tgt_raw_directory(d->raw), .access_path = access, .note = log_note};
     r = tgt_server_new(&o, &d->tgt, err);
-    return r < 0 ? r : tgt_raw_serve(d->raw, d->tgt, log_note, NULL, err);
+    return r < 0 ? r : tgt_raw_serve(d->raw, d->tgt, log_note, NULL, d->heritage.doc ? 0 : TGT_RAW_GHOST_MS, err);
 }
 
 /* The host part of HOST:PORT goes into the server's certificate. */

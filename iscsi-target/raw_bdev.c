@@ -12,6 +12,7 @@
 struct raw_bdev {
     struct gr_layer layer;
     uint8_t uuid[16];
+    struct tgt_raw_limits limits;
     char *store;
     bool low; /* the file system is nearly full, and that was told */
 };
@@ -29,10 +30,15 @@ static void raw_submit(struct gr_chan *ch, struct gr_bio *bio)
 
 static int raw_geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
 {
+    const struct raw_bdev *b = raw_of(bdev);
     int r = gr_layer_geometry(bdev, ret);
-    if (r == 0)
-        memcpy(ret->uuid, raw_of(bdev)->uuid, 16);
-    return r;
+    if (r < 0)
+        return r;
+    memcpy(ret->uuid, b->uuid, 16);
+    ret->limit_iops = b->limits.iops;
+    ret->limit_bytes = b->limits.bytes;
+    ret->limit_burst_ms = b->limits.burst_ms;
+    return 0;
 }
 
 static void raw_close(struct gr_bdev *bdev)
@@ -138,6 +144,7 @@ int tgt_raw_bdev_open(struct gr_loop *loop, const struct tgt_raw_opts *o, struct
     gr_layer_init(&b->layer, &raw_ops, file);
     gr_bdev_put(file); /* the layer holds it */
     b->store = store;
+    b->limits = o->limits;
     memcpy(b->uuid, o->uuid, 16);
     *ret = &b->layer.base;
     return 0;
@@ -169,6 +176,12 @@ int tgt_raw_bdev_grow(struct gr_loop *loop, struct gr_bdev *bdev, uint64_t size,
         return 0;
     r = gr_bdev_file_resize(raw_of(bdev)->layer.lower, size, err);
     return r < 0 ? r : flush(loop, bdev, err);
+}
+
+void tgt_raw_bdev_limit(struct gr_bdev *bdev, const struct tgt_raw_limits *limits)
+{
+    raw_of(bdev)->limits = *limits;
+    gr_bdev_event(bdev, GR_EVENT_PRESENTED);
 }
 
 struct look {

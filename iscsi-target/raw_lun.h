@@ -13,11 +13,16 @@
 
 #define TGT_RAW_LOW_PERCENT 10u /* less free than this in the file system: GR_EVENT_THRESHOLD, once until there is clearly more */
 
+struct tgt_raw_limits { /* as in struct gr_geometry; 0: none */
+    uint32_t iops, burst_ms;
+    uint64_t bytes;
+};
 struct tgt_raw_opts {
     const char *file;        /* absolute path */
     const char *store;       /* directory of attributes, made when missing */
     uint8_t uuid[16];
     bool read_only;
+    struct tgt_raw_limits limits;
     bool create;             /* the file must not exist: it is made, of @size bytes */
     uint64_t size;
 };
@@ -27,6 +32,8 @@ int tgt_raw_bdev_open(struct gr_loop *loop, const struct tgt_raw_opts *opts, str
 int tgt_raw_bdev_peek(struct gr_loop *loop, const struct tgt_raw_opts *opts, struct gr_geometry *ret);
 /* (fiber) Let a file grow to @size bytes, durably; announces GR_EVENT_RESIZED. */
 int tgt_raw_bdev_grow(struct gr_loop *loop, struct gr_bdev *bdev, uint64_t size, struct gr_err *err);
+/* What initiators are held to from now on; announces GR_EVENT_PRESENTED. */
+void tgt_raw_bdev_limit(struct gr_bdev *bdev, const struct tgt_raw_limits *limits);
 /* (fiber) Look at the room there is. 1: it has become short, and who listens was told (@ret_room says how short); 0: nothing new. */
 int tgt_raw_bdev_watch(struct gr_bdev *bdev, struct gr_file_room *ret_room);
 

@@ -238,7 +238,26 @@ static int op_redirect(void *arg, struct gr_rpc_call *call, json_t *params, json
     return r;
 }
 
-/* ---- resize ---- */
+/* ---- limits and size ---- */
+static int op_set(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct tgt_raw *raw = arg;
+    struct raw_lun *l = NULL;
+    gr_fmutex_lock(&raw->lock);
+    int r = lun_param(raw, params, &l, err);
+    struct tgt_raw_limits before = l ? l->limits : (struct tgt_raw_limits){0};
+    if (r == 0)
+        r = tgt_raw_read_limits(params, &l->limits, err);
+    if (r == 0 && (r = tgt_raw_save(raw, NULL, err)) < 0)
+        l->limits = before;
+    if (r == 0 && l->bdev)
+        tgt_raw_bdev_limit(l->bdev, &l->limits);
+    if (r == 0)
+        r = row_of(l, ret, err);
+    gr_fmutex_unlock(&raw->lock);
+    return r;
+}
+
 static int op_resize(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
 {
     struct tgt_raw *raw = arg;
@@ -266,4 +285,4 @@ static int op_resize(void *arg, struct gr_rpc_call *call, json_t *params, json_t
 }
 
 const struct gr_rpc_method tgt_raw_methods[] = {
-    {"lun.add", op_add}, {"lun.remove", op_remove}, {"lun.resize", op_resize}, {"lun.redirect", op_redirect}, {NULL, NULL}};
+    {"lun.add", op_add}, {"lun.remove", op_remove}, {"lun.resize", op_resize}, {"lun.set", op_set}, {"lun.redirect", op_redirect}, {NULL, NULL}};

@@ -115,7 +115,7 @@ int tgt_disk_of(const char *name, char *ret, size_t size);
 
 /* RPC: add with arg = the server.
  *   lun.list {"disk"?}                    → [{"disk","target","iscsi-url","nbd-url","file","masked","size","initiators":[…],"chap-user","mutual-user","sessions"}];
- *                                         of raw LUNs also "uuid","read-only","redirect","error"
+ *                                         of raw LUNs also "uuid","read-only","iops","bandwidth","burst-ms","redirect","error"
  *   lun.mask {"disk"} | lun.unmask        a masked disk cannot be found or logged in to; its sessions end
  *   lun.acl {"disk","allow":[…]?,"deny":[…]?}  → {"disk","initiators":[…]}; deny drops that initiator's sessions
  *   lun.chap {"disk","user","secret","mutual-user"?,"mutual-secret"?} | {"disk","off":true}; secrets are never shown; disk "discovery": of discovery

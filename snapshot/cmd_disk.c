@@ -110,49 +110,21 @@ static int cmd_resize(struct gr_cmd_ctx *c, struct gr_err *err)
     return r;
 }
 
-/* "on" or "off" of option @name into @params. */
-static int on_off(struct gr_cmd_ctx *c, const char *name, json_t *params, struct gr_err *err)
-{
-    const char *text = gr_cmd_opt(c, name);
-    if (!text)
-        return 0;
-    if (strcmp(text, "on") != 0 && strcmp(text, "off") != 0)
-        return gr_fail(err, -GR_EUSAGE, "--%s '%s': say on or off", name, text);
-    json_object_set_new(params, name, json_boolean(!strcmp(text, "on")));
-    return 0;
-}
-
-/* A number, a size (@bytes) or "off" of option @name into params' @key. */
-static int limit(struct gr_cmd_ctx *c, const char *name, const char *key, bool bytes, json_t *params, struct gr_err *err)
-{
-    const char *text = gr_cmd_opt(c, name);
-    uint64_t value = 0;
-    int r = 0;
-    if (!text)
-        return 0;
-    if (strcmp(text, "off") != 0)
-        r = bytes ? snap_cmd_size(c, text, &value, err) : gr_parse_u64(text, 1, INT64_MAX, &value, err);
-    if (r < 0)
-        return gr_fail(err, -GR_EUSAGE, "--%s '%s': say %s or off", name, text, bytes ? "a size" : "a number");
-    json_object_set_new(params, key, json_integer((json_int_t)value));
-    return 0;
-}
-
 static int cmd_set(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     struct snap_path p;
     json_t *res = NULL, *params = json_pack("{s:s}", "disk", gr_cmd_arg(c, 0));
     int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_DISK, &p, err);
     if (r == 0)
-        r = on_off(c, "read-only", params, err);
+        r = gr_cmd_on_off(c, "read-only", params, err);
     if (r == 0)
-        r = on_off(c, "removable", params, err);
+        r = gr_cmd_on_off(c, "removable", params, err);
     if (r == 0)
-        r = limit(c, "iops", "iops", false, params, err);
+        r = gr_cmd_limit(c, "iops", "iops", false, params, err);
     if (r == 0)
-        r = limit(c, "bandwidth", "bandwidth", true, params, err);
+        r = gr_cmd_limit(c, "bandwidth", "bandwidth", true, params, err);
     if (r == 0)
-        r = limit(c, "burst", "burst-ms", false, params, err);
+        r = gr_cmd_limit(c, "burst", "burst-ms", false, params, err);
     if (r == 0 && json_object_size(params) == 1)
         r = gr_fail(err, -GR_EUSAGE, "disk %s: say what to set (--read-only, --removable, --iops, --bandwidth, --burst)", gr_cmd_arg(c, 0));
     if (r == 0)

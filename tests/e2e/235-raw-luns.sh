@@ -102,6 +102,19 @@ if iscsi-inq -i iqn.2026-11.org.example:me "$two" > "$T/out" 2>&1; then fail 'no
 run_check iscsi-inq -i iqn.2026-11.org.example:me "${two/iscsi:\/\//iscsi:\/\/joe%a-long-enough-secret@}"
 run_check granary lun chap two --off
 
+run_mustfail 2 'say what to set' granary lun set two
+run_mustfail 2 'say a number or off' granary lun set two --iops many
+run_mustfail 2 '4096 to' granary lun set two --bandwidth 100
+rate() { "$BUILD/tests/bench/iscsi_load" "$at" iqn.2026-11.local.granary:one --rw randread --bs 4K --depth 16 --time 1 --size 8M | jq .iops; }
+run_check granary lun set one --iops 500 --burst 10 --json
+check 'set' jq -e '.disk == "one" and .iops == 500 and .bandwidth == 0 and ."burst-ms" == 10' "$T/out"
+got=$(rate)
+check "500 commands a second ($got)" [ "$got" -gt 100 -a "$got" -lt 530 ]
+run_check granary upgrade
+check 'an upgrade keeps it' row one '.iops == 500'
+run_check granary lun set one --iops off --burst off
+check "no limit any more" [ "$(rate)" -gt 600 ]
+
 # ---- persistent reservations outlive kill -9 ----
 out() { # PORT ACTION TYPE KEY NEW-KEY: PERSISTENT RESERVE OUT with APTPL
     printf '%016x%016x%s' "$4" "$5" 0000000001000000 | sed 's/../\\x&/g' > "$T/text"
@@ -130,6 +143,10 @@ for round in 1 2 3; do
 done
 over cut
 check 'nothing that was acknowledged is lost' jq -e '.errors == 0 and .reconnects >= 3 and .ios > 100' "$T/cut.log"
+mv "${kept%/*}" "$T/gone"
+check 'what cannot be kept is not granted' [ "$(out 2 06 0 0 0xc3)" = 'sense 4/44/00' ]
+mv "$T/gone" "${kept%/*}"
+held 'after that'
 check 'who is ejected' [ "$(out 2 05 6 0xb2 0xa1)" = good ]
 run_check granary upgrade
 check 'is ejected after an upgrade, too' [ "$(send --port 1 --in 512 "$one" 28000000000000000100)" = conflict ]
@@ -171,6 +188,8 @@ run_mustfail 4 'another GRANARY_HOME' granary lun redirect one --off
 check 'the list shows where' row one '.redirect == "'"$there"'" and (."iscsi-url" | contains("'"$there"'"))'
 run_mustfail 4 'resize it there' granary lun resize one 128M
 old=${one/"$at"/"$(granary status --json | jq -r .portal)"}
+aside=${one/"$at"/"$(granary status --json | jq -r '."multipath-portal"')"}
+run_mustfail 1 'NOT READY.*0x040b' "$BUILD/tests/tools/scsi_send" "$aside" 000000000000 # a portal that never redirects has it in standby
 check 'known again behind the redirect' [ "$(naa "$old")" = "$before" ]
 wait_for 5 sh -c "GRANARY_HOME='$B' granary session list --json | jq -e 'length == 1'"
 run_check granary down

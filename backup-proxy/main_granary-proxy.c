@@ -1,6 +1,7 @@
 /* granary-proxy: one job of backup or restore. Composes the jobs with the storage service: through its daemon's socket, or in this
  * process when no daemon runs; and with the datastore itself for the transport "local". */
 #include "backup-proxy/cmd_proxy.h"
+#include "common/bdev_open.h"
 #include "common/cleanup.h"
 #include "common/daemon.h"
 #include "snapshot/client.h"
@@ -91,14 +92,17 @@ static int join_reader(struct proxy *p, const char *ds, struct gr_err *err)
     if (p->reader)
         return gr_fail(err, -EOPNOTSUPP, "transport local reads one datastore per job; '%s' is another than '%s'", ds, p->reader_ds);
     int r = call_storage(p, "datastore.info", json_pack("{s:s}", "name", ds), NULL, NULL, &res, err);
+    json_t *login = json_object_get(res, "login");
+    struct gr_device_opts device = {.login = {json_string_value(json_object_get(login, "user")), json_string_value(json_object_get(login, "secret-file")),
+                                              json_string_value(json_object_get(login, "target-user")),
+                                              json_string_value(json_object_get(login, "target-secret-file"))}};
     json_array_foreach(json_object_get(res, "devices"), i, dev) {
         const char *path = json_is_string(dev) ? json_string_value(dev) : json_string_value(json_object_get(dev, "path"));
-        struct gr_file_opts o = {.read_only = false, .direct = true};
         if (r < 0)
             break;
         if (!path || p->n_devices == GR_ARRAY_LEN(p->devices))
             r = gr_fail(err, -GR_EPROTO, "datastore '%s': its devices cannot be opened here", ds);
-        else if ((r = gr_bdev_file_open(p->loop, path, &o, &p->devices[p->n_devices], err)) == 0)
+        else if ((r = gr_device_open(p->loop, path, &device, &p->devices[p->n_devices], err)) == 0)
             p->n_devices++;
     }
     json_decref(res);

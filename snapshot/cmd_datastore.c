@@ -1,6 +1,7 @@
 /* granary datastore create|join|leave|destroy|list|info|check|grow */
 #include "common/buf.h"
 #include "common/cleanup.h"
+#include "common/bdev_open.h"
 #include "snapshot/cmd_storage.h"
 
 static const struct gr_col list_cols[] = {
@@ -38,18 +39,49 @@ static int named(struct gr_cmd_ctx *c, const char *method, json_t **ret, struct 
     return r < 0 ? r : snap_cmd_call(c, method, json_pack("{s:s}", "name", name), NULL, NULL, ret, err);
 }
 
-/* {"name","devices"} from NAME DEVICE... */
+/* Who we are to the targets of LUNs; NULL: without. */
+static int login_row(struct gr_cmd_ctx *c, json_t **ret, struct gr_err *err)
+{
+    static const char *const files[] = {"secret-file", "target-secret-file"}, *const users[] = {"user", "target-user"};
+    json_t *o = NULL;
+    for (int i = 0; i < 2; i++) {
+        const char *user = gr_cmd_opt(c, users[i]), *file = gr_cmd_opt(c, files[i]);
+        gr_auto_free char *path = NULL;
+        if (!user != !file) {
+            json_decref(o);
+            return gr_fail(err, -GR_EUSAGE, "--%s and --%s go together", users[i], files[i]);
+        }
+        if (!user)
+            continue;
+        int r = snap_cmd_absolute(file, &path, err);
+        if (r < 0) {
+            json_decref(o);
+            return r;
+        }
+        o = o ? o : json_object();
+        json_object_set_new(o, users[i], json_string(user));
+        json_object_set_new(o, files[i], json_string(path));
+    }
+    *ret = o;
+    return 0;
+}
+
+/* {"name","devices","login"} from NAME DEVICE... and options */
 static int name_devices(struct gr_cmd_ctx *c, json_t **ret, struct gr_err *err)
 {
     json_t *devices = json_array();
     int r = snap_datastore_name_check(gr_cmd_arg(c, 0), err);
     for (int i = 1; r == 0 && gr_cmd_arg(c, i); i++) {
         gr_auto_free char *path = NULL;
-        r = snap_cmd_absolute(gr_cmd_arg(c, i), &path, err);
-        if (r == 0 && json_array_append_new(devices, json_string(path)) < 0)
+        const char *name = gr_cmd_arg(c, i);
+        r = gr_device_is_lun(name) ? 0 : snap_cmd_absolute(name, &path, err);
+        if (r == 0 && json_array_append_new(devices, json_string(path ? path : name)) < 0)
             r = gr_fail(err, -GR_EUSAGE, "device %d: its name is not UTF-8", i);
     }
-    json_t *params = r == 0 ? json_pack("{s:s,s:O}", "name", gr_cmd_arg(c, 0), "devices", devices) : NULL;
+    json_t *login = NULL;
+    if (r == 0)
+        r = login_row(c, &login, err);
+    json_t *params = r == 0 ? json_pack("{s:s,s:O,s:o*}", "name", gr_cmd_arg(c, 0), "devices", devices, "login", login) : NULL;
     json_decref(devices);
     if (r == 0)
         *ret = params;
@@ -193,18 +225,26 @@ static int cmd_grow(struct gr_cmd_ctx *c, struct gr_err *err)
     return r;
 }
 
+#define LOGIN_OPTS                                                                                        \
+    {"user", "NAME", "CHAP user at the targets of LUNs"},                                                 \
+    {"secret-file", "FILE", "its secret, in a file only you can read, which stays there"},                \
+    {"target-user", "NAME", "who the targets must prove to be (mutual CHAP)"},                            \
+    {"target-secret-file", "FILE", "the secret they prove it with"}
+
 static const struct gr_opt create_opts[] = {
     {"size", "SIZE", "length of each device file that is missing"},
     {"timing", "default|fast", "on shared LUNs: how soon a silent host counts as lost, 5 s or 1.5 s"},
     {"preallocate", NULL, "take the space of the devices at once"},
     {"force", NULL, "format over foreign data (never over a datastore in use)"},
+    LOGIN_OPTS,
     {NULL},
 };
+static const struct gr_opt join_opts[] = {LOGIN_OPTS, {NULL}};
 static const struct gr_opt destroy_opts[] = {{"yes", NULL, "yes, all of it shall be gone"}, {NULL}};
 
 const struct gr_cmd snap_datastore_commands[] = {
     {"datastore", "create", "NAME DEVICE...", 2, -1, "format devices as a new datastore and join it", create_opts, cmd_create},
-    {"datastore", "join", "NAME DEVICE...", 2, -1, "register an existing datastore here and join it", NULL, cmd_join},
+    {"datastore", "join", "NAME DEVICE...", 2, -1, "register an existing datastore here and join it", join_opts, cmd_join},
     {"datastore", "leave", "NAME", 1, 1, "leave a datastore and forget it here; its content stays", NULL, cmd_leave},
     {"datastore", "destroy", "NAME", 1, 1, "remove a datastore and everything in it", destroy_opts, cmd_destroy},
     {"datastore", "list", "", 0, 0, "list the datastores of this host", NULL, cmd_list},

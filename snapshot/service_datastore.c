@@ -73,6 +73,8 @@ static json_t *info_row(struct snap_ds *ds, struct gr_err *err)
                           (json_int_t)i.region_bytes, "journal-size", (json_int_t)i.journal_bytes, "version", (int)i.version, "slots",
                           (int)i.n_slots, "stats", stats_row(ds->v));
     if (o) {
+        if (ds->login_row)
+            json_object_set(o, "login", ds->login_row);
         json_object_set_new(o, "shared-luns", json_boolean(i.shared_luns));
         json_object_set_new(o, "timing", json_string(i.timing == VMFS_TIMING_FAST ? "fast" : "default"));
     }
@@ -145,8 +147,8 @@ int snap_op_devices(struct snap_op *op, json_t **ret, const char *paths[VMFS_DEV
         return gr_fail(op->err, -GR_EUSAGE, "%zu devices given; 1 to %d are possible", n, VMFS_DEVICES_MAX);
     for (size_t i = 0; i < n; i++) {
         paths[i] = json_string_value(json_array_get(devices, i));
-        if (!paths[i] || paths[i][0] != '/')
-            return gr_fail(op->err, -GR_EUSAGE, "a device must be given by its absolute path");
+        if ((r = gr_device_name_check(paths[i] ? paths[i] : "", op->err)) < 0)
+            return r;
         for (size_t k = 0; k < i; k++)
             if (strcmp(paths[i], paths[k]) == 0)
                 return gr_fail(op->err, -GR_EUSAGE, "%s: given twice", paths[i]);
@@ -161,7 +163,7 @@ int snap_op_register(struct snap_op *op, const char *name, json_t *devices, stru
 {
     struct snap_svc *s = op->s;
     struct snap_ds *ds = NULL;
-    int r = snap_ds_add(s, name, devices, &ds, op->err);
+    int r = snap_ds_add(s, name, devices, json_object_get(op->params, "login"), &ds, op->err);
     if (r < 0)
         return r;
     r = snap_ds_join(s, ds, op->err);
@@ -323,7 +325,10 @@ static int op_grow(struct snap_op *op)
         now += g.size;
     }
     struct gr_bdev *last = ds->bdevs[ds->n_devices - 1];
-    if (r < 0)
+    if (r == 0 && gr_device_is_lun(ds->devices[ds->n_devices - 1]) && size > now)
+        r = gr_fail(op->err, -GR_EUSAGE, "datastore '%s': %s is a LUN of %llu bytes: make it larger where it is served, then say its new size", ds->name,
+                    ds->devices[ds->n_devices - 1], (unsigned long long)g.size);
+    else if (r < 0)
         gr_fail(op->err, r, "datastore '%s': %s", ds->name, gr_code_text(r));
     else if (size < now || size > INT64_MAX || size % 4096)
         r = gr_fail(op->err, -GR_EUSAGE, "datastore '%s' has %llu bytes; %llu is no larger size in multiples of 4096", ds->name,

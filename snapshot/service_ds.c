@@ -1,152 +1,9 @@
-/* The datastores of a home: the registry conf/datastores.json, joining, leaving; and the disks held open in them. */
+/* The datastores of a home: joining, leaving; and the disks held open in them. */
 #include "common/buf.h"
 #include "snapshot/service_int.h"
-#include <linux/magic.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <sys/vfs.h>
-
-#ifndef SMB2_SUPER_MAGIC
-#define SMB2_SUPER_MAGIC 0xFE534D42
-#endif
-#ifndef CIFS_SUPER_MAGIC
-#define CIFS_SUPER_MAGIC 0xFF534D42
-#endif
-
-#define REGISTRY "conf/datastores.json"
-
-/* ---- registry ---- */
-struct snap_ds *snap_ds_find(struct snap_svc *s, const char *name)
-{
-    for (struct snap_ds *ds = s->list; ds; ds = ds->next)
-        if (strcmp(ds->name, name) == 0)
-            return ds;
-    return NULL;
-}
-
-void snap_ds_remove(struct snap_svc *s, struct snap_ds *ds)
-{
-    for (struct snap_ds **p = &s->list; *p; p = &(*p)->next) {
-        if (*p != ds)
-            continue;
-        *p = ds->next;
-        for (unsigned i = 0; i < ds->n_devices; i++)
-            free(ds->devices[i]);
-        free(ds);
-        return;
-    }
-}
-
-int snap_ds_add(struct snap_svc *s, const char *name, json_t *devices, struct snap_ds **ret, struct gr_err *err)
-{
-    size_t n = json_array_size(devices);
-    int r = snap_datastore_name_check(name, err);
-    if (r < 0)
-        return r;
-    if (snap_ds_find(s, name))
-        return gr_fail(err, -EEXIST, "datastore '%s' is registered here already", name);
-    if (n == 0 || n > VMFS_DEVICES_MAX)
-        return gr_fail(err, -GR_EUSAGE, "datastore '%s': %zu devices given; 1 to %d are possible", name, n, VMFS_DEVICES_MAX);
-    struct snap_ds *ds = gr_zalloc(sizeof(*ds));
-    if (!ds)
-        return gr_fail(err, -ENOMEM, "datastore '%s': out of memory", name);
-    memcpy(ds->name, name, strlen(name) + 1);
-    ds->svc = s;
-    ds->next = s->list;
-    s->list = ds;
-    for (; ds->n_devices < n; ds->n_devices++) {
-        const char *path = json_string_value(json_array_get(devices, ds->n_devices));
-        if (!path || path[0] != '/')
-            r = gr_fail(err, -GR_EUSAGE, "datastore '%s': a device must be given by its absolute path", name);
-        else if (!(ds->devices[ds->n_devices] = gr_strdup(path)))
-            r = gr_fail(err, -ENOMEM, "datastore '%s': out of memory", name);
-        if (r < 0) {
-            snap_ds_remove(s, ds);
-            return r;
-        }
-    }
-    *ret = ds;
-    return 0;
-}
-
-int snap_registry_load(struct snap_svc *s, struct gr_err *err)
-{
-    snap_auto_json json_t *doc = NULL;
-    json_t *row;
-    size_t i;
-    int r = gr_home_load(s->o.home, REGISTRY, &doc, err);
-    if (r < 0)
-        return r;
-    json_t *list = json_object_get(doc, "datastores");
-    if (list && !json_is_array(list))
-        return gr_fail(err, -GR_EFORMAT, "%s/" REGISTRY ": \"datastores\" must be a list", gr_home_dir(s->o.home));
-    for (i = json_array_size(list); i-- > 0;) { /* adding puts in front: keep the order of the file */
-        struct snap_ds *ds = NULL;
-        row = json_array_get(list, i);
-        const char *name = json_string_value(json_object_get(row, "name"));
-        r = snap_ds_add(s, name ? name : "", json_object_get(row, "devices"), &ds, err);
-        if (r < 0)
-            return gr_prefix(err, r, "%s/" REGISTRY ": entry %zu", gr_home_dir(s->o.home), i + 1);
-    }
-    return 0;
-}
-
-int snap_registry_save(struct snap_svc *s, struct gr_err *err)
-{
-    snap_auto_json json_t *doc = json_object();
-    json_t *list = json_array();
-    if (!doc || !list || json_object_set_new(doc, "datastores", list) < 0)
-        return gr_fail(err, -ENOMEM, REGISTRY ": out of memory");
-    for (struct snap_ds *ds = s->list; ds; ds = ds->next) {
-        json_t *devices = json_array();
-        for (unsigned i = 0; i < ds->n_devices; i++)
-            json_array_append_new(devices, json_string(ds->devices[i]));
-        if (json_array_size(devices) != ds->n_devices ||
-            json_array_append_new(list, json_pack("{s:s,s:o}", "name", ds->name, "devices", devices)) < 0)
-            return gr_fail(err, -ENOMEM, REGISTRY ": out of memory");
-    }
-    return gr_home_save(s->o.home, REGISTRY, doc, err);
-}
 
 /* ---- join, leave ---- */
-/* Byte-range locks that tell whether a process lives hold only within one machine. */
-static int refuse_network_fs(const char *path, struct gr_err *err)
-{
-    struct statfs fs;
-    if (statfs(path, &fs) < 0)
-        return gr_fail(err, -errno, "%s: cannot look at its file system: %s", path, strerror(errno));
-    switch ((unsigned long)fs.f_type) {
-    case NFS_SUPER_MAGIC:
-    case SMB_SUPER_MAGIC:
-    case SMB2_SUPER_MAGIC:
-    case CIFS_SUPER_MAGIC:
-    case CEPH_SUPER_MAGIC:
-    case V9FS_MAGIC:
-    case AFS_SUPER_MAGIC:
-        return gr_fail(err, -EOPNOTSUPP, "%s: on a network file system, whose locks cannot fence a lost host; use a local file or a block device",
-                       path);
-    }
-    return 0;
-}
-
-int snap_device_open(struct gr_loop *loop, const char *path, struct gr_bdev **ret, struct gr_err *err)
-{
-    struct stat st;
-    if (stat(path, &st) < 0)
-        return gr_fail(err, -errno, "%s: %s", path, errno == ENOENT ? "no such device or file" : strerror(errno));
-    if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
-        return gr_fail(err, -EINVAL, "%s: neither a regular file nor a block device", path);
-    if (S_ISREG(st.st_mode) && st.st_size == 0)
-        return gr_fail(err, -GR_EFORMAT, "%s: an empty file, no datastore", path);
-    if (S_ISREG(st.st_mode)) {
-        int r = refuse_network_fs(path, err);
-        if (r < 0)
-            return r;
-    }
-    struct gr_file_opts o = {.direct = true, .exclusive = S_ISBLK(st.st_mode)};
-    return gr_bdev_file_open(loop, path, &o, ret, err);
-}
-
 static void close_devices(struct snap_ds *ds)
 {
     for (unsigned i = 0; i < ds->n_devices; i++) {
@@ -224,8 +81,9 @@ static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *er
     if (!name)
         return gr_fail(err, -ENOMEM, "out of memory");
     o.host_name = name;
+    struct gr_device_opts device = {.host_uuid = o.host_uuid, .login = ds->login};
     for (unsigned i = 0; i < ds->n_devices; i++) {
-        r = snap_device_open(s->o.loop, ds->devices[i], &ds->bdevs[i], err);
+        r = gr_device_open(s->o.loop, ds->devices[i], &device, &ds->bdevs[i], err);
         if (r < 0)
             return r;
     }

@@ -15,7 +15,16 @@ struct creation {
     uint64_t size;
     bool has_size;
     enum vmfs_timing timing;
+    uint8_t host_uuid[16];
+    struct gr_device_opts device;
 };
+
+static int creation_open(struct creation *c, struct snap_svc *s, const struct gr_device_login *login, struct gr_err *err)
+{
+    c->loop = s->o.loop;
+    c->device = (struct gr_device_opts){.host_uuid = c->host_uuid, .login = *login};
+    return gr_home_host_uuid(s->o.home, c->host_uuid, err);
+}
 
 static void creation_close(struct creation *c)
 {
@@ -41,6 +50,8 @@ static int device_prepare(struct creation *c, unsigned i, struct gr_err *err)
 {
     const char *path = c->paths[i];
     struct stat st;
+    if (gr_device_is_lun(path))
+        return 0;
     bool missing = stat(path, &st) < 0;
     if (missing && errno != ENOENT)
         return gr_fail(err, -errno, "%s: %s", path, strerror(errno));
@@ -66,13 +77,28 @@ static int device_prepare(struct creation *c, unsigned i, struct gr_err *err)
     return 0;
 }
 
+/* Shared LUNs are closed to whoever is not registered, also to a reader. */
+static int fence_enter(const struct creation *c, struct gr_bdev *bdev, struct gr_err *err)
+{
+    const struct gr_world *w = gr_loop_world(c->loop);
+    uint64_t key = 0;
+    while (key == 0)
+        w->random(w->arg, &key, sizeof(key));
+    return bdev->fence ? bdev->fence->enter(bdev, key, err) : 0;
+}
+
 static int device_check(struct creation *c, unsigned i, bool force, struct gr_err *err)
 {
     char what[160] = "";
-    int r = snap_device_open(c->loop, c->paths[i], &c->bdevs[i], err);
+    int r = gr_device_open(c->loop, c->paths[i], &c->device, &c->bdevs[i], err);
     if (r < 0)
         return r;
-    r = vmfs_probe(c->loop, c->bdevs[i], what, err);
+    r = fence_enter(c, c->bdevs[i], err);
+    if (r == 0) {
+        r = vmfs_probe(c->loop, c->bdevs[i], what, err);
+        if (c->bdevs[i]->fence)
+            c->bdevs[i]->fence->leave(c->bdevs[i], NULL);
+    }
     if (r < 0)
         return gr_prefix(err, r, "%s", c->paths[i]);
     if (what[0] && !force)
@@ -80,14 +106,21 @@ static int device_check(struct creation *c, unsigned i, bool force, struct gr_er
     return 0;
 }
 
+static bool same_device(const char *one, const char *other)
+{
+    struct stat a, b;
+    if (gr_device_is_lun(one) || gr_device_is_lun(other))
+        return strcmp(one, other) == 0;
+    return stat(one, &a) == 0 && stat(other, &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+}
+
 /* Even --force does not format over a datastore that is registered here, joined or not. */
 static int refuse_registered(struct snap_svc *s, const struct creation *c, struct gr_err *err)
 {
-    struct stat a, b;
     for (struct snap_ds *ds = s->list; ds; ds = ds->next)
         for (unsigned i = 0; i < ds->n_devices; i++)
             for (unsigned k = 0; k < c->n; k++)
-                if (stat(ds->devices[i], &a) == 0 && stat(c->paths[k], &b) == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino)
+                if (same_device(ds->devices[i], c->paths[k]))
                     return gr_fail(err, -GR_ELOCKED, "%s: holds datastore '%s', which is registered here; leave or destroy it first", c->paths[k],
                                    ds->name);
     return 0;
@@ -113,8 +146,13 @@ int snap_op_datastore_create(struct snap_op *op)
 {
     const char *name = NULL;
     json_t *devices = NULL;
-    struct creation c = {.loop = op->s->o.loop};
-    int r = gr_json_str(op->params, "name", &name, op->err);
+    struct creation c = {0};
+    struct gr_device_login login;
+    int r = snap_login_get(json_object_get(op->params, "login"), &login, op->err);
+    if (r == 0)
+        r = creation_open(&c, op->s, &login, op->err);
+    if (r == 0)
+        r = gr_json_str(op->params, "name", &name, op->err);
     if (r == 0)
         r = snap_datastore_name_check(name, op->err);
     if (r == 0)
@@ -176,25 +214,27 @@ static void count_other(void *arg, const struct vmfs_slot_info *s)
  * meantime; then the traces go: a file is removed, a block device's ends are zeroed. */
 static int wipe(struct snap_op *op, struct snap_ds *ds)
 {
-    struct creation c = {.loop = op->s->o.loop, .n = ds->n_devices};
-    int r = 0;
+    struct creation c = {.n = ds->n_devices};
+    int r = creation_open(&c, op->s, &ds->login, op->err);
     for (unsigned i = 0; i < c.n && r == 0; i++) {
         c.paths[i] = ds->devices[i];
-        r = snap_device_open(c.loop, c.paths[i], &c.bdevs[i], op->err);
+        r = gr_device_open(c.loop, c.paths[i], &c.device, &c.bdevs[i], op->err);
     }
     struct vmfs_format_opts fo = {.name = ds->name, .force = true};
     if (r == 0)
         r = vmfs_format(c.loop, c.bdevs, c.n, &fo, op->err);
     for (unsigned i = 0; i < c.n && r == 0; i++) {
         struct stat st;
-        if (stat(c.paths[i], &st) == 0 && S_ISREG(st.st_mode)) {
+        if (!gr_device_is_lun(c.paths[i]) && stat(c.paths[i], &st) == 0 && S_ISREG(st.st_mode)) {
             if (unlink(c.paths[i]) < 0)
                 r = gr_fail(op->err, -errno, "%s: cannot be removed: %s", c.paths[i], strerror(errno));
             continue;
         }
         struct gr_geometry g;
         struct gr_chan *ch = NULL;
-        r = gr_bdev_geometry(c.bdevs[i], &g);
+        r = fence_enter(&c, c.bdevs[i], op->err);
+        if (r == 0)
+            r = gr_bdev_geometry(c.bdevs[i], &g);
         if (r == 0)
             r = gr_chan_open(c.bdevs[i], c.loop, &ch);
         uint64_t end = GR_MIN(g.size / 2, 64ull << 20) / 4096 * 4096;
@@ -205,6 +245,8 @@ static int wipe(struct snap_op *op, struct snap_ds *ds)
         if (r == 0)
             r = gr_flush(ch);
         gr_chan_close(ch);
+        if (r == 0 && c.bdevs[i]->fence)
+            c.bdevs[i]->fence->clear(c.bdevs[i], NULL);
         if (r < 0)
             gr_fail(op->err, r, "%s: cannot be wiped: %s", c.paths[i], gr_code_text(r));
     }

@@ -2,6 +2,7 @@
 #ifndef SNAPSHOT_SERVICE_INT_H
 #define SNAPSHOT_SERVICE_INT_H
 #include "common/cleanup.h"
+#include "common/bdev_open.h"
 #include "snapshot/service.h"
 
 #define SNAP_WAIT_MS 10000u            /* how long a request waits for a command that holds what it needs */
@@ -26,8 +27,10 @@ struct snap_moving { /* a disk between two hosts */
 struct snap_ds {
     struct snap_ds *next;
     char name[VMFS_VOLUME_NAME_MAX + 1];
-    char *devices[VMFS_DEVICES_MAX]; /* absolute paths */
+    char *devices[VMFS_DEVICES_MAX]; /* names, as in common/bdev_open.h */
     unsigned n_devices;
+    json_t *login_row;            /* NULL: without */
+    struct gr_device_login login; /* strings of login_row */
     struct gr_bdev *bdevs[VMFS_DEVICES_MAX]; /* while joined */
     struct vmfs *v;                          /* NULL: not joined */
     char error[GR_ERR_TEXT];                 /* why not */
@@ -85,12 +88,12 @@ struct snap_ds *snap_ds_find(struct snap_svc *s, const char *name);
 /* With s->lock held: */
 int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err);
 int snap_ds_leave(struct snap_svc *s, struct snap_ds *ds, bool only_idle, struct gr_err *err);
-int snap_ds_add(struct snap_svc *s, const char *name, json_t *devices, struct snap_ds **ret, struct gr_err *err); /* not yet saved */
+int snap_ds_add(struct snap_svc *s, const char *name, json_t *devices, json_t *login, struct snap_ds **ret, struct gr_err *err); /* not yet saved */
+/* {"user","secret-file","target-user"?,"target-secret-file"?}; strings borrowed from @row, which may be NULL. */
+int snap_login_get(json_t *row, struct gr_device_login *ret, struct gr_err *err);
 void snap_ds_remove(struct snap_svc *s, struct snap_ds *ds);
 int snap_registry_load(struct snap_svc *s, struct gr_err *err);
 int snap_registry_save(struct snap_svc *s, struct gr_err *err);
-/* Open one device of a datastore. */
-int snap_device_open(struct gr_loop *loop, const char *path, struct gr_bdev **ret, struct gr_err *err);
 
 /* A datastore and a disk of it, open here. */
 struct snap_disk {
@@ -130,11 +133,11 @@ static inline void snap_json_decref(json_t **o)
 extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_move_methods[];
 /* Remove what killed imports left in @ds. */
 void snap_clean_tmp(struct snap_svc *s, struct snap_ds *ds);
-/* Params of datastore.*: "devices" as absolute paths (borrowed from *ret); the registered datastore that "name" names. */
+/* Params of datastore.*: "devices" as names of devices (borrowed from *ret); the registered datastore that "name" names. */
 int snap_op_devices(struct snap_op *op, json_t **ret, const char *paths[VMFS_DEVICES_MAX], unsigned *ret_n);
 int snap_op_named(struct snap_op *op, struct snap_ds **ret);
 /* With the lock held: put the datastore into the registry and join it; a failure leaves the registry as it was. */
-int snap_op_register(struct snap_op *op, const char *name, json_t *devices, struct snap_ds **ret);
+int snap_op_register(struct snap_op *op, const char *name, json_t *devices, struct snap_ds **ret); /* with params "login" */
 /* The result datastore.info gives. */
 int snap_op_datastore(struct snap_op *op, struct snap_ds *ds);
 int snap_op_datastore_create(struct snap_op *op);

@@ -22,7 +22,7 @@
 #define LOST_MS 30000u /* without a target for so long is an error */
 
 struct live {
-    const char *target, *name;
+    const char *target, *name, *first_at; /* where the target was to be found before any redirect */
     char host[64], port[8];
     struct ini ini;
     uint32_t first, generation[BLOCKS];
@@ -77,8 +77,10 @@ static void aim(struct live *l, const char *at)
 static bool log_in(struct live *l)
 {
     static const char keys[] = "InitialR2T=No\0ImmediateData=Yes\0MaxRecvDataSegmentLength=65536";
-    if (ini_connect(&l->ini, l->host, l->port) < 0)
+    if (ini_connect(&l->ini, l->host, l->port) < 0) {
+        aim(l, l->first_at); /* who we were led to is gone: ask again */
         return false;
+    }
     int r = ini_login(&l->ini, l->name, l->target, keys, sizeof keys);
     if (r >= 0 && l->ini.login_status == TGT_LOGIN_MOVED && ini_key(&l->ini, "TargetAddress"))
         aim(l, ini_key(&l->ini, "TargetAddress"));
@@ -210,6 +212,7 @@ int main(int argc, char **argv)
     }
     signal(SIGUSR1, on_usr1);
     signal(SIGPIPE, SIG_IGN);
+    l.first_at = argv[1];
     aim(&l, argv[1]);
     l.target = argv[2];
     if (argc > 4)

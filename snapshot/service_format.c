@@ -1,4 +1,5 @@
 /* Making and destroying datastores: datastore.create, datastore.destroy. */
+#include "common/bdev_probe.h"
 #include "snapshot/service_int.h"
 #include <fcntl.h>
 #include <string.h>
@@ -87,6 +88,20 @@ static int fence_enter(const struct creation *c, struct gr_bdev *bdev, struct gr
     return bdev->fence ? bdev->fence->enter(bdev, key, err) : 0;
 }
 
+/* What several hosts on a LUN rely on is tried, with a second nexus, before they do. Unit 0 is nobody's in a datastore. */
+static int device_try(struct creation *c, unsigned i, struct gr_err *err)
+{
+    struct gr_probe_opts o = {.off = 0};
+    struct gr_device_opts other_host = {.login = c->device.login};
+    struct gr_probe seen;
+    struct gr_bdev *other = NULL;
+    int r = gr_device_open(c->loop, c->paths[i], &other_host, &other, err);
+    if (r == 0)
+        r = gr_bdev_probe(c->bdevs[i], other, &o, &seen, err);
+    gr_bdev_put(other);
+    return r < 0 ? gr_prefix(err, r, "%s cannot be shared by hosts", c->paths[i]) : 0;
+}
+
 static int device_check(struct creation *c, unsigned i, bool force, struct gr_err *err)
 {
     char what[160] = "";
@@ -94,16 +109,16 @@ static int device_check(struct creation *c, unsigned i, bool force, struct gr_er
     if (r < 0)
         return r;
     r = fence_enter(c, c->bdevs[i], err);
-    if (r == 0) {
-        r = vmfs_probe(c->loop, c->bdevs[i], what, err);
-        if (c->bdevs[i]->fence)
-            c->bdevs[i]->fence->leave(c->bdevs[i], NULL);
-    }
+    if (r < 0)
+        return gr_prefix(err, r, "%s cannot be shared by hosts", c->paths[i]);
+    r = vmfs_probe(c->loop, c->bdevs[i], what, err);
+    if (c->bdevs[i]->fence)
+        c->bdevs[i]->fence->leave(c->bdevs[i], NULL);
     if (r < 0)
         return gr_prefix(err, r, "%s", c->paths[i]);
     if (what[0] && !force)
         return gr_fail(err, -EEXIST, "%s: holds a %s already; nothing was changed (--force formats over it)", c->paths[i], what);
-    return 0;
+    return gr_device_is_lun(c->paths[i]) ? device_try(c, i, err) : 0;
 }
 
 static bool same_device(const char *one, const char *other)

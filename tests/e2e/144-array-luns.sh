@@ -35,6 +35,7 @@ run_mustfail 1 'secret' "$work" "$at:chap/1" write 1 joe "$T/secret"
 
 dd if="$T/disk" of="$T/before" bs=4K skip=9000 count=1 status=none
 run_mustfail 1 'PERSISTENT RESERVE OUT|cannot be shared' "$work" "$at:one/1" probe 36864000
+run_mustfail 1 'cannot be shared by hosts.*PERSISTENT RESERVE OUT' granary datastore create ds "$at:one/1" --force
 check 'the unit is as it was' cmp -n 4096 "$T/before" <(dd if="$T/disk" bs=4K skip=9000 count=1 status=none)
 
 "$work" "$at:one/1" write 4 > "$T/work.out" 2>&1 & pid=$!

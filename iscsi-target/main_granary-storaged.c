@@ -133,15 +133,11 @@ static char *dir_nbd_url(void *arg, const char *disk)
     struct snap_place owner = {0};
     if (snap_svc_owner(d->svc, disk, &owner, NULL) <= 0)
         return own_nbd_url(d, disk);
-    struct gr_rpc_client *peer = NULL;
     json_t *res = NULL;
     char *url = NULL;
-    if (owner.address[0] && gr_rpc_connect(d->loop, owner.address, &peer, NULL) == 0) {
-        if (gr_rpc_call(peer, "daemon.nbd-url", json_pack("{s:s}", "disk", disk), NULL, NULL, 2000, &res, NULL) == 0 &&
-            json_is_string(json_object_get(res, "nbd-url")))
-            url = gr_strdup(json_string_value(json_object_get(res, "nbd-url")));
-        gr_rpc_client_free(peer);
-    }
+    if (owner.address[0] && snap_peer_ask(d->svc, owner.address, "daemon.nbd-url", json_pack("{s:s}", "disk", disk), 2000, &res, NULL) == 0 &&
+        json_is_string(json_object_get(res, "nbd-url")))
+        url = gr_strdup(json_string_value(json_object_get(res, "nbd-url")));
     json_decref(res);
     return url;
 }

@@ -189,7 +189,6 @@ static int tie(struct snap_exposures *x, struct gr_rpc_call *call, struct exposu
 static int ask_owner(struct snap_exposures *x, const char *disk, const char *method, json_t *params, json_t **ret, struct gr_err *err)
 {
     struct snap_place owner = {0};
-    struct gr_rpc_client *peer = NULL;
     int r = snap_svc_owner(x->svc, disk, &owner, err);
     if (r <= 0 || json_is_true(json_object_get(params, "forwarded")))
         return r < 0 ? r : 0;
@@ -197,13 +196,9 @@ static int ask_owner(struct snap_exposures *x, const char *disk, const char *met
         return gr_fail(err, -EOPNOTSUPP, "%s is owned by host '%s': an exposure cannot be tied to a connection there", disk, owner.host);
     if (!owner.address[0])
         return gr_fail(err, -GR_ELOCKED, "%s is owned by host '%s', where a command is at work on it: try again", disk, owner.host);
-    r = gr_rpc_connect(x->loop, owner.address, &peer, err);
-    if (r < 0)
-        return r;
     json_t *copy = json_copy(params);
     json_object_set_new(copy, "forwarded", json_true());
-    r = gr_rpc_call(peer, method, copy, NULL, NULL, 30000, ret, err);
-    gr_rpc_client_free(peer);
+    r = snap_peer_ask(x->svc, owner.address, method, copy, 30000, ret, err);
     return r < 0 ? r : 1;
 }
 

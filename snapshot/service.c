@@ -66,7 +66,7 @@ static int pass_part(void *arg, json_t *part)
 int snap_op_forward(struct snap_op *op, const char *method)
 {
     struct gr_rpc_client *peer = NULL;
-    int r = gr_rpc_connect(op->s->o.loop, op->owner.address, &peer, op->err);
+    int r = snap_peer_connect(op->s, op->owner.address, &peer, op->err);
     if (r < 0)
         return gr_fail(op->err, -GR_ELOCKED, "owned by host '%s', whose storage service does not answer at %s: %s", op->owner.host,
                        op->owner.address, gr_code_text(r));

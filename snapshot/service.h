@@ -111,6 +111,15 @@ void snap_svc_free(struct snap_svc *s);
 int snap_svc_join_all(struct snap_svc *s, struct gr_err *err);
 /* (fiber) Open every disk that no other host owns; returns how many this host owns now. */
 int snap_svc_open_all(struct snap_svc *s);
+/* ---- the services of other hosts (fiber) ---- */
+/* Connect to the service at @address, as struct snap_place has it. */
+int snap_peer_connect(struct snap_svc *s, const char *address, struct gr_rpc_client **ret, struct gr_err *err);
+/* One call there: takes the reference of @params; *ret (may be NULL) as from gr_rpc_call(). */
+int snap_peer_ask(struct snap_svc *s, const char *address, const char *method, json_t *params, int64_t timeout_ms, json_t **ret, struct gr_err *err);
+/* The same to every other living host of the datastore @name that has a service, answers ignored. How many could not be told, with *err naming
+ * one of them and the reason; or negative. Takes the reference of @params. */
+int snap_svc_tell(struct snap_svc *s, const char *name, const char *method, json_t *params, struct gr_err *err);
+
 /* (fiber) Tell all joined datastores this host's portal ("host:port"). */
 int snap_svc_set_portal(struct snap_svc *s, const char *portal, struct gr_err *err);
 

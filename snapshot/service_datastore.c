@@ -285,29 +285,12 @@ static int op_check(struct snap_op *op)
 }
 SNAP_METHOD(op_check, "datastore.check")
 
-static void note_address(void *arg, const struct vmfs_slot_info *s)
-{
-    if (s->alive && !s->self && s->address[0])
-        json_array_append_new(arg, json_string(s->address));
-}
-
 /* The other hosts see the new space at their next start, or now. */
 static void tell_others(struct snap_op *op, struct snap_ds *ds)
 {
-    snap_auto_json json_t *addresses = json_array();
-    size_t i;
-    json_t *a;
-    if (vmfs_slots(ds->v, note_address, addresses, NULL) < 0)
-        return;
-    json_array_foreach(addresses, i, a)
-    {
-        struct gr_rpc_client *peer = NULL;
-        struct gr_err err = {0};
-        if (gr_rpc_connect(op->s->o.loop, json_string_value(a), &peer, &err) < 0 ||
-            gr_rpc_call(peer, "datastore.rescan", json_pack("{s:s}", "name", ds->name), NULL, NULL, 10000, NULL, &err) < 0)
-            snap_warn(op->s, "datastore '%s': another host cannot be told that it grew: %s", ds->name, err.text);
-        gr_rpc_client_free(peer);
-    }
+    struct gr_err err = {0};
+    if (snap_ds_tell(ds, "datastore.rescan", json_pack("{s:s}", "name", ds->name), &err) != 0)
+        snap_warn(op->s, "datastore '%s': another host cannot be told that it grew: %s", ds->name, err.text);
 }
 
 static int op_grow(struct snap_op *op)

@@ -132,18 +132,12 @@ static int list_below(struct snap_op *op, const struct snap_path *p, json_t *a)
 /* The rows of @address' own disks, as it knows them now, in place of what the volume says as of its last checkpoint. */
 static void ask_owner(struct snap_op *op, json_t *rows, const char *address)
 {
-    struct gr_rpc_client *peer = NULL;
     snap_auto_json json_t *theirs = NULL;
     json_t *params = json_copy(op->params), *row, *other;
     size_t i, k;
     json_object_set_new(params, "forwarded", json_true());
-    if (gr_rpc_connect(op->s->o.loop, address, &peer, NULL) < 0) {
-        json_decref(params);
-        return;
-    }
-    if (gr_rpc_call(peer, "disk.list", params, NULL, NULL, OWNER_MS, &theirs, NULL) < 0)
+    if (snap_peer_ask(op->s, address, "disk.list", params, OWNER_MS, &theirs, NULL) < 0)
         theirs = NULL;
-    gr_rpc_client_free(peer);
     json_array_foreach(theirs, i, other)
     {
         const char *disk = json_string_value(json_object_get(other, "disk"));

@@ -215,7 +215,7 @@ int snap_refuse_in_use(struct snap_svc *s, const struct snap_disk *d, const char
                    d->h->path, what, n, n == 1 ? "" : "s");
 }
 
-static void place_of_host(const struct vmfs_slot_info *i, struct snap_place *ret)
+void snap_place_of_host(const struct vmfs_slot_info *i, struct snap_place *ret)
 {
     struct snap_place p = {0};
     memcpy(p.host, i->host_name, sizeof(p.host));
@@ -234,7 +234,7 @@ static int place_of_slot(struct snap_ds *ds, int slot, struct snap_place *ret, s
     if (r == 0)
         r = i->alive && !i->self;
     if (r == 1)
-        place_of_host(i, ret);
+        snap_place_of_host(i, ret);
     free(i);
     return r;
 }

@@ -10,6 +10,7 @@
 #define SNAP_TIDY_MS 1000u             /* how long any other command gives back what a killed one left */
 #define SNAP_EXPORT_PREFIX "granary.export." /* snapshots of an export under way; what is found at first open is left over */
 #define SNAP_TMP_DIR "granary.tmp" /* folder of disks that are being filled; what no living host owns in it is removed at join */
+#define SNAP_TELL_MS 10000               /* what another host gets to answer in */
 #define SNAP_FILE_MAX (8u << 20)       /* bytes of a file in one answer */
 
 /* A disk that this host holds open, and so owns. */
@@ -109,6 +110,10 @@ int snap_handle_get(struct snap_svc *s, struct snap_ds *ds, const char *path, ui
                     struct snap_place *ret_owner, struct gr_err *err);
 /* Everybody lets go of the disk and it is closed; @d holds nothing of it afterwards but the datastore. On failure it stays. */
 int snap_disk_drop(struct snap_svc *s, struct snap_disk *d, bool only_idle, struct gr_err *err);
+/* Who is in a slot. */
+void snap_place_of_host(const struct vmfs_slot_info *i, struct snap_place *ret);
+/* snap_svc_tell() of a datastore at hand. */
+int snap_ds_tell(struct snap_ds *ds, const char *method, json_t *params, struct gr_err *err);
 struct snap_handle *snap_handle_find(struct snap_ds *ds, const char *path);
 /* Who owns @path: 0 nobody or this host, 1 @ret is filled, or an error. */
 int snap_owner_of(struct snap_ds *ds, const char *path, struct snap_place *ret, struct gr_err *err);

@@ -40,18 +40,9 @@ static int find_host(struct snap_ds *ds, const char *wanted, struct search *f, s
     return 0;
 }
 
-static int give(struct snap_op *op, const char *disk, const struct vmfs_slot_info *to)
-{
-    struct gr_rpc_client *peer = NULL;
-    int r = gr_rpc_connect(op->s->o.loop, to->address, &peer, op->err);
-    if (r == 0)
-        r = gr_rpc_call(peer, "disk.take", json_pack("{s:s}", "disk", disk), NULL, NULL, SNAP_WAIT_MS, NULL, op->err);
-    gr_rpc_client_free(peer);
-    return r;
-}
-
-/* Nobody else's before the answer: the disk is free in between, and whoever asks here waits. */
-static int change_hands(struct snap_op *op, struct snap_disk *d, const struct snap_path *p, const struct vmfs_slot_info *to, uint64_t *ret_ns)
+/* Nobody else's before the answer: the disk is free in between, and whoever asks here waits. @peer: the service of @to. */
+static int change_hands(struct snap_op *op, struct snap_disk *d, const struct snap_path *p, const struct vmfs_slot_info *to, struct gr_rpc_client *peer,
+                        uint64_t *ret_ns)
 {
     struct snap_moving m = {.path = p->path, .next = d->ds->moving};
     gr_auto_free char *disk = gr_asprintf("%s/%s", p->ds, p->path);
@@ -67,7 +58,7 @@ static int change_hands(struct snap_op *op, struct snap_disk *d, const struct sn
         uint64_t quiet = gr_loop_now_ns(op->s->o.loop);
         r = vmfs_release(d->ds->v, p->path, op->err);
         if (r == 0)
-            r = give(op, disk, to);
+            r = gr_rpc_call(peer, "disk.take", json_pack("{s:s}", "disk", disk), NULL, NULL, SNAP_WAIT_MS, NULL, op->err);
         *ret_ns = gr_loop_now_ns(op->s->o.loop) - quiet;
         if (r == 0)
             snap_warn(op->s, "disk %s has moved to host '%s': its initiators were gone after %.1f ms, it was there %.1f ms later", disk, to->host_name,
@@ -78,6 +69,19 @@ static int change_hands(struct snap_op *op, struct snap_disk *d, const struct sn
         q = &(*q)->next;
     *q = m.next;
     gr_fqueue_wake_all(&op->s->wake);
+    return r;
+}
+
+/* The way to the other host is open before anybody here is disturbed. */
+static int move_to(struct snap_op *op, struct snap_disk *d, const struct snap_path *p, const struct vmfs_slot_info *to, uint64_t *ret_ns)
+{
+    struct gr_rpc_client *peer = NULL;
+    struct snap_place host;
+    snap_place_of_host(to, &host);
+    int r = snap_peer_connect(op->s, host.address, &peer, op->err);
+    if (r == 0)
+        r = change_hands(op, d, p, to, peer, ret_ns);
+    gr_rpc_client_free(peer);
     return r;
 }
 
@@ -97,7 +101,7 @@ static int op_move(struct snap_op *op)
         return r;
     r = find_host(d.ds, host, &f, op->err);
     if (r == 0 && !f.info.self)
-        r = change_hands(op, &d, &p, &f.info, &ns);
+        r = move_to(op, &d, &p, &f.info, &ns);
     snap_disk_put(&d);
     if (r < 0)
         return gr_prefix(op->err, r, "disk %s/%s does not move", p.ds, p.path);

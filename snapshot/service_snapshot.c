@@ -66,13 +66,8 @@ static int fetch_member(struct snap_op *op, struct group *g, size_t i)
     struct snap_place owner = op->owner;
     if (i == 0)
         return -GR_ELOCKED;
-    struct gr_rpc_client *peer = NULL;
     gr_auto_free char *disk = gr_asprintf("%s/%s", g->paths[i].ds, g->paths[i].path);
-    int r = gr_rpc_connect(op->s->o.loop, owner.address, &peer, op->err);
-    if (r == 0)
-        r = gr_rpc_call(peer, "disk.release", json_pack("{s:s,s:b}", "disk", disk ? disk : "", "forwarded", 1), NULL, NULL, 30000, NULL,
-                        op->err);
-    gr_rpc_client_free(peer);
+    int r = snap_peer_ask(op->s, owner.address, "disk.release", json_pack("{s:s,s:b}", "disk", disk ? disk : "", "forwarded", 1), 30000, NULL, op->err);
     if (r < 0)
         return gr_prefix(op->err, -GR_ELOCKED, "%s belongs to host '%s', other disks of this snapshot to this one", disk ? disk : "a disk",
                          owner.host);

@@ -1,0 +1,64 @@
+/* The services of the other hosts that share our datastores: how they are reached, and what all of them are told. */
+#include "snapshot/service_int.h"
+#include <string.h>
+
+int snap_peer_connect(struct snap_svc *s, const char *address, struct gr_rpc_client **ret, struct gr_err *err)
+{
+    return gr_rpc_connect(s->o.loop, address, ret, err);
+}
+
+int snap_peer_ask(struct snap_svc *s, const char *address, const char *method, json_t *params, int64_t timeout_ms, json_t **ret, struct gr_err *err)
+{
+    struct gr_rpc_client *peer = NULL;
+    int r = snap_peer_connect(s, address, &peer, err);
+    if (r < 0)
+        json_decref(params);
+    else
+        r = gr_rpc_call(peer, method, params, NULL, NULL, timeout_ms, ret, err);
+    gr_rpc_client_free(peer);
+    return r;
+}
+
+static void note_peer(void *arg, const struct vmfs_slot_info *i)
+{
+    if (!i->alive || i->self || !i->address[0] || strcmp(i->state, "host") != 0)
+        return;
+    struct snap_place p;
+    snap_place_of_host(i, &p);
+    json_array_append_new(arg, json_pack("{s:s,s:s}", "host", p.host, "address", p.address));
+}
+
+int snap_ds_tell(struct snap_ds *ds, const char *method, json_t *params, struct gr_err *err)
+{
+    snap_auto_json json_t *peers = json_array();
+    snap_auto_json json_t *own = params;
+    json_t *row;
+    size_t i;
+    int untold = 0;
+    int r = own && peers ? vmfs_slots(ds->v, note_peer, peers, err) : gr_fail(err, -ENOMEM, "out of memory");
+    if (r < 0)
+        return r;
+    json_array_foreach(peers, i, row)
+    {
+        struct gr_err e = {0};
+        r = snap_peer_ask(ds->svc, json_string_value(json_object_get(row, "address")), method, json_incref(own), SNAP_TELL_MS, NULL, &e);
+        if (r >= 0)
+            continue;
+        untold++;
+        gr_fail(err, r, "host '%s': %s", json_string_value(json_object_get(row, "host")), gr_err_text(&e, r));
+    }
+    return untold;
+}
+
+int snap_svc_tell(struct snap_svc *s, const char *name, const char *method, json_t *params, struct gr_err *err)
+{
+    struct snap_ds *ds = NULL;
+    int r = snap_ds_get(s, name, &ds, err);
+    if (r < 0) {
+        json_decref(params);
+        return r;
+    }
+    r = snap_ds_tell(ds, method, params, err);
+    snap_ds_put(ds);
+    return r;
+}

@@ -3,10 +3,10 @@
  * strangers there are is limited in total and per address (strangers.h), and each has one deadline until storaged has his first option.
  * GnuTLS cannot move a session to another process, so this one opens and makes the records of those who have proved themselves as well. */
 #include "common/cleanup.h"
-#include "iscsi-target/acceptor.h"
+#include "common/acceptor.h"
 #include "iscsi-target/gate_int.h"
 #include "iscsi-target/mover.h"
-#include "iscsi-target/sandbox.h"
+#include "common/sandbox.h"
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <poll.h>
@@ -21,7 +21,7 @@ void gate_tell(struct gate *g, const struct gate_conn *c, enum gate_msg_type typ
 {
     g->out.slot = c ? c->slot : 0;
     g->out.gen = c ? c->gen : 0;
-    if (gate_msg_send(TGT_IPC_FD, &g->out, type, fd, 0) < 0)
+    if (gate_msg_send(GR_IPC_FD, &g->out, type, fd, 0) < 0)
         _exit(0); /* storaged is gone */
 }
 
@@ -49,7 +49,7 @@ void gate_drop(struct gate_conn *c, const char *why)
     if (c->dropped)
         return;
     c->dropped = why;
-    tgt_strangers_remove(&c->gate->strangers, c->slot);
+    gr_strangers_remove(&c->gate->strangers, c->slot);
     shutdown(c->fd, SHUT_RDWR); /* ends a wait for the socket */
     if (c->waiting)
         gr_fiber_wake(c->fiber);
@@ -63,7 +63,7 @@ void gate_conn_end(struct gate_conn *c)
     if (c->tls)
         gnutls_deinit(c->tls);
     close(c->fd);
-    tgt_strangers_remove(&g->strangers, c->slot);
+    gr_strangers_remove(&g->strangers, c->slot);
     g->conns[c->slot] = NULL;
     g->n_conns--;
     free(c);
@@ -107,8 +107,8 @@ static void comes(void *arg, int fd, const struct sockaddr_storage *from, sockle
 {
     struct gate *g = arg;
     struct in6_addr peer;
-    tgt_peer_of(from, &peer);
-    int leaver = tgt_strangers_room(&g->strangers, &peer);
+    gr_peer_of(from, &peer);
+    int leaver = gr_strangers_room(&g->strangers, &peer);
     if (leaver >= 0)
         gate_drop(g->conns[leaver], "another came while it had proved nothing, and there are too many like it");
     bool full = g->n_conns >= g->max_connections + (leaver >= 0);
@@ -120,7 +120,7 @@ static void comes(void *arg, int fd, const struct sockaddr_storage *from, sockle
     }
     g->conns[c->slot] = c;
     g->n_conns++;
-    tgt_strangers_add(&g->strangers, c->slot, &peer);
+    gr_strangers_add(&g->strangers, c->slot, &peer);
     g->out.u.opened.addr = *from;
     gate_tell(g, c, GATE_OPENED, -1);
 }
@@ -135,11 +135,11 @@ static void cannot_accept(void *arg, int code)
 
 static void add_listener(struct gate *g, int fd)
 {
-    struct mover_acceptor *a = gr_zalloc(sizeof *a);
+    struct gr_acceptor *a = gr_zalloc(sizeof *a);
     /* one at a time: handshakes take turns with the bytes of those who have proved themselves */
     if (a)
-        *a = (struct mover_acceptor){.loop = g->loop, .fd = fd, .batch = 1, .fn = comes, .failed = cannot_accept, .arg = g, .next = g->listeners};
-    if (!a || mover_acceptor_start(a) < 0) {
+        *a = (struct gr_acceptor){.loop = g->loop, .fd = fd, .batch = 1, .fn = comes, .failed = cannot_accept, .arg = g, .next = g->listeners};
+    if (!a || gr_acceptor_start(a) < 0) {
         free(a);
         close(fd);
         return;
@@ -159,9 +159,9 @@ static void stop(struct gate *g)
 {
     g->stopping = true;
     while (g->listeners) {
-        struct mover_acceptor *a = g->listeners;
+        struct gr_acceptor *a = g->listeners;
         g->listeners = a->next;
-        mover_acceptor_stop(a);
+        gr_acceptor_stop(a);
         free(a);
     }
     for (uint32_t i = 0; i < GATE_SLOTS; i++)
@@ -185,7 +185,7 @@ static void from_parent(void *arg, int events)
 {
     struct gate *g = arg;
     int fd = -1;
-    int r = gate_msg_recv(TGT_IPC_FD, &g->in, &fd);
+    int r = gate_msg_recv(GR_IPC_FD, &g->in, &fd);
     if (r == -EAGAIN)
         return;
     if (r <= 0)
@@ -216,8 +216,8 @@ static int begin(struct gate *g)
 {
     gr_auto_close int file = -1;
     struct gate_msg *m = &g->in;
-    struct pollfd ready = {.fd = TGT_IPC_FD, .events = POLLIN};
-    if (poll(&ready, 1, 10000) != 1 || gate_msg_recv(TGT_IPC_FD, m, &file) != 1 || m->type != GATE_START || file < 0)
+    struct pollfd ready = {.fd = GR_IPC_FD, .events = POLLIN};
+    if (poll(&ready, 1, 10000) != 1 || gate_msg_recv(GR_IPC_FD, m, &file) != 1 || m->type != GATE_START || file < 0)
         return -GR_EPROTO;
     g->max_connections = GR_MIN(m->u.start.max_connections, GATE_SLOTS - 1);
     g->negotiate_ms = m->u.start.negotiate_ms;
@@ -233,7 +233,7 @@ static int begin(struct gate *g)
 
 static int confine(void)
 {
-    static const struct tgt_call calls[] = {
+    static const struct gr_call calls[] = {
         /* the loop */
         {SCMP_SYS(epoll_wait)}, {SCMP_SYS(epoll_pwait)}, {SCMP_SYS(epoll_pwait2)}, {SCMP_SYS(epoll_ctl)}, {SCMP_SYS(clock_gettime)},
         /* sockets */
@@ -248,7 +248,7 @@ static int confine(void)
         /* GnuTLS and the C library: random numbers, their locks, the date where it is not in the vdso */
         {SCMP_SYS(getrandom)}, {SCMP_SYS(futex)}, {SCMP_SYS(time)}, {SCMP_SYS(gettimeofday)},
         {SCMP_SYS(exit_group)}, {SCMP_SYS(exit)}, {SCMP_SYS(rt_sigreturn)}, {SCMP_SYS(restart_syscall)}};
-    return tgt_confine(calls, GR_ARRAY_LEN(calls));
+    return gr_confine(calls, GR_ARRAY_LEN(calls));
 }
 
 int mover_gate_main(int argc, char **argv)
@@ -256,14 +256,14 @@ int mover_gate_main(int argc, char **argv)
     if (argc != 2 || strcmp(argv[1], GATE_FLAG) != 0)
         return -1;
     /* No lower priority: it would slow down those who have proved themselves, whose records are opened and made here. */
-    const struct tgt_sandbox rights = {.name = "granary-gate", .max_fds = 2 * GATE_SLOTS + 64, .max_memory = MEMORY_LIMIT};
+    const struct gr_sandbox rights = {.name = "granary-gate", .max_fds = 2 * GATE_SLOTS + 64, .max_memory = MEMORY_LIMIT};
     static struct gate gate; /* the process's one object */
     struct gate *g = &gate;
     struct gr_loop_opts o = {.engine = GR_ENGINE_SYNC};
-    g->scratch = tgt_sandbox(&rights) < 0 ? NULL : gr_alloc(GATE_SCRATCH);
+    g->scratch = gr_sandbox(&rights) < 0 ? NULL : gr_alloc(GATE_SCRATCH);
     if (!g->scratch || gr_loop_new(&o, &g->loop, NULL) < 0 || begin(g) < 0)
         return 1;
-    g->parent = (struct gr_watch){.fn = from_parent, .arg = g, .fd = TGT_IPC_FD, .events = POLLIN};
+    g->parent = (struct gr_watch){.fn = from_parent, .arg = g, .fd = GR_IPC_FD, .events = POLLIN};
     if (gr_watch_add(g->loop, &g->parent) < 0 || confine() != 0)
         return 1;
     return gr_loop_run(g->loop);

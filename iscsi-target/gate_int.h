@@ -14,7 +14,7 @@
 
 struct gate;
 struct gate_creds;
-struct mover_acceptor;
+struct gr_acceptor;
 struct gate_pump;
 struct gate_conn {
     struct gate *gate;
@@ -34,14 +34,14 @@ struct gate_conn {
 struct gate {
     struct gr_loop *loop;
     struct gr_watch parent;
-    struct mover_acceptor *listeners;
+    struct gr_acceptor *listeners;
     struct gate_creds *creds;
     uint32_t max_connections, negotiate_ms, stall_ms;
     uint32_t n_conns, next_gen;
     bool stopping;
     struct gate_msg out, in;
     struct gate_conn *shaking; /* whose handshake runs: GnuTLS does not tell who wants the signature */
-    struct tgt_strangers strangers;
+    struct gr_strangers strangers;
     struct gate_conn *conns[GATE_SLOTS];
     uint8_t *scratch; /* GATE_SCRATCH bytes that pass through within one call */
 };

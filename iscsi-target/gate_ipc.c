@@ -1,5 +1,5 @@
 #include "iscsi-target/gate_ipc.h"
-#include "iscsi-target/packet.h"
+#include "common/packet.h"
 #include <stddef.h>
 
 #define BARE offsetof(struct gate_msg, u)
@@ -20,15 +20,15 @@ static const size_t sizes[GATE_TYPES] = {
     [GATE_ANSWER] = SIZE(answer),
     [GATE_PING] = BARE,
 };
-static const struct tgt_messages messages = {GATE_IPC_MAGIC, GATE_TYPES, sizes, sizeof(struct gate_msg)};
+static const struct gr_messages messages = {GATE_IPC_MAGIC, GATE_TYPES, sizes, sizeof(struct gate_msg)};
 _Static_assert(offsetof(struct gate_msg, magic) == 0 && offsetof(struct gate_msg, type) == 4, "it begins with its head");
 
 int gate_msg_send(int sock, struct gate_msg *m, enum gate_msg_type type, int fd, int flags)
 {
-    return tgt_message_send(sock, &messages, m, type, fd, flags);
+    return gr_message_send(sock, &messages, m, type, fd, flags);
 }
 
 int gate_msg_recv(int sock, struct gate_msg *m, int *ret_fd)
 {
-    return tgt_message_recv(sock, &messages, m, ret_fd);
+    return gr_message_recv(sock, &messages, m, ret_fd);
 }

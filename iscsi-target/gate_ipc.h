@@ -5,11 +5,11 @@
  * Each connection that has proved nothing yet has a slot; @gen tells apart the users of one slot. */
 #ifndef GATE_IPC_H
 #define GATE_IPC_H
-#include "iscsi-target/strangers.h"
+#include "common/strangers.h"
 
 #define GATE_FLAG "--granary-mover-gate"
 #define GATE_IPC_MAGIC 0x67726d31u /* changes with every change of this file */
-#define GATE_SLOTS TGT_STRANGERS_MAX
+#define GATE_SLOTS GR_STRANGERS_MAX
 #define GATE_DIGEST_LEN 32u  /* SHA-256: all that is signed */
 #define GATE_ANSWER_BYTES 80u /* a signature of ECDSA P-256 (DER), or a key */
 #define GATE_NAME_MAX 255u

@@ -101,7 +101,7 @@ static const char *let_in(struct gate_conn *c)
     g->out.u.proven.no_zeroes = c->nego.no_zeroes;
     g->out.u.proven.spent_ms = (uint32_t)((gr_loop_now_ns(g->loop) - c->came_ns) / 1000000);
     gate_tell(g, c, GATE_PROVEN, theirs);
-    tgt_strangers_remove(&g->strangers, c->slot);
+    gr_strangers_remove(&g->strangers, c->slot);
     gr_timer_cancel(g->loop, &c->deadline);
     c->fiber = NULL;
     return NULL;

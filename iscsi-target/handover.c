@@ -5,7 +5,7 @@
  *               "connections":[{"fd","cid","address","statsn","header-digest","data-digest","segment","pings","unread"?:base64}]}]}
  * params: the fields of struct tgt_params in their order; later versions append. Statistics begin anew, as after a start. */
 #include "iscsi-target/handover.h"
-#include "iscsi-target/packet.h"
+#include "common/packet.h"
 #include "common/b64.h"
 #include "common/buf.h"
 #include "common/cleanup.h"
@@ -339,7 +339,7 @@ static int wait_for(struct gr_loop *loop, int fd, short events)
 static int send_packet(struct gr_loop *loop, int sock, struct packet p, int fd)
 {
     int r = wait_for(loop, sock, POLLOUT);
-    return r < 0 ? r : tgt_packet_send(sock, &p, sizeof p, fd, MSG_DONTWAIT);
+    return r < 0 ? r : gr_packet_send(sock, &p, sizeof p, fd, MSG_DONTWAIT);
 }
 
 static int recv_packet(struct gr_loop *loop, int sock, struct packet *p, int *ret_fd)
@@ -349,7 +349,7 @@ static int recv_packet(struct gr_loop *loop, int sock, struct packet *p, int *re
         return r;
     size_t n = 0;
     gr_auto_close int fd = -1;
-    r = tgt_packet_recv(sock, p, sizeof *p, &n, &fd);
+    r = gr_packet_recv(sock, p, sizeof *p, &n, &fd);
     if (r <= 0 || n != sizeof *p || fd < 0)
         return r < 0 ? r : -EPIPE;
     *ret_fd = gr_take_fd(&fd);

@@ -5,7 +5,7 @@
 #include "common/cleanup.h"
 #include "common/iov.h"
 #include "iscsi-target/login_ipc.h"
-#include "iscsi-target/sandbox.h"
+#include "common/sandbox.h"
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -44,7 +44,7 @@ struct login_process {
         uint32_t portal;
     } listeners[TGT_PORTALS];
     uint32_t timeout_ms, next_gen;
-    struct tgt_strangers strangers;
+    struct gr_strangers strangers;
     struct tgt_msg msg;
     struct login_conn conns[TGT_SLOTS_MAX];
 };
@@ -75,7 +75,7 @@ static void drop(struct login_process *p, struct login_conn *c)
 {
     close(c->fd); /* leaves epoll with it */
     c->fd = -1;
-    tgt_strangers_remove(&p->strangers, slot_of(p, c));
+    gr_strangers_remove(&p->strangers, slot_of(p, c));
     tell(p, c, TGT_MSG_GONE, -1);
 }
 
@@ -158,7 +158,7 @@ static void hand_over(struct login_process *p, struct login_conn *c)
     tell(p, c, TGT_MSG_HAND_OVER, c->fd);
     close(c->fd);
     c->fd = -1;
-    tgt_strangers_remove(&p->strangers, slot_of(p, c));
+    gr_strangers_remove(&p->strangers, slot_of(p, c));
 }
 
 static void ask(struct login_process *p, struct login_conn *c)
@@ -301,8 +301,8 @@ static void accept_one(struct login_process *p, uint32_t listener)
     getsockname(fd, (struct sockaddr *)&local, &local_len);
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     struct in6_addr from;
-    tgt_peer_of(&peer, &from);
-    int leaver = tgt_strangers_room(&p->strangers, &from);
+    gr_peer_of(&peer, &from);
+    int leaver = gr_strangers_room(&p->strangers, &from);
     if (leaver >= 0)
         drop(p, &p->conns[leaver]);
     struct login_conn *c = NULL;
@@ -324,7 +324,7 @@ static void accept_one(struct login_process *p, uint32_t listener)
     c->want = TGT_BHS_LEN;
     c->tx_len = c->tx_off = 0;
     tgt_login_init(&c->login);
-    tgt_strangers_add(&p->strangers, slot_of(p, c), &from);
+    gr_strangers_add(&p->strangers, slot_of(p, c), &from);
 }
 
 static void add_listener(struct login_process *p, uint32_t portal, int fd)
@@ -411,19 +411,19 @@ static void expire(struct login_process *p)
 /* The system calls that the loop above makes. */
 static int confine(void)
 {
-    static const struct tgt_call calls[] = {
+    static const struct gr_call calls[] = {
         {SCMP_SYS(epoll_wait)}, {SCMP_SYS(epoll_pwait)}, {SCMP_SYS(epoll_ctl)}, {SCMP_SYS(accept4)}, {SCMP_SYS(recvfrom)},
         {SCMP_SYS(recvmsg)}, {SCMP_SYS(sendto)}, {SCMP_SYS(sendmsg)}, {SCMP_SYS(close)}, {SCMP_SYS(shutdown)}, {SCMP_SYS(getsockname)},
         {SCMP_SYS(clock_gettime)}, {SCMP_SYS(exit_group)}, {SCMP_SYS(exit)}, {SCMP_SYS(rt_sigreturn)}, {SCMP_SYS(restart_syscall)},
         {SCMP_SYS(setsockopt), {{1, SCMP_CMP_EQ, IPPROTO_TCP}}}};
-    return tgt_confine(calls, GR_ARRAY_LEN(calls));
+    return gr_confine(calls, GR_ARRAY_LEN(calls));
 }
 
 static struct login_process *process_new(void)
 {
     static struct login_process proc; /* the process's one object; static, so that its memory is bounded from the start */
     struct login_process *p = &proc;
-    p->parent = TGT_IPC_FD;
+    p->parent = GR_IPC_FD;
     p->epoll = epoll_create1(EPOLL_CLOEXEC);
     for (uint32_t i = 0; i < TGT_PORTALS; i++)
         p->listeners[i].fd = -1;
@@ -442,8 +442,8 @@ int tgt_login_main(int argc, char **argv)
 {
     if (argc != 2 || strcmp(argv[1], TGT_LOGIN_FLAG) != 0)
         return -1;
-    const struct tgt_sandbox rights = {"granary-login", STRANGERS_NICE, TGT_SLOTS_MAX + 64, MEMORY_LIMIT};
-    struct login_process *p = tgt_sandbox(&rights) < 0 ? NULL : process_new();
+    const struct gr_sandbox rights = {"granary-login", STRANGERS_NICE, TGT_SLOTS_MAX + 64, MEMORY_LIMIT};
+    struct login_process *p = gr_sandbox(&rights) < 0 ? NULL : process_new();
     if (!p || confine() != 0)
         return 1;
     uint64_t next_check = 0;

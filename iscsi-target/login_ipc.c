@@ -1,5 +1,5 @@
 #include "iscsi-target/login_ipc.h"
-#include "iscsi-target/packet.h"
+#include "common/packet.h"
 
 #define SIZE(field) (offsetof(struct tgt_msg, u) + sizeof ((struct tgt_msg *)0)->u.field)
 #define BARE offsetof(struct tgt_msg, u)
@@ -21,17 +21,17 @@ static const size_t sizes[TGT_MSG_TYPES] = {
     [TGT_MSG_LISTED] = SIZE(listed),
     [TGT_MSG_PING] = BARE,
 };
-static const struct tgt_messages messages = {TGT_IPC_MAGIC, TGT_MSG_TYPES, sizes, sizeof(struct tgt_msg)};
+static const struct gr_messages messages = {TGT_IPC_MAGIC, TGT_MSG_TYPES, sizes, sizeof(struct tgt_msg)};
 _Static_assert(offsetof(struct tgt_msg, magic) == 0 && offsetof(struct tgt_msg, type) == 4, "it begins with its head");
 
 int tgt_msg_send(int sock, struct tgt_msg *m, enum tgt_msg_type type, int fd, int flags)
 {
-    return tgt_message_send(sock, &messages, m, type, fd, flags);
+    return gr_message_send(sock, &messages, m, type, fd, flags);
 }
 
 int tgt_msg_recv(int sock, struct tgt_msg *m, int *ret_fd)
 {
-    return tgt_message_recv(sock, &messages, m, ret_fd);
+    return gr_message_recv(sock, &messages, m, ret_fd);
 }
 
 bool tgt_msg_str_ok(const char *s, size_t size)

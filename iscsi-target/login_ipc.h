@@ -6,13 +6,13 @@
 #ifndef TGT_LOGIN_IPC_H
 #define TGT_LOGIN_IPC_H
 #include "iscsi-target/login.h"
-#include "iscsi-target/strangers.h"
+#include "common/strangers.h"
 
 #define TGT_IPC_MAGIC 0x67726c35u /* changes with every change of this file */
 #define TGT_LOGIN_FLAG "--granary-login-process"
 #define TGT_LIST_PIECE 8192u
 #define TGT_HAND_OVER_TEXT 8192u
-#define TGT_SLOTS_MAX TGT_STRANGERS_MAX
+#define TGT_SLOTS_MAX GR_STRANGERS_MAX
 
 enum tgt_msg_type {
     /* to the parent */

@@ -51,7 +51,7 @@ void tgt_login_unlisten(struct tgt_server *s, uint32_t portal)
     struct tgt_login_parent *p = s->login;
     p->out.u.listen.portal = portal;
     if (p->process.sock >= 0 && tgt_msg_send(p->process.sock, &p->out, TGT_MSG_UNLISTEN, -1, MSG_DONTWAIT) < 0)
-        tgt_helper_lose(&p->process, "it cannot be told that a portal is closed");
+        gr_helper_lose(&p->process, "it cannot be told that a portal is closed");
 }
 
 static int begin(void *arg)
@@ -99,16 +99,16 @@ int tgt_login_start(struct tgt_server *s, struct gr_err *err)
     p->s = s;
     const struct gr_world *w = gr_loop_world(s->loop);
     w->random(w->arg, p->guesses.key, sizeof p->guesses.key);
-    const struct tgt_helper_opts o = {.loop = s->loop, .what = "login process", .name = "granary-login", .flag = TGT_LOGIN_FLAG,
+    const struct gr_helper_opts o = {.loop = s->loop, .what = "login process", .name = "granary-login", .flag = TGT_LOGIN_FLAG,
                                       .exe = s->opts.login_exe, .arg = p, .begin = begin, .readable = from_child, .ping = ping,
                                       .lost = lost, .ended = ended, .note = process_note};
-    return tgt_helper_start(&p->process, &o, err);
+    return gr_helper_start(&p->process, &o, err);
 }
 
 void tgt_login_stop(struct tgt_server *s)
 {
     if (s->login && !s->login->process.stopping)
-        tgt_helper_stop(&s->login->process);
+        gr_helper_stop(&s->login->process);
 }
 
 void tgt_login_free(struct tgt_server *s)
@@ -498,7 +498,7 @@ static bool message(struct tgt_login_parent *p, int *fd)
         return false;
     struct tgt_slot *sl = &p->slots[m->slot];
     if (m->type == TGT_MSG_PONG) {
-        tgt_helper_pong(&p->process);
+        gr_helper_pong(&p->process);
         return true;
     }
     if (m->type == TGT_MSG_GONE) {
@@ -533,7 +533,7 @@ static void from_child(void *arg)
         if (r == -EAGAIN)
             return;
         if (r <= 0 || !message(p, &fd)) {
-            tgt_helper_lose(&p->process, r == 0 ? "it is gone" : "it broke the protocol");
+            gr_helper_lose(&p->process, r == 0 ? "it is gone" : "it broke the protocol");
             return;
         }
     }

@@ -3,7 +3,7 @@
 #define TGT_LOGIN_PARENT_H
 #include "common/buf.h"
 #include "iscsi-target/guesses.h"
-#include "iscsi-target/helper.h"
+#include "common/helper.h"
 #include "iscsi-target/login.h"
 #include "iscsi-target/login_ipc.h"
 #include "iscsi-target/target_int.h"
@@ -26,7 +26,7 @@ struct tgt_slot {
 };
 struct tgt_login_parent {
     struct tgt_server *s;
-    struct tgt_helper process;
+    struct gr_helper process;
     struct tgt_msg in, out;
     struct tgt_guesses guesses;
     struct tgt_slot slots[TGT_SLOTS_MAX];

@@ -2,7 +2,7 @@
  * it talks to strangers. Only who proved himself cannot be: docs/mover.md says what follows from that. */
 #include "common/buf.h"
 #include "common/cleanup.h"
-#include "iscsi-target/helper.h"
+#include "common/helper.h"
 #include "iscsi-target/mover_int.h"
 #include <string.h>
 
@@ -21,7 +21,7 @@ struct stranger {
 };
 struct mover_gate {
     struct mover_server *s;
-    struct tgt_helper process;
+    struct gr_helper process;
     struct gate_msg in, out;
     unsigned n_strangers;
     uint64_t signed_until_ns; /* up to which moment signatures are used up */
@@ -214,7 +214,7 @@ static bool on_turned_away(struct mover_gate *g)
 static bool message(struct mover_gate *g, int *fd)
 {
     if (g->in.type == GATE_PONG) {
-        tgt_helper_pong(&g->process);
+        gr_helper_pong(&g->process);
         return true;
     }
     if (g->in.type == GATE_TURNED_AWAY)
@@ -247,7 +247,7 @@ static void readable(void *arg)
         if (r == -EAGAIN)
             return;
         if (r <= 0 || !message(g, &fd)) {
-            tgt_helper_lose(&g->process, r == 0 ? NULL : "it broke the protocol"); /* when it is gone, its end is told */
+            gr_helper_lose(&g->process, r == 0 ? NULL : "it broke the protocol"); /* when it is gone, its end is told */
             return;
         }
     }
@@ -262,9 +262,9 @@ int mover_gate_start(struct mover_server *s, struct gr_err *err)
         return gr_fail(err, -ENOMEM, "out of memory");
     g->s = s;
     g->sign_timer = (struct gr_timer){.fn = sign_some, .arg = g};
-    const struct tgt_helper_opts o = {.loop = s->loop, .what = "gate", .name = "granary-gate", .flag = GATE_FLAG, .exe = s->opts.gate_exe,
+    const struct gr_helper_opts o = {.loop = s->loop, .what = "gate", .name = "granary-gate", .flag = GATE_FLAG, .exe = s->opts.gate_exe,
                                       .arg = g, .begin = begin, .readable = readable, .ping = ping, .lost = lost, .ended = ended, .note = note};
-    int r = tgt_helper_start(&g->process, &o, err);
+    int r = gr_helper_start(&g->process, &o, err);
     if (r < 0) {
         free(g);
         return r;
@@ -292,7 +292,7 @@ void mover_gate_close(struct mover_server *s)
 {
     if (!s->gate)
         return;
-    tgt_helper_last(&s->gate->process);
+    gr_helper_last(&s->gate->process);
     (void)say(s->gate, GATE_STOP, -1);
 }
 
@@ -303,7 +303,7 @@ void mover_gate_free(struct mover_server *s)
         return;
     while (g->process.pid > 0 && gr_fqueue_wait_ms(&s->ended, LEAVE_MS) == 0) {
     }
-    tgt_helper_stop(&g->process);
+    gr_helper_stop(&g->process);
     while (g->process.pid > 0) /* reaped by the loop */
         gr_fqueue_wait(&s->ended);
     gr_timer_cancel(s->loop, &g->sign_timer);

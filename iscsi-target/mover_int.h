@@ -13,7 +13,7 @@
 #define MOVER_INT_H
 #include "common/buf.h"
 #include "common/fiber.h"
-#include "iscsi-target/acceptor.h"
+#include "common/acceptor.h"
 #include "iscsi-target/gate_ipc.h"
 #include "iscsi-target/mover.h"
 #include "iscsi-target/mover_proto.h"
@@ -149,7 +149,7 @@ struct mover_conn {
 };
 struct mover_listen {
     struct mover_server *server;
-    struct mover_acceptor acceptor; /* without TLS; else the gate accepts, and here is only the socket for the next gate */
+    struct gr_acceptor acceptor; /* without TLS; else the gate accepts, and here is only the socket for the next gate */
     struct mover_listen *next;
     unsigned port;
 };

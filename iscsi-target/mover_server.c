@@ -142,9 +142,9 @@ static const char *over_limit(const struct mover_server *s, const struct sockadd
 {
     unsigned of_host = 0;
     struct in6_addr peer, other;
-    tgt_peer_of(from, &peer);
+    gr_peer_of(from, &peer);
     for (const struct mover_conn *c = s->conns; c; c = c->next) {
-        tgt_peer_of(&c->addr, &other);
+        gr_peer_of(&c->addr, &other);
         of_host += c->negotiating && from->ss_family != AF_UNIX && !memcmp(&peer, &other, sizeof(peer));
     }
     if (s->stats.connections >= s->opts.max_connections)
@@ -269,7 +269,7 @@ int mover_server_listen_fd(struct mover_server *s, int fd_in, struct gr_err *err
     if (!l)
         return gr_fail(err, -ENOMEM, "out of memory");
     l->server = s;
-    l->acceptor = (struct mover_acceptor){.loop = s->loop, .fd = fd, .batch = 32, .fn = on_accept, .failed = cannot_accept, .arg = s};
+    l->acceptor = (struct gr_acceptor){.loop = s->loop, .fd = fd, .batch = 32, .fn = on_accept, .failed = cannot_accept, .arg = s};
     l->port = a.ss_family == AF_INET    ? ntohs(((struct sockaddr_in *)&a)->sin_port)
               : a.ss_family == AF_INET6 ? ntohs(((struct sockaddr_in6 *)&a)->sin6_port)
                                         : 0;
@@ -277,7 +277,7 @@ int mover_server_listen_fd(struct mover_server *s, int fd_in, struct gr_err *err
     if (s->gate)
         mover_gate_listen(s, fd);
     else
-        r = mover_acceptor_start(&l->acceptor);
+        r = gr_acceptor_start(&l->acceptor);
     if (r < 0) {
         free(l);
         return gr_fail(err, r, "data mover: cannot watch its socket: %s", gr_code_text(r));
@@ -341,7 +341,7 @@ int mover_server_adopt(struct mover_server *s, int fd, struct gr_err *err)
     socklen_t len = sizeof(from);
     struct mover_conn *c;
     int r;
-    mover_socket_set(fd);
+    gr_socket_set(fd);
     if (s->gate) {
         r = fcntl(fd, F_SETFL, O_NONBLOCK) < 0 ? -errno : mover_gate_adopt(s, fd);
         close(fd);
@@ -406,7 +406,7 @@ void mover_server_stop(struct mover_server *s)
     while (s->listens) {
         struct mover_listen *l = s->listens;
         s->listens = l->next;
-        mover_acceptor_stop(&l->acceptor);
+        gr_acceptor_stop(&l->acceptor);
         free(l);
     }
     for (struct mover_conn *c = s->conns; c; c = c->next)

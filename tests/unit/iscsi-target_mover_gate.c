@@ -4,8 +4,8 @@
 #include "common/cleanup.h"
 #include "iscsi-target/gate_ipc.h"
 #include "iscsi-target/gate_nego.h"
-#include "iscsi-target/packet.h"
-#include "iscsi-target/sandbox.h"
+#include "common/packet.h"
+#include "common/sandbox.h"
 #include "tests/lib/nbdc.h"
 #include "tests/lib/test.h"
 #include "tests/lib/tlsc.h"
@@ -333,7 +333,7 @@ static void killed(struct world *w)
 #define LIES 16
 static void say(struct gate_msg *m, enum gate_msg_type type, int fd)
 {
-    (void)gate_msg_send(TGT_IPC_FD, m, type, fd, 0);
+    (void)gate_msg_send(GR_IPC_FD, m, type, fd, 0);
 }
 
 /* Claims one thing that storaged must not believe, then waits for its end. */
@@ -341,9 +341,9 @@ static int lie(int which)
 {
     static struct gate_msg m, start;
     int pair[2], file = -1, pipes[2];
-    struct pollfd ready = {.fd = TGT_IPC_FD, .events = POLLIN};
+    struct pollfd ready = {.fd = GR_IPC_FD, .events = POLLIN};
     poll(&ready, 1, 10000);
-    (void)gate_msg_recv(TGT_IPC_FD, &start, &file);
+    (void)gate_msg_recv(GR_IPC_FD, &start, &file);
     if (socketpair(AF_UNIX, SOCK_STREAM, 0, pair) < 0 || pipe(pipes) < 0)
         return 1;
     m.gen = 1;
@@ -401,7 +401,7 @@ static int lie(int which)
         say(&m, GATE_ANSWER, -1);
         break;
     case 15: /* half a message */
-        (void)tgt_packet_send(TGT_IPC_FD, &m, 12, -1, 0);
+        (void)gr_packet_send(GR_IPC_FD, &m, 12, -1, 0);
         break;
     }
     for (;;)

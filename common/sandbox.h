@@ -1,27 +1,27 @@
 /* What a process of ours gives up before it reads a stranger's first byte: everything but its socket to the parent, its memory and the
  * system calls that it makes. Its rights (nobody's uid when started as root, no new privileges, no core dump, limits) first, the filter
  * when all that needs more has been done. */
-#ifndef TGT_SANDBOX_H
-#define TGT_SANDBOX_H
+#ifndef GR_SANDBOX_H
+#define GR_SANDBOX_H
 #include <seccomp.h>
 #include <stddef.h>
 #include <stdint.h>
 
-#define TGT_IPC_FD 3 /* where such a process finds its end of the pair (helper.h) */
+#define GR_IPC_FD 3 /* where such a process finds its end of the pair (helper.h) */
 
-struct tgt_sandbox {
+struct gr_sandbox {
     const char *name;    /* as ps shows it */
     int nice;
     unsigned max_fds;
     uint64_t max_memory; /* bytes of addresses */
 };
-int tgt_sandbox(const struct tgt_sandbox *s); /* 0 or -errno: the process must end then */
+int gr_sandbox(const struct gr_sandbox *s); /* 0 or -errno: the process must end then */
 
 /* One system call that stays allowed, where its arguments meet all of @only that has an op. */
-struct tgt_call {
+struct gr_call {
     int nr;
     struct scmp_arg_cmp only[2];
 };
 /* Any other call kills the process. A sanitizer makes many of its own: it goes without. 0 or negative. */
-int tgt_confine(const struct tgt_call *calls, size_t n);
+int gr_confine(const struct gr_call *calls, size_t n);
 #endif

@@ -1,11 +1,11 @@
 /* A process that talks to strangers in our place, and is kept alive: this program executed again with one argument, with a SOCK_SEQPACKET
- * pair to it (TGT_IPC_FD at its side). One that ends, breaks the protocol or does not answer a ping in 5 s is replaced, at once when it had
+ * pair to it (GR_IPC_FD at its side). One that ends, breaks the protocol or does not answer a ping in 5 s is replaced, at once when it had
  * lived for a while. Loop thread only. */
-#ifndef TGT_HELPER_H
-#define TGT_HELPER_H
+#ifndef GR_HELPER_H
+#define GR_HELPER_H
 #include "common/loop.h"
 
-struct tgt_helper_opts {
+struct gr_helper_opts {
     struct gr_loop *loop;
     const char *what; /* for the log: "login process" */
     const char *name; /* its argv[0] */
@@ -19,8 +19,8 @@ struct tgt_helper_opts {
     void (*ended)(void *arg);    /* it was reaped */
     void (*note)(void *arg, int level, const char *text);
 };
-struct tgt_helper {
-    struct tgt_helper_opts o;
+struct gr_helper {
+    struct gr_helper_opts o;
     int sock, pid;  /* -1: none */
     uint32_t spawn; /* counts the processes started */
     bool stopping, ponged;
@@ -29,12 +29,12 @@ struct tgt_helper {
     struct gr_timer restart, ping;
 };
 /* Start it. On failure nothing is left of it. */
-int tgt_helper_start(struct tgt_helper *h, const struct tgt_helper_opts *o, struct gr_err *err);
-void tgt_helper_pong(struct tgt_helper *h);
+int gr_helper_start(struct gr_helper *h, const struct gr_helper_opts *o, struct gr_err *err);
+void gr_helper_pong(struct gr_helper *h);
 /* Give this process up, for the reason @why (logged unless NULL); another is started unless stopping. */
-void tgt_helper_lose(struct tgt_helper *h, const char *why);
+void gr_helper_lose(struct gr_helper *h, const char *why);
 /* The one that there is may end by itself, and no other follows it. */
-void tgt_helper_last(struct tgt_helper *h);
+void gr_helper_last(struct gr_helper *h);
 /* End it now. It is gone when pid is -1 (ended() is called). */
-void tgt_helper_stop(struct tgt_helper *h);
+void gr_helper_stop(struct gr_helper *h);
 #endif

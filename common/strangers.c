@@ -1,7 +1,7 @@
-#include "iscsi-target/strangers.h"
+#include "common/strangers.h"
 #include <string.h>
 
-void tgt_peer_of(const struct sockaddr_storage *a, struct in6_addr *ret)
+void gr_peer_of(const struct sockaddr_storage *a, struct in6_addr *ret)
 {
     memset(ret, 0, sizeof *ret);
     if (a->ss_family == AF_INET)
@@ -11,12 +11,12 @@ void tgt_peer_of(const struct sockaddr_storage *a, struct in6_addr *ret)
 }
 
 /* The oldest of @peer (NULL: of all), and how many there are. */
-static int oldest(const struct tgt_strangers *s, const struct in6_addr *peer, uint32_t *ret_count)
+static int oldest(const struct gr_strangers *s, const struct in6_addr *peer, uint32_t *ret_count)
 {
     int best = -1;
     uint32_t count = 0;
-    for (uint32_t i = 0; i < TGT_STRANGERS_MAX; i++) {
-        const struct tgt_stranger *c = &s->at[i];
+    for (uint32_t i = 0; i < GR_STRANGERS_MAX; i++) {
+        const struct gr_stranger *c = &s->at[i];
         if (!c->there || (peer && memcmp(&c->peer, peer, sizeof *peer) != 0))
             continue;
         count++;
@@ -27,7 +27,7 @@ static int oldest(const struct tgt_strangers *s, const struct in6_addr *peer, ui
     return best;
 }
 
-int tgt_strangers_room(const struct tgt_strangers *s, const struct in6_addr *peer)
+int gr_strangers_room(const struct gr_strangers *s, const struct in6_addr *peer)
 {
     uint32_t count, most = s->per_address / 2;
     int c = oldest(s, peer, &count);
@@ -36,7 +36,7 @@ int tgt_strangers_room(const struct tgt_strangers *s, const struct in6_addr *pee
     if (s->n < s->max)
         return -1;
     int worst = oldest(s, NULL, &count);
-    for (uint32_t i = 0; i < TGT_STRANGERS_MAX; i++) {
+    for (uint32_t i = 0; i < GR_STRANGERS_MAX; i++) {
         if (!s->at[i].there)
             continue;
         c = oldest(s, &s->at[i].peer, &count);
@@ -48,13 +48,13 @@ int tgt_strangers_room(const struct tgt_strangers *s, const struct in6_addr *pee
     return worst;
 }
 
-void tgt_strangers_add(struct tgt_strangers *s, uint32_t place, const struct in6_addr *peer)
+void gr_strangers_add(struct gr_strangers *s, uint32_t place, const struct in6_addr *peer)
 {
     s->n += !s->at[place].there;
-    s->at[place] = (struct tgt_stranger){.there = true, .peer = *peer, .nth = ++s->arrivals};
+    s->at[place] = (struct gr_stranger){.there = true, .peer = *peer, .nth = ++s->arrivals};
 }
 
-void tgt_strangers_remove(struct tgt_strangers *s, uint32_t place)
+void gr_strangers_remove(struct gr_strangers *s, uint32_t place)
 {
     s->n -= s->at[place].there;
     s->at[place].there = false;

@@ -1,4 +1,4 @@
-#include "iscsi-target/sandbox.h"
+#include "common/sandbox.h"
 #include <errno.h>
 #include <grp.h>
 #include <linux/close_range.h>
@@ -24,14 +24,14 @@ static int cap(int resource, rlim_t value)
     return setrlimit((__rlimit_resource_t)resource, &lim);
 }
 
-int tgt_sandbox(const struct tgt_sandbox *s)
+int gr_sandbox(const struct gr_sandbox *s)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_NAME, s->name);
     prctl(PR_SET_DUMPABLE, 0);
     setpriority(PRIO_PROCESS, 0, s->nice);
     signal(SIGPIPE, SIG_IGN);
-    if (close_range(TGT_IPC_FD + 1, ~0u, 0) < 0 || cap(RLIMIT_CORE, 0) < 0 || cap(RLIMIT_NOFILE, s->max_fds) < 0)
+    if (close_range(GR_IPC_FD + 1, ~0u, 0) < 0 || cap(RLIMIT_CORE, 0) < 0 || cap(RLIMIT_NOFILE, s->max_fds) < 0)
         return -errno;
     /* standard error is the parent's log: /dev/null in its place */
     if (!SANITIZED && (dup2(0, 2) < 0 || cap(RLIMIT_AS, s->max_memory) < 0 || cap(RLIMIT_STACK, 1u << 20) < 0))
@@ -46,7 +46,7 @@ int tgt_sandbox(const struct tgt_sandbox *s)
     return 0;
 }
 
-int tgt_confine(const struct tgt_call *calls, size_t n)
+int gr_confine(const struct gr_call *calls, size_t n)
 {
     if (SANITIZED)
         return 0;

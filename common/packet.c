@@ -1,4 +1,4 @@
-#include "iscsi-target/packet.h"
+#include "common/packet.h"
 #include "common/err.h"
 #include <errno.h>
 #include <string.h>
@@ -10,7 +10,7 @@ union control {
     struct cmsghdr align;
 };
 
-int tgt_packet_send(int sock, const void *buf, size_t len, int fd, int flags)
+int gr_packet_send(int sock, const void *buf, size_t len, int fd, int flags)
 {
     struct iovec iov = {(void *)(uintptr_t)buf, len};
     union control c;
@@ -51,7 +51,7 @@ static int take_fd(struct msghdr *h)
     return fd;
 }
 
-int tgt_packet_recv(int sock, void *buf, size_t cap, size_t *ret_len, int *ret_fd)
+int gr_packet_recv(int sock, void *buf, size_t cap, size_t *ret_len, int *ret_fd)
 {
     struct iovec iov = {buf, cap};
     union control c;
@@ -75,18 +75,18 @@ int tgt_packet_recv(int sock, void *buf, size_t cap, size_t *ret_len, int *ret_f
     return 1;
 }
 
-int tgt_message_send(int sock, const struct tgt_messages *set, void *message, uint32_t type, int fd, int flags)
+int gr_message_send(int sock, const struct gr_messages *set, void *message, uint32_t type, int fd, int flags)
 {
-    struct tgt_message_head h = {set->magic, type};
+    struct gr_message_head h = {set->magic, type};
     memcpy(message, &h, sizeof h);
-    return tgt_packet_send(sock, message, set->sizes[type], fd, flags);
+    return gr_packet_send(sock, message, set->sizes[type], fd, flags);
 }
 
-int tgt_message_recv(int sock, const struct tgt_messages *set, void *message, int *ret_fd)
+int gr_message_recv(int sock, const struct gr_messages *set, void *message, int *ret_fd)
 {
-    struct tgt_message_head h;
+    struct gr_message_head h;
     size_t n;
-    int fd = -1, r = tgt_packet_recv(sock, message, set->cap, &n, &fd);
+    int fd = -1, r = gr_packet_recv(sock, message, set->cap, &n, &fd);
     if (r <= 0)
         return r;
     if (n >= sizeof h)

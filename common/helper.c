@@ -1,6 +1,6 @@
-#include "iscsi-target/helper.h"
+#include "common/helper.h"
 #include "common/cleanup.h"
-#include "iscsi-target/sandbox.h"
+#include "common/sandbox.h"
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -13,8 +13,8 @@
 #define RESTART_NS (200ull * 1000000)
 #define PING_NS (5ull * 1000000000)
 
-static void note(struct tgt_helper *h, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-static void note(struct tgt_helper *h, int level, const char *fmt, ...)
+static void note(struct gr_helper *h, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+static void note(struct gr_helper *h, int level, const char *fmt, ...)
 {
     char text[GR_ERR_TEXT];
     va_list ap;
@@ -24,7 +24,7 @@ static void note(struct tgt_helper *h, int level, const char *fmt, ...)
     h->o.note(h->o.arg, level, text);
 }
 
-static int spawn(struct tgt_helper *h, int theirs, struct gr_err *err)
+static int spawn(struct gr_helper *h, int theirs, struct gr_err *err)
 {
     char *argv[] = {(char *)(uintptr_t)h->o.name, (char *)(uintptr_t)h->o.flag, NULL}, *env[] = {NULL};
     const char *exe = h->o.exe ? h->o.exe : "/proc/self/exe";
@@ -36,7 +36,7 @@ static int spawn(struct tgt_helper *h, int theirs, struct gr_err *err)
     posix_spawnattr_init(&at);
     posix_spawn_file_actions_addopen(&fa, 0, "/dev/null", O_RDWR, 0);
     posix_spawn_file_actions_adddup2(&fa, 0, 1);
-    posix_spawn_file_actions_adddup2(&fa, theirs, TGT_IPC_FD);
+    posix_spawn_file_actions_adddup2(&fa, theirs, GR_IPC_FD);
     posix_spawnattr_setsigmask(&at, &none);
     posix_spawnattr_setflags(&at, POSIX_SPAWN_SETSIGMASK);
     int r = posix_spawn(&h->pid, exe, &fa, &at, argv, env);
@@ -49,11 +49,11 @@ static int spawn(struct tgt_helper *h, int theirs, struct gr_err *err)
 
 static void on_readable(void *arg, int events)
 {
-    struct tgt_helper *h = arg;
+    struct gr_helper *h = arg;
     h->o.readable(h->o.arg);
 }
 
-static void hang_up(struct tgt_helper *h)
+static void hang_up(struct gr_helper *h)
 {
     if (h->sock < 0)
         return;
@@ -65,19 +65,19 @@ static void hang_up(struct tgt_helper *h)
 
 static void ended(void *arg, int pid, int status)
 {
-    struct tgt_helper *h = arg;
+    struct gr_helper *h = arg;
     if (h->pid != pid)
         return;
     h->pid = -1;
     if (!h->stopping)
         note(h, 4, "the %s ended (%s %d), starting another", h->o.what, WIFSIGNALED(status) ? "signal" : "status",
              WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
-    tgt_helper_lose(h, NULL);
+    gr_helper_lose(h, NULL);
     h->o.ended(h->o.arg);
 }
 
 /* Watch it and tell it what it needs; the loop reaps it from then on. */
-static int begin(struct tgt_helper *h)
+static int begin(struct gr_helper *h)
 {
     struct gr_watch w = {.fn = on_readable, .arg = h, .fd = h->sock, .events = POLLIN};
     h->watch = w;
@@ -89,7 +89,7 @@ static int begin(struct tgt_helper *h)
     return r < 0 ? r : gr_loop_child(h->o.loop, h->pid, ended, h);
 }
 
-static int start(struct tgt_helper *h, struct gr_err *err)
+static int start(struct gr_helper *h, struct gr_err *err)
 {
     int pair[2], room = 8 << 20;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
@@ -119,17 +119,17 @@ static int start(struct tgt_helper *h, struct gr_err *err)
 
 static void restart(void *arg)
 {
-    struct tgt_helper *h = arg;
+    struct gr_helper *h = arg;
     struct gr_err err = {0};
     if (h->stopping || h->sock >= 0 || h->pid > 0) /* when the old one is reaped, this is called again */
         return;
     if (start(h, &err) < 0) {
         note(h, 3, "%s", err.text);
-        tgt_helper_lose(h, NULL);
+        gr_helper_lose(h, NULL);
     }
 }
 
-void tgt_helper_lose(struct tgt_helper *h, const char *why)
+void gr_helper_lose(struct gr_helper *h, const char *why)
 {
     if (why)
         note(h, 4, "%s: %s; it is replaced", h->o.what, why);
@@ -145,9 +145,9 @@ void tgt_helper_lose(struct tgt_helper *h, const char *why)
 
 static void ping(void *arg)
 {
-    struct tgt_helper *h = arg;
+    struct gr_helper *h = arg;
     if (h->sock >= 0 && !h->ponged) {
-        tgt_helper_lose(h, "it does not answer");
+        gr_helper_lose(h, "it does not answer");
     } else if (h->sock >= 0) {
         h->ponged = false;
         h->o.ping(h->o.arg);
@@ -155,14 +155,14 @@ static void ping(void *arg)
     gr_timer_arm(h->o.loop, &h->ping, PING_NS);
 }
 
-void tgt_helper_pong(struct tgt_helper *h)
+void gr_helper_pong(struct gr_helper *h)
 {
     h->ponged = true;
 }
 
-int tgt_helper_start(struct tgt_helper *h, const struct tgt_helper_opts *o, struct gr_err *err)
+int gr_helper_start(struct gr_helper *h, const struct gr_helper_opts *o, struct gr_err *err)
 {
-    *h = (struct tgt_helper){.o = *o, .sock = -1, .pid = -1};
+    *h = (struct gr_helper){.o = *o, .sock = -1, .pid = -1};
     h->restart = (struct gr_timer){.fn = restart, .arg = h};
     h->ping = (struct gr_timer){.fn = ping, .arg = h};
     int r = start(h, err);
@@ -171,15 +171,15 @@ int tgt_helper_start(struct tgt_helper *h, const struct tgt_helper_opts *o, stru
     return r;
 }
 
-void tgt_helper_last(struct tgt_helper *h)
+void gr_helper_last(struct gr_helper *h)
 {
     h->stopping = true;
     gr_timer_cancel(h->o.loop, &h->restart);
     gr_timer_cancel(h->o.loop, &h->ping);
 }
 
-void tgt_helper_stop(struct tgt_helper *h)
+void gr_helper_stop(struct gr_helper *h)
 {
-    tgt_helper_last(h);
-    tgt_helper_lose(h, NULL);
+    gr_helper_last(h);
+    gr_helper_lose(h, NULL);
 }

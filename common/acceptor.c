@@ -1,4 +1,4 @@
-#include "iscsi-target/acceptor.h"
+#include "common/acceptor.h"
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -8,19 +8,19 @@
 
 static void resume(void *arg)
 {
-    struct mover_acceptor *a = arg;
+    struct gr_acceptor *a = arg;
     (void)gr_watch_set(a->loop, &a->watch, POLLIN);
 }
 
 static void on_accept(void *arg, int events)
 {
-    struct mover_acceptor *a = arg;
+    struct gr_acceptor *a = arg;
     for (unsigned n = 0; n < a->batch; n++) {
         struct sockaddr_storage from = {0};
         socklen_t len = sizeof(from);
         int fd = accept4(a->fd, (struct sockaddr *)&from, &len, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd >= 0) {
-            mover_socket_set(fd);
+            gr_socket_set(fd);
             a->fn(a->arg, fd, &from, len);
             continue;
         }
@@ -35,21 +35,21 @@ static void on_accept(void *arg, int events)
     }
 }
 
-int mover_acceptor_start(struct mover_acceptor *a)
+int gr_acceptor_start(struct gr_acceptor *a)
 {
     a->watch = (struct gr_watch){.fn = on_accept, .arg = a, .fd = a->fd, .events = POLLIN};
     a->pause = (struct gr_timer){.fn = resume, .arg = a};
     return gr_watch_add(a->loop, &a->watch);
 }
 
-void mover_acceptor_stop(struct mover_acceptor *a)
+void gr_acceptor_stop(struct gr_acceptor *a)
 {
     gr_timer_cancel(a->loop, &a->pause);
     gr_watch_del(a->loop, &a->watch);
     close(a->fd);
 }
 
-void mover_socket_set(int fd)
+void gr_socket_set(int fd)
 {
     int on = 1, idle = 60, interval = 15, count = 4;
     (void)setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));

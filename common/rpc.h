@@ -33,6 +33,10 @@ int gr_rpc_server_new(struct gr_loop *loop, struct gr_rpc_server **ret);
 int gr_rpc_server_add(struct gr_rpc_server *s, const struct gr_rpc_method *methods, void *arg);
 /* Listen on a unix socket (mode 0600), replacing a dead one. -EADDRINUSE: somebody answers there. */
 int gr_rpc_server_listen(struct gr_rpc_server *s, const char *path, struct gr_err *err);
+/* Serve a connected stream that came another way; taken, also on failure. @peer says who is at its other end: the guard is asked about each of his
+ * requests first (-GR_EAUTH and the like: refused). peer_free(peer) when the connection is gone, also on failure. */
+void gr_rpc_server_adopt(struct gr_rpc_server *s, int fd, void *peer, void (*peer_free)(void *peer));
+void gr_rpc_server_guard(struct gr_rpc_server *s, int (*guard)(void *arg, void *peer, const char *method, json_t *params, struct gr_err *err), void *arg);
 /* Closes the socket and all connections and waits for calls being served (in a fiber that serves none, or outside the
  * loop). NULL allowed. */
 void gr_rpc_server_free(struct gr_rpc_server *s);
@@ -43,6 +47,8 @@ int gr_rpc_local(struct gr_rpc_server *s, const char *method, json_t *params, in
 struct gr_rpc_client;
 /* Connect (fiber). -ENOENT / -ECONNREFUSED: nobody listens. */
 int gr_rpc_connect(struct gr_loop *loop, const char *path, struct gr_rpc_client **ret, struct gr_err *err);
+/* The same over a connected stream, which is taken, also on failure. */
+int gr_rpc_client_new(struct gr_loop *loop, int fd, struct gr_rpc_client **ret, struct gr_err *err);
 void gr_rpc_client_free(struct gr_rpc_client *c); /* NULL allowed; no call may be waiting */
 /* Call and wait (fiber). @params: reference is taken (may be NULL). on_part may be NULL; its json_t is borrowed; a negative
  * return ends the call, and the peer is told (gr_rpc_gone there). The peer's error comes back as its code and text. timeout_ms < 0: none. */

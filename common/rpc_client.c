@@ -89,6 +89,26 @@ static int connect_patiently(const char *path, int *ret_fd, struct gr_err *err)
     return r;
 }
 
+int gr_rpc_client_new(struct gr_loop *loop, int fd, struct gr_rpc_client **ret, struct gr_err *err)
+{
+    struct gr_rpc_client *c = gr_zalloc(sizeof(*c));
+    if (!c) {
+        close(fd);
+        return gr_fail(err, -ENOMEM, "out of memory");
+    }
+    c->loop = loop;
+    int r = rpc_wire_init(&c->wire, fd);
+    if (r == 0 && (r = gr_fiber_start(loop, client_main, c)) < 0)
+        rpc_wire_done(&c->wire);
+    if (r < 0) {
+        free(c);
+        return gr_fail(err, r, "%s", gr_code_text(r));
+    }
+    c->reading = true;
+    *ret = c;
+    return 0;
+}
+
 int gr_rpc_connect(struct gr_loop *loop, const char *path, struct gr_rpc_client **ret, struct gr_err *err)
 {
     int fd = -1;
@@ -99,22 +119,8 @@ int gr_rpc_connect(struct gr_loop *loop, const char *path, struct gr_rpc_client 
         close(fd);
         return gr_fail(err, -ECONNREFUSED, "%s: cannot connect: the process that served it has died", path);
     }
-    struct gr_rpc_client *c = gr_zalloc(sizeof(*c));
-    if (!c) {
-        close(fd);
-        return gr_fail(err, -ENOMEM, "%s: out of memory", path);
-    }
-    c->loop = loop;
-    r = rpc_wire_init(&c->wire, fd);
-    if (r == 0 && (r = gr_fiber_start(loop, client_main, c)) < 0)
-        rpc_wire_done(&c->wire);
-    if (r < 0) {
-        free(c);
-        return gr_fail(err, r, "%s: %s", path, gr_code_text(r));
-    }
-    c->reading = true;
-    *ret = c;
-    return 0;
+    r = gr_rpc_client_new(loop, fd, ret, err);
+    return r < 0 ? gr_prefix(err, r, "%s", path) : 0;
 }
 
 void gr_rpc_client_free(struct gr_rpc_client *c)

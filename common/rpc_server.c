@@ -26,6 +26,8 @@ struct rpc_conn {
     struct gr_fqueue room;
     struct gr_rpc_call *calls;
     struct closer *closers; /* of calls that have returned */
+    void *peer;             /* NULL: a process of this machine that may open the socket */
+    void (*peer_free)(void *peer);
     struct rpc_conn *prev, *next;
 };
 
@@ -50,6 +52,8 @@ struct gr_rpc_server {
         void *arg;
     } tables[MAX_TABLES];
     unsigned n_tables;
+    int (*guard)(void *arg, void *peer, const char *method, json_t *params, struct gr_err *err);
+    void *guard_arg;
     struct gr_watch watch; /* fd -1: not listening */
     char *path;
     ino_t path_ino;
@@ -83,6 +87,8 @@ static void conn_put(struct rpc_conn *c)
     if (c->next)
         c->next->prev = c->prev;
     s->n_conns--;
+    if (c->peer)
+        c->peer_free(c->peer);
     free(c);
     if (s->n_conns == 0)
         gr_fqueue_wake_all(&s->drained);
@@ -103,13 +109,24 @@ static int send_reply(struct gr_rpc_call *call, int r, json_t *result, const str
     return reply ? rpc_wire_send(&call->conn->wire, reply) : -ENOMEM;
 }
 
+/* May who is at the other end ask for this? */
+static int guarded(const struct gr_rpc_call *call, struct gr_err *err)
+{
+    const struct gr_rpc_server *s = call->server;
+    if (!call->conn->peer)
+        return 0;
+    return s->guard ? s->guard(s->guard_arg, call->conn->peer, call->method->name, call->params, err) : gr_fail(err, -GR_EAUTH, "not for others");
+}
+
 static void call_main(void *arg)
 {
     struct gr_rpc_call *call = arg;
     struct rpc_conn *conn = call->conn;
     struct gr_err err = {0};
     json_t *result = NULL;
-    int r = call->method->fn(call->method_arg, call, call->params, &result, &err);
+    int r = guarded(call, &err);
+    if (r == 0)
+        r = call->method->fn(call->method_arg, call, call->params, &result, &err);
     if (conn->gone) {
         json_decref(result);
     } else {
@@ -221,24 +238,33 @@ static void conn_main(void *arg)
     conn_put(c);
 }
 
-static void add_connection(struct gr_rpc_server *s, int fd)
+void gr_rpc_server_guard(struct gr_rpc_server *s, int (*guard)(void *arg, void *peer, const char *method, json_t *params, struct gr_err *err), void *arg)
+{
+    s->guard = guard;
+    s->guard_arg = arg;
+}
+
+void gr_rpc_server_adopt(struct gr_rpc_server *s, int fd, void *peer, void (*peer_free)(void *peer))
 {
     struct rpc_conn *c = s->n_conns < MAX_CONNECTIONS ? gr_zalloc(sizeof(*c)) : NULL;
-    if (!c) {
+    int r = c ? rpc_wire_init(&c->wire, fd) : -ENOMEM;
+    if (!c)
         close(fd);
-        return;
+    if (r == 0) {
+        c->server = s;
+        c->refs = 1;
+        r = gr_fiber_start(s->loop, conn_main, c);
+        if (r < 0)
+            rpc_wire_done(&c->wire);
     }
-    if (rpc_wire_init(&c->wire, fd) < 0) {
+    if (r < 0) {
         free(c);
+        if (peer)
+            peer_free(peer);
         return;
     }
-    c->server = s;
-    c->refs = 1;
-    if (gr_fiber_start(s->loop, conn_main, c) < 0) {
-        rpc_wire_done(&c->wire);
-        free(c);
-        return;
-    }
+    c->peer = peer;
+    c->peer_free = peer_free;
     c->next = s->conns;
     if (c->next)
         c->next->prev = c;
@@ -253,7 +279,7 @@ static void on_listen(void *arg, int events)
         int fd = accept4(s->watch.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd < 0)
             return;
-        add_connection(s, fd);
+        gr_rpc_server_adopt(s, fd, NULL, NULL);
     }
 }
 

@@ -7,6 +7,7 @@
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/daemon.h"
+#include "common/link.h"
 #include "common/log.h"
 #include "iscsi-target/handover.h"
 #include "iscsi-target/isns.h"
@@ -284,12 +285,12 @@ static int op_status(void *arg, struct gr_rpc_call *call, json_t *params, json_t
         mover_server_stats(d->mover, &ms);
     json_t *portals = tgt_portals_names(&d->portals, false), *multipath = tgt_portals_names(&d->portals, true);
     const char *portal = json_string_value(json_array_get(portals, 0)), *second = json_string_value(json_array_get(multipath, 0));
-    *ret = json_pack("{s:s,s:i,s:I,s:s,s:s,s:s,s:o,s:o,s:s,s:s,s:s,s:i,s:i,s:i,s:i,s:b,s:o,s:o}", "program", "granary-storaged", "pid", (int)getpid(),
+    *ret = json_pack("{s:s,s:i,s:I,s:s,s:s,s:s,s:o,s:o,s:s,s:s,s:s,s:i,s:s,s:s,s:i,s:i,s:i,s:b,s:o,s:o}", "program", "granary-storaged", "pid", (int)getpid(),
                      "uptime", (json_int_t)((gr_loop_now_ns(d->loop) - d->started_ns) / 1000000000ull), "engine",
                      gr_loop_engine(d->loop) == GR_ENGINE_URING ? "io_uring" : "synchronous", "portal", portal ? portal : "", "multipath-portal",
                      second ? second : "", "portals", portals, "multipath-portals", multipath, "mover", d->mover_addr, "mover-security",
                      d->o.insecure ? "none" : "tls", "isns", d->o.isns ? d->o.isns : "", "isns-targets", d->isns ? tgt_isns_registered(d->isns) : 0,
-                     "loops", (int)d->o.loops, "sessions", (int)tgt_server_sessions(d->tgt, NULL), "mover-connections", (int)ms.connections, "insecure", d->o.insecure,
+                     "link", d->o.link ? d->o.link : "", "link-address", snap_svc_link_at(d->svc), "loops", (int)d->o.loops, "sessions", (int)tgt_server_sessions(d->tgt, NULL), "mover-connections", (int)ms.connections, "insecure", d->o.insecure,
                      "exposures", snap_exposures_list(d->exposures), "raw-luns", tgt_raw_list(d->raw));
     return *ret ? 0 : gr_fail(err, -ENOMEM, "out of memory for the answer");
 }
@@ -353,6 +354,18 @@ static int portals_changed(void *arg, struct gr_err *err)
     struct daemon *d = arg;
     tgt_isns_look(d->isns);
     return snap_svc_set_portal(d->svc, tgt_server_portal(d->tgt), err);
+}
+
+/* Other hosts reach us where initiators do, unless it is said. */
+static int start_link(struct daemon *d, struct gr_err *err)
+{
+    char host[TGT_SHOWN];
+    const char *portal = tgt_server_portal(d->tgt);
+    tgt_portal_host(portal ? portal : "", host);
+    gr_auto_free char *address = gr_asprintf(strchr(host, ':') ? "[%s]" : "%s", host);
+    if (!address)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    return snap_svc_link(d->svc, d->o.link ? d->o.link : address, err);
 }
 
 static bool others_reach_us(void *arg)
@@ -493,6 +506,8 @@ static int start_all(struct daemon *d, struct gr_err *err)
     if (r == 0)
         r = tgt_portals_save(&d->portals, err);
     if (r == 0)
+        r = start_link(d, err);
+    if (r == 0)
         r = portals_changed(d, err);
     int owned = r == 0 ? snap_svc_open_all(d->svc) : 0;
     if (r == 0)
@@ -523,6 +538,7 @@ static void stop_all(struct daemon *d)
             gr_log(GR_LOG_WARN, "%d sessions did not log out in time and were cut", cut);
     }
     mover_server_stop(gr_take(d->mover));
+    snap_svc_unlink(d->svc);
     gr_rpc_server_free(d->rpc);
     snap_exposures_free(d->exposures);
     d->exposures = NULL;
@@ -572,6 +588,8 @@ int main(int argc, char **argv)
     int r = tgt_login_main(argc, argv);
     if (r < 0)
         r = mover_gate_main(argc, argv);
+    if (r < 0)
+        r = gr_link_main(argc, argv);
     if (r >= 0)
         return r;
     struct daemon d = {.lock = -1, .heir = -1, .o = {.ready_fd = -1, .loops = 1}};

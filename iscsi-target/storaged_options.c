@@ -15,6 +15,8 @@ static int usage(FILE *f, int status)
           "  --multipath-portal HOST:PORT  a portal that never redirects, may be repeated\n"
           "  --isns HOST[:PORT]            register the targets with this iSNS server\n"
           "  --mover HOST:PORT             NBD data mover (default " TGT_MOVER_DEFAULT ", or any free port)\n"
+          "  --link ADDRESS[:PORT]         where other hosts of a datastore on LUNs reach this one (default: the first portal's\n"
+          "                                address, with the port of last time or any)\n"
           "  --loops N                     event loops, with a thread each, that share the sessions (default 1)\n"
           "  --take-over                   take the place of the daemon that runs, with its portals and sessions\n"
           "  --insecure                    allow other addresses without access control, and the mover without TLS\n"
@@ -37,7 +39,7 @@ static int add_name(struct tgt_portal_names *l, const char *name)
 int storaged_options(int argc, char **argv, struct storaged_options *o)
 {
     static const struct option longs[] = {
-        {"portal", 1, NULL, 'p'},   {"multipath-portal", 1, NULL, 'm'}, {"mover", 1, NULL, 'n'}, {"isns", 1, NULL, 's'}, {"loops", 1, NULL, 'o'}, {"insecure", 0, NULL, 'i'},
+        {"portal", 1, NULL, 'p'},   {"multipath-portal", 1, NULL, 'm'}, {"mover", 1, NULL, 'n'}, {"isns", 1, NULL, 's'}, {"loops", 1, NULL, 'o'}, {"link", 1, NULL, 'k'}, {"insecure", 0, NULL, 'i'},
         {"ready-fd", 1, NULL, 'r'}, {"log", 1, NULL, 'l'},              {"verbose", 0, NULL, 'v'}, {"take-over", 0, NULL, 't'}, {"help", 0, NULL, 'h'},  {NULL, 0, NULL, 0},
     };
     uint64_t n;
@@ -57,6 +59,9 @@ int storaged_options(int argc, char **argv, struct storaged_options *o)
             break;
         case 's':
             o->isns = optarg;
+            break;
+        case 'k':
+            o->link = optarg;
             break;
         case 'o':
             if (gr_parse_u64(optarg, 1, LOOPS_MAX, &n, NULL) < 0)

@@ -5,7 +5,7 @@
 
 struct storaged_options { /* texts are borrowed from argv */
     struct tgt_portal_names portals, multipath;
-    const char *mover, *isns, *log;
+    const char *mover, *isns, *link, *log;
     bool insecure, verbose, take_over;
     int ready_fd; /* -1: none */
     unsigned loops;

@@ -84,6 +84,7 @@ void snap_client_close(struct snap_client *c)
     if (!c)
         return;
     gr_rpc_client_free(c->peer);
+    snap_svc_unlink(c->svc);
     gr_rpc_server_free(c->server);
     snap_svc_free(c->svc);
     gr_closep(&c->lock);

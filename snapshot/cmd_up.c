@@ -130,7 +130,7 @@ static int start(struct site *s, const char *program, const char *const *more, b
 
 /* Options with a value that "up" remembers and an upgrade keeps; the daemon's status has them under the same names. (It remembers its
  * portals itself.) */
-static const char *const kept[][2] = {{"mover", "--mover"}, {"isns", "--isns"}, {"loops", "--loops"}};
+static const char *const kept[][2] = {{"mover", "--mover"}, {"isns", "--isns"}, {"loops", "--loops"}, {"link", "--link"}};
 
 struct args {
     const char *v[ARGS_MAX];
@@ -437,6 +437,7 @@ static const struct gr_opt up_opts[] = {
     {"multipath-portal", "HOST:PORT", "a portal that never redirects, for dm-multipath", true},
     {"isns", "HOST[:PORT]", "register the targets with this iSNS server; off: with none any more"},
     {"mover", "HOST:PORT", "NBD data mover (default 127.0.0.1:10809, or any free port)"},
+    {"link", "ADDRESS[:PORT]", "where other hosts of a datastore on LUNs reach this one (default: the first portal's address)"},
     {"loops", "N", "event loops, with a thread each, that share the sessions (default 1)"},
     {"insecure", NULL, "allow addresses beyond loopback without access control, and the mover without TLS"},
     {NULL},

@@ -53,6 +53,7 @@ void snap_svc_free(struct snap_svc *s)
         snap_ds_remove(s, s->list);
     }
     gr_fmutex_unlock(&s->lock);
+    snap_link_end(s);
     free(s->address);
     free(s);
 }
@@ -125,6 +126,8 @@ int snap_svc_serve(struct snap_svc *s, struct gr_rpc_server *server)
     int r = 0;
     for (size_t i = 0; i < GR_ARRAY_LEN(tables) && r == 0; i++)
         r = gr_rpc_server_add(server, tables[i], s);
+    if (r == 0)
+        snap_link_serve(s, server);
     return r;
 }
 
@@ -151,7 +154,9 @@ int snap_svc_set_portal(struct snap_svc *s, const char *portal, struct gr_err *e
     for (struct snap_ds *ds = s->list; ds; ds = ds->next) {
         if (!ds->v)
             continue;
-        int r = vmfs_set_address(ds->v, s->address, s->portal, err);
+        char address[VMFS_ADDRESS_MAX + 1];
+        snap_own_address(s, ds, address);
+        int r = vmfs_set_address(ds->v, address, s->portal, err);
         if (r < 0)
             return gr_prefix(err, r, "datastore '%s'", ds->name);
     }

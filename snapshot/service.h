@@ -120,6 +120,12 @@ int snap_peer_ask(struct snap_svc *s, const char *address, const char *method, j
  * one of them and the reason; or negative. Takes the reference of @params. */
 int snap_svc_tell(struct snap_svc *s, const char *name, const char *method, json_t *params, struct gr_err *err);
 
+/* (fiber) Other machines that share a datastore on logical units reach this host at @address, "ADDRESS" or "ADDRESS:PORT" (IPv6 in brackets):
+ * listen there as soon as there is such a datastore. Without a port it is that of last time, or any. */
+int snap_svc_link(struct snap_svc *s, const char *address, struct gr_err *err);
+const char *snap_svc_link_at(const struct snap_svc *s); /* "ADDRESS:PORT", "" while not */
+void snap_svc_unlink(struct snap_svc *s);               /* to be called before the server that has our methods ends; NULL allowed */
+
 /* (fiber) Tell all joined datastores this host's portal ("host:port"). */
 int snap_svc_set_portal(struct snap_svc *s, const char *portal, struct gr_err *err);
 

@@ -68,11 +68,17 @@ static void vmfs_ejected(void *arg)
 
 static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
 {
-    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = s->address, .portal = s->portal, .ejected = vmfs_ejected, .warn = vmfs_warning, .warn_arg = ds};
+    char address[VMFS_ADDRESS_MAX + 1];
+    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = address, .portal = s->portal, .ejected = vmfs_ejected, .warn = vmfs_warning, .warn_arg = ds};
     char host[65] = "";
     int r = gr_home_host_uuid(s->o.home, o.host_uuid, err);
+    if (r == 0 && snap_ds_links(ds))
+        r = snap_link_key(s, &o.link_key, err);
+    if (r == 0 && snap_ds_links(ds))
+        r = snap_link_up(s, err);
     if (r < 0)
         return r;
+    snap_own_address(s, ds, address);
     if (gethostname(host, sizeof(host) - 1) < 0 || !host[0])
         memcpy(host, "localhost", sizeof("localhost"));
     char uuid[37];
@@ -215,12 +221,12 @@ int snap_refuse_in_use(struct snap_svc *s, const struct snap_disk *d, const char
                    d->h->path, what, n, n == 1 ? "" : "s");
 }
 
-void snap_place_of_host(const struct vmfs_slot_info *i, struct snap_place *ret)
+void snap_place_of_host(const struct snap_ds *ds, const struct vmfs_slot_info *i, struct snap_place *ret)
 {
     struct snap_place p = {0};
     memcpy(p.host, i->host_name, sizeof(p.host));
     memcpy(p.portal, i->portal, sizeof(p.portal));
-    memcpy(p.address, i->address, sizeof(p.address));
+    snap_peer_address(ds, i, p.address);
     *ret = p;
 }
 
@@ -234,7 +240,7 @@ static int place_of_slot(struct snap_ds *ds, int slot, struct snap_place *ret, s
     if (r == 0)
         r = i->alive && !i->self;
     if (r == 1)
-        snap_place_of_host(i, ret);
+        snap_place_of_host(ds, i, ret);
     free(i);
     return r;
 }

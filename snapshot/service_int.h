@@ -3,6 +3,7 @@
 #define SNAPSHOT_SERVICE_INT_H
 #include "common/cleanup.h"
 #include "common/bdev_open.h"
+#include "common/link.h"
 #include "snapshot/service.h"
 
 #define SNAP_WAIT_MS 10000u            /* how long a request waits for a command that holds what it needs */
@@ -50,6 +51,12 @@ struct snap_svc {
     unsigned rejoining;    /* fibers */
     bool ending;
     struct gr_fqueue wake;
+    struct gr_rpc_server *server; /* that has our methods */
+    struct {
+        struct gr_link_key *key;
+        struct gr_link *process; /* when it was needed */
+        char wanted[80], at[88]; /* where to listen, and where we do: "" not (yet) */
+    } link;
     struct snap_ds *list;
 };
 
@@ -110,8 +117,22 @@ int snap_handle_get(struct snap_svc *s, struct snap_ds *ds, const char *path, ui
                     struct snap_place *ret_owner, struct gr_err *err);
 /* Everybody lets go of the disk and it is closed; @d holds nothing of it afterwards but the datastore. On failure it stays. */
 int snap_disk_drop(struct snap_svc *s, struct snap_disk *d, bool only_idle, struct gr_err *err);
+/* ---- links (service_link.c) ---- */
+/* Do the hosts of @ds meet on links, and not on sockets of one machine? */
+bool snap_ds_links(const struct snap_ds *ds);
+/* This home's public key; borrowed. */
+int snap_link_key(struct snap_svc *s, const uint8_t **ret, struct gr_err *err);
+/* Listen, if that was asked for and is not so yet. */
+int snap_link_up(struct snap_svc *s, struct gr_err *err);
+/* Who comes over a link is served by @server. */
+void snap_link_serve(struct snap_svc *s, struct gr_rpc_server *server);
+void snap_link_end(struct snap_svc *s);
+/* What our slot in @ds says of how we are reached; and how the host in another slot is, for snap_peer_connect(). */
+void snap_own_address(const struct snap_svc *s, const struct snap_ds *ds, char ret[VMFS_ADDRESS_MAX + 1]);
+void snap_peer_address(const struct snap_ds *ds, const struct vmfs_slot_info *i, char ret[VMFS_ADDRESS_MAX + 1]);
+
 /* Who is in a slot. */
-void snap_place_of_host(const struct vmfs_slot_info *i, struct snap_place *ret);
+void snap_place_of_host(const struct snap_ds *ds, const struct vmfs_slot_info *i, struct snap_place *ret);
 /* snap_svc_tell() of a datastore at hand. */
 int snap_ds_tell(struct snap_ds *ds, const char *method, json_t *params, struct gr_err *err);
 struct snap_handle *snap_handle_find(struct snap_ds *ds, const char *path);

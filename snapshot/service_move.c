@@ -77,7 +77,7 @@ static int move_to(struct snap_op *op, struct snap_disk *d, const struct snap_pa
 {
     struct gr_rpc_client *peer = NULL;
     struct snap_place host;
-    snap_place_of_host(to, &host);
+    snap_place_of_host(d->ds, to, &host);
     int r = snap_peer_connect(op->s, host.address, &peer, op->err);
     if (r == 0)
         r = change_hands(op, d, p, to, peer, ret_ns);

@@ -2,11 +2,6 @@
 #include "snapshot/service_int.h"
 #include <string.h>
 
-int snap_peer_connect(struct snap_svc *s, const char *address, struct gr_rpc_client **ret, struct gr_err *err)
-{
-    return gr_rpc_connect(s->o.loop, address, ret, err);
-}
-
 int snap_peer_ask(struct snap_svc *s, const char *address, const char *method, json_t *params, int64_t timeout_ms, json_t **ret, struct gr_err *err)
 {
     struct gr_rpc_client *peer = NULL;
@@ -19,13 +14,19 @@ int snap_peer_ask(struct snap_svc *s, const char *address, const char *method, j
     return r;
 }
 
+struct telling {
+    struct snap_ds *ds;
+    json_t *rows;
+};
+
 static void note_peer(void *arg, const struct vmfs_slot_info *i)
 {
+    const struct telling *t = arg;
     if (!i->alive || i->self || !i->address[0] || strcmp(i->state, "host") != 0)
         return;
     struct snap_place p;
-    snap_place_of_host(i, &p);
-    json_array_append_new(arg, json_pack("{s:s,s:s}", "host", p.host, "address", p.address));
+    snap_place_of_host(t->ds, i, &p);
+    json_array_append_new(t->rows, json_pack("{s:s,s:s}", "host", p.host, "address", p.address));
 }
 
 int snap_ds_tell(struct snap_ds *ds, const char *method, json_t *params, struct gr_err *err)
@@ -35,7 +36,8 @@ int snap_ds_tell(struct snap_ds *ds, const char *method, json_t *params, struct 
     json_t *row;
     size_t i;
     int untold = 0;
-    int r = own && peers ? vmfs_slots(ds->v, note_peer, peers, err) : gr_fail(err, -ENOMEM, "out of memory");
+    struct telling t = {ds, peers};
+    int r = own && peers ? vmfs_slots(ds->v, note_peer, &t, err) : gr_fail(err, -ENOMEM, "out of memory");
     if (r < 0)
         return r;
     json_array_foreach(peers, i, row)

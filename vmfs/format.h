@@ -135,9 +135,11 @@ struct vmfs_slot_disk {
     gr_le64 tail_off;              /* its offset in the journal, units */
     gr_le64 version;               /* of the host's software: gates features */
     struct vmfs_pin_disk pins[VMFS_PINS_MAX];
-    uint8_t pad[4096 - 64 - 8 - 16 - 16 - 64 - 128 - 1024 - 16 - 24 - VMFS_PINS_MAX * 16];
+    uint8_t link_key[32];          /* Ed25519 public key by which other hosts know this one; zero: it takes part in no links */
+    uint8_t pad[4096 - 64 - 8 - 16 - 16 - 64 - 128 - 1024 - 16 - 24 - VMFS_PINS_MAX * 16 - 32];
 } __attribute__((packed));
 GR_SIZE(struct vmfs_slot_disk, 4096);
+GR_LAYOUT(struct vmfs_slot_disk, link_key, 2384);
 
 /* Foreign frees: units this slot's host freed in regions that another host leases; they are given back when the region can
  * be leased. The list stays with the slot when the host leaves. More than fit: in a blob. */

@@ -45,6 +45,7 @@ struct vslot {
     uint64_t generation, nonce;
     uint8_t host_uuid[16];
     char host_name[64], portal[128], address[1024];
+    uint8_t link_key[32];
     uint64_t journal_addr, tail_seq, tail_off, version;
     uint32_t journal_units;
     struct {
@@ -310,6 +311,7 @@ struct vmfs {
     struct vlife life;
     struct vmfs_join_opts opts; /* strings owned below */
     char *host_name, *address, *portal;
+    uint8_t link_key[32];
     struct vjournal j;
     struct vspace sp;
     struct vobj *objs[VOBJ_HASH];

@@ -284,11 +284,19 @@ bool vlife_shows(struct vmfs *v, unsigned slot, const struct vslot *s)
     return r < 0;
 }
 
+static bool same_home(const struct vmfs *v, const struct vslot *s)
+{
+    static const uint8_t none[32];
+    if (memcmp(s->link_key, none, sizeof none) != 0)
+        return memcmp(s->link_key, v->link_key, sizeof s->link_key) == 0;
+    return s->address[0] && strcmp(s->address, v->address) == 0;
+}
+
 /* Its earlier start of this very home (the home's lock says that it is gone): nobody to ask. */
 static bool our_earlier_self(const struct vmfs *v, const struct vslot *s)
 {
-    return v->role == VMFS_HOST && s->state == VMFS_SLOT_HOST && s->address[0] && memcmp(s->host_uuid, v->opts.host_uuid, 16) == 0 &&
-           strcmp(s->host_name, v->host_name) == 0 && strcmp(s->address, v->address) == 0;
+    return v->role == VMFS_HOST && s->state == VMFS_SLOT_HOST && memcmp(s->host_uuid, v->opts.host_uuid, 16) == 0 &&
+           strcmp(s->host_name, v->host_name) == 0 && same_home(v, s);
 }
 
 int vlife_end(struct vmfs *v, unsigned slot, const struct vslot *s, struct gr_err *err)

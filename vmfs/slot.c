@@ -219,6 +219,7 @@ static int claim(struct vmfs *v, unsigned i, struct gr_err *err)
         snprintf(s.host_name, sizeof s.host_name, "%s", v->host_name);
         snprintf(s.portal, sizeof s.portal, "%s", v->portal);
         snprintf(s.address, sizeof s.address, "%s", v->address);
+        memcpy(s.link_key, v->link_key, sizeof s.link_key);
         v->slot = i;
         r = slot_swap(v, i, &was, &s, err);
         v->me = s;
@@ -289,7 +290,25 @@ int vmfs_slot(struct vmfs *v, unsigned slot, struct vmfs_slot_info *ret, struct 
     snprintf(ret->host_name, sizeof ret->host_name, "%s", s.host_name);
     snprintf(ret->portal, sizeof ret->portal, "%s", s.portal);
     snprintf(ret->address, sizeof ret->address, "%s", s.address);
+    memcpy(ret->link_key, s.link_key, sizeof ret->link_key);
     return 0;
+}
+
+int vmfs_link_known(struct vmfs *v, const uint8_t key[32], char ret_host[64], struct gr_err *err)
+{
+    static const uint8_t none[32];
+    bool asked_for_none = memcmp(key, none, sizeof none) == 0;
+    for (unsigned i = 0; i < v->sb.slots.entries && !asked_for_none; i++) {
+        struct vslot s;
+        int r = vslot_read(v, i, &s, err);
+        if (r < 0)
+            return r;
+        if (s.state != VMFS_SLOT_HOST || memcmp(s.link_key, key, sizeof s.link_key) != 0)
+            continue;
+        snprintf(ret_host, 64, "%s", s.host_name);
+        return 0;
+    }
+    return gr_fail(err, -ENOENT, "datastore '%s': no host that has joined it has that key", v->sb.name);
 }
 
 int vmfs_slots(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_slot_info *s), void *arg, struct gr_err *err)

@@ -53,6 +53,7 @@ struct vmfs_join_opts {
     const char *host_name;  /* shown to others */
     const char *address;    /* unix socket of this host's storage service, or "" ; at most VMFS_ADDRESS_MAX bytes */
     const char *portal;     /* "host:port" of this host's iSCSI portal, or "" */
+    const uint8_t *link_key; /* 32 bytes, copied: by which other hosts know this one on links (common/link.h); NULL: no links */
     size_t map_cache_bytes; /* limit of cached map nodes; 0: 256 MiB */
     void (*ejected)(void *arg); /* another host has taken our place: nothing works any more, vmfs_leave() or vmfs_abandon() it and join
                                    again. Any context, nothing of the volume may be called in it; argument as for warn; may be NULL */
@@ -92,7 +93,10 @@ struct vmfs_slot_info {
     uint8_t host_uuid[16];
     char host_name[64], portal[128];
     char address[VMFS_ADDRESS_MAX + 1];
+    uint8_t link_key[32]; /* zero: none */
 };
+/* Has a host with this key joined? 0 and its name, or -ENOENT. Nobody is asked whether it lives. */
+int vmfs_link_known(struct vmfs *v, const uint8_t key[32], char ret_host[64], struct gr_err *err);
 unsigned vmfs_own_slot(const struct vmfs *v); /* of this host; any context. A host that comes back gets the same one when it is still free */
 /* One slot, all slots. On shared logical units a host that may be gone is asked, which takes seconds if it is. */
 int vmfs_slot(struct vmfs *v, unsigned slot, struct vmfs_slot_info *ret, struct gr_err *err);

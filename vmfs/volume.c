@@ -103,6 +103,8 @@ static int opts_copy(struct vmfs *v, const struct vmfs_join_opts *o, struct gr_e
     v->host_name = gr_strdup(o->host_name ? o->host_name : "");
     v->address = gr_strdup(o->address ? o->address : "");
     v->portal = gr_strdup(o->portal ? o->portal : "");
+    if (o->link_key)
+        memcpy(v->link_key, o->link_key, sizeof v->link_key);
     if (!v->host_name || !v->address || !v->portal)
         return gr_fail(err, -ENOMEM, "out of memory");
     if (strlen(v->address) > VMFS_ADDRESS_MAX || strlen(v->portal) > 127 || strlen(v->host_name) > 63)

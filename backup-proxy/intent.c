@@ -32,17 +32,10 @@ uint64_t bp_process_start(int pid)
     return state == 'Z' || state == 'X' ? 0 : start;
 }
 
-static void boot_id(char out[40])
-{
-    gr_auto_close int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? 0 : read(fd, out, 36);
-    out[n > 0 ? n : 0] = '\0';
-}
-
 static bool alive(json_t *doc)
 {
-    char boot[40];
-    boot_id(boot);
+    char boot[37];
+    gr_boot_id(boot);
     const char *b = json_string_value(json_object_get(doc, "boot"));
     json_int_t pid = json_integer_value(json_object_get(doc, "pid")), start = json_integer_value(json_object_get(doc, "start-time"));
     if (!b || strcmp(b, boot) != 0 || pid <= 0 || pid > INT32_MAX)
@@ -68,7 +61,7 @@ int bp_intent_begin(struct gr_home *home, const char *kind, json_t *detail, stru
     char uuid[37], boot[40];
     gr_world_real()->random(gr_world_real()->arg, raw, sizeof raw);
     gr_uuid_format(raw, uuid);
-    boot_id(boot);
+    gr_boot_id(boot);
     struct bp_intent *in = gr_zalloc(sizeof *in);
     if (!dir || !in) {
         free(in);

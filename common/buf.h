@@ -33,4 +33,6 @@ int gr_mkdirs(const char *path, int mode, struct gr_err *err);
 int gr_sync_parent(const char *path); /* make what happened to the name @path durable: fsync of its directory; 0 or negative */
 /* Secret from a file: must be a regular file, not readable by group or others, else refused; one trailing newline is dropped. */
 int gr_secret_read(const char *path, struct gr_buf *ret, struct gr_err *err);
+/* The machine's present start, in 36 characters of the kernel's; "" when it does not tell. */
+void gr_boot_id(char ret[37]);
 #endif

@@ -152,3 +152,10 @@ int gr_mkdirs(const char *path, int mode, struct gr_err *err)
         return gr_fail(err, -ENOTDIR, "%s: not a directory", path);
     return 0;
 }
+
+void gr_boot_id(char ret[37])
+{
+    gr_auto_close int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? 0 : read(fd, ret, 36);
+    ret[n == 36 ? n : 0] = 0;
+}

@@ -63,17 +63,6 @@ void hv_probe_run(const char *device, struct hv_probe *ret)
     *ret = p;
 }
 
-static int read_boot_id(char ret[64])
-{
-    gr_auto_close int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd < 0 ? -1 : read(fd, ret, 63);
-    if (n <= 0)
-        return -EIO;
-    ret[n] = 0;
-    ret[strcspn(ret, "\n")] = 0;
-    return 0;
-}
-
 static int save(struct gr_home *home, const char *boot_id, const struct hv_probe *p, struct gr_err *err)
 {
     json_auto_t *doc = json_pack("{s:s, s:s, s:s, s:I}", "boot-id", boot_id, "verdict", hv_accel_name(p->verdict), "reason", p->reason, "mips", (json_int_t)p->mips);
@@ -88,10 +77,11 @@ static int work(void *arg)
 
 int hv_probe_get(struct gr_home *home, struct hv_probe *ret, struct gr_err *err)
 {
-    char boot_id[64] = "";
+    char boot_id[37];
     json_auto_t *doc = NULL;
-    int r = read_boot_id(boot_id);
-    if (r < 0 || (r = gr_home_load(home, STATE_FILE, &doc, NULL)) < 0)
+    gr_boot_id(boot_id);
+    int r = gr_home_load(home, STATE_FILE, &doc, NULL);
+    if (r < 0)
         doc = NULL; /* an unreadable cache is no reason to fail: probe again */
     const char *id = json_string_value(json_object_get(doc, "boot-id")), *verdict = json_string_value(json_object_get(doc, "verdict")),
                *reason = json_string_value(json_object_get(doc, "reason"));
@@ -110,8 +100,9 @@ int hv_probe_get(struct gr_home *home, struct hv_probe *ret, struct gr_err *err)
 
 int hv_probe_mark_bad(struct gr_home *home, const char *why, struct gr_err *err)
 {
-    char boot_id[64] = "";
+    char boot_id[37];
     struct hv_probe p = {.verdict = HV_ACCEL_TCG};
     snprintf(p.reason, sizeof p.reason, "%s", why);
-    return read_boot_id(boot_id) < 0 ? gr_fail(err, -EIO, "cannot read this boot's id") : save(home, boot_id, &p, err);
+    gr_boot_id(boot_id);
+    return !boot_id[0] ? gr_fail(err, -EIO, "cannot read this boot's id") : save(home, boot_id, &p, err);
 }

@@ -176,6 +176,27 @@ static int dir_groups(void *arg, const char *disk, struct tgt_group *ret, unsign
     return r < 0 ? r : (int)l.n;
 }
 
+static int dir_ask_owner(void *arg, const char *disk, const char *method, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct daemon *d = arg;
+    struct snap_place owner = {0};
+    int r = snap_svc_owner(d->svc, disk, &owner, err);
+    if (r > 0 && owner.address[0])
+        return snap_peer_ask(d->svc, owner.address, method, params, LOGIN_WAIT_MS, ret, err);
+    json_decref(params);
+    return r < 0 ? r : gr_fail(err, -GR_ELOCKED, "disk %s has no owner that serves it now", disk);
+}
+
+static int dir_tell_hosts(void *arg, const char *disk, const char *method, json_t *params, struct gr_err *err)
+{
+    struct daemon *d = arg;
+    struct snap_path p;
+    if (snap_path_parse(disk, SNAP_PATH_EITHER, &p, err) == 0)
+        return snap_svc_tell(d->svc, p.ds, method, params, err);
+    json_decref(params);
+    return -GR_EUSAGE;
+}
+
 /* ---- directory of the mover ---- */
 static int export_open(void *arg, const char *name, struct mover_export *ret, struct gr_err *err)
 {
@@ -401,18 +422,24 @@ static int take_lock(struct daemon *d, struct gr_err *err)
 static int start_target(struct daemon *d, struct gr_err *err)
 {
     gr_auto_free char *access = gr_home_path(d->home, "conf/access.json");
+    uint8_t uuid[16];
+    char host[37];
     if (!access)
         return gr_fail(err, -ENOMEM, "out of memory");
     int r = d->o.loops > 1 ? gr_gang_start(d->loop, d->o.loops - 1, &d->gang, err) : 0;
     if (r < 0)
         return r;
     const struct tgt_directory disks = {.arg = d, .lookup = dir_lookup, .list = dir_list, .nbd_url = dir_nbd_url, .portal = dir_portal,
-                                        .group = dir_group, .groups = dir_groups};
+                                        .group = dir_group, .groups = dir_groups, .ask_owner = dir_ask_owner,
+                                        .tell_hosts = dir_tell_hosts};
     r = tgt_raw_new(d->loop, d->home, &disks, &d->raw, err);
+    if (r == 0)
+        r = gr_home_host_uuid(d->home, uuid, err);
     if (r < 0)
         return r;
+    gr_uuid_format(uuid, host);
     struct tgt_server_opts o = {
-        .loop = d->loop, .gang = d->gang, .dir = tgt_raw_directory(d->raw), .access_path = access, .note = log_note};
+        .loop = d->loop, .gang = d->gang, .dir = tgt_raw_directory(d->raw), .access_path = access, .host = host, .note = log_note};
     r = tgt_server_new(&o, &d->tgt, err);
     return r < 0 ? r : tgt_raw_serve(d->raw, d->tgt, log_note, NULL, d->heritage.doc ? 0 : TGT_RAW_GHOST_MS, err);
 }
@@ -475,6 +502,8 @@ static int serve_requests(struct daemon *d, struct gr_err *err)
         r = snap_svc_serve(d->svc, d->rpc);
     if (r == 0)
         r = gr_rpc_server_add(d->rpc, tgt_service, d->tgt);
+    if (r == 0)
+        r = gr_rpc_server_add(d->rpc, tgt_host_methods, d->tgt);
     if (r == 0)
         r = gr_rpc_server_add(d->rpc, tgt_raw_methods, d->raw);
     if (r == 0)

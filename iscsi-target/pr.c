@@ -1,21 +1,8 @@
-/* PERSISTENT RESERVE IN and OUT (SPC-4 6.15, 6.16): parameter data, effects on sessions, and what APTPL keeps. */
-#include "iscsi-target/pr.h"
-#include "common/buf.h"
+/* PERSISTENT RESERVE IN and OUT (SPC-4 6.15, 6.16): parameter data, and effects on sessions. */
+#include "iscsi-target/pr_int.h"
 #include "common/cleanup.h"
-#include "common/seam.h"
 #include "iscsi-target/sanitize.h"
-#include "iscsi-target/scsi.h"
-#include <jansson.h>
 #include <stdlib.h>
-
-#define ATTR "reservations"
-
-struct tgt_pr {
-    struct gr_fmutex lock; /* one PERSISTENT RESERVE OUT at a time */
-    struct tgt_pr_state state;
-    struct tgt_pr_state before;
-    struct tgt_pr_effect effect;
-};
 
 static void nexus_of(const struct tgt_sess *sess, struct tgt_nexus *ret)
 {
@@ -44,204 +31,122 @@ void tgt_pr_free(struct tgt_lu *lu)
     lu->pr = NULL;
 }
 
-static struct tgt_pr *pr_of(struct tgt_lu *lu)
+struct tgt_pr *tgt_pr_of(struct tgt_lu *lu)
 {
     if (!lu->pr)
         lu->pr = gr_zalloc(sizeof *lu->pr);
     return lu->pr;
 }
 
-/* ---- durable form ---- */
-
-static void isid_text(const uint8_t isid[TGT_ISID_LEN], char ret[13])
-{
-    for (unsigned i = 0; i < TGT_ISID_LEN; i++)
-        snprintf(ret + 2 * i, 3, "%02x", isid[i]);
-}
-
-static json_t *encode(const struct tgt_pr_state *s)
-{
-    json_t *regs = json_array();
-    json_int_t holder = -1;
-    for (unsigned i = 0; i < s->n; i++) {
-        char isid[13], key[17];
-        const struct tgt_pr_reg *r = &s->regs[i];
-        isid_text(r->nexus.isid, isid);
-        snprintf(key, sizeof key, "%016llx", (unsigned long long)r->key);
-        if (tgt_pr_holds(s, &r->nexus) && holder < 0)
-            holder = i;
-        json_array_append_new(regs, json_pack("{s:s,s:s,s:s}", "key", key, "initiator", r->nexus.initiator, "isid", isid));
-    }
-    return json_pack("{s:I,s:i,s:I,s:o}", "generation", (json_int_t)s->generation, "type", (int)s->type, "holder", holder, "registrations", regs);
-}
-
-static bool hex_bytes(const char *text, uint8_t *ret, size_t n)
-{
-    if (!text || strlen(text) != 2 * n)
-        return false;
-    for (size_t i = 0; i < n; i++) {
-        char two[3] = {text[2 * i], text[2 * i + 1], 0}, *end;
-        ret[i] = (uint8_t)strtoul(two, &end, 16);
-        if (*end)
-            return false;
-    }
-    return true;
-}
-
-static int decode(json_t *doc, struct tgt_pr_state *s)
-{
-    json_t *r, *regs = json_object_get(doc, "registrations");
-    size_t i;
-    memset(s, 0, sizeof *s);
-    s->generation = (uint32_t)json_integer_value(json_object_get(doc, "generation"));
-    s->type = (uint8_t)json_integer_value(json_object_get(doc, "type"));
-    s->aptpl = true;
-    json_int_t holder = json_integer_value(json_object_get(doc, "holder"));
-    if (!json_is_array(regs) || json_array_size(regs) > TGT_PR_MAX || s->type > PR_EA_AR)
-        return -GR_EFORMAT;
-    json_array_foreach(regs, i, r)
-    {
-        struct tgt_pr_reg *reg = &s->regs[s->n++];
-        uint8_t key[8];
-        const char *name = json_string_value(json_object_get(r, "initiator"));
-        if (!name || strlen(name) > TGT_NAME_MAX || !hex_bytes(json_string_value(json_object_get(r, "key")), key, 8) ||
-            !hex_bytes(json_string_value(json_object_get(r, "isid")), reg->nexus.isid, TGT_ISID_LEN))
-            return -GR_EFORMAT;
-        reg->key = gr_get_be64(key);
-        memcpy(reg->nexus.initiator, name, strlen(name) + 1);
-        if ((json_int_t)i == holder)
-            s->holder = reg->nexus;
-    }
-    return holder >= (json_int_t)s->n ? -GR_EFORMAT : 0;
-}
-
-json_t *tgt_pr_describe(const struct tgt_lu *lu)
-{
-    json_t *doc = lu->pr ? encode(&lu->pr->state) : NULL;
-    if (doc)
-        json_object_set_new(doc, "aptpl", json_boolean(lu->pr->state.aptpl));
-    return doc;
-}
-
-int tgt_pr_adopt(struct tgt_lu *lu, json_t *doc)
-{
-    int r = !pr_of(lu) ? -ENOMEM : decode(doc, &lu->pr->state);
-    if (r < 0)
-        tgt_pr_free(lu);
-    else
-        lu->pr->state.aptpl = json_is_true(json_object_get(doc, "aptpl"));
-    return r;
-}
-
-int tgt_pr_load(struct tgt_lu *lu, struct gr_err *err)
-{
-    gr_auto_free void *text = NULL;
-    json_error_t je;
-    if (lu->pr || !lu->has_store)
-        return 0;
-    int n = lu->bdev->ops->attr_get(lu->bdev, ATTR, &text, err);
-    if (n == -ENOENT)
-        return 0;
-    if (n < 0)
-        return n;
-    json_t *doc = json_loadb(text, (size_t)n, 0, &je);
-    int r = !doc || !pr_of(lu) ? -GR_EFORMAT : decode(doc, &lu->pr->state);
-    json_decref(doc);
-    if (r < 0) {
-        tgt_pr_free(lu);
-        return gr_fail(err, r, "disk '%s': its stored reservations cannot be read", lu->disk);
-    }
-    return 0;
-}
-
-static int save(struct tgt_lu *lu, const struct tgt_pr_state *s)
-{
-    struct gr_err err;
-    if (!lu->bdev || !lu->has_store)
-        return 0;
-    if (!s->aptpl || !s->n)
-        return lu->pr->before.aptpl ? lu->bdev->ops->attr_set(lu->bdev, ATTR, "", 0, &err) : 0;
-    json_t *doc = encode(s);
-    gr_auto_free char *text = doc ? json_dumps(doc, JSON_COMPACT) : NULL;
-    json_decref(doc);
-    return text ? lu->bdev->ops->attr_set(lu->bdev, ATTR, text, strlen(text), &err) : -ENOMEM;
-}
-
 /* ---- OUT ---- */
 
-static void tell(struct tgt_task *t, const struct tgt_pr_effect *e, bool abort)
+static void tell(struct tgt_lu *lu, const struct tgt_sess *self, const struct tgt_pr_effect *e, bool abort)
 {
     for (unsigned i = 0; i < e->n; i++) {
-        for (struct tgt_sess *o = t->lu->server->sessions; o; o = o->next) {
+        for (struct tgt_sess *o = lu->server->sessions; o; o = o->next) {
             struct tgt_nexus who;
             nexus_of(o, &who);
-            if (o->lu != t->lu || o == t->sess || memcmp(&who, &e->who[i], sizeof who) != 0)
+            if (o->lu != lu || o == self || memcmp(&who, &e->who[i], sizeof who) != 0)
                 continue;
             tgt_sess_ua(o, e->ua[i]);
             for (unsigned j = 0; abort && e->removed[i] && j < TGT_TASKS; j++)
                 tgt_task_abort(&o->tasks[j], NULL);
         }
     }
+    if (e->n)
+        tgt_pr_tell_hosts(lu, e);
 }
 
-static uint32_t apply(struct tgt_task *t, struct tgt_pr *pr, const struct tgt_pr_request *rq)
+static uint32_t apply(struct tgt_lu *lu, const struct tgt_nexus *who, const struct tgt_pr_request *rq)
 {
-    struct tgt_nexus who;
-    nexus_of(t->sess, &who);
+    struct tgt_pr *pr = lu->pr;
     pr->before = pr->state;
-    uint32_t result = tgt_pr_apply(&pr->state, &who, rq, &pr->effect);
-    if (result || (!pr->state.aptpl && !pr->before.aptpl))
+    uint32_t result = tgt_pr_apply(&pr->state, who, rq, &pr->effect);
+    if (result)
         return result;
-    if (save(t->lu, &pr->state) < 0) {
+    if (tgt_pr_save(lu, &pr->state) < 0) {
         pr->state = pr->before;
         return TGT_SENSE_INTERNAL << 8;
     }
     return 0;
 }
 
+struct drain {
+    struct tgt_range range;
+    struct gr_fiber *fiber;
+};
+
+static void drained(struct tgt_range *r)
+{
+    gr_fiber_wake(((struct drain *)(void *)r)->fiber);
+}
+
 /* Wait until whatever was with the device has been answered, also of sessions that are gone: nothing of who was preempted lands later. What
  * comes now waits behind us. While the unit is sanitized nothing else is with the device. */
-static void drain(struct tgt_task *t)
+static void drain(struct tgt_lu *lu)
 {
-    if (tgt_sanitize_alone(t->lu))
+    struct drain d = {.range = {.len = UINT64_MAX, .excl = true, .go = drained}, .fiber = gr_fiber_self()};
+    _Static_assert(offsetof(struct drain, range) == 0, "drained() finds it");
+    if (tgt_sanitize_alone(lu))
         return;
-    tgt_fiber_range(t, 0, UINT64_MAX, true);
-    tgt_range_end(&t->lu->ranges, &t->range);
-    t->range.active = false;
+    if (!tgt_range_begin(&lu->ranges, &d.range))
+        gr_fiber_suspend();
+    tgt_range_end(&lu->ranges, &d.range);
+}
+
+void tgt_pr_out(struct tgt_lu *lu, const struct tgt_sess *self, const struct tgt_nexus *who, const uint8_t *cdb, const uint8_t *list,
+                struct tgt_pr_answer *ret)
+{
+    struct tgt_pr *pr = tgt_pr_of(lu);
+    const struct tgt_pr_request rq = {.action = (enum tgt_pr_action)(cdb[1] & 0x1f), .type = cdb[2] & 0x0f, .scope = cdb[2] >> 4,
+                                      .key = gr_get_be64(list), .new_key = gr_get_be64(list + 8), .aptpl = list[20] & 0x01};
+    bool registers = rq.action == PR_REGISTER || rq.action == PR_REGISTER_IGNORE;
+    bool durable = lu->bdev && lu->has_store;
+    *ret = (struct tgt_pr_answer){0};
+    if (!pr) {
+        ret->status = TGT_BUSY;
+        return;
+    }
+    if ((list[20] & 0x08) || (registers && rq.aptpl && !durable)) { /* SPEC_I_PT; APTPL without a store */
+        *ret = (struct tgt_pr_answer){.sense = TGT_SENSE_INVALID_PARAM, .in_list = true};
+        return;
+    }
+    gr_fmutex_lock(&pr->lock);
+    uint32_t result = lu->reserved && lu->reserved != self ? TGT_CONFLICT : apply(lu, who, &rq);
+    if (!result)
+        tell(lu, self, &pr->effect, rq.action == PR_PREEMPT_ABORT);
+    gr_fmutex_unlock(&pr->lock);
+    if (!result && rq.action == PR_PREEMPT_ABORT)
+        drain(lu);
+    ret->sense = result >> 8;
+    ret->status = (uint8_t)result;
 }
 
 void tgt_run_pr_out(struct tgt_task *t)
 {
-    struct tgt_lu *lu = t->lu;
-    const uint8_t *p = t->buf;
-    struct tgt_pr *pr = pr_of(lu);
-    if (t->out_total != 24 || GR_MIN(t->out_need, t->out_got) != 24) {
+    struct tgt_pr_answer a;
+    struct tgt_nexus who;
+    if (t->out_total != TGT_PR_OUT_LEN || GR_MIN(t->out_need, t->out_got) != TGT_PR_OUT_LEN) {
         tgt_check(t, TGT_SENSE_PARAM_LENGTH);
         return;
     }
-    if (!pr) {
-        tgt_status(t, TGT_BUSY);
+    if (t->lu->standby) {
+        tgt_pr_ask_owner(t);
         return;
     }
-    struct tgt_pr_request rq = {.action = (enum tgt_pr_action)(t->cdb[1] & 0x1f), .type = t->cdb[2] & 0x0f, .scope = t->cdb[2] >> 4,
-                                .key = gr_get_be64(p), .new_key = gr_get_be64(p + 8), .aptpl = p[20] & 0x01};
-    bool registers = rq.action == PR_REGISTER || rq.action == PR_REGISTER_IGNORE;
-    bool durable = lu->bdev && lu->has_store;
-    if ((p[20] & 0x08) || (registers && rq.aptpl && !durable)) { /* SPEC_I_PT; APTPL without a store */
-        tgt_check_field(t, TGT_SENSE_INVALID_PARAM, false, 20);
-        return;
-    }
-    gr_fmutex_lock(&pr->lock);
-    uint32_t result = lu->reserved && lu->reserved != t->sess ? TGT_CONFLICT : apply(t, pr, &rq);
-    if (!result)
-        tell(t, &pr->effect, rq.action == PR_PREEMPT_ABORT);
-    gr_fmutex_unlock(&pr->lock);
-    if (!result && rq.action == PR_PREEMPT_ABORT)
-        drain(t);
-    if (result >> 8)
-        tgt_check(t, result >> 8);
+    nexus_of(t->sess, &who);
+    tgt_pr_out(t->lu, t->sess, &who, t->cdb, t->buf, &a);
+    tgt_pr_answer(t, &a);
+}
+
+void tgt_pr_answer(struct tgt_task *t, const struct tgt_pr_answer *a)
+{
+    if (a->in_list)
+        tgt_check_field(t, a->sense, false, 20);
+    else if (a->sense)
+        tgt_check(t, a->sense);
     else
-        tgt_status(t, (uint8_t)result);
+        tgt_status(t, a->status);
 }
 
 /* ---- IN ---- */
@@ -275,7 +180,7 @@ static uint32_t full_status(const struct tgt_pr_state *s, uint8_t *p)
         d[12] = holds;
         d[13] = holds ? s->type : 0;
         gr_put_be16(d + 18, 1);
-        isid_text(r->nexus.isid, isid);
+        tgt_isid_text(r->nexus.isid, isid);
         uint32_t n = (uint32_t)snprintf(name, sizeof name, "%s,i,0x%s", r->nexus.initiator, isid) + 1;
         n = GR_MAX(n + tgt_pad4(n), 20u);
         d[24] = 0x45; /* TransportID of an iSCSI initiator port */
@@ -298,15 +203,12 @@ static uint32_t capabilities(const struct tgt_lu *lu, uint8_t *p)
     return 8;
 }
 
-void tgt_run_pr_in(struct tgt_task *t)
+uint32_t tgt_pr_in(const struct tgt_lu *lu, const uint8_t *cdb, uint8_t *p)
 {
     static const struct tgt_pr_state none;
-    const struct tgt_pr_state *s = t->lu->pr ? &t->lu->pr->state : &none;
-    uint32_t alloc = gr_get_be16(t->cdb + 7), len = 0;
-    uint8_t *p = tgt_in_buf(t, 8 + TGT_PR_MAX * (24 + 4 + TGT_NAME_MAX + 32));
-    if (!p)
-        return;
-    switch (t->cdb[1] & 0x1f) {
+    const struct tgt_pr_state *s = lu->pr ? &lu->pr->state : &none;
+    uint32_t len;
+    switch (cdb[1] & 0x1f) {
     case 0:
         len = read_keys(s, p);
         break;
@@ -314,13 +216,23 @@ void tgt_run_pr_in(struct tgt_task *t)
         len = read_reservation(s, p);
         break;
     case 2:
-        tgt_in_data(t, capabilities(t->lu, p), alloc);
-        return;
+        return capabilities(lu, p);
     default:
         len = full_status(s, p);
         break;
     }
     gr_put_be32(p, s->generation);
     gr_put_be32(p + 4, len);
-    tgt_in_data(t, 8 + len, alloc);
+    return 8 + len;
+}
+
+void tgt_run_pr_in(struct tgt_task *t)
+{
+    if (t->lu->standby) {
+        tgt_pr_ask_owner(t);
+        return;
+    }
+    uint8_t *p = tgt_in_buf(t, TGT_PR_IN_MAX);
+    if (p)
+        tgt_in_data(t, tgt_pr_in(t->lu, t->cdb, p), gr_get_be16(t->cdb + 7));
 }

@@ -203,6 +203,24 @@ static int groups(void *arg, const char *disk, struct tgt_group *ret, unsigned m
     return !tgt_raw_find(raw, disk) && raw->below.groups ? raw->below.groups(raw->below.arg, disk, ret, max) : 0;
 }
 
+static int ask_owner(void *arg, const char *disk, const char *method, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct tgt_raw *raw = arg;
+    if (!tgt_raw_find(raw, disk) && raw->below.ask_owner)
+        return raw->below.ask_owner(raw->below.arg, disk, method, params, ret, err);
+    json_decref(params);
+    return gr_fail(err, -EOPNOTSUPP, "LUN '%s' has no owner that could be asked", disk);
+}
+
+static int tell_hosts(void *arg, const char *disk, const char *method, json_t *params, struct gr_err *err)
+{
+    struct tgt_raw *raw = arg;
+    if (!tgt_raw_find(raw, disk) && raw->below.tell_hosts)
+        return raw->below.tell_hosts(raw->below.arg, disk, method, params, err);
+    json_decref(params);
+    return 0;
+}
+
 static void describe_to(void *arg, const char *disk, json_t *row)
 {
     struct tgt_raw *raw = arg;
@@ -218,7 +236,7 @@ static void describe_to(void *arg, const char *disk, json_t *row)
 struct tgt_directory tgt_raw_directory(struct tgt_raw *raw)
 {
     return (struct tgt_directory){.arg = raw, .lookup = lookup, .list = list, .nbd_url = nbd_url, .portal = portal,
-                                  .group = group, .groups = groups, .describe = describe_to};
+                                  .group = group, .groups = groups, .ask_owner = ask_owner, .tell_hosts = tell_hosts, .describe = describe_to};
 }
 
 /* ---- start and end ---- */

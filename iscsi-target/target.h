@@ -50,6 +50,10 @@ struct tgt_directory {
     uint16_t (*group)(void *arg, const char *disk);
     /* Optional (fiber): all hosts that serve @disk, at most @max; how many, or negative. */
     int (*groups)(void *arg, const char *disk, struct tgt_group *ret, unsigned max);
+    /* Optional (fiber): ask the host that owns @disk, or tell all others that serve it, by one of tgt_host_methods. Both take the reference of
+     * @params. 0; tell: or how many could not be told; negative: nobody was reached. */
+    int (*ask_owner)(void *arg, const char *disk, const char *method, json_t *params, json_t **ret, struct gr_err *err);
+    int (*tell_hosts)(void *arg, const char *disk, const char *method, json_t *params, struct gr_err *err);
     /* Optional: add to (or correct) what lun.list says of @disk. */
     void (*describe)(void *arg, const char *disk, json_t *row);
 };
@@ -60,6 +64,8 @@ struct tgt_server_opts {
     struct tgt_directory dir;  /* copied */
     const char *access_path;   /* access.json (conf/access.json of the home): masks, ACLs, CHAP; NULL: in memory only */
     const char *login_exe;     /* program that calls tgt_login_main(); NULL: /proc/self/exe */
+    const char *host;          /* which machine this is, for what is kept of reservations; NULL: "" */
+    const char *boot;          /* and which start of it; NULL: as the kernel says */
     unsigned login_timeout_ms; /* whole login; 0: 15000 */
     unsigned max_half_open;    /* logins under way, in total; 0: 512 */
     unsigned max_half_open_per_address; /* 0: 64 */
@@ -124,6 +130,8 @@ int tgt_disk_of(const char *name, char *ret, size_t size);
  *   session.list {"disk"?}                → [{"id","disk","initiator","address","isid","age","depth","reads","writes",…}]
  *   session.drop {"id"}                   cut it (the initiator may log in again) */
 extern const struct gr_rpc_method tgt_service[];
+/* Those that other hosts call: iscsi-target/pr_remote.c has them. */
+extern const struct gr_rpc_method tgt_host_methods[];
 /* Commands "portal list|add|remove"; iscsi-target/portals.h has the methods. */
 extern const struct gr_cmd tgt_portal_commands[];
 /* Commands "lun list|mask|unmask|acl|chap|stat" and "session list|drop"; they call the above over run/storaged.sock of the

@@ -325,6 +325,7 @@ struct tgt_server {
     struct gr_loop *loop;
     struct tgt_server_opts opts;
     struct tgt_directory dir;
+    char host[37], boot[37]; /* this machine and its present start */
     struct tgt_access *access;
     struct tgt_login_parent *login;
     struct tgt_portal portals[TGT_PORTALS];

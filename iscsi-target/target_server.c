@@ -39,6 +39,10 @@ int tgt_server_new(const struct tgt_server_opts *opts, struct tgt_server **ret, 
     s->loop = opts->loop;
     s->opts = *opts;
     s->dir = opts->dir;
+    snprintf(s->host, sizeof s->host, "%s", opts->host ? opts->host : "");
+    gr_boot_id(s->boot);
+    if (opts->boot)
+        snprintf(s->boot, sizeof s->boot, "%s", opts->boot);
     s->tick = (struct gr_timer){.fn = tick, .arg = s};
     int r = tgt_access_open(opts->access_path, &s->access, err);
     if (!r)

@@ -24,6 +24,7 @@ struct priv {
     int (*fn)(struct tgtfix *f, void *arg);
     void *arg;
     int result;
+    struct gr_rpc_server *rpc; /* what other hosts call */
 };
 
 static int lookup(void *arg, const char *disk, const char *initiator, struct tgt_place *ret, struct gr_err *err)
@@ -68,6 +69,28 @@ static int groups(void *arg, const char *disk, struct tgt_group *ret, unsigned m
     return strcmp(disk, "t/elsewhere") ? 1 : 2;
 }
 
+/* What concerns "t/elsewhere" there concerns "t/disk" here, and the other way round. */
+static int to_the_other(struct tgtfix *f, const char *disk, const char *method, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct priv *p = f->priv;
+    json_object_set_new(params, "disk", json_string(disk));
+    return gr_rpc_local(p->rpc, method, params, NULL, NULL, ret, err);
+}
+
+static int ask_owner(void *arg, const char *disk, const char *method, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct tgtfix *f = arg;
+    if (!f->elsewhere.mute)
+        return to_the_other(f, "t/disk", method, params, ret, err);
+    json_decref(params);
+    return gr_fail(err, -ETIMEDOUT, "the owner does not answer");
+}
+
+static int tell_hosts(void *arg, const char *disk, const char *method, json_t *params, struct gr_err *err)
+{
+    return to_the_other(arg, "t/elsewhere", method, params, NULL, err);
+}
+
 static int list(void *arg, int (*each)(void *each_arg, const char *disk), void *each_arg, struct gr_err *err)
 {
     struct tgtfix *f = arg;
@@ -86,7 +109,8 @@ static void note(void *arg, int level, const char *text)
 
 int tgtfix_server(struct tgtfix *f, struct tgt_server **ret, struct gr_err *err)
 {
-    struct tgt_server_opts o = {.loop = f->loop, .gang = ((struct priv *)f->priv)->gang, .dir = {.arg = f, .lookup = lookup, .list = list, .group = group, .groups = groups}, .access_path = f->access_path, .note = note,
+    struct tgt_server_opts o = {.loop = f->loop, .gang = ((struct priv *)f->priv)->gang, .dir = {.arg = f, .lookup = lookup, .list = list, .group = group, .groups = groups, .ask_owner = ask_owner, .tell_hosts = tell_hosts}, .access_path = f->access_path, .note = note,
+                                .host = f->host, .boot = f->boot,
                                 .max_half_open = f->max_half_open, .max_half_open_per_address = f->per_address,
                                 .login_timeout_ms = f->login_timeout_ms};
     return tgt_server_new(&o, ret, err);
@@ -103,7 +127,7 @@ static struct stored *stored_of(const struct gr_bdev *b)
 static int attr_get(struct gr_bdev *b, const char *key, void **ret, struct gr_err *err)
 {
     const struct stored *s = stored_of(b);
-    if (!s->len)
+    if (!s->len || strcmp(key, "reservations") != 0)
         return gr_fail(err, -ENOENT, "nothing is kept under '%s'", key);
     *ret = malloc(s->len);
     assert_non_null(*ret);
@@ -114,8 +138,8 @@ static int attr_get(struct gr_bdev *b, const char *key, void **ret, struct gr_er
 static int attr_set(struct gr_bdev *b, const char *key, const void *val, size_t len, struct gr_err *err)
 {
     struct stored *s = stored_of(b);
-    (void)key;
-    (void)err;
+    if (strcmp(key, "reservations") != 0)
+        return gr_fail(err, -EOPNOTSUPP, "'%s' is not kept", key);
     free(s->val);
     s->val = len ? malloc(len) : NULL;
     s->len = len;
@@ -154,6 +178,10 @@ static int body(void *arg)
     if (!r)
         r = tgtfix_server(f, &f->server, &err);
     if (!r)
+        r = gr_rpc_server_new(f->loop, &p->rpc);
+    if (!r)
+        r = gr_rpc_server_add(p->rpc, tgt_host_methods, f->server);
+    if (!r)
         r = tgt_server_listen(f->server, "127.0.0.1:0", 0, &port, &err);
     snprintf(f->port, sizeof f->port, "%u", port);
     if (!r)
@@ -170,6 +198,7 @@ static int body(void *arg)
         gr_fqueue_wait(&p->stopped);
     gr_bdev_fault_clear(f->fault);
     tgt_server_free(f->server);
+    gr_rpc_server_free(p->rpc);
     gr_bdev_put(f->fault);
     gr_bdev_put(p->slow);
     gr_bdev_put(p->mem_dev);

@@ -20,9 +20,11 @@ struct tgtfix {
     char *access_path;
     unsigned max_half_open, per_address, login_timeout_ms;
     bool store;                 /* "t/disk" and "t/slow" keep reservations through power loss (in memory) */
+    const char *host, *boot;    /* which machine it is, and which start of it; NULL: none, and the real one */
     const char *redirect;       /* "t/elsewhere" is owned there, by group 3; this host is group 7 */
     struct { /* changed through tgtfix_call() */
         bool here, gone;        /* it is owned here now (the bytes of "t/disk"); it was deleted */
+        bool mute;              /* its owner does not answer; else it is this server, and the disk is "t/disk" */
         unsigned lookups;
         uint64_t size;          /* 0: as "t/disk" */
     } elsewhere;

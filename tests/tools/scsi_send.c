@@ -64,8 +64,9 @@ int main(int argc, char **argv)
         iscsi_set_isid_en(iscsi, 0, port);
     iscsi_set_targetname(iscsi, url->target);
     iscsi_set_session_type(iscsi, ISCSI_SESSION_NORMAL);
-    if (iscsi_full_connect_sync(iscsi, url->portal, url->lun) < 0)
+    if (iscsi_connect_sync(iscsi, url->portal) < 0 || iscsi_login_sync(iscsi) < 0)
         return fail("no login", iscsi);
+    scsi_free_scsi_task(iscsi_testunitready_sync(iscsi, url->lun)); /* takes the attentions, if any; it need not be ready */
     struct scsi_task *task = scsi_create_task((int)len, cdb, in ? SCSI_XFER_READ : out_len ? SCSI_XFER_WRITE : SCSI_XFER_NONE, (int)(in ? in : out_len));
     struct iscsi_data data = {out_len, out};
     if (!task || !iscsi_scsi_command_sync(iscsi, url->lun, task, out_len ? &data : NULL))

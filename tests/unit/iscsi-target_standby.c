@@ -103,7 +103,7 @@ static void tells(void **state)
 {
     static const uint8_t inquiry[6] = {0x12, [4] = 96}, ports[6] = {0x12, 1, 0x83, [4] = 255}, luns[12] = {0xa0, [9] = 64}, mode[6] = {0x1a, [2] = 0x3f, [4] = 255};
     static const uint8_t capacity16[16] = {0x9e, 0x10, [13] = 32};
-    static const uint8_t refused[][16] = {{0x2a, [8] = 1}, {0x35}, {0x88, [13] = 1}, {0x42}, {0x5e}, {0x1b}, {0x16}, {0x1e}, {0x9e, 0x12, [13] = 24}, {0x8f}};
+    static const uint8_t refused[][16] = {{0x2a, [8] = 1}, {0x35}, {0x88, [13] = 1}, {0x42}, {0x1b}, {0x16}, {0x1e}, {0x9e, 0x12, [13] = 24}, {0x8f}};
     struct ini i;
     uint8_t p[255];
     int own, other;
@@ -184,6 +184,94 @@ static void found_by_commands(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
+/* ---- reservations: the owner has them ---- */
+static struct ini_result reserve_list(struct ini *i, unsigned action, unsigned type, uint64_t key, uint64_t new_key, uint8_t flags, uint32_t len)
+{
+    const uint8_t cdb[10] = {0x5f, (uint8_t)action, (uint8_t)type, [8] = (uint8_t)len};
+    uint8_t list[24] = {[20] = flags};
+    struct ini_result res;
+    gr_put_be64(list, key);
+    gr_put_be64(list + 8, new_key);
+    assert_int_equal(ini_cmd(i, cdb, 10, list, len, NULL, 0, &res), 0);
+    return res;
+}
+
+static uint8_t reserve(struct ini *i, unsigned action, unsigned type, uint64_t key, uint64_t new_key)
+{
+    return reserve_list(i, action, type, key, new_key, 0, 24).status;
+}
+
+/* PERSISTENT RESERVE IN: the keys, or of whom the reservation is; how many bytes. */
+static uint32_t reservations(struct ini *i, unsigned action, uint64_t ret[4])
+{
+    const uint8_t cdb[10] = {0x5e, (uint8_t)action, [8] = 64};
+    uint8_t in[64] = {0};
+    struct ini_result res = command(i, cdb, 10, in, sizeof in);
+    assert_int_equal(res.status, 0);
+    for (unsigned k = 0; k < 4; k++)
+        ret[k] = gr_get_be64(in + 8 + 8 * k);
+    return gr_get_be32(in + 4);
+}
+
+static int owner_is_mute(struct tgtfix *f, void *arg)
+{
+    f->elsewhere.mute = true;
+    return 0;
+}
+
+static void owner_has_reservations(void **state)
+{
+    struct ini a, b;
+    uint8_t in[512];
+    uint64_t v[4];
+    assert_int_equal(login(&a, fix.port3, INISESS_NAME ":a"), 0); /* its path ends in standby */
+    tgtfix_login(&fix, &b, INISESS_NAME ":b");                    /* at the owner */
+    assert_int_equal(reserve(&a, 0, 0, 0, 0xa1), 0);
+    assert_int_equal(reserve(&a, 0, 0, 0xbad, 0xa2), 0x18);
+    assert_int_equal(reservations(&b, 0, v), 8);
+    assert_true(v[0] == 0xa1);
+    assert_int_equal(reserve(&a, 1, 6, 0xa1, 0), 0);
+    assert_int_equal(command(&b, read10, 10, in, 512).status, 0x18);
+    assert_int_equal(reservations(&a, 1, v), 16);
+    assert_true(v[0] == 0xa1);
+    static const uint8_t full[10] = {0x5e, 3, [8] = 255}, abilities[10] = {0x5e, 2, [8] = 8};
+    uint8_t status[255] = {0};
+    assert_int_equal(command(&a, full, 10, status, 255).status, 0);
+    assert_memory_equal(status + 8 + 28, INISESS_NAME ":a,i,0x", strlen(INISESS_NAME ":a,i,0x"));
+    assert_int_equal(command(&a, abilities, 10, status, 8).status, 0);
+    assert_int_equal(gr_get_be16(status), 8);
+    /* what is wrong is said as the owner says it */
+    struct ini_result res = reserve_list(&a, 0, 0, 0xa1, 0xa2, 0x08, 24);
+    assert_int_equal(res.status, 2);
+    assert_int_equal(INI_ASC(res), 0x2600);
+    res = reserve_list(&a, 0, 0, 0xa1, 0xa2, 0, 20);
+    assert_int_equal(INI_ASC(res), 0x1a00);
+    res = reserve_list(&a, 2, 5, 0xa1, 0, 0, 24);
+    assert_int_equal(INI_ASC(res), 0x2604);
+    /* who is preempted is told on his path, wherever it ends */
+    assert_int_equal(reserve(&b, 6, 0, 0, 0xb1), 0);
+    assert_int_equal(reserve(&b, 5, 6, 0xb1, 0xa1), 0);
+    for (int k = 0; k < 200; k++) {
+        res = command(&a, ready, 6, NULL, 0);
+        if (INI_KEY(res) == 6)
+            break;
+        assert_int_equal(INI_ASC(res), STANDBY);
+        usleep(10000);
+    }
+    assert_int_equal(INI_KEY(res), 6);
+    assert_int_equal(INI_ASC(res), 0x2a05);
+    assert_int_equal(reservations(&a, 0, v), 8);
+    assert_true(v[0] == 0xb1);
+    /* its owner is silent: later */
+    tgtfix_call(&fix, owner_is_mute, NULL);
+    expect_sense(&a, full, 10, 255, 2, STANDBY);
+    res = reserve_list(&a, 6, 0, 0, 0xa1, 0, 24);
+    assert_int_equal(INI_ASC(res), STANDBY);
+    ini_close(&a);
+    ini_close(&b);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
 static int lookups(struct tgtfix *f, void *arg)
 {
     return (int)f->elsewhere.lookups;
@@ -247,5 +335,5 @@ static void incarnations(void **state)
 
 #define CASE(f) {#f, f, tgtfix_setup, teardown, &fix}
 TGTFIX_MAIN(NULL, NULL,
-    CASE(portals), CASE(tells), CASE(becomes_active), CASE(found_by_commands), CASE(looks_are_few), CASE(changes_elsewhere),
+    CASE(portals), CASE(tells), CASE(becomes_active), CASE(found_by_commands), CASE(owner_has_reservations), CASE(looks_are_few), CASE(changes_elsewhere),
     CASE(incarnations))

@@ -20,6 +20,7 @@ struct end {
     struct gr_link *link;
     struct gr_link_key *key;
     char address[64];
+    uint16_t port;
     const uint8_t *lets_in; /* the one key it knows */
     int came;               /* what has come, -1 */
     struct gr_link_peer who;
@@ -64,6 +65,7 @@ static void end_new(struct end *e, const char *name)
     const struct gr_link_opts o = {.loop = gr_fiber_loop(), .key = e->key, .arg = e, .admit = admit, .comes = comes, .note = note};
     if (gr_link_new(&o, &e->link, &err) < 0 || gr_link_listen(e->link, "127.0.0.1:0", &port, &err) < 0)
         fail_msg("%s", err.text);
+    e->port = port;
     snprintf(e->address, sizeof(e->address), "127.0.0.1:%u", port);
 }
 
@@ -245,7 +247,7 @@ static void proofs(void **state)
 /* ---- strangers ---- */
 static int tcp_to(const struct end *e)
 {
-    struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = htons((uint16_t)atoi(strchr(e->address, ':') + 1)), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = htons(e->port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     assert_true(connect(fd, (struct sockaddr *)&in, sizeof(in)) == 0 || errno == EINPROGRESS);
     assert_true(gr_fiber_wait_fd(fd, POLLOUT, 2000) > 0);

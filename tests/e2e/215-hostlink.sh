@@ -70,9 +70,9 @@ check "it is b's" jq -e '."owner-self"' "$T/out"
 out() { # NAMESPACE ADDRESS PORT ACTION TYPE KEY NEW-KEY: PERSISTENT RESERVE OUT, without APTPL
     printf '%016x%016x%s' "$6" "$7" 0000000000000000 | sed 's/../\\x&/g' > "$T/text"
     printf '%b' "$(cat "$T/text")" > "$T/list"
-    on "$1" "$T/$1" "$BUILD/tests/tools/scsi_send" --port "$3" --out "$T/list" "iscsi://$2/$tf/0" "5f$4$(printf %02x "$5")00000000001800"
+    on "$1" "$T/$1" "$BUILD/tests/tools/scsi_send" --bare on --port "$3" --out "$T/list" "iscsi://$2/$tf/0" "5f$4$(printf %02x "$5")00000000001800"
 }
-get() { on "$1" "$T/$1" "$BUILD/tests/tools/scsi_send" --port "$3" --in "$4" "iscsi://$2/$tf/0" "$5"; }
+get() { on "$1" "$T/$1" "$BUILD/tests/tools/scsi_send" --bare on --port "$3" --in "$4" "iscsi://$2/$tf/0" "$5"; }
 tf=$(a lun list ds/f --json | jq -r '.[0].target')
 check "b's path stands by" [ "$(get b 10.77.3.2:3261 1 512 28000000000000000100)" = 'sense 2/04/0b' ]
 check 'registered through it' [ "$(out b 10.77.3.2:3261 1 06 0 0 0xb1)" = good ]

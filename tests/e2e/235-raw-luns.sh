@@ -189,7 +189,7 @@ check 'the list shows where' row one '.redirect == "'"$there"'" and (."iscsi-url
 run_mustfail 4 'resize it there' granary lun resize one 128M
 old=${one/"$at"/"$(granary status --json | jq -r .portal)"}
 aside=${one/"$at"/"$(granary status --json | jq -r '."multipath-portal"')"}
-check 'a portal that never redirects has it in standby' [ "$("$BUILD/tests/tools/scsi_send" "$aside" 000000000000)" = 'sense 2/04/0b' ]
+check 'a portal that never redirects has it in standby' [ "$("$BUILD/tests/tools/scsi_send" --bare on "$aside" 000000000000)" = 'sense 2/04/0b' ]
 check 'known again behind the redirect' [ "$(naa "$old")" = "$before" ]
 wait_for 5 sh -c "GRANARY_HOME='$B' granary session list --json | jq -e 'length == 1'"
 run_check granary down

@@ -1,7 +1,9 @@
 /* One SCSI command to a LUN, in a session of its own: scsi_send [--in BYTES] [--out FILE] [--port N] URL CDB
  * --port: be the initiator port of this number (its ISID), to which reservations belong; default: a port that nobody was yet.
+ * --bare on: no redirect is followed, and the unit need not be ready.
  * CDB: hexadecimal. Prints "good" (with --in: and the data, hexadecimal), "conflict", or "sense K/AA/QQ". Exit 0: an answer came. */
 #include <iscsi/iscsi.h>
+#include <stdbool.h>
 #include <iscsi/scsi-lowlevel.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -44,11 +46,14 @@ int main(int argc, char **argv)
     unsigned in = 0, port = 0;
     size_t out_len = 0;
     int at = 1;
+    bool bare = false;
     for (; at + 1 < argc && argv[at][0] == '-'; at += 2) {
         FILE *f = strcmp(argv[at], "--out") ? NULL : fopen(argv[at + 1], "rb");
         if (f) {
             out_len = fread(out, 1, sizeof out, f);
             fclose(f);
+        } else if (strcmp(argv[at], "--bare") == 0) {
+            bare = strcmp(argv[at + 1], "on") == 0;
         } else if (strcmp(argv[at], "--port") == 0) {
             port = (unsigned)strtoul(argv[at + 1], NULL, 0);
         } else {
@@ -64,9 +69,10 @@ int main(int argc, char **argv)
         iscsi_set_isid_en(iscsi, 0, port);
     iscsi_set_targetname(iscsi, url->target);
     iscsi_set_session_type(iscsi, ISCSI_SESSION_NORMAL);
-    if (iscsi_connect_sync(iscsi, url->portal) < 0 || iscsi_login_sync(iscsi) < 0)
+    if (bare ? iscsi_connect_sync(iscsi, url->portal) < 0 || iscsi_login_sync(iscsi) < 0 : iscsi_full_connect_sync(iscsi, url->portal, url->lun) < 0)
         return fail("no login", iscsi);
-    scsi_free_scsi_task(iscsi_testunitready_sync(iscsi, url->lun)); /* takes the attentions, if any; it need not be ready */
+    if (bare) /* takes the attentions */
+        scsi_free_scsi_task(iscsi_testunitready_sync(iscsi, url->lun));
     struct scsi_task *task = scsi_create_task((int)len, cdb, in ? SCSI_XFER_READ : out_len ? SCSI_XFER_WRITE : SCSI_XFER_NONE, (int)(in ? in : out_len));
     struct iscsi_data data = {out_len, out};
     if (!task || !iscsi_scsi_command_sync(iscsi, url->lun, task, out_len ? &data : NULL))

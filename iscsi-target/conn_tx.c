@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <sys/socket.h>
 
+/* In one system call: the initiator is at work on the first while we send the rest, so that it and the device do not wait for each other. */
+#define SEND_ANSWERS 16u
 #define TURN_BYTES (256u << 10) /* of one long answer, before others that wait have their turn */
 
 void tgt_tx_kick(struct tgt_conn *c)
@@ -226,11 +228,13 @@ static bool put_task(struct tgt_conn *c, struct tgt_task *t)
 
 static void fill(struct tgt_conn *c)
 {
+    unsigned answers = 0;
     while (c->tx_count < TGT_TX_PDUS && c->tx_misc)
         put_misc(c, next_misc(c));
-    for (uint32_t turn = 0; c->tx_count < TGT_TX_PDUS && c->tx_tasks;) {
+    for (uint32_t turn = 0; c->tx_count < TGT_TX_PDUS && answers < SEND_ANSWERS && c->tx_tasks;) {
         struct tgt_task *t = c->tx_tasks;
         bool more = put_task(c, t);
+        answers += !more;
         turn += TGT_BHS_LEN + c->tx[(c->tx_head + c->tx_count - 1) % TGT_TX_PDUS].len;
         if (more && (turn < TURN_BYTES || !t->tx_next))
             continue;

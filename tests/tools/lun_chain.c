@@ -55,7 +55,7 @@ int main(int argc, char **argv)
     struct iscsi_context *at[UNITS] = {NULL};
     unsigned char block[512] = {0};
     unsigned long long n = 0;
-    double longest = 0, end = now() + (argc > 2 ? atof(argv[1]) : 0);
+    double longest = 0, end = now() + (argc > 2 ? strtod(argv[1], NULL) : 0);
     if (argc < 3 || argc > 2 + UNITS)
         return fprintf(stderr, "usage: lun_chain SECONDS URL URL...\n"), 2;
     while (now() < end) {

@@ -26,8 +26,8 @@ struct rpc_conn {
     struct gr_fqueue room;
     struct gr_rpc_call *calls;
     struct closer *closers; /* of calls that have returned */
-    void *peer;             /* NULL: a process of this machine that may open the socket */
-    void (*peer_free)(void *peer);
+    struct gr_rpc_peer *peer; /* NULL: a process of this machine that may open the socket, */
+    struct ucred cred;        /* this one */
     struct rpc_conn *prev, *next;
 };
 
@@ -52,8 +52,10 @@ struct gr_rpc_server {
         void *arg;
     } tables[MAX_TABLES];
     unsigned n_tables;
-    int (*guard)(void *arg, void *peer, const char *method, json_t *params, struct gr_err *err);
+    int (*guard)(void *arg, struct gr_rpc_peer *peer, const char *method, json_t *params, struct gr_err *err);
     void *guard_arg;
+    void (*witness)(void *arg, const struct gr_rpc_seen *seen);
+    void *witness_arg;
     struct gr_watch watch; /* fd -1: not listening */
     char *path;
     ino_t path_ino;
@@ -88,7 +90,7 @@ static void conn_put(struct rpc_conn *c)
         c->next->prev = c->prev;
     s->n_conns--;
     if (c->peer)
-        c->peer_free(c->peer);
+        c->peer->free(c->peer);
     free(c);
     if (s->n_conns == 0)
         gr_fqueue_wake_all(&s->drained);
@@ -118,15 +120,34 @@ static int guarded(const struct gr_rpc_call *call, struct gr_err *err)
     return s->guard ? s->guard(s->guard_arg, call->conn->peer, call->method->name, call->params, err) : gr_fail(err, -GR_EAUTH, "not for others");
 }
 
+/* Run the method, and let the witness know. In process (no connection) it is ourselves who asked. */
+static int run_method(struct gr_rpc_call *call, json_t **ret_result, struct gr_err *err)
+{
+    const struct gr_rpc_server *s = call->server;
+    const struct rpc_conn *conn = call->conn;
+    uint64_t begin = gr_loop_now_ns(s->loop);
+    int r = conn ? guarded(call, err) : 0;
+    if (r == 0)
+        r = call->method->fn(call->method_arg, call, call->params, ret_result, err);
+    const struct gr_rpc_seen seen = {.method = call->method->name,
+                                     .params = call->params,
+                                     .peer = conn ? conn->peer : NULL,
+                                     .pid = conn ? conn->cred.pid : getpid(),
+                                     .uid = conn ? conn->cred.uid : getuid(),
+                                     .result = r,
+                                     .ns = gr_loop_now_ns(s->loop) - begin};
+    if (s->witness && !call->method->asks)
+        s->witness(s->witness_arg, &seen);
+    return r;
+}
+
 static void call_main(void *arg)
 {
     struct gr_rpc_call *call = arg;
     struct rpc_conn *conn = call->conn;
     struct gr_err err = {0};
     json_t *result = NULL;
-    int r = guarded(call, &err);
-    if (r == 0)
-        r = call->method->fn(call->method_arg, call, call->params, &result, &err);
+    int r = run_method(call, &result, &err);
     if (conn->gone) {
         json_decref(result);
     } else {
@@ -183,7 +204,7 @@ static struct gr_rpc_call *find_call(struct rpc_conn *c, json_int_t id)
 /* One frame of the peer; negative: malformed, close. */
 static int take_request(struct rpc_conn *c, json_t *frame)
 {
-    static const struct gr_rpc_method unknown = {"unknown", unknown_method};
+    static const struct gr_rpc_method unknown = {"unknown", unknown_method, .asks = true};
     json_t *id = json_object_get(frame, "id"), *params = json_object_get(frame, "params");
     const char *name = json_string_value(json_object_get(frame, "method"));
     if (!json_is_integer(id) || (params && !json_is_object(params)))
@@ -238,13 +259,20 @@ static void conn_main(void *arg)
     conn_put(c);
 }
 
-void gr_rpc_server_guard(struct gr_rpc_server *s, int (*guard)(void *arg, void *peer, const char *method, json_t *params, struct gr_err *err), void *arg)
+void gr_rpc_server_guard(struct gr_rpc_server *s, int (*guard)(void *arg, struct gr_rpc_peer *peer, const char *method, json_t *params, struct gr_err *err),
+                         void *arg)
 {
     s->guard = guard;
     s->guard_arg = arg;
 }
 
-void gr_rpc_server_adopt(struct gr_rpc_server *s, int fd, void *peer, void (*peer_free)(void *peer))
+void gr_rpc_server_witness(struct gr_rpc_server *s, void (*fn)(void *arg, const struct gr_rpc_seen *seen), void *arg)
+{
+    s->witness = fn;
+    s->witness_arg = arg;
+}
+
+void gr_rpc_server_adopt(struct gr_rpc_server *s, int fd, struct gr_rpc_peer *peer)
 {
     struct rpc_conn *c = s->n_conns < MAX_CONNECTIONS ? gr_zalloc(sizeof(*c)) : NULL;
     int r = c ? rpc_wire_init(&c->wire, fd) : -ENOMEM;
@@ -260,11 +288,13 @@ void gr_rpc_server_adopt(struct gr_rpc_server *s, int fd, void *peer, void (*pee
     if (r < 0) {
         free(c);
         if (peer)
-            peer_free(peer);
+            peer->free(peer);
         return;
     }
     c->peer = peer;
-    c->peer_free = peer_free;
+    socklen_t len = sizeof(c->cred);
+    if (peer || getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &c->cred, &len) < 0)
+        c->cred = (struct ucred){.uid = (uid_t)-1, .gid = (gid_t)-1};
     c->next = s->conns;
     if (c->next)
         c->next->prev = c;
@@ -279,7 +309,7 @@ static void on_listen(void *arg, int events)
         int fd = accept4(s->watch.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd < 0)
             return;
-        gr_rpc_server_adopt(s, fd, NULL, NULL);
+        gr_rpc_server_adopt(s, fd, NULL);
     }
 }
 
@@ -399,13 +429,11 @@ int gr_rpc_on_close(struct gr_rpc_call *call, void (*fn)(void *arg), void *arg)
 int gr_rpc_local(struct gr_rpc_server *s, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *part_arg,
                  json_t **ret_result, struct gr_err *err)
 {
-    struct gr_rpc_call call = {.server = s, .on_part = on_part, .part_arg = part_arg};
-    const struct gr_rpc_method *m = find_method(s, method, &call.method_arg);
-    if (!params)
-        params = json_object();
+    struct gr_rpc_call call = {.server = s, .on_part = on_part, .part_arg = part_arg, .params = params ? params : json_object()};
+    call.method = find_method(s, method, &call.method_arg);
     json_t *result = NULL;
-    int r = m ? m->fn(call.method_arg, &call, params, &result, err) : gr_fail(err, -EOPNOTSUPP, "no method '%s'", method);
-    json_decref(params);
+    int r = call.method ? run_method(&call, &result, err) : gr_fail(err, -EOPNOTSUPP, "no method '%s'", method);
+    json_decref(call.params);
     if (call.closers) {
         struct closer *last = call.closers;
         while (last->next)

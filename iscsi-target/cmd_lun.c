@@ -1,5 +1,6 @@
 /* Commands "granary lun …" and "granary session …": they ask the running storage daemon; masks, access lists and CHAP can also
  * be set while it does not run. */
+#include "common/audit.h"
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/home.h"
@@ -71,34 +72,50 @@ static int session_drop(struct gr_cmd_ctx *c, struct gr_err *err)
     return r;
 }
 
-/* The rules of a home whose daemon does not run. */
-static int open_rules(struct tgt_access **ret, struct gr_err *err)
+/* A change of the rules of a home whose daemon does not run, which leaves its line in the audit log all the same. */
+static int change_rules(struct gr_cmd_ctx *c, const char *method, json_t *params, int (*change)(struct tgt_access *a, void *arg, struct gr_err *err),
+                        void *arg, struct gr_err *err)
 {
     struct gr_home *home = NULL;
+    struct tgt_access *a = NULL;
+    uint64_t begin = gr_loop_now_ns(gr_cmd_loop(c));
     int r = gr_home_open(1, &home, err);
     if (r < 0)
         return r;
     gr_auto_free char *path = gr_home_path(home, ACCESS);
+    r = path ? tgt_access_open(path, &a, err) : gr_fail(err, -ENOMEM, "out of memory");
+    if (r == 0)
+        r = change(a, arg, err);
+    gr_audit_own(home, method, params, r, gr_loop_now_ns(gr_cmd_loop(c)) - begin, gr_cmd_warn);
+    tgt_access_free(a);
     gr_home_free(home);
-    return path ? tgt_access_open(path, ret, err) : gr_fail(err, -ENOMEM, "out of memory");
+    return r;
+}
+
+struct masking {
+    const char *disk;
+    bool masked;
+};
+
+static int mask_offline(struct tgt_access *a, void *arg, struct gr_err *err)
+{
+    const struct masking *m = arg;
+    return tgt_access_mask(a, m->disk, m->masked, err);
 }
 
 static int change_mask(struct gr_cmd_ctx *c, bool masked, struct gr_err *err)
 {
-    const char *disk = gr_cmd_arg(c, 0);
-    json_t *result = NULL;
-    int r = tgt_cmd_ask_if(c, masked ? "lun.mask" : "lun.unmask", disk_param(c), &result, err);
+    const char *disk = gr_cmd_arg(c, 0), *method = masked ? "lun.mask" : "lun.unmask";
+    json_t *result = NULL, *params = disk_param(c);
+    int r = tgt_cmd_ask_if(c, method, json_incref(params), &result, err);
     if (r == -ECONNREFUSED) {
-        struct tgt_access *a = NULL;
-        r = open_rules(&a, err);
-        if (!r)
-            r = tgt_access_mask(a, disk, masked, err);
-        tgt_access_free(a);
+        r = change_rules(c, method, params, mask_offline, &(struct masking){disk, masked}, err);
         result = json_pack("{s:s,s:b}", "disk", disk, "masked", masked);
     }
     if (!r)
         r = gr_cmd_done(c, result, "%s %s", masked ? "masked" : "unmasked", disk);
     json_decref(result);
+    json_decref(params);
     return r;
 }
 
@@ -120,18 +137,23 @@ static json_t *names(struct gr_cmd_ctx *c, const char *opt)
     return list;
 }
 
-static int acl_offline(struct gr_cmd_ctx *c, json_t **ret, struct gr_err *err)
+struct acl_change {
+    struct gr_cmd_ctx *c;
+    json_t **ret;
+};
+
+static int acl_offline(struct tgt_access *a, void *arg, struct gr_err *err)
 {
-    struct tgt_access *a = NULL;
+    const struct acl_change *change = arg;
+    struct gr_cmd_ctx *c = change->c;
     const char *disk = gr_cmd_arg(c, 0), *name;
-    int r = open_rules(&a, err);
+    int r = 0;
     for (int i = 0; !r && (name = gr_cmd_opt_n(c, "allow", i)); i++)
         r = tgt_access_allow(a, disk, name, err);
     for (int i = 0; !r && (name = gr_cmd_opt_n(c, "deny", i)); i++)
         r = tgt_access_deny(a, disk, name, err);
     if (!r)
-        *ret = json_pack("{s:s,s:o}", "disk", disk, "initiators", tgt_access_initiators(a, disk));
-    tgt_access_free(a);
+        *change->ret = json_pack("{s:s,s:o}", "disk", disk, "initiators", tgt_access_initiators(a, disk));
     return r;
 }
 
@@ -140,12 +162,13 @@ static int lun_acl(struct gr_cmd_ctx *c, struct gr_err *err)
     static const struct gr_col cols[] = {{"disk", "disk", GR_COL_TEXT}, {"initiators", "initiators", GR_COL_LIST}, {NULL, NULL, GR_COL_TEXT}};
     json_t *result = NULL;
     json_t *params = json_pack("{s:s,s:o,s:o}", "disk", gr_cmd_arg(c, 0), "allow", names(c, "allow"), "deny", names(c, "deny"));
-    int r = tgt_cmd_ask_if(c, "lun.acl", params, &result, err);
+    int r = tgt_cmd_ask_if(c, "lun.acl", json_incref(params), &result, err);
     if (r == -ECONNREFUSED)
-        r = acl_offline(c, &result, err);
+        r = change_rules(c, "lun.acl", params, acl_offline, &(struct acl_change){c, &result}, err);
     if (!r)
         r = gr_cmd_object(c, cols, result);
     json_decref(result);
+    json_decref(params);
     return r;
 }
 
@@ -167,6 +190,17 @@ static int read_stdin(struct gr_buf *ret, struct gr_err *err)
 static int secret(const char *path, struct gr_buf *ret, struct gr_err *err)
 {
     return strcmp(path, "-") ? gr_secret_read(path, ret, err) : read_stdin(ret, err);
+}
+
+struct chap_change {
+    const char *disk;
+    struct tgt_chap_secrets secrets;
+};
+
+static int chap_offline(struct tgt_access *a, void *arg, struct gr_err *err)
+{
+    const struct chap_change *change = arg;
+    return tgt_access_set_chap(a, change->disk, &change->secrets, err);
 }
 
 static int lun_chap(struct gr_cmd_ctx *c, struct gr_err *err)
@@ -191,19 +225,16 @@ static int lun_chap(struct gr_cmd_ctx *c, struct gr_err *err)
         json_object_set_new(params, "mutual-user", json_string(mutual));
         json_object_set_new(params, "mutual-secret", json_string(theirs.data));
     }
-    r = tgt_cmd_ask_if(c, "lun.chap", params, &result, err);
+    r = tgt_cmd_ask_if(c, "lun.chap", json_incref(params), &result, err);
     if (r == -ECONNREFUSED) {
-        struct tgt_access *a = NULL;
-        struct tgt_chap_secrets sec = {user, own.data, mutual, theirs.data};
-        r = open_rules(&a, err);
-        if (!r)
-            r = tgt_access_set_chap(a, disk, &sec, err);
-        tgt_access_free(a);
+        struct chap_change change = {disk, {user, own.data, mutual, theirs.data}};
+        r = change_rules(c, "lun.chap", params, chap_offline, &change, err);
         result = json_pack("{s:s,s:b}", "disk", disk, "chap", !off);
     }
     if (!r)
         r = gr_cmd_done(c, result, off ? "CHAP is off for %s" : "CHAP is set for %s", disk);
     json_decref(result);
+    json_decref(params);
     return r;
 }
 

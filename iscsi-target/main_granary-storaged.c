@@ -8,6 +8,7 @@
 #include "common/cleanup.h"
 #include "common/daemon.h"
 #include "common/link.h"
+#include "common/audit.h"
 #include "common/log.h"
 #include "iscsi-target/handover.h"
 #include "iscsi-target/isns.h"
@@ -38,6 +39,7 @@ struct daemon {
     struct tgt_isns *isns;
     struct mover_server *mover;
     struct gr_rpc_server *rpc;
+    struct gr_audit audit;
     struct snap_exposures *exposures;
     char mover_addr[TGT_SHOWN];
     uint64_t started_ns;
@@ -80,14 +82,14 @@ static unsigned count_users(void *arg, const char *disk)
     return d->tgt ? tgt_server_sessions(d->tgt, disk) : 0;
 }
 
-static void log_warning(void *arg, const char *text)
-{
-    gr_log(GR_LOG_WARN, "%s", text);
-}
-
 static void log_note(void *arg, int level, const char *text)
 {
     gr_log((enum gr_log_level)level, "%s", text);
+}
+
+static void audit_warning(void *arg, const char *text)
+{
+    gr_log_limited(GR_LOG_WARN, "%s", text);
 }
 
 static void log_mover(void *arg, enum mover_log_level level, const char *text)
@@ -359,7 +361,7 @@ static int op_hand_over(void *arg, struct gr_rpc_call *call, json_t *params, jso
     return 0;
 }
 
-static const struct gr_rpc_method daemon_methods[] = {{"daemon.ping", op_ping}, {"daemon.status", op_status}, {"daemon.nbd-url", op_nbd_url},
+static const struct gr_rpc_method daemon_methods[] = {{"daemon.ping", op_ping, true}, {"daemon.status", op_status, true}, {"daemon.nbd-url", op_nbd_url, true},
                                                        {"daemon.hand-over", op_hand_over}, {NULL, NULL}};
 
 /* ---- hooks of the portals ---- */
@@ -472,7 +474,7 @@ static int start_service(struct daemon *d, struct gr_err *err)
         .loop = d->loop,
         .home = d->home,
         .address = d->socket_path,
-        .hooks = {.arg = d, .release = let_go, .users = count_users, .warn = log_warning},
+        .hooks = {.arg = d, .release = let_go, .users = count_users, .note = log_note},
         .images = &images,
     };
     const struct snap_expose_hooks hooks = {
@@ -497,7 +499,12 @@ static int start_isns(struct daemon *d, struct gr_err *err)
 
 static int serve_requests(struct daemon *d, struct gr_err *err)
 {
-    int r = gr_rpc_server_new(d->loop, &d->rpc);
+    int r = gr_audit_init(&d->audit, d->home, audit_warning, NULL, err);
+    if (r < 0)
+        return r;
+    r = gr_rpc_server_new(d->loop, &d->rpc);
+    if (r == 0)
+        gr_audit_watch(&d->audit, d->rpc);
     if (r == 0)
         r = snap_svc_serve(d->svc, d->rpc);
     if (r == 0)
@@ -569,6 +576,7 @@ static void stop_all(struct daemon *d)
     mover_server_stop(gr_take(d->mover));
     snap_svc_unlink(d->svc);
     gr_rpc_server_free(d->rpc);
+    gr_audit_done(&d->audit);
     snap_exposures_free(d->exposures);
     d->exposures = NULL;
     tgt_server_free(gr_take(d->tgt));

@@ -205,4 +205,5 @@ static int lun_attention(void *arg, struct gr_rpc_call *call, json_t *params, js
     return 0;
 }
 
-const struct gr_rpc_method tgt_host_methods[] = {{"lun.reserve", lun_reserve}, {"lun.attention", lun_attention}, {NULL, NULL}};
+/* What initiators do, not administrators. */
+const struct gr_rpc_method tgt_host_methods[] = {{"lun.reserve", lun_reserve, true}, {"lun.attention", lun_attention, true}, {NULL, NULL}};

@@ -279,6 +279,6 @@ static int session_drop(void *arg, struct gr_rpc_call *call, json_t *params, jso
 }
 
 const struct gr_rpc_method tgt_service[] = {
-    {"lun.list", lun_list},       {"lun.mask", lun_mask},         {"lun.unmask", lun_unmask},     {"lun.acl", lun_acl}, {"lun.chap", lun_chap},
-    {"lun.stat", lun_stat},       {"session.list", session_list}, {"session.drop", session_drop}, {NULL, NULL},
+    {"lun.list", lun_list, true},       {"lun.mask", lun_mask},         {"lun.unmask", lun_unmask},     {"lun.acl", lun_acl}, {"lun.chap", lun_chap},
+    {"lun.stat", lun_stat, true},       {"session.list", session_list, true}, {"session.drop", session_drop}, {NULL, NULL},
 };

@@ -3,16 +3,16 @@
 #include <stdio.h>
 #include <string.h>
 
-void snap_warn(struct snap_svc *s, const char *fmt, ...)
+void snap_note(struct snap_svc *s, enum gr_log_level level, const char *fmt, ...)
 {
     char text[GR_ERR_TEXT];
     va_list ap;
-    if (!s->o.hooks.warn)
+    if (!s->o.hooks.note)
         return;
     va_start(ap, fmt);
     vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
-    s->o.hooks.warn(s->o.hooks.arg, text);
+    s->o.hooks.note(s->o.hooks.arg, level, text);
 }
 
 int snap_svc_new(const struct snap_svc_opts *opts, struct snap_svc **ret, struct gr_err *err)

@@ -92,8 +92,8 @@ struct snap_hooks {
     int (*release)(void *arg, const char *disk, bool only_idle, struct gr_err *err);
     /* Sessions that use @disk now. May be NULL. */
     unsigned (*users)(void *arg, const char *disk);
-    /* Something worth a line in the log. May be NULL. */
-    void (*warn)(void *arg, const char *text);
+    /* Something worth a line in the log; @level: enum gr_log_level. May be NULL. */
+    void (*note)(void *arg, int level, const char *text);
 };
 struct snap_svc_opts {
     struct gr_loop *loop;

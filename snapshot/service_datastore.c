@@ -368,8 +368,8 @@ SNAP_METHOD(snap_op_datastore_destroy, "datastore.destroy")
 
 const struct gr_rpc_method snap_datastore_methods[] = {
     {"datastore.create", rpc_snap_op_datastore_create},   {"datastore.join", rpc_op_join},   {"datastore.leave", rpc_op_leave},
-    {"datastore.destroy", rpc_snap_op_datastore_destroy}, {"datastore.list", rpc_op_list},   {"datastore.info", rpc_op_info},
-    {"datastore.check", rpc_op_check},     {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
+    {"datastore.destroy", rpc_snap_op_datastore_destroy}, {"datastore.list", rpc_op_list, true},   {"datastore.info", rpc_op_info, true},
+    {"datastore.check", rpc_op_check, true},     {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
     {"datastore.recover", rpc_op_recover},
     {NULL, NULL},
 };

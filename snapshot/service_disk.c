@@ -427,8 +427,8 @@ SNAP_METHOD(snap_op_disk_export, "disk.export")
 
 const struct gr_rpc_method snap_disk_methods[] = {
     {"disk.create", rpc_op_create},
-    {"disk.list", rpc_op_list},
-    {"disk.info", rpc_op_info},
+    {"disk.list", rpc_op_list, true},
+    {"disk.info", rpc_op_info, true},
     {"disk.resize", rpc_op_resize}, {"disk.set", rpc_op_set},
     {"disk.delete", rpc_op_delete},
     {"disk.release", rpc_op_release},

@@ -39,7 +39,7 @@ static void rejoin_fiber(void *arg)
             snap_ds_leave(s, ds, false, NULL);
         r = ds->v ? -EBUSY : snap_ds_join(s, ds, &err);
         ds->ejected = r < 0;
-        snap_warn(s, r < 0 ? "datastore '%s' cannot be joined again, and will be tried again: %s" : "datastore '%s' is joined again%s", ds->name,
+        snap_note(s, r < 0 ? GR_LOG_WARN : GR_LOG_NOTE, r < 0 ? "datastore '%s' cannot be joined again, and will be tried again: %s" : "datastore '%s' is joined again%s", ds->name,
                   r < 0 ? gr_err_text(&err, r) : "");
         if (r < 0) {
             gr_fmutex_unlock(&s->lock);

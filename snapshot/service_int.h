@@ -4,6 +4,7 @@
 #include "common/cleanup.h"
 #include "common/bdev_open.h"
 #include "common/link.h"
+#include "common/log.h"
 #include "snapshot/service.h"
 
 #define SNAP_WAIT_MS 10000u            /* how long a request waits for a command that holds what it needs */
@@ -144,7 +145,9 @@ int snap_owner_of(struct snap_ds *ds, const char *path, struct snap_place *ret, 
 unsigned snap_users_of(struct snap_svc *s, const struct snap_ds *ds, const char *path);
 /* Refuse when sessions use the disk: -GR_ELOCKED. @what: "be deleted". */
 int snap_refuse_in_use(struct snap_svc *s, const struct snap_disk *d, const char *what, struct gr_err *err);
-void snap_warn(struct snap_svc *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* A line for the log: snap_warn() of what somebody should look into, notices of what was done. */
+void snap_note(struct snap_svc *s, enum gr_log_level level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+#define snap_warn(s, ...) snap_note(s, GR_LOG_WARN, __VA_ARGS__)
 
 /* Walk the entries of @dir in the order of their names. fn: 0 go on, SNAP_WALK_INTO go into this folder, negative: stop. */
 #define SNAP_WALK_INTO 1

@@ -104,7 +104,8 @@ static int dir_lookup(void *arg, const char *disk, const char *initiator, struct
     struct snap_place place = {0};
     if (strchr(disk, '@') && !(d->exposures && snap_exposed_to(d->exposures, disk, initiator)))
         return gr_fail(err, -ENOENT, "snapshot %s is not exposed to %s", disk, initiator);
-    int r = snap_svc_find(d->svc, disk, LOGIN_WAIT_MS, &place, err);
+    gr_auto_free char *what = initiator[0] ? gr_asprintf("login of %s", initiator) : NULL;
+    int r = snap_svc_find(d->svc, disk, what ? what : "login", LOGIN_WAIT_MS, &place, err);
     if (r < 0)
         return r;
     if (!place.bdev && !place.portal[0])
@@ -204,7 +205,7 @@ static int export_open(void *arg, const char *name, struct mover_export *ret, st
 {
     struct daemon *d = arg;
     struct snap_place place = {0};
-    int r = snap_svc_find(d->svc, name, LOGIN_WAIT_MS, &place, err);
+    int r = snap_svc_find(d->svc, name, "NBD client", LOGIN_WAIT_MS, &place, err);
     if (r < 0)
         return r;
     if (!place.bdev)

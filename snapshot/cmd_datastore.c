@@ -31,6 +31,14 @@ static const struct gr_col host_cols[] = {
     {"alive", "ALIVE", GR_COL_BOOL}, {"self", "SELF", GR_COL_BOOL},     {"portal", "PORTAL", GR_COL_TEXT},
     {NULL},
 };
+static const struct gr_col owner_cols[] = {
+    {"slot", "SLOT", GR_COL_NUMBER},   {"host", "HOST", GR_COL_TEXT}, {"state", "STATE", GR_COL_TEXT},   {"alive", "ALIVE", GR_COL_BOOL},
+    {"disks", "DISKS", GR_COL_NUMBER}, {"self", "SELF", GR_COL_BOOL}, {"portal", "PORTAL", GR_COL_TEXT}, {NULL},
+};
+static const struct gr_col wait_cols[] = {
+    {"what", "WAITS", GR_COL_TEXT}, {"disk", "FOR DISK", GR_COL_TEXT}, {"host", "OF HOST", GR_COL_TEXT}, {"seconds", "SECONDS", GR_COL_NUMBER},
+    {"reason", "BECAUSE", GR_COL_TEXT}, {NULL},
+};
 
 static int named(struct gr_cmd_ctx *c, const char *method, json_t **ret, struct gr_err *err)
 {
@@ -155,11 +163,17 @@ static int cmd_list(struct gr_cmd_ctx *c, struct gr_err *err)
 static int cmd_info(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     json_t *res = NULL;
-    int r = named(c, "datastore.info", &res, err);
+    const char *name = gr_cmd_arg(c, 0);
+    bool owners = gr_cmd_flag(c, "owners");
+    int r = snap_datastore_name_check(name, err);
+    if (r == 0)
+        r = snap_cmd_call(c, "datastore.info", json_pack("{s:s,s:b}", "name", name, "owners", owners), NULL, NULL, &res, err);
     if (r == 0)
         r = gr_cmd_object(c, info_cols, res);
     if (r == 0 && !gr_cmd_json(c))
-        r = gr_cmd_rows(c, host_cols, json_object_get(res, "hosts"));
+        r = gr_cmd_rows(c, owners ? owner_cols : host_cols, json_object_get(res, "hosts"));
+    if (r == 0 && !gr_cmd_json(c))
+        r = gr_cmd_rows(c, wait_cols, json_object_get(res, "waits"));
     json_decref(res);
     return r;
 }
@@ -240,6 +254,7 @@ static const struct gr_opt create_opts[] = {
     {NULL},
 };
 static const struct gr_opt join_opts[] = {LOGIN_OPTS, {NULL}};
+static const struct gr_opt info_opts[] = {{"owners", NULL, "count the disks that each host owns"}, {NULL}};
 static const struct gr_opt destroy_opts[] = {{"yes", NULL, "yes, all of it shall be gone"}, {NULL}};
 
 const struct gr_cmd snap_datastore_commands[] = {
@@ -248,7 +263,7 @@ const struct gr_cmd snap_datastore_commands[] = {
     {"datastore", "leave", "NAME", 1, 1, "leave a datastore and forget it here; its content stays", NULL, cmd_leave},
     {"datastore", "destroy", "NAME", 1, 1, "remove a datastore and everything in it", destroy_opts, cmd_destroy},
     {"datastore", "list", "", 0, 0, "list the datastores of this host", NULL, cmd_list},
-    {"datastore", "info", "NAME", 1, 1, "show one datastore and the hosts joined to it", NULL, cmd_info},
+    {"datastore", "info", "NAME", 1, 1, "show one datastore, the hosts joined to it, and who waits for whom", info_opts, cmd_info},
     {"datastore", "check", "NAME", 1, 1, "prove that a datastore is sound", NULL, cmd_check},
     {"datastore", "grow", "NAME SIZE", 2, 2, "make a datastore (its last device file) larger", NULL, cmd_grow},
     {NULL},

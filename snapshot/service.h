@@ -11,8 +11,8 @@
  *   datastore.create {"name","devices":[absolute path],"size"?,"preallocate"?,"force"?}        → as datastore.info
  *   datastore.join {"name","devices":[…]} → as datastore.info      datastore.leave {"name"}    datastore.destroy {"name","yes":true}
  *   datastore.list → [{"name","state":"joined|registered|failed","size","free","used","devices":[…],"error"?}]
- *   datastore.info {"name"} → {"name","uuid","size","free","used","metadata","reserved","devices":[…],"hosts":[{"slot","host",
- *       "state","alive","self","address","portal","generation"}],"regions","region-size","journal-size","version","stats":{…}}
+ *   datastore.info {"name","owners"?: count their disks} → {"name","uuid","size","free","used","metadata","reserved","devices":[…],"hosts":[{"slot","host",
+ *       "state","alive","self","address","portal","generation","disks"?}],"waits":[{"what","disk","host","reason","seconds",…}],"regions","region-size","journal-size","version","stats":{…}}
  *   datastore.check {"name"} parts {"line"} → {"name","sound","errors","objects","nodes","pieces","shared-pieces","regions",
  *       "leaked-units"}
  *   datastore.grow {"name","size"} → as datastore.info      datastore.recover {"name"} → {"recovered"}
@@ -141,8 +141,8 @@ struct snap_place {
     struct gr_geometry geometry; /* of snap_svc_find(), owned elsewhere: what the disk looks like, as of the owner's last checkpoint */
 };
 /* (fiber) Find "DS/PATH[@SNAP]", taking the disk when nobody living owns it. 0: @ret filled. -ENOENT, -GR_ELOCKED: held by a
- * command for more than @wait_ms. */
-int snap_svc_find(struct snap_svc *s, const char *name, uint64_t wait_ms, struct snap_place *ret, struct gr_err *err);
+ * command for more than @wait_ms. @what: who wants it, for those who ask who waits; borrowed meanwhile. */
+int snap_svc_find(struct snap_svc *s, const char *name, const char *what, uint64_t wait_ms, struct snap_place *ret, struct gr_err *err);
 /* (fiber) Who owns @disk, without taking it. 0: owned here or by nobody (@ret empty); 1: @ret names the owner. */
 int snap_svc_owner(struct snap_svc *s, const char *disk, struct snap_place *ret, struct gr_err *err);
 /* A number for this host among those that share the datastore of @disk, from 1; it stays when the host comes back, unless another

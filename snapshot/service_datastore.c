@@ -55,21 +55,36 @@ static json_t *stats_row(struct vmfs *v)
     return o;
 }
 
-static json_t *info_row(struct snap_ds *ds, struct gr_err *err)
+/* Who waits is looked at first: asking who is silent may take longer than the waiting. */
+static int info_parts(struct snap_ds *ds, bool owners, json_t **ret_waits, json_t **ret_hosts, struct gr_err *err)
+{
+    json_t *hosts = json_array(), *waits = snap_waits_rows(ds, err);
+    int r = !waits ? err->code : hosts ? vmfs_slots(ds->v, add_host, hosts, err) : gr_fail(err, -ENOMEM, "out of memory");
+    if (r == 0 && owners)
+        r = snap_owners_count(ds, hosts, err);
+    if (r < 0) {
+        json_decref(hosts);
+        json_decref(waits);
+        return r;
+    }
+    *ret_waits = waits;
+    *ret_hosts = hosts;
+    return 0;
+}
+
+static json_t *info_row(struct snap_ds *ds, bool owners, struct gr_err *err)
 {
     struct vmfs_info i;
     char uuid[37];
+    json_t *waits = NULL, *hosts = NULL;
+    if (info_parts(ds, owners, &waits, &hosts, err) < 0)
+        return NULL;
     vmfs_info(ds->v, &i);
     gr_uuid_format(i.uuid, uuid);
-    json_t *hosts = json_array();
-    if (hosts && vmfs_slots(ds->v, add_host, hosts, err) < 0) {
-        json_decref(hosts);
-        return NULL;
-    }
-    json_t *o = json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:i,s:I,s:I,s:i,s:i,s:o}", "name", ds->name, "state",
+    json_t *o = json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:o,s:i,s:I,s:I,s:i,s:i,s:o}", "name", ds->name, "state",
                           i.fenced ? "fenced" : "joined", "uuid", uuid, "size", (json_int_t)i.size, "free", (json_int_t)i.free, "used",
                           (json_int_t)(i.size - GR_MIN(i.free, i.size)), "metadata", (json_int_t)i.metadata, "reserved",
-                          (json_int_t)i.reserved, "devices", devices_row(ds), "hosts", hosts, "regions", (int)i.n_regions, "region-size",
+                          (json_int_t)i.reserved, "devices", devices_row(ds), "hosts", hosts, "waits", waits, "regions", (int)i.n_regions, "region-size",
                           (json_int_t)i.region_bytes, "journal-size", (json_int_t)i.journal_bytes, "version", (int)i.version, "slots",
                           (int)i.n_slots, "stats", stats_row(ds->v));
     if (o) {
@@ -87,14 +102,17 @@ static int op_info(struct snap_op *op)
 {
     const char *name = NULL;
     struct snap_ds *ds = NULL;
+    bool owners = false;
     int r = gr_json_str(op->params, "name", &name, op->err);
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "owners", &owners, op->err);
     if (r == 0)
         r = snap_datastore_name_check(name, op->err);
     if (r == 0)
         r = snap_ds_get(op->s, name, &ds, op->err);
     if (r < 0)
         return r;
-    json_t *o = info_row(ds, op->err);
+    json_t *o = info_row(ds, owners, op->err);
     snap_ds_put(ds);
     return o || op->err->code == 0 ? snap_op_result(op, o) : op->err->code;
 }
@@ -181,7 +199,7 @@ int snap_op_register(struct snap_op *op, const char *name, json_t *devices, stru
 
 int snap_op_datastore(struct snap_op *op, struct snap_ds *ds)
 {
-    json_t *o = info_row(ds, op->err);
+    json_t *o = info_row(ds, false, op->err);
     return o || op->err->code == 0 ? snap_op_result(op, o) : op->err->code;
 }
 

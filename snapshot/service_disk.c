@@ -240,7 +240,7 @@ static void name_parent(struct snap_svc *s, struct snap_ds *ds, const struct vmf
     if (sscanf(st->parent, "object %llu snapshot %llu", &o.object, &o.snapshot) != 2)
         return;
     (void)snap_walk(ds, "", match_object, &o, NULL);
-    if (o.path && snap_handle_get(s, ds, o.path, 0, &h, NULL, NULL) == 0) {
+    if (o.path && snap_handle_get(s, ds, o.path, "disk.info", 0, &h, NULL, NULL) == 0) {
         (void)snap_list(h->disk, match_snapshot, &o, NULL);
         h->users--;
     }

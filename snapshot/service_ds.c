@@ -342,12 +342,15 @@ static bool is_moving(const struct snap_ds *ds, const char *path)
     return m != NULL;
 }
 
-int snap_handle_get(struct snap_svc *s, struct snap_ds *ds, const char *path, uint64_t wait_ms, struct snap_handle **ret,
-                    struct snap_place *ret_owner, struct gr_err *err)
+static int handle_wait(struct snap_svc *s, struct snap_ds *ds, const char *path, struct snap_wait *w, uint64_t wait_ms, struct snap_handle **ret,
+                       struct snap_place *ret_owner, struct gr_err *err)
 {
-    uint64_t deadline = gr_loop_now_ns(s->o.loop) + wait_ms * 1000000ull;
-    while (is_moving(ds, path) && gr_loop_now_ns(s->o.loop) < deadline)
+    uint64_t deadline = w->since_ns + wait_ms * 1000000ull;
+    while (is_moving(ds, path) && gr_loop_now_ns(s->o.loop) < deadline) {
+        w->moving = true;
         gr_fqueue_wait_ms(&s->wake, 100);
+    }
+    w->moving = false;
     for (unsigned tries = 0;; tries++) {
         struct snap_place owner = {0};
         struct snap_handle *h = snap_handle_find(ds, path);
@@ -371,8 +374,19 @@ int snap_handle_get(struct snap_svc *s, struct snap_ds *ds, const char *path, ui
                 *ret_owner = owner;
             return r;
         }
+        memcpy(w->host, owner.host, sizeof(w->host));
         gr_fiber_sleep_ms(50);
     }
+}
+
+int snap_handle_get(struct snap_svc *s, struct snap_ds *ds, const char *path, const char *what, uint64_t wait_ms, struct snap_handle **ret,
+                    struct snap_place *ret_owner, struct gr_err *err)
+{
+    struct snap_wait w = {.what = what, .path = path};
+    snap_wait_begin(ds, &w);
+    int r = handle_wait(s, ds, path, &w, wait_ms, ret, ret_owner, err);
+    snap_wait_end(ds, &w);
+    return r;
 }
 
 int snap_disk_get(struct snap_op *op, const struct snap_path *p, struct snap_disk *ret)
@@ -382,7 +396,7 @@ int snap_disk_get(struct snap_op *op, const struct snap_path *p, struct snap_dis
     if (r < 0)
         return r;
     struct snap_place owner = {0};
-    r = snap_handle_get(op->s, d.ds, p->path, SNAP_WAIT_MS, &d.h, &owner, op->err);
+    r = snap_handle_get(op->s, d.ds, p->path, op->method, SNAP_WAIT_MS, &d.h, &owner, op->err);
     if (r == -GR_ELOCKED && owner.address[0]) {
         op->owner = owner;
         op->forward = true;

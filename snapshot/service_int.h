@@ -25,6 +25,14 @@ struct snap_handle {
     unsigned users; /* requests at work on it */
     bool closing;   /* goes away: nobody new */
 };
+struct snap_wait { /* a request that waits for a disk, as long as it does */
+    const char *what; /* "login of iqn…", or a method */
+    const char *path; /* inside the datastore */
+    uint64_t since_ns;
+    bool moving;      /* the disk changes hands */
+    char host[64];    /* where a command is at work on it; "" not known to be that */
+    struct snap_wait *next;
+};
 struct snap_moving { /* a disk between two hosts */
     const char *path;
     struct snap_moving *next;
@@ -45,6 +53,7 @@ struct snap_ds {
     struct snap_svc *svc;
     struct snap_handle *handles;
     struct snap_moving *moving;
+    struct snap_wait *waits;
 };
 struct snap_svc {
     struct snap_svc_opts o;
@@ -68,6 +77,7 @@ struct snap_svc {
 struct snap_op {
     struct snap_svc *s;
     struct gr_rpc_call *call;
+    const char *method;
     json_t *params; /* borrowed */
     json_t **ret;   /* result: a new reference */
     struct gr_err *err;
@@ -116,9 +126,17 @@ struct snap_disk {
  * forwarding. Release with snap_disk_put. */
 int snap_disk_get(struct snap_op *op, const struct snap_path *p, struct snap_disk *ret);
 void snap_disk_put(struct snap_disk *d);
-/* The same outside a request; @ret_owner (may be NULL) is filled on -GR_ELOCKED when the owner is known. */
-int snap_handle_get(struct snap_svc *s, struct snap_ds *ds, const char *path, uint64_t wait_ms, struct snap_handle **ret,
+/* The same outside a request; @what: who shows up as waiting (snap_waits_rows). @ret_owner (may be NULL) is filled on -GR_ELOCKED when the owner
+ * is known. */
+int snap_handle_get(struct snap_svc *s, struct snap_ds *ds, const char *path, const char *what, uint64_t wait_ms, struct snap_handle **ret,
                     struct snap_place *ret_owner, struct gr_err *err);
+/* ---- who waits for whom (service_wait.c) ---- */
+void snap_wait_begin(struct snap_ds *ds, struct snap_wait *w);
+void snap_wait_end(struct snap_ds *ds, struct snap_wait *w);
+/* [{"what","disk","host","reason","seconds","asked"?,"silent"?,"patience"?,"ejected"?}]: who waits in this process, and for which hosts. NULL: *err. */
+json_t *snap_waits_rows(struct snap_ds *ds, struct gr_err *err);
+/* How many disks each host owns, as "disks" of the rows of hosts. */
+int snap_owners_count(struct snap_ds *ds, json_t *hosts, struct gr_err *err);
 /* Everybody lets go of the disk and it is closed; @d holds nothing of it afterwards but the datastore. On failure it stays. */
 int snap_disk_drop(struct snap_svc *s, struct snap_disk *d, bool only_idle, struct gr_err *err);
 /* ---- links (service_link.c) ---- */

@@ -120,7 +120,7 @@ static int op_take(struct snap_op *op)
         r = snap_ds_get(op->s, p.ds, &ds, op->err);
     if (r < 0)
         return r;
-    r = snap_handle_get(op->s, ds, p.path, SNAP_WAIT_MS, &h, NULL, op->err);
+    r = snap_handle_get(op->s, ds, p.path, op->method, SNAP_WAIT_MS, &h, NULL, op->err);
     if (r == 0)
         h->users--;
     snap_ds_put(ds);

@@ -278,7 +278,9 @@ struct vjournal {
 
 struct vseen { /* what is known of the process that answers for a slot */
     uint64_t nonce, at_ns; /* it answered then */
-    bool ending;           /* a fiber asks, ejects or recovers it */
+    bool ending;           /* a fiber asks, ejects or recovers it, */
+    uint64_t asked_ns, ejected_ns; /* since then; 0: not (yet) */
+    unsigned silent_ms;            /* as counted by who asks */
 };
 struct vlife {
     uint64_t key;              /* ours, at the fence of every device and in our slot */

@@ -101,6 +101,16 @@ unsigned vmfs_own_slot(const struct vmfs *v); /* of this host; any context. A ho
 /* One slot, all slots. On shared logical units a host that may be gone is asked, which takes seconds if it is. */
 int vmfs_slot(struct vmfs *v, unsigned slot, struct vmfs_slot_info *ret, struct gr_err *err);
 int vmfs_slots(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_slot_info *s), void *arg, struct gr_err *err);
+/* The same of one slot without asking anybody: `alive` says nothing. */
+int vmfs_slot_peek(struct vmfs *v, unsigned slot, struct vmfs_slot_info *ret, struct gr_err *err);
+/* How far this host is with taking over from the host in @slot; false: it is not at it. Milliseconds. Any context. */
+struct vmfs_ending {
+    bool asked;   /* whether it lives, on shared logical units; else its process is known to be gone */
+    bool ejected; /* nothing of it reaches the volume any more: its journal is replayed */
+    uint64_t asked_ms, ejected_ms;   /* so long ago */
+    unsigned silent_ms, patience_ms; /* since it was asked; so long it may be */
+};
+bool vmfs_ending(const struct vmfs *v, unsigned slot, struct vmfs_ending *ret);
 /* Take over dead hosts' slots now: replay and free them. Returns how many. */
 int vmfs_recover(struct vmfs *v, struct gr_err *err);
 int vmfs_recover_slot(struct vmfs *v, unsigned slot, struct gr_err *err); /* only this one: 1, or 0 when it lives or is free */

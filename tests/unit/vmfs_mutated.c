@@ -142,6 +142,8 @@ static void lie(const struct image *m, uint64_t *rng, uint8_t *b, uint32_t bytes
     while (used > 128 && b[used - 1] == 0)
         used--;
     uint32_t span = test_rand(rng) % 4 ? GR_MIN(bytes, used + 64) : bytes;
+    if (test_rand(rng) % 2) /* what the rest is read by */
+        span = sizeof(struct vmfs_hdr_disk) + 128;
     uint32_t off = (uint32_t)(test_rand(rng) % (span / size)) * size;
     if (off < sizeof(struct vmfs_hdr_disk) && test_rand(rng) % 4) /* the rest of the header is looked at everywhere alike */
         off = sizeof(struct vmfs_hdr_disk) + off % 64;

@@ -6,6 +6,8 @@
 #   free_port                  prints a TCP port nobody listens on
 #   start NAME CMD ARG...      runs CMD in the background, output in $T/NAME.log, pid in $T/NAME.pid; ended at the end
 #   stop NAME [SIGNAL]         ends it (TERM) and waits; prints nothing
+#   over NAME                  waits until it ends by itself (90 s), shows what it printed
+#   enough NAME...             tells a load (live_load, iscsi_load) that it is enough, then over
 #   track PID                  a process started otherwise: ended at the end
 #   on_exit 'command'          run at the end, last given first
 #   wait_for SECONDS CMD...    until CMD succeeds, else fails, telling what it waited for
@@ -91,6 +93,16 @@ stop() { # NAME [SIGNAL]
     local pid; pid=$(cat "$T/$1.pid")
     end_pid "$pid" "${2:-TERM}"
     wait "$pid" 2>/dev/null || true
+}
+ended() { ! ps -p "$(cat "$T/$1.pid")" -o stat= | grep -qv Z; }
+over() { # NAME
+    wait_for 90 ended "$1"
+    echo "# $1: $(cat "$T/$1.log")"
+}
+enough() { # NAME...
+    local name
+    for name in "$@"; do kill -TERM "$(cat "$T/$name.pid")" 2>/dev/null || true; done
+    for name in "$@"; do over "$name"; done
 }
 wait_for() { # SECONDS CMD...
     local end=$((SECONDS + $1)); shift

@@ -1,7 +1,6 @@
 #!/bin/bash
 # Two hosts share a datastore that lies on a LUN of our own target: who dies or stops is shut out and taken over from, in seconds, and
 # whatever was acknowledged is there. Who was shut out does no harm when it goes on, and comes back by itself. The array itself may die.
-# alone
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
 A=$T/home B=$T/b R=$T/array

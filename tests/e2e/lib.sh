@@ -14,6 +14,7 @@
 #   run_check CMD ARG...       must succeed; its output is in $T/out (stdout) and $T/err, and printed when it fails
 #   run_mustfail STATUS TEXT CMD ARG...   must exit with STATUS and say TEXT (grep -E, on stderr or stdout)
 #   check 'sentence' CMD...    an assertion with a name
+#   holds FILE TEXT            is it anywhere in FILE? Holes are not read (grep needs half a minute for the line that a disk image is)
 #   fail 'sentence'
 set -eEu
 set -o pipefail
@@ -121,6 +122,23 @@ run_mustfail() { # STATUS TEXT CMD...
     "$@" > "$T/out" 2> "$T/err" || status=$?
     [ $status -eq "$want" ] || { cat "$T/out" "$T/err"; fail "exit $status, wanted $want: $*"; }
     grep -Eqs -- "$text" "$T/err" "$T/out" || { cat "$T/out" "$T/err"; fail "does not say '$text': $*"; }
+}
+holds() { # FILE TEXT
+    python3 -c '
+import os, sys
+fd, text, at, size = os.open(sys.argv[1], os.O_RDONLY), sys.argv[2].encode(), 0, os.stat(sys.argv[1]).st_size
+while at < size:
+    try:
+        at = os.lseek(fd, at, os.SEEK_DATA)
+    except OSError:  # nothing but a hole is left
+        break
+    end = os.lseek(fd, at, os.SEEK_HOLE)
+    while at < end:
+        piece = os.pread(fd, 16 << 20, at)
+        if text in piece:
+            sys.exit(0)
+        at += max(len(piece) - len(text) + 1, 1) if at + len(piece) < end else len(piece)
+sys.exit(1)' "$1" "$2"
 }
 check() { # SENTENCE CMD...
     local what=$1; shift

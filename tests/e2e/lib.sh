@@ -14,6 +14,7 @@
 #   run_check CMD ARG...       must succeed; its output is in $T/out (stdout) and $T/err, and printed when it fails
 #   run_mustfail STATUS TEXT CMD ARG...   must exit with STATUS and say TEXT (grep -E, on stderr or stdout)
 #   check 'sentence' CMD...    an assertion with a name
+#   equal FILE FILE [BYTES]    cmp for images, see tests/tools/equal.c
 #   holds FILE TEXT            is it anywhere in FILE? Holes are not read (grep needs half a minute for the line that a disk image is)
 #   fail 'sentence'
 set -eEu
@@ -40,10 +41,10 @@ track() { test_pids+=("$1"); }
 end_pid() { # PID [SIGNAL]
     kill "-${2:-TERM}" "$1" 2>/dev/null || return 0
     local i
-    for i in $(seq 100); do
+    for i in $(seq 400); do
         [ "$(ps -o stat= -p "$1" 2>/dev/null | cut -c1)" = Z ] && break
         kill -0 "$1" 2>/dev/null || return 0
-        sleep 0.1
+        sleep 0.025
     done
     kill -KILL "$1" 2>/dev/null || true
     wait "$1" 2>/dev/null || true
@@ -123,6 +124,7 @@ run_mustfail() { # STATUS TEXT CMD...
     [ $status -eq "$want" ] || { cat "$T/out" "$T/err"; fail "exit $status, wanted $want: $*"; }
     grep -Eqs -- "$text" "$T/err" "$T/out" || { cat "$T/out" "$T/err"; fail "does not say '$text': $*"; }
 }
+equal() { "$BUILD/tests/tools/equal" "$@"; }
 holds() { # FILE TEXT
     python3 -c '
 import os, sys

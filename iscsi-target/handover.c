@@ -2,7 +2,7 @@
  *  "portals":[{"fd","flags","name"?}],
  *  "units":[{"disk","standby","reservations"?:{as stored, "aptpl"},"write-protected","descriptor-sense","ejected"}],
  *  "sessions":[{"disk","initiator","address","isid","tsih","age-ms","cmdsn","attentions":[…],"prevents","reserves","params":[…],
- *               "connections":[{"fd","cid","address","statsn","header-digest","data-digest","segment","pings","unread"?:base64}]}]}
+ *               "connections":[{"fd","cid","address","statsn","acked","header-digest","data-digest","segment","pings","unread"?:base64}]}]}
  * params: the fields of struct tgt_params in their order; later versions append. Statistics begin anew, as after a start. */
 #include "iscsi-target/handover.h"
 #include "common/packet.h"
@@ -62,7 +62,8 @@ static json_t *describe_conn(struct tgt_heritage *h, struct tgt_conn *c)
     int fd = tgt_conn_unread(c) < 0 ? -ENOMEM : keep_fd(h, c->fd);
     if (fd < 0)
         return NULL;
-    json_t *o = json_pack("{s:i,s:i,s:s,s:I,s:i,s:i,s:I,s:i}", "fd", fd, "cid", (int)c->cid, "address", c->address, "statsn", (json_int_t)c->statsn,
+    json_t *o = json_pack("{s:i,s:i,s:s,s:I,s:I,s:i,s:i,s:I,s:i}", "fd", fd, "cid", (int)c->cid, "address", c->address, "statsn",
+                          (json_int_t)c->statsn, "acked", (json_int_t)c->acked,
                           "header-digest", (int)c->params.header_digest, "data-digest", (int)c->params.data_digest, "segment",
                           (json_int_t)c->params.max_send_dsl, "pings", (int)c->nop_outstanding);
     gr_auto_free char *unread = c->replay.len ? gr_b64_encode(c->replay.data, c->replay.len) : NULL;
@@ -197,6 +198,8 @@ static int conn(struct tgt_sess *sess, struct tgt_sess_start *start, json_t *o, 
     start->address = address ? address : "?";
     start->cid = (uint16_t)json_integer_value(json_object_get(o, "cid"));
     start->statsn = (uint32_t)json_integer_value(json_object_get(o, "statsn"));
+    json_t *acked = json_object_get(o, "acked"); /* older programs do not say */
+    start->acked = acked ? (uint32_t)json_integer_value(acked) : start->statsn;
     start->params.header_digest = json_integer_value(json_object_get(o, "header-digest")) != 0;
     start->params.data_digest = json_integer_value(json_object_get(o, "data-digest")) != 0;
     start->params.max_send_dsl = (uint32_t)json_integer_value(json_object_get(o, "segment"));

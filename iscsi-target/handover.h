@@ -25,6 +25,9 @@ int tgt_server_bequeath(struct tgt_server *s, struct tgt_heritage *ret, struct g
 int tgt_server_inherit_portals(struct tgt_server *s, struct tgt_heritage *h, struct gr_err *err);
 /* (fiber) Go on with the sessions. Those whose disk cannot be had end; how many. */
 int tgt_server_inherit_sessions(struct tgt_server *s, struct tgt_heritage *h);
+/* A copy of @fd goes along: its index, or negative. And back: the descriptor at the index that @o has under "fd", now the caller's, or -1. */
+int tgt_heritage_keep(struct tgt_heritage *h, int fd);
+int tgt_heritage_take_fd(struct tgt_heritage *h, json_t *o);
 /* Listening sockets of another server of the program: a copy of @fd goes along, in the list @key; and the @i-th of that list, now the
  * caller's, or -1. */
 int tgt_heritage_add(struct tgt_heritage *h, const char *key, int fd);

@@ -1,4 +1,4 @@
-/* {"version":1, "rest-ns":when coming to rest began (CLOCK_MONOTONIC),
+/* {"version":2, "rest-ns":when coming to rest began (CLOCK_MONOTONIC),
  *  "portals":[{"fd","flags","name"?}],
  *  "units":[{"disk","standby","reservations"?:{as stored, "aptpl"},"write-protected","descriptor-sense","ejected"}],
  *  "statistics":[{"disk","ended":{…}}],  what sessions that have ended counted, also of disks that nobody uses now
@@ -15,7 +15,6 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-#define VERSION 1
 #define SETTLE_NS 1000000000ull
 #define N_PARAMS (sizeof(struct tgt_params) / sizeof(uint32_t))
 _Static_assert(N_PARAMS == 15, "a new parameter goes to the end, and is absent in what older programs say");
@@ -89,7 +88,7 @@ static json_t *describe(struct tgt_server *s, struct tgt_heritage *h)
         json_array_append_new(statistics, json_pack("{s:s,s:o}", "disk", lu->disk, "ended", tgt_stats_save(&lu->stats)));
     for (struct tgt_sess *o = s->sessions; o; o = o->next)
         json_array_append_new(sessions, describe_sess(h, o));
-    return json_pack("{s:i,s:I,s:o,s:o,s:o,s:o}", "version", VERSION, "rest-ns", (json_int_t)s->rest_ns, "portals", portals, "units", units, "sessions",
+    return json_pack("{s:i,s:I,s:o,s:o,s:o,s:o}", "version", TGT_HERITAGE_VERSION, "rest-ns", (json_int_t)s->rest_ns, "portals", portals, "units", units, "sessions",
                      sessions, "statistics", statistics);
 }
 
@@ -117,8 +116,10 @@ int tgt_server_inherit_portals(struct tgt_server *s, struct tgt_heritage *h, str
 {
     json_t *portals = json_object_get(h->doc, "portals"), *o;
     size_t i;
-    if (json_integer_value(json_object_get(h->doc, "version")) != VERSION || !json_array_size(portals))
-        return gr_fail(err, -GR_EFORMAT, "what the other process hands over is not understood");
+    json_int_t version = json_integer_value(json_object_get(h->doc, "version"));
+    if (version < TGT_HERITAGE_OLDEST || version > TGT_HERITAGE_VERSION || !json_array_size(portals))
+        return gr_fail(err, -GR_EFORMAT, "what the other process hands over, of version %lld, is not understood: %d to %d are", (long long)version,
+                       TGT_HERITAGE_OLDEST, TGT_HERITAGE_VERSION);
     json_array_foreach(portals, i, o)
     {
         int fd = tgt_heritage_take_fd(h, o);
@@ -245,20 +246,39 @@ static bool session(struct tgt_server *s, struct tgt_heritage *h, json_t *o)
     return true;
 }
 
-/* What a unit knew beside the disk's store. Sessions hold it open by now, but nothing of them was read yet. */
-static void unit(struct tgt_server *s, json_t *o)
+/* One who may use @disk: a snapshot is there for those alone to whom it is exposed. */
+static const char *user_of(json_t *sessions, const char *disk)
+{
+    json_t *o;
+    size_t i;
+    json_array_foreach(sessions, i, o)
+    {
+        const char *of = json_string_value(json_object_get(o, "disk")), *initiator = json_string_value(json_object_get(o, "initiator"));
+        if (of && initiator && strcmp(of, disk) == 0)
+            return initiator;
+    }
+    return "";
+}
+
+/* What a unit knew beside the disk's store. Nothing of its sessions was read yet. Held open until they hold it, or NULL. */
+static struct tgt_lu *unit(struct tgt_server *s, json_t *o, json_t *sessions)
 {
     const char *disk = json_string_value(json_object_get(o, "disk"));
     json_t *pr = json_object_get(o, "reservations");
     struct tgt_lu *lu = NULL;
+    struct gr_err err = {0};
     char redirect[300];
-    if (!disk || tgt_lu_acquire(s, disk, "", true, &lu, redirect, NULL) < 0)
-        return;
+    int r = disk ? tgt_lu_acquire(s, disk, user_of(sessions, disk), true, &lu, redirect, &err) : -GR_EFORMAT;
+    if (r < 0) {
+        tgt_note(s, 4, "disk '%s' is not taken over: %s", disk ? disk : "?", gr_err_text(&err, r));
+        return NULL;
+    }
     if (pr && tgt_pr_adopt(lu, pr) < 0)
         tgt_note(s, 3, "disk '%s': its reservations cannot be taken over", disk);
     lu->swp = json_is_true(json_object_get(o, "write-protected"));
     lu->d_sense = json_is_true(json_object_get(o, "descriptor-sense"));
     lu->ejected = json_is_true(json_object_get(o, "ejected"));
+    return lu;
 }
 
 int tgt_server_inherit_sessions(struct tgt_server *s, struct tgt_heritage *h)
@@ -268,17 +288,16 @@ int tgt_server_inherit_sessions(struct tgt_server *s, struct tgt_heritage *h)
     size_t i;
     json_array_foreach(json_object_get(h->doc, "statistics"), i, o)
         count_ended(s, json_string_value(json_object_get(o, "disk")), json_object_get(o, "ended"));
+    struct tgt_lu **held = gr_zalloc((json_array_size(units) + 1) * sizeof *held);
     json_array_foreach(units, i, o)
-        unit(s, o);
+        if (held)
+            held[i] = unit(s, o, sessions);
     json_array_foreach(sessions, i, o)
         lost += !session(s, h, o);
-    json_array_foreach(units, i, o) /* held open until its sessions hold it */
-    {
-        const char *disk = json_string_value(json_object_get(o, "disk"));
-        struct tgt_lu *lu = disk ? tgt_lu_find(s, disk) : NULL;
-        if (lu && lu->users)
-            tgt_lu_user_put(lu);
-    }
+    for (i = 0; held && i < json_array_size(units); i++)
+        if (held[i])
+            tgt_lu_user_put(held[i]);
+    free(held);
     uint64_t silent = gr_loop_now_ns(s->loop) - (uint64_t)json_integer_value(json_object_get(h->doc, "rest-ns"));
     tgt_note(s, 5, "%u sessions taken over, %d lost; they were silent for %llu ms", s->n_sessions, lost, (unsigned long long)silent / 1000000);
     return lost;

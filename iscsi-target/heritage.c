@@ -1,5 +1,7 @@
 /* What is handed over on its way: a JSON document and descriptors, from one process to another. */
 #include "iscsi-target/handover.h"
+#include "common/b64.h"
+#include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/packet.h"
 #include <fcntl.h>
@@ -57,6 +59,45 @@ int tgt_heritage_add(struct tgt_heritage *h, const char *key, int fd)
 int tgt_heritage_take(struct tgt_heritage *h, const char *key, size_t i)
 {
     return tgt_heritage_take_fd(h, json_array_get(json_object_get(h->doc, key), i));
+}
+
+/* ---- connections of requests: "requests":[{"fd","id","unread"?:base64}] ---- */
+
+static int add_request(void *arg, const struct gr_rpc_left *c)
+{
+    struct tgt_heritage *h = arg;
+    gr_auto_free char *unread = c->len ? gr_b64_encode(c->unread, c->len) : NULL;
+    int fd = c->len && !unread ? -ENOMEM : tgt_heritage_keep(h, c->fd);
+    if (fd < 0)
+        return fd;
+    return json_array_append_new(json_object_get(h->doc, "requests"),
+                                 json_pack("{s:i,s:I,s:s*}", "fd", fd, "id", (json_int_t)c->id, "unread", unread)) < 0 ? -ENOMEM : 0;
+}
+
+int tgt_heritage_add_requests(struct tgt_heritage *h, struct gr_rpc_server *rpc)
+{
+    json_object_set_new(h->doc, "requests", json_array());
+    return gr_rpc_server_bequeath(rpc, add_request, h);
+}
+
+unsigned tgt_heritage_take_requests(struct tgt_heritage *h, struct gr_rpc_server *rpc)
+{
+    unsigned n = 0;
+    json_t *o;
+    size_t i;
+    json_array_foreach(json_object_get(h->doc, "requests"), i, o)
+    {
+        gr_auto_buf struct gr_buf unread = {0};
+        const char *text = json_string_value(json_object_get(o, "unread"));
+        int fd = tgt_heritage_take_fd(h, o);
+        if (fd >= 0 && text && gr_b64_decode(text, strlen(text), &unread) < 0) {
+            close(fd);
+            continue;
+        }
+        if (fd >= 0)
+            n += gr_rpc_server_inherit(rpc, &(struct gr_rpc_left){(uint64_t)json_integer_value(json_object_get(o, "id")), fd, unread.data, unread.len}) == 0;
+    }
+    return n;
 }
 
 /* ---- sending ---- */
@@ -143,6 +184,18 @@ int tgt_heritage_recv(struct gr_loop *loop, int sock, struct tgt_heritage *ret, 
     return 0;
 }
 
+int tgt_heritage_readable(json_t *params, struct gr_err *err)
+{
+    json_t *versions = json_object_get(params, "versions");
+    json_int_t oldest = versions ? json_integer_value(json_array_get(versions, 0)) : 1; /* programs that do not say */
+    json_int_t newest = versions ? json_integer_value(json_array_get(versions, 1)) : 1;
+    if (oldest <= TGT_HERITAGE_VERSION && newest >= TGT_HERITAGE_VERSION)
+        return 0;
+    return gr_fail(err, -EOPNOTSUPP, "this daemon hands over version %d, the program that asks for its place reads %lld to %lld: "
+                   "use \"granary down\" and \"granary up\" instead", TGT_HERITAGE_VERSION,
+                   (long long)oldest, (long long)newest);
+}
+
 int tgt_heritage_ask(struct gr_loop *loop, const struct gr_home *home, struct tgt_heritage *ret, struct gr_err *err)
 {
     gr_auto_free char *path = gr_home_path(home, "run/hand-over.sock"), *socket = gr_home_path(home, "run/storaged.sock");
@@ -152,7 +205,7 @@ int tgt_heritage_ask(struct gr_loop *loop, const struct gr_home *home, struct tg
     if (r == 0)
         r = gr_rpc_connect(loop, socket, &before, err);
     if (r == 0)
-        r = gr_rpc_call(before, "daemon.hand-over", json_pack("{s:s}", "socket", path), NULL, NULL, TAKE_OVER_MS, NULL, err);
+        r = gr_rpc_call(before, "daemon.hand-over", json_pack("{s:s,s:[i,i]}", "socket", path, "versions", TGT_HERITAGE_OLDEST, TGT_HERITAGE_VERSION), NULL, NULL, TAKE_OVER_MS, NULL, err);
     gr_rpc_client_free(before);
     if (r == 0) {
         from = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);

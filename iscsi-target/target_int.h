@@ -191,7 +191,10 @@ struct tgt_sess_stats {
     uint64_t reads, writes, read_bytes, write_bytes, others, errors;
     struct tgt_latency read_latency, write_latency; /* from the command's arrival to its answer */
 };
+/* ---- stats.c ---- */
 void tgt_stats_add(struct tgt_sess_stats *sum, const struct tgt_sess_stats *st);
+json_t *tgt_stats_save(const struct tgt_sess_stats *st);            /* new, NULL: out of memory */
+void tgt_stats_load(struct tgt_sess_stats *sum, json_t *o);         /* adds what save() told; absent is none */
 struct tgt_conn {
     struct tgt_sess *sess;
     struct tgt_server *server;
@@ -364,6 +367,7 @@ int tgt_server_adopt(struct tgt_server *s, int fd, unsigned flags, const char *n
 void tgt_note(struct tgt_server *s, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 /* ---- lu.c ---- (fiber) */
 struct tgt_lu *tgt_lu_find(struct tgt_server *s, const char *disk);
+struct tgt_lu *tgt_lu_known(struct tgt_server *s, const char *disk); /* the same, made when there is none, not opened; NULL: no memory, no name */
 /* Find or open the LU of @disk for a login; holds a user. 0, or negative; -EREMCHG: redirect filled. @standby: rather than
  * redirected, it is there in standby. */
 int tgt_lu_acquire(struct tgt_server *s, const char *disk, const char *initiator, bool standby, struct tgt_lu **ret, char redirect[300],

@@ -21,13 +21,20 @@ sleep 1
 # somebody knocks at the mover all the while: who comes in the middle waits for the next process, and is not turned away
 port=$(granary status --json | jq -r .mover) port=${port##*:}
 start knocks bash -c 'while [ ! -e "$1/enough" ]; do (exec 3<> "/dev/tcp/127.0.0.1/$0") 2> /dev/null && echo in || echo refused; sleep 0.002; done' "$port" "$T"
+counts() { granary lun stat --json > "$T/stat-$1"; }
 for round in 1 2 3 4; do
     before=$(pid)
+    counts before
     run_check granary upgrade --json
     check "another process" test "$(jq '."storaged-pid"' "$T/out")" != "$before"
     check "that one" test "$(jq '."storaged-pid"' "$T/out")" = "$(pid)"
     wait_for 10 eval "! ps -p $before -o stat= | grep -qv Z" # its end is not waited for
     check "the sessions are there" sh -c 'granary session list --json | jq -e "length == 5"'
+    counts after
+    check "no counter went back" jq -e -n --slurpfile a "$T/stat-before" --slurpfile b "$T/stat-after" '
+        [$a[0], $b[0] | [.[] | [.disk, .reads, .writes, ."read-bytes", ."write-bytes", .others, ."read-latency".count, ."write-latency".count,
+                                ."write-latency"."sum-us", ."write-latency"."max-us"]] | sort] |
+        transpose | all(.[0][0] == .[1][0] and ([.[0][1:], .[1][1:]] | transpose | all(.[0] <= .[1]))) and any(.[0][2] > 0)'
     [ $round = 2 ] && run_check granary snapshot create ds/a ds/b --name between
     sleep 0.5
 done

@@ -14,6 +14,7 @@ struct scan {
     /* A good block (NULL: never written) of an entry. */
     void (*fn)(struct chk *c, uint32_t index, uint32_t sub, const uint8_t *block);
     uint8_t *a, *b;
+    uint32_t base; /* index in the volume of entry 0 */
 };
 
 static bool all_zero(const uint8_t *b)
@@ -49,7 +50,7 @@ static void repair(struct scan *s, uint64_t addr, const uint8_t *bad, const uint
 static void one_block(struct scan *s, uint32_t at, uint32_t k)
 {
     struct chk *c = s->c;
-    uint32_t index = at / s->t->stride, sub = at % s->t->stride;
+    uint32_t index = s->base + at / s->t->stride, sub = at % s->t->stride;
     uint8_t *a = s->a + (size_t)k * VMFS_UNIT, *b = s->b + (size_t)k * VMFS_UNIT, *good;
     uint64_t addr_a = s->t->addr_a + at, addr_b = s->t->addr_b + at;
     unsigned type = sub ? s->sub_type : s->type;
@@ -354,6 +355,27 @@ static void inode_block(struct chk *c, uint32_t index, uint32_t sub, const uint8
         blob_take(c, o, i.inline_blob);
 }
 
+/* Those of the devices that share a table, then each other device's own. */
+static int regions_scan(struct chk *c)
+{
+    const struct vsuper *sb = &c->v->sb;
+    uint32_t common = 0;
+    int r = 0;
+    for (unsigned d = 0; d < sb->n_devices; d++)
+        common += sb->dev[d].table.entries ? 0 : sb->dev[d].regions;
+    struct scan s = { c, &sb->regions, "region", VMFS_T_REGION, VMFS_T_BITMAP, 0, common, region_block, NULL, NULL, 0 };
+    r = table_scan(&s);
+    for (unsigned d = 0; r == 0 && d < sb->n_devices; d++) {
+        if (!sb->dev[d].table.entries)
+            continue;
+        s.t = &sb->dev[d].table;
+        s.end = sb->dev[d].regions;
+        s.base = sb->dev[d].first_region;
+        r = table_scan(&s);
+    }
+    return r;
+}
+
 int chk_home(struct chk *c)
 {
     const struct vsuper *sb = &c->v->sb;
@@ -363,10 +385,9 @@ int chk_home(struct chk *c)
         return chk_nomem(c);
     for (uint32_t i = 0; i < c->n_regions; i++)
         c->regions[i].first = space_region_first(c->v, i, &c->regions[i].units);
-    struct scan regions = { c, &sb->regions, "region", VMFS_T_REGION, VMFS_T_BITMAP, 0, c->n_regions, region_block, NULL, NULL };
-    struct scan inodes = { c, &sb->inodes, "inode", VMFS_T_INODE, 0, 1, sb->inodes.entries, inode_block, NULL, NULL };
-    struct scan slots = { c, &sb->slots, "slot", VMFS_T_SLOT, VMFS_T_AUX, 0, sb->slots.entries, slot_block, NULL, NULL };
-    int r = table_scan(&regions);
+    struct scan inodes = { c, &sb->inodes, "inode", VMFS_T_INODE, 0, 1, sb->inodes.entries, inode_block, NULL, NULL, 0 };
+    struct scan slots = { c, &sb->slots, "slot", VMFS_T_SLOT, VMFS_T_AUX, 0, sb->slots.entries, slot_block, NULL, NULL, 0 };
+    int r = regions_scan(c);
     if (r == 0)
         r = table_scan(&slots);
     return r == 0 ? table_scan(&inodes) : r;
@@ -436,7 +457,7 @@ int chk_supers(struct chk *c)
     struct vmfs *v = c->v;
     const struct vtable *t[] = { &v->sb.slots, &v->sb.regions, &v->sb.inodes };
     static const char *const names[] = { "slot table", "region table", "inode table" };
-    struct area *a = gr_zalloc((6 + 2u * VMFS_DEVICES_MAX + v->sb.slots.entries) * sizeof *a);
+    struct area *a = gr_zalloc((6 + 4u * VMFS_DEVICES_MAX + v->sb.slots.entries) * sizeof *a);
     uint8_t *b = vunits_alloc(1);
     size_t n = 0;
     if (!a || !b) {
@@ -449,12 +470,17 @@ int chk_supers(struct chk *c)
         snprintf(x.what, sizeof x.what, "%s %s", names[i / 2], i & 1 ? "B" : "A");
         a[n++] = x;
     }
-    for (unsigned d = 0; d < v->n_dev; d++)
+    for (unsigned d = 0; d < v->sb.n_devices; d++)
         for (unsigned copy = 0; copy < 2; copy++) {
             struct area x = { vmfs_addr(d, copy ? VMFS_SUPER_B : VMFS_SUPER_A), 1, "" };
             snprintf(x.what, sizeof x.what, "superblock %c", copy ? 'B' : 'A');
             a[n++] = x;
             super_copy(c, d, copy ? VMFS_SUPER_B : VMFS_SUPER_A, b);
+            const struct vtable *own = &v->sb.dev[d].table;
+            x = (struct area){ copy ? own->addr_b : own->addr_a, (uint64_t)own->entries * own->stride, "" };
+            snprintf(x.what, sizeof x.what, "region table %u%c", d, copy ? 'B' : 'A');
+            if (own->entries)
+                a[n++] = x;
         }
     for (unsigned i = 0; i < v->sb.slots.entries; i++) {
         struct vslot s;

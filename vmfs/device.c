@@ -39,7 +39,7 @@ int vdev_flush(struct vmfs *v)
     int first = 0;
     if (v->fenced)
         return -GR_EFENCED;
-    for (unsigned i = 0; i < v->n_dev; i++) {
+    for (unsigned i = 0; i < v->sb.n_devices; i++) { /* not one that is about to be added */
         int r = gr_flush(v->dev[i].ch);
         v->stats.device_flushes++;
         if (r < 0 && first == 0)

@@ -29,6 +29,7 @@ struct vdevinfo {
     uint8_t uuid[16];
     uint64_t units, first_unit;
     uint32_t first_region, regions;
+    struct vtable table; /* of its regions; entries 0: they are in the common one */
 };
 struct vsuper {
     uint8_t uuid[16];
@@ -227,6 +228,7 @@ struct vspace {
     uint64_t share_units;          /* that their lists of shared units take */
     uint64_t images, images_max;   /* home blocks of these regions: changed, and all */
     uint8_t *tried;              /* [n_regions] 1: known to be leased by another or full */
+    uint32_t n_indexed;          /* entries of the two */
     struct vregion *current;     /* allocating from */
     uint64_t frag_addr;          /* fragment block being filled */
     uint32_t frag_left;
@@ -296,12 +298,13 @@ struct vlife {
 struct vdev {
     struct gr_bdev *bdev;
     struct gr_chan *ch;
+    uint8_t uuid[16]; /* as its superblock says */
 };
 #define VOBJ_HASH 1024u
 struct vmfs {
     struct gr_loop *loop;
     struct vdev dev[VMFS_DEVICES_MAX];
-    unsigned n_dev;
+    unsigned n_dev; /* opened: sb.n_devices, and perhaps one that is about to be added */
     struct vsuper sb;
     enum vmfs_role role;
     bool joined, leaving, fenced, replaying;
@@ -317,6 +320,7 @@ struct vmfs {
     struct vobj *objs[VOBJ_HASH];
     struct gr_fmutex ns_lock;     /* namespace operations of this process */
     struct gr_fmutex hold_lock;   /* objects come into the table and leave it one at a time; taken before ckpt_lock */
+    struct gr_fmutex member_lock; /* one device is opened or added at a time; taken before ns_lock */
     struct gr_fmutex ckpt_lock;
     uint64_t ckpt_started, ckpt_done; /* numbers of checkpoints */
     uint64_t reserved_units;          /* sum over the objects held here */
@@ -347,8 +351,27 @@ void vmfs_fence(struct vmfs *v, const char *fmt, ...) __attribute__((format(prin
 void vmfs_tell_all(struct vmfs *v, enum gr_event ev); /* whoever has a disk open. [sync] */
 void vmfs_warn(struct vmfs *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* ---------- volume.c ---------- */
+/* ---------- super.c ---------- */
 int vsuper_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct gr_err *err); /* the newer valid copy of a device */
+int vsuper_write(struct vmfs *v, const struct vsuper *s, unsigned dev, struct gr_err *err); /* both copies of a device, durable */
+/* The same on every device the volume has in @s, device 0 first: once it is there the change is made. */
+int vsuper_write_all(struct vmfs *v, const struct vsuper *s, struct gr_err *err);
+
+/* ---------- mkfs.c ---------- */
+/* Where things are on device @dev, of @units, of a volume that has the devices before it: rest of the entry, and *ret_table (NULL: its
+ * regions are in the common table). @used: units of it that tables take. */
+int mkfs_device(struct vsuper *s, unsigned dev, uint64_t units, uint64_t used, struct gr_err *err);
+/* The same for a device that brings a table of its own. */
+int mkfs_member(struct vsuper *s, unsigned dev, uint64_t units, struct gr_err *err);
+int mkfs_clear(struct vmfs *v, unsigned dev, uint64_t end); /* units below @end read as zeros */
+void mkfs_uuid(struct vmfs *v, uint8_t ret[16]);
+
+/* ---------- member.c: devices that join a volume ---------- */
+/* A device is opened beside those of the volume, behind the fence; it is no member yet. Its number, or an error. */
+int vmember_open(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err);
+void vmember_close(struct vmfs *v); /* the last one opened, which did not become a member */
+
+/* ---------- volume.c ---------- */
 
 /* ---------- codec.c [sync]: decode checks every validity rule; encode seals ---------- */
 void vhdr_seal(const struct vmfs *v, void *block, unsigned type, uint32_t units, uint64_t self, uint64_t generation, unsigned slot);
@@ -397,6 +420,8 @@ int vslot_recover_own(struct vmfs *v, struct gr_err *err); /* what an earlier st
 /* ---------- life.c: is the process that answers for a slot there? ---------- */
 /* Make our key and register it with the fence of every device, before anything is read; -EINVAL: fenced and other devices mixed. */
 int vlife_enter(struct vmfs *v, struct gr_err *err);
+int vlife_enter_device(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err); /* one more, of the kind of the others */
+void vlife_leave_device(struct vmfs *v, struct gr_bdev *bdev); /* the one entered last */
 int vlife_watch(struct vmfs *v, struct gr_err *err); /* answer alarms from now on; the superblock is known */
 /* The end of it; in a fiber when there is a fence. @orderly: nothing of ours is under way, and we do not come back. */
 void vlife_stop(struct vmfs *v, bool orderly);
@@ -458,12 +483,16 @@ int journal_scan(struct vmfs *v, int (*fn)(void *arg, const struct vframe *f, co
 /* ---------- space.c ---------- */
 int space_init(struct vmfs *v, struct gr_err *err);
 void space_done(struct vmfs *v);
-void space_regions_added(struct vmfs *v, const struct vsuper *s); /* the volume grew [sync] */
+int space_regions_added(struct vmfs *v, const struct vsuper *s); /* the volume is as @s says now, which is larger. 0; -ENOMEM [sync] */
 /* Regions of this volume containing @addr; NULL when not leased here. [sync] */
 struct vregion *space_region(struct vmfs *v, uint64_t addr);
 uint32_t space_region_index(const struct vmfs *v, uint64_t addr);
 bool space_addr_ok(const struct vmfs *v, uint64_t addr, uint64_t units); /* inside the regions of one device (rule 7) [sync] */
 uint32_t space_n_regions(const struct vmfs *v);
+/* Free units of a region, as of its last checkpoint when others lease it (fiber). */
+int space_region_free(struct vmfs *v, uint32_t index, uint64_t *ret, struct gr_err *err);
+/* The table that has the header and the bitmap of region *@index, which becomes the index in there [sync]. */
+const struct vtable *space_table(const struct vmfs *v, uint32_t *index);
 uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_units); /* its address */
 /* Lease one more region with free units (any), or the region @index. -ENOSPC: none can be had. */
 int space_lease_any(struct vmfs *v, struct gr_err *err);

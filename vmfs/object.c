@@ -291,7 +291,8 @@ int vobj_peek(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err
     for (int tries = 0; r == -GR_ECORRUPT && tries < 10; tries++) { /* its owner may move the blob meanwhile */
         if (tries) {
             gr_fiber_sleep_ms(5);
-            vmfs_refresh(v, NULL);
+            if ((r = vmfs_refresh(v, err)) < 0) /* it lies on a device that is not open here, perhaps */
+                break;
         }
         r = inode_read(v, id, block, &ino, err);
         if (r < 0)

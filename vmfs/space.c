@@ -11,11 +11,32 @@ uint32_t space_region_index(const struct vmfs *v, uint64_t addr)
     return d->first_region + (uint32_t)((vmfs_addr_unit(addr) - d->first_unit) / v->sb.region_units);
 }
 
-uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_units)
+static uint32_t regions_of(const struct vsuper *s)
+{
+    const struct vdevinfo *last = &s->dev[s->n_devices - 1];
+    return last->first_region + last->regions;
+}
+
+static unsigned device_of(const struct vmfs *v, uint32_t index)
 {
     unsigned dev = 0;
     while (dev + 1 < v->sb.n_devices && index >= v->sb.dev[dev + 1].first_region && v->sb.dev[dev + 1].regions)
         dev++;
+    return dev;
+}
+
+const struct vtable *space_table(const struct vmfs *v, uint32_t *index)
+{
+    const struct vdevinfo *d = &v->sb.dev[device_of(v, *index)];
+    if (!d->table.entries)
+        return &v->sb.regions;
+    *index -= d->first_region;
+    return &d->table;
+}
+
+uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_units)
+{
+    unsigned dev = device_of(v, index);
     const struct vdevinfo *d = &v->sb.dev[dev];
     uint64_t unit = d->first_unit + (uint64_t)(index - d->first_region) * v->sb.region_units;
     *ret_units = (uint32_t)GR_MIN((uint64_t)v->sb.region_units, d->units - unit);
@@ -25,8 +46,7 @@ uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_
 
 uint32_t space_n_regions(const struct vmfs *v)
 {
-    const struct vdevinfo *last = &v->sb.dev[v->sb.n_devices - 1];
-    return last->first_region + last->regions;
+    return regions_of(&v->sb);
 }
 
 bool space_addr_ok(const struct vmfs *v, uint64_t addr, uint64_t units)
@@ -81,9 +101,11 @@ static void region_free(struct vregion *r)
 static int bitmap_load(struct vmfs *v, struct vregion *r, struct gr_err *err)
 {
     struct vmfs_bitmap_disk *b = vunits_alloc(1);
+    uint32_t index = r->index;
+    const struct vtable *t = space_table(v, &index);
     int rc = b ? 0 : -ENOMEM;
     for (uint32_t k = 0; rc == 0 && k < v->sb.bitmap_blocks; k++) {
-        rc = vhome_read(v, &v->sb.regions, r->index, 1 + k, VMFS_T_BITMAP, b, err);
+        rc = vhome_read(v, t, index, 1 + k, VMFS_T_BITMAP, b, err);
         if (rc < 0)
             break;
         rc = 0;
@@ -149,6 +171,23 @@ static uint32_t listed_free(const struct vmfs_region_disk *h, uint32_t units)
     return gr_le32_get(h->units) ? gr_le32_get(h->free_units) : units;
 }
 
+int space_region_free(struct vmfs *v, uint32_t index, uint64_t *ret, struct gr_err *err)
+{
+    if (v->sp.by_index[index]) {
+        *ret = v->sp.by_index[index]->free_used;
+        return 0;
+    }
+    struct vmfs_region_disk *h = vunits_alloc(1);
+    uint32_t at = index, units;
+    const struct vtable *t = space_table(v, &at);
+    int r = h ? vhome_read(v, t, at, 0, VMFS_T_REGION, h, err) : gr_fail(err, -ENOMEM, "out of memory");
+    space_region_first(v, index, &units);
+    if (r >= 0)
+        *ret = listed_free(h, units);
+    free(h);
+    return r < 0 ? r : 0;
+}
+
 /* 0 leased (or was already), 1 held by another, negative error. */
 static int lease(struct vmfs *v, uint32_t index, struct gr_err *err)
 {
@@ -156,7 +195,9 @@ static int lease(struct vmfs *v, uint32_t index, struct gr_err *err)
         return 0;
     struct vmfs_region_disk *h = vunits_alloc(1), *h2 = vunits_alloc(1);
     struct vregion *r = region_new(v, index);
-    int rc = h && h2 && r ? vhome_read(v, &v->sb.regions, index, 0, VMFS_T_REGION, h, err) : -ENOMEM;
+    uint32_t at = index;
+    const struct vtable *t = space_table(v, &at);
+    int rc = h && h2 && r ? vhome_read(v, t, at, 0, VMFS_T_REGION, h, err) : -ENOMEM;
     uint32_t listed = rc >= 0 ? listed_free(h, r->units) : 0;
     if (rc >= 0) {
         rc = 0;
@@ -168,7 +209,7 @@ static int lease(struct vmfs *v, uint32_t index, struct gr_err *err)
             rc = 1;
         } else if (!vlock_mine(v, &r->lock)) {
             struct vlock l = { v->slot + 1, v->me.generation, r->lock.token + 1, 0 };
-            rc = vhome_lock(v, &v->sb.regions, index, h, &l, h2, err);
+            rc = vhome_lock(v, t, at, h, &l, h2, err);
             r->lock = l;
             if (rc == 0)
                 r->hdr_generation = gr_le64_get(h2->hdr.generation);
@@ -604,7 +645,9 @@ static int scan_regions(struct vmfs *v, struct gr_err *err)
     int r = h ? 0 : -ENOMEM;
     for (uint32_t i = 0; r == 0 && i < space_n_regions(v); i++) {
         struct vlock l;
-        r = vhome_read(v, &v->sb.regions, i, 0, VMFS_T_REGION, h, err);
+        uint32_t at = i;
+        const struct vtable *t = space_table(v, &at);
+        r = vhome_read(v, t, at, 0, VMFS_T_REGION, h, err);
         if (r < 0)
             break;
         uint32_t units;
@@ -619,23 +662,43 @@ static int scan_regions(struct vmfs *v, struct gr_err *err)
     return r;
 }
 
-void space_regions_added(struct vmfs *v, const struct vsuper *s)
+/* Room for @n regions in what is kept by index. */
+static int index_room(struct vspace *s, uint32_t n)
+{
+    if (n <= s->n_indexed)
+        return 0;
+    struct vregion **by_index = gr_realloc(s->by_index, n * sizeof *by_index);
+    if (by_index)
+        s->by_index = by_index;
+    uint8_t *tried = by_index ? gr_realloc(s->tried, n) : NULL;
+    if (!tried)
+        return -ENOMEM;
+    s->tried = tried;
+    memset(s->by_index + s->n_indexed, 0, (n - s->n_indexed) * sizeof *by_index);
+    memset(s->tried + s->n_indexed, 0, n - s->n_indexed);
+    s->n_indexed = n;
+    return 0;
+}
+
+int space_regions_added(struct vmfs *v, const struct vsuper *s)
 {
     uint32_t before = space_n_regions(v);
+    if (index_room(&v->sp, regions_of(s)) < 0)
+        return -ENOMEM;
     v->sb = *s;
     for (uint32_t i = before; i < space_n_regions(v); i++) {
         uint32_t units;
         space_region_first(v, i, &units);
         v->sp.free_elsewhere += units;
     }
+    return 0;
 }
 
 int space_init(struct vmfs *v, struct gr_err *err)
 {
-    v->sp.by_index = gr_zalloc(v->sb.regions.entries * sizeof *v->sp.by_index);
-    v->sp.tried = gr_zalloc(v->sb.regions.entries);
-    if (!v->sp.by_index || !v->sp.tried)
+    if (index_room(&v->sp, space_n_regions(v)) < 0)
         return gr_fail(err, -ENOMEM, "out of memory");
+    v->sp.free_elsewhere = 0; /* the superblock may have been read again meanwhile */
     return scan_regions(v, err);
 }
 

@@ -106,6 +106,34 @@ int vmfs_recover(struct vmfs *v, struct gr_err *err);
 int vmfs_recover_slot(struct vmfs *v, unsigned slot, struct gr_err *err); /* only this one: 1, or 0 when it lives or is free */
 /* The volume learns that its device(s) grew; new regions are added. */
 int vmfs_grow(struct vmfs *v, struct gr_err *err);
+
+/* ---- devices ---- */
+struct vmfs_device_info {
+    unsigned number;        /* in addresses; never used again for another */
+    char name[128];         /* as the device was opened on this host */
+    uint8_t uuid[16];
+    uint64_t size, free, metadata; /* bytes; free as vmfs_info has it */
+    unsigned regions;
+    bool added;             /* after the format */
+};
+int vmfs_devices(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_device_info *d), void *arg, struct gr_err *err);
+struct vmfs_device_add {
+    bool force; /* over foreign data; never over a datastore */
+    /* Every other host that has joined has opened the device (vmfs_device_open): 0, or why not. In the fiber; the namespace is locked;
+     * NULL: there are no others. */
+    int (*confirm)(void *arg, struct gr_err *err);
+    void *arg;
+};
+/* Add @bdev to the volume while it is in use; the volume keeps using it until it is left, the caller keeps its reference until then. Refused
+ * when it holds anything recognisable. Cut off or failed before it is a member: nothing has changed, and the same device can be added
+ * again. -EEXIST: holds something, or is a member; -EINVAL: too small, or of another kind than the others. */
+int vmfs_device_add(struct vmfs *v, struct gr_bdev *bdev, const struct vmfs_device_add *add, struct gr_err *err);
+/* Another host is adding (or has added) this device: open it. It is read to see that it belongs here. The caller keeps its reference
+ * until it leaves. What was opened for an addition that came to nothing is let go of. */
+int vmfs_device_open(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err);
+/* Is the device with this uuid open, member or not? Any context. */
+bool vmfs_device_is_open(struct vmfs *v, const uint8_t uuid[16]);
+
 /* Wait until what was deleted, here or by a host that is gone, has given its space back. -ETIMEDOUT: it goes on in the background. */
 int vmfs_settle(struct vmfs *v, uint64_t timeout_ms);
 /* Below so much free space whoever has a disk open gets GR_EVENT_THRESHOLD, once until there is clearly more again. */

@@ -2,51 +2,6 @@
 #include "common/seam.h"
 #include "vmfs/internal.h"
 
-/* ---- superblocks ---- */
-static int super_read_copy(struct vmfs *v, unsigned dev, uint64_t unit, struct vsuper *ret, struct gr_err *err)
-{
-    struct vmfs_super_disk *d = vunits_alloc(1);
-    uint64_t self = vmfs_addr(dev, unit);
-    int r = d ? gr_pread(v->dev[dev].ch, d, VMFS_UNIT, unit * VMFS_UNIT) : -ENOMEM;
-    if (r < 0)
-        gr_fail(err, r, "'%s': cannot read the superblock at unit %llu: %s", v->dev[dev].bdev->name, (unsigned long long)unit, gr_code_text(r));
-    if (r == 0 && (gr_le32_get(d->hdr.magic) != VMFS_MAGIC || gr_le16_get(d->hdr.type) != VMFS_T_SUPER))
-        r = gr_fail(err, -GR_EFORMAT, "'%s': no Granary superblock at unit %llu", v->dev[dev].bdev->name, (unsigned long long)unit);
-    if (r == 0) { /* a device may sit at another place in the list than its superblock says: that is found out later */
-        uint64_t says = gr_le64_get(d->hdr.self);
-        if (vmfs_addr_unit(says) == unit)
-            self = says;
-        r = vhdr_check(NULL, d, VMFS_T_SUPER, 1, self, err);
-    }
-    if (r == 0)
-        r = vsuper_decode(d, ret, err);
-    if (r == 0 && vmfs_addr_dev(self) != ret->this_device)
-        r = gr_fail(err, -GR_ECORRUPT, "'%s': rule 4: superblock of another device", v->dev[dev].bdev->name);
-    free(d);
-    return r;
-}
-
-int vsuper_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct gr_err *err)
-{
-    struct gr_err ea = { 0 }, eb = { 0 };
-    struct vsuper a, b;
-    int ra = super_read_copy(v, dev, VMFS_SUPER_A, &a, &ea), rb = super_read_copy(v, dev, VMFS_SUPER_B, &b, &eb);
-    if (ra == 0 && rb == 0) {
-        *ret = b.generation > a.generation ? b : a;
-        return 0;
-    }
-    if (ra == -GR_EVERSION || rb == -GR_EVERSION) /* even one: a newer Granary has begun to change the volume */
-        return gr_fail(err, -GR_EVERSION, "'%s': %s", v->dev[dev].bdev->name, ra == -GR_EVERSION ? ea.text : eb.text);
-    if (ra == 0 || rb == 0) {
-        vmfs_warn(v, "%s; the %s copy of the superblock is used", ra < 0 ? ea.text : eb.text, ra < 0 ? "second" : "first");
-        *ret = ra == 0 ? a : b;
-        return 0;
-    }
-    if ((ra == -GR_EFORMAT || ra == -GR_ERANGE) && (rb == -GR_EFORMAT || rb == -GR_ERANGE)) /* range: too small to have one there */
-        return gr_fail(err, -GR_EFORMAT, "'%s' is not a Granary datastore", v->dev[dev].bdev->name);
-    return gr_fail(err, ra == -GR_EFORMAT ? rb : ra, "'%s': both superblocks are damaged: %s; %s", v->dev[dev].bdev->name, ea.text, eb.text);
-}
-
 static int devices_open(struct vmfs *v, struct gr_bdev *const *devices, unsigned n, struct gr_err *err)
 {
     if (n == 0 || n > VMFS_DEVICES_MAX)
@@ -61,38 +16,50 @@ static int devices_open(struct vmfs *v, struct gr_bdev *const *devices, unsigned
     return 0;
 }
 
-/* Read all superblocks and put the devices into the volume's order. */
-static int devices_check(struct vmfs *v, struct gr_err *err)
+/* The devices in the volume's order; their superblocks are in @s. Device 0's counts: it is the first to be written when anything changes. */
+static int devices_sort(struct vmfs *v, const struct vsuper *s, struct gr_err *err)
 {
     struct vdev sorted[VMFS_DEVICES_MAX] = { 0 };
-    struct vsuper s;
     for (unsigned i = 0; i < v->n_dev; i++) {
-        struct gr_geometry g;
-        int r = vsuper_read(v, i, &s, err);
-        if (r < 0)
-            return r;
-        if (i == 0)
-            v->sb = s;
-        if (memcmp(s.uuid, v->sb.uuid, 16) != 0)
-            return gr_fail(err, -EINVAL, "'%s' belongs to datastore '%s', not to '%s'", v->dev[i].bdev->name, s.name, v->sb.name);
-        if (sorted[s.this_device].bdev)
-            return gr_fail(err, -EINVAL, "'%s' and '%s' are the same device of datastore '%s'", v->dev[i].bdev->name,
-                           sorted[s.this_device].bdev->name, s.name);
-        r = gr_bdev_geometry(v->dev[i].bdev, &g);
-        if (r < 0 || g.size / VMFS_UNIT < s.dev[s.this_device].units)
-            return gr_fail(err, -GR_ECORRUPT, "'%s' is cut short: %llu bytes where the datastore has %llu", v->dev[i].bdev->name,
-                           (unsigned long long)(r < 0 ? 0 : g.size), (unsigned long long)s.dev[s.this_device].units * VMFS_UNIT);
-        if (s.generation > v->sb.generation)
-            v->sb = s;
-        sorted[s.this_device] = v->dev[i];
+        unsigned at = s[i].this_device;
+        memcpy(v->dev[i].uuid, s[i].dev[at].uuid, 16);
+        if (memcmp(s[i].uuid, s[0].uuid, 16) != 0)
+            return gr_fail(err, -EINVAL, "'%s' belongs to datastore '%s', not to '%s'", v->dev[i].bdev->name, s[i].name, s[0].name);
+        if (sorted[at].bdev)
+            return gr_fail(err, -EINVAL, "'%s' and '%s' are the same device of datastore '%s'", v->dev[i].bdev->name, sorted[at].bdev->name, s[i].name);
+        sorted[at] = v->dev[i];
+        if (at == 0)
+            v->sb = s[i];
     }
+    if (!sorted[0].bdev)
+        return gr_fail(err, -ENODEV, "datastore '%s': the device is missing that has its tables, number 0", s[0].name);
+    for (unsigned i = 0; i < VMFS_DEVICES_MAX; i++)
+        if (sorted[i].bdev && (i >= v->sb.n_devices || memcmp(sorted[i].uuid, v->sb.dev[i].uuid, 16) != 0))
+            return gr_fail(err, -EINVAL, "'%s' is no member of datastore '%s': it was about to be added when that ended; leave it away, and add it again",
+                           sorted[i].bdev->name, v->sb.name);
     if (v->n_dev != v->sb.n_devices)
         return gr_fail(err, -ENODEV, "datastore '%s' has %u devices, %u were given", v->sb.name, v->sb.n_devices, v->n_dev);
-    for (unsigned i = 0; i < v->n_dev; i++)
-        if (!sorted[i].bdev)
-            return gr_fail(err, -GR_ECORRUPT, "datastore '%s': its devices do not agree on how many they are", v->sb.name);
     memcpy(v->dev, sorted, sizeof sorted);
     return 0;
+}
+
+static int devices_check(struct vmfs *v, struct gr_err *err)
+{
+    struct vsuper *s = gr_zalloc(v->n_dev * sizeof *s);
+    int r = s ? 0 : gr_fail(err, -ENOMEM, "out of memory");
+    for (unsigned i = 0; r == 0 && i < v->n_dev; i++)
+        r = vsuper_read(v, i, &s[i], err);
+    if (r == 0)
+        r = devices_sort(v, s, err);
+    for (unsigned i = 0; r == 0 && i < v->n_dev; i++) {
+        struct gr_geometry g;
+        r = gr_bdev_geometry(v->dev[i].bdev, &g);
+        if (r < 0 || g.size / VMFS_UNIT < v->sb.dev[i].units)
+            r = gr_fail(err, -GR_ECORRUPT, "'%s' is cut short: %llu bytes where the datastore has %llu", v->dev[i].bdev->name,
+                        (unsigned long long)(r < 0 ? 0 : g.size), (unsigned long long)v->sb.dev[i].units * VMFS_UNIT);
+    }
+    free(s);
+    return r;
 }
 
 /* ---- join ---- */

@@ -53,7 +53,7 @@ static int devices_known(struct vmfs *v, const struct vsuper *s, struct gr_err *
     for (unsigned i = v->sb.n_devices; i < s->n_devices; i++)
         if (i >= v->n_dev || memcmp(v->dev[i].uuid, s->dev[i].uuid, 16) != 0)
             return gr_fail(err, -ENODEV, "datastore '%s' has got a device, number %u, that is not open on this host: "
-                           "'granary datastore device add' it here, too", s->name, i);
+                           "'granary datastore add-device' it here, too", s->name, i);
     return 0;
 }
 

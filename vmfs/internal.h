@@ -421,7 +421,7 @@ int vslot_recover_own(struct vmfs *v, struct gr_err *err); /* what an earlier st
 /* Make our key and register it with the fence of every device, before anything is read; -EINVAL: fenced and other devices mixed. */
 int vlife_enter(struct vmfs *v, struct gr_err *err);
 int vlife_enter_device(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err); /* one more, of the kind of the others */
-void vlife_leave_device(struct vmfs *v, struct gr_bdev *bdev); /* the one entered last */
+void vlife_leave_device(struct vmfs *v, struct gr_bdev *bdev); /* and what was entered for it */
 int vlife_watch(struct vmfs *v, struct gr_err *err); /* answer alarms from now on; the superblock is known */
 /* The end of it; in a fiber when there is a fence. @orderly: nothing of ours is under way, and we do not come back. */
 void vlife_stop(struct vmfs *v, bool orderly);

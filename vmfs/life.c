@@ -158,8 +158,18 @@ int vlife_enter_device(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err)
 void vlife_leave_device(struct vmfs *v, struct gr_bdev *bdev)
 {
     struct vlife *l = &v->life;
-    if (bdev->fence && l->n_entered)
-        leave_one(l, --l->n_entered, true);
+    unsigned i = 0;
+    while (i < l->n_entered && l->entered[i] != bdev)
+        i++;
+    if (i == l->n_entered)
+        return;
+    leave_one(l, i, true);
+    if (i == --l->n_entered)
+        return;
+    struct gr_bdev *last = l->entered[l->n_entered]; /* takes its place */
+    gr_bdev_unlisten(last, &l->listener[l->n_entered]);
+    l->entered[i] = last;
+    gr_bdev_listen(last, &l->listener[i]);
 }
 
 int vlife_enter(struct vmfs *v, struct gr_err *err)

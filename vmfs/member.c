@@ -80,16 +80,16 @@ int vmfs_device_open(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err)
     return r;
 }
 
-bool vmfs_device_is_open(struct vmfs *v, const uint8_t uuid[16])
+int vmfs_device_number(struct vmfs *v, const struct gr_bdev *bdev)
 {
-    for (unsigned i = 0; i < v->n_dev; i++)
-        if (memcmp(v->dev[i].uuid, uuid, 16) == 0)
-            return true;
-    return false;
+    for (unsigned i = 0; i < v->sb.n_devices; i++)
+        if (v->dev[i].bdev == bdev)
+            return (int)i;
+    return -ENOENT;
 }
 
 /* ---- adding ---- */
-/* Nothing that anybody would miss: blank, or what an attempt to add it here left. */
+/* Nothing that anybody would miss: blank, or what an attempt to add it here left. 1: it is a member, which this host had not noticed. */
 static int refuse_used(struct vmfs *v, unsigned n, bool force, struct gr_err *err)
 {
     struct gr_bdev *d = v->dev[n].bdev;
@@ -99,11 +99,14 @@ static int refuse_used(struct vmfs *v, unsigned n, bool force, struct gr_err *er
     if (r < 0 || !what[0])
         return r;
     if (vsuper_read(v, n, &s, NULL) == 0) {
-        if (memcmp(s.uuid, v->sb.uuid, 16) == 0 && is_member(v, s.dev[s.this_device].uuid))
-            return gr_fail(err, -EEXIST, "'%s' is a device of datastore '%s' already", d->name, v->sb.name);
-        force |= memcmp(s.uuid, v->sb.uuid, 16) == 0;
+        const uint8_t *uuid = s.dev[s.this_device].uuid;
         if (memcmp(s.uuid, v->sb.uuid, 16) != 0)
             return gr_fail(err, -EEXIST, "'%s' holds a %s: destroy that first, nothing was changed", d->name, what);
+        if (is_member(v, uuid))
+            return gr_fail(err, -EEXIST, "'%s' is a device of datastore '%s' already", d->name, v->sb.name);
+        memcpy(v->dev[n].uuid, uuid, 16);
+        r = vmfs_refresh(v, err);
+        return r < 0 ? r : is_member(v, uuid);
     }
     return force ? 0 : gr_fail(err, -EEXIST, "'%s' already holds a %s: nothing was changed", d->name, what);
 }
@@ -178,6 +181,7 @@ int vmfs_device_add(struct vmfs *v, struct gr_bdev *bdev, const struct vmfs_devi
             r = ns_end(v, add_locked(v, (unsigned)n, add, err), err);
         if (v->sb.n_devices == (unsigned)n && !v->fenced)
             vmember_close(v);
+        r = r == 1 ? 0 : r;
     }
     gr_fmutex_unlock(&v->member_lock);
     return r;

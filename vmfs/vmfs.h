@@ -60,7 +60,8 @@ struct vmfs_join_opts {
     void (*warn)(void *arg, const char *text); /* damage repaired from a copy, slots recovered, …; may be NULL */
     void *warn_arg;
 };
-/* Join: read the superblock (second copy with a warning when the first is damaged), recover dead hosts' slots, take a slot.
+/* Join: read the superblock (second copy with a warning when the first is damaged), recover dead hosts' slots, take a slot. A device that
+ * was about to be added when that ended is left alone, with a warning (vmfs_device_number()).
  * Errors: -GR_EFORMAT no datastore, -GR_EVERSION, -GR_ECORRUPT, -GR_ELOCKED no free slot, -ENODEV device missing. */
 int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_join_opts *opts, struct vmfs **ret,
               struct gr_err *err);
@@ -126,13 +127,13 @@ struct vmfs_device_add {
 };
 /* Add @bdev to the volume while it is in use; the volume keeps using it until it is left, the caller keeps its reference until then. Refused
  * when it holds anything recognisable. Cut off or failed before it is a member: nothing has changed, and the same device can be added
- * again. -EEXIST: holds something, or is a member; -EINVAL: too small, or of another kind than the others. */
+ * again. A member that this host did not have open is opened. -EEXIST: holds something, or is open here already; -EINVAL: too small, or of another kind than the others. */
 int vmfs_device_add(struct vmfs *v, struct gr_bdev *bdev, const struct vmfs_device_add *add, struct gr_err *err);
 /* Another host is adding (or has added) this device: open it. It is read to see that it belongs here. The caller keeps its reference
  * until it leaves. What was opened for an addition that came to nothing is let go of. */
 int vmfs_device_open(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err);
-/* Is the device with this uuid open, member or not? Any context. */
-bool vmfs_device_is_open(struct vmfs *v, const uint8_t uuid[16]);
+/* Its number when @bdev, as it was given to join, add or open, is a device of the volume now; -ENOENT. Any context. */
+int vmfs_device_number(struct vmfs *v, const struct gr_bdev *bdev);
 
 /* Wait until what was deleted, here or by a host that is gone, has given its space back. -ETIMEDOUT: it goes on in the background. */
 int vmfs_settle(struct vmfs *v, uint64_t timeout_ms);

@@ -33,13 +33,22 @@ static int devices_sort(struct vmfs *v, const struct vsuper *s, struct gr_err *e
     }
     if (!sorted[0].bdev)
         return gr_fail(err, -ENODEV, "datastore '%s': the device is missing that has its tables, number 0", s[0].name);
-    for (unsigned i = 0; i < VMFS_DEVICES_MAX; i++)
-        if (sorted[i].bdev && (i >= v->sb.n_devices || memcmp(sorted[i].uuid, v->sb.dev[i].uuid, 16) != 0))
-            return gr_fail(err, -EINVAL, "'%s' is no member of datastore '%s': it was about to be added when that ended; leave it away, and add it again",
-                           sorted[i].bdev->name, v->sb.name);
-    if (v->n_dev != v->sb.n_devices)
-        return gr_fail(err, -ENODEV, "datastore '%s' has %u devices, %u were given", v->sb.name, v->sb.n_devices, v->n_dev);
+    for (unsigned i = 0; i < VMFS_DEVICES_MAX; i++) {
+        if (!sorted[i].bdev || (i < v->sb.n_devices && memcmp(sorted[i].uuid, v->sb.dev[i].uuid, 16) == 0))
+            continue;
+        vmfs_warn(v, "'%s' is no device of datastore '%s' and is left alone: it was about to be added when that ended; it can be added again",
+                  sorted[i].bdev->name, v->sb.name);
+        vlife_leave_device(v, sorted[i].bdev);
+        gr_chan_close(sorted[i].ch);
+        sorted[i] = (struct vdev){ 0 };
+        v->n_dev--;
+    }
+    unsigned given = v->n_dev;
     memcpy(v->dev, sorted, sizeof sorted);
+    v->n_dev = v->sb.n_devices;
+    for (unsigned i = 0; i < v->sb.n_devices; i++)
+        if (!sorted[i].bdev)
+            return gr_fail(err, -ENODEV, "datastore '%s' has %u devices, %u were given: number %u is missing", v->sb.name, v->sb.n_devices, given, i);
     return 0;
 }
 

@@ -32,7 +32,7 @@ int vmfs_grow(struct vmfs *v, struct gr_err *err)
     if (r < 0)
         return gr_fail(err, r, "datastore '%s': its device cannot be used: %s", v->sb.name, gr_code_text(r));
     if (g.size / VMFS_UNIT <= v->sb.dev[v->n_dev - 1].units)
-        return 0;
+        return vmfs_refresh(v, err); /* another host may have made it grow, or added a device */
     r = ns_begin(v, &root, err);
     if (r < 0)
         return r;

@@ -39,6 +39,7 @@ void vmember_close(struct vmfs *v)
 /* One that was opened for an attempt which came to nothing. */
 static void close_stale(struct vmfs *v)
 {
+    vmfs_refresh(v, NULL); /* it may be a member by now */
     while (v->n_dev > v->sb.n_devices)
         vmember_close(v);
 }

@@ -112,10 +112,10 @@ static int table_scan(struct scan *s)
 }
 
 /* ---- slots and their lists of foreign frees ---- */
-static void foreign_add(struct chk *c, const struct vmfs_run_disk *runs, uint32_t n)
+static void foreign_put(struct chk *c, uint64_t addr, uint64_t units)
 {
-    if (c->n_foreign + n > c->cap_foreign) {
-        size_t cap = (c->n_foreign + n) * 2;
+    if (c->n_foreign == c->cap_foreign) {
+        size_t cap = c->cap_foreign ? c->cap_foreign * 2 : 64;
         struct vmfs_run *f = gr_realloc(c->foreign, cap * sizeof *f);
         if (!f) {
             chk_nomem(c);
@@ -124,14 +124,32 @@ static void foreign_add(struct chk *c, const struct vmfs_run_disk *runs, uint32_
         c->foreign = f;
         c->cap_foreign = cap;
     }
+    c->foreign[c->n_foreign++] = (struct vmfs_run){ addr, units };
+}
+
+/* Where its units lie now. */
+static void foreign_one(struct chk *c, uint64_t addr, uint64_t units)
+{
+    if (!c->v->sp.any_moved || !units || units > UINT32_MAX || vmfs_addr_dev(addr) >= c->v->sb.n_devices) {
+        foreign_put(c, addr, units); /* whatever is wrong with it is found later */
+        return;
+    }
+    for (uint32_t n; units; addr += n, units -= n) {
+        uint64_t now = moved_addr(c->v, addr, (uint32_t)units, &n);
+        foreign_put(c, now ? now : addr, n);
+    }
+}
+
+static void foreign_add(struct chk *c, const struct vmfs_run_disk *runs, uint32_t n)
+{
     for (uint32_t i = 0; i < n; i++)
-        c->foreign[c->n_foreign++] = (struct vmfs_run){ gr_le64_get(runs[i].addr), gr_le64_get(runs[i].units) };
+        foreign_one(c, gr_le64_get(runs[i].addr), gr_le64_get(runs[i].units));
 }
 
 static void aux_blob(struct chk *c, uint32_t slot, const struct vmfs_aux_disk *a, uint32_t more)
 {
     uint32_t units = gr_le32_get(a->blob_units);
-    uint64_t addr = gr_le64_get(a->blob_addr);
+    uint64_t addr = moved_addr(c->v, gr_le64_get(a->blob_addr), units, NULL);
     struct chk_use u = { .print = chk_print(slot, UINT64_MAX, 1, addr), .owned = true, .full = true };
     struct gr_err err = { 0 };
     if (units == 0 || units > 65536 || (uint64_t)units * VMFS_UNIT - sizeof(struct vmfs_hdr_disk) < more * sizeof(struct vmfs_run_disk)) {
@@ -143,7 +161,7 @@ static void aux_blob(struct chk *c, uint32_t slot, const struct vmfs_aux_disk *a
     uint8_t *b = vunits_alloc(units);
     int r = b ? vdev_read(c->v, addr, units, b) : chk_nomem(c);
     if (r == 0)
-        r = vhdr_check(c->v->sb.uuid, b, VMFS_T_BLOB, units, addr, &err);
+        r = vblock_check(c->v, b, VMFS_T_BLOB, units, addr, &err);
     if (r == 0)
         foreign_add(c, (const struct vmfs_run_disk *)(b + sizeof(struct vmfs_hdr_disk)), more);
     else
@@ -227,6 +245,7 @@ static void shares_take(struct chk *c, uint32_t index)
                                   .shares_units = gr_le32_of(r->shares_units) };
     struct gr_err err = { 0 };
     int rc = share_load(c->v, &read, &h, &err);
+    r->shares_addr = read.shares_addr;
     r->shares = read.shares;
     r->n_shares = (uint32_t)read.n_shares;
     if (rc < 0) {
@@ -240,8 +259,22 @@ static void shares_take(struct chk *c, uint32_t index)
         chk_error(c, "region %u: %s, where its list of shared units lies, is also in use for something else", index, chk_unit(r->shares_addr, at));
 }
 
+/* The lists of what lay on devices that leave. */
+static void moved_reach(struct chk *c)
+{
+    for (unsigned i = 0; i < c->v->sb.n_devices; i++) {
+        const struct vdevinfo *d = &c->v->sb.dev[i];
+        uint64_t addr = moved_addr(c->v, d->moved_addr, d->moved_units, NULL);
+        struct chk_use u = { .print = chk_print(i, UINT64_MAX, 3, addr), .owned = true, .full = true };
+        char at[40];
+        if (addr && chk_reach(c, addr, d->moved_units, &u) != CHK_NEW)
+            chk_error(c, "%s, where the list of what lay on device %u lies, is also in use for something else", chk_unit(addr, at), i);
+    }
+}
+
 int chk_shares(struct chk *c)
 {
+    moved_reach(c);
     for (uint32_t i = 0; i < c->n_regions && !c->failed; i++)
         if (c->regions[i].shares_addr)
             shares_take(c, i);
@@ -349,7 +382,7 @@ static void inode_block(struct chk *c, uint32_t index, uint32_t sub, const uint8
         c->cap_objs = cap;
     }
     struct chk_obj *o = &c->objs[c->n_objs++];
-    *o = (struct chk_obj){ .id = i.id, .type = i.type, .n_snapshots = i.n_snapshots, .size = i.size, .blob_addr = i.blob_addr,
+    *o = (struct chk_obj){ .id = i.id, .type = i.type, .n_snapshots = i.n_snapshots, .size = i.size, .blob_addr = moved_addr(c->v, i.blob_addr, i.blob_units, NULL),
                            .blob_bytes = i.blob_bytes, .blob_units = i.blob_units };
     if (!i.blob_addr)
         blob_take(c, o, i.inline_blob);
@@ -366,7 +399,7 @@ static int regions_scan(struct chk *c)
     struct scan s = { c, &sb->regions, "region", VMFS_T_REGION, VMFS_T_BITMAP, 0, common, region_block, NULL, NULL, 0 };
     r = table_scan(&s);
     for (unsigned d = 0; r == 0 && d < sb->n_devices; d++) {
-        if (!sb->dev[d].table.entries)
+        if (!sb->dev[d].table.entries || sb->dev[d].state == VMFS_DEVICE_GONE)
             continue;
         s.t = &sb->dev[d].table;
         s.end = sb->dev[d].regions;
@@ -403,7 +436,7 @@ int chk_blobs(struct chk *c)
         uint8_t *b = chk_region_of(c, o->blob_addr, o->blob_units) ? vunits_alloc(o->blob_units) : NULL;
         int r = b ? vdev_read(c->v, o->blob_addr, o->blob_units, b) : -GR_ECORRUPT;
         if (r == 0)
-            r = vhdr_check(c->v->sb.uuid, b, VMFS_T_BLOB, o->blob_units, o->blob_addr, &err);
+            r = vblock_check(c->v, b, VMFS_T_BLOB, o->blob_units, o->blob_addr, &err);
         if (r == 0) {
             blob_take(c, o, b + sizeof(struct vmfs_hdr_disk));
         } else {
@@ -471,7 +504,7 @@ int chk_supers(struct chk *c)
         a[n++] = x;
     }
     for (unsigned d = 0; d < v->sb.n_devices; d++)
-        for (unsigned copy = 0; copy < 2; copy++) {
+        for (unsigned copy = 0; v->sb.dev[d].state != VMFS_DEVICE_GONE && copy < 2; copy++) {
             struct area x = { vmfs_addr(d, copy ? VMFS_SUPER_B : VMFS_SUPER_A), 1, "" };
             snprintf(x.what, sizeof x.what, "superblock %c", copy ? 'B' : 'A');
             a[n++] = x;

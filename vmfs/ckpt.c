@@ -294,10 +294,29 @@ static void foreign_capture(struct ckpt *c)
     s->foreign_dirty = false;
 }
 
+/* ---- for evacuate.c ---- */
+uint8_t *ckpt_take(struct ckpt *c, uint64_t addr, uint32_t units)
+{
+    struct chunk *k = chunk_add(c, addr, units);
+    if (!k) {
+        c->error = -ENOMEM;
+        return NULL;
+    }
+    k->used = units;
+    space_used(c->v, addr, units);
+    return k->buf;
+}
+void ckpt_image(struct ckpt *c, uint64_t addr_a, uint64_t addr_b, const void *block) { image_add(c, addr_a, addr_b, block); }
+void ckpt_fail(struct ckpt *c, int code) { c->error = code; }
+uint64_t ckpt_number(const struct ckpt *c) { return c->number; }
+struct vmfs *ckpt_volume(const struct ckpt *c) { return c->v; }
+
 static void capture(struct ckpt *c)
 {
     struct vmfs *v = c->v;
     c->number = ++v->ckpt_started;
+    if (v->sp.evac)
+        evac_capture(c);
     for (unsigned h = 0; h < VOBJ_HASH; h++)
         for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
             object_capture(c, o);
@@ -497,7 +516,7 @@ static int write_out(struct ckpt *c)
 
 static bool anything_to_do(struct vmfs *v)
 {
-    if (v->j.n_pending || v->j.used || v->sp.foreign_dirty || v->dirty_nodes)
+    if (v->sp.evac || v->j.n_pending || v->j.used || v->sp.foreign_dirty || v->dirty_nodes)
         return true;
     for (struct vregion *r = v->sp.regions; r; r = r->next)
         if (r->dirty)

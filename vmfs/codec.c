@@ -123,6 +123,10 @@ static int super_ranges_ok(const struct vsuper *s, struct gr_err *err)
         common = d->table.entries ? common : regions; /* their indexes in the common table are those in the volume */
         if ((r = own_table_ok(s, i, err)) < 0)
             return r;
+        if (d->state > VMFS_DEVICE_GONE || (i == 0 && d->state) || d->moved_units > VMFS_BLOB_UNITS_MAX || d->mover > s->slots.entries ||
+            (d->moved_addr && (d->state == VMFS_DEVICE_IN_USE || !d->moved_bytes || d->moved_bytes % sizeof(struct vmfs_moved_disk) ||
+                               d->moved_bytes > (uint64_t)d->moved_units * VMFS_UNIT - sizeof(struct vmfs_hdr_disk))))
+            return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: device %u in state %u", i, d->state);
     }
     if (regions == 0 || regions > UINT32_MAX || common > s->regions.entries)
         return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: %llu regions in a table of %u", (unsigned long long)regions, s->regions.entries);
@@ -136,6 +140,25 @@ static int super_ranges_ok(const struct vsuper *s, struct gr_err *err)
     if (r == 0)
         r = table_ok(s, &s->inodes, 1, "inode", err);
     return r;
+}
+
+static void member_get(const struct vmfs_member_disk *d, struct vdevinfo *i)
+{
+    table_get(&d->regions, &i->table);
+    i->state = gr_le32_get(d->state);
+    i->mover = gr_le32_get(d->mover);
+    i->moved_addr = gr_le64_get(d->moved_addr);
+    i->moved_bytes = gr_le32_get(d->moved_bytes);
+    i->moved_units = gr_le32_get(d->moved_units);
+}
+static void member_put(const struct vdevinfo *i, struct vmfs_member_disk *d)
+{
+    table_put(&i->table, &d->regions);
+    d->state = gr_le32_of(i->state);
+    d->mover = gr_le32_of(i->mover);
+    d->moved_addr = gr_le64_of(i->moved_addr);
+    d->moved_bytes = gr_le32_of(i->moved_bytes);
+    d->moved_units = gr_le32_of(i->moved_units);
 }
 
 int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
@@ -169,8 +192,8 @@ int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
         s.dev[i].first_unit = gr_le64_get(d->devices[i].first_unit);
         s.dev[i].first_region = gr_le32_get(d->devices[i].first_region);
         s.dev[i].regions = gr_le32_get(d->devices[i].regions);
-        if (s.incompat & VMFS_INCOMPAT_MEMBERS)
-            table_get(&d->members[i].regions, &s.dev[i].table);
+        if (s.incompat & (VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED))
+            member_get(&d->members[i], &s.dev[i]);
     }
     int r = super_ranges_ok(&s, err);
     if (r < 0)
@@ -203,7 +226,7 @@ void vsuper_encode(const struct vsuper *s, uint64_t self, void *block)
         d->devices[i].first_unit = gr_le64_of(s->dev[i].first_unit);
         d->devices[i].first_region = gr_le32_of(s->dev[i].first_region);
         d->devices[i].regions = gr_le32_of(s->dev[i].regions);
-        table_put(&s->dev[i].table, &d->members[i].regions);
+        member_put(&s->dev[i], &d->members[i]);
     }
     seal(s->uuid, block, VMFS_T_SUPER, 1, self, s->generation, 0);
 }

@@ -22,9 +22,15 @@
  * blocks into the journal, makes them durable, writes them home, and moves the journal's tail. So the state of a host at any
  * cut is: home blocks, plus the last complete image set, plus the records behind it, in order.
  *
+ * A DEVICE THAT LEAVES. Nothing new is put on it and nothing on it is overwritten, so its content can be copied while it is read. A checkpoint
+ * marks the copies' units as used, frees the originals, and puts the list of what lies where (struct vmfs_moved_disk) into the superblock, all
+ * with one set of images. Maps and blobs keep the old addresses until they are written again for another reason: whoever reads one looks
+ * up where it lies now. Blocks keep the address they were written at (rule 4 follows the list). When all is moved the device is gone; its number
+ * and its list stay.
+ *
  * VALIDITY RULES of every metadata block
  *   rule 1 magic and type are the expected ones     rule 2 version <= VMFS_VERSION    rule 3 volume equals the superblock's
- *   rule 4 self equals the address read from        rule 5 crc32c over all units of the block with the field zero
+ *   rule 4 self equals the address read from (or was moved there)     rule 5 crc32c over all units of the block with the field zero
  *   rule 6 units matches the pointer                rule 7 numbers inside are in range (each decoder says which)
  *
  * LOCKS. A lock names slot, slot generation and token. It counts while that slot is in use under that generation.
@@ -51,7 +57,8 @@
 #define VMFS_INCOMPAT_SHARES 1ull       /* regions list units that more than one owner names; without it nothing is shared by copying */
 #define VMFS_INCOMPAT_ALARMS 2ull       /* slots have alarms: entries of three units; without it the volume lies on files or block devices */
 #define VMFS_INCOMPAT_MEMBERS 4ull      /* devices were added after format: struct vmfs_member_disk tells of them; without it all of it is zero */
-#define VMFS_INCOMPAT_KNOWN (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS)
+#define VMFS_INCOMPAT_MOVED 8ull        /* a device leaves or has left: addresses on it are looked up */
+#define VMFS_INCOMPAT_KNOWN (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED)
 #define VMFS_RO_COMPAT_KNOWN 0ull
 
 #define VMFS_ADDR_NONE 0ull
@@ -108,11 +115,20 @@ GR_SIZE(struct vmfs_device_disk, 48);
 /* More of a device. */
 struct vmfs_member_disk {
     struct vmfs_table_disk regions; /* its own table; entries 0: its regions are in the common one */
-    gr_le32 state;                  /* zero */
-    gr_le32 reserved;
-    gr_le64 reserved2[4];
+    gr_le32 state;                  /* enum vmfs_device_state */
+    gr_le32 mover;                  /* LEAVING: slot + 1 of the host that is at it, alone; 0: nobody is */
+    gr_le64 moved_addr;             /* LEAVING, GONE: blob of struct vmfs_moved_disk, ascending, apart; 0: nothing moved */
+    gr_le32 moved_bytes, moved_units;
+    gr_le64 reserved[2];
 } __attribute__((packed));
 GR_SIZE(struct vmfs_member_disk, 64);
+enum vmfs_device_state { VMFS_DEVICE_IN_USE = 0, VMFS_DEVICE_LEAVING = 1, VMFS_DEVICE_GONE = 2 };
+/* Units [from, from + units) of the device lie at address @to (which may have moved, too) and behind. A block of several units is never cut. */
+struct vmfs_moved_disk {
+    gr_le64 from, to;
+    gr_le32 units, reserved;
+} __attribute__((packed));
+GR_SIZE(struct vmfs_moved_disk, 24);
 
 struct vmfs_super_disk {
     struct vmfs_hdr_disk hdr;

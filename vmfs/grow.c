@@ -7,6 +7,8 @@ static int grown(const struct vmfs *v, uint64_t units, struct vsuper *s, struct 
 {
     *s = v->sb;
     struct vdevinfo *d = &s->dev[s->n_devices - 1];
+    if (d->state != VMFS_DEVICE_IN_USE)
+        return gr_fail(err, -EBUSY, "datastore '%s': the device it would grow on leaves or has left: add another device", s->name);
     uint64_t regions = (units - d->first_unit) / s->region_units, rest = (units - d->first_unit) % s->region_units;
     regions += rest >= VMFS_REGION_MIN;
     if (units > VMFS_MAX_UNITS)
@@ -23,15 +25,18 @@ static int grown(const struct vmfs *v, uint64_t units, struct vsuper *s, struct 
     return regions > v->sb.dev[s->n_devices - 1].regions;
 }
 
-int vmfs_grow(struct vmfs *v, struct gr_err *err)
+static int grow(struct vmfs *v, struct gr_err *err)
 {
     struct gr_geometry g;
     struct vsuper s;
     struct vobj *root;
-    int r = gr_bdev_geometry(v->dev[v->n_dev - 1].bdev, &g);
+    struct gr_bdev *last = v->dev[v->sb.n_devices - 1].bdev;
+    int r = last ? gr_bdev_geometry(last, &g) : vmfs_refresh(v, err);
+    if (!last)
+        return r; /* it has left */
     if (r < 0)
         return gr_fail(err, r, "datastore '%s': its device cannot be used: %s", v->sb.name, gr_code_text(r));
-    if (g.size / VMFS_UNIT <= v->sb.dev[v->n_dev - 1].units)
+    if (g.size / VMFS_UNIT <= v->sb.dev[v->sb.n_devices - 1].units)
         return vmfs_refresh(v, err); /* another host may have made it grow, or added a device */
     r = ns_begin(v, &root, err);
     if (r < 0)
@@ -47,6 +52,14 @@ int vmfs_grow(struct vmfs *v, struct gr_err *err)
     return ns_end(v, r, err);
 }
 
+int vmfs_grow(struct vmfs *v, struct gr_err *err)
+{
+    gr_fmutex_lock(&v->member_lock);
+    int r = grow(v, err);
+    gr_fmutex_unlock(&v->member_lock);
+    return r;
+}
+
 /* Devices that became members since: they must be open here, or nothing is done with what may lie on them. */
 static int devices_known(struct vmfs *v, const struct vsuper *s, struct gr_err *err)
 {
@@ -57,6 +70,15 @@ static int devices_known(struct vmfs *v, const struct vsuper *s, struct gr_err *
     return 0;
 }
 
+static int adopt(struct vmfs *v, const struct vsuper *s, struct gr_err *err)
+{
+    int r = space_regions_added(v, s);
+    if (r < 0)
+        return gr_fail(err, r, "out of memory");
+    space_close(v);
+    return moved_load(v, err);
+}
+
 int vmfs_refresh(struct vmfs *v, struct gr_err *err)
 {
     struct vsuper s;
@@ -65,8 +87,8 @@ int vmfs_refresh(struct vmfs *v, struct gr_err *err)
     if (r < 0)
         gr_fail(err, r, "datastore '%s': the superblock cannot be read: %s", v->sb.name, gr_code_text(r));
     if (r == 0 && vhdr_check(v->sb.uuid, b, VMFS_T_SUPER, 1, vmfs_addr(0, VMFS_SUPER_A), NULL) == 0 && vsuper_decode(b, &s, NULL) == 0 &&
-        s.generation > v->sb.generation && (r = devices_known(v, &s, err)) == 0 && (r = space_regions_added(v, &s)) < 0)
-        gr_fail(err, r, "out of memory");
+        s.generation > v->sb.generation && (r = devices_known(v, &s, err)) == 0)
+        r = adopt(v, &s, err);
     free(b);
     return r;
 }

@@ -346,7 +346,9 @@ int vlife_end(struct vmfs *v, unsigned slot, const struct vslot *s, struct gr_er
     seen->ending = true;
     int r = our_earlier_self(v, s) ? 0 : lives(v, slot, s, timing_of(v)->patience_ms, err);
     for (unsigned i = 0; r == 0 && i < v->n_dev; i++) {
-        struct gr_bdev *d = gr_bdev_get(v->dev[i].bdev);
+        struct gr_bdev *d = v->dev[i].bdev ? gr_bdev_get(v->dev[i].bdev) : NULL;
+        if (!d)
+            continue;
         r = d->fence->eject(d, s->nonce, err);
         gr_bdev_put(d);
     }

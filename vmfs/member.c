@@ -47,7 +47,7 @@ static void close_stale(struct vmfs *v)
 static bool is_member(const struct vmfs *v, const uint8_t uuid[16])
 {
     for (unsigned i = 0; i < v->sb.n_devices; i++)
-        if (memcmp(v->sb.dev[i].uuid, uuid, 16) == 0)
+        if (v->sb.dev[i].state != VMFS_DEVICE_GONE && memcmp(v->sb.dev[i].uuid, uuid, 16) == 0)
             return true;
     return false;
 }
@@ -208,12 +208,14 @@ int vmfs_devices(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_device_
     int r = 0;
     for (unsigned i = 0; r == 0 && i < v->sb.n_devices; i++) {
         const struct vdevinfo *d = &v->sb.dev[i];
+        if (d->state == VMFS_DEVICE_GONE)
+            continue;
         struct vmfs_device_info info = { .number = i, .size = d->units * VMFS_UNIT, .metadata = d->first_unit * VMFS_UNIT, .regions = d->regions,
-                                         .added = d->table.entries != 0 };
+                                         .added = d->table.entries != 0, .leaving = d->state == VMFS_DEVICE_LEAVING };
         uint64_t free_units = 0;
         memcpy(info.uuid, d->uuid, 16);
         snprintf(info.name, sizeof info.name, "%s", v->dev[i].bdev->name);
-        r = free_of(v, i, &free_units, err);
+        r = d->state == VMFS_DEVICE_IN_USE ? free_of(v, i, &free_units, err) : 0;
         info.free = free_units * VMFS_UNIT;
         if (r == 0)
             fn(arg, &info);

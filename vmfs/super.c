@@ -48,6 +48,8 @@ int vsuper_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct gr_err 
 int vsuper_write(struct vmfs *v, const struct vsuper *s, unsigned dev, struct gr_err *err)
 {
     static const uint64_t at[] = { VMFS_SUPER_B, VMFS_SUPER_A };
+    if (s->dev[dev].state == VMFS_DEVICE_GONE)
+        return 0;
     uint8_t *b = vunits_alloc(1);
     struct vsuper copy = *s;
     int r = b ? 0 : -ENOMEM;

@@ -116,6 +116,7 @@ struct vmfs_device_info {
     uint64_t size, free, metadata; /* bytes; free as vmfs_info has it */
     unsigned regions;
     bool added;             /* after the format */
+    bool leaving;           /* what lies on it is being moved to the others, or was until that was broken off */
 };
 int vmfs_devices(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_device_info *d), void *arg, struct gr_err *err);
 struct vmfs_device_add {
@@ -132,6 +133,16 @@ int vmfs_device_add(struct vmfs *v, struct gr_bdev *bdev, const struct vmfs_devi
 /* Another host is adding (or has added) this device: open it. It is read to see that it belongs here. The caller keeps its reference
  * until it leaves. What was opened for an addition that came to nothing is let go of. */
 int vmfs_device_open(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err);
+struct vmfs_device_remove {
+    /* What has moved of what there is, bytes, once in a while; not 0: stop. In the fiber; may be NULL. */
+    int (*progress)(void *arg, uint64_t done, uint64_t all, struct gr_err *err);
+    void *arg;
+};
+/* Move all that lies on a device to the others while it is in use, and let go of it. No other host may have joined, nor can one meanwhile.
+ * Failed or cut off: what has moved stays moved, and another call goes on from there; until then nothing new is put on the device (on one
+ * from which nothing has moved, all is as before). -GR_ENOSPACE: the others have no room; -GR_ELOCKED: another host has joined; -EBUSY: it
+ * holds tables, -ENOENT. The caller puts its reference on the device afterwards. */
+int vmfs_device_remove(struct vmfs *v, unsigned number, const struct vmfs_device_remove *opts, struct gr_err *err);
 /* Its number when @bdev, as it was given to join, add or open, is a device of the volume now; -ENOENT. Any context. */
 int vmfs_device_number(struct vmfs *v, const struct gr_bdev *bdev);
 

@@ -1,4 +1,4 @@
-/* granary datastore create|join|leave|destroy|list|info|check|grow */
+/* granary datastore create|join|leave|destroy|list|info|check|grow|devices|add-device */
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/bdev_open.h"
@@ -29,6 +29,12 @@ static const struct gr_col info_cols[] = {
 static const struct gr_col host_cols[] = {
     {"slot", "SLOT", GR_COL_NUMBER}, {"host", "HOST", GR_COL_TEXT},     {"state", "STATE", GR_COL_TEXT},
     {"alive", "ALIVE", GR_COL_BOOL}, {"self", "SELF", GR_COL_BOOL},     {"portal", "PORTAL", GR_COL_TEXT},
+    {NULL},
+};
+
+static const struct gr_col device_cols[] = {
+    {"number", "NUMBER", GR_COL_NUMBER}, {"device", "DEVICE", GR_COL_TEXT}, {"size", "SIZE", GR_COL_SIZE},
+    {"used", "USED", GR_COL_SIZE},       {"free", "FREE", GR_COL_SIZE},     {"uuid", "UUID", GR_COL_TEXT},
     {NULL},
 };
 
@@ -225,6 +231,47 @@ static int cmd_grow(struct gr_cmd_ctx *c, struct gr_err *err)
     return r;
 }
 
+static int cmd_devices(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *res = NULL;
+    int r = named(c, "datastore.devices", &res, err);
+    if (r == 0)
+        r = gr_cmd_rows(c, device_cols, res);
+    json_decref(res);
+    return r;
+}
+
+static int cmd_add_device(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    const char *name = gr_cmd_arg(c, 0), *device = gr_cmd_arg(c, 1), *text = gr_cmd_opt(c, "size");
+    gr_auto_free char *path = NULL;
+    json_t *res = NULL, *host;
+    uint64_t size = 0;
+    size_t i;
+    int r = snap_datastore_name_check(name, err);
+    if (r == 0 && text)
+        r = snap_cmd_size(c, text, &size, err);
+    if (r == 0 && !gr_device_is_lun(device))
+        r = snap_cmd_absolute(device, &path, err);
+    json_t *params = r == 0 ? json_pack("{s:s,s:s}", "name", name, "device", path ? path : device) : NULL;
+    if (r == 0 && !params)
+        r = gr_fail(err, -GR_EUSAGE, "the device's name is not UTF-8");
+    if (r < 0)
+        return r;
+    if (text)
+        json_object_set_new(params, "size", json_integer((json_int_t)size));
+    if (gr_cmd_flag(c, "force"))
+        json_object_set_new(params, "force", json_true());
+    r = snap_cmd_call(c, "datastore.add-device", params, NULL, NULL, &res, err);
+    if (r < 0)
+        return r;
+    json_array_foreach(json_object_get(res, "unaware-hosts"), i, host)
+        fprintf(stderr, "granary: host '%s' serves nothing now: 'granary datastore add-device' it there, too\n", json_string_value(host));
+    r = gr_cmd_done(c, res, "device '%s' is part of datastore '%s'", device, name);
+    json_decref(res);
+    return r;
+}
+
 #define LOGIN_OPTS                                                                                        \
     {"user", "NAME", "CHAP user at the targets of LUNs"},                                                 \
     {"secret-file", "FILE", "its secret, in a file only you can read, which stays there"},                \
@@ -240,6 +287,11 @@ static const struct gr_opt create_opts[] = {
     {NULL},
 };
 static const struct gr_opt join_opts[] = {LOGIN_OPTS, {NULL}};
+static const struct gr_opt add_opts[] = {
+    {"size", "SIZE", "length of the device file when it is missing"},
+    {"force", NULL, "over foreign data (never over a datastore)"},
+    {NULL},
+};
 static const struct gr_opt destroy_opts[] = {{"yes", NULL, "yes, all of it shall be gone"}, {NULL}};
 
 const struct gr_cmd snap_datastore_commands[] = {
@@ -251,5 +303,7 @@ const struct gr_cmd snap_datastore_commands[] = {
     {"datastore", "info", "NAME", 1, 1, "show one datastore and the hosts joined to it", NULL, cmd_info},
     {"datastore", "check", "NAME", 1, 1, "prove that a datastore is sound", NULL, cmd_check},
     {"datastore", "grow", "NAME SIZE", 2, 2, "make a datastore (its last device file) larger", NULL, cmd_grow},
+    {"datastore", "devices", "NAME", 1, 1, "list the devices of a datastore", NULL, cmd_devices},
+    {"datastore", "add-device", "NAME DEVICE", 2, 2, "add a device to a datastore in use", add_opts, cmd_add_device},
     {NULL},
 };

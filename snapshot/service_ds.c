@@ -94,6 +94,10 @@ static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *er
             return r;
     }
     r = vmfs_join(s->o.loop, ds->bdevs, ds->n_devices, &o, &ds->v, err);
+    if (r == -ENODEV) {
+        gr_auto_free char *why = gr_strdup(err->text);
+        return gr_fail(err, r, "%s; 'granary datastore add-device %s DEVICE' names one that another host added", why ? why : "", ds->name);
+    }
     if (r < 0)
         return r;
     struct vmfs_info info;
@@ -113,6 +117,7 @@ int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
     if (r < 0) {
         close_devices(ds);
     } else {
+        snap_ds_prune(s, ds);
         snap_clean_tmp(s, ds);
         snap_clean_groups(ds);
     }
@@ -192,6 +197,13 @@ int snap_ds_get(struct snap_svc *s, const char *name, struct snap_ds **ret, stru
     }
     gr_fmutex_unlock(&s->lock);
     return r;
+}
+
+bool snap_fenced(const struct snap_ds *ds)
+{
+    struct vmfs_info i;
+    vmfs_info(ds->v, &i);
+    return i.fenced;
 }
 
 void snap_ds_put(struct snap_ds *ds)

@@ -184,6 +184,14 @@ int snap_op_register(struct snap_op *op, const char *name, json_t *devices, stru
 int snap_op_datastore(struct snap_op *op, struct snap_ds *ds);
 int snap_op_datastore_create(struct snap_op *op);
 int snap_op_datastore_destroy(struct snap_op *op);
+int snap_op_devices_list(struct snap_op *op);
+int snap_op_device_add(struct snap_op *op);
+int snap_op_device_open(struct snap_op *op);
+/* Devices that were about to be added when that ended are forgotten; @ds has just been joined. The lock is held. */
+void snap_ds_prune(struct snap_svc *s, struct snap_ds *ds);
+/* The other hosts see the new space at their next start, or now. */
+void snap_tell_grown(struct snap_ds *ds);
+bool snap_fenced(const struct snap_ds *ds); /* this host gave it up */
 int snap_op_disk_import(struct snap_op *op);
 int snap_op_disk_export(struct snap_op *op);
 #endif

@@ -1,4 +1,4 @@
-/* granary datastore create|join|leave|destroy|list|info|check|grow|devices|add-device */
+/* granary datastore create|join|leave|destroy|list|info|check|grow|devices|add-device|remove-device */
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/bdev_open.h"
@@ -272,6 +272,32 @@ static int cmd_add_device(struct gr_cmd_ctx *c, struct gr_err *err)
     return r;
 }
 
+static int show_moved(void *arg, json_t *part)
+{
+    gr_cmd_progress(arg, "moved", (uint64_t)json_integer_value(json_object_get(part, "done")),
+                    (uint64_t)json_integer_value(json_object_get(part, "total")), true);
+    return 0;
+}
+
+static int cmd_remove_device(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    const char *name = gr_cmd_arg(c, 0), *device = gr_cmd_arg(c, 1);
+    gr_auto_free char *path = NULL;
+    json_t *res = NULL;
+    int r = snap_datastore_name_check(name, err);
+    if (r == 0 && !gr_device_is_lun(device))
+        r = snap_cmd_absolute(device, &path, err);
+    json_t *params = r == 0 ? json_pack("{s:s,s:s}", "name", name, "device", path ? path : device) : NULL;
+    if (r == 0 && !params)
+        r = gr_fail(err, -GR_EUSAGE, "the device's name is not UTF-8");
+    if (r == 0)
+        r = snap_cmd_call(c, "datastore.remove-device", params, show_moved, c, &res, err);
+    if (r == 0)
+        r = gr_cmd_done(c, res, "device '%s' is no longer part of datastore '%s'", device, name);
+    json_decref(res);
+    return r;
+}
+
 #define LOGIN_OPTS                                                                                        \
     {"user", "NAME", "CHAP user at the targets of LUNs"},                                                 \
     {"secret-file", "FILE", "its secret, in a file only you can read, which stays there"},                \
@@ -305,5 +331,6 @@ const struct gr_cmd snap_datastore_commands[] = {
     {"datastore", "grow", "NAME SIZE", 2, 2, "make a datastore (its last device file) larger", NULL, cmd_grow},
     {"datastore", "devices", "NAME", 1, 1, "list the devices of a datastore", NULL, cmd_devices},
     {"datastore", "add-device", "NAME DEVICE", 2, 2, "add a device to a datastore in use", add_opts, cmd_add_device},
+    {"datastore", "remove-device", "NAME DEVICE", 2, 2, "move what lies on a device to the others, and let go of it", NULL, cmd_remove_device},
     {NULL},
 };

@@ -379,6 +379,7 @@ SNAP_METHOD(snap_op_datastore_destroy, "datastore.destroy")
 SNAP_METHOD(snap_op_devices_list, "datastore.devices")
 SNAP_METHOD(snap_op_device_add, "datastore.add-device")
 SNAP_METHOD(snap_op_device_open, "datastore.open-device")
+SNAP_METHOD(snap_op_device_remove, "datastore.remove-device")
 
 const struct gr_rpc_method snap_datastore_methods[] = {
     {"datastore.create", rpc_snap_op_datastore_create},   {"datastore.join", rpc_op_join},   {"datastore.leave", rpc_op_leave},
@@ -386,5 +387,6 @@ const struct gr_rpc_method snap_datastore_methods[] = {
     {"datastore.check", rpc_op_check},     {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
     {"datastore.recover", rpc_op_recover}, {"datastore.devices", rpc_snap_op_devices_list},
     {"datastore.add-device", rpc_snap_op_device_add}, {"datastore.open-device", rpc_snap_op_device_open},
+    {"datastore.remove-device", rpc_snap_op_device_remove},
     {NULL, NULL},
 };

@@ -14,6 +14,7 @@
 #define SNAP_GROUP_MAX 256u             /* disks in one instant */
 #define SNAP_TMP_DIR "granary.tmp" /* folder of disks that are being filled; what no living host owns in it is removed at join */
 #define SNAP_TELL_MS 10000               /* what another host gets to answer in */
+#define SNAP_PROGRESS_NS 500000000ull  /* between two words on how far a long request has come */
 #define SNAP_FILE_MAX (8u << 20)       /* bytes of a file in one answer */
 
 /* A disk that this host holds open, and so owns. */
@@ -187,6 +188,7 @@ int snap_op_datastore_destroy(struct snap_op *op);
 int snap_op_devices_list(struct snap_op *op);
 int snap_op_device_add(struct snap_op *op);
 int snap_op_device_open(struct snap_op *op);
+int snap_op_device_remove(struct snap_op *op);
 /* Devices that were about to be added when that ended are forgotten; @ds has just been joined. The lock is held. */
 void snap_ds_prune(struct snap_svc *s, struct snap_ds *ds);
 /* The other hosts see the new space at their next start, or now. */

@@ -1,4 +1,4 @@
-/* Methods datastore.devices, datastore.add-device, datastore.open-device: the devices of a datastore in use. */
+/* Methods datastore.devices, add-device, open-device, remove-device: the devices of a datastore in use. */
 #include "common/buf.h"
 #include "snapshot/service_creation.h"
 #include <string.h>
@@ -28,10 +28,10 @@ static void add_row(void *arg, const struct vmfs_device_info *d)
     for (unsigned i = 0; i < r->ds->n_devices; i++)
         if (vmfs_device_number(r->ds->v, r->ds->bdevs[i]) == (int)d->number)
             name = r->ds->devices[i];
-    json_array_append_new(r->a, json_pack("{s:i,s:s,s:s,s:I,s:I,s:I,s:I,s:i,s:b}", "number", (int)d->number, "device", name, "uuid", uuid, "size",
+    json_array_append_new(r->a, json_pack("{s:i,s:s,s:s,s:I,s:I,s:I,s:I,s:i,s:b,s:b}", "number", (int)d->number, "device", name, "uuid", uuid, "size",
                                           (json_int_t)d->size, "free", (json_int_t)d->free, "used",
                                           (json_int_t)(d->size - GR_MIN(d->size, d->free + d->metadata)), "metadata", (json_int_t)d->metadata,
-                                          "regions", (int)d->regions, "added", d->added));
+                                          "regions", (int)d->regions, "added", d->added, "leaving", d->leaving));
 }
 
 int snap_op_devices_list(struct snap_op *op)
@@ -222,6 +222,51 @@ int snap_op_device_add(struct snap_op *op)
         json_object_set(*op->ret, "unaware-hosts", a.unaware);
     json_decref(a.unaware);
     snap_ds_put(a.ds);
+    return r;
+}
+
+/* ---- remove ---- */
+struct removing {
+    struct snap_op *op;
+    uint64_t told_ns;
+};
+
+static int tell_progress(void *arg, uint64_t done, uint64_t all, struct gr_err *err)
+{
+    struct removing *r = arg;
+    struct gr_loop *loop = r->op->s->o.loop;
+    if (r->op->s->ending)
+        return gr_fail(err, -ECANCELED, "the service ends; the same command goes on with it");
+    if (gr_loop_now_ns(loop) - r->told_ns < SNAP_PROGRESS_NS)
+        return 0;
+    r->told_ns = gr_loop_now_ns(loop);
+    (void)gr_rpc_part(r->op->call, json_pack("{s:I,s:I}", "done", (json_int_t)done, "total", (json_int_t)all)); /* it goes on, heard or not */
+    return 0;
+}
+
+int snap_op_device_remove(struct snap_op *op)
+{
+    struct removing rem = {op, 0};
+    struct vmfs_device_remove o = {.progress = tell_progress, .arg = &rem};
+    const char *name = NULL, *device = NULL;
+    struct snap_ds *ds = NULL;
+    int r = named(op, &name, &device);
+    if (r == 0)
+        r = snap_ds_get(op->s, name, &ds, op->err);
+    if (r < 0)
+        return r;
+    int known = find_device(ds, device), number = known >= 0 ? vmfs_device_number(ds->v, ds->bdevs[known]) : -ENOENT;
+    if (number < 0)
+        r = gr_fail(op->err, -ENOENT, "%s is no device of datastore '%s': granary datastore devices %s lists them", device, name, name);
+    else
+        r = vmfs_device_remove(ds->v, (unsigned)number, &o, op->err);
+    if (r == 0) {
+        gr_fmutex_lock(&op->s->lock);
+        snap_ds_prune(op->s, ds);
+        gr_fmutex_unlock(&op->s->lock);
+        r = snap_op_datastore(op, ds);
+    }
+    snap_ds_put(ds);
     return r;
 }
 

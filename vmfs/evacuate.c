@@ -13,15 +13,19 @@
 #define COPY_UNITS 1024u          /* read at once, unless one block is longer */
 #define PUBLISH_UNITS 262144u     /* 1 GiB: so much is copied before a checkpoint takes it over */
 #define PUBLISH_ENTRIES 65536u
+#define PUBLISH_IMAGES 8u         /* … or as many home blocks are changed as fill this part of the journal */
 struct evac {
     struct vmfs *v;
     unsigned dev;
     struct vmoved copied;  /* not taken over yet: their units there are reserved */
+    uint64_t pending;      /* units of them */
     struct vmoved taken;   /* the list as it will be: of a capture whose images are not durable yet */
     bool captured;
     uint64_t blob_addr;    /* reserved for the list */
     uint32_t blob_units;
     uint64_t units, done;  /* to be moved, and moved */
+    uint64_t *touched;     /* regions that what was copied comes from or goes to */
+    uint32_t n_touched;
     const struct vmfs_device_remove *opts;
     uint8_t *buf;
     uint32_t buf_units;
@@ -228,6 +232,11 @@ static int copy_some(struct evac *e, struct vregion *r, uint32_t at, uint32_t ru
     rc = vdev_write(v, to, fit, e->buf, 0);
     if (rc == 0)
         rc = moved_add(&e->copied, (struct vmove){ vmfs_addr_unit(addr), to, fit });
+    if (rc == 0) {
+        e->pending += fit;
+        e->n_touched += bits_set(e->touched, r->index, 1, true);
+        e->n_touched += bits_set(e->touched, space_region_index(v, to), 1, true);
+    }
     if (rc < 0) {
         space_unreserve(v, to, fit);
         return gr_fail(err, rc, "datastore '%s': what lies on '%s' cannot be written elsewhere: %s", v->sb.name, v->dev[e->dev].bdev->name, gr_code_text(rc));
@@ -237,14 +246,6 @@ static int copy_some(struct evac *e, struct vregion *r, uint32_t at, uint32_t ru
 }
 
 /* ---- taking over ---- */
-static uint64_t copied_units(const struct evac *e)
-{
-    uint64_t units = 0;
-    for (size_t i = 0; i < e->copied.n; i++)
-        units += e->copied.e[i].units;
-    return units;
-}
-
 static void copied_drop(struct evac *e)
 {
     for (size_t i = 0; i < e->copied.n; i++)
@@ -256,7 +257,7 @@ static void copied_drop(struct evac *e)
 static int list_room(struct evac *e, struct gr_err *err)
 {
     uint64_t entries = e->v->sp.moved[e->dev].n + e->copied.n;
-    uint64_t most = entries + GR_MIN(copied_units(e), entries + 4096); /* frees do not cut as fast as that: what does not fit fails below */
+    uint64_t most = entries + GR_MIN(e->pending, entries + 4096); /* frees do not cut as fast as that: what does not fit fails below */
     uint32_t want = (uint32_t)((most * sizeof(struct vmfs_moved_disk) + sizeof(struct vmfs_hdr_disk) + VMFS_UNIT - 1) / VMFS_UNIT), got = 0;
     uint64_t addr = 0;
     int r = want > VMFS_BLOB_UNITS_MAX ? gr_fail(err, -GR_ENOSPACE, "datastore '%s': too many pieces lie on the device to be listed", e->v->sb.name)
@@ -278,7 +279,6 @@ static int publish(struct evac *e, struct gr_err *err)
     int r = list_room(e, err);
     if (r < 0)
         return r;
-    uint64_t units = copied_units(e);
     gr_fmutex_lock(&v->settle_lock);
     r = vmfs_checkpoint(v, err);
     if (r < 0 || !e->captured) {
@@ -292,14 +292,24 @@ static int publish(struct evac *e, struct gr_err *err)
     e->copied.n = 0;
     moved_settle(v);
     gr_fmutex_unlock(&v->settle_lock);
-    e->done += units;
+    e->done += e->pending;
+    e->pending = 0;
+    e->n_touched = 0;
+    memset(e->touched, 0, (space_n_regions(v) / 64 + 1) * sizeof *e->touched);
     return 0;
+}
+
+/* Its images must fit the journal, and what a cut would undo is bounded. */
+static bool enough(const struct evac *e)
+{
+    const struct vmfs *v = e->v;
+    uint64_t step = e->opts->step ? GR_MAX(e->opts->step / VMFS_UNIT, (uint64_t)1) : PUBLISH_UNITS;
+    return e->pending >= step || e->copied.n >= PUBLISH_ENTRIES || e->n_touched * (1ull + v->sb.bitmap_blocks) >= v->j.units / PUBLISH_IMAGES;
 }
 
 static int region_move(struct evac *e, struct vregion *r, struct gr_err *err)
 {
     int rc = 0;
-    uint64_t pending = copied_units(e);
     for (uint32_t at = 0; rc == 0 && at < r->units && !e->v->fenced;) {
         uint32_t run = 0, n = 0;
         if (!bits_get(r->used, at)) {
@@ -312,9 +322,10 @@ static int region_move(struct evac *e, struct vregion *r, struct gr_err *err)
             return gr_fail(err, -ECANCELED, "datastore '%s' is being left", e->v->sb.name);
         rc = copy_some(e, r, at, run, &n, err);
         at += n;
-        pending += n;
         if (rc == 0 && e->opts->progress)
-            rc = e->opts->progress(e->opts->arg, (e->done + pending) * VMFS_UNIT, GR_MAX(e->units, e->done + pending) * VMFS_UNIT, err);
+            rc = e->opts->progress(e->opts->arg, (e->done + e->pending) * VMFS_UNIT, GR_MAX(e->units, e->done + e->pending) * VMFS_UNIT, err);
+        if (rc == 0 && enough(e))
+            rc = publish(e, err);
         gr_fiber_yield();
     }
     return rc;
@@ -406,12 +417,9 @@ static int move_all(struct evac *e, struct gr_err *err)
 {
     struct vmfs *v = e->v;
     const struct vdevinfo d = v->sb.dev[e->dev];
-    int r = 0;
-    for (uint32_t i = d.first_region; r == 0 && i < d.first_region + d.regions; i++) {
+    int r = (e->touched = gr_zalloc((space_n_regions(v) / 64 + 1) * sizeof *e->touched)) ? 0 : gr_fail(err, -ENOMEM, "out of memory");
+    for (uint32_t i = d.first_region; r == 0 && i < d.first_region + d.regions; i++)
         r = region_move(e, v->sp.by_index[i], err);
-        if (r == 0 && (copied_units(e) >= PUBLISH_UNITS || e->copied.n >= PUBLISH_ENTRIES))
-            r = publish(e, err);
-    }
     if (r == 0 && e->copied.n)
         r = publish(e, err);
     return v->fenced && r == 0 ? gr_fail(err, -GR_EFENCED, "datastore '%s': %s", v->sb.name, v->fence_reason) : r;
@@ -497,6 +505,7 @@ int vmfs_device_remove(struct vmfs *v, unsigned number, const struct vmfs_device
     free(e.copied.e);
     free(e.taken.e);
     free(e.buf);
+    free(e.touched);
     gr_fmutex_unlock(&v->member_lock);
     return r;
 }

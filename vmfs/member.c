@@ -84,7 +84,7 @@ int vmfs_device_open(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err)
 int vmfs_device_number(struct vmfs *v, const struct gr_bdev *bdev)
 {
     for (unsigned i = 0; i < v->sb.n_devices; i++)
-        if (v->dev[i].bdev == bdev)
+        if (bdev && v->dev[i].bdev == bdev)
             return (int)i;
     return -ENOENT;
 }

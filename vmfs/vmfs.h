@@ -137,6 +137,7 @@ struct vmfs_device_remove {
     /* What has moved of what there is, bytes, once in a while; not 0: stop. In the fiber; may be NULL. */
     int (*progress)(void *arg, uint64_t done, uint64_t all, struct gr_err *err);
     void *arg;
+    uint64_t step; /* bytes that are copied before a checkpoint takes them over, and which a cut undoes; 0: 1 GiB */
 };
 /* Move all that lies on a device to the others while it is in use, and let go of it. No other host may have joined, nor can one meanwhile.
  * Failed or cut off: what has moved stays moved, and another call goes on from there; until then nothing new is put on the device (on one

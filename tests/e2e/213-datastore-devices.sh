@@ -56,7 +56,7 @@ run_check a datastore check ds
 
 # --- who had no daemon learns of it by the same command
 run_mustfail 1 'add-device' c datastore info ds
-run_mustfail 1 'number 2 is missing' c datastore add-device ds "$T/two.img"
+run_mustfail 1 'number 2 of 3 is missing' c datastore add-device ds "$T/two.img"
 run_check c datastore add-device ds "$T/three.img"
 run_check c datastore info ds --json
 check 'c has all three' jq -e '.devices | length == 3' "$T/out"
@@ -78,8 +78,45 @@ devices b | jq 'map(.uuid)' > "$T/of-b"
 check 'both have the same' cmp "$T/of-a" "$T/of-b"
 run_check qemu-io -r -f raw -c 'read -P 0x61 0 300M' "$(url b ds/big)"
 check 'what was written is there' grep -q 'read 314572800/314572800' "$T/out"
-run_check a down
+
+# --- a device leaves: alone, refused with numbers, under load with a snapshot and a clone, and when the host is killed meanwhile
+run_mustfail 4 'has joined' a datastore remove-device ds "$T/two.img"
+devices a > "$T/out"
+check 'it is in use as before' jq -e 'all(.leaving | not)' "$T/out"
 run_check b down
+run_mustfail 1 'tables' a datastore remove-device ds "$T/one.img"
+run_mustfail 1 'is no device of' a datastore remove-device ds "$T/fs.img"
+run_check qemu-io -f raw -c 'write -P 0x63 300M 400M' -c flush "$(url a ds/big)"
+run_check a snapshot create ds/big --name s
+run_check a snapshot clone ds/big@s ds/clone
+run_mustfail 1 'MiB lie on .*two.img.*MiB free' a datastore remove-device ds "$T/two.img"
+run_check a datastore add-device ds "$T/four.img" --size 1G
+load beside "$(portal a)" "$(target ds/d)" 8 65536
+sleep 1
+run_check a datastore remove-device ds "$T/two.img"
+over beside
+said beside '.errors == 0 and .ios > 100'
+devices a > "$T/out"
+check 'it has left' jq -e --arg d "$T/two.img" 'map(.device) | index($d) == null' "$T/out"
+mv "$T/two.img" "$T/elsewhere"
+check 'it does not say that it belongs here' sh -c "! head -c 20M '$T/elsewhere' | tail -c +4097 | head -c 4 | grep -q GNVB"
+for d in big clone; do
+    run_check qemu-io -r -f raw -c 'read -P 0x61 0 300M' "$(url a ds/$d)"
+    check "$d is whole" grep -q 'read 314572800/314572800' "$T/out"
+done
+run_check a datastore check ds
+a datastore remove-device ds "$T/four.img" > "$T/late.out" 2>&1 & removing=$!
+sleep 0.3
+kill -KILL "$(cat "$A/run/storaged.pid")"
+wait $removing || true
+run_mustfail 1 'no such device.*add-device' b datastore check ds # it does not know of the fourth, and the second is not there any more
+run_check b datastore add-device ds "$T/four.img"
+run_check b datastore check ds
+run_check a up --portal 127.0.0.1:0
+run_check a datastore check ds
+run_check qemu-io -r -f raw -c 'read -P 0x61 0 300M' "$(url a ds/clone)"
+check 'the clone is whole' grep -q 'read 314572800/314572800' "$T/out"
+run_check a down
 
 # --- LUNs, two hosts, one of which is killed afterwards
 lun_port=$(free_port)

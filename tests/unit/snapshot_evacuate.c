@@ -167,7 +167,7 @@ static void prepare(struct world *w)
 static void start(struct world *w, uint64_t first_size, bool thick)
 {
     struct vmfs_format_opts f = { .name = "ds1", .region_units = 1024 };
-    static const uint64_t more[] = { 192 * MIB, 160 * MIB };
+    static const uint64_t more[] = { 640 * MIB, 160 * MIB };
     *w = (struct world){ .rng = test_seed(), .thick = thick };
     w->mem[0] = gr_mem_new(first_size);
     assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), w->mem[0], &w->dev[0]), 0);
@@ -290,6 +290,58 @@ static void leaves(bool thick)
     free(w);
 }
 
+/* Refused for want of room, and all is as before; then there is room. */
+static int room_fn(void *arg)
+{
+    struct world *w = gr_zalloc(sizeof *w);
+    struct vmfs_device_remove r = { .progress = count_moves, .arg = w };
+    struct vmfs_device_add a = { 0 };
+    struct gr_err e = { 0 };
+    struct vmfs_info before, after;
+    static uint8_t mib[MIB];
+    (void)arg;
+    start(w, 40 * MIB, false); /* its journal holds the images of few regions */
+    OK(vmfs_create(w->v, "big", VMFS_DISK, 1024 * MIB, VMFS_THIN, &err));
+    OK(vmfs_open(w->v, "big", &w->disk[0], NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(w->disk[0]), gr_fiber_loop(), &w->ch[0]), 0);
+    vmfs_info(w->v, &before);
+    uint64_t n = before.free / MIB - 20;
+    for (uint64_t i = 0; i < n; i++) {
+        memset(mib, (int)(i + 1), sizeof mib);
+        OK(gr_pwrite(w->ch[0], mib, MIB, i * MIB, 0));
+    }
+    OK(vmfs_checkpoint(w->v, &err));
+    vmfs_info(w->v, &before);
+    assert_int_equal(vmfs_device_remove(w->v, 1, &r, &e), -GR_ENOSPACE);
+    assert_non_null(strstr(e.text, "MiB free"));
+    vmfs_info(w->v, &after);
+    assert_true(after.free >= before.free - MIB);
+    memset(mib, (int)n + 1, sizeof mib);
+    OK(gr_pwrite(w->ch[0], mib, MIB, n * MIB, 0));
+    w->mem[3] = gr_mem_new(700 * MIB);
+    assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), w->mem[3], &w->dev[3]), 0);
+    OK(vmfs_device_add(w->v, w->dev[3], &a, &err));
+    remove_device(w, 1);
+    for (uint64_t i = 0; i <= n; i++) {
+        OK(gr_pread(w->ch[0], mib, MIB, i * MIB));
+        for (size_t k = 0; k < MIB; k += 4096)
+            assert_int_equal(mib[k], (uint8_t)(i + 1));
+    }
+    gr_chan_close(w->ch[0]);
+    vmfs_close(w->disk[0]);
+    struct vmfs_check_report rep;
+    OK(vmfs_check(w->v, say, NULL, &rep, &err));
+    OK(vmfs_leave(w->v, &err));
+    end(w);
+    free(w);
+    return 0;
+}
+static void room(void **state)
+{
+    (void)state;
+    test_in_fiber(room_fn, NULL);
+}
+
 static int thin_fn(void *arg)
 {
     (void)arg;
@@ -313,4 +365,4 @@ static void thick(void **state)
     test_in_fiber(thick_fn, NULL);
 }
 
-TEST_MAIN(TEST(thin), TEST(thick))
+TEST_MAIN(TEST(thin), TEST(thick), TEST(room))

@@ -440,8 +440,9 @@ static int start_target(struct daemon *d, struct gr_err *err)
     if (r < 0)
         return r;
     gr_uuid_format(uuid, host);
-    struct tgt_server_opts o = {
-        .loop = d->loop, .gang = d->gang, .dir = tgt_raw_directory(d->raw), .access_path = access, .host = host, .note = log_note};
+    const struct gr_rules rules = snap_svc_rules(d->svc);
+    struct tgt_server_opts o = {.loop = d->loop, .gang = d->gang, .dir = tgt_raw_directory(d->raw), .access_path = access, .rules = &rules,
+                                .host = host, .note = log_note};
     r = tgt_server_new(&o, &d->tgt, err);
     return r < 0 ? r : tgt_raw_serve(d->raw, d->tgt, log_note, NULL, d->heritage.doc ? 0 : TGT_RAW_GHOST_MS, err);
 }

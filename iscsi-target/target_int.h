@@ -363,6 +363,9 @@ void tgt_told_address(struct tgt_server *s, int fd, char ret[64]);
 void tgt_portals_close(struct tgt_server *s); /* at the end */
 /* Listens already; takes @fd. @name: how it was asked for, NULL: as it is bound. */
 int tgt_server_adopt(struct tgt_server *s, int fd, unsigned flags, const char *name, struct gr_err *err);
+/* ---- target_service.c ---- */
+/* Method lun.rules-changed {"disks"}: another host has changed their rules in the datastore; sessions that may not be any more end. (fiber) */
+int tgt_rules_changed(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err);
 /* ---- target_server.c ---- */
 void tgt_note(struct tgt_server *s, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 /* ---- lu.c ---- (fiber) */

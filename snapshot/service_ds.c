@@ -122,6 +122,7 @@ int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
     struct gr_err scratch = {0};
     struct gr_err *e = err ? err : &scratch;
     int r = join_volume(s, ds, e);
+    snap_rules_free(ds); /* it may be another datastore of that name */
     if (r < 0) {
         close_devices(ds);
     } else {

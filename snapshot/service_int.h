@@ -45,6 +45,11 @@ struct snap_ds {
     struct snap_svc *svc;
     struct snap_handle *handles;
     struct snap_moving *moving;
+    struct {
+        uint64_t id;  /* of the object they were read from; 0: there is none */
+        json_t *doc;  /* NULL: none */
+        struct gr_fmutex reading, changing;
+    } rules;          /* service_rules.c */
 };
 struct snap_svc {
     struct snap_svc_opts o;
@@ -146,6 +151,11 @@ unsigned snap_users_of(struct snap_svc *s, const struct snap_ds *ds, const char 
 /* Refuse when sessions use the disk: -GR_ELOCKED. @what: "be deleted". */
 int snap_refuse_in_use(struct snap_svc *s, const struct snap_disk *d, const char *what, struct gr_err *err);
 void snap_warn(struct snap_svc *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/* ---- rules of disks (service_rules.c) ---- */
+/* What was deleted has no rules any more: the disk @uuid, or its snapshot @snap. What cannot be done is warned about. */
+void snap_rules_forget(struct snap_ds *ds, const uint8_t uuid[16], const char *snap);
+void snap_rules_free(struct snap_ds *ds); /* read anew when they are needed */
 
 /* Walk the entries of @dir in the order of their names. fn: 0 go on, SNAP_WALK_INTO go into this folder, negative: stop. */
 #define SNAP_WALK_INTO 1

@@ -303,12 +303,21 @@ static int op_check(struct snap_op *op)
 }
 SNAP_METHOD(op_check, "datastore.check")
 
-/* The other hosts see the new space at their next start, or now. */
-static void tell_others(struct snap_op *op, struct snap_ds *ds)
+void snap_tell_grown(struct snap_ds *ds)
 {
     struct gr_err err = {0};
     if (snap_ds_tell(ds, "datastore.rescan", json_pack("{s:s}", "name", ds->name), &err) != 0)
-        snap_warn(op->s, "datastore '%s': another host cannot be told that it grew: %s", ds->name, err.text);
+        snap_warn(ds->svc, "datastore '%s': another host cannot be told that it grew: %s", ds->name, err.text);
+}
+
+/* The one that grows: with the highest number, wherever it stands in the registry. */
+static unsigned last_device(const struct snap_ds *ds)
+{
+    unsigned last = 0;
+    for (unsigned i = 1; i < ds->n_devices; i++)
+        if (vmfs_device_number(ds->v, ds->bdevs[i]) > vmfs_device_number(ds->v, ds->bdevs[last]))
+            last = i;
+    return last;
 }
 
 static int op_grow(struct snap_op *op)
@@ -325,21 +334,23 @@ static int op_grow(struct snap_op *op)
         r = gr_bdev_geometry(ds->bdevs[i], &g);
         now += g.size;
     }
-    struct gr_bdev *last = ds->bdevs[ds->n_devices - 1];
-    if (r == 0 && gr_device_is_lun(ds->devices[ds->n_devices - 1]) && size > now)
+    unsigned last = last_device(ds);
+    if (r == 0)
+        r = gr_bdev_geometry(ds->bdevs[last], &g);
+    if (r == 0 && gr_device_is_lun(ds->devices[last]) && size > now)
         r = gr_fail(op->err, -GR_EUSAGE, "datastore '%s': %s is a LUN of %llu bytes: make it larger where it is served, then say its new size", ds->name,
-                    ds->devices[ds->n_devices - 1], (unsigned long long)g.size);
+                    ds->devices[last], (unsigned long long)g.size);
     else if (r < 0)
         gr_fail(op->err, r, "datastore '%s': %s", ds->name, gr_code_text(r));
     else if (size < now || size > INT64_MAX || size % 4096)
         r = gr_fail(op->err, -GR_EUSAGE, "datastore '%s' has %llu bytes; %llu is no larger size in multiples of 4096", ds->name,
                     (unsigned long long)now, (unsigned long long)size);
     if (r == 0 && size > now)
-        r = gr_bdev_file_resize(last, g.size + (size - now), op->err);
+        r = gr_bdev_file_resize(ds->bdevs[last], g.size + (size - now), op->err);
     if (r == 0)
         r = vmfs_grow(ds->v, op->err);
     if (r == 0)
-        tell_others(op, ds);
+        snap_tell_grown(ds);
     if (r == 0)
         r = snap_op_datastore(op, ds);
     snap_ds_put(ds);
@@ -356,7 +367,7 @@ static int op_rescan(struct snap_op *op)
     int r = get_named(op, &ds);
     if (r < 0)
         return r;
-    unsigned last = ds->n_devices - 1;
+    unsigned last = last_device(ds);
     r = gr_bdev_geometry(ds->bdevs[last], &g);
     if (r == 0 && stat(ds->devices[last], &st) == 0 && S_ISREG(st.st_mode) && (uint64_t)st.st_size > g.size)
         r = gr_bdev_file_resize(ds->bdevs[last], (uint64_t)st.st_size, op->err);
@@ -383,11 +394,17 @@ SNAP_METHOD(op_recover, "datastore.recover")
 
 SNAP_METHOD(snap_op_datastore_create, "datastore.create")
 SNAP_METHOD(snap_op_datastore_destroy, "datastore.destroy")
+SNAP_METHOD(snap_op_devices_list, "datastore.devices")
+SNAP_METHOD(snap_op_device_add, "datastore.add-device")
+SNAP_METHOD(snap_op_device_open, "datastore.open-device")
+SNAP_METHOD(snap_op_device_remove, "datastore.remove-device")
 
 const struct gr_rpc_method snap_datastore_methods[] = {
     {"datastore.create", rpc_snap_op_datastore_create},   {"datastore.join", rpc_op_join},   {"datastore.leave", rpc_op_leave},
     {"datastore.destroy", rpc_snap_op_datastore_destroy}, {"datastore.list", rpc_op_list, true},   {"datastore.info", rpc_op_info, true},
     {"datastore.check", rpc_op_check, true},     {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
-    {"datastore.recover", rpc_op_recover},
+    {"datastore.recover", rpc_op_recover}, {"datastore.devices", rpc_snap_op_devices_list, true},
+    {"datastore.add-device", rpc_snap_op_device_add}, {"datastore.open-device", rpc_snap_op_device_open},
+    {"datastore.remove-device", rpc_snap_op_device_remove},
     {NULL, NULL},
 };

@@ -88,12 +88,24 @@ static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *er
         return gr_fail(err, -ENOMEM, "out of memory");
     o.host_name = name;
     struct gr_device_opts device = {.host_uuid = o.host_uuid, .login = ds->login};
-    for (unsigned i = 0; i < ds->n_devices; i++) {
-        r = gr_device_open(s->o.loop, ds->devices[i], &device, &ds->bdevs[i], err);
-        if (r < 0)
-            return r;
+    struct gr_bdev *open[VMFS_DEVICES_MAX];
+    struct gr_err missing = {0};
+    unsigned n = 0;
+    for (unsigned i = 0; i < ds->n_devices; i++) { /* one that cannot be opened may have been removed by another host */
+        r = gr_device_open(s->o.loop, ds->devices[i], &device, &ds->bdevs[i], missing.code ? NULL : &missing);
+        if (r == 0)
+            open[n++] = ds->bdevs[i];
     }
-    r = vmfs_join(s->o.loop, ds->bdevs, ds->n_devices, &o, &ds->v, err);
+    r = n ? vmfs_join(s->o.loop, open, n, &o, &ds->v, err) : -ENODEV;
+    if (n == 0) {
+        *err = missing;
+        return missing.code;
+    }
+    if (r == -ENODEV) {
+        gr_auto_free char *why = gr_strdup(err->text);
+        return gr_fail(err, r, "%s%s%s; 'granary datastore add-device %s DEVICE' names one that another host added", missing.text,
+                       missing.code ? "; " : "", why ? why : "", ds->name);
+    }
     if (r < 0)
         return r;
     struct vmfs_info info;
@@ -110,9 +122,11 @@ int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
     struct gr_err scratch = {0};
     struct gr_err *e = err ? err : &scratch;
     int r = join_volume(s, ds, e);
+    snap_rules_free(ds); /* it may be another datastore of that name */
     if (r < 0) {
         close_devices(ds);
     } else {
+        snap_ds_prune(s, ds);
         snap_clean_tmp(s, ds);
         snap_clean_groups(ds);
     }
@@ -192,6 +206,13 @@ int snap_ds_get(struct snap_svc *s, const char *name, struct snap_ds **ret, stru
     }
     gr_fmutex_unlock(&s->lock);
     return r;
+}
+
+bool snap_fenced(const struct snap_ds *ds)
+{
+    struct vmfs_info i;
+    vmfs_info(ds->v, &i);
+    return i.fenced;
 }
 
 void snap_ds_put(struct snap_ds *ds)

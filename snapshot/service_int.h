@@ -15,6 +15,7 @@
 #define SNAP_GROUP_MAX 256u             /* disks in one instant */
 #define SNAP_TMP_DIR "granary.tmp" /* folder of disks that are being filled; what no living host owns in it is removed at join */
 #define SNAP_TELL_MS 10000               /* what another host gets to answer in */
+#define SNAP_PROGRESS_NS 500000000ull  /* between two words on how far a long request has come */
 #define SNAP_FILE_MAX (8u << 20)       /* bytes of a file in one answer */
 
 /* A disk that this host holds open, and so owns. */
@@ -54,6 +55,11 @@ struct snap_ds {
     struct snap_handle *handles;
     struct snap_moving *moving;
     struct snap_wait *waits;
+    struct {
+        uint64_t id;  /* of the object they were read from; 0: there is none */
+        json_t *doc;  /* NULL: none */
+        struct gr_fmutex reading, changing;
+    } rules;          /* service_rules.c */
 };
 struct snap_svc {
     struct snap_svc_opts o;
@@ -167,6 +173,11 @@ int snap_refuse_in_use(struct snap_svc *s, const struct snap_disk *d, const char
 void snap_note(struct snap_svc *s, enum gr_log_level level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 #define snap_warn(s, ...) snap_note(s, GR_LOG_WARN, __VA_ARGS__)
 
+/* ---- rules of disks (service_rules.c) ---- */
+/* What was deleted has no rules any more: the disk @uuid, or its snapshot @snap. What cannot be done is warned about. */
+void snap_rules_forget(struct snap_ds *ds, const uint8_t uuid[16], const char *snap);
+void snap_rules_free(struct snap_ds *ds); /* read anew when they are needed */
+
 /* Walk the entries of @dir in the order of their names. fn: 0 go on, SNAP_WALK_INTO go into this folder, negative: stop. */
 #define SNAP_WALK_INTO 1
 typedef int (*snap_walk_fn)(void *arg, const char *path, const struct vmfs_stat *st);
@@ -205,6 +216,15 @@ int snap_op_register(struct snap_op *op, const char *name, json_t *devices, stru
 int snap_op_datastore(struct snap_op *op, struct snap_ds *ds);
 int snap_op_datastore_create(struct snap_op *op);
 int snap_op_datastore_destroy(struct snap_op *op);
+int snap_op_devices_list(struct snap_op *op);
+int snap_op_device_add(struct snap_op *op);
+int snap_op_device_open(struct snap_op *op);
+int snap_op_device_remove(struct snap_op *op);
+/* Devices that were about to be added when that ended are forgotten; @ds has just been joined. The lock is held. */
+void snap_ds_prune(struct snap_svc *s, struct snap_ds *ds);
+/* The other hosts see the new space at their next start, or now. */
+void snap_tell_grown(struct snap_ds *ds);
+bool snap_fenced(const struct snap_ds *ds); /* this host gave it up */
 int snap_op_disk_import(struct snap_op *op);
 int snap_op_disk_export(struct snap_op *op);
 #endif

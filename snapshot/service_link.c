@@ -90,7 +90,7 @@ static void comes(void *arg, int fd, const struct gr_link_peer *who)
 static bool for_hosts(const char *method)
 {
     static const char *const names[] = {
-        "daemon.nbd-url", "datastore.rescan", "disk.checkpoint", "disk.delete", "disk.info", "disk.list", "disk.move", "disk.release", "disk.resize",
+        "daemon.nbd-url", "datastore.open-device", "datastore.rescan", "disk.checkpoint", "disk.delete", "disk.info", "disk.list", "disk.move", "disk.release", "disk.resize",
         "disk.set", "disk.take", "lun.attention", "lun.reserve", "lun.rules-changed", "snapshot.bookmark", "snapshot.clone", "snapshot.create", "snapshot.delete",
         "snapshot.diff", "snapshot.expose", "snapshot.hold", "snapshot.list", "snapshot.revert", "snapshot.settle", "snapshot.take", "snapshot.unexpose",
     };
@@ -133,11 +133,19 @@ static bool stays_inside(const struct peer *p, const char *method, json_t *param
     return named > 0 || v;
 }
 
+static bool names_lun(json_t *params)
+{
+    const char *device = json_string_value(json_object_get(params, "device"));
+    return device && gr_device_is_lun(device);
+}
+
 static int guard(void *arg, struct gr_rpc_peer *who, const char *method, json_t *params, struct gr_err *err)
 {
     const struct peer *p = gr_container_of(who, struct peer, who);
     if (!for_hosts(method))
         return gr_fail(err, -GR_EAUTH, "%s is nothing that hosts do for each other: run the command on the host that owns the disk", method);
+    if (strcmp(method, "datastore.open-device") == 0 && !names_lun(params))
+        return gr_fail(err, -GR_EAUTH, "%s: what another machine names here can be a LUN only", method);
     if (!stays_inside(p, method, params))
         return gr_fail(err, -GR_EAUTH, "%s: a host of datastore '%s' may ask for what lies in it only", method, p->datastore);
     return 0;

@@ -229,11 +229,15 @@ static int op_delete(struct snap_op *op)
         return r;
     gr_auto_free char *full = gr_asprintf("%s/%s@%s", p.ds, p.path, name);
     struct snap_info info;
+    struct vmfs_stat st;
+    vmfs_disk_stat(d.h->disk, &st);
     r = snap_find(d.h->disk, name, &info, op->err);
     if (r == 0 && op->s->o.hooks.release && full)
         r = op->s->o.hooks.release(op->s->o.hooks.arg, full, true, op->err);
     if (r == 0)
         r = snap_delete(d.h->disk, name, keep, op->err);
+    if (r == 0)
+        snap_rules_forget(d.ds, st.uuid, name);
     if (r == 0 && (settle || !op->s->address[0])) /* a command has no background: it finishes before it goes */
         r = snap_settle(d.h->disk, op->err);
     snap_disk_put(&d);

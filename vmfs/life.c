@@ -128,6 +128,50 @@ static void device_event(void *arg, enum gr_event ev)
         v->opts.ejected(v->opts.warn_arg);
 }
 
+static int enter(struct vmfs *v, struct gr_bdev *d, struct gr_err *err)
+{
+    struct vlife *l = &v->life;
+    int r = d->fence->enter(d, l->key, err);
+    if (r < 0)
+        return r;
+    l->entered[l->n_entered] = d;
+    l->listener[l->n_entered] = (struct gr_listener){ .fn = device_event, .arg = v };
+    gr_bdev_listen(d, &l->listener[l->n_entered++]);
+    return 0;
+}
+
+static void leave_one(struct vlife *l, unsigned i, bool orderly)
+{
+    struct gr_bdev *d = l->entered[i];
+    gr_bdev_unlisten(d, &l->listener[i]);
+    if (orderly)
+        d->fence->leave(d, NULL);
+}
+
+int vlife_enter_device(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err)
+{
+    if (!bdev->fence != !v->life.fences)
+        return gr_fail(err, -EINVAL, "'%s' and the other devices do not go together: some are shared logical units, some are not", bdev->name);
+    return bdev->fence ? enter(v, bdev, err) : 0;
+}
+
+void vlife_leave_device(struct vmfs *v, struct gr_bdev *bdev)
+{
+    struct vlife *l = &v->life;
+    unsigned i = 0;
+    while (i < l->n_entered && l->entered[i] != bdev)
+        i++;
+    if (i == l->n_entered)
+        return;
+    leave_one(l, i, true);
+    if (i == --l->n_entered)
+        return;
+    struct gr_bdev *last = l->entered[l->n_entered]; /* takes its place */
+    gr_bdev_unlisten(last, &l->listener[l->n_entered]);
+    l->entered[i] = last;
+    gr_bdev_listen(last, &l->listener[i]);
+}
+
 int vlife_enter(struct vmfs *v, struct gr_err *err)
 {
     const struct gr_world *w = gr_loop_world(v->loop);
@@ -142,15 +186,8 @@ int vlife_enter(struct vmfs *v, struct gr_err *err)
         return 0;
     if (fences < v->n_dev)
         return gr_fail(err, -EINVAL, "'%s' and the other devices do not go together: some are shared logical units, some are not", v->dev[0].bdev->name);
-    for (unsigned i = 0; r == 0 && i < v->n_dev; i++) {
-        struct gr_bdev *d = v->dev[i].bdev;
-        r = d->fence->enter(d, l->key, err);
-        if (r < 0)
-            break;
-        l->entered[l->n_entered] = d;
-        l->listener[l->n_entered] = (struct gr_listener){ .fn = device_event, .arg = v };
-        gr_bdev_listen(d, &l->listener[l->n_entered++]);
-    }
+    for (unsigned i = 0; r == 0 && i < v->n_dev; i++)
+        r = enter(v, v->dev[i].bdev, err);
     l->fences = r == 0;
     return r;
 }
@@ -175,12 +212,8 @@ void vlife_stop(struct vmfs *v, bool orderly)
     gr_fqueue_wake_all(&l->wake);
     while (l->watching)
         gr_fqueue_wait(&l->ended);
-    for (unsigned i = 0; i < l->n_entered; i++) {
-        struct gr_bdev *d = l->entered[i];
-        gr_bdev_unlisten(d, &l->listener[i]);
-        if (orderly)
-            d->fence->leave(d, NULL);
-    }
+    for (unsigned i = 0; i < l->n_entered; i++)
+        leave_one(l, i, orderly);
     l->n_entered = 0;
     l->fences = false;
     free(l->charge);
@@ -324,8 +357,11 @@ int vlife_end(struct vmfs *v, unsigned slot, const struct vslot *s, struct gr_er
     seen->silent_ms = 0;
     int r = our_earlier_self(v, s) ? 0 : lives(v, slot, s, timing_of(v)->patience_ms, &seen->silent_ms, err);
     for (unsigned i = 0; r == 0 && i < v->n_dev; i++) {
-        struct gr_bdev *d = v->dev[i].bdev;
+        struct gr_bdev *d = v->dev[i].bdev ? gr_bdev_get(v->dev[i].bdev) : NULL;
+        if (!d)
+            continue;
         r = d->fence->eject(d, s->nonce, err);
+        gr_bdev_put(d);
     }
     r = r == 1 ? -EBUSY : r;
     seen->ejected_ns = gr_loop_now_ns(v->loop);

@@ -151,10 +151,16 @@ static int recover_slot(struct vmfs *v, unsigned slot, struct gr_err *err)
     int r = vslot_read(v, slot, &s, err);
     if (r < 0 || s.state == VMFS_SLOT_FREE)
         return r;
+    r = vmfs_refresh(v, err); /* it is ejected from all devices it may have, or not at all */
+    if (r < 0)
+        return r;
+    unsigned n_dev = v->n_dev;
     r = vlife_end(v, slot, &s, err);
     if (r < 0)
         return r == -EBUSY ? 0 : r;
     r = vslot_read(v, slot, &now, err);
+    if (r == 0 && v->n_dev != n_dev)
+        r = gr_fail(err, -EAGAIN, "datastore '%s': a device was added meanwhile", v->sb.name);
     if (r == 0 && now.state != VMFS_SLOT_FREE && now.generation == s.generation && now.nonce == s.nonce &&
         (r = vmfs_refresh(v, err)) == 0) { /* it may have used regions we never heard of */
         r = recover_ended(v, slot, &now, err);

@@ -60,7 +60,8 @@ struct vmfs_join_opts {
     void (*warn)(void *arg, const char *text); /* damage repaired from a copy, slots recovered, …; may be NULL */
     void *warn_arg;
 };
-/* Join: read the superblock (second copy with a warning when the first is damaged), recover dead hosts' slots, take a slot.
+/* Join: read the superblock (second copy with a warning when the first is damaged), recover dead hosts' slots, take a slot. A device that
+ * was about to be added when that ended is left alone, with a warning (vmfs_device_number()).
  * Errors: -GR_EFORMAT no datastore, -GR_EVERSION, -GR_ECORRUPT, -GR_ELOCKED no free slot, -ENODEV device missing. */
 int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_join_opts *opts, struct vmfs **ret,
               struct gr_err *err);
@@ -116,6 +117,46 @@ int vmfs_recover(struct vmfs *v, struct gr_err *err);
 int vmfs_recover_slot(struct vmfs *v, unsigned slot, struct gr_err *err); /* only this one: 1, or 0 when it lives or is free */
 /* The volume learns that its device(s) grew; new regions are added. */
 int vmfs_grow(struct vmfs *v, struct gr_err *err);
+
+/* ---- devices ---- */
+struct vmfs_device_info {
+    unsigned number;        /* in addresses; never used again for another */
+    char name[128];         /* as the device was opened on this host */
+    uint8_t uuid[16];
+    uint64_t size, free, metadata; /* bytes; free as vmfs_info has it */
+    unsigned regions;
+    bool added;             /* after the format */
+    bool leaving;           /* what lies on it is being moved to the others, or was until that was broken off */
+};
+int vmfs_devices(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_device_info *d), void *arg, struct gr_err *err);
+struct vmfs_device_add {
+    bool force; /* over foreign data; never over a datastore */
+    /* Every other host that has joined has opened the device (vmfs_device_open): 0, or why not. In the fiber; the namespace is locked;
+     * NULL: there are no others. */
+    int (*confirm)(void *arg, struct gr_err *err);
+    void *arg;
+};
+/* Add @bdev to the volume while it is in use; the volume keeps using it until it is left, the caller keeps its reference until then. Refused
+ * when it holds anything recognisable. Cut off or failed before it is a member: nothing has changed, and the same device can be added
+ * again. A member that this host did not have open is opened. -EEXIST: holds something, or is open here already; -EINVAL: too small, or of another kind than the others. */
+int vmfs_device_add(struct vmfs *v, struct gr_bdev *bdev, const struct vmfs_device_add *add, struct gr_err *err);
+/* Another host is adding (or has added) this device: open it. It is read to see that it belongs here. The caller keeps its reference
+ * until it leaves. What was opened for an addition that came to nothing is let go of. */
+int vmfs_device_open(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err);
+struct vmfs_device_remove {
+    /* What has moved of what there is, bytes, once in a while; not 0: stop. In the fiber; may be NULL. */
+    int (*progress)(void *arg, uint64_t done, uint64_t all, struct gr_err *err);
+    void *arg;
+    uint64_t step; /* bytes that are copied before a checkpoint takes them over, and which a cut undoes; 0: 1 GiB */
+};
+/* Move all that lies on a device to the others while it is in use, and let go of it. No other host may have joined, nor can one meanwhile.
+ * Failed or cut off: what has moved stays moved, and another call goes on from there; until then nothing new is put on the device (on one
+ * from which nothing has moved, all is as before). -GR_ENOSPACE: the others have no room; -GR_ELOCKED: another host has joined; -EBUSY: it
+ * holds tables, -ENOENT. The caller puts its reference on the device afterwards. */
+int vmfs_device_remove(struct vmfs *v, unsigned number, const struct vmfs_device_remove *opts, struct gr_err *err);
+/* Its number when @bdev, as it was given to join, add or open, is a device of the volume now; -ENOENT. Any context. */
+int vmfs_device_number(struct vmfs *v, const struct gr_bdev *bdev);
+
 /* Wait until what was deleted, here or by a host that is gone, has given its space back. -ETIMEDOUT: it goes on in the background. */
 int vmfs_settle(struct vmfs *v, uint64_t timeout_ms);
 /* Below so much free space whoever has a disk open gets GR_EVENT_THRESHOLD, once until there is clearly more again. */

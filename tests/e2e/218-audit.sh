@@ -24,12 +24,14 @@ run_check array lun acl store --allow 'iqn.2026-11.local.granary:*'
 run_mustfail 1 'is there|exist|already' array lun add store "$T/store.img"
 line array lun.add '.result != "ok" and .uid == '"$(id -u)"' and .named.lun == "store"'
 line array lun.chap '.result == "ok" and .named == {"disk":"store","user":"hosts"}'
+run_check array lun acl store
 line array lun.acl '.named.allow == ["iqn.2026-11.local.granary:*"]'
 
 # --- with one
 run_check array up --portal "127.0.0.1:$port"
 run_check array lun chap store --user hosts --secret-file "$T/secret"
 run_check array lun list
+run_check array lun acl store
 line array lun.chap '.result == "ok" and .named == {"disk":"store","user":"hosts"} and .pid > 0 and .uid == '"$(id -u)"
 check 'four changes and a failure' [ "$(lines array)" = 5 ]
 check 'mode 0600' [ "$(stat -c %a "$R/log/audit.log")" = 600 ]

@@ -36,7 +36,9 @@
  * LOCKS. A lock names slot, slot generation and token. It counts while that slot is in use under that generation.
  * Every compare-and-write carries a fresh nonce. On files and block devices, life locks are byte locks of the device (key = slot
  * number) held by the process itself: getting another's proves that its process is gone. On logical units each process registers
- * a key of its own (the slot's nonce) with all devices; who does not answer the alarm of its slot is ejected from all of them. */
+ * a key of its own (the slot's nonce) with all devices; who does not answer the alarm of its slot is ejected from all of them. Where nothing
+ * fences (ONE_HOST) a slot in use shuts every other host out, until it is given back: by its host, by an earlier start of that home that comes
+ * back, or by a recoverer whom an administrator has told that this host is gone. Nobody registers anything then, and alarms only tell who lives. */
 #ifndef VMFS_FORMAT_H
 #define VMFS_FORMAT_H
 #include "common/endian.h"
@@ -58,7 +60,8 @@
 #define VMFS_INCOMPAT_ALARMS 2ull       /* slots have alarms: entries of three units; without it the volume lies on files or block devices */
 #define VMFS_INCOMPAT_MEMBERS 4ull      /* devices were added after format: struct vmfs_member_disk tells of them; without it all of it is zero */
 #define VMFS_INCOMPAT_MOVED 8ull        /* a device leaves or has left: addresses on it are looked up */
-#define VMFS_INCOMPAT_KNOWN (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED)
+#define VMFS_INCOMPAT_ONE_HOST 16ull    /* logical units that fence nobody: one host at a time, no take-over but by hand */
+#define VMFS_INCOMPAT_KNOWN (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED | VMFS_INCOMPAT_ONE_HOST)
 #define VMFS_RO_COMPAT_KNOWN 0ull
 
 #define VMFS_ADDR_NONE 0ull

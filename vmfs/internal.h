@@ -305,6 +305,8 @@ struct vseen { /* what is known of the process that answers for a slot */
 struct vlife {
     uint64_t key;              /* ours, at the fence of every device and in our slot */
     bool fences;               /* the devices are logical units with a fence */
+    bool alone;                /* logical units without: alone.c */
+    struct gr_fmutex swapping; /* vdev_swap() */
     bool ejected;              /* by another host */
     bool watching, stop;
     unsigned *charge, n_charge; /* slots we answer for */
@@ -366,6 +368,8 @@ struct vmfs {
 /* ---------- device.c: synchronous-looking metadata I/O (fiber) ---------- */
 int vdev_read(struct vmfs *v, uint64_t addr, uint32_t units, void *buf);
 int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, uint32_t flags);
+/* Compare-and-write of one unit. Where one host is alone the device need not be able to. */
+int vdev_swap(struct vmfs *v, uint64_t addr, const void *was, const void *now);
 int vdev_flush(struct vmfs *v); /* all devices */
 void *vunits_alloc(uint32_t units); /* aligned, zeroed; free() */
 /* Give the volume up on this host: nothing is acknowledged any more. [sync] */
@@ -455,6 +459,13 @@ void vlife_unclaim(struct vmfs *v, unsigned slot);
  * datastore's timing says. 0: so it is, and no other fiber of ours does the same until vlife_end_done(); -EBUSY: it lives. */
 int vlife_end(struct vmfs *v, unsigned slot, const struct vslot *s, struct gr_err *err);
 void vlife_end_done(struct vmfs *v, unsigned slot);
+unsigned vlife_look_ms(const struct vmfs *v); /* between two looks of a host at its alarm */
+
+/* ---------- alone.c: logical units that fence nobody ---------- */
+bool valone_found(struct vmfs *v); /* the devices, which are open, hold such a volume; nothing is registered */
+int valone_join(struct vmfs *v, struct gr_err *err); /* a slot, when nobody else has one */
+bool valone_declared_gone(const struct vmfs *v, const struct vslot *s);
+bool valone_lost(struct vmfs *v); /* our slot is another's */
 bool vlife_shows(struct vmfs *v, unsigned slot, const struct vslot *s); /* it is there now, or nobody can tell */
 
 /* Claim a free slot (its life lock and block); give it back; drop the life lock only. */

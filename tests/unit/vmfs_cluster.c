@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <cmocka.h>
 #include "tests/lib/sim.h"
+#include "tests/model/conform.h"
 #include "tests/lib/test.h"
 #include "vmfs/vmfs.h"
 #include <stdio.h>
@@ -51,6 +52,7 @@ struct inc { /* one start of a host */
 };
 struct trial {
     struct sim *sim;
+    struct conform *conform;
     struct gr_mem *mem[DEVICES_MAX];
     unsigned n_devices, running, hosts, corpses, homes[HOSTS];
     bool fast, stopping, stalled, quiet, checked;
@@ -58,7 +60,7 @@ struct trial {
     struct inc *incs;
     unsigned sessions;
     uint64_t slowest_ns; /* one way to a device */
-    uint64_t numbers, acked, takeovers, ejected, stops, cuts, stalls, deaths, halves, reads;
+    uint64_t numbers, acked, takeovers, ejected, stops, cuts, stalls, deaths, halves, steps, reads;
 };
 
 static void fill(uint8_t *b, unsigned disk, unsigned piece, uint64_t number)
@@ -336,6 +338,9 @@ static void inc_start(struct trial *t, unsigned host)
         sim_path_lose(h->path[i], 4);
         sim_path_cut(h->path[i], t->stalled);
     }
+    char home[32];
+    snprintf(home, sizeof home, "%u/%u", host, h->home);
+    conform_host(t->conform, h->sim, h->path, home);
     assert_int_equal(gr_fiber_start(sim_host_loop(h->sim), inc_fiber, h), 0);
 }
 
@@ -592,12 +597,18 @@ static void trial(uint64_t seed, struct trial *ret)
     sim_on_eject(t.sim, on_eject, &t);
     visit(&t, make);
     visit(&t, fill_in);
+    t.conform = conform_new(t.sim, t.mem, t.n_devices);
+    assert_non_null(t.conform);
     for (unsigned i = 0; i < t.hosts; i++)
         inc_start(&t, i);
     assert_int_equal(gr_fiber_start(sim_net(t.sim), nemesis, &t), 0);
     int r = sim_run(t.sim, all_over, &t, 7200 * S);
     if (r < 0)
         fail_msg("seed %llu: nothing goes on: %s (%u run)", (unsigned long long)seed, gr_code_text(r), t.running);
+    if (conform_error(t.conform))
+        fail_msg("seed %llu: %s", (unsigned long long)seed, conform_error(t.conform));
+    t.steps = conform_steps(t.conform);
+    conform_free(t.conform);
     visit(&t, look);
     assert_true(t.checked);
     for (struct inc *h = t.incs, *next; h; h = next) {

@@ -28,6 +28,8 @@ struct conform {
     struct chost host[PROCS];
     struct object object[OBJECTS];
     uint64_t steps;
+    void (*on_eject)(void *arg, struct sim_host *victim);
+    void *on_eject_arg;
     char error[400];
 };
 
@@ -169,7 +171,7 @@ static void alarm_seen(struct conform *c, unsigned p, unsigned slot, const struc
     unsigned phase = m_take(&c->m, c->st, p, slot)->phase;
     if (bio->op == GR_OP_READ && phase == MT_ASKED)
         step(c, M_LOOK, p, slot, 0);
-    else if (bio->op == GR_OP_READ && phase == MT_READ && !quiet && !(m_proc(&c->m, c->st, p)->charge & 1u << slot))
+    else if (bio->op == GR_OP_READ && phase == MT_READ && m_take(&c->m, c->st, p, slot)->state != MS_FREE && !quiet && !(m_proc(&c->m, c->st, p)->charge & 1u << slot))
         step(c, M_ASK, p, slot, 0);
     else if (bio->op == GR_OP_COMPARE_WRITE && done && quiet)
         answered(c, p, slot);
@@ -318,8 +320,11 @@ static void ejected(struct conform *c, unsigned p, unsigned d, uint64_t key)
                          strcmp(c->host[t->key - 1u].home, c->host[p].home) == 0;
         m_slot(&c->m, c->st, s)->home = same_home ? m_proc(&c->m, c->st, p)->host + 1u : 0;
         act.a = (uint8_t)s;
-        if (model_step(&c->m, c->st, act, &why) == 1)
+        if (model_step(&c->m, c->st, act, &why) == 1) {
+            if (c->on_eject && d == 0)
+                c->on_eject(c->on_eject_arg, c->host[t->key - 1u].sim);
             return;
+        }
     }
     refuse(c, &act, why);
 }
@@ -401,6 +406,12 @@ void conform_free(struct conform *c)
     sim_watch(c->sim, NULL);
     free(c->st);
     free(c);
+}
+
+void conform_on_eject(struct conform *c, void (*fn)(void *arg, struct sim_host *victim), void *arg)
+{
+    c->on_eject = fn;
+    c->on_eject_arg = arg;
 }
 
 const char *conform_error(const struct conform *c)

@@ -11,6 +11,8 @@ struct conform *conform_new(struct sim *s, struct gr_mem *const *mem, unsigned n
 void conform_free(struct conform *c);
 /* A host that is about to join: its paths (of the same order), and a text that is the same for starts of one home. */
 void conform_host(struct conform *c, struct sim_host *h, struct gr_bdev *const *paths, const char *home);
+/* Called when the key of @victim is ejected from the first device. */
+void conform_on_eject(struct conform *c, void (*fn)(void *arg, struct sim_host *victim), void *arg);
 const char *conform_error(const struct conform *c); /* NULL: all were allowed; else the first that was not, and why */
 uint64_t conform_steps(const struct conform *c);
 /* How far @h is: a phase of its farthest take-over (enum m_take_phase), 0 when there is none. */

@@ -168,15 +168,20 @@ static void answered(struct conform *c, unsigned p, unsigned slot)
 static void alarm_seen(struct conform *c, unsigned p, unsigned slot, const struct gr_bio *bio, const struct vmfs_alarm_disk *d, bool done)
 {
     bool quiet = gr_le64_get(d->asked) == gr_le64_get(d->answered);
-    unsigned phase = m_take(&c->m, c->st, p, slot)->phase;
-    if (bio->op == GR_OP_READ && phase == MT_ASKED)
-        step(c, M_LOOK, p, slot, 0);
-    else if (bio->op == GR_OP_READ && phase == MT_READ && m_take(&c->m, c->st, p, slot)->state != MS_FREE && !quiet && !(m_proc(&c->m, c->st, p)->charge & 1u << slot))
-        step(c, M_ASK, p, slot, 0);
-    else if (bio->op == GR_OP_COMPARE_WRITE && done && quiet)
+    const struct m_take *t = m_take(&c->m, c->st, p, slot);
+    if (m_proc(&c->m, c->st, p)->status == MP_OVER)
+        return; /* it has left, asking: nobody will look at that */
+    if (bio->op == GR_OP_READ) {
+        if (t->phase == MT_ASKED || (t->phase == MT_SILENT && !t->ejected))
+            step(c, M_LOOK, p, slot, 0);
+        bool mine = m_proc(&c->m, c->st, p)->charge & 1u << slot;
+        if (t->phase == MT_READ && t->state != MS_FREE && !quiet && !mine) /* somebody else has asked already */
+            step(c, M_ASK, p, slot, 0);
+    } else if (bio->op == GR_OP_COMPARE_WRITE && done && quiet) {
         answered(c, p, slot);
-    else if (bio->op == GR_OP_COMPARE_WRITE && done && phase != MT_ASKED)
+    } else if (bio->op == GR_OP_COMPARE_WRITE && done && t->phase != MT_ASKED) {
         step(c, M_ASK, p, slot, 0);
+    }
 }
 
 static void lock_cas(struct conform *c, unsigned p, unsigned k, const struct vlock *l, bool done)
@@ -233,7 +238,9 @@ static void on_object(struct conform *c, unsigned p, const struct vtable *t, int
         lock_cas(c, p, (unsigned)k, &l, done);
     else if (bio->op == GR_OP_WRITE)
         object_write(c, p, (unsigned)k, b, second);
-    else if (!second && m_hold(&c->m, c->st, p, (unsigned)k)->phase <= MK_COUNTS && m_proc(&c->m, c->st, p)->status == MP_JOINED)
+    else if (second && m_hold(&c->m, c->st, p, (unsigned)k)->same)
+        return; /* says nothing new */
+    else if ((!second || generation(b) >= generation(block(c, c->object[k].addr_a))) && m_hold(&c->m, c->st, p, (unsigned)k)->phase <= MK_COUNTS && m_proc(&c->m, c->st, p)->status == MP_JOINED)
         step(c, M_READ_LOCK, p, (unsigned)k, 0);
 }
 
@@ -246,8 +253,10 @@ static void on_slot(struct conform *c, unsigned p, unsigned slot, unsigned sub, 
     }
     if (sub != 0 || slot_in(c, b, slot, &now) < 0)
         return;
-    if (bio->op == GR_OP_READ)
+    if (bio->op == GR_OP_READ && m_proc(&c->m, c->st, p)->status != MP_OVER)
         step(c, M_READ_SLOT, p, slot, 0);
+    else if (bio->op == GR_OP_READ)
+        return; /* it has left */
     else if (bio->op == GR_OP_COMPARE_WRITE)
         slot_cas(c, p, slot, &now, done);
     else
@@ -269,6 +278,10 @@ static void on_unit(struct conform *c, unsigned p, uint64_t addr, const struct g
     const struct vsuper *sb = &c->sb;
     unsigned sub, own = m_proc(&c->m, c->st, p)->status;
     int i;
+    bool follows = (i = entry(&sb->slots, sb->slots.addr_b, addr, &sub)) >= 0; /* the second copy: written behind the first, read after it */
+    if (follows && sub == 0 && bio->op == GR_OP_READ && !m_take(&c->m, c->st, p, (unsigned)i)->same_block &&
+        generation(b) >= generation(block(c, vhome_addr(&sb->slots, (unsigned)i, 0, 0))))
+        step(c, M_READ_SLOT, p, (unsigned)i, 0);
     if ((i = entry(&sb->slots, sb->slots.addr_a, addr, &sub)) >= 0)
         on_slot(c, p, (unsigned)i, sub, bio, b, done);
     else if ((i = entry(&sb->inodes, sb->inodes.addr_a, addr, &sub)) >= 0)
@@ -280,7 +293,6 @@ static void on_unit(struct conform *c, unsigned p, uint64_t addr, const struct g
         if (slot_in(c, block(c, vhome_addr(&sb->slots, s, 0, 0)), s, &now) == 0 && addr >= now.journal_addr && addr < now.journal_addr + now.journal_units)
             on_journal(c, p, s, bio);
     }
-    bool follows = entry(&sb->slots, sb->slots.addr_b, addr, &sub) >= 0; /* the second copy, behind the first */
     if (bio->op == GR_OP_WRITE && own != MP_JOINED && own != MP_JOINING && !follows)
         refuse(c, &(struct m_act){ M_DATA, (uint8_t)p, 0, 0, 0 }, "a device has done a write of a process that has left or was ejected");
 }

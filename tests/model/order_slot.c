@@ -55,6 +55,12 @@ static bool wants(const struct step *s) /* a reason to read it: it keeps the num
     return false;
 }
 
+/* It has asked. Observed, it may go on looking for longer than it must. */
+static bool waits(const struct step *s, const struct m_take *t)
+{
+    return t->phase == MT_ASKED || (s->m->observed && t->phase == MT_SILENT && !t->ejected);
+}
+
 int m_read_slot(struct step *s)
 {
     struct m_take *t = mine(s);
@@ -69,7 +75,7 @@ int m_read_slot(struct step *s)
         t->same_block = 1;
         return 1;
     }
-    if (s->m->observed && ((t->phase == MT_ASKED && !t->same_gen) || (t->phase == MT_SECOND && !t->same_block)))
+    if (s->m->observed && ((waits(s, t) && !t->same_gen) || (t->phase == MT_SECOND && !t->same_block)))
         t->phase = MT_READ; /* the slot has passed on: that is an answer, or somebody was quicker */
     if (t->phase > MT_READ) {
         judge_locks(s);
@@ -134,7 +140,7 @@ int m_look(struct step *s)
 {
     struct m_take *t = mine(s);
     bool answers = m_reaches(s, 0), counts = answers || (m_without(s, MX_OWN_LOOKS) && (s->p->reg & 1));
-    if (t->phase != MT_ASKED || t->looked || !counts)
+    if (!waits(s, t) || t->looked || !counts)
         return m_no(s, "nothing was asked");
     if (answers && s->m->observed && !t->standing && t->same_gen) { /* it may ask again at once */
         t->phase = MT_READ;

@@ -634,8 +634,8 @@ static void trial(uint64_t seed, unsigned hosts, unsigned disks, struct trial *r
     t.disk = calloc(t.n_disks, sizeof *t.disk);
     assert_non_null(t.disk);
     t.fast = sim_below(t.sim, 2);
-    t.slowest_ns = sim_below(t.sim, 4) ? 400000 : 30 * MS; /* slow enough that a recovery lasts longer than anybody's patience */
-    t.span_s = hosts ? 30 : 40 + (unsigned)sim_below(t.sim, 120);
+    t.slowest_ns = sim_below(t.sim, 4) || hosts ? 400000 : 30 * MS; /* slow enough that a recovery lasts longer than anybody's patience */
+    t.span_s = hosts ? 60 : 40 + (unsigned)sim_below(t.sim, 120);
     t.burst = hosts ? 20 : 200;
     for (unsigned i = 0; i < t.n_devices; i++)
         t.mem[i] = gr_mem_new(hosts ? (uint64_t)hosts << 26 : 192 << 20);

@@ -247,7 +247,7 @@ static void closed(void **state)
 }
 
 /* ---- two hosts ---- */
-#define ROUNDS 25
+static int rounds;
 
 static int together_body(void *arg)
 {
@@ -259,7 +259,7 @@ static int together_body(void *arg)
     home_open(&b, "b");
     datastore(&b, "datastore.join");
     assert_int_equal(get(&b, "ds/a"), 0);
-    for (int i = 1; i <= 5; i++) { /* whatever one says, the other sees at once */
+    for (int i = 1; i <= 2; i++) { /* whatever one says, the other sees at once */
         set(&a, "ds/a", i);
         assert_int_equal(get(&b, "ds/a"), i);
         set(&b, "ds/b", 10 * i);
@@ -268,12 +268,12 @@ static int together_body(void *arg)
     }
     uint64_t begin = gr_loop_now_ns(gr_fiber_loop());
     for (int i = 0; i < 100; i++)
-        assert_int_equal(get(&b, "ds/a"), 5);
+        assert_int_equal(get(&b, "ds/a"), 2);
     uint64_t looked = gr_loop_now_ns(gr_fiber_loop());
-    for (int i = 1; i <= 10; i++)
+    for (int i = 1; i <= 4; i++)
         set(&a, "ds/a", i);
     printf("# a look takes %llu us, a change %llu us\n", (unsigned long long)(looked - begin) / 100000,
-           (unsigned long long)(gr_loop_now_ns(gr_fiber_loop()) - looked) / 10000);
+           (unsigned long long)(gr_loop_now_ns(gr_fiber_loop()) - looked) / 4000);
     home_close(&b);
     home_close(&a);
     return 0;
@@ -301,7 +301,7 @@ static int adding_body(void *arg)
     datastore(&h, "datastore.join");
     snprintf(name, sizeof(name), "ds/%s", mine);
     json_t *own = json_pack("[s]", name), *both = json_pack("[s,s]", name, "ds/common");
-    for (int i = 0; i < ROUNDS; i++) {
+    for (int i = 0; i < rounds; i++) {
         int r = h.rules.change(h.rules.arg, i % 2 ? own : both, add_one, NULL, NULL, &err);
         if (r < 0)
             fail_msg("%s: %s", mine, gr_err_text(&err, r));
@@ -330,9 +330,9 @@ static int made_body(void *arg)
         disk(&h, "ds/b");
         disk(&h, "ds/common");
     } else {
-        assert_int_equal(get(&h, "ds/a"), ROUNDS);
-        assert_int_equal(get(&h, "ds/b"), ROUNDS);
-        assert_int_equal(get(&h, "ds/common"), 2 * ((ROUNDS + 1) / 2));
+        assert_int_equal(get(&h, "ds/a"), rounds);
+        assert_int_equal(get(&h, "ds/b"), rounds);
+        assert_int_equal(get(&h, "ds/common"), 2 * ((rounds + 1) / 2));
         ok(&h, "datastore.check", json_pack("{s:s}", "name", "ds"));
     }
     home_close(&h);
@@ -344,6 +344,7 @@ static void at_once(void **state)
     place = "at_once";
     static char names[2][2] = {"a", "b"};
     pid_t pid[2];
+    rounds = (int)test_cases(4);
     test_in_fiber(made_body, NULL);
     fflush(NULL);
     for (int i = 0; i < 2; i++) {

@@ -247,7 +247,37 @@ static void closed(void **state)
 }
 
 /* ---- two hosts ---- */
-#define ROUNDS 25
+static int rounds;
+
+struct waiting {
+    struct home *h;
+    bool done;
+};
+
+static void change_fiber(void *arg)
+{
+    struct waiting *w = arg;
+    set(w->h, "ds/b", 77);
+    w->done = true;
+}
+
+/* Who changes them waits for who is at it, and reads what that one wrote. */
+static void takes_turns(struct home *a, struct home *b)
+{
+    struct vmfs_disk *lock = NULL;
+    struct waiting w = {.h = b};
+    assert_int_equal(vmfs_open(volume(a), "granary.access/lock", &lock, NULL, &err), 0);
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), change_fiber, &w), 0);
+    gr_fiber_sleep_ms(150);
+    assert_false(w.done);
+    assert_int_equal(get(b, "ds/a"), get(a, "ds/a")); /* logins do not wait */
+    vmfs_close(lock);
+    assert_int_equal(vmfs_release(volume(a), "granary.access/lock", &err), 0);
+    for (int i = 0; i < 1000 && !w.done; i++)
+        gr_fiber_sleep_ms(10);
+    assert_true(w.done);
+    assert_int_equal(get(a, "ds/b"), 77);
+}
 
 static int together_body(void *arg)
 {
@@ -259,7 +289,7 @@ static int together_body(void *arg)
     home_open(&b, "b");
     datastore(&b, "datastore.join");
     assert_int_equal(get(&b, "ds/a"), 0);
-    for (int i = 1; i <= 5; i++) { /* whatever one says, the other sees at once */
+    for (int i = 1; i <= 2; i++) { /* whatever one says, the other sees at once */
         set(&a, "ds/a", i);
         assert_int_equal(get(&b, "ds/a"), i);
         set(&b, "ds/b", 10 * i);
@@ -268,12 +298,13 @@ static int together_body(void *arg)
     }
     uint64_t begin = gr_loop_now_ns(gr_fiber_loop());
     for (int i = 0; i < 100; i++)
-        assert_int_equal(get(&b, "ds/a"), 5);
+        assert_int_equal(get(&b, "ds/a"), 2);
     uint64_t looked = gr_loop_now_ns(gr_fiber_loop());
-    for (int i = 1; i <= 10; i++)
+    for (int i = 1; i <= 4; i++)
         set(&a, "ds/a", i);
     printf("# a look takes %llu us, a change %llu us\n", (unsigned long long)(looked - begin) / 100000,
-           (unsigned long long)(gr_loop_now_ns(gr_fiber_loop()) - looked) / 10000);
+           (unsigned long long)(gr_loop_now_ns(gr_fiber_loop()) - looked) / 4000);
+    takes_turns(&a, &b);
     home_close(&b);
     home_close(&a);
     return 0;
@@ -292,16 +323,25 @@ static int add_one(void *arg, const char *name, const json_t *own, const json_t 
     return 0;
 }
 
+struct host {
+    const char *name;
+    int ready[2], go[2]; /* pipes: none begins before all have joined */
+    pid_t pid;
+};
+
 static int adding_body(void *arg)
 {
-    const char *mine = arg;
+    const struct host *host = arg;
+    const char *mine = host->name;
     struct home h = {0};
     char name[16];
     home_open(&h, mine);
     datastore(&h, "datastore.join");
+    assert_int_equal(write(host->ready[1], "r", 1), 1);
+    assert_int_equal(read(host->go[0], name, 1), 1);
     snprintf(name, sizeof(name), "ds/%s", mine);
     json_t *own = json_pack("[s]", name), *both = json_pack("[s,s]", name, "ds/common");
-    for (int i = 0; i < ROUNDS; i++) {
+    for (int i = 0; i < rounds; i++) {
         int r = h.rules.change(h.rules.arg, i % 2 ? own : both, add_one, NULL, NULL, &err);
         if (r < 0)
             fail_msg("%s: %s", mine, gr_err_text(&err, r));
@@ -314,10 +354,15 @@ static int adding_body(void *arg)
     return 0;
 }
 
-static void adding(char *name)
+static void host_start(struct host *host)
 {
-    test_in_fiber(adding_body, name);
-    _exit(0);
+    assert_int_equal(pipe(host->ready) | pipe(host->go), 0);
+    fflush(NULL);
+    host->pid = fork();
+    if (host->pid == 0) {
+        test_in_fiber(adding_body, host);
+        _exit(0);
+    }
 }
 
 static int made_body(void *arg)
@@ -330,9 +375,9 @@ static int made_body(void *arg)
         disk(&h, "ds/b");
         disk(&h, "ds/common");
     } else {
-        assert_int_equal(get(&h, "ds/a"), ROUNDS);
-        assert_int_equal(get(&h, "ds/b"), ROUNDS);
-        assert_int_equal(get(&h, "ds/common"), 2 * ((ROUNDS + 1) / 2));
+        assert_int_equal(get(&h, "ds/a"), rounds);
+        assert_int_equal(get(&h, "ds/b"), rounds);
+        assert_int_equal(get(&h, "ds/common"), 2 * ((rounds + 1) / 2));
         ok(&h, "datastore.check", json_pack("{s:s}", "name", "ds"));
     }
     home_close(&h);
@@ -341,22 +386,27 @@ static int made_body(void *arg)
 
 static void at_once(void **state)
 {
+    struct host hosts[2] = {{.name = "a"}, {.name = "b"}};
+    char c;
     place = "at_once";
-    static char names[2][2] = {"a", "b"};
-    pid_t pid[2];
+    rounds = (int)test_cases(4);
     test_in_fiber(made_body, NULL);
-    fflush(NULL);
-    for (int i = 0; i < 2; i++) {
-        pid[i] = fork();
-        if (pid[i] == 0)
-            adding(names[i]);
-    }
+    for (int i = 0; i < 2; i++)
+        host_start(&hosts[i]);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(read(hosts[i].ready[0], &c, 1), 1);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(write(hosts[i].go[1], "g", 1), 1);
     for (int i = 0; i < 2; i++) {
         int status = -1;
-        assert_int_equal(waitpid(pid[i], &status, 0), pid[i]);
+        assert_int_equal(waitpid(hosts[i].pid, &status, 0), hosts[i].pid);
         assert_int_equal(status, 0);
+        for (int end = 0; end < 2; end++) {
+            close(hosts[i].ready[end]);
+            close(hosts[i].go[end]);
+        }
     }
-    test_in_fiber(made_body, names);
+    test_in_fiber(made_body, hosts);
 }
 
 TEST_MAIN(TEST(follow), TEST(closed), TEST(together), TEST(at_once))

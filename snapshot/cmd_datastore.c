@@ -38,6 +38,11 @@ static const struct gr_col device_cols[] = {
     {NULL},
 };
 
+static const struct gr_col member_cols[] = {
+    {"number", "NUMBER", GR_COL_NUMBER}, {"device", "DEVICE", GR_COL_TEXT},   {"leaving", "LEAVING", GR_COL_BOOL},
+    {"tested", "TESTED", GR_COL_LIST},   {"tested-at", "AT", GR_COL_TIME}, {NULL},
+};
+
 static int named(struct gr_cmd_ctx *c, const char *method, json_t **ret, struct gr_err *err)
 {
     const char *name = gr_cmd_arg(c, 0);
@@ -166,6 +171,8 @@ static int cmd_info(struct gr_cmd_ctx *c, struct gr_err *err)
         r = gr_cmd_object(c, info_cols, res);
     if (r == 0 && !gr_cmd_json(c))
         r = gr_cmd_rows(c, host_cols, json_object_get(res, "hosts"));
+    if (r == 0 && !gr_cmd_json(c))
+        r = gr_cmd_rows(c, member_cols, json_object_get(res, "members"));
     json_decref(res);
     return r;
 }

@@ -16,7 +16,8 @@
  *   datastore.check {"name"} parts {"line"} → {"name","sound","errors","objects","nodes","pieces","shared-pieces","regions",
  *       "leaked-units"}
  *   datastore.grow {"name","size"} → as datastore.info      datastore.recover {"name"} → {"recovered"}
- *   datastore.devices {"name"} → [{"number","device","uuid","size","free","used","metadata","regions","added","leaving"}]
+ *   datastore.devices {"name"} → [{"number","device","uuid","size","free","used","metadata","regions","added","leaving",
+ *       "tested":[what was seen when it was tried],"tested-at"?}]; also datastore.info "members"
  *   datastore.add-device {"name","device","size"?,"force"?} → as datastore.info, and "unaware-hosts": [who has joined and serves nothing]
  *   datastore.open-device {"name","device"} another host is adding it
  *   datastore.remove-device {"name","device"} parts {"done","total"}: bytes moved to the other devices → as datastore.info

@@ -66,13 +66,21 @@ static json_t *info_row(struct snap_ds *ds, struct gr_err *err)
         json_decref(hosts);
         return NULL;
     }
+    json_t *members = snap_member_rows(ds, err);
+    if (!members) {
+        json_decref(hosts);
+        return NULL;
+    }
     json_t *o = json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:i,s:I,s:I,s:i,s:i,s:o}", "name", ds->name, "state",
                           i.fenced ? "fenced" : "joined", "uuid", uuid, "size", (json_int_t)i.size, "free", (json_int_t)i.free, "used",
                           (json_int_t)(i.size - GR_MIN(i.free, i.size)), "metadata", (json_int_t)i.metadata, "reserved",
                           (json_int_t)i.reserved, "devices", devices_row(ds), "hosts", hosts, "regions", (int)i.n_regions, "region-size",
                           (json_int_t)i.region_bytes, "journal-size", (json_int_t)i.journal_bytes, "version", (int)i.version, "slots",
                           (int)i.n_slots, "stats", stats_row(ds->v));
+    if (!o)
+        json_decref(members);
     if (o) {
+        json_object_set_new(o, "members", members);
         if (ds->login_row)
             json_object_set(o, "login", ds->login_row);
         json_object_set_new(o, "shared-luns", json_boolean(i.shared_luns));

@@ -169,6 +169,8 @@ int snap_op_register(struct snap_op *op, const char *name, json_t *devices, stru
 int snap_op_datastore(struct snap_op *op, struct snap_ds *ds);
 int snap_op_datastore_create(struct snap_op *op);
 int snap_op_datastore_destroy(struct snap_op *op);
+/* The devices of a joined datastore, as datastore.devices has them; NULL with *err, or out of memory. */
+json_t *snap_member_rows(struct snap_ds *ds, struct gr_err *err);
 int snap_op_devices_list(struct snap_op *op);
 int snap_op_device_add(struct snap_op *op);
 int snap_op_device_open(struct snap_op *op);

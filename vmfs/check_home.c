@@ -347,6 +347,8 @@ static void blob_take(struct chk *k, struct chk_obj *c, const void *blob)
     c->decoded = true;
     c->bad = r < 0;
     k->blind |= r < 0;
+    if (o)
+        o->reserved_units = 0; /* it was only read: what it was promised is counted with who holds it */
     vobj_free(o);
 }
 

@@ -33,6 +33,8 @@ struct vdevinfo {
     uint32_t state, mover;
     uint64_t moved_addr;
     uint32_t moved_bytes, moved_units;
+    uint32_t tested;   /* VMFS_TESTED_* */
+    uint64_t tested_s;
 };
 struct vsuper {
     uint8_t uuid[16];
@@ -447,6 +449,8 @@ int vlife_watch(struct vmfs *v, struct gr_err *err); /* answer alarms from now o
 void vlife_stop(struct vmfs *v, bool orderly);
 int vlife_answer_for(struct vmfs *v, unsigned slot);
 void vlife_answer_no_more(struct vmfs *v, unsigned slot);
+/* honour.c: do the devices still do what was seen when they were tried? Ours is the slot. -EOPNOTSUPP and what they do not (fiber). */
+int vhonour_check(struct vmfs *v, struct gr_err *err);
 int vlife_claim(struct vmfs *v, unsigned slot); /* before a free slot is taken: its life lock, where there are such. -EBUSY */
 void vlife_unclaim(struct vmfs *v, unsigned slot);
 /* See to it that nothing of who answers for @slot, read as @s, reaches the devices any more, if it is gone; may take as long as the

@@ -36,6 +36,7 @@ struct vmfs_format_opts {
     unsigned region_units;  /* 0: by volume size */
     bool preallocate;       /* write the devices' blocks out first, so that later writes hit allocated space */
     enum vmfs_timing timing;
+    const uint32_t *tested; /* of each device: VMFS_TESTED_* (vmfs/format.h), kept for later joins; NULL: none was tried */
 };
 /* Write a new, empty volume. Refuses anything that already holds data and names it (file system, partition table, volume). */
 int vmfs_format(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_format_opts *opts, struct gr_err *err);
@@ -62,6 +63,7 @@ struct vmfs_join_opts {
 };
 /* Join: read the superblock (second copy with a warning when the first is damaged), recover dead hosts' slots, take a slot. A device that
  * was about to be added when that ended is left alone, with a warning (vmfs_device_number()).
+ * Devices that were tried before they were shared are looked at again: -EOPNOTSUPP when they do not honour any more what they did.
  * Errors: -GR_EFORMAT no datastore, -GR_EVERSION, -GR_ECORRUPT, -GR_ELOCKED no free slot, -ENODEV device missing. */
 int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_join_opts *opts, struct vmfs **ret,
               struct gr_err *err);
@@ -116,11 +118,14 @@ struct vmfs_device_info {
     uint64_t size, free, metadata; /* bytes; free as vmfs_info has it */
     unsigned regions;
     bool added;             /* after the format */
+    uint32_t tested;        /* VMFS_TESTED_*: what was seen when it was tried, */
+    int64_t tested_s;       /* and when (seconds since 1970); 0: it was not */
     bool leaving;           /* what lies on it is being moved to the others, or was until that was broken off */
 };
 int vmfs_devices(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_device_info *d), void *arg, struct gr_err *err);
 struct vmfs_device_add {
-    bool force; /* over foreign data; never over a datastore */
+    bool force;      /* over foreign data; never over a datastore */
+    uint32_t tested; /* VMFS_TESTED_*, as in struct vmfs_format_opts */
     /* Every other host that has joined has opened the device (vmfs_device_open): 0, or why not. In the fiber; the namespace is locked;
      * NULL: there are no others. */
     int (*confirm)(void *arg, struct gr_err *err);

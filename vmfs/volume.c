@@ -173,6 +173,8 @@ static int join_host(struct vmfs *v, struct gr_err *err)
         r = vmfs_refresh(v, err); /* behind our own recovery; and from here on who empties a device sees us, or we see him */
     if (r == 0)
         r = refuse_mover(v, err);
+    if (r == 0 && (r = vhonour_check(v, err)) < 0)
+        vslot_free_mine(v, NULL);
     if (r == 0) {
         journal_start(v);
         r = space_init(v, err);

@@ -138,6 +138,9 @@ run_check qemu-io -f raw -c 'write -P 0x62 64M 500M' -c flush "$(url a lds/d)"
 b datastore devices lds --json > "$T/out"
 check 'b sees the second LUN' jq -e 'length == 2' "$T/out"
 a datastore devices lds --json > "$T/out"
+run_check a datastore info lds --json
+check 'what was seen when they were tried is kept' jq -e '.members | length == 2 and all((.tested | index("drains") and index("outlasts-power")) and ."tested-at" > 1000000000)' "$T/out"
+a datastore devices lds --json > "$T/out"
 check 'there is data on it' jq -e 'length == 2 and .[1].used > 30000000' "$T/out"
 kill -KILL "$(cat "$A/run/storaged.pid")"
 over onlun

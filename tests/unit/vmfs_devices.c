@@ -120,6 +120,11 @@ static void add(struct host *h, unsigned at, struct gr_mem *m, bool shared)
 }
 
 /* ---- one host ---- */
+static void keep_info(void *arg, const struct vmfs_device_info *d)
+{
+    *(struct vmfs_device_info *)arg = *d;
+}
+
 static void sum_free(void *arg, const struct vmfs_device_info *d)
 {
     uint64_t *free_bytes = arg;
@@ -417,4 +422,78 @@ static void cut_anywhere(void **state)
     test_in_fiber(cuts_fn, NULL);
 }
 
-TEST_MAIN(TEST(alone), TEST(refused), TEST(hosts_on_files), TEST(hosts_on_luns), TEST(unaware), TEST(cut_anywhere))
+/* ---- what was tried before is looked at again ---- */
+static struct gr_fence_ops honest, lying; /* of the one device of the test below, while it lies */
+static struct gr_bdev_ops honest_ops, lying_ops;
+
+static int no_keys(struct gr_bdev *bdev, uint64_t *keys, unsigned max, unsigned *ret_n, struct gr_err *err)
+{
+    int r = honest.keys(bdev, keys, max, ret_n, err);
+    *ret_n = 0;
+    return r;
+}
+static int forgetful(struct gr_bdev *bdev, struct gr_err *err)
+{
+    return gr_fail(err, -EOPNOTSUPP, "no APTPL");
+}
+/* Whatever is compared is equal; what is written is a new block. */
+static void always_equal(struct gr_chan *ch, struct gr_bio *bio)
+{
+    if (bio->op == GR_OP_COMPARE_WRITE) {
+        bio->op = GR_OP_WRITE;
+        bio->iov = bio->iov2;
+        bio->iovcnt = bio->iovcnt2;
+    }
+    honest_ops.submit(ch, bio);
+}
+
+static int honour_fn(void *arg)
+{
+    static const char *const says[] = { "registered", "power", "compare-and-write" };
+    struct gr_mem *mem = gr_mem_new(64 * MIB);
+    uint32_t tested = VMFS_TESTED_FENCE | VMFS_TESTED_OUTLASTS_POWER | VMFS_TESTED_MISCOMPARES;
+    struct vmfs_format_opts f = { .name = "ds1", .tested = &tested };
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "one", .warn = warn };
+    struct gr_bdev *dev = open_mem(mem, true);
+    struct vmfs_device_info seen = { 0 };
+    (void)arg;
+    OK(vmfs_format(gr_fiber_loop(), &dev, 1, &f, &err));
+    for (int lie = -1; lie < 4; lie++) {
+        struct gr_err e = { 0 };
+        struct vmfs *v;
+        gr_bdev_put(dev);
+        dev = open_mem(mem, true);
+        honest = lying = *dev->fence;
+        honest_ops = lying_ops = *dev->ops;
+        if (lie == 0)
+            lying.keys = no_keys;
+        if (lie == 1)
+            lying.persists = forgetful;
+        if (lie == 2)
+            lying_ops.submit = always_equal;
+        dev->fence = &lying;
+        dev->ops = &lying_ops;
+        int r = vmfs_join(gr_fiber_loop(), &dev, 1, &o, &v, &e);
+        if (lie < 0 || lie == 3) { /* honest before and afterwards: nobody is kept out for good */
+            assert_int_equal(r, 0);
+            OK(vmfs_devices(v, keep_info, &seen, &err));
+            assert_int_equal(seen.tested, tested);
+            OK(vmfs_leave(v, &err));
+            continue;
+        }
+        assert_int_equal(r, -EOPNOTSUPP);
+        assert_non_null(strstr(e.text, says[lie]));
+        assert_non_null(strstr(e.text, "does not honour any more"));
+    }
+    gr_bdev_put(dev);
+    gr_mem_free(mem);
+    return 0;
+}
+
+static void honour(void **state)
+{
+    (void)state;
+    test_in_fiber(honour_fn, NULL);
+}
+
+TEST_MAIN(TEST(honour), TEST(alone), TEST(refused), TEST(hosts_on_files), TEST(hosts_on_luns), TEST(unaware), TEST(cut_anywhere))

@@ -9,8 +9,8 @@
  *
  * Methods (params → result; "disk" is "DATASTORE/PATH"; sizes in bytes, times in seconds since 1970; ? = optional):
  *   datastore.create {"name","devices":[absolute path],"size"?,"preallocate"?,"force"?}        → as datastore.info
- *   datastore.join {"name","devices":[…]} → as datastore.info      datastore.leave {"name"}    datastore.destroy {"name","yes":true}
- *   datastore.list → [{"name","state":"joined|registered|failed","size","free","used","devices":[…],"error"?}]
+ *   datastore.join {"name","devices":[…],"degraded"?} → as datastore.info      datastore.leave {"name"}    datastore.destroy {"name","yes":true}
+ *   datastore.list → [{"name","state":"joined|degraded|registered|failed","size","free","used","devices":[…],"error"?}]
  *   datastore.info {"name"} → {"name","uuid","size","free","used","metadata","reserved","devices":[…],"hosts":[{"slot","host",
  *       "state","alive","self","address","portal","generation"}],"regions","region-size","journal-size","version","stats":{…}}
  *   datastore.check {"name"} parts {"line"} → {"name","sound","errors","objects","nodes","pieces","shared-pieces","regions",

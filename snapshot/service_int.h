@@ -32,6 +32,7 @@ struct snap_ds {
     char name[VMFS_VOLUME_NAME_MAX + 1];
     char *devices[VMFS_DEVICES_MAX]; /* names, as in common/bdev_open.h */
     unsigned n_devices;
+    bool degraded;                /* join also when a device is missing */
     json_t *login_row;            /* NULL: without */
     struct gr_device_login login; /* strings of login_row */
     struct gr_bdev *bdevs[VMFS_DEVICES_MAX]; /* while joined */

@@ -32,6 +32,7 @@ static void add_row(void *arg, const struct vmfs_device_info *d)
                                           (json_int_t)d->size, "free", (json_int_t)d->free, "used",
                                           (json_int_t)(d->size - GR_MIN(d->size, d->free + d->metadata)), "metadata", (json_int_t)d->metadata,
                                           "regions", (int)d->regions, "added", d->added, "leaving", d->leaving);
+    json_object_set_new(row, "missing", json_boolean(d->missing));
     json_object_set_new(row, "tested", snap_tested_row(d->tested));
     if (d->tested_s)
         json_object_set_new(row, "tested-at", json_integer(d->tested_s));

@@ -497,8 +497,10 @@ int vmfs_device_remove(struct vmfs *v, unsigned number, const struct vmfs_device
     struct evac e = { .v = v, .dev = number, .opts = opts };
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
+    int r = vdev_all_here(v, "no device can be emptied", err);
+    if (r < 0)
+        return r;
     gr_fmutex_lock(&v->member_lock);
-    int r = 0;
     if (number >= v->sb.n_devices || v->sb.dev[number].state == VMFS_DEVICE_GONE)
         r = gr_fail(err, -ENOENT, "datastore '%s' has no device %u", v->sb.name, number);
     else if (has_tables(v, number))

@@ -548,10 +548,16 @@ uint64_t space_meta_reserve(const struct vmfs *v); /* units kept back for metada
 void ticket_open(struct vmfs *v, struct vticket *t);
 void ticket_close(struct vmfs *v, struct vticket *t);
 
+static inline bool vdev_missing(const struct vmfs *v, unsigned dev) /* a device that we joined without [sync] */
+{
+    return !v->dev[dev].ch && v->sb.dev[dev].state != VMFS_DEVICE_GONE;
+}
 static inline bool space_leaving(const struct vmfs *v, uint64_t addr) /* nothing there is overwritten, shared or added to [sync] */
 {
-    return v->sb.dev[vmfs_addr_dev(addr)].state != VMFS_DEVICE_IN_USE;
+    unsigned dev = vmfs_addr_dev(addr);
+    return v->sb.dev[dev].state != VMFS_DEVICE_IN_USE || vdev_missing(v, dev);
 }
+int vdev_all_here(struct vmfs *v, const char *what, struct gr_err *err); /* -ENODEV when one is missing: @what cannot be done */
 void space_close(struct vmfs *v);                 /* regions of devices that leave are closed, those of others open [sync] */
 int space_left(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units); /* they lie elsewhere now. 0; -ENOMEM [sync] */
 void space_forget(struct vmfs *v, unsigned dev);  /* it is gone, and its regions with it [sync] */

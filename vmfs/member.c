@@ -172,9 +172,13 @@ int vmfs_device_add(struct vmfs *v, struct gr_bdev *bdev, const struct vmfs_devi
     struct vsuper s;
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
+    int r = vdev_all_here(v, "no device can be added", err);
+    if (r < 0)
+        return r;
     gr_fmutex_lock(&v->member_lock);
     close_stale(v);
-    int n = vmember_open(v, bdev, err), r = n;
+    int n = vmember_open(v, bdev, err);
+    r = n;
     if (n >= 0) {
         r = refuse_used(v, (unsigned)n, add->force, err);
         if (r == 0)
@@ -217,8 +221,10 @@ int vmfs_devices(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_device_
                                          .added = d->table.entries != 0, .leaving = d->state == VMFS_DEVICE_LEAVING, .tested = d->tested, .tested_s = (int64_t)d->tested_s };
         uint64_t free_units = 0;
         memcpy(info.uuid, d->uuid, 16);
-        snprintf(info.name, sizeof info.name, "%s", v->dev[i].bdev->name);
-        r = d->state == VMFS_DEVICE_IN_USE ? free_of(v, i, &free_units, err) : 0;
+        info.missing = vdev_missing(v, i);
+        if (!info.missing)
+            snprintf(info.name, sizeof info.name, "%s", v->dev[i].bdev->name);
+        r = d->state == VMFS_DEVICE_IN_USE && !info.missing ? free_of(v, i, &free_units, err) : 0;
         info.free = free_units * VMFS_UNIT;
         if (r == 0)
             fn(arg, &info);

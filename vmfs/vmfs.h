@@ -55,6 +55,7 @@ struct vmfs_join_opts {
     const char *address;    /* unix socket of this host's storage service, or "" ; at most VMFS_ADDRESS_MAX bytes */
     const char *portal;     /* "host:port" of this host's iSCSI portal, or "" */
     const uint8_t *link_key; /* 32 bytes, copied: by which other hosts know this one on links (common/link.h); NULL: no links */
+    bool degraded;          /* join also without devices that hold no tables: what lies on them cannot be read, all else works */
     size_t map_cache_bytes; /* limit of cached map nodes; 0: 256 MiB */
     void (*ejected)(void *arg); /* another host has taken our place: nothing works any more, vmfs_leave() or vmfs_abandon() it and join
                                    again. Any context, nothing of the volume may be called in it; argument as for warn; may be NULL */
@@ -83,6 +84,7 @@ struct vmfs_info {
     uint64_t region_bytes, journal_bytes;
     unsigned version;
     enum vmfs_timing timing;
+    unsigned n_missing; /* devices it was joined without */
     bool shared_luns; /* its devices are logical units that fence lost hosts */
     bool fenced; /* this host gave the volume up; `fence_reason` says why */
     char fence_reason[160];
@@ -120,6 +122,7 @@ struct vmfs_device_info {
     bool added;             /* after the format */
     uint32_t tested;        /* VMFS_TESTED_*: what was seen when it was tried, */
     int64_t tested_s;       /* and when (seconds since 1970); 0: it was not */
+    bool missing;           /* joined without it */
     bool leaving;           /* what lies on it is being moved to the others, or was until that was broken off */
 };
 int vmfs_devices(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_device_info *d), void *arg, struct gr_err *err);

@@ -247,12 +247,14 @@ static void remove_device(struct world *w, unsigned n)
     w->mem[n] = NULL;
 }
 
-static void load_start(struct world *w)
+static void load_start(struct world *w, bool snapshots)
 {
     w->stop = false;
     w->next_writer = 0;
     for (w->writers = 0; w->writers < 4; w->writers++)
         assert_int_equal(gr_fiber_start(gr_fiber_loop(), writer, w), 0);
+    if (!snapshots) /* with them little is overwritten where it lies */
+        return;
     w->writers++;
     assert_int_equal(gr_fiber_start(gr_fiber_loop(), snapper, w), 0);
 }
@@ -282,7 +284,7 @@ static void leaves(bool thick)
     open_all(w);
     memcpy(w->now[3], w->then, sizeof w->then);
     verify(w);
-    load_start(w); /* disk 3 stays as it is */
+    load_start(w, false); /* disk 3 stays as it is */
     remove_device(w, 1);
     load_stop(w);
     print_message("# %u writes and %u copies beside %u moves\n", w->writes, w->copies, w->moves);
@@ -302,7 +304,7 @@ static void leaves(bool thick)
     w->mem[3] = gr_mem_new(400 * MIB);
     assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), w->mem[3], &w->dev[3]), 0);
     OK(vmfs_device_add(w->v, w->dev[3], &a, &err));
-    load_start(w);
+    load_start(w, true);
     remove_device(w, 2); /* it has what device 1 had: lists point to lists */
     load_stop(w);
     verify(w);

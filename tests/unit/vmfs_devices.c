@@ -422,6 +422,100 @@ static void cut_anywhere(void **state)
     test_in_fiber(cuts_fn, NULL);
 }
 
+/* ---- without a device ---- */
+static int try_join_degraded(struct host *h, struct gr_mem *mem, struct gr_err *err)
+{
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "one", .warn = warn, .warn_arg = h, .degraded = true };
+    *h = (struct host){ .dev = { open_mem(mem, false) } };
+    return vmfs_join(gr_fiber_loop(), h->dev, 1, &o, &h->v, err);
+}
+
+static int read_mib(struct host *h, const char *path, uint64_t at)
+{
+    static uint8_t buf[MIB];
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    OK(vmfs_open(h->v, path, &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    int r = gr_pread(ch, buf, MIB, at * MIB);
+    gr_chan_close(ch);
+    vmfs_close(d);
+    return r;
+}
+
+static int degraded_fn(void *arg)
+{
+    struct gr_mem *mem[] = { gr_mem_new(64 * MIB), gr_mem_new(256 * MIB) };
+    struct vmfs_device_add a = { 0 };
+    struct vmfs_info info;
+    struct vmfs_check_report rep;
+    struct host h;
+    struct gr_err e = { 0 };
+    (void)arg;
+    format(mem[0], false);
+    OK(try_join(&h, mem, 1, "one", false, &err));
+    OK(vmfs_create(h.v, "here", VMFS_DISK, 16 * MIB, VMFS_THICK, &err)); /* it has its space here */
+    content(&h, "here", 0, 8, 1, true);
+    OK(vmfs_create(h.v, "there", VMFS_DISK, 256 * MIB, VMFS_THIN, &err));
+    add(&h, 1, mem[1], false);
+    content(&h, "there", 0, 60, 2, true); /* begins on device 0, ends on device 1 */
+    leave(&h);
+
+    assert_int_equal(try_join(&h, mem, 1, "one", false, &e), -ENODEV); /* never silently */
+    put(&h);
+    for (int again = 0; again < 2; again++) {
+        OK(try_join_degraded(&h, mem[0], &err));
+        assert_true(h.warnings > 0); /* it is told */
+        vmfs_info(h.v, &info);
+        assert_int_equal(info.n_missing, 1);
+        content(&h, "here", 0, 8, 1, false); /* disks that have nothing there go on */
+        content(&h, "here", 0, 4, 1, true);
+        assert_int_equal(read_mib(&h, "there", 59 - again), -EIO);
+        content(&h, "here", 8, 12, 7, true);
+        assert_int_equal(vmfs_device_add(h.v, h.dev[0], &a, &e), -ENODEV);
+        assert_int_equal(vmfs_check(h.v, warn, NULL, &rep, &e), -GR_ECORRUPT); /* it tells what it cannot see */
+        assert_int_equal(rep.leaked_units, 0);
+        if (again)
+            leave(&h);
+        else {
+            vmfs_abandon(h.v);
+            put(&h);
+        }
+    }
+    OK(try_join(&h, mem, 2, "one", false, &err)); /* it is back */
+    content(&h, "here", 0, 8, 1, false);
+    content(&h, "here", 8, 12, 7, false);
+    content(&h, "there", 0, 60, 2, false);
+    OK(vmfs_checkpoint(h.v, &err)); /* what was freed there is given back */
+    sound(&h);
+    vmfs_info(h.v, &info);
+    assert_int_equal(info.n_missing, 0);
+    content(&h, "there", 60, 70, 2, true);
+    vmfs_abandon(h.v); /* not left in order: it has journal records about that device */
+    put(&h);
+    int r = try_join_degraded(&h, mem[0], &e);
+    if (r < 0) {
+        print_message("refused: %s\n", e.text);
+        put(&h);
+    } else {
+        leave(&h);
+    }
+    OK(try_join(&h, mem, 2, "one", false, &err));
+    content(&h, "there", 0, 60, 2, false);
+    content(&h, "there", 60, 70, 2, false);
+    sound(&h);
+    leave(&h);
+    gr_mem_free(mem[0]);
+    gr_mem_free(mem[1]);
+    return 0;
+}
+
+static void degraded(void **state)
+{
+    (void)state;
+    test_in_fiber(degraded_fn, NULL);
+}
+
 /* ---- what was tried before is looked at again ---- */
 static struct gr_fence_ops honest, lying; /* of the one device of the test below, while it lies */
 static struct gr_bdev_ops honest_ops, lying_ops;
@@ -496,4 +590,4 @@ static void honour(void **state)
     test_in_fiber(honour_fn, NULL);
 }
 
-TEST_MAIN(TEST(honour), TEST(alone), TEST(refused), TEST(hosts_on_files), TEST(hosts_on_luns), TEST(unaware), TEST(cut_anywhere))
+TEST_MAIN(TEST(degraded), TEST(honour), TEST(alone), TEST(refused), TEST(hosts_on_files), TEST(hosts_on_luns), TEST(unaware), TEST(cut_anywhere))

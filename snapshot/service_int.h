@@ -43,6 +43,7 @@ struct snap_ds {
     char name[VMFS_VOLUME_NAME_MAX + 1];
     char *devices[VMFS_DEVICES_MAX]; /* names, as in common/bdev_open.h */
     unsigned n_devices;
+    bool degraded;                /* join also when a device is missing */
     json_t *login_row;            /* NULL: without */
     struct gr_device_login login; /* strings of login_row */
     struct gr_bdev *bdevs[VMFS_DEVICES_MAX]; /* while joined */
@@ -216,6 +217,8 @@ int snap_op_register(struct snap_op *op, const char *name, json_t *devices, stru
 int snap_op_datastore(struct snap_op *op, struct snap_ds *ds);
 int snap_op_datastore_create(struct snap_op *op);
 int snap_op_datastore_destroy(struct snap_op *op);
+/* The devices of a joined datastore, as datastore.devices has them; NULL with *err, or out of memory. */
+json_t *snap_member_rows(struct snap_ds *ds, struct gr_err *err);
 int snap_op_devices_list(struct snap_op *op);
 int snap_op_device_add(struct snap_op *op);
 int snap_op_device_open(struct snap_op *op);

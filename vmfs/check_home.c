@@ -347,6 +347,8 @@ static void blob_take(struct chk *k, struct chk_obj *c, const void *blob)
     c->decoded = true;
     c->bad = r < 0;
     k->blind |= r < 0;
+    if (o)
+        o->reserved_units = 0; /* it was only read: what it was promised is counted with who holds it */
     vobj_free(o);
 }
 
@@ -399,7 +401,7 @@ static int regions_scan(struct chk *c)
     struct scan s = { c, &sb->regions, "region", VMFS_T_REGION, VMFS_T_BITMAP, 0, common, region_block, NULL, NULL, 0 };
     r = table_scan(&s);
     for (unsigned d = 0; r == 0 && d < sb->n_devices; d++) {
-        if (!sb->dev[d].table.entries || sb->dev[d].state == VMFS_DEVICE_GONE)
+        if (!sb->dev[d].table.entries || sb->dev[d].state == VMFS_DEVICE_GONE || vdev_missing(c->v, d))
             continue;
         s.t = &sb->dev[d].table;
         s.end = sb->dev[d].regions;
@@ -485,9 +487,17 @@ static void areas_apart(struct chk *c, const struct area *a, size_t n)
     }
 }
 
+static void note_missing(struct chk *c)
+{
+    for (unsigned d = 0; d < c->v->sb.n_devices; d++)
+        if (vdev_missing(c->v, d))
+            chk_note(c, "device %u is missing: what lies there was not looked at", d);
+}
+
 int chk_supers(struct chk *c)
 {
     struct vmfs *v = c->v;
+    note_missing(c);
     const struct vtable *t[] = { &v->sb.slots, &v->sb.regions, &v->sb.inodes };
     static const char *const names[] = { "slot table", "region table", "inode table" };
     struct area *a = gr_zalloc((6 + 4u * VMFS_DEVICES_MAX + v->sb.slots.entries) * sizeof *a);
@@ -504,7 +514,7 @@ int chk_supers(struct chk *c)
         a[n++] = x;
     }
     for (unsigned d = 0; d < v->sb.n_devices; d++)
-        for (unsigned copy = 0; v->sb.dev[d].state != VMFS_DEVICE_GONE && copy < 2; copy++) {
+        for (unsigned copy = 0; v->dev[d].ch && copy < 2; copy++) {
             struct area x = { vmfs_addr(d, copy ? VMFS_SUPER_B : VMFS_SUPER_A), 1, "" };
             snprintf(x.what, sizeof x.what, "superblock %c", copy ? 'B' : 'A');
             a[n++] = x;

@@ -159,6 +159,8 @@ static void member_put(const struct vdevinfo *i, struct vmfs_member_disk *d)
     d->moved_addr = gr_le64_of(i->moved_addr);
     d->moved_bytes = gr_le32_of(i->moved_bytes);
     d->moved_units = gr_le32_of(i->moved_units);
+    d->tested = gr_le32_of(i->tested);
+    d->tested_s = gr_le64_of(i->tested_s);
 }
 
 int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
@@ -192,6 +194,8 @@ int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
         s.dev[i].first_unit = gr_le64_get(d->devices[i].first_unit);
         s.dev[i].first_region = gr_le32_get(d->devices[i].first_region);
         s.dev[i].regions = gr_le32_get(d->devices[i].regions);
+        s.dev[i].tested = gr_le32_get(d->members[i].tested);
+        s.dev[i].tested_s = gr_le64_get(d->members[i].tested_s);
         if (s.incompat & (VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED))
             member_get(&d->members[i], &s.dev[i]);
     }

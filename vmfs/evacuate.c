@@ -196,18 +196,33 @@ static uint32_t fitting(const struct evac *e, uint64_t addr, uint32_t n, uint32_
     return at;
 }
 
-/* Room on the others for @want units behind each other, or fewer. What checkpoints need and what was promised stays. */
-static int room_for(struct evac *e, uint32_t want, uint64_t *ret_addr, uint32_t *ret_got, struct gr_err *err)
+static int no_room(const struct evac *e, uint64_t keep, int code, struct gr_err *err)
+{
+    const struct vmfs *v = e->v;
+    return gr_fail(err, code, "datastore '%s': the other devices have no room for what is left on '%s': %llu MiB of it, and %llu MiB free of which %llu MiB are kept back",
+                   v->sb.name, v->dev[e->dev].bdev->name, (unsigned long long)((e->units - GR_MIN(e->units, e->done)) * VMFS_UNIT >> 20),
+                   (unsigned long long)(space_free_units(v) * VMFS_UNIT >> 20), (unsigned long long)(keep * VMFS_UNIT >> 20));
+}
+
+/* Room on the others for @want units behind each other, or fewer, but @least. What checkpoints need and what was promised stays. */
+static int room_for(struct evac *e, uint32_t want, uint32_t least, uint64_t *ret_addr, uint32_t *ret_got, struct gr_err *err)
 {
     struct vmfs *v = e->v;
-    uint64_t keep = space_meta_reserve(v) + v->reserved_units, free_units = space_free_units(v);
-    int r = free_units < want + keep ? -GR_ENOSPACE : space_ensure(v, want + space_meta_reserve(v));
-    *ret_addr = r == 0 ? space_take_run(v, want, ret_got) : 0;
-    if (*ret_addr)
-        return 0;
-    return gr_fail(err, r < 0 ? r : -GR_ENOSPACE, "datastore '%s': the other devices have no room for what is left on '%s': %llu MiB of it, and %llu MiB free of which %llu MiB are kept back",
-                   v->sb.name, v->dev[e->dev].bdev->name, (unsigned long long)((e->units - GR_MIN(e->units, e->done)) * VMFS_UNIT >> 20),
-                   (unsigned long long)(free_units * VMFS_UNIT >> 20), (unsigned long long)(keep * VMFS_UNIT >> 20));
+    uint64_t keep = space_meta_reserve(v) + v->reserved_units;
+    int r = space_free_units(v) < want + keep ? -GR_ENOSPACE : space_ensure(v, want + space_meta_reserve(v));
+    if (r < 0)
+        return no_room(e, keep, r, err);
+    while (r == 0) {
+        uint64_t addr = space_take_run(v, want, ret_got);
+        if (addr && *ret_got >= least) {
+            *ret_addr = addr;
+            return 0;
+        }
+        if (addr)
+            space_unreserve(v, addr, *ret_got);
+        r = space_lease_any(v, NULL); /* those leased so far are in splinters */
+    }
+    return gr_fail(err, r, "datastore '%s': free space on the other devices is in splinters: no %u blocks of 4096 bytes lie behind each other", v->sb.name, least);
 }
 
 /* Units [at, at + run) of the region, all in use, or some of them: *@ret_units were copied. */
@@ -220,15 +235,12 @@ static int copy_some(struct evac *e, struct vregion *r, uint32_t at, uint32_t ru
     if (rc < 0)
         return gr_fail(err, rc, "'%s' cannot be read at byte %llu: %s; its content stays where it is", v->dev[e->dev].bdev->name,
                        (unsigned long long)(vmfs_addr_unit(addr) * VMFS_UNIT), gr_code_text(rc));
-    rc = room_for(e, n, &to, &got, err);
+    rc = room_for(e, n, GR_MIN(n, block_at(e, e->buf, addr, n)), &to, &got, err);
     if (rc < 0)
         return rc;
     uint32_t fit = got < n ? fitting(e, addr, n, got) : n;
     if (fit < got)
         space_unreserve(v, to + fit, got - fit);
-    if (fit == 0)
-        return gr_fail(err, -GR_ENOSPACE, "datastore '%s': free space on the other devices is in splinters: no %u blocks of 4096 bytes lie behind each other",
-                       v->sb.name, n);
     rc = vdev_write(v, to, fit, e->buf, 0);
     if (rc == 0)
         rc = moved_add(&e->copied, (struct vmove){ vmfs_addr_unit(addr), to, fit });
@@ -261,12 +273,7 @@ static int list_room(struct evac *e, struct gr_err *err)
     uint32_t want = (uint32_t)((most * sizeof(struct vmfs_moved_disk) + sizeof(struct vmfs_hdr_disk) + VMFS_UNIT - 1) / VMFS_UNIT), got = 0;
     uint64_t addr = 0;
     int r = want > VMFS_BLOB_UNITS_MAX ? gr_fail(err, -GR_ENOSPACE, "datastore '%s': too many pieces lie on the device to be listed", e->v->sb.name)
-                                       : room_for(e, want, &addr, &got, err);
-    if (r == 0 && got < want) {
-        space_unreserve(e->v, addr, got);
-        r = gr_fail(err, -GR_ENOSPACE, "datastore '%s': free space on the other devices is in splinters: no %u blocks of 4096 bytes lie behind each other",
-                    e->v->sb.name, want);
-    }
+                                       : room_for(e, want, want, &addr, &got, err);
     e->blob_addr = addr;
     e->blob_units = r == 0 ? want : 0;
     return r;
@@ -374,6 +381,7 @@ static int state_write(struct vmfs *v, unsigned dev, uint32_t state, uint32_t mo
             vmfs_fence(v, "a superblock could not be written: nobody knows what it says");
         else
             v->sb = s;
+        space_close(v);
     }
     gr_fmutex_unlock(&v->ckpt_lock);
     return ns_end(v, r, err);
@@ -452,24 +460,22 @@ static int let_go(struct vmfs *v, unsigned dev, struct gr_err *err)
 static int remove_locked(struct evac *e, struct gr_err *err)
 {
     struct vmfs *v = e->v;
-    uint64_t free_units = space_free_units(v), leased = 0;
     uint32_t was = v->sb.dev[e->dev].state;
-    int r = state_write(v, e->dev, VMFS_DEVICE_LEAVING, v->slot + 1, err);
-    if (r == 0)
-        r = refuse_others(v, err);
+    int r = refuse_others(v, err);
     if (r == 0)
         r = lease_all(v, e->dev, &e->units, err);
+    if (r == 0)
+        r = state_write(v, e->dev, VMFS_DEVICE_LEAVING, v->slot + 1, err);
+    if (r < 0)
+        return r;
+    r = refuse_others(v, err); /* who joins from here on sees that we are at it */
     if (r == 0 && was == VMFS_DEVICE_IN_USE) {
-        for (uint32_t i = v->sb.dev[e->dev].first_region; i < v->sb.dev[e->dev].first_region + v->sb.dev[e->dev].regions; i++)
-            leased += v->sp.by_index[i]->free_used;
-        free_units = space_free_units(v) - leased;
-        uint64_t keep = space_meta_reserve(v) + v->reserved_units;
+        uint64_t free_units = space_free_units(v), keep = space_meta_reserve(v) + v->reserved_units;
         if (free_units < e->units + keep)
             r = gr_fail(err, -GR_ENOSPACE, "datastore '%s': %llu MiB lie on '%s', and the other devices have %llu MiB free, of which %llu MiB are kept back: make room, or add a device first",
                         v->sb.name, (unsigned long long)(e->units * VMFS_UNIT >> 20), v->dev[e->dev].bdev->name,
                         (unsigned long long)(free_units * VMFS_UNIT >> 20), (unsigned long long)(keep * VMFS_UNIT >> 20));
     }
-    space_close(v);
     if (r == 0)
         r = quiesce(v, e->dev, err);
     v->sp.evac = e;
@@ -481,10 +487,8 @@ static int remove_locked(struct evac *e, struct gr_err *err)
     copied_drop(e);
     if (e->blob_units)
         space_unreserve(v, e->blob_addr, e->blob_units);
-    if (!v->fenced) { /* what has moved stays moved; a device that nothing was moved from is in use again */
+    if (!v->fenced) /* what has moved stays moved; a device that nothing was moved from is in use again */
         state_write(v, e->dev, v->sb.dev[e->dev].moved_addr ? VMFS_DEVICE_LEAVING : VMFS_DEVICE_IN_USE, 0, NULL);
-        space_close(v);
-    }
     return r;
 }
 
@@ -493,8 +497,10 @@ int vmfs_device_remove(struct vmfs *v, unsigned number, const struct vmfs_device
     struct evac e = { .v = v, .dev = number, .opts = opts };
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
+    int r = vdev_all_here(v, "no device can be emptied", err);
+    if (r < 0)
+        return r;
     gr_fmutex_lock(&v->member_lock);
-    int r = 0;
     if (number >= v->sb.n_devices || v->sb.dev[number].state == VMFS_DEVICE_GONE)
         r = gr_fail(err, -ENOENT, "datastore '%s' has no device %u", v->sb.name, number);
     else if (has_tables(v, number))

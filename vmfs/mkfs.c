@@ -329,8 +329,11 @@ static int format_devices(struct vmfs *v, const struct vmfs_format_opts *o, stru
     if (r < 0)
         return r;
     mkfs_uuid(v, v->sb.uuid);
-    for (unsigned i = 0; i < v->n_dev; i++)
+    for (unsigned i = 0; i < v->n_dev; i++) {
         mkfs_uuid(v, v->sb.dev[i].uuid);
+        v->sb.dev[i].tested = o->tested ? o->tested[i] : 0;
+        v->sb.dev[i].tested_s = v->sb.dev[i].tested ? (uint64_t)w->wall_s(w->arg) : 0;
+    }
     v->sb.generation = 1;
     v->sb.created_s = (uint64_t)w->wall_s(w->arg);
     snprintf(v->sb.name, sizeof v->sb.name, "%s", o->name);

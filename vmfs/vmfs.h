@@ -36,6 +36,7 @@ struct vmfs_format_opts {
     unsigned region_units;  /* 0: by volume size */
     bool preallocate;       /* write the devices' blocks out first, so that later writes hit allocated space */
     enum vmfs_timing timing;
+    const uint32_t *tested; /* of each device: VMFS_TESTED_* (vmfs/format.h), kept for later joins; NULL: none was tried */
 };
 /* Write a new, empty volume. Refuses anything that already holds data and names it (file system, partition table, volume). */
 int vmfs_format(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_format_opts *opts, struct gr_err *err);
@@ -54,6 +55,7 @@ struct vmfs_join_opts {
     const char *address;    /* unix socket of this host's storage service, or "" ; at most VMFS_ADDRESS_MAX bytes */
     const char *portal;     /* "host:port" of this host's iSCSI portal, or "" */
     const uint8_t *link_key; /* 32 bytes, copied: by which other hosts know this one on links (common/link.h); NULL: no links */
+    bool degraded;          /* join also without devices that hold no tables: what lies on them cannot be read, all else works */
     size_t map_cache_bytes; /* limit of cached map nodes; 0: 256 MiB */
     void (*ejected)(void *arg); /* another host has taken our place: nothing works any more, vmfs_leave() or vmfs_abandon() it and join
                                    again. Any context, nothing of the volume may be called in it; argument as for warn; may be NULL */
@@ -62,6 +64,7 @@ struct vmfs_join_opts {
 };
 /* Join: read the superblock (second copy with a warning when the first is damaged), recover dead hosts' slots, take a slot. A device that
  * was about to be added when that ended is left alone, with a warning (vmfs_device_number()).
+ * Devices that were tried before they were shared are looked at again: -EOPNOTSUPP when they do not honour any more what they did.
  * Errors: -GR_EFORMAT no datastore, -GR_EVERSION, -GR_ECORRUPT, -GR_ELOCKED no free slot, -ENODEV device missing. */
 int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_join_opts *opts, struct vmfs **ret,
               struct gr_err *err);
@@ -81,6 +84,7 @@ struct vmfs_info {
     uint64_t region_bytes, journal_bytes;
     unsigned version;
     enum vmfs_timing timing;
+    unsigned n_missing; /* devices it was joined without */
     bool shared_luns; /* its devices are logical units that fence lost hosts */
     bool fenced; /* this host gave the volume up; `fence_reason` says why */
     char fence_reason[160];
@@ -126,11 +130,15 @@ struct vmfs_device_info {
     uint64_t size, free, metadata; /* bytes; free as vmfs_info has it */
     unsigned regions;
     bool added;             /* after the format */
+    uint32_t tested;        /* VMFS_TESTED_*: what was seen when it was tried, */
+    int64_t tested_s;       /* and when (seconds since 1970); 0: it was not */
+    bool missing;           /* joined without it */
     bool leaving;           /* what lies on it is being moved to the others, or was until that was broken off */
 };
 int vmfs_devices(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_device_info *d), void *arg, struct gr_err *err);
 struct vmfs_device_add {
-    bool force; /* over foreign data; never over a datastore */
+    bool force;      /* over foreign data; never over a datastore */
+    uint32_t tested; /* VMFS_TESTED_*, as in struct vmfs_format_opts */
     /* Every other host that has joined has opened the device (vmfs_device_open): 0, or why not. In the fiber; the namespace is locked;
      * NULL: there are no others. */
     int (*confirm)(void *arg, struct gr_err *err);

@@ -8,7 +8,7 @@
 #include "common/strangers.h"
 
 #define GATE_FLAG "--granary-mover-gate"
-#define GATE_IPC_MAGIC 0x67726d31u /* changes with every change of this file */
+#define GATE_IPC_MAGIC 0x67726d32u /* changes with every change of this file */
 #define GATE_SLOTS GR_STRANGERS_MAX
 #define GATE_DIGEST_LEN 32u  /* SHA-256: all that is signed */
 #define GATE_ANSWER_BYTES 80u /* a signature of ECDSA P-256 (DER), or a key */
@@ -23,11 +23,14 @@ enum gate_msg_type {
     GATE_ENDED,       /* a stranger has left or was refused */
     GATE_TURNED_AWAY, /* one was not let in at all; no slot */
     GATE_PONG,
+    GATE_IS_DEAF, /* nobody comes any more */
     /* to the gate */
     GATE_START,  /* first of all; carries a file: CA certificates and the server's own, PEM */
     GATE_LISTEN, /* carries a listening socket */
     GATE_ADOPT,  /* carries a connected one */
-    GATE_STOP,   /* no more strangers; end when the others have ended */
+    GATE_DEAF,   /* accept nobody until the next LISTEN; those who are there go on */
+    GATE_RETIRE, /* no more strangers; end when the others have ended */
+    GATE_STOP,   /* the same, and do not wait for clients to close */
     GATE_ANSWER, /* to SIGN and KEY */
     GATE_PING,
     GATE_TYPES

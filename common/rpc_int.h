@@ -2,6 +2,7 @@
 #ifndef GR_RPC_INT_H
 #define GR_RPC_INT_H
 #include "common/rpc_wire.h"
+#include <sys/socket.h>
 #include <sys/types.h>
 
 #define MAX_TABLES 32
@@ -25,8 +26,8 @@ struct rpc_conn {
     struct gr_rpc_call *calls;
     struct rpc_closer *closers; /* of calls that have returned */
     json_t *held;           /* a request that was read and is not begun, as the server rests */
-    void *peer;             /* NULL: a process of this machine that may open the socket */
-    void (*peer_free)(void *peer);
+    struct gr_rpc_peer *peer; /* NULL: a process of this machine that may open the socket, */
+    struct ucred cred;        /* this one */
     struct rpc_conn *prev, *next;
 };
 
@@ -35,6 +36,7 @@ struct gr_rpc_call {
     struct rpc_conn *conn; /* NULL: in process */
     json_int_t id;
     bool canceled;
+    bool asked; /* it changed nothing: no witness */
     const struct gr_rpc_method *method;
     void *method_arg;
     json_t *params;
@@ -51,8 +53,10 @@ struct gr_rpc_server {
         void *arg;
     } tables[MAX_TABLES];
     unsigned n_tables;
-    int (*guard)(void *arg, void *peer, const char *method, json_t *params, struct gr_err *err);
+    int (*guard)(void *arg, struct gr_rpc_peer *peer, const char *method, json_t *params, struct gr_err *err);
     void *guard_arg;
+    void (*witness)(void *arg, const struct gr_rpc_seen *seen);
+    void *witness_arg;
     struct gr_watch watch; /* fd -1: not listening */
     char *path;
     ino_t path_ino;

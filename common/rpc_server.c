@@ -32,7 +32,7 @@ static void conn_put(struct rpc_conn *c)
         c->next->prev = c->prev;
     s->n_conns--;
     if (c->peer)
-        c->peer_free(c->peer);
+        c->peer->free(c->peer);
     free(c);
     if (s->n_conns == 0)
         gr_fqueue_wake_all(&s->drained);
@@ -62,15 +62,34 @@ static int guarded(const struct gr_rpc_call *call, struct gr_err *err)
     return s->guard ? s->guard(s->guard_arg, call->conn->peer, call->method->name, call->params, err) : gr_fail(err, -GR_EAUTH, "not for others");
 }
 
+/* Run the method, and let the witness know. In process (no connection) it is ourselves who asked. */
+static int run_method(struct gr_rpc_call *call, json_t **ret_result, struct gr_err *err)
+{
+    const struct gr_rpc_server *s = call->server;
+    const struct rpc_conn *conn = call->conn;
+    uint64_t begin = gr_loop_now_ns(s->loop);
+    int r = conn ? guarded(call, err) : 0;
+    if (r == 0)
+        r = call->method->fn(call->method_arg, call, call->params, ret_result, err);
+    const struct gr_rpc_seen seen = {.method = call->method->name,
+                                     .params = call->params,
+                                     .peer = conn ? conn->peer : NULL,
+                                     .pid = conn ? conn->cred.pid : getpid(),
+                                     .uid = conn ? conn->cred.uid : getuid(),
+                                     .result = r,
+                                     .ns = gr_loop_now_ns(s->loop) - begin};
+    if (s->witness && !call->method->asks && !call->asked)
+        s->witness(s->witness_arg, &seen);
+    return r;
+}
+
 static void call_main(void *arg)
 {
     struct gr_rpc_call *call = arg;
     struct rpc_conn *conn = call->conn;
     struct gr_err err = {0};
     json_t *result = NULL;
-    int r = guarded(call, &err);
-    if (r == 0)
-        r = call->method->fn(call->method_arg, call, call->params, &result, &err);
+    int r = run_method(call, &result, &err);
     if (conn->gone) {
         json_decref(result);
     } else {
@@ -138,7 +157,7 @@ static bool await_turn(struct rpc_conn *c, json_t *frame)
 /* One frame of the peer; negative: malformed, close. */
 static int take_request(struct rpc_conn *c, json_t *frame)
 {
-    static const struct gr_rpc_method unknown = {"unknown", unknown_method};
+    static const struct gr_rpc_method unknown = {"unknown", unknown_method, .asks = true};
     json_t *id = json_object_get(frame, "id"), *params = json_object_get(frame, "params");
     const char *name = json_string_value(json_object_get(frame, "method"));
     if (!json_is_integer(id) || (params && !json_is_object(params)))
@@ -193,10 +212,17 @@ static void conn_main(void *arg)
     conn_put(c);
 }
 
-void gr_rpc_server_guard(struct gr_rpc_server *s, int (*guard)(void *arg, void *peer, const char *method, json_t *params, struct gr_err *err), void *arg)
+void gr_rpc_server_guard(struct gr_rpc_server *s, int (*guard)(void *arg, struct gr_rpc_peer *peer, const char *method, json_t *params, struct gr_err *err),
+                         void *arg)
 {
     s->guard = guard;
     s->guard_arg = arg;
+}
+
+void gr_rpc_server_witness(struct gr_rpc_server *s, void (*fn)(void *arg, const struct gr_rpc_seen *seen), void *arg)
+{
+    s->witness = fn;
+    s->witness_arg = arg;
 }
 
 int rpc_conn_new(struct gr_rpc_server *s, int fd, struct rpc_conn **ret)
@@ -217,6 +243,9 @@ int rpc_conn_new(struct gr_rpc_server *s, int fd, struct rpc_conn **ret)
         return r;
     }
     c->id = ++s->last_id;
+    socklen_t len = sizeof(c->cred);
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &c->cred, &len) < 0)
+        c->cred = (struct ucred){.uid = (uid_t)-1, .gid = (gid_t)-1};
     c->next = s->conns;
     if (c->next)
         c->next->prev = c;
@@ -226,14 +255,13 @@ int rpc_conn_new(struct gr_rpc_server *s, int fd, struct rpc_conn **ret)
     return 0;
 }
 
-void gr_rpc_server_adopt(struct gr_rpc_server *s, int fd, void *peer, void (*peer_free)(void *peer))
+void gr_rpc_server_adopt(struct gr_rpc_server *s, int fd, struct gr_rpc_peer *peer)
 {
     struct rpc_conn *c = NULL;
     if (rpc_conn_new(s, fd, &c) == 0) {
         c->peer = peer;
-        c->peer_free = peer_free;
     } else if (peer) {
-        peer_free(peer);
+        peer->free(peer);
     }
 }
 
@@ -244,7 +272,7 @@ static void on_listen(void *arg, int events)
         int fd = accept4(s->watch.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd < 0)
             return;
-        gr_rpc_server_adopt(s, fd, NULL, NULL);
+        gr_rpc_server_adopt(s, fd, NULL);
     }
 }
 
@@ -345,6 +373,12 @@ int gr_rpc_part(struct gr_rpc_call *call, json_t *part)
     return frame ? rpc_wire_send(&call->conn->wire, frame) : -ENOMEM;
 }
 
+void gr_rpc_only_asked(struct gr_rpc_call *call)
+{
+    if (call)
+        call->asked = true;
+}
+
 bool gr_rpc_gone(const struct gr_rpc_call *call)
 {
     return call && (call->canceled || (call->conn && (call->conn->gone || call->conn->wire.dead)));
@@ -370,13 +404,11 @@ int gr_rpc_on_close(struct gr_rpc_call *call, void (*fn)(void *arg), void *arg)
 int gr_rpc_local(struct gr_rpc_server *s, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *part_arg,
                  json_t **ret_result, struct gr_err *err)
 {
-    struct gr_rpc_call call = {.server = s, .on_part = on_part, .part_arg = part_arg};
-    const struct gr_rpc_method *m = find_method(s, method, &call.method_arg);
-    if (!params)
-        params = json_object();
+    struct gr_rpc_call call = {.server = s, .on_part = on_part, .part_arg = part_arg, .params = params ? params : json_object()};
+    call.method = find_method(s, method, &call.method_arg);
     json_t *result = NULL;
-    int r = m ? m->fn(call.method_arg, &call, params, &result, err) : gr_fail(err, -EOPNOTSUPP, "no method '%s'", method);
-    json_decref(params);
+    int r = call.method ? run_method(&call, &result, err) : gr_fail(err, -EOPNOTSUPP, "no method '%s'", method);
+    json_decref(call.params);
     if (call.closers) {
         struct rpc_closer *last = call.closers;
         while (last->next)

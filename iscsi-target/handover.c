@@ -3,7 +3,8 @@
  *  "units":[{"disk","standby","reservations"?:{as stored, "aptpl"},"write-protected","descriptor-sense","ejected"}],
  *  "statistics":[{"disk","ended":{…}}],  what sessions that have ended counted, also of disks that nobody uses now
  *  "sessions":[{"id","disk","initiator","address","isid","tsih","age-ms","cmdsn","attentions":[…],"prevents","reserves","params":[…],
- *               "statistics":{…},"unassigned":[…],"connections":[{"fd","cid","address","statsn","header-digest","data-digest","segment","pings","unread"?:base64,"kept"?:[…]}]}],
+ *               "statistics":{…},"unassigned":[…],
+ *               "connections":[{"fd","cid","address","statsn","acked","header-digest","data-digest","segment","pings","unread"?:base64,"kept"?:[…]}]}],
  *  "kept-data"?:{"fd"}}  answers that may be asked for again, and a file of their data: kept.c
  * params: the fields of struct tgt_params in their order; later versions append. Statistics: as stats.c tells them; who sees them sees counters
  * that never go back. */
@@ -33,7 +34,8 @@ static json_t *describe_conn(struct tgt_heritage *h, struct tgt_conn *c, struct 
     int fd = tgt_conn_unread(c) < 0 ? -ENOMEM : tgt_heritage_keep(h, c->fd);
     if (fd < 0)
         return NULL;
-    json_t *o = json_pack("{s:i,s:i,s:s,s:I,s:i,s:i,s:I,s:i}", "fd", fd, "cid", (int)c->cid, "address", c->address, "statsn", (json_int_t)c->statsn,
+    json_t *o = json_pack("{s:i,s:i,s:s,s:I,s:I,s:i,s:i,s:I,s:i}", "fd", fd, "cid", (int)c->cid, "address", c->address, "statsn",
+                          (json_int_t)c->statsn, "acked", (json_int_t)c->acked,
                           "header-digest", (int)c->params.header_digest, "data-digest", (int)c->params.data_digest, "segment",
                           (json_int_t)c->params.max_send_dsl, "pings", (int)c->nop_outstanding);
     if (o && c->unacked)
@@ -174,6 +176,8 @@ static int conn(struct tgt_sess *sess, struct tgt_sess_start *start, json_t *o, 
     start->address = address ? address : "?";
     start->cid = (uint16_t)json_integer_value(json_object_get(o, "cid"));
     start->statsn = (uint32_t)json_integer_value(json_object_get(o, "statsn"));
+    json_t *acked = json_object_get(o, "acked"); /* older programs do not say */
+    start->acked = acked ? (uint32_t)json_integer_value(acked) : start->statsn;
     start->params.header_digest = json_integer_value(json_object_get(o, "header-digest")) != 0;
     start->params.data_digest = json_integer_value(json_object_get(o, "data-digest")) != 0;
     start->params.max_send_dsl = (uint32_t)json_integer_value(json_object_get(o, "segment"));

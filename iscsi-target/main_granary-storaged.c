@@ -8,6 +8,7 @@
 #include "common/cleanup.h"
 #include "common/daemon.h"
 #include "common/link.h"
+#include "common/audit.h"
 #include "common/log.h"
 #include "iscsi-target/handover.h"
 #include "iscsi-target/isns.h"
@@ -39,6 +40,7 @@ struct daemon {
     struct tgt_isns *isns;
     struct mover_server *mover;
     struct gr_rpc_server *rpc;
+    struct gr_audit audit;
     struct snap_exposures *exposures;
     char mover_addr[TGT_SHOWN];
     uint64_t started_ns;
@@ -81,14 +83,14 @@ static unsigned count_users(void *arg, const char *disk)
     return d->tgt ? tgt_server_sessions(d->tgt, disk) : 0;
 }
 
-static void log_warning(void *arg, const char *text)
-{
-    gr_log(GR_LOG_WARN, "%s", text);
-}
-
 static void log_note(void *arg, int level, const char *text)
 {
     gr_log((enum gr_log_level)level, "%s", text);
+}
+
+static void audit_warning(void *arg, const char *text)
+{
+    gr_log_limited(GR_LOG_WARN, "%s", text);
 }
 
 static void log_mover(void *arg, enum mover_log_level level, const char *text)
@@ -103,7 +105,8 @@ static int dir_lookup(void *arg, const char *disk, const char *initiator, struct
     struct snap_place place = {0};
     if (strchr(disk, '@') && !(d->exposures && snap_exposed_to(d->exposures, disk, initiator)))
         return gr_fail(err, -ENOENT, "snapshot %s is not exposed to %s", disk, initiator);
-    int r = snap_svc_find(d->svc, disk, LOGIN_WAIT_MS, &place, err);
+    gr_auto_free char *what = initiator[0] ? gr_asprintf("login of %s", initiator) : NULL;
+    int r = snap_svc_find(d->svc, disk, what ? what : "login", LOGIN_WAIT_MS, &place, err);
     if (r < 0)
         return r;
     if (!place.bdev && !place.portal[0])
@@ -203,7 +206,7 @@ static int export_open(void *arg, const char *name, struct mover_export *ret, st
 {
     struct daemon *d = arg;
     struct snap_place place = {0};
-    int r = snap_svc_find(d->svc, name, LOGIN_WAIT_MS, &place, err);
+    int r = snap_svc_find(d->svc, name, "NBD client", LOGIN_WAIT_MS, &place, err);
     if (r < 0)
         return r;
     if (!place.bdev)
@@ -393,7 +396,7 @@ static int op_hand_over(void *arg, struct gr_rpc_call *call, json_t *params, jso
     return 0;
 }
 
-static const struct gr_rpc_method daemon_methods[] = {{"daemon.ping", op_ping}, {"daemon.status", op_status}, {"daemon.nbd-url", op_nbd_url},
+static const struct gr_rpc_method daemon_methods[] = {{"daemon.ping", op_ping, true}, {"daemon.status", op_status, true}, {"daemon.nbd-url", op_nbd_url, true},
                                                        {"daemon.hand-over", op_hand_over}, {NULL, NULL}};
 
 /* ---- hooks of the portals ---- */
@@ -472,8 +475,9 @@ static int start_target(struct daemon *d, struct gr_err *err)
     if (r < 0)
         return r;
     gr_uuid_format(uuid, host);
-    struct tgt_server_opts o = {
-        .loop = d->loop, .gang = d->gang, .dir = tgt_raw_directory(d->raw), .access_path = access, .host = host, .note = log_note};
+    const struct gr_rules rules = snap_svc_rules(d->svc);
+    struct tgt_server_opts o = {.loop = d->loop, .gang = d->gang, .dir = tgt_raw_directory(d->raw), .access_path = access, .rules = &rules,
+                                .host = host, .note = log_note};
     r = tgt_server_new(&o, &d->tgt, err);
     return r < 0 ? r : tgt_raw_serve(d->raw, d->tgt, log_note, NULL, d->heritage.doc ? 0 : TGT_RAW_GHOST_MS, err);
 }
@@ -505,7 +509,7 @@ static int start_service(struct daemon *d, struct gr_err *err)
         .loop = d->loop,
         .home = d->home,
         .address = d->socket_path,
-        .hooks = {.arg = d, .release = let_go, .users = count_users, .warn = log_warning},
+        .hooks = {.arg = d, .release = let_go, .users = count_users, .note = log_note},
         .images = &images,
     };
     const struct snap_expose_hooks hooks = {
@@ -536,7 +540,12 @@ static int start_isns(struct daemon *d, struct gr_err *err)
 
 static int serve_requests(struct daemon *d, struct gr_err *err)
 {
-    int r = gr_rpc_server_new(d->loop, &d->rpc);
+    int r = gr_audit_init(&d->audit, d->home, audit_warning, NULL, err);
+    if (r < 0)
+        return r;
+    r = gr_rpc_server_new(d->loop, &d->rpc);
+    if (r == 0)
+        gr_audit_watch(&d->audit, d->rpc);
     if (r == 0)
         r = snap_svc_serve(d->svc, d->rpc);
     if (r == 0)
@@ -619,6 +628,7 @@ static void stop_all(struct daemon *d)
     mover_server_stop(gr_take(d->mover));
     snap_svc_unlink(d->svc);
     gr_rpc_server_free(d->rpc);
+    gr_audit_done(&d->audit);
     snap_exposures_free(d->exposures);
     d->exposures = NULL;
     tgt_server_free(gr_take(d->tgt));

@@ -231,7 +231,7 @@ static int op_remove(void *arg, struct gr_rpc_call *call, json_t *params, json_t
     return tell(p, err);
 }
 
-const struct gr_rpc_method tgt_portal_methods[] = {{"portal.list", op_list}, {"portal.add", op_add}, {"portal.remove", op_remove}, {NULL, NULL}};
+const struct gr_rpc_method tgt_portal_methods[] = {{"portal.list", op_list, true}, {"portal.add", op_add}, {"portal.remove", op_remove}, {NULL, NULL}};
 
 /* ---- the mover's address ---- */
 static unsigned remembered(struct gr_home *home)

@@ -198,7 +198,7 @@ int exposure_new(struct snap_exposures *x, const char *name, const char *initiat
         n++;
     if (n >= EXPOSURES_MAX)
         return gr_fail(err, -EMFILE, "%s: %u snapshots are exposed already, no more at once", name, n);
-    int r = snap_svc_find(x->svc, name, 0, &place, err);
+    int r = snap_svc_find(x->svc, name, "snapshot.expose", 0, &place, err);
     if (r < 0)
         return r;
     if (!place.bdev)

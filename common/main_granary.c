@@ -18,6 +18,6 @@ int main(int argc, char **argv)
         snap_up_commands, snap_datastore_commands, snap_disk_commands, tgt_commands, tgt_raw_commands, tgt_portal_commands, snap_snapshot_commands, hv_vm_commands,
         bp_backup_commands, bp_restore_commands, mount_cmds, NULL,
     };
-    struct snap_cmd_app app = {.images = &images};
+    struct snap_cmd_app app = {.rules = {snap_cmd_with_rules}, .images = &images};
     return gr_cmd_main(argc, argv, "granary", "storage virtualization and consolidated backup", tables, &app);
 }

@@ -40,6 +40,31 @@ void gr_rpc_server_guard(struct gr_rpc_server *s, int (*guard)(void *arg, void *
 /* Closes the socket and all connections and waits for calls being served (in a fiber that serves none, or outside the
  * loop). NULL allowed. */
 void gr_rpc_server_free(struct gr_rpc_server *s);
+/* ---- a server takes the place of another, and its clients do not notice (rpc_handover.c) ---- */
+/* (fiber) No further request of a process of this machine is begun: it waits. Wait until those that are at work, but @self (may be NULL), are
+ * answered; how many were not in time. */
+unsigned gr_rpc_server_rest(struct gr_rpc_server *s, const struct gr_rpc_call *self, uint64_t timeout_ms);
+void gr_rpc_server_resume(struct gr_rpc_server *s); /* it stays in its place */
+struct gr_rpc_left {
+    uint64_t id; /* of the connection: what is tied to it finds it by that */
+    int fd;
+    const void *unread; /* what was read and not acted on */
+    size_t len;
+};
+/* At rest: tell @fn of every connection that has no request at work and nothing tied to it; @fn copies the descriptor. Here it ends, and its peer
+ * does not notice. 0, or what @fn said: that connection and those behind it are cut with the server. */
+int gr_rpc_server_bequeath(struct gr_rpc_server *s, int (*fn)(void *arg, const struct gr_rpc_left *c), void *arg);
+/* Go on with one; takes c->fd, also on failure. */
+int gr_rpc_server_inherit(struct gr_rpc_server *s, const struct gr_rpc_left *c);
+/* The number of the connection that a call came by; 0: none, in process. */
+uint64_t gr_rpc_connection(const struct gr_rpc_call *call);
+/* Is connection @id one that bequeath() will tell, but for what is tied to it? */
+bool gr_rpc_may_leave(const struct gr_rpc_server *s, uint64_t id);
+/* What gr_rpc_on_close() tied to connection @id comes loose: fn(arg) is not called. False: it is not tied, or being called. */
+bool gr_rpc_untie(struct gr_rpc_server *s, uint64_t id, void (*fn)(void *arg), void *arg);
+/* And is tied again, to one that was inherited. -ENOENT: it is not there (any more). */
+int gr_rpc_tie(struct gr_rpc_server *s, uint64_t id, void (*fn)(void *arg), void *arg);
+
 /* Run a method of the server's tables in process, without a socket (fiber). Takes the reference of @params (may be NULL). */
 int gr_rpc_local(struct gr_rpc_server *s, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *part_arg,
                  json_t **ret_result, struct gr_err *err);

@@ -1,73 +1,17 @@
 #include "common/cleanup.h"
 #include "common/log.h"
-#include "common/rpc_wire.h"
+#include "common/rpc_int.h"
 #include <fcntl.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
-#define MAX_TABLES 32
-#define MAX_CONNECTIONS 256
-#define MAX_CALLS 64 /* at once on one connection: further requests stay unread */
-
-struct closer {
-    void (*fn)(void *arg);
-    void *arg;
-    struct closer *next;
-};
-
-struct rpc_conn {
-    struct gr_rpc_server *server;
-    struct rpc_wire wire;
-    unsigned refs; /* the reader and each call */
-    unsigned n_calls;
-    bool gone;
-    struct gr_fqueue room;
-    struct gr_rpc_call *calls;
-    struct closer *closers; /* of calls that have returned */
-    void *peer;             /* NULL: a process of this machine that may open the socket */
-    void (*peer_free)(void *peer);
-    struct rpc_conn *prev, *next;
-};
-
-struct gr_rpc_call {
-    struct gr_rpc_server *server;
-    struct rpc_conn *conn; /* NULL: in process */
-    json_int_t id;
-    bool canceled;
-    const struct gr_rpc_method *method;
-    void *method_arg;
-    json_t *params;
-    struct closer *closers;
-    int (*on_part)(void *arg, json_t *part); /* in process */
-    void *part_arg;
-    struct gr_rpc_call *next;
-};
-
-struct gr_rpc_server {
-    struct gr_loop *loop;
-    struct {
-        const struct gr_rpc_method *methods;
-        void *arg;
-    } tables[MAX_TABLES];
-    unsigned n_tables;
-    int (*guard)(void *arg, void *peer, const char *method, json_t *params, struct gr_err *err);
-    void *guard_arg;
-    struct gr_watch watch; /* fd -1: not listening */
-    char *path;
-    ino_t path_ino;
-    struct rpc_conn *conns;
-    unsigned n_conns;
-    struct gr_fqueue drained;
-    struct closer *closers; /* of calls in process */
-};
-
 /* Last registered first. In a fiber. */
-static void run_closers(struct closer **list)
+static void run_closers(struct rpc_closer **list)
 {
     while (*list) {
-        struct closer *c = *list;
+        struct rpc_closer *c = *list;
         *list = c->next;
         c->fn(c->arg);
         free(c);
@@ -144,7 +88,7 @@ static void call_main(void *arg)
     conn->n_calls--;
     gr_fqueue_wake_one(&conn->room);
     if (!conn->gone && call->closers) {
-        struct closer *last = call->closers;
+        struct rpc_closer *last = call->closers;
         while (last->next)
             last = last->next;
         last->next = conn->closers;
@@ -180,6 +124,17 @@ static struct gr_rpc_call *find_call(struct rpc_conn *c, json_int_t id)
     return call;
 }
 
+/* Until @frame may be begun. False: the connection is over, or another server's. */
+static bool await_turn(struct rpc_conn *c, json_t *frame)
+{
+    bool full;
+    c->held = frame;
+    while (!c->wire.dead && ((full = c->n_calls >= MAX_CALLS) || (c->server->resting && !c->peer)))
+        gr_fqueue_wait(full ? &c->room : &c->server->resumed);
+    c->held = NULL;
+    return !c->wire.dead;
+}
+
 /* One frame of the peer; negative: malformed, close. */
 static int take_request(struct rpc_conn *c, json_t *frame)
 {
@@ -196,8 +151,8 @@ static int take_request(struct rpc_conn *c, json_t *frame)
     }
     if (!name || call)
         return -GR_EPROTO;
-    while (c->n_calls >= MAX_CALLS && !c->wire.dead)
-        gr_fqueue_wait(&c->room);
+    if (!await_turn(c, frame))
+        return -EPIPE;
     call = gr_zalloc(sizeof(*call));
     if (!call)
         return -ENOMEM;
@@ -244,7 +199,7 @@ void gr_rpc_server_guard(struct gr_rpc_server *s, int (*guard)(void *arg, void *
     s->guard_arg = arg;
 }
 
-void gr_rpc_server_adopt(struct gr_rpc_server *s, int fd, void *peer, void (*peer_free)(void *peer))
+int rpc_conn_new(struct gr_rpc_server *s, int fd, struct rpc_conn **ret)
 {
     struct rpc_conn *c = s->n_conns < MAX_CONNECTIONS ? gr_zalloc(sizeof(*c)) : NULL;
     int r = c ? rpc_wire_init(&c->wire, fd) : -ENOMEM;
@@ -259,17 +214,27 @@ void gr_rpc_server_adopt(struct gr_rpc_server *s, int fd, void *peer, void (*pee
     }
     if (r < 0) {
         free(c);
-        if (peer)
-            peer_free(peer);
-        return;
+        return r;
     }
-    c->peer = peer;
-    c->peer_free = peer_free;
+    c->id = ++s->last_id;
     c->next = s->conns;
     if (c->next)
         c->next->prev = c;
     s->conns = c;
     s->n_conns++;
+    *ret = c;
+    return 0;
+}
+
+void gr_rpc_server_adopt(struct gr_rpc_server *s, int fd, void *peer, void (*peer_free)(void *peer))
+{
+    struct rpc_conn *c = NULL;
+    if (rpc_conn_new(s, fd, &c) == 0) {
+        c->peer = peer;
+        c->peer_free = peer_free;
+    } else if (peer) {
+        peer_free(peer);
+    }
 }
 
 static void on_listen(void *arg, int events)
@@ -348,6 +313,7 @@ void gr_rpc_server_free(struct gr_rpc_server *s)
         rpc_wire_shutdown(&c->wire);
         gr_fqueue_wake_all(&c->room);
     }
+    gr_fqueue_wake_all(&s->resumed);
     while (s->n_conns > 0) {
         if (gr_fiber_self())
             gr_fqueue_wait(&s->drained);
@@ -384,14 +350,19 @@ bool gr_rpc_gone(const struct gr_rpc_call *call)
     return call && (call->canceled || (call->conn && (call->conn->gone || call->conn->wire.dead)));
 }
 
+uint64_t gr_rpc_connection(const struct gr_rpc_call *call)
+{
+    return call->conn ? call->conn->id : 0;
+}
+
 int gr_rpc_on_close(struct gr_rpc_call *call, void (*fn)(void *arg), void *arg)
 {
     if (call->conn && (call->conn->gone || call->conn->wire.dead))
         return -EPIPE;
-    struct closer *c = gr_alloc(sizeof(*c));
+    struct rpc_closer *c = gr_alloc(sizeof(*c));
     if (!c)
         return -ENOMEM;
-    *c = (struct closer){fn, arg, call->closers};
+    *c = (struct rpc_closer){fn, arg, call->closers};
     call->closers = c;
     return 0;
 }
@@ -407,7 +378,7 @@ int gr_rpc_local(struct gr_rpc_server *s, const char *method, json_t *params, in
     int r = m ? m->fn(call.method_arg, &call, params, &result, err) : gr_fail(err, -EOPNOTSUPP, "no method '%s'", method);
     json_decref(params);
     if (call.closers) {
-        struct closer *last = call.closers;
+        struct rpc_closer *last = call.closers;
         while (last->next)
             last = last->next;
         last->next = s->closers;

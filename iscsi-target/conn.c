@@ -117,6 +117,7 @@ void tgt_conn_close(struct tgt_conn *c, enum tgt_leave tasks, const char *why)
         if (sess->tasks[i].state != TASK_FREE && sess->tasks[i].conn == c)
             tgt_task_leave(&sess->tasks[i], tasks);
     tgt_requests_leave(c, tasks);
+    tgt_fence_look(sess);
     maybe_reap(c);
     if (sess->ended)
         return;
@@ -203,6 +204,7 @@ int tgt_conn_new(struct tgt_sess *sess, const struct tgt_sess_start *start, stru
     snprintf(c->address, sizeof c->address, "%s", start->address);
     c->fd = start->fd;
     c->statsn = start->statsn;
+    c->acked = start->acked;
     c->heard_ns = gr_loop_now_ns(s->loop);
     c->params = sess->params; /* what holds for the session, and this connection's own: */
     c->params.header_digest = start->params.header_digest;
@@ -251,7 +253,13 @@ void tgt_conn_tick(struct tgt_conn *c)
     }
     if (c->params.error_recovery_level && silent >= LOST_AFTER_NS && c->rx_phase == RX_HEADER)
         ask_again(c);
-    if (silent < NOP_AFTER_NS || c->closing || c->nop_outstanding > 3)
+    if (silent >= NOP_AFTER_NS)
+        tgt_conn_ping(c);
+}
+
+void tgt_conn_ping(struct tgt_conn *c)
+{
+    if (c->closing || c->nop_outstanding > 3)
         return;
     struct tgt_misc *m = tgt_misc_new(c, TGT_OP_NOP_IN, TGT_FINAL, TGT_TAG_NONE, 0);
     if (!m)

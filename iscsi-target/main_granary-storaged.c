@@ -22,6 +22,7 @@
 #define LOGIN_WAIT_MS 10000u   /* how long a login waits for a disk that changes hands */
 #define SHUTDOWN_MS 5000u      /* what initiators get to log out in */
 #define REST_MS 10000u         /* what commands get to end in before a hand-over */
+#define REQUESTS_MS 5000u      /* and requests, while initiators work on */
 
 struct daemon {
     struct storaged_options o;
@@ -326,17 +327,11 @@ static int busy_for_hand_over(struct daemon *d, struct gr_err *err)
 {
     struct mover_stats ms = {0};
     mover_server_stats(d->mover, &ms);
-    json_t *exposed = snap_exposures_list(d->exposures);
-    size_t n = json_array_size(exposed);
-    json_decref(exposed);
     unsigned guests = ms.connections - ms.strangers; /* who has proved nothing holds nothing up */
-    if (guests || n)
-        return gr_fail(err, -EBUSY, "%u connections of the mover and %zu exposed snapshots are in use: wait until backups and restores have ended",
-                       guests, n);
-    return 0;
+    return guests ? gr_fail(err, -EBUSY, "%u connections of the mover are in use: wait until backups and restores have ended", guests) : 0;
 }
 
-/* daemon.hand-over {"socket"}: who listens there takes our place. When it is answered, sessions are at rest, and we end. */
+/* daemon.hand-over {"socket","versions":[oldest,newest]}: who listens there takes our place. When it is answered, sessions are at rest, and we end. */
 static int op_hand_over(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
 {
     struct daemon *d = arg;
@@ -344,15 +339,22 @@ static int op_hand_over(void *arg, struct gr_rpc_call *call, json_t *params, jso
     gr_auto_close int heir = -1;
     int r = gr_json_str(params, "socket", &path, err);
     if (r == 0)
+        r = tgt_heritage_readable(params, err);
+    if (r == 0)
         r = d->stop ? gr_fail(err, -EBUSY, "the daemon ends already") : busy_for_hand_over(d, err);
     if (r == 0)
         r = gr_unix_connect(path, &heir, err);
+    unsigned late = r == 0 ? gr_rpc_server_rest(d->rpc, call, REQUESTS_MS) : 0;
+    if (late)
+        gr_log(GR_LOG_WARN, "%u requests are still at work: they are cut off", late);
     if (r == 0)
         r = snap_svc_checkpoint(d->svc, err); /* while initiators work: what is left for later is little */
     if (r == 0)
         r = tgt_server_rest(d->tgt, REST_MS, err);
-    if (r < 0)
+    if (r < 0) {
+        gr_rpc_server_resume(d->rpc);
         return r;
+    }
     d->heir = gr_take_fd(&heir);
     d->stop = true;
     gr_fqueue_wake_all(&d->stop_wait);
@@ -438,8 +440,9 @@ static int start_target(struct daemon *d, struct gr_err *err)
     if (r < 0)
         return r;
     gr_uuid_format(uuid, host);
-    struct tgt_server_opts o = {
-        .loop = d->loop, .gang = d->gang, .dir = tgt_raw_directory(d->raw), .access_path = access, .host = host, .note = log_note};
+    const struct gr_rules rules = snap_svc_rules(d->svc);
+    struct tgt_server_opts o = {.loop = d->loop, .gang = d->gang, .dir = tgt_raw_directory(d->raw), .access_path = access, .rules = &rules,
+                                .host = host, .note = log_note};
     r = tgt_server_new(&o, &d->tgt, err);
     return r < 0 ? r : tgt_raw_serve(d->raw, d->tgt, log_note, NULL, d->heritage.doc ? 0 : TGT_RAW_GHOST_MS, err);
 }
@@ -462,7 +465,6 @@ static int start_mover(struct daemon *d, struct gr_err *err)
     r = mover_server_new(d->loop, &o, &d->mover, err);
     if (r == 0)
         r = tgt_mover_inherit(d->mover, &d->heritage, d->mover_addr, err);
-    tgt_heritage_free(&d->heritage);
     return r == 0 ? tgt_mover_open(d->mover, d->home, d->o.mover, d->mover_addr, err) : GR_MIN(r, 0);
 }
 
@@ -480,7 +482,13 @@ static int start_service(struct daemon *d, struct gr_err *err)
     int r = snap_svc_new(&o, &d->svc, err);
     if (r == 0)
         r = snap_exposures_new(d->loop, d->svc, &hooks, &d->exposures, err);
-    return r < 0 ? r : snap_svc_join_all(d->svc, err);
+    if (r >= 0)
+        r = snap_svc_join_all(d->svc, err);
+    struct gr_err why = {0};
+    int missing = r < 0 ? 0 : snap_exposures_load(d->exposures, json_object_get(d->heritage.doc, "exposures"), &why);
+    if (missing)
+        gr_log(GR_LOG_WARN, "%d snapshots that were exposed are not any more: %s", missing, why.text);
+    return r;
 }
 
 static int start_isns(struct daemon *d, struct gr_err *err)
@@ -512,6 +520,11 @@ static int serve_requests(struct daemon *d, struct gr_err *err)
         r = snap_exposures_serve(d->exposures, d->rpc);
     if (r == 0)
         r = gr_rpc_server_add(d->rpc, daemon_methods, d);
+    if (r == 0) {
+        tgt_heritage_take_requests(&d->heritage, d->rpc);
+        snap_exposures_tie(d->exposures);
+        tgt_heritage_free(&d->heritage);
+    }
     if (r < 0)
         return gr_fail(err, r, "%s: %s", d->socket_path, gr_code_text(r));
     return gr_rpc_server_listen(d->rpc, d->socket_path, err);
@@ -561,6 +574,12 @@ static void stop_all(struct daemon *d)
     int r = heritage.doc ? tgt_mover_bequeath(d->mover, d->mover_addr, &heritage) : 0;
     if (r < 0)
         gr_log(GR_LOG_WARN, "a listening socket of the mover cannot be handed over: %s, ignoring", gr_code_text(r));
+    if (heritage.doc) {
+        json_object_set_new(heritage.doc, "exposures", snap_exposures_save(d->exposures));
+        r = tgt_heritage_add_requests(&heritage, d->rpc);
+        if (r < 0)
+            gr_log(GR_LOG_WARN, "requests cannot be handed over: %s, ignoring", gr_code_text(r));
+    }
     if (d->tgt && d->heir < 0) {
         int cut = tgt_server_shutdown(d->tgt, SHUTDOWN_MS);
         if (cut > 0)

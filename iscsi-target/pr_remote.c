@@ -205,4 +205,4 @@ static int lun_attention(void *arg, struct gr_rpc_call *call, json_t *params, js
     return 0;
 }
 
-const struct gr_rpc_method tgt_host_methods[] = {{"lun.reserve", lun_reserve}, {"lun.attention", lun_attention}, {NULL, NULL}};
+const struct gr_rpc_method tgt_host_methods[] = {{"lun.reserve", lun_reserve}, {"lun.attention", lun_attention}, {"lun.rules-changed", tgt_rules_changed}, {NULL, NULL}};

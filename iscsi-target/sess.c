@@ -33,18 +33,6 @@ void tgt_sess_ua(struct tgt_sess *sess, uint16_t ua)
         sess->ua[sess->n_ua++] = ua;
 }
 
-void tgt_stats_add(struct tgt_sess_stats *sum, const struct tgt_sess_stats *st)
-{
-    sum->reads += st->reads;
-    sum->writes += st->writes;
-    sum->read_bytes += st->read_bytes;
-    sum->write_bytes += st->write_bytes;
-    sum->others += st->others;
-    sum->errors += st->errors;
-    tgt_latency_merge(&sum->read_latency, &st->read_latency);
-    tgt_latency_merge(&sum->write_latency, &st->write_latency);
-}
-
 /* ---- end ---- */
 
 static void sess_free(void *arg)
@@ -84,6 +72,8 @@ static void unlink_sess(struct tgt_sess *sess)
         sess->next->prev = sess->prev;
     s->n_sessions--;
     sess->lu->n_sessions--;
+    tgt_stats_add(&sess->lu->stats, &sess->stats); /* what is still counted comes with its end: in the sum nothing is ever missing */
+    sess->stats = (struct tgt_sess_stats){0};
     if (sess->lu->reserved == sess)
         sess->lu->reserved = NULL;
 }

@@ -291,9 +291,15 @@ void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf)
     case TASK_FREE:
         return;
     case TASK_REPLY:
-        if (t->answered || t->in_ring)
-            return; /* its status is on its way, or its data is */
-        break;
+        if (t->answered)
+            return; /* its status is on its way */
+        if (!t->in_ring)
+            break;
+        if (tmf && !t->tmf) { /* its data is: the function is answered behind its status */
+            t->tmf = tmf;
+            tmf->tasks++;
+        }
+        return;
     case TASK_RUN:
         t->aborted = true;
         t->tmf = tmf;
@@ -340,7 +346,7 @@ void tgt_task_leave(struct tgt_task *t, enum tgt_leave how)
     if (t->state == TASK_HELD && (how == LEAVE_KEEP || sess->ended)) {
         held_remove(sess, t); /* not acknowledged: the initiator will send the command again */
         tgt_task_release(t);
-    } else if (t->state == TASK_REPLY && (how == LEAVE_DROP || t->aborted)) {
+    } else if (t->state == TASK_REPLY && (how == LEAVE_DROP || t->aborted || t->tmf)) {
         tgt_task_release(t);
     } else if (how == LEAVE_DROP) {
         tgt_task_abort(t, NULL);

@@ -51,6 +51,7 @@
 #include "common/cmd.h"
 #include "common/home.h"
 #include "common/rpc.h"
+#include "common/rules.h"
 #include "snapshot/snapshot.h"
 
 /* ---- names ---- */
@@ -161,12 +162,17 @@ int snap_svc_each_disk(struct snap_svc *s, int (*fn)(void *arg, const char *disk
 int snap_svc_each_snapshot(struct snap_svc *s, const char *disk, int (*fn)(void *arg, const struct snap_info *info), void *arg,
                            struct gr_err *err);
 int snap_svc_resolve_base(struct snap_svc *s, const char *disk, const char *base, struct gr_bookmark *ret, struct gr_err *err);
+/* The access rules of disks, kept in their datastores; valid as long as @s. */
+struct gr_rules snap_svc_rules(struct snap_svc *s);
 /* Add the methods above to a server. */
 int snap_svc_serve(struct snap_svc *s, struct gr_rpc_server *server);
 
 /* ---- commands ---- */
+/* (fiber) The .with of struct gr_rules_app: the service of this home in this process. */
+int snap_cmd_with_rules(struct gr_loop *loop, int (*fn)(void *arg, const struct gr_rules *rules, struct gr_err *err), void *arg, struct gr_err *err);
 /* What gr_cmd_main's app must point to for the tables below. */
 struct snap_cmd_app {
+    struct gr_rules_app rules;        /* for commands of others */
     const struct snap_images *images; /* for commands that work without a daemon */
 };
 extern const struct gr_cmd snap_datastore_commands[];

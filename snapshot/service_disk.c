@@ -385,16 +385,20 @@ static int op_delete(struct snap_op *op)
 {
     struct snap_path p;
     struct snap_disk d = {0};
+    struct vmfs_stat st;
     int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
     if (r == 0)
         r = snap_disk_get(op, &p, &d);
     if (r < 0)
         return r;
+    vmfs_disk_stat(d.h->disk, &st);
     r = snap_refuse_in_use(op->s, &d, "be deleted", op->err);
     if (r == 0)
         r = snap_disk_drop(op->s, &d, true, op->err);
     if (r == 0)
         r = vmfs_remove(d.ds->v, p.path, op->err);
+    if (r == 0)
+        snap_rules_forget(d.ds, st.uuid, NULL);
     if (r == 0 && !op->s->address[0]) /* a command has no background: most of it is done before it goes */
         (void)vmfs_settle(d.ds->v, SNAP_SETTLE_MS);
     snap_disk_put(&d);

@@ -123,12 +123,15 @@ int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
     struct gr_err scratch = {0};
     struct gr_err *e = err ? err : &scratch;
     int r = join_volume(s, ds, e);
-    if (r < 0)
+    snap_rules_free(ds); /* it may be another datastore of that name */
+    if (r < 0) {
         close_devices(ds);
-    else if (!ds->degraded)
-        snap_ds_prune(s, ds);
-    if (r == 0)
+    } else {
+        if (!ds->degraded)
+            snap_ds_prune(s, ds);
         snap_clean_tmp(s, ds);
+        snap_clean_groups(ds);
+    }
     memcpy(ds->error, r < 0 ? e->text : "", r < 0 ? sizeof(ds->error) : 1);
     return r < 0 ? gr_prefix(e, r, "datastore '%s'", ds->name) : 0;
 }
@@ -282,12 +285,14 @@ struct stale {
 static int note_stale(void *arg, const struct snap_info *info)
 {
     struct stale *st = arg;
-    if (strncmp(info->name, SNAP_EXPORT_PREFIX, strlen(SNAP_EXPORT_PREFIX)) == 0 && !info->deleting && st->n < GR_ARRAY_LEN(st->names))
+    bool ours = strncmp(info->name, SNAP_EXPORT_PREFIX, strlen(SNAP_EXPORT_PREFIX)) == 0 ||
+                strncmp(info->name, SNAP_GROUP_PREFIX, strlen(SNAP_GROUP_PREFIX)) == 0;
+    if (ours && !info->deleting && st->n < GR_ARRAY_LEN(st->names))
         memcpy(st->names[st->n++], info->name, sizeof(st->names[0]));
     return 0;
 }
 
-/* An export that was killed left its snapshot; who opens the disk first is alone with it and removes it. */
+/* An export that was killed left its snapshot; who opens the disk first is alone with it and removes it. That of a group is settled. */
 static void remove_stale(struct snap_svc *s, struct snap_ds *ds, struct snap_handle *h)
 {
     struct vmfs_stat st;
@@ -301,7 +306,9 @@ static void remove_stale(struct snap_svc *s, struct snap_ds *ds, struct snap_han
     if (snap_list(h->disk, note_stale, stale, &err) < 0)
         snap_warn(s, "disk %s/%s: its snapshots cannot be listed: %s", ds->name, h->path, err.text);
     for (unsigned i = 0; i < stale->n; i++)
-        if (snap_delete(h->disk, stale->names[i], false, &err) < 0)
+        if (strncmp(stale->names[i], SNAP_GROUP_PREFIX, strlen(SNAP_GROUP_PREFIX)) == 0)
+            snap_group_recover(s, ds, h->disk, stale->names[i]);
+        else if (snap_delete(h->disk, stale->names[i], false, &err) < 0)
             snap_warn(s, "disk %s/%s: left-over snapshot %s cannot be deleted: %s", ds->name, h->path, stale->names[i], err.text);
     free(stale);
 }

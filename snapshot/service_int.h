@@ -10,6 +10,8 @@
 #define SNAP_SETTLE_MS 30000u          /* how long a command that deleted something gives its space back */
 #define SNAP_TIDY_MS 1000u             /* how long any other command gives back what a killed one left */
 #define SNAP_EXPORT_PREFIX "granary.export." /* snapshots of an export under way; what is found at first open is left over */
+#define SNAP_GROUP_PREFIX "granary.group." /* snapshots of a group that is not decided yet: service_group.c */
+#define SNAP_GROUP_MAX 256u             /* disks in one instant */
 #define SNAP_TMP_DIR "granary.tmp" /* folder of disks that are being filled; what no living host owns in it is removed at join */
 #define SNAP_TELL_MS 10000               /* what another host gets to answer in */
 #define SNAP_PROGRESS_NS 500000000ull  /* between two words on how far a long request has come */
@@ -44,13 +46,19 @@ struct snap_ds {
     struct snap_svc *svc;
     struct snap_handle *handles;
     struct snap_moving *moving;
+    struct {
+        uint64_t id;  /* of the object they were read from; 0: there is none */
+        json_t *doc;  /* NULL: none */
+        struct gr_fmutex reading, changing;
+    } rules;          /* service_rules.c */
 };
 struct snap_svc {
     struct snap_svc_opts o;
     char *address;
     char portal[128];
     struct gr_fmutex lock; /* joining, leaving, the registry */
-    unsigned rejoining;    /* fibers */
+    unsigned rejoining, parts; /* fibers */
+    struct snap_group *groups; /* parts of instants of several hosts, under way or just over */
     bool ending;
     struct gr_fqueue wake;
     struct gr_rpc_server *server; /* that has our methods */
@@ -145,6 +153,11 @@ unsigned snap_users_of(struct snap_svc *s, const struct snap_ds *ds, const char 
 int snap_refuse_in_use(struct snap_svc *s, const struct snap_disk *d, const char *what, struct gr_err *err);
 void snap_warn(struct snap_svc *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* ---- rules of disks (service_rules.c) ---- */
+/* What was deleted has no rules any more: the disk @uuid, or its snapshot @snap. What cannot be done is warned about. */
+void snap_rules_forget(struct snap_ds *ds, const uint8_t uuid[16], const char *snap);
+void snap_rules_free(struct snap_ds *ds); /* read anew when they are needed */
+
 /* Walk the entries of @dir in the order of their names. fn: 0 go on, SNAP_WALK_INTO go into this folder, negative: stop. */
 #define SNAP_WALK_INTO 1
 typedef int (*snap_walk_fn)(void *arg, const char *path, const struct vmfs_stat *st);
@@ -158,7 +171,20 @@ static inline void snap_json_decref(json_t **o)
     json_decref(*o);
 }
 #define snap_auto_json gr_auto(snap_json_decref)
-extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_move_methods[];
+extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_move_methods[], snap_group_methods[];
+/* ---- an instant of several hosts (service_group.c) ---- */
+struct snap_member {
+    const char *disk;               /* "DS/PATH" */
+    uint64_t id;                    /* object */
+    const struct snap_place *where; /* NULL: owned here */
+};
+/* Take snapshot @name of all @n disks, some of which are @own; rows of the others' as well are added to @rows. */
+int snap_group_lead(struct snap_op *op, struct snap_ds *ds, const char *name, const struct snap_disk *own, unsigned n_own, const struct snap_member *all,
+                    size_t n, json_t *rows);
+/* @temp, a snapshot of a group, was found when its disk was opened. */
+void snap_group_recover(struct snap_svc *s, struct snap_ds *ds, struct vmfs_disk *disk, const char *temp);
+/* At join: folders that nobody needs. */
+void snap_clean_groups(struct snap_ds *ds);
 /* Remove what killed imports left in @ds. */
 void snap_clean_tmp(struct snap_svc *s, struct snap_ds *ds);
 /* Params of datastore.*: "devices" as names of devices (borrowed from *ret); the registered datastore that "name" names. */

@@ -22,6 +22,7 @@ void snap_ds_remove(struct snap_svc *s, struct snap_ds *ds)
         for (unsigned i = 0; i < ds->n_devices; i++)
             free(ds->devices[i]);
         json_decref(ds->login_row);
+        snap_rules_free(ds);
         free(ds);
         return;
     }

@@ -319,14 +319,49 @@ int vmfs_link_known(struct vmfs *v, const uint8_t key[32], char ret_host[64], st
     return gr_fail(err, -ENOENT, "datastore '%s': no host that has joined it has that key", v->sb.name);
 }
 
+/* Who is silent is asked for seconds: all at once. */
+struct roll_call {
+    struct vmfs *v;
+    struct vmfs_slot_info *infos;
+    unsigned next, asking;
+    int r;
+    struct gr_err *err;
+    struct gr_fqueue over;
+};
+
+static void call_fiber(void *arg)
+{
+    struct roll_call *c = arg;
+    struct gr_err err = { 0 };
+    unsigned i = c->next++;
+    int r = vmfs_slot(c->v, i, &c->infos[i], &err);
+    if (r < 0 && c->r == 0) {
+        c->r = r;
+        if (c->err)
+            *c->err = err;
+    }
+    c->asking--;
+    gr_fqueue_wake_all(&c->over);
+}
+
 int vmfs_slots(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_slot_info *s), void *arg, struct gr_err *err)
 {
-    for (unsigned i = 0; i < v->sb.slots.entries; i++) {
-        struct vmfs_slot_info n;
-        int r = vmfs_slot(v, i, &n, err);
-        if (r < 0)
-            return r;
-        fn(arg, &n);
+    unsigned n = v->sb.slots.entries;
+    struct roll_call c = { .v = v, .infos = gr_alloc(n * sizeof *c.infos), .err = err };
+    if (!c.infos)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    for (unsigned i = 0; i < n && c.r == 0; i++) {
+        c.asking++;
+        int r = gr_fiber_start(v->loop, call_fiber, &c);
+        if (r < 0) {
+            c.asking--;
+            c.r = gr_fail(err, r, "out of memory");
+        }
     }
-    return 0;
+    while (c.asking)
+        gr_fqueue_wait(&c.over);
+    for (unsigned i = 0; i < n && c.r == 0; i++)
+        fn(arg, &c.infos[i]);
+    free(c.infos);
+    return c.r;
 }

@@ -86,6 +86,6 @@ done
 run_mustfail 4 'owned by host' a snapshot create ds/img --name late
 kill -CONT $holder
 wait $holder || fail "the export failed: $(cat "$T/export.out")"
-cmp "$T/img" "$T/copy" || fail 'the exported bytes differ'
+equal "$T/img" "$T/copy" || fail 'the exported bytes differ'
 run_check a snapshot create ds/img --name late
 if grep -sq Sanitizer "$T"/home/log/*.log "$T"/b/log/*.log "$T"/*/lab/host*/log/*.log; then fail 'a sanitizer complains'; fi

@@ -105,6 +105,77 @@ static void idle(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
+/* What the fixture's disk and its sessions have counted, as lun.stat and session.list tell it: [disk, sessions]. On the loop. */
+static int ask_stats(struct tgtfix *f, void *arg)
+{
+    json_t **ret = arg, *lun = NULL, *sessions = NULL;
+    struct gr_rpc_server *rpc = NULL;
+    int r = gr_rpc_server_new(f->loop, &rpc);
+    if (!r)
+        r = gr_rpc_server_add(rpc, tgt_service, f->server);
+    if (!r)
+        r = gr_rpc_local(rpc, "lun.stat", json_pack("{s:s}", "disk", "t/disk"), NULL, NULL, &lun, NULL);
+    if (!r)
+        r = gr_rpc_local(rpc, "session.list", NULL, NULL, NULL, &sessions, NULL);
+    gr_rpc_server_free(rpc);
+    *ret = json_pack("{s:O,s:o}", "disk", json_array_get(lun, 0), "sessions", sessions);
+    json_decref(lun);
+    return r;
+}
+
+static json_t *stats(void)
+{
+    json_t *o = NULL;
+    assert_int_equal(tgtfix_call(&fix, ask_stats, &o), 0);
+    return o;
+}
+
+/* Counters and histograms of sessions, and of those that have ended, go on where they were; so do the numbers of sessions. */
+static void statistics(void **state)
+{
+    static uint8_t out[8192], in[8192];
+    uint8_t cdb[10];
+    struct ini gone, here, none;
+    struct ini_result r;
+    tgtfix_login(&fix, &gone, INISESS_NAME ":gone");
+    inix_ready(&gone);
+    inix_rw_cdb(cdb, true, 0, 16);
+    for (int k = 0; k < 5; k++)
+        assert_int_equal(ini_cmd(&gone, cdb, 10, out, sizeof out, NULL, 0, &r), 0);
+    assert_int_equal(ini_logout(&gone), 0);
+    ini_close(&gone);
+    tgtfix_wait_sessions(&fix, 0);
+    tgtfix_login(&fix, &here, INISESS_NAME ":here");
+    inix_ready(&here);
+    inix_rw_cdb(cdb, false, 0, 16);
+    for (int k = 0; k < 7; k++)
+        assert_int_equal(ini_cmd(&here, cdb, 10, NULL, 0, in, sizeof in, &r), 0);
+    json_t *before = stats();
+    for (int k = 0; k < 2; k++)
+        assert_int_equal(tgtfix_call(&fix, hand_over, NULL), 0);
+    json_t *after = stats();
+    json_object_del(json_array_get(json_object_get(before, "sessions"), 0), "age");
+    json_object_del(json_array_get(json_object_get(after, "sessions"), 0), "age");
+    assert_true(json_equal(before, after));
+    json_t *disk = json_object_get(after, "disk");
+    assert_int_equal(json_integer_value(json_object_get(disk, "writes")), 5);
+    assert_int_equal(json_integer_value(json_object_get(disk, "read-bytes")), 7 * 8192);
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(disk, "read-latency"), "count")), 7);
+    assert_int_equal(ini_cmd(&here, cdb, 10, NULL, 0, in, sizeof in, &r), 0);
+    tgtfix_login(&fix, &none, INISESS_NAME ":new");
+    json_decref(before);
+    before = stats();
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(before, "disk"), "reads")), 8);
+    json_t *list = json_object_get(before, "sessions");
+    assert_int_equal(json_array_size(list), 2);
+    assert_int_not_equal(json_integer_value(json_object_get(json_array_get(list, 0), "id")), json_integer_value(json_object_get(json_array_get(list, 1), "id")));
+    json_decref(before);
+    json_decref(after);
+    ini_close(&none);
+    ini_close(&here);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
 /* Commands in the socket and in the buffer, a header cut in the middle, and a write whose data come behind other commands. */
 static void in_the_stream(void **state)
 {
@@ -223,4 +294,4 @@ static void under_load(void **state)
 }
 
 TGTFIX_MAIN(NULL, NULL,
-    TGTFIX_CASE(idle), TGTFIX_CASE(in_the_stream), TGTFIX_CASE(several_connections), TGTFIX_CASE(no_rest), TGTFIX_CASE(under_load))
+    TGTFIX_CASE(idle), TGTFIX_CASE(statistics), TGTFIX_CASE(in_the_stream), TGTFIX_CASE(several_connections), TGTFIX_CASE(no_rest), TGTFIX_CASE(under_load))

@@ -238,8 +238,8 @@ static void on_object(struct conform *c, unsigned p, const struct vtable *t, int
         lock_cas(c, p, (unsigned)k, &l, done);
     else if (bio->op == GR_OP_WRITE)
         object_write(c, p, (unsigned)k, b, second);
-    else if (second && m_hold(&c->m, c->st, p, (unsigned)k)->same)
-        return; /* says nothing new */
+    else if (second && (m_hold(&c->m, c->st, p, (unsigned)k)->same || !(m_proc(&c->m, c->st, p)->reg & 1)))
+        return; /* says nothing new, or to somebody who is ejected from the first device already */
     else if ((!second || generation(b) >= generation(block(c, c->object[k].addr_a))) && m_hold(&c->m, c->st, p, (unsigned)k)->phase <= MK_COUNTS && m_proc(&c->m, c->st, p)->status == MP_JOINED)
         step(c, M_READ_LOCK, p, (unsigned)k, 0);
 }
@@ -279,7 +279,8 @@ static void on_unit(struct conform *c, unsigned p, uint64_t addr, const struct g
     unsigned sub, own = m_proc(&c->m, c->st, p)->status;
     int i;
     bool follows = (i = entry(&sb->slots, sb->slots.addr_b, addr, &sub)) >= 0; /* the second copy: written behind the first, read after it */
-    if (follows && sub == 0 && bio->op == GR_OP_READ && !m_take(&c->m, c->st, p, (unsigned)i)->same_block &&
+    bool first = m_proc(&c->m, c->st, p)->reg & 1; /* it may read the second copy when it was ejected from the first device already */
+    if (follows && first && sub == 0 && bio->op == GR_OP_READ && own != MP_OVER && !m_take(&c->m, c->st, p, (unsigned)i)->same_block &&
         generation(b) >= generation(block(c, vhome_addr(&sb->slots, (unsigned)i, 0, 0))))
         step(c, M_READ_SLOT, p, (unsigned)i, 0);
     if ((i = entry(&sb->slots, sb->slots.addr_a, addr, &sub)) >= 0)
@@ -434,6 +435,12 @@ const char *conform_error(const struct conform *c)
 uint64_t conform_steps(const struct conform *c)
 {
     return c->steps;
+}
+
+bool conform_ejected(const struct conform *c, const struct sim_host *h)
+{
+    int p = proc_of(c, h);
+    return p >= 0 && c->host[p].known && m_proc(&c->m, c->st, (unsigned)p)->reg != (1u << c->n_dev) - 1;
 }
 
 unsigned conform_phase(const struct conform *c, const struct sim_host *h)

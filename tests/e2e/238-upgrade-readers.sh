@@ -65,7 +65,7 @@ run_check qemu-img convert -n -f raw -O raw "$T/data" "$live"
 backup() { # TRANSPORT
     local n=0
     start "backup-$1" granary backup run --disk ds/a --disk ds/a2 --disk ds/a3 --name "$1" --repo "$T/repo" --transport "$1" --json
-    while alive "$(cat "$T/backup-$1.pid")"; do sleep 0.1
+    while alive "$(cat "$T/backup-$1.pid")"; do sleep 0.3
         run_check granary upgrade
         n=$((n + 1))
     done

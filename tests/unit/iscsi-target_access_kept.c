@@ -223,7 +223,7 @@ static void over(void **state)
     assert_non_null(strstr(notes, "<4>the access rules of datastore 'off'"));
     json_decref(doc);
     /* cut off between the datastore and the home, and changed there before the next start: the newer ones hold */
-    gr_auto_free char *again = home_file("over.json", OLD);
+    free(home_file("over.json", OLD));
     json_object_set_new(rule(&s, "ds/a", NULL), "masked", json_true());
     struct tgt_access *a = opened(path, &rules);
     tgt_access_bring_over(a, note, NULL);
@@ -235,7 +235,7 @@ static void over(void **state)
     assert_null(json_object_get(json_object_get(doc, "set-aside"), "ds/a@s")); /* that one is the same in both */
     json_decref(doc);
     /* a change brings over what is still here first, and is not made when that fails */
-    gr_auto_free char *third = home_file("over.json", "{\"disks\":{\"ds/c\":" LIST(ME) "}}");
+    free(home_file("over.json", "{\"disks\":{\"ds/c\":" LIST(ME) "}}"));
     json_t *names = json_pack("[s]", OTHER);
     a = opened(path, &rules);
     s.fail_change = -GR_ELOCKED;

@@ -28,9 +28,9 @@ static uint64_t generation(const uint8_t *b)
 }
 
 /* Compare-and-write: whoever wrote the block meanwhile wins. */
-static void repair(struct scan *s, uint64_t addr, const uint8_t *bad, const uint8_t *good, const struct gr_err *why)
+static void repair(struct chk *c, uint64_t addr, const uint8_t *bad, const uint8_t *good, const struct gr_err *why)
 {
-    struct vmfs *v = s->c->v;
+    struct vmfs *v = c->v;
     uint8_t *now = vunits_alloc(1);
     int r = now ? 0 : -ENOMEM;
     if (r == 0) {
@@ -40,11 +40,11 @@ static void repair(struct scan *s, uint64_t addr, const uint8_t *bad, const uint
     }
     free(now);
     if (r == 0)
-        s->c->repaired++;
+        c->repaired++;
     if (r == 0)
-        chk_note(s->c, "%s: repaired from its other copy", why->text);
+        chk_note(c, "%s: repaired from its other copy", why->text);
     else if (r != -GR_EMISCOMPARE)
-        chk_error(s->c, "%s: cannot be repaired from its other copy: %s", why->text, gr_code_text(r));
+        chk_error(c, "%s: cannot be repaired from its other copy: %s", why->text, gr_code_text(r));
 }
 
 static void one_block(struct scan *s, uint32_t at, uint32_t k)
@@ -70,9 +70,9 @@ static void one_block(struct scan *s, uint32_t at, uint32_t k)
         return;
     }
     if (ra < 0)
-        repair(s, addr_a, a, b, &ea);
+        repair(s->c, addr_a, a, b, &ea);
     if (rb < 0)
-        repair(s, addr_b, b, a, &eb);
+        repair(s->c, addr_b, b, a, &eb);
     good = ra != 0 || (rb == 0 && generation(b) > generation(a)) ? b : a;
     if (good == b)
         vhdr_move(good, 1, addr_a);
@@ -456,22 +456,36 @@ struct area {
     char what[24];
 };
 
-static void super_copy(struct chk *c, unsigned dev, uint64_t unit, uint8_t *b)
+static int super_read(struct chk *c, uint64_t addr, uint8_t *b, struct gr_err *err)
 {
-    uint64_t addr = vmfs_addr(dev, unit);
-    struct gr_err err = { 0 };
+    unsigned dev = vmfs_addr_dev(addr);
     struct vsuper s;
     int r = vdev_read(c->v, addr, 1, b);
     if (r < 0)
-        gr_fail(&err, r, "device %u unit %llu: %s", dev, (unsigned long long)unit, gr_code_text(r));
+        gr_fail(err, r, "device %u unit %llu: %s", dev, (unsigned long long)vmfs_addr_unit(addr), gr_code_text(r));
     else
-        r = vhdr_check(c->v->sb.uuid, b, VMFS_T_SUPER, 1, addr, &err);
+        r = vhdr_check(c->v->sb.uuid, b, VMFS_T_SUPER, 1, addr, err);
     if (r == 0)
-        r = vsuper_decode(b, &s, &err);
+        r = vsuper_decode(b, &s, err);
     if (r == 0 && s.this_device != dev)
-        r = gr_fail(&err, -GR_ECORRUPT, "device %u unit %llu: rule 7: superblock of device %u", dev, (unsigned long long)unit, s.this_device);
-    if (r < 0)
-        chk_error(c, "superblock %s: %s", unit == VMFS_SUPER_A ? "A" : "B", err.text);
+        r = gr_fail(err, -GR_ECORRUPT, "device %u unit %llu: rule 7: superblock of device %u", dev, (unsigned long long)vmfs_addr_unit(addr), s.this_device);
+    return r;
+}
+
+/* A copy that was torn, or has rotted, is written from the other. */
+static void super_copy(struct chk *c, unsigned dev, uint64_t unit, uint8_t *b)
+{
+    uint64_t other = vmfs_addr(dev, unit == VMFS_SUPER_A ? VMFS_SUPER_B : VMFS_SUPER_A);
+    struct gr_err err = { 0 }, why;
+    if (super_read(c, vmfs_addr(dev, unit), b, &err) == 0)
+        return;
+    uint8_t *good = vunits_alloc(1);
+    gr_fail(&why, err.code, "superblock %s: %s", unit == VMFS_SUPER_A ? "A" : "B", err.text);
+    if (good && err.code == -GR_ECORRUPT && super_read(c, other, good, &err) == 0)
+        repair(c, vmfs_addr(dev, unit), b, good, &why);
+    else
+        chk_error(c, "%s", why.text);
+    free(good);
 }
 
 static void areas_apart(struct chk *c, const struct area *a, size_t n)

@@ -39,10 +39,12 @@ pkgs_granary-fsread := tsk libseccomp
 mods_backup-proxy_source_nbd := backup-proxy iscsi-target common
 mods_common_bdev_iscsi := iscsi-target common
 mods_vmfs_check := snapshot vmfs common
+mods_vmfs_mutated := snapshot vmfs common
 mods_vmfs_faults := snapshot vmfs common
 mods_vmfs_processes := snapshot vmfs common
 mods_vmfs_crash := snapshot vmfs common
 mods_mover_demo := iscsi-target common
+mods_order_model := common
 mods_source_cat := backup-proxy common
 mods_lun_work := common
 pkgs_lun_work := cmocka
@@ -87,7 +89,7 @@ endif
 all:
 
 testlib := $(B)/tests/libtest.a
-testlib_objs := $(patsubst %.c,$(B)/%.o,$(wildcard tests/lib/*.c))
+testlib_objs := $(patsubst %.c,$(B)/%.o,$(wildcard tests/lib/*.c tests/model/*.c))
 $(testlib): $(testlib_objs)
 	$(call say,AR,$@)
 	$(Q)mkdir -p $(@D); rm -f $@; $(AR) rcs $@ $(testlib_objs)
@@ -145,7 +147,7 @@ tools: $(tools)
 fuzzers: $(fuzzers)
 
 # ---- checks ---------------------------------------------------------------------------------------------------------
-headers := $(filter-out %.tbl.h,$(wildcard $(MODULES:=/*.h) tests/lib/*.h))
+headers := $(filter-out %.tbl.h,$(wildcard $(MODULES:=/*.h) tests/lib/*.h tests/model/*.h))
 $(B)/%.h.ok: %.h
 	$(call say,HEADER,$<)
 	$(Q)mkdir -p $(@D); $(CC) $(filter-out -O%,$(ALL_CFLAGS)) -U_FORTIFY_SOURCE -Wno-unused -MMD -MP -MT $@ -MF $@.d -fsyntax-only -x c -include $< /dev/null && touch $@

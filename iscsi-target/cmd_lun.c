@@ -1,5 +1,6 @@
 /* Commands "granary lun …" and "granary session …": they ask the running storage daemon; masks, access lists and CHAP can also
  * be set while it does not run. */
+#include "common/audit.h"
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/home.h"
@@ -71,34 +72,82 @@ static int session_drop(struct gr_cmd_ctx *c, struct gr_err *err)
     return r;
 }
 
-/* The rules of a home whose daemon does not run. */
-static int open_rules(struct tgt_access **ret, struct gr_err *err)
+/* ---- rules of a home whose daemon does not run ---- */
+struct offline {
+    const char *disk;
+    int (*fn)(struct offline *o, struct tgt_access *a, struct gr_err *err);
+    void *arg;
+    char *untold;
+    json_t *result;
+};
+
+/* @rules: NULL where the home has them itself. */
+static int with_rules(void *arg, const struct gr_rules *rules, struct gr_err *err)
 {
+    struct offline *o = arg;
+    struct tgt_access *a = NULL;
     struct gr_home *home = NULL;
     int r = gr_home_open(1, &home, err);
     if (r < 0)
         return r;
     gr_auto_free char *path = gr_home_path(home, ACCESS);
     gr_home_free(home);
-    return path ? tgt_access_open(path, ret, err) : gr_fail(err, -ENOMEM, "out of memory");
+    r = path ? tgt_access_open(path, rules, &a, err) : gr_fail(err, -ENOMEM, "out of memory");
+    if (r == 0)
+        r = o->fn(o, a, err);
+    tgt_access_free(a);
+    return r;
+}
+
+/* What no server witnessed leaves its line all the same. */
+static void leave_line(const char *method, json_t *params, int result, uint64_t ns)
+{
+    struct gr_home *home = NULL;
+    if (strcmp(method, "lun.acl") == 0 && !json_array_size(json_object_get(params, "allow")) && !json_array_size(json_object_get(params, "deny")))
+        return; /* it only asks */
+    if (gr_home_open(1, &home, NULL) == 0)
+        gr_audit_own(home, method, params, result, ns, gr_cmd_warn);
+    gr_home_free(home);
+}
+
+/* Ask the daemon; when none runs, do the same here. @params are taken; o->result is new. What others could not be told is printed. */
+static int change(struct gr_cmd_ctx *c, const char *method, json_t *params, struct offline *o, struct gr_err *err)
+{
+    const struct gr_rules_app *app = gr_cmd_app(c);
+    int r = tgt_cmd_ask_if(c, method, json_incref(params), &o->result, err);
+    if (r == -ECONNREFUSED) {
+        uint64_t begin = gr_loop_now_ns(gr_cmd_loop(c));
+        r = strchr(o->disk, '/') ? app->with(gr_cmd_loop(c), with_rules, o, err) : with_rules(o, NULL, err);
+        if (r != -EALREADY)
+            leave_line(method, params, r, gr_loop_now_ns(gr_cmd_loop(c)) - begin);
+    }
+    if (r == -EALREADY) /* it has just started */
+        r = tgt_cmd_ask(c, method, json_incref(params), &o->result, err);
+    json_decref(params);
+    if (r == 0 && o->untold && o->result)
+        json_object_set_new(o->result, "warning", json_string(o->untold));
+    free(o->untold);
+    const char *warning = json_string_value(json_object_get(o->result, "warning"));
+    if (warning)
+        gr_cmd_warn(NULL, warning);
+    return r;
+}
+
+static int mask_offline(struct offline *o, struct tgt_access *a, struct gr_err *err)
+{
+    const bool *masked = o->arg;
+    int r = tgt_access_mask(a, o->disk, *masked, &o->untold, err);
+    o->result = json_pack("{s:s,s:b}", "disk", o->disk, "masked", *masked);
+    return r;
 }
 
 static int change_mask(struct gr_cmd_ctx *c, bool masked, struct gr_err *err)
 {
-    const char *disk = gr_cmd_arg(c, 0);
-    json_t *result = NULL;
-    int r = tgt_cmd_ask_if(c, masked ? "lun.mask" : "lun.unmask", disk_param(c), &result, err);
-    if (r == -ECONNREFUSED) {
-        struct tgt_access *a = NULL;
-        r = open_rules(&a, err);
-        if (!r)
-            r = tgt_access_mask(a, disk, masked, err);
-        tgt_access_free(a);
-        result = json_pack("{s:s,s:b}", "disk", disk, "masked", masked);
-    }
+    struct offline o = {.disk = gr_cmd_arg(c, 0), .fn = mask_offline, .arg = &masked};
+    int r = change(c, masked ? "lun.mask" : "lun.unmask", disk_param(c), &o, err);
     if (!r)
-        r = gr_cmd_done(c, result, "%s %s", masked ? "masked" : "unmasked", disk);
-    json_decref(result);
+        r = gr_cmd_done(c, o.result, "%s %s", masked ? "masked" : "unmasked", o.disk);
+    json_decref(o.result);
     return r;
 }
 
@@ -120,32 +169,26 @@ static json_t *names(struct gr_cmd_ctx *c, const char *opt)
     return list;
 }
 
-static int acl_offline(struct gr_cmd_ctx *c, json_t **ret, struct gr_err *err)
+static int acl_offline(struct offline *o, struct tgt_access *a, struct gr_err *err)
 {
-    struct tgt_access *a = NULL;
-    const char *disk = gr_cmd_arg(c, 0), *name;
-    int r = open_rules(&a, err);
-    for (int i = 0; !r && (name = gr_cmd_opt_n(c, "allow", i)); i++)
-        r = tgt_access_allow(a, disk, name, err);
-    for (int i = 0; !r && (name = gr_cmd_opt_n(c, "deny", i)); i++)
-        r = tgt_access_deny(a, disk, name, err);
-    if (!r)
-        *ret = json_pack("{s:s,s:o}", "disk", disk, "initiators", tgt_access_initiators(a, disk));
-    tgt_access_free(a);
+    json_t *params = o->arg, *allow = json_object_get(params, "allow"), *deny = json_object_get(params, "deny");
+    int r = json_array_size(allow) || json_array_size(deny) ? tgt_access_acl(a, o->disk, allow, deny, &o->untold, err)
+                                                            : tgt_access_refresh(a, o->disk, err);
+    if (r == 0)
+        o->result = json_pack("{s:s,s:o}", "disk", o->disk, "initiators", tgt_access_initiators(a, o->disk));
     return r;
 }
 
 static int lun_acl(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     static const struct gr_col cols[] = {{"disk", "disk", GR_COL_TEXT}, {"initiators", "initiators", GR_COL_LIST}, {NULL, NULL, GR_COL_TEXT}};
-    json_t *result = NULL;
     json_t *params = json_pack("{s:s,s:o,s:o}", "disk", gr_cmd_arg(c, 0), "allow", names(c, "allow"), "deny", names(c, "deny"));
-    int r = tgt_cmd_ask_if(c, "lun.acl", params, &result, err);
-    if (r == -ECONNREFUSED)
-        r = acl_offline(c, &result, err);
+    struct offline o = {.disk = gr_cmd_arg(c, 0), .fn = acl_offline, .arg = params};
+    int r = change(c, "lun.acl", json_incref(params), &o, err);
     if (!r)
-        r = gr_cmd_object(c, cols, result);
-    json_decref(result);
+        r = gr_cmd_object(c, cols, o.result);
+    json_decref(params);
+    json_decref(o.result);
     return r;
 }
 
@@ -169,13 +212,20 @@ static int secret(const char *path, struct gr_buf *ret, struct gr_err *err)
     return strcmp(path, "-") ? gr_secret_read(path, ret, err) : read_stdin(ret, err);
 }
 
+static int chap_offline(struct offline *o, struct tgt_access *a, struct gr_err *err)
+{
+    const struct tgt_chap_secrets *sec = o->arg;
+    int r = tgt_access_set_chap(a, o->disk, sec, &o->untold, err);
+    o->result = json_pack("{s:s,s:b}", "disk", o->disk, "chap", sec->user != NULL);
+    return r;
+}
+
 static int lun_chap(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     gr_auto_buf struct gr_buf own = {0}, theirs = {0};
     const char *disk = gr_cmd_arg(c, 0), *user = gr_cmd_opt(c, "user"), *file = gr_cmd_opt(c, "secret-file");
     const char *mutual = gr_cmd_opt(c, "mutual-user"), *mutual_file = gr_cmd_opt(c, "mutual-secret-file");
     bool off = gr_cmd_flag(c, "off");
-    json_t *result = NULL;
     if (off ? user || file || mutual || mutual_file : !user || !file || !mutual != !mutual_file)
         return gr_fail(err, -GR_EUSAGE, "give --user and --secret-file (and both --mutual options, or none), or --off");
     int r = off ? 0 : secret(file, &own, err);
@@ -191,19 +241,12 @@ static int lun_chap(struct gr_cmd_ctx *c, struct gr_err *err)
         json_object_set_new(params, "mutual-user", json_string(mutual));
         json_object_set_new(params, "mutual-secret", json_string(theirs.data));
     }
-    r = tgt_cmd_ask_if(c, "lun.chap", params, &result, err);
-    if (r == -ECONNREFUSED) {
-        struct tgt_access *a = NULL;
-        struct tgt_chap_secrets sec = {user, own.data, mutual, theirs.data};
-        r = open_rules(&a, err);
-        if (!r)
-            r = tgt_access_set_chap(a, disk, &sec, err);
-        tgt_access_free(a);
-        result = json_pack("{s:s,s:b}", "disk", disk, "chap", !off);
-    }
+    struct tgt_chap_secrets sec = {user, own.data, mutual, theirs.data};
+    struct offline o = {.disk = disk, .fn = chap_offline, .arg = &sec};
+    r = change(c, "lun.chap", params, &o, err);
     if (!r)
-        r = gr_cmd_done(c, result, off ? "CHAP is off for %s" : "CHAP is set for %s", disk);
-    json_decref(result);
+        r = gr_cmd_done(c, o.result, off ? "CHAP is off for %s" : "CHAP is set for %s", disk);
+    json_decref(o.result);
     return r;
 }
 

@@ -215,7 +215,8 @@ static int each(void *arg, const char *disk)
     struct collect *c = arg;
     struct talk *t = c->t;
     char name[TGT_NAME_MAX + 1];
-    if (tgt_access_masked(c->i->s->access, disk) || tgt_name_of(disk, name) < 0)
+    struct tgt_access *a = c->i->s->access;
+    if (tgt_access_refresh(a, disk, NULL) < 0 || tgt_access_masked(a, disk) || tgt_name_of(disk, name) < 0)
         return 0;
     char **names = gr_realloc(t->names, (t->n + 1) * sizeof *names);
     t->names = names ? names : t->names;

@@ -260,6 +260,8 @@ static void ask_fiber(void *arg)
     memcpy(initiator, sl->initiator, sizeof initiator);
     bool open = sl->open, multipath = sl->portal_flags & TGT_PORTAL_MULTIPATH;
     int r = disk_of_target(s, sl->target, disk);
+    if (!r)
+        r = tgt_access_refresh(s->access, disk, &err);
     if (!r && tgt_access_masked(s->access, disk))
         r = gr_fail(&err, -ENOENT, "disk '%s' is masked", disk);
     else if (!r && !tgt_access_admits(s->access, disk, initiator, open))
@@ -297,9 +299,10 @@ static bool is_loopback(const struct sockaddr_storage *ss)
     return ss->ss_family == AF_INET6 && IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)(const void *)ss)->sin6_addr);
 }
 
-/* The socket is what it should be, and the rule that let it in still holds for where it really is. */
+/* The socket is what it should be, and the rules, as they are now, let it in where it really is. (fiber) */
 static bool socket_ok(const struct tgt_server *s, const struct tgt_slot *sl, int fd)
 {
+    struct tgt_chap_secrets secrets;
     struct sockaddr_storage local;
     socklen_t len = sizeof local;
     int type = 0;
@@ -309,6 +312,8 @@ static bool socket_ok(const struct tgt_server *s, const struct tgt_slot *sl, int
     if (getsockname(fd, (struct sockaddr *)&local, &len) < 0 || (local.ss_family != AF_INET && local.ss_family != AF_INET6))
         return false;
     bool open = is_loopback(&local) || (sl->portal_flags & TGT_PORTAL_INSECURE);
+    if (tgt_access_refresh(s->access, sl->disk, NULL) < 0 || (tgt_access_chap(s->access, sl->disk, &secrets) && !sl->authenticated))
+        return false;
     return tgt_access_admits(s->access, sl->disk, sl->initiator, open);
 }
 
@@ -376,7 +381,7 @@ static int list_each(void *arg, const char *disk)
 {
     struct listing *l = arg;
     char name[TGT_NAME_MAX + 1];
-    if (!tgt_access_admits(l->s->access, disk, l->initiator, l->open) || tgt_name_of(disk, name) < 0)
+    if (tgt_access_refresh(l->s->access, disk, NULL) < 0 || !tgt_access_admits(l->s->access, disk, l->initiator, l->open) || tgt_name_of(disk, name) < 0)
         return 0;
     if (strcmp(l->which, "All") != 0 && strcmp(l->which, name) != 0)
         return 0;

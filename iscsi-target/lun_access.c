@@ -1,22 +1,24 @@
-#include "iscsi-target/lun_access.h"
+/* The document of the home, and what the rules say. */
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/seam.h"
-#include "iscsi-target/chap.h"
+#include "iscsi-target/lun_access_int.h"
 #include "iscsi-target/target.h"
 #include <string.h>
 
-struct tgt_access {
-    char *path;
-    json_t *doc;
-};
+#define SEEN "datastores-have-rules"
 
 static json_t *disks(const struct tgt_access *a)
 {
     return json_object_get(a->doc, "disks");
 }
 
-static int check_entry(const char *disk, json_t *e, struct gr_err *err)
+json_t *tgt_access_home(const struct tgt_access *a, const char *disk)
+{
+    return json_object_get(disks(a), disk);
+}
+
+int tgt_access_check(const char *disk, json_t *e, struct gr_err *err)
 {
     json_t *chap = json_object_get(e, "chap"), *list = json_object_get(e, "initiators");
     if (!json_is_object(e) || (list && !json_is_array(list)) || (chap && !json_string_value(json_object_get(chap, "secret"))))
@@ -34,7 +36,7 @@ static int check_doc(json_t *doc, struct gr_err *err)
         return gr_fail(err, -GR_EVERSION, "its version is not 1");
     json_object_foreach(all, disk, e)
     {
-        int r = check_entry(disk, e, err);
+        int r = tgt_access_check(disk, e, err);
         if (r < 0)
             return r;
     }
@@ -64,13 +66,16 @@ static int load(struct tgt_access *a, struct gr_err *err)
     return disks(a) ? 0 : gr_fail(err, -ENOMEM, "access rules: out of memory");
 }
 
-int tgt_access_open(const char *path, struct tgt_access **ret, struct gr_err *err)
+int tgt_access_open(const char *path, const struct gr_rules *rules, struct tgt_access **ret, struct gr_err *err)
 {
     struct tgt_access *a = gr_zalloc(sizeof *a);
     if (!a)
         return gr_fail(err, -ENOMEM, "access rules: out of memory");
     a->path = path ? gr_strdup(path) : NULL;
-    int r = path && !a->path ? gr_fail(err, -ENOMEM, "access rules: out of memory") : load(a, err);
+    a->held = json_object();
+    if (rules)
+        a->rules = *rules;
+    int r = (path && !a->path) || !a->held ? gr_fail(err, -ENOMEM, "access rules: out of memory") : load(a, err);
     if (r < 0) {
         tgt_access_free(a);
         return r;
@@ -84,22 +89,56 @@ void tgt_access_free(struct tgt_access *a)
     if (!a)
         return;
     json_decref(a->doc);
+    json_decref(a->held);
     free(a->path);
     free(a);
+}
+
+/* Written first: on failure nothing has changed. */
+int tgt_access_commit(struct tgt_access *a, json_t *doc, struct gr_err *err)
+{
+    int r = doc ? 0 : gr_fail(err, -ENOMEM, "access rules: out of memory");
+    if (a->path && doc) {
+        gr_auto_free char *text = json_dumps(doc, JSON_INDENT(2) | JSON_SORT_KEYS);
+        r = text ? gr_file_replace(a->path, text, strlen(text), 0600, err) : gr_fail(err, -ENOMEM, "access rules: out of memory");
+    }
+    if (r < 0) {
+        json_decref(doc);
+        return r;
+    }
+    json_decref(a->doc);
+    a->doc = doc;
+    return 0;
+}
+
+char *tgt_access_base(const char *disk)
+{
+    return gr_asprintf("%.*s", (int)strcspn(disk, "@"), disk);
+}
+
+/* Its own entry; NULL: none. What is still in the home holds until it is brought over. */
+static json_t *own(const struct tgt_access *a, const char *disk)
+{
+    json_t *e = tgt_access_home(a, disk);
+    if (e || !tgt_access_kept(a, disk))
+        return e;
+    gr_auto_free char *base = tgt_access_base(disk);
+    const char *at = strchr(disk, '@');
+    json_t *row = base ? json_object_get(a->held, base) : NULL;
+    return at ? json_object_get(json_object_get(row, "snapshots"), at + 1) : json_object_get(row, "rules");
 }
 
 /* The entry that rules @disk; NULL: none. */
 static json_t *entry(const struct tgt_access *a, const char *disk)
 {
-    json_t *e = json_object_get(disks(a), disk);
-    const char *at = strchr(disk, '@');
+    json_t *e = own(a, disk);
     if (!strcmp(disk, TGT_ACCESS_DISCOVERY)) /* not a disk: the rule of all disks is not its rule */
         return e;
-    if (!e && at) {
-        gr_auto_free char *base = gr_asprintf("%.*s", (int)(at - disk), disk);
-        e = base ? json_object_get(disks(a), base) : NULL;
+    if (!e && strchr(disk, '@')) {
+        gr_auto_free char *base = tgt_access_base(disk);
+        e = base ? own(a, base) : NULL;
     }
-    return e ? e : json_object_get(disks(a), "*");
+    return e ? e : tgt_access_home(a, "*");
 }
 
 static bool has_rule(json_t *e)
@@ -116,7 +155,19 @@ bool tgt_access_any(const struct tgt_access *a)
         if (has_rule(e) && strcmp(disk, TGT_ACCESS_DISCOVERY) != 0)
             return true;
     }
-    return false;
+    return json_is_true(json_object_get(a->doc, SEEN));
+}
+
+bool tgt_access_ruled(const struct tgt_access *a, const char *disk)
+{
+    return has_rule(own(a, disk));
+}
+
+int tgt_access_seen(struct tgt_access *a, struct gr_err *err)
+{
+    json_t *doc = json_copy(a->doc);
+    json_object_set_new(doc, SEEN, json_true());
+    return tgt_access_commit(a, doc, err);
 }
 
 bool tgt_access_masked(const struct tgt_access *a, const char *disk)
@@ -137,7 +188,7 @@ bool tgt_access_admits(const struct tgt_access *a, const char *disk, const char 
 {
     json_t *e = entry(a, disk), *list = json_object_get(e, "initiators"), *v;
     size_t i;
-    if (strchr(disk, '@') && !json_object_get(disks(a), disk)) /* a snapshot: the directory has it only for whom it is exposed to */
+    if (strchr(disk, '@') && !own(a, disk)) /* a snapshot: the directory has it only for whom it is exposed to */
         return true;
     if (json_is_true(json_object_get(e, "masked")))
         return false;
@@ -168,135 +219,4 @@ json_t *tgt_access_initiators(const struct tgt_access *a, const char *disk)
 {
     json_t *list = json_object_get(entry(a, disk), "initiators");
     return list ? json_deep_copy(list) : json_null();
-}
-
-/* ---- changes: on a copy, which replaces the document once it is written ---- */
-
-static int commit(struct tgt_access *a, json_t *doc, struct gr_err *err)
-{
-    int r = 0;
-    if (a->path) {
-        gr_auto_free char *text = json_dumps(doc, JSON_INDENT(2) | JSON_SORT_KEYS);
-        r = text ? gr_file_replace(a->path, text, strlen(text), 0600, err) : gr_fail(err, -ENOMEM, "access rules: out of memory");
-    }
-    if (r < 0) {
-        json_decref(doc);
-        return r;
-    }
-    json_decref(a->doc);
-    a->doc = doc;
-    return 0;
-}
-
-/* Copy of the document with an own entry for @disk. */
-static json_t *begin(struct tgt_access *a, const char *disk, json_t **ret_entry)
-{
-    json_t *doc = json_deep_copy(a->doc), *all = json_object_get(doc, "disks"), *e = json_object_get(all, disk);
-    if (!e) {
-        json_t *inherited = entry(a, disk);
-        e = inherited ? json_deep_copy(inherited) : json_object();
-        json_object_set_new(all, disk, e);
-    }
-    *ret_entry = json_object_get(all, disk);
-    return doc;
-}
-
-static int check_initiator(const char *name, struct gr_err *err)
-{
-    size_t len = strlen(name);
-    bool known = !strncmp(name, "iqn.", 4) || !strncmp(name, "eui.", 4) || !strncmp(name, "naa.", 4) || !strcmp(name, "*");
-    if (!known || len > TGT_NAME_MAX || strpbrk(name, " \t\n\"\\"))
-        return gr_fail(err, -EINVAL, "'%s' is not an initiator name (iqn.…, eui.…, naa.…; a trailing * stands for any rest)", name);
-    for (const char *p = name; *p; p++)
-        if (*p >= 'A' && *p <= 'Z')
-            return gr_fail(err, -EINVAL, "'%s': initiator names are written in lower case", name);
-    return 0;
-}
-
-int tgt_access_mask(struct tgt_access *a, const char *disk, bool masked, struct gr_err *err)
-{
-    json_t *e, *doc = begin(a, disk, &e);
-    json_object_set_new(e, "masked", json_boolean(masked));
-    return commit(a, doc, err);
-}
-
-int tgt_access_allow(struct tgt_access *a, const char *disk, const char *initiator, struct gr_err *err)
-{
-    json_t *e, *v;
-    size_t i;
-    int r = check_initiator(initiator, err);
-    if (r < 0)
-        return r;
-    json_t *doc = begin(a, disk, &e), *list = json_object_get(e, "initiators");
-    if (!list)
-        json_object_set_new(e, "initiators", list = json_array());
-    json_array_foreach(list, i, v)
-    {
-        if (json_is_string(v) && !strcmp(json_string_value(v), initiator)) {
-            json_decref(doc);
-            return 0;
-        }
-    }
-    json_array_append_new(list, json_string(initiator));
-    return commit(a, doc, err);
-}
-
-int tgt_access_deny(struct tgt_access *a, const char *disk, const char *initiator, struct gr_err *err)
-{
-    json_t *e, *v;
-    size_t i;
-    json_t *doc = begin(a, disk, &e), *list = json_object_get(e, "initiators");
-    json_array_foreach(list, i, v)
-    {
-        if (json_is_string(v) && !strcmp(json_string_value(v), initiator)) {
-            json_array_remove(list, i);
-            return commit(a, doc, err);
-        }
-    }
-    json_decref(doc);
-    return gr_fail(err, -ENOENT, "disk '%s': '%s' is not in its list of initiators", disk, initiator);
-}
-
-static int check_secret(const char *what, const char *disk, const char *secret, struct gr_err *err)
-{
-    size_t len = strlen(secret);
-    if (len < TGT_CHAP_SECRET_MIN || len > TGT_CHAP_SECRET_MAX)
-        return gr_fail(err, -EINVAL, "disk '%s': the %s has %zu bytes; %u to %u are needed", disk, what, len, TGT_CHAP_SECRET_MIN,
-                       TGT_CHAP_SECRET_MAX);
-    return 0;
-}
-
-static json_t *credential(const char *user, const char *secret)
-{
-    return json_pack("{s:s,s:s}", "user", user, "secret", secret);
-}
-
-int tgt_access_set_chap(struct tgt_access *a, const char *disk, const struct tgt_chap_secrets *s, struct gr_err *err)
-{
-    json_t *e, *mutual = NULL;
-    if (s->user) {
-        int r = check_secret("CHAP secret", disk, s->secret ? s->secret : "", err);
-        if (!r && s->mutual_user)
-            r = check_secret("mutual CHAP secret", disk, s->mutual_secret ? s->mutual_secret : "", err);
-        if (r < 0)
-            return r;
-        if (s->mutual_user && !strcmp(s->secret, s->mutual_secret))
-            return gr_fail(err, -EINVAL, "disk '%s': the CHAP secrets of the two directions must differ", disk);
-    }
-    json_t *doc = begin(a, disk, &e);
-    json_object_del(e, "chap");
-    json_object_del(e, "mutual");
-    if (s->user) {
-        json_t *chap = credential(s->user, s->secret);
-        mutual = s->mutual_user ? credential(s->mutual_user, s->mutual_secret) : NULL;
-        if (!chap || (s->mutual_user && !mutual)) {
-            json_decref(chap);
-            json_decref(doc);
-            return gr_fail(err, -EINVAL, "disk '%s': CHAP user and secret must be UTF-8 text", disk);
-        }
-        json_object_set_new(e, "chap", chap);
-        if (mutual)
-            json_object_set_new(e, "mutual", mutual);
-    }
-    return commit(a, doc, err);
 }

@@ -16,6 +16,7 @@
 #include "common/cmd.h"
 #include "common/gang.h"
 #include "common/rpc.h"
+#include "common/rules.h"
 
 #define TGT_NAME_MAX 223 /* bytes of an iSCSI name, RFC 7143 4.2.7.1 */
 #define TGT_IQN_PREFIX "iqn.2026-11.local.granary:"
@@ -63,6 +64,7 @@ struct tgt_server_opts {
     struct gr_gang *gang;      /* optional: of @loop; its loops share the sessions */
     struct tgt_directory dir;  /* copied */
     const char *access_path;   /* access.json (conf/access.json of the home): masks, ACLs, CHAP; NULL: in memory only */
+    const struct gr_rules *rules; /* where disks have theirs, copied; NULL: in that file, too */
     const char *login_exe;     /* program that calls tgt_login_main(); NULL: /proc/self/exe */
     const char *host;          /* which machine this is, for what is kept of reservations; NULL: "" */
     const char *boot;          /* and which start of it; NULL: as the kernel says */
@@ -74,7 +76,7 @@ struct tgt_server_opts {
     void *note_arg;
 };
 struct tgt_server;
-/* Make a server and start its login process. Errors: damaged access.json (-GR_EFORMAT), -ENOMEM, failures to start. */
+/* (fiber) Make a server and start its login process; rules of disks in access.json are brought over to @rules. Errors: damaged access.json (-GR_EFORMAT), -ENOMEM, failures to start. */
 int tgt_server_new(const struct tgt_server_opts *opts, struct tgt_server **ret, struct gr_err *err);
 /* Ends everything at once (sessions are cut). After tgt_server_shutdown() nothing is left to cut. NULL allowed. (fiber):
  * waits for the devices to answer what is in flight. */

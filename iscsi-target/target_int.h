@@ -191,7 +191,10 @@ struct tgt_sess_stats {
     uint64_t reads, writes, read_bytes, write_bytes, others, errors;
     struct tgt_latency read_latency, write_latency; /* from the command's arrival to its answer */
 };
+/* ---- stats.c ---- */
 void tgt_stats_add(struct tgt_sess_stats *sum, const struct tgt_sess_stats *st);
+json_t *tgt_stats_save(const struct tgt_sess_stats *st);            /* new, NULL: out of memory */
+void tgt_stats_load(struct tgt_sess_stats *sum, json_t *o);         /* adds what save() told; absent is none */
 struct tgt_conn {
     struct tgt_sess *sess;
     struct tgt_server *server;
@@ -360,10 +363,14 @@ void tgt_told_address(struct tgt_server *s, int fd, char ret[64]);
 void tgt_portals_close(struct tgt_server *s); /* at the end */
 /* Listens already; takes @fd. @name: how it was asked for, NULL: as it is bound. */
 int tgt_server_adopt(struct tgt_server *s, int fd, unsigned flags, const char *name, struct gr_err *err);
+/* ---- target_service.c ---- */
+/* Method lun.rules-changed {"disks"}: another host has changed their rules in the datastore; sessions that may not be any more end. (fiber) */
+int tgt_rules_changed(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err);
 /* ---- target_server.c ---- */
 void tgt_note(struct tgt_server *s, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 /* ---- lu.c ---- (fiber) */
 struct tgt_lu *tgt_lu_find(struct tgt_server *s, const char *disk);
+struct tgt_lu *tgt_lu_known(struct tgt_server *s, const char *disk); /* the same, made when there is none, not opened; NULL: no memory, no name */
 /* Find or open the LU of @disk for a login; holds a user. 0, or negative; -EREMCHG: redirect filled. @standby: rather than
  * redirected, it is there in standby. */
 int tgt_lu_acquire(struct tgt_server *s, const char *disk, const char *initiator, bool standby, struct tgt_lu **ret, char redirect[300],
@@ -411,6 +418,7 @@ unsigned tgt_sess_joinable(struct tgt_server *s, const struct tgt_sess_start *st
 /* End it now: sockets closed, tasks dropped, those with the device orphaned. The memory goes from the loop later. */
 void tgt_sess_close(struct tgt_sess *sess, const char *why);
 void tgt_sess_unhold(struct tgt_sess *sess);
+void tgt_sess_retain(struct tgt_sess *sess); /* a connection is gone: its tasks may be reassigned for as long as was agreed on */
 void tgt_sess_ask_logout(struct tgt_sess *sess); /* async message: please log out */
 void tgt_sess_ua(struct tgt_sess *sess, uint16_t ua);
 void tgt_sess_tick(struct tgt_sess *sess);    /* every few seconds */
@@ -458,10 +466,22 @@ void tgt_unacked_remove(struct tgt_conn *c, struct tgt_unacked *u);
 void tgt_snack(struct tgt_conn *c);
 uint8_t tgt_reassign(struct tgt_conn *c, const uint8_t *bhs); /* TASK REASSIGN: the response */
 uint32_t tgt_data_in_off(const struct tgt_task *t, uint32_t sn);
+/* ---- kept.c: answers that another process goes on keeping ---- */
+#define TGT_KEPT_BYTES (64u << 20) /* data of all that are carried; of each session not more than it keeps. Beyond that the oldest are given up */
+struct tgt_kept_data {
+    int file; /* -1: none yet, or none came */
+    uint64_t used;
+};
+bool tgt_task_kept(const struct tgt_task *t); /* nothing is at work for it: it is there to be asked for again, or to be reassigned */
+json_t *tgt_kept_save(struct tgt_conn *c, struct tgt_kept_data *data);       /* new: what is kept of @c; NULL: out of memory */
+json_t *tgt_unassigned_save(struct tgt_sess *sess, struct tgt_kept_data *data); /* new: tasks whose connection was lost */
+void tgt_kept_load(struct tgt_conn *c, json_t *list, const struct tgt_kept_data *data); /* what cannot be is not kept: a SNACK for it is refused */
+void tgt_unassigned_load(struct tgt_sess *sess, json_t *list, const struct tgt_kept_data *data);
 /* ---- text in full feature phase: ffp_text.c ---- */
 void tgt_ffp_text(struct tgt_conn *c, const struct tgt_request *rq);
 /* ---- sess_task.c ---- */
 struct tgt_task *tgt_task_find(struct tgt_sess *sess, uint32_t itt);
+struct tgt_task *tgt_task_blank(struct tgt_sess *sess, uint32_t itt); /* one of the free ones, which there must be; of no connection */
 void tgt_task_command(struct tgt_conn *c, bool bad_ahs);     /* header of a SCSI command */
 void tgt_task_data_out(struct tgt_conn *c);
 void tgt_task_segment(struct tgt_task *t);     /* the segment being received for it is whole */

@@ -199,6 +199,31 @@ static struct tgt_portal *portal_named(struct tgt_server *s, const char *name)
     return NULL;
 }
 
+struct ruled {
+    struct tgt_server *s;
+    bool any;
+};
+
+static int find_ruled(void *arg, const char *disk)
+{
+    struct ruled *f = arg;
+    f->any = tgt_access_refresh(f->s->access, disk, NULL) == 0 && tgt_access_ruled(f->s->access, disk);
+    return f->any ? -ECANCELED : 0;
+}
+
+/* Has any disk a list or CHAP? One is enough, for ever: a datastore that is missing at a start must not keep the others from being served. */
+static int any_rules(struct tgt_server *s, struct gr_err *err)
+{
+    struct ruled f = {.s = s};
+    if (tgt_access_any(s->access))
+        return 1;
+    int r = s->dir.list(s->dir.arg, find_ruled, &f, err);
+    if (!f.any)
+        return GR_MIN(r, 0);
+    r = tgt_access_seen(s->access, err);
+    return r < 0 ? r : 1;
+}
+
 int tgt_server_listen(struct tgt_server *s, const char *portal, unsigned flags, uint16_t *ret_port, struct gr_err *err)
 {
     char host[256], shown[260];
@@ -215,9 +240,10 @@ int tgt_server_listen(struct tgt_server *s, const char *portal, unsigned flags, 
         return p.fd;
     uint16_t port = describe(&p);
     snprintf(p.name, sizeof p.name, "%s:%u", shown, port);
-    if (!p.loopback && !(flags & TGT_PORTAL_INSECURE) && !tgt_access_any(s->access)) {
+    r = p.loopback || (flags & TGT_PORTAL_INSECURE) ? 1 : any_rules(s, err);
+    if (r <= 0) {
         close(p.fd);
-        return gr_fail(err, -GR_EAUTH,
+        return r < 0 ? r : gr_fail(err, -GR_EAUTH,
                        "portal '%s' is not a loopback address and no disk has an access list or CHAP: set them with "
                        "'granary lun acl' or 'granary lun chap', or start with --insecure", portal);
     }

@@ -31,6 +31,11 @@ static void tick(void *arg)
     gr_timer_arm(s->loop, &s->tick, TICK_NS);
 }
 
+static void note_access(void *arg, int level, const char *text)
+{
+    tgt_note(arg, level, "%s", text);
+}
+
 int tgt_server_new(const struct tgt_server_opts *opts, struct tgt_server **ret, struct gr_err *err)
 {
     struct tgt_server *s = gr_zalloc(sizeof *s);
@@ -44,7 +49,9 @@ int tgt_server_new(const struct tgt_server_opts *opts, struct tgt_server **ret, 
     if (opts->boot)
         snprintf(s->boot, sizeof s->boot, "%s", opts->boot);
     s->tick = (struct gr_timer){.fn = tick, .arg = s};
-    int r = tgt_access_open(opts->access_path, &s->access, err);
+    int r = tgt_access_open(opts->access_path, opts->rules, &s->access, err);
+    if (!r)
+        tgt_access_bring_over(s->access, note_access, s);
     if (!r)
         r = tgt_login_start(s, err);
     if (r < 0) {

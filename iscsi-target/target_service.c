@@ -18,6 +18,14 @@ static json_t *or_null(const char *text)
     return text ? json_string(text) : json_null();
 }
 
+/* Looks at the rules of @disk; NULL, or why they cannot be told. */
+static char *rules_doubt(struct tgt_server *s, const char *disk)
+{
+    struct gr_err err = {0};
+    int r = tgt_access_refresh(s->access, disk, &err);
+    return r < 0 ? gr_strdup(gr_err_text(&err, r)) : NULL;
+}
+
 static json_t *lun_row(struct tgt_server *s, const char *disk)
 {
     struct tgt_chap_secrets sec;
@@ -26,6 +34,7 @@ static json_t *lun_row(struct tgt_server *s, const char *disk)
         return NULL;
     gr_auto_free char *url = tgt_server_url(s, disk);
     gr_auto_free char *nbd = s->dir.nbd_url ? s->dir.nbd_url(s->dir.arg, disk) : NULL;
+    gr_auto_free char *doubt = rules_doubt(s, disk);
     const struct tgt_lu *lu = tgt_lu_find(s, disk);
     tgt_access_chap(s->access, disk, &sec);
     json_t *row = json_pack("{s:s,s:s,s:b,s:I}", "disk", disk, "target", name, "masked", tgt_access_masked(s->access, disk), "sessions",
@@ -39,6 +48,8 @@ static json_t *lun_row(struct tgt_server *s, const char *disk)
     json_object_set_new(row, "mutual-user", or_null(sec.mutual_user));
     json_object_set_new(row, "file", json_null());
     json_object_set_new(row, "size", lu && lu->bdev ? json_integer((json_int_t)lu->geo.size) : json_null());
+    if (doubt)
+        json_object_set_new(row, "error", json_string(doubt));
     if (s->dir.describe)
         s->dir.describe(s->dir.arg, disk, row);
     return row;
@@ -111,14 +122,15 @@ static int lun_stat(void *arg, struct gr_rpc_call *call, json_t *params, json_t 
     return list_luns(arg, params, true, ret, err);
 }
 
-/* The disk of a request that changes its rules: "*" (the rule of all others) or one that exists. */
+/* The disk of a request that changes its rules: "*" (the rule of all others), one that exists, or a snapshot of such. */
 static int disk_param(struct tgt_server *s, json_t *params, const char **ret, struct gr_err *err)
 {
     const char *disk;
     int r = gr_json_str(params, "disk", &disk, err);
     if (r < 0)
         return r;
-    struct lun_list l = {.s = s, .rows = json_array(), .only = disk, .stats = true};
+    gr_auto_free char *base = gr_asprintf("%.*s", (int)strcspn(disk, "@"), disk);
+    struct lun_list l = {.s = s, .rows = json_array(), .only = base ? base : disk, .stats = true};
     if (strcmp(disk, "*") != 0)
         r = s->dir.list(s->dir.arg, each_lun, &l, err);
     json_decref(l.rows);
@@ -130,27 +142,55 @@ static int disk_param(struct tgt_server *s, json_t *params, const char **ret, st
     return 0;
 }
 
+/* The disks that have sessions, after a look at their rules; those that cannot be told are left out. */
+static json_t *used_disks(struct tgt_server *s)
+{
+    json_t *used = json_object(), *known = json_object(), *v;
+    const char *disk;
+    for (const struct tgt_sess *o = s->sessions; o; o = o->next)
+        json_object_set_new(used, o->lu->disk, json_true());
+    json_object_foreach(used, disk, v)
+    {
+        if (tgt_access_refresh(s->access, disk, NULL) == 0)
+            json_object_set_new(known, disk, json_true());
+    }
+    json_decref(used);
+    return known;
+}
+
 /* End the sessions that the rules no longer admit. */
 static void enforce(struct tgt_server *s, const char *why)
 {
+    json_t *known = used_disks(s);
     struct tgt_sess *next;
     for (struct tgt_sess *o = s->sessions; o; o = next) {
         next = o->next;
-        if (!tgt_access_admits(s->access, o->lu->disk, o->initiator, true))
+        if (json_object_get(known, o->lu->disk) && !tgt_access_admits(s->access, o->lu->disk, o->initiator, true))
             tgt_sess_close(o, why);
     }
+    json_decref(known);
+}
+
+/* An answer, with a warning when there is one (its memory is taken). */
+static json_t *answer(json_t *o, char *untold)
+{
+    if (o && untold)
+        json_object_set_new(o, "warning", json_string(untold));
+    free(untold);
+    return o;
 }
 
 static int set_mask(struct tgt_server *s, json_t *params, bool masked, json_t **ret, struct gr_err *err)
 {
     const char *disk;
+    char *untold = NULL;
     int r = disk_param(s, params, &disk, err);
     if (!r)
-        r = tgt_access_mask(s->access, disk, masked, err);
+        r = tgt_access_mask(s->access, disk, masked, &untold, err);
     if (r < 0)
         return r;
     enforce(s, "the disk was masked");
-    *ret = json_pack("{s:s,s:b}", "disk", disk, "masked", masked);
+    *ret = answer(json_pack("{s:s,s:b}", "disk", disk, "masked", masked), untold);
     return 0;
 }
 
@@ -166,36 +206,24 @@ static int lun_unmask(void *arg, struct gr_rpc_call *call, json_t *params, json_
     return set_mask(arg, params, false, ret, err);
 }
 
-static int each_name(struct tgt_server *s, json_t *names, const char *disk,
-                     int (*fn)(struct tgt_access *, const char *, const char *, struct gr_err *), struct gr_err *err)
-{
-    json_t *v;
-    size_t i;
-    json_array_foreach(names, i, v)
-    {
-        if (!json_is_string(v))
-            return gr_fail(err, -GR_EUSAGE, "lun.acl: an initiator name is not a string");
-        int r = fn(s->access, disk, json_string_value(v), err);
-        if (r < 0)
-            return r;
-    }
-    return 0;
-}
-
 static int lun_acl(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
 {
     struct tgt_server *s = arg;
     const char *disk;
-    (void)call;
+    char *untold = NULL;
+    json_t *allow = json_object_get(params, "allow"), *deny = json_object_get(params, "deny");
+    bool asks = !json_array_size(allow) && !json_array_size(deny);
+    if (asks)
+        gr_rpc_only_asked(call);
     int r = disk_param(s, params, &disk, err);
-    if (!r)
-        r = each_name(s, json_object_get(params, "allow"), disk, tgt_access_allow, err);
-    if (!r)
-        r = each_name(s, json_object_get(params, "deny"), disk, tgt_access_deny, err);
+    if (!r && asks)
+        r = tgt_access_refresh(s->access, disk, err);
+    else if (!r)
+        r = tgt_access_acl(s->access, disk, allow, deny, &untold, err);
     if (r < 0)
         return r;
     enforce(s, "its initiator is no longer in the access list");
-    *ret = json_pack("{s:s,s:o}", "disk", disk, "initiators", tgt_access_initiators(s->access, disk));
+    *ret = answer(json_pack("{s:s,s:o}", "disk", disk, "initiators", tgt_access_initiators(s->access, disk)), untold);
     return 0;
 }
 
@@ -204,6 +232,7 @@ static int lun_chap(void *arg, struct gr_rpc_call *call, json_t *params, json_t 
     struct tgt_server *s = arg;
     struct tgt_chap_secrets sec = {0};
     const char *disk;
+    char *untold = NULL;
     bool off = false;
     (void)call;
     int r = gr_json_str(params, "disk", &disk, err);
@@ -221,11 +250,27 @@ static int lun_chap(void *arg, struct gr_rpc_call *call, json_t *params, json_t 
             r = gr_json_opt_str(params, "mutual-secret", &sec.mutual_secret, err);
     }
     if (!r)
-        r = tgt_access_set_chap(s->access, disk, &sec, err);
+        r = tgt_access_set_chap(s->access, disk, &sec, &untold, err);
     if (r < 0)
         return r;
-    *ret = json_pack("{s:s,s:b}", "disk", disk, "chap", !off);
+    *ret = answer(json_pack("{s:s,s:b}", "disk", disk, "chap", !off), untold);
     return 0;
+}
+
+int tgt_rules_changed(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct tgt_server *s = arg;
+    json_t *disks, *v;
+    size_t i;
+    (void)call;
+    int r = gr_json_array(params, "disks", &disks, err);
+    json_array_foreach(disks, i, v)
+    {
+        if (r == 0)
+            r = json_is_string(v) ? tgt_access_refresh(s->access, json_string_value(v), err) : gr_fail(err, -EINVAL, "a disk's name is not a string");
+    }
+    enforce(s, "its initiator is no longer admitted: another host changed the rules");
+    return r;
 }
 
 static json_t *session_row(struct tgt_server *s, const struct tgt_sess *o)
@@ -279,6 +324,6 @@ static int session_drop(void *arg, struct gr_rpc_call *call, json_t *params, jso
 }
 
 const struct gr_rpc_method tgt_service[] = {
-    {"lun.list", lun_list},       {"lun.mask", lun_mask},         {"lun.unmask", lun_unmask},     {"lun.acl", lun_acl}, {"lun.chap", lun_chap},
-    {"lun.stat", lun_stat},       {"session.list", session_list}, {"session.drop", session_drop}, {NULL, NULL},
+    {"lun.list", lun_list, true},       {"lun.mask", lun_mask},         {"lun.unmask", lun_unmask},     {"lun.acl", lun_acl}, {"lun.chap", lun_chap},
+    {"lun.stat", lun_stat, true},       {"session.list", session_list, true}, {"session.drop", session_drop}, {NULL, NULL},
 };

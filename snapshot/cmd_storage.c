@@ -22,6 +22,25 @@ int snap_cmd_call(struct gr_cmd_ctx *c, const char *method, json_t *params, int 
     return r;
 }
 
+int snap_cmd_with_rules(struct gr_loop *loop, int (*fn)(void *arg, const struct gr_rules *rules, struct gr_err *err), void *arg, struct gr_err *err)
+{
+    struct gr_home *home = NULL;
+    struct snap_client *client = NULL;
+    int r = gr_home_open(1, &home, err);
+    if (r == 0)
+        r = snap_client_open(loop, home, NULL, &client, err);
+    struct snap_svc *svc = r == 0 ? snap_client_local(client) : NULL;
+    if (svc) {
+        const struct gr_rules rules = snap_svc_rules(svc);
+        r = fn(arg, &rules, err);
+    } else if (r == 0) {
+        r = gr_fail(err, -EALREADY, "the storage daemon has just started");
+    }
+    snap_client_close(client);
+    gr_home_free(home);
+    return r;
+}
+
 char *snap_cmd_disk(const struct snap_path *p)
 {
     return gr_asprintf("%s/%s", p->ds, p->path);

@@ -88,9 +88,8 @@ static int promise_record(struct vobj *o, struct gr_err *err)
     return overwrite_units(o) ? record_do(o, &d, sizeof d, err) : 0;
 }
 
-int snap_create(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err)
+static int may_take(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err)
 {
-    uint8_t group[16];
     int r = name_ok(name, err);
     for (unsigned i = 0; r == 0 && i < n; i++) {
         r = usable(disks[i], err);
@@ -102,23 +101,16 @@ int snap_create(struct vmfs_disk *const *disks, unsigned n, const char *name, st
             if (disks[k] == disks[i])
                 r = gr_fail(err, -EINVAL, "'%s' is named twice", disks[i]->bdev.name);
     }
-    if (r < 0 || n == 0)
-        return r;
-    struct vmfs *v = disks[0]->o->v;
-    const struct gr_world *w = gr_loop_world(v->loop);
-    w->random(w->arg, group, sizeof group);
-    journal_room(v);
-    for (unsigned i = 0; r == 0 && i < n; i++)
-        if (disks[i]->o && disks[i]->o->frozen) { /* being cut or reverted: then after that */
-            gr_fqueue_wait(&disks[i]->o->drained);
-            i = UINT_MAX; /* all again */
-        }
-    for (unsigned i = 0; r == 0 && i < n; i++) /* the room may have let others in */
-        if ((r = usable(disks[i], err)) == 0)
-            r = name_free(disks[i], name, err);
+    return r;
+}
+
+/* One instant: no suspension between these records, so they are in one frame of the journal. */
+static int take(struct vmfs_disk *const *disks, unsigned n, const char *name, const uint8_t group[16], struct gr_err *err)
+{
+    const struct gr_world *w = gr_loop_world(disks[0]->o->v->loop);
+    int r = may_take(disks, n, name, err); /* again: since then others had their turn */
     if (r == 0)
         r = promise(disks, n, err);
-    /* one instant: no suspension between these records, so they are in one frame of the journal */
     for (unsigned i = 0; r == 0 && i < n; i++) {
         r = add_record(disks[i]->o, name, group, w->wall_s(w->arg), err);
         if (r == 0)
@@ -129,6 +121,79 @@ int snap_create(struct vmfs_disk *const *disks, unsigned n, const char *name, st
     for (unsigned i = 0; i < n; i++)
         disk_wait_late(disks[i]->o); /* writes that were in flight belong to it; new ones go on meanwhile */
     return durable(disks[0], err);
+}
+
+int snap_create(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err)
+{
+    uint8_t group[16];
+    int r = may_take(disks, n, name, err);
+    if (r < 0 || n == 0)
+        return r;
+    struct vmfs *v = disks[0]->o->v;
+    const struct gr_world *w = gr_loop_world(v->loop);
+    w->random(w->arg, group, sizeof group);
+    journal_room(v);
+    for (unsigned i = 0; i < n; i++)
+        if (disks[i]->o && disks[i]->o->frozen) { /* being cut, reverted or held: then after that */
+            gr_fqueue_wait(&disks[i]->o->drained);
+            i = UINT_MAX; /* all again */
+        }
+    return take(disks, n, name, group, err);
+}
+
+/* ---- of disks that are held: part of an instant of several hosts ---- */
+int snap_hold(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err)
+{
+    int r = may_take(disks, n, name, err);
+    unsigned held = 0;
+    for (; r == 0 && held < n; held++) {
+        disk_freeze(disks[held]->o);
+        r = usable(disks[held], err);
+        if (r < 0 && disks[held]->o)
+            disk_thaw(disks[held]->o);
+        if (r < 0)
+            break;
+    }
+    if (r < 0)
+        snap_resume(disks, held);
+    return r;
+}
+
+void snap_resume(struct vmfs_disk *const *disks, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        if (disks[i]->o)
+            disk_thaw(disks[i]->o);
+}
+
+int snap_create_held(struct vmfs_disk *const *disks, unsigned n, const char *name, const uint8_t group[16], struct gr_err *err)
+{
+    int r = may_take(disks, n, name, err);
+    if (r < 0 || n == 0)
+        return r;
+    journal_room(disks[0]->o->v);
+    return take(disks, n, name, group, err);
+}
+
+int snap_rename(struct vmfs_disk *d, const char *name, const char *to, struct gr_err *err)
+{
+    int r = usable(d, err);
+    struct vsnap *s = r == 0 ? vobj_snap_named(d->o, name) : NULL;
+    if (r == 0 && !s)
+        r = gr_fail(err, -ENOENT, "'%s' has no snapshot '%s'", d->bdev.name, name);
+    if (r == 0)
+        r = name_ok(to, err);
+    if (r == 0)
+        r = name_free(d, to, err);
+    if (r < 0)
+        return r;
+    char *copy = gr_strdup(to);
+    if (!copy)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    free(s->name);
+    s->name = copy;
+    vobj_touch(d->o);
+    return 0;
 }
 
 /* ---- looking ---- */

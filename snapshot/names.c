@@ -105,8 +105,8 @@ int snap_path_parse(const char *text, enum snap_path_kind kind, struct snap_path
     if (path_len > VMFS_PATH_MAX)
         return gr_fail(err, -GR_EUSAGE, "'%s': a path of %zu bytes; at most %d are allowed", shorten(text).s, path_len, VMFS_PATH_MAX);
     memcpy(p.path, path, path_len);
-    if (strncmp(p.path, "granary.tmp", 11) == 0 && (p.path[11] == 0 || p.path[11] == '/'))
-        return gr_fail(err, -GR_EUSAGE, "'%s': the folder 'granary.tmp' is Granary's own", shorten(text).s);
+    if (strncmp(p.path, "granary.", 8) == 0)
+        return gr_fail(err, -GR_EUSAGE, "'%s': names that start with 'granary.' are Granary's own", shorten(text).s);
     r = components_check(text, path, path_len, err);
     if (r < 0)
         return r;

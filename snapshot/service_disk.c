@@ -240,7 +240,7 @@ static void name_parent(struct snap_svc *s, struct snap_ds *ds, const struct vmf
     if (sscanf(st->parent, "object %llu snapshot %llu", &o.object, &o.snapshot) != 2)
         return;
     (void)snap_walk(ds, "", match_object, &o, NULL);
-    if (o.path && snap_handle_get(s, ds, o.path, 0, &h, NULL, NULL) == 0) {
+    if (o.path && snap_handle_get(s, ds, o.path, "disk.info", 0, &h, NULL, NULL) == 0) {
         (void)snap_list(h->disk, match_snapshot, &o, NULL);
         h->users--;
     }
@@ -385,16 +385,20 @@ static int op_delete(struct snap_op *op)
 {
     struct snap_path p;
     struct snap_disk d = {0};
+    struct vmfs_stat st;
     int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
     if (r == 0)
         r = snap_disk_get(op, &p, &d);
     if (r < 0)
         return r;
+    vmfs_disk_stat(d.h->disk, &st);
     r = snap_refuse_in_use(op->s, &d, "be deleted", op->err);
     if (r == 0)
         r = snap_disk_drop(op->s, &d, true, op->err);
     if (r == 0)
         r = vmfs_remove(d.ds->v, p.path, op->err);
+    if (r == 0)
+        snap_rules_forget(d.ds, st.uuid, NULL);
     if (r == 0 && !op->s->address[0]) /* a command has no background: most of it is done before it goes */
         (void)vmfs_settle(d.ds->v, SNAP_SETTLE_MS);
     snap_disk_put(&d);
@@ -427,8 +431,8 @@ SNAP_METHOD(snap_op_disk_export, "disk.export")
 
 const struct gr_rpc_method snap_disk_methods[] = {
     {"disk.create", rpc_op_create},
-    {"disk.list", rpc_op_list},
-    {"disk.info", rpc_op_info},
+    {"disk.list", rpc_op_list, true},
+    {"disk.info", rpc_op_info, true},
     {"disk.resize", rpc_op_resize}, {"disk.set", rpc_op_set},
     {"disk.delete", rpc_op_delete},
     {"disk.release", rpc_op_release},

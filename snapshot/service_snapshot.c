@@ -3,7 +3,6 @@
 #include "snapshot/service_int.h"
 #include <string.h>
 
-#define CREATE_MAX 256   /* disks in one instant */
 #define DIFF_BATCH 512   /* ranges in one part */
 
 json_t *snap_info_row(const char *ds, const char *path, const struct snap_info *i)
@@ -20,8 +19,9 @@ json_t *snap_info_row(const char *ds, const char *path, const struct snap_info *
 /* ---- create ---- */
 struct group {
     struct snap_path *paths;
-    struct snap_disk *disks;
-    size_t n;
+    struct snap_disk *disks;  /* those without a handle are another host's, */
+    struct snap_place *where; /* who is this */
+    size_t n, n_others;
 };
 
 static void group_done(struct group *g)
@@ -29,6 +29,7 @@ static void group_done(struct group *g)
     for (size_t i = 0; g->disks && i < g->n; i++)
         snap_disk_put(&g->disks[i]);
     free(g->disks);
+    free(g->where);
     free(g->paths);
 }
 
@@ -39,11 +40,12 @@ static int group_parse(struct snap_op *op, struct group *g)
     if (r < 0)
         return r;
     size_t n = json_array_size(list);
-    if (n == 0 || n > CREATE_MAX)
-        return gr_fail(op->err, -GR_EUSAGE, "%zu disks given; 1 to %d can be taken in one instant", n, CREATE_MAX);
+    if (n == 0 || n > SNAP_GROUP_MAX)
+        return gr_fail(op->err, -GR_EUSAGE, "%zu disks given; 1 to %u can be taken in one instant", n, SNAP_GROUP_MAX);
     g->paths = gr_zalloc(n * sizeof(*g->paths));
     g->disks = gr_zalloc(n * sizeof(*g->disks));
-    if (!g->paths || !g->disks)
+    g->where = gr_zalloc(n * sizeof(*g->where));
+    if (!g->paths || !g->disks || !g->where)
         return gr_fail(op->err, -ENOMEM, "snapshot of %zu disks: out of memory", n);
     for (; g->n < n; g->n++) {
         const struct snap_path *p = &g->paths[g->n];
@@ -60,19 +62,26 @@ static int group_parse(struct snap_op *op, struct group *g)
     return 0;
 }
 
-/* A member that another host owns. The first decides where the snapshot is taken; a later one is asked back, if idle. */
+/* A member that another host owns. The first decides who leads; a later one is asked back, if idle, else it stays there. */
 static int fetch_member(struct snap_op *op, struct group *g, size_t i)
 {
     struct snap_place owner = op->owner;
     if (i == 0)
         return -GR_ELOCKED;
     gr_auto_free char *disk = gr_asprintf("%s/%s", g->paths[i].ds, g->paths[i].path);
-    int r = snap_peer_ask(op->s, owner.address, "disk.release", json_pack("{s:s,s:b}", "disk", disk ? disk : "", "forwarded", 1), 30000, NULL, op->err);
-    if (r < 0)
-        return gr_prefix(op->err, -GR_ELOCKED, "%s belongs to host '%s', other disks of this snapshot to this one", disk ? disk : "a disk",
-                         owner.host);
     op->forward = false;
-    return snap_disk_get(op, &g->paths[i], &g->disks[i]);
+    int r = snap_peer_ask(op->s, owner.address, "disk.release", json_pack("{s:s,s:b}", "disk", disk ? disk : "", "forwarded", 1), SNAP_TELL_MS, NULL, op->err);
+    if (r == 0 && snap_disk_get(op, &g->paths[i], &g->disks[i]) == 0)
+        return 0;
+    if (r == -ETIMEDOUT || r == -ECONNREFUSED || r == -EPIPE) {
+        const struct gr_err why = *op->err;
+        return gr_fail(op->err, -GR_ELOCKED, "%s belongs to host '%s', which does not answer: %s", disk ? disk : "a disk", owner.host, why.text);
+    }
+    op->forward = false;
+    *op->err = (struct gr_err){0};
+    g->where[i] = owner;
+    g->n_others++;
+    return 0;
 }
 
 static int group_open(struct snap_op *op, struct group *g)
@@ -87,6 +96,70 @@ static int group_open(struct snap_op *op, struct group *g)
     return 0;
 }
 
+static int create_here(struct snap_op *op, struct group *g, const char *name, json_t *rows)
+{
+    struct vmfs_disk **disks = gr_alloc(g->n * sizeof(struct vmfs_disk *));
+    if (!disks)
+        return gr_fail(op->err, -ENOMEM, "snapshot of %zu disks: out of memory", g->n);
+    for (size_t i = 0; i < g->n; i++)
+        disks[i] = g->disks[i].h->disk;
+    int r = snap_create(disks, (unsigned)g->n, name, op->err);
+    free(disks);
+    for (size_t i = 0; r == 0 && i < g->n; i++) {
+        struct snap_info info;
+        r = snap_find(g->disks[i].h->disk, name, &info, op->err);
+        if (r == 0)
+            json_array_append_new(rows, snap_info_row(g->paths[i].ds, g->paths[i].path, &info));
+    }
+    return r;
+}
+
+static int by_position(struct snap_op *op, const struct group *g, json_t *rows)
+{
+    for (size_t i = 0; i < g->n; i++) { /* as they were named */
+        gr_auto_free char *disk = gr_asprintf("%s/%s", g->paths[i].ds, g->paths[i].path);
+        size_t k = i;
+        while (disk && k < json_array_size(rows) && strcmp(json_string_value(json_object_get(json_array_get(rows, k), "disk")), disk) != 0)
+            k++;
+        if (!disk || k == json_array_size(rows))
+            return gr_fail(op->err, disk ? -GR_EPARTIAL : -ENOMEM, "the snapshot exists; what it is called on disk %s will show when its host answers",
+                           disk ? disk : "?");
+        json_t *row = json_incref(json_array_get(rows, k));
+        json_array_remove(rows, k);
+        json_array_insert_new(rows, i, row);
+    }
+    return 0;
+}
+
+/* Disks of several hosts. */
+static int create_everywhere(struct snap_op *op, struct group *g, const char *name, json_t *rows)
+{
+    struct snap_member *all = gr_zalloc(g->n * sizeof(*all));
+    struct snap_disk *own = gr_zalloc(g->n * sizeof(*own));
+    char **names = gr_zalloc(g->n * sizeof(*names));
+    unsigned n_own = 0;
+    int r = all && own && names ? 0 : gr_fail(op->err, -ENOMEM, "snapshot of %zu disks: out of memory", g->n);
+    for (size_t i = 0; r == 0 && i < g->n; i++) {
+        const struct snap_path *p = &g->paths[i];
+        struct vmfs_stat st;
+        names[i] = gr_asprintf("%s/%s", p->ds, p->path);
+        r = names[i] ? vmfs_stat(g->disks[0].ds->v, p->path, &st, op->err) : gr_fail(op->err, -ENOMEM, "out of memory");
+        all[i] = (struct snap_member){.disk = names[i], .id = r == 0 ? st.id : 0, .where = g->disks[i].h ? NULL : &g->where[i]};
+        if (g->disks[i].h)
+            own[n_own++] = g->disks[i];
+    }
+    if (r == 0)
+        r = snap_group_lead(op, g->disks[0].ds, name, own, n_own, all, g->n, rows);
+    if (r == 0)
+        r = by_position(op, g, rows);
+    for (size_t i = 0; names && i < g->n; i++)
+        free(names[i]);
+    free(names);
+    free(own);
+    free(all);
+    return r;
+}
+
 static int op_create(struct snap_op *op)
 {
     gr_auto(group_done) struct group g = {0};
@@ -98,26 +171,9 @@ static int op_create(struct snap_op *op)
         r = group_open(op, &g);
     if (r < 0)
         return r;
-    struct vmfs_disk **disks = gr_alloc(g.n * sizeof(struct vmfs_disk *));
-    if (!disks)
-        return gr_fail(op->err, -ENOMEM, "snapshot of %zu disks: out of memory", g.n);
-    for (size_t i = 0; i < g.n; i++)
-        disks[i] = g.disks[i].h->disk;
-    r = snap_create(disks, (unsigned)g.n, name, op->err);
-    free(disks);
-    if (r < 0)
-        return r;
-    json_t *a = json_array();
-    for (size_t i = 0; i < g.n; i++) {
-        struct snap_info info;
-        r = snap_find(g.disks[i].h->disk, name, &info, op->err);
-        if (r < 0) {
-            json_decref(a);
-            return r;
-        }
-        json_array_append_new(a, snap_info_row(g.paths[i].ds, g.paths[i].path, &info));
-    }
-    return snap_op_result(op, a);
+    snap_auto_json json_t *a = json_array();
+    r = !a ? gr_fail(op->err, -ENOMEM, "out of memory") : g.n_others ? create_everywhere(op, &g, name, a) : create_here(op, &g, name, a);
+    return r < 0 ? r : snap_op_result(op, gr_take(a));
 }
 SNAP_METHOD(op_create, "snapshot.create")
 
@@ -130,6 +186,8 @@ struct rows {
 static int add_row(void *arg, const struct snap_info *info)
 {
     struct rows *l = arg;
+    if (strncmp(info->name, SNAP_GROUP_PREFIX, strlen(SNAP_GROUP_PREFIX)) == 0)
+        return 0; /* not decided yet */
     return json_array_append_new(l->a, snap_info_row(l->p->ds, l->p->path, info)) < 0 ? -ENOMEM : 0;
 }
 
@@ -171,11 +229,15 @@ static int op_delete(struct snap_op *op)
         return r;
     gr_auto_free char *full = gr_asprintf("%s/%s@%s", p.ds, p.path, name);
     struct snap_info info;
+    struct vmfs_stat st;
+    vmfs_disk_stat(d.h->disk, &st);
     r = snap_find(d.h->disk, name, &info, op->err);
     if (r == 0 && op->s->o.hooks.release && full)
         r = op->s->o.hooks.release(op->s->o.hooks.arg, full, true, op->err);
     if (r == 0)
         r = snap_delete(d.h->disk, name, keep, op->err);
+    if (r == 0)
+        snap_rules_forget(d.ds, st.uuid, name);
     if (r == 0 && (settle || !op->s->address[0])) /* a command has no background: it finishes before it goes */
         r = snap_settle(d.h->disk, op->err);
     snap_disk_put(&d);
@@ -332,7 +394,7 @@ static int op_diff(struct snap_op *op)
 SNAP_METHOD(op_diff, "snapshot.diff")
 
 const struct gr_rpc_method snap_snapshot_methods[] = {
-    {"snapshot.create", rpc_op_create}, {"snapshot.list", rpc_op_list},         {"snapshot.delete", rpc_op_delete},
+    {"snapshot.create", rpc_op_create}, {"snapshot.list", rpc_op_list, true},         {"snapshot.delete", rpc_op_delete},
     {"snapshot.revert", rpc_op_revert}, {"snapshot.clone", rpc_op_clone},       {"snapshot.bookmark", rpc_op_bookmark},
-    {"snapshot.diff", rpc_op_diff},     {"disk.checkpoint", rpc_op_checkpoint}, {NULL, NULL},
+    {"snapshot.diff", rpc_op_diff, true},     {"disk.checkpoint", rpc_op_checkpoint, true}, {NULL, NULL},
 };

@@ -25,7 +25,7 @@ static void listing_done(struct listing *l)
 static int collect(void *arg, const char *name, const struct vmfs_stat *st)
 {
     struct listing *l = arg;
-    if (!l->dir[0] && strcmp(name, SNAP_TMP_DIR) == 0)
+    if (!l->dir[0] && strncmp(name, "granary.", 8) == 0) /* our own */
         return 0;
     if (l->n == l->cap) {
         size_t cap = l->cap ? l->cap * 2 : 16;

@@ -20,6 +20,15 @@ struct snap_info {
 };
 /* One instant of all @disks; durable when it returns. -EEXIST names the disk that has @name already (then nothing is done). */
 int snap_create(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err);
+/* An instant of disks of several hosts is made of three steps on each, all hosts having done one before any does the next: hold (no write is
+ * admitted any more, those that were are over; reads and flushes go on), take, resume. What is acknowledged on one host before something is
+ * written on another is then in the first's snapshot, if that is in the second's. Held disks must be resumed, by whoever held them.
+ * -EEXIST: as above. */
+int snap_hold(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err);
+int snap_create_held(struct vmfs_disk *const *disks, unsigned n, const char *name, const uint8_t group[16], struct gr_err *err);
+void snap_resume(struct vmfs_disk *const *disks, unsigned n);
+/* Another name, from now on; durable with the next checkpoint. */
+int snap_rename(struct vmfs_disk *d, const char *name, const char *to, struct gr_err *err);
 int snap_list(struct vmfs_disk *d, int (*fn)(void *arg, const struct snap_info *info), void *arg, struct gr_err *err);
 int snap_find(struct vmfs_disk *d, const char *name, struct snap_info *ret, struct gr_err *err); /* -ENOENT */
 /* Gone from the list at once, durably; space comes back in the background. @keep_bookmark leaves a bookmark of the same name.

@@ -42,6 +42,7 @@ enough one two
 for l in one two; do
     check "$l: no error, and it went on" jq -e '.errors == 0 and .ios > 100 and .reconnects >= 6' "$T/$l.log"
 done
+check 'a notice, no warning' sh -c "grep -qa '^<5>.*has moved to' '$A/log/storaged.log' && ! grep -qa '^<4>.*has moved to' '$A/log/storaged.log' '$B/log/storaged.log'"
 grep -ha 'has moved to' "$A/log/storaged.log" "$B/log/storaged.log" | sed 's/^/# /'
 
 # QEMU's own initiator sees no error either

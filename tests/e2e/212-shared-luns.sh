@@ -75,10 +75,21 @@ pid=$(cat "$B/run/storaged.pid")
 kill -STOP "$pid"
 begin=$(ms)
 sleep 1.2 # within a second of its last sign of life logins are led to it
-run_check qemu-io -f raw -c 'write -P 0x5b 4M 4k' "iscsi://$pa/$td/0"
-took=$(($(ms) - begin))
+# who looks meanwhile sees a login that waits, and for whom
+start login sh -c "qemu-io -f raw -c 'write -P 0x5b 4M 4k' 'iscsi://$pa/$td/0' && date +%s%N > '$T/ended'"
+until [ -s "$T/ended" ]; do
+    a datastore info ds --json >> "$T/infos"
+    [ $(($(ms) - begin)) -lt 20000 ] || fail "no login at the other: $(cat "$T/login.log")"
+done
+took=$(($(cat "$T/ended") / 1000000 - begin))
 echo "# first write at the other after $took ms"
 check 'taken over in time' [ $took -lt 4000 ]
+jq -c '.waits[]' "$T/infos" | sed 's/^/# /'
+check 'a login waits for the silent host' jq -se '[.[].waits[] | select(.what | startswith("login of iqn"))] | any(.disk == "ds/d" and (.host | length > 0) and
+    (.reason | test("silent|ejected")) and .seconds > 0)' "$T/infos"
+check 'and this host asks it' jq -se '[.[].waits[] | select(.what == "recovery")] | any(.asked > 0 and .patience == 1.5 and .silent > 0 and .silent <= .patience
+    and .ejected == null and .seconds == .asked)' "$T/infos"
+check 'the log says how it went' grep -q 'recovered slot .* was gone: it was asked [0-9.]* s ago, and ejected [0-9.]* s ago' "$A/log/storaged.log"
 sleep 3
 kill -CONT "$pid"
 wait_for 10 sh -c "GRANARY_HOME='$B' granary datastore info ds --json | jq -e '.state == \"joined\" and (.hosts | map(select(.self)) | length == 1)'"

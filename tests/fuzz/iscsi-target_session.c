@@ -61,7 +61,7 @@ static struct bench *bench_new(void)
     if (!b || gr_loop_new(&(struct gr_loop_opts){.engine = GR_ENGINE_SYNC}, &b->loop, NULL) < 0)
         abort();
     b->mem = gr_mem_new(DISK_BYTES);
-    if (!b->mem || gr_bdev_mem_open(b->loop, b->mem, &b->bdev) < 0 || tgt_access_open(NULL, &b->server.access, NULL) < 0)
+    if (!b->mem || gr_bdev_mem_open(b->loop, b->mem, &b->bdev) < 0 || tgt_access_open(NULL, NULL, &b->server.access, NULL) < 0)
         abort();
     b->server.loop = b->loop;
     b->server.dir = (struct tgt_directory){.arg = b, .lookup = lookup, .list = list};

@@ -32,6 +32,7 @@ struct gate_conn {
     char user[GATE_NAME_MAX + 1]; /* whose key he claims to have */
     struct gr_buf shaken;         /* the handshake's messages up to his signature */
     bool signed_by_him;
+    uint32_t shake_got;           /* bytes received in the handshake */
     struct gate_pump *pump;
 };
 struct gate {

@@ -6,12 +6,14 @@
 #include "iscsi-target/gate_int.h"
 #include <gnutls/abstract.h>
 #include <gnutls/x509.h>
+#include <sys/socket.h>
 #include <malloc.h>
 #include <string.h>
 
 #define PRIORITY "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"
 #define PRIORITY_PSK PRIORITY ":+ECDHE-PSK:+DHE-PSK"
 #define HANDSHAKE_MAX (16u << 10) /* bytes of one handshake message: a client's certificates */
+#define SHAKE_MAX (GATE_PROOF_MAX + 4096u) /* bytes that a stranger may send: GnuTLS looks at the length of a message when it is whole */
 _Static_assert(2 * HANDSHAKE_MAX <= GATE_PROOF_MAX, "a handshake that is let in can be told");
 
 struct gate_creds {
@@ -121,6 +123,20 @@ int gate_creds_new(struct gate *g, const struct gate_msg *start, const uint8_t *
     return r < 0 ? r : gnutls_priority_init(&c->priority, c->psk ? PRIORITY_PSK : PRIORITY, NULL);
 }
 
+static ssize_t pull(gnutls_transport_ptr_t arg, void *to, size_t len)
+{
+    struct gate_conn *c = arg;
+    ssize_t n = recv(c->fd, to, len, MSG_DONTWAIT);
+    if (n < 0 || c->pump)
+        return n; /* with errno; or he has proved himself */
+    c->shake_got += (uint32_t)n;
+    if (c->shake_got <= SHAKE_MAX)
+        return n;
+    gate_drop(c, "it sent more than a TLS handshake has");
+    errno = EMSGSIZE;
+    return -1;
+}
+
 /* Keeps what is said, as it is said, up to the client's signature: storaged believes that, not us. */
 static int on_message(gnutls_session_t s, unsigned type, unsigned when, unsigned incoming, const gnutls_datum_t *body)
 {
@@ -153,7 +169,8 @@ int gate_session_new(struct gate_conn *c)
     gnutls_handshake_set_timeout(s, GNUTLS_INDEFINITE_TIMEOUT);
     gnutls_handshake_set_max_packet_length(s, HANDSHAKE_MAX);
     gnutls_handshake_set_hook_function(s, GNUTLS_HANDSHAKE_ANY, GNUTLS_HOOK_PRE, on_message);
-    gnutls_transport_set_int(s, c->fd);
+    gnutls_transport_set_ptr2(s, c, (gnutls_transport_ptr_t)(intptr_t)c->fd);
+    gnutls_transport_set_pull_function(s, pull);
     return r < 0 ? -ENOMEM : 0;
 }
 

@@ -217,7 +217,7 @@ static bool on_proven(struct mover_gate *g, struct stranger *who, int *fd)
     if (*fd < 0 || !is_local_stream(*fd) || !readable_text(g->in.u.proven.name, sizeof(g->in.u.proven.name)) || g->in.u.proven.no_zeroes > 1 ||
         !(by_certificate || by_key(g, who, name)))
         return false;
-    if (0)
+    if (by_certificate)
         r = vouch(g, who, name, &err);
     struct sockaddr_storage addr = who->addr;
     if (r < 0)

@@ -327,6 +327,26 @@ static int gate_pid(void) /* 0: none */
     return fscanf(f, "%d", &pid) == 1 ? pid : 0;
 }
 
+/* The beginning of a message without end: GnuTLS would wait for the end of it. */
+static void endless(struct world *w)
+{
+    struct tlsc c;
+    uint8_t record[5 + 4096] = {22, 3, 1, 16, 0, 1, 0x80, 0, 0};
+    unsigned sent = 0;
+    tlsc_connect(&c, w->server);
+    while (sent < (1u << 20) && send(c.fd, record, sizeof(record), MSG_NOSIGNAL) == (ssize_t)sizeof(record)) {
+        memset(record + 5, 0, 4);
+        sent += 4096;
+        gr_fiber_sleep_ms(1);
+    }
+    assert_true(sent < (256u << 10));
+    for (unsigned i = 0; i < 2000 && !w->refusals; i++)
+        gr_fiber_sleep_ms(1);
+    assert_non_null(strstr(w->last, "it sent more than a TLS handshake has"));
+    close(c.fd);
+    assert_true(comes_in(w, TLS13, w->pki, NULL, NULL));
+}
+
 static void killed(struct world *w)
 {
     struct tlsc c;
@@ -552,6 +572,10 @@ static void t_too_many_of_one(void **state)
 {
     with_gate((struct mover_opts){0}, too_many_of_one);
 }
+static void t_endless(void **state)
+{
+    with_gate((struct mover_opts){0}, endless);
+}
 static void t_killed(void **state)
 {
     with_gate((struct mover_opts){0}, killed);
@@ -569,6 +593,6 @@ int main(int argc, char **argv)
     if (chdir(test_dir()) < 0)
         return 1;
     const struct CMUnitTest tests[] = {TEST(t_proofs), TEST(t_bytes), TEST(t_takes_nothing), TEST(t_slow), TEST(t_too_many_of_one),
-                                       TEST(t_killed), TEST(t_lies)};
+                                       TEST(t_endless), TEST(t_killed), TEST(t_lies)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

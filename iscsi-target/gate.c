@@ -62,6 +62,7 @@ void gate_conn_end(struct gate_conn *c)
     gate_pump_free(c);
     if (c->tls)
         gnutls_deinit(c->tls);
+    gr_buf_done(&c->shaken);
     close(c->fd);
     gr_strangers_remove(&g->strangers, c->slot);
     g->conns[c->slot] = NULL;

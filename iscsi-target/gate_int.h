@@ -7,6 +7,7 @@
  * without a fiber. */
 #ifndef GATE_INT_H
 #define GATE_INT_H
+#include "common/buf.h"
 #include "common/fiber.h"
 #include "iscsi-target/gate_ipc.h"
 #include "iscsi-target/gate_nego.h"
@@ -29,6 +30,8 @@ struct gate_conn {
     bool waiting;             /* for storaged's answer */
     struct gate_answer answer;
     char user[GATE_NAME_MAX + 1]; /* whose key he claims to have */
+    struct gr_buf shaken;         /* the handshake's messages up to his signature */
+    bool signed_by_him;
     struct gate_pump *pump;
 };
 struct gate {
@@ -63,8 +66,8 @@ void gate_conn_end(struct gate_conn *c);
 int gate_creds_new(struct gate *g, const struct gate_msg *start, const uint8_t *pem);
 /* A session for @c over its socket; 0 or -ENOMEM. */
 int gate_session_new(struct gate_conn *c);
-/* After the handshake: who is there. NULL and what storaged is to be told, else the reason why not (static or in @text). */
-const char *gate_check_peer(struct gate_conn *c, struct gate_msg *ret, char text[256]);
+/* After the handshake: how did he prove himself? NULL, else the reason why not (static or in @text). */
+const char *gate_check_peer(struct gate_conn *c, enum gate_proof *ret, char text[256]);
 
 /* ---- gate_shake.c ---- */
 void gate_stranger(void *arg); /* fiber: struct gate_conn */

@@ -9,6 +9,7 @@ static const size_t sizes[GATE_TYPES] = {
     [GATE_OPENED] = SIZE(opened),
     [GATE_SIGN] = SIZE(sign),
     [GATE_KEY] = SIZE(key),
+    [GATE_PROOF] = SIZE(proof),
     [GATE_PROVEN] = SIZE(proven),
     [GATE_ENDED] = SIZE(ended),
     [GATE_TURNED_AWAY] = SIZE(turned_away),

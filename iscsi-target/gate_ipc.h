@@ -13,12 +13,15 @@
 #define GATE_DIGEST_LEN 32u  /* SHA-256: all that is signed */
 #define GATE_ANSWER_BYTES 80u /* a signature of ECDSA P-256 (DER), or a key */
 #define GATE_NAME_MAX 255u
+#define GATE_PROOF_PIECE 4096u
+#define GATE_PROOF_MAX (32u << 10) /* bytes of a handshake up to the client's signature */
 
 enum gate_msg_type {
     /* to storaged */
     GATE_OPENED = 1,  /* a stranger has come */
     GATE_SIGN,        /* asks for a signature of the server's key */
     GATE_KEY,         /* asks for the key of a user */
+    GATE_PROOF,       /* before PROVEN by a certificate: a piece of the handshake that proves it (mover_proof.h) */
     GATE_PROVEN,      /* carries a socket: the stranger is none any more, and his bytes come there */
     GATE_ENDED,       /* a stranger has left or was refused */
     GATE_TURNED_AWAY, /* one was not let in at all; no slot */
@@ -50,8 +53,12 @@ struct gate_msg {
         } key;
         struct {
             uint32_t proof, no_zeroes, spent_ms; /* spent_ms: since it came */
-            char name[GATE_NAME_MAX + 1]; /* of the certificate or the key, for people */
+            char name[GATE_NAME_MAX + 1]; /* of the key, for people; a certificate's is found in the proof */
         } proven;
+        struct {
+            uint32_t len;
+            uint8_t bytes[GATE_PROOF_PIECE];
+        } proof;
         struct {
             char reason[256]; /* empty: it left in order */
         } ended;

@@ -16,8 +16,10 @@
 #include "common/fiber.h"
 #include "common/acceptor.h"
 #include "iscsi-target/gate_ipc.h"
+#include "iscsi-target/mover_proof.h"
 #include "iscsi-target/mover.h"
 #include "iscsi-target/mover_proto.h"
+#include <gnutls/x509.h>
 #include <jansson.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
@@ -89,9 +91,20 @@ int mover_creds_load(const char *pki_dir, const char *psk_file, struct mover_cre
 void mover_creds_free(struct mover_creds *c);
 /* What the gate may know: a file of certificates, and in @ret how it is to be read. The file or negative. */
 int mover_creds_file(const struct mover_creds *c, struct gate_msg *ret);
-/* Length 0 when it cannot be had. */
+/* Length 0 when it cannot be had: no such key. */
 void mover_creds_sign(const struct mover_creds *c, const uint8_t digest[GATE_DIGEST_LEN], struct gate_answer *ret);
 void mover_creds_key(const struct mover_creds *c, const char *user, struct gate_answer *ret);
+
+struct mover_cas { /* who may vouch for clients */
+    gnutls_x509_crt_t *list;
+    unsigned n;
+};
+const struct mover_cas *mover_creds_cas(const struct mover_creds *c);
+
+/* ---- mover_vouch.c ---- */
+/* Whose handshake is @p? 0 and his name ("": none that is text); -GR_EPROTO: it proves nothing, so that who says it does lies; -GR_EAUTH: his
+ * certificate does not count (any more); -ENOTSUP: it does not say so in a way that is known here. */
+int mover_cas_vouch(const struct mover_cas *cas, const struct mover_proof *p, char ret_name[GATE_NAME_MAX + 1], struct gr_err *err);
 
 /* ---- mover_gate.c ---- */
 struct mover_gate;

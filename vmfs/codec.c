@@ -132,7 +132,7 @@ static int super_ranges_ok(const struct vsuper *s, struct gr_err *err)
         return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: %llu regions in a table of %u", (unsigned long long)regions, s->regions.entries);
     if (s->timing > VMFS_TIMING_FAST)
         return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: timing %u", s->timing);
-    if (s->slots.entries > 4096 || s->inodes.entries < 16)
+    if (s->slots.entries > VMFS_SLOTS_MAX || s->inodes.entries < 16)
         return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: %u slots, %u inodes", s->slots.entries, s->inodes.entries);
     r = table_ok(s, &s->slots, s->incompat & VMFS_INCOMPAT_ALARMS ? VMFS_SLOT_UNITS : 2, "slot", err);
     if (r == 0)

@@ -48,6 +48,7 @@
 #define VMFS_MIN_UNITS 8192u            /* 32 MiB: smallest device 0 */
 #define VMFS_MAX_UNITS (1ull << 44)     /* 64 PiB per device */
 #define VMFS_SLOTS_DEFAULT 64u
+#define VMFS_SLOTS_MAX 4096u
 #define VMFS_BITMAP_BITS 32256u         /* units described by one bitmap block: 4032 bytes */
 #define VMFS_FANOUT 128u                /* children of a node, blocks of a leaf */
 #define VMFS_BLOCK_PIECES 16u

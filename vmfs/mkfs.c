@@ -148,7 +148,7 @@ static uint32_t round_block(uint64_t units)
 static void choose_sizes(struct vsuper *s, const struct vmfs_format_opts *o, uint64_t total, uint32_t *ret_slots, uint32_t *ret_inodes)
 {
     uint64_t gib = 262144; /* units */
-    *ret_slots = total < 4 * gib ? 8 : total < 16 * gib ? 16 : total < 64 * gib ? 32 : VMFS_SLOTS_DEFAULT;
+    *ret_slots = o->slots ? GR_MIN(o->slots, VMFS_SLOTS_MAX) : total < 4 * gib ? 8 : total < 16 * gib ? 16 : total < 64 * gib ? 32 : VMFS_SLOTS_DEFAULT;
     uint64_t inodes = total / 1024;
     if (inodes < 2048 && total >= gib / 4)
         inodes = 2048;

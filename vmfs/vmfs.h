@@ -34,6 +34,7 @@ struct vmfs_format_opts {
     bool force;             /* format over foreign data (never over a volume with a living slot) */
     unsigned journal_units; /* 0: by volume size */
     unsigned region_units;  /* 0: by volume size */
+    unsigned slots;         /* how many hosts and readers can have joined at once, at most 4096; 0: by volume size, 8 to 64 */
     bool preallocate;       /* write the devices' blocks out first, so that later writes hit allocated space */
     enum vmfs_timing timing;
     const uint32_t *tested; /* of each device: VMFS_TESTED_* (vmfs/format.h), kept for later joins; NULL: none was tried */

@@ -15,6 +15,7 @@ void conform_host(struct conform *c, struct sim_host *h, struct gr_bdev *const *
 void conform_on_eject(struct conform *c, void (*fn)(void *arg, struct sim_host *victim), void *arg);
 const char *conform_error(const struct conform *c); /* NULL: all were allowed; else the first that was not, and why */
 uint64_t conform_steps(const struct conform *c);
+bool conform_ejected(const struct conform *c, const struct sim_host *h); /* from one device at least, whether it knows or not */
 /* How far @h is: a phase of its farthest take-over (enum m_take_phase), 0 when there is none. */
 unsigned conform_phase(const struct conform *c, const struct sim_host *h);
 #endif

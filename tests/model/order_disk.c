@@ -25,9 +25,12 @@ static int locked(struct step *s)
     struct m_disk *d = disk(s);
     *hold(s) = (struct m_hold){ .phase = MK_OPEN, .pending = hold(s)->pending };
     d->owner = s->a.p + 1u;
-    for (unsigned q = 0; q < s->m->procs; q++)
-        if (q != s->a.p && m_hold(s->m, s->st, q, s->a.a)->phase >= MK_OPEN && m_proc(s->m, s->st, q)->reg)
+    for (unsigned q = 0; q < s->m->procs; q++) {
+        unsigned phase = m_hold(s->m, s->st, q, s->a.a)->phase;
+        bool has = phase == MK_OPEN || (phase == MK_HALF && !m_without(s, MX_RELEASE_LAST));
+        if (q != s->a.p && has && m_proc(s->m, s->st, q)->reg)
             return m_broken(s, "a disk has two owners, and the devices listen to both");
+    }
     return d->home_ok || s->m->observed ? 1 : m_broken(s, "the new owner does not find what was acknowledged");
 }
 

@@ -142,7 +142,7 @@ int m_look(struct step *s)
     bool answers = m_reaches(s, 0), counts = answers || (m_without(s, MX_OWN_LOOKS) && (s->p->reg & 1));
     if (!waits(s, t) || t->looked || !counts)
         return m_no(s, "nothing was asked");
-    if (answers && s->m->observed && !t->standing && t->same_gen) { /* it may ask again at once */
+    if (answers && s->m->observed && (!t->standing || !t->same_gen)) { /* it may ask again at once */
         t->phase = MT_READ;
         return 1;
     }

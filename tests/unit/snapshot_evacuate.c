@@ -30,7 +30,7 @@ struct world {
     uint32_t now[DISKS][PIECES], then[PIECES]; /* what is in each piece, 0: zeros; of disk 0 at snapshot "old" */
     uint32_t newest;
     uint64_t rng;
-    bool stop;
+    bool stop, sharing;
     unsigned writers, writes, moves, copies;
     uint32_t next_writer;
     struct gr_fqueue ended;
@@ -107,7 +107,7 @@ static void writer(void *arg)
     while (!w->stop) {
         unsigned disk = (unsigned)(test_rand(&w->rng) % 3), what = (unsigned)(test_rand(&w->rng) % 16);
         uint32_t n = 1 + (uint32_t)(test_rand(&w->rng) % 20), piece = (uint32_t)(test_rand(&w->rng) % (PIECES / 256)) * 256 + own * 64 + (uint32_t)(test_rand(&w->rng) % 44);
-        if (what == 0) {
+        if (what == 0 && w->sharing) {
             copy_some(w, piece, n);
         } else if (what < 3) {
             for (uint32_t i = 0; i < n; i++)
@@ -250,6 +250,7 @@ static void remove_device(struct world *w, unsigned n)
 static void load_start(struct world *w, bool snapshots)
 {
     w->stop = false;
+    w->sharing = snapshots;
     w->next_writer = 0;
     for (w->writers = 0; w->writers < 4; w->writers++)
         assert_int_equal(gr_fiber_start(gr_fiber_loop(), writer, w), 0);
@@ -284,6 +285,9 @@ static void leaves(bool thick)
     open_all(w);
     memcpy(w->now[3], w->then, sizeof w->then);
     verify(w);
+    for (unsigned i = 0; i < 600; i++) /* much of it would be overwritten where it lies */
+        write_some(w, i % 3, (uint32_t)(test_rand(&w->rng) % (PIECES - 20)), 20);
+    OK(vmfs_checkpoint(w->v, &err));
     load_start(w, false); /* disk 3 stays as it is */
     remove_device(w, 1);
     load_stop(w);

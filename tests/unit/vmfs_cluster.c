@@ -17,8 +17,10 @@
 #define S 1000000000ull
 #define MS 1000000ull
 #define PIECES 48u /* of a disk that are used */
-#define HOSTS 6u /* the volume has 8 slots */
+#define HOSTS 6u /* of a small site, whose volume has 8 slots */
 #define DISKS 6u
+#define HOSTS_MAX 256u
+#define DISKS_MAX 4096u
 #define DEVICES_MAX 2u
 
 /* ---- what may be read ---- */
@@ -62,14 +64,15 @@ struct trial {
     struct sim *sim;
     struct conform *conform;
     struct gr_mem *mem[DEVICES_MAX];
-    unsigned n_devices, running, hosts, corpses, homes[HOSTS];
+    unsigned n_devices, n_disks, running, hosts, corpses, homes[HOSTS_MAX];
+    unsigned span_s, burst; /* how long it lasts; writes of a visit, at most */
     bool fast, stopping, stalled, quiet, checked;
-    struct odisk disk[DISKS];
+    struct odisk *disk;
     struct inc *incs;
     unsigned sessions;
     uint64_t slowest_ns; /* one way to a device */
     uint64_t cells[KINDS * PLACES]; /* take-overs from hosts that were struck so */
-    uint64_t numbers, acked, takeovers, ejected, stops, cuts, stalls, deaths, halves, steps, reads;
+    uint64_t numbers, acked, takeovers, ejected, stops, cuts, stalls, deaths, halves, steps, unaware, reads;
 };
 
 static void fill(uint8_t *b, unsigned disk, unsigned piece, uint64_t number)
@@ -206,6 +209,10 @@ static int take_over(struct inc *h, struct gr_chan *ch, unsigned disk, unsigned 
     }
     if (t->disk[disk].session != before) /* slept through all of that: it was ours, and is another's */
         return -GR_EFENCED;
+    if (t->conform && conform_ejected(t->conform, h->sim)) { /* what was never written is read from memory: it does not know yet */
+        t->unaware++;
+        return -GR_EFENCED;
+    }
     t->takeovers += before != 0;
     t->disk[disk].session = session;
     for (unsigned i = 0; i < PIECES; i++)
@@ -217,7 +224,7 @@ static int work_on(struct inc *h, unsigned disk, unsigned session, struct gr_cha
 {
     struct trial *t = h->t;
     bool busy[PIECES] = { false };
-    unsigned under_way = 0, depth = 1 + (unsigned)sim_below(t->sim, 16), n = (unsigned)sim_below(t->sim, 200);
+    unsigned under_way = 0, depth = 1 + (unsigned)sim_below(t->sim, 16), n = (unsigned)sim_below(t->sim, t->burst);
     struct gr_fqueue q = { 0 };
     int r = 0;
     for (unsigned i = 0; i < n && r == 0 && !t->stopping; i++) {
@@ -254,7 +261,7 @@ static void one_visit(struct inc *h)
     struct vmfs_disk *d;
     struct gr_chan *ch;
     char path[16];
-    unsigned disk = (unsigned)sim_below(t->sim, DISKS);
+    unsigned disk = (unsigned)sim_below(t->sim, t->n_disks);
     snprintf(path, sizeof path, "d%u", disk);
     int r = vmfs_open(h->v, path, &d, NULL, NULL);
     if (r < 0) {
@@ -350,7 +357,8 @@ static void inc_start(struct trial *t, unsigned host)
     }
     char home[32];
     snprintf(home, sizeof home, "%u/%u", host, h->home);
-    conform_host(t->conform, h->sim, h->path, home);
+    if (t->conform)
+        conform_host(t->conform, h->sim, h->path, home);
     assert_int_equal(gr_fiber_start(sim_host_loop(h->sim), inc_fiber, h), 0);
 }
 
@@ -374,7 +382,7 @@ static void strike(struct inc *h, unsigned kind)
 {
     static const unsigned char places[] = { [MT_ASKED] = ASKING, [MT_SILENT] = EJECTING, [MT_ENDED] = EJECTED, [MT_SECOND] = EJECTED, [MT_MARKED] = REPLAYING,
                                             [MT_REPLAY] = REPLAYING };
-    unsigned phase = conform_phase(h->t->conform, h->sim);
+    unsigned phase = h->t->conform ? conform_phase(h->t->conform, h->sim) : MT_NONE;
     h->disturbed = true;
     h->struck = kind * PLACES + (phase >= MT_ASKED ? places[phase] : h->v ? AT_WORK : JOINING) + 1;
 }
@@ -483,9 +491,9 @@ static void on_eject(void *arg, struct sim_host *sim)
 static void nemesis(void *arg)
 {
     struct trial *t = arg;
-    uint64_t end = sim_now_ns(t->sim) + (40 + sim_below(t->sim, 120)) * S;
+    uint64_t end = sim_now_ns(t->sim) + t->span_s * S, pause_ms = t->hosts > HOSTS ? 6000 * HOSTS / t->hosts : 6000;
     while (sim_now_ns(t->sim) < end) {
-        gr_fiber_sleep_ms(200 + sim_below(t->sim, 6000));
+        gr_fiber_sleep_ms(pause_ms / 30 + sim_below(t->sim, pause_ms));
         struct inc *h = any(t);
         unsigned what = (unsigned)sim_below(t->sim, 10);
         if (h && !sim_stopped(h->sim) && what < 8)
@@ -532,7 +540,8 @@ static bool visit_over(void *arg)
 static void make(struct inc *h)
 {
     struct trial *t = h->t;
-    struct vmfs_format_opts f = { .name = "ds", .timing = t->fast ? VMFS_TIMING_FAST : VMFS_TIMING_DEFAULT };
+    struct vmfs_format_opts f = { .name = "ds", .slots = t->hosts > HOSTS ? t->hosts * 2 : 0, .region_units = t->hosts > HOSTS ? 4096 : 0, .journal_units = t->hosts > HOSTS ? 256 : 0,
+                                  .timing = t->fast ? VMFS_TIMING_FAST : VMFS_TIMING_DEFAULT };
     struct gr_err err = { 0 };
     if (vmfs_format(sim_host_loop(h->sim), h->path, t->n_devices, &f, &err) < 0)
         fail_msg("%s", err.text);
@@ -541,7 +550,7 @@ static void make(struct inc *h)
 static void fill_in(struct inc *h)
 {
     struct gr_err err = { 0 };
-    for (unsigned i = 0; i < DISKS; i++) {
+    for (unsigned i = 0; i < h->t->n_disks; i++) {
         char path[16];
         snprintf(path, sizeof path, "d%u", i);
         if (vmfs_create(h->v, path, VMFS_DISK, 8 << 20, VMFS_THIN, &err) < 0)
@@ -560,7 +569,7 @@ static void look(struct inc *h)
     struct trial *t = h->t;
     struct vmfs_check_report rep;
     struct gr_err err = { 0 };
-    for (unsigned i = 0; i < DISKS; i++) {
+    for (unsigned i = 0; i < t->n_disks; i++) {
         char path[16];
         struct vmfs_disk *d;
         struct gr_chan *ch;
@@ -615,31 +624,40 @@ static void visit(struct trial *t, void (*fn)(struct inc *h))
     sim_host_free(h.sim);
 }
 
-static void trial(uint64_t seed, struct trial *ret)
+/* @hosts, @disks: of a large site; 0: a small one, whose steps are held to the order. */
+static void trial(uint64_t seed, unsigned hosts, unsigned disks, struct trial *ret)
 {
     struct trial t = { .sim = sim_new(seed) };
     t.n_devices = 1 + (unsigned)sim_below(t.sim, DEVICES_MAX);
-    t.hosts = 2 + (unsigned)sim_below(t.sim, HOSTS - 1);
+    t.hosts = hosts ? hosts : 2 + (unsigned)sim_below(t.sim, HOSTS - 1);
+    t.n_disks = disks ? disks : DISKS;
+    t.disk = calloc(t.n_disks, sizeof *t.disk);
+    assert_non_null(t.disk);
     t.fast = sim_below(t.sim, 2);
-    t.slowest_ns = sim_below(t.sim, 4) ? 400000 : 30 * MS; /* slow enough that a recovery lasts longer than anybody's patience */
+    t.slowest_ns = sim_below(t.sim, 4) || hosts ? 400000 : 30 * MS; /* slow enough that a recovery lasts longer than anybody's patience */
+    t.span_s = hosts ? 60 : 40 + (unsigned)sim_below(t.sim, 120);
+    t.burst = hosts ? 20 : 200;
     for (unsigned i = 0; i < t.n_devices; i++)
-        t.mem[i] = gr_mem_new(192 << 20);
+        t.mem[i] = gr_mem_new(hosts ? (uint64_t)hosts << 26 : 192 << 20);
     sim_on_eject(t.sim, on_eject, &t);
     visit(&t, make);
     visit(&t, fill_in);
-    t.conform = conform_new(t.sim, t.mem, t.n_devices);
-    assert_non_null(t.conform);
-    conform_on_eject(t.conform, on_victim, &t);
+    if (!hosts) {
+        t.conform = conform_new(t.sim, t.mem, t.n_devices);
+        assert_non_null(t.conform);
+        conform_on_eject(t.conform, on_victim, &t);
+    }
     for (unsigned i = 0; i < t.hosts; i++)
         inc_start(&t, i);
     assert_int_equal(gr_fiber_start(sim_net(t.sim), nemesis, &t), 0);
     int r = sim_run(t.sim, all_over, &t, 7200 * S);
     if (r < 0)
         fail_msg("seed %llu: nothing goes on: %s (%u run)", (unsigned long long)seed, gr_code_text(r), t.running);
-    if (conform_error(t.conform))
+    if (t.conform && conform_error(t.conform))
         fail_msg("seed %llu: %s", (unsigned long long)seed, conform_error(t.conform));
-    t.steps = conform_steps(t.conform);
+    t.steps = t.conform ? conform_steps(t.conform) : 0;
     conform_free(t.conform);
+    t.conform = NULL;
     visit(&t, look);
     assert_true(t.checked);
     for (struct inc *h = t.incs, *next; h; h = next) {
@@ -652,7 +670,16 @@ static void trial(uint64_t seed, struct trial *ret)
     uint64_t *sum = ret->cells, *one = t.cells;
     for (size_t i = 0; i < offsetof(struct trial, reads) / 8 - offsetof(struct trial, cells) / 8 + 1; i++)
         sum[i] += one[i];
+    free(t.disk);
     sim_free(t.sim);
+}
+
+static void print_sum(const struct trial *sum)
+{
+    print_message("%llu writes (%llu acknowledged), %llu reads, %llu take-overs, %llu hosts ejected; %llu stops, %llu deaths, %llu of them in mid-recovery, %llu cuts, %llu stalls of all\n",
+                  (unsigned long long)sum->numbers, (unsigned long long)sum->acked, (unsigned long long)sum->reads, (unsigned long long)sum->takeovers,
+                  (unsigned long long)sum->ejected, (unsigned long long)sum->stops, (unsigned long long)sum->deaths, (unsigned long long)sum->halves,
+                  (unsigned long long)sum->cuts, (unsigned long long)sum->stalls);
 }
 
 /* Every fault at every place, and what came of it; so many trials must have seen them all. */
@@ -678,20 +705,30 @@ static void site(void **state)
     for (unsigned i = 0; i < trials; i++) {
         if (getenv("GRANARY_LOUD"))
             print_message("trial %llu\n", (unsigned long long)(seed + i));
-        trial(seed + i, &sum);
+        trial(seed + i, 0, 0, &sum);
     }
-    print_message("%llu writes (%llu acknowledged), %llu reads, %llu take-overs, %llu hosts ejected; %llu stops, %llu deaths, %llu of them in mid-recovery, %llu cuts, %llu stalls of all\n",
-                  (unsigned long long)sum.numbers, (unsigned long long)sum.acked, (unsigned long long)sum.reads, (unsigned long long)sum.takeovers,
-                  (unsigned long long)sum.ejected, (unsigned long long)sum.stops, (unsigned long long)sum.deaths, (unsigned long long)sum.halves,
-                  (unsigned long long)sum.cuts, (unsigned long long)sum.stalls);
-    print_message("%llu steps, all of them allowed by the order\n", (unsigned long long)sum.steps);
+    print_sum(&sum);
+    print_message("%llu steps, all of them allowed by the order; %llu hosts read from memory a disk that was another's, not yet knowing that they were ejected\n",
+                  (unsigned long long)sum.steps, (unsigned long long)sum.unaware);
     print_cells(&sum, trials);
 }
 
-int main(void)
+static unsigned number(const char *name, unsigned usual, unsigned most)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(site),
-    };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const char *v = getenv(name);
+    unsigned n = v ? (unsigned)strtoul(v, NULL, 10) : usual;
+    return n < most ? n : most;
 }
+
+static void large_site(void **state)
+{
+    unsigned hosts = number("GRANARY_HOSTS", 24, HOSTS_MAX), disks = number("GRANARY_DISKS", 96, DISKS_MAX);
+    uint64_t seed = test_seed();
+    struct trial sum = { 0 };
+    (void)state;
+    print_message("seed %llu, %u hosts, %u disks\n", (unsigned long long)seed, hosts, disks);
+    trial(seed, hosts, disks, &sum);
+    print_sum(&sum);
+}
+
+TEST_MAIN(TEST(site), TEST(large_site))

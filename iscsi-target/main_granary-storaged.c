@@ -482,8 +482,9 @@ static int start_target(struct daemon *d, struct gr_err *err)
     return r < 0 ? r : tgt_raw_serve(d->raw, d->tgt, log_note, NULL, d->heritage.doc ? 0 : TGT_RAW_GHOST_MS, err);
 }
 
-/* The host part of HOST:PORT goes into the server's certificate. */
-static int start_mover(struct daemon *d, struct gr_err *err)
+/* All that takes time before anybody is listened to, who takes over does before he asks: certificates and the gate. The host part of HOST:PORT
+ * goes into the server's certificate. */
+static int make_mover(struct daemon *d, struct gr_err *err)
 {
     char host[TGT_SHOWN];
     tgt_portal_host(d->o.mover ? d->o.mover : TGT_MOVER_DEFAULT, host);
@@ -497,7 +498,12 @@ static int start_mover(struct daemon *d, struct gr_err *err)
         .dir = {.arg = d, .open = export_open, .list = export_list, .resolve_base = export_base, .list_bases = export_bases},
         .log = log_mover,
     };
-    r = mover_server_new(d->loop, &o, &d->mover, err);
+    return mover_server_new(d->loop, &o, &d->mover, err);
+}
+
+static int start_mover(struct daemon *d, struct gr_err *err)
+{
+    int r = d->mover ? 0 : make_mover(d, err);
     if (r == 0)
         r = tgt_mover_inherit(d->mover, &d->heritage, d->mover_addr, err);
     return r == 0 ? tgt_mover_open(d->mover, d->home, d->o.mover, d->mover_addr, err) : GR_MIN(r, 0);
@@ -572,7 +578,9 @@ static int serve_requests(struct daemon *d, struct gr_err *err)
 
 static int start_all(struct daemon *d, struct gr_err *err)
 {
-    int r = d->o.take_over ? tgt_heritage_ask(d->loop, d->home, &d->heritage, err) : 0;
+    int r = d->o.take_over ? make_mover(d, err) : 0;
+    if (r == 0 && d->o.take_over)
+        r = tgt_heritage_ask(d->loop, d->home, &d->heritage, err);
     if (r == 0)
         r = take_lock(d, err);
     if (r == 0)
@@ -581,10 +589,10 @@ static int start_all(struct daemon *d, struct gr_err *err)
         r = start_target(d, err);
     if (r == 0)
         r = start_portals(d, err);
-    if (r == 0 && d->o.isns)
-        r = start_isns(d, err);
     if (r == 0)
         r = start_mover(d, err);
+    if (r == 0 && d->o.isns)
+        r = start_isns(d, err);
     if (r == 0)
         r = tgt_portals_save(&d->portals, err);
     if (r == 0)

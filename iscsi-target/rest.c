@@ -15,10 +15,10 @@ static bool awaits_data(const struct tgt_conn *c)
     return false;
 }
 
-/* A request that was taken waits for one with a lower CmdSN: it must be let in. */
+/* A request that was taken waits for one with a lower CmdSN, or a response for acknowledgements (ack_fence.c): they must be let in. */
 static bool others_wait(const struct tgt_sess *sess)
 {
-    return sess->held || sess->held_requests;
+    return sess->held || sess->held_requests || sess->fenced || sess->first;
 }
 
 enum tgt_rest tgt_rest_of(const struct tgt_conn *c, const uint8_t *b)

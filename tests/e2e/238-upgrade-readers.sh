@@ -64,14 +64,14 @@ run_check granary snapshot delete ds/a@s --settle
 run_check qemu-img convert -n -f raw -O raw "$T/data" "$live"
 backup() { # TRANSPORT
     local n=0
-    start "backup-$1" granary backup run --disk ds/a --disk ds/a2 --disk ds/a3 --name "$1" --repo "$T/repo" --transport "$1" --json
-    while alive "$(cat "$T/backup-$1.pid")"; do sleep 0.3
+    start "backup-$1" granary backup run --disk ds/a --disk ds/a2 --disk ds/a3 --name "$1" --repo "$T/repo-$1" --transport "$1" --json
+    while alive "$(cat "$T/backup-$1.pid")"; do sleep 0.2
         run_check granary upgrade
         n=$((n + 1))
     done
     check "it was a whole one" jq -e 'length == 1 and .[0].kind == "full"' "$T/backup-$1.log"
     check "replaced meanwhile, $n times" test "$n" -ge 2
-    run_check granary backup export "$1:a" "$T/back-$1" --format raw --repo "$T/repo"
+    run_check granary backup export "$1:a" "$T/back-$1" --format raw --repo "$T/repo-$1"
     check "$1: every byte" cmp "$T/data" "$T/back-$1"
     check "no snapshot stays" test "$(granary snapshot list ds/a --json | jq length)" = 0
 }

@@ -248,6 +248,54 @@ static void several_connections(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
+/* Acknowledge, as the target asks by a NOP-In. */
+static void pong(struct ini *i)
+{
+    uint8_t ping[TGT_BHS_LEN], b[TGT_BHS_LEN];
+    inix_expect(i, ping, TGT_OP_NOP_IN);
+    tgt_bhs_start(b, TGT_OP_NOP_OUT, TGT_FINAL, TGT_TAG_NONE, 0);
+    b[0] |= TGT_IMMEDIATE;
+    gr_put_be32(b + 20, tgt_bhs_ttt(ping));
+    gr_put_be32(b + 24, i->cmdsn);
+    gr_put_be32(b + 28, i->expstatsn);
+    assert_int_equal(ini_send(i, b, NULL, 0), 0);
+}
+
+/* The response to a function that ends tasks is not acknowledged yet: until it is nothing may overtake it, in no process. */
+static void behind_a_fence(void **state)
+{
+    struct ini a, b;
+    uint8_t p[TGT_BHS_LEN];
+    pthread_t thread;
+    int result = -1;
+    LEAD(&a, TGTFIX_TARGET, KEYS_ERL0);
+    assert_int_equal(JOIN(&b, &a, 1, TGTFIX_TARGET), 0);
+    inix_ready(&a);
+    tgt_bhs_start(p, TGT_OP_TMF, TGT_FINAL | TGT_TMF_ABORT_TASK_SET, 0x30, 0);
+    p[0] |= TGT_IMMEDIATE;
+    gr_put_be32(p + 20, TGT_TAG_NONE);
+    gr_put_be32(p + 24, a.cmdsn);
+    gr_put_be32(p + 28, a.expstatsn);
+    assert_int_equal(ini_send(&a, p, NULL, 0), 0);
+    b.cmdsn = a.cmdsn;
+    pong(&b); /* what it was told at the login has come */
+    inix_expect(&a, p, TGT_OP_TMF_RSP);
+    inix_take_status(&a, p);
+    assert_int_equal(pthread_create(&thread, NULL, hand_over_thread, &result), 0);
+    usleep(50000);
+    assert_int_equal(inix_send_rw(&b, a.cmdsn, 0x31, false, 0, 8), 0);
+    inix_silent(&b, 50);
+    assert_int_equal(result, -1);
+    pong(&a);
+    inix_expect(&b, p, TGT_OP_DATA_IN);
+    inix_take_status(&b, p);
+    pthread_join(thread, NULL);
+    assert_int_equal(result, 0);
+    ini_close(&a);
+    ini_close(&b);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
 /* Answers that are not acknowledged: SNACK has them sent again by whoever is there, as they were. */
 static void kept_answers(void **state)
 {
@@ -434,4 +482,4 @@ static void under_load(void **state)
 }
 
 TGTFIX_MAIN(NULL, NULL,
-    TGTFIX_CASE(idle), TGTFIX_CASE(statistics), TGTFIX_CASE(in_the_stream), TGTFIX_CASE(several_connections), TGTFIX_CASE(kept_answers), TGTFIX_CASE(reassigned), TGTFIX_CASE(no_rest), TGTFIX_CASE(under_load))
+    TGTFIX_CASE(idle), TGTFIX_CASE(statistics), TGTFIX_CASE(in_the_stream), TGTFIX_CASE(several_connections), TGTFIX_CASE(behind_a_fence), TGTFIX_CASE(kept_answers), TGTFIX_CASE(reassigned), TGTFIX_CASE(no_rest), TGTFIX_CASE(under_load))

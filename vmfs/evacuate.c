@@ -8,29 +8,11 @@
  *
  * Cut anywhere, what the last checkpoint took over stays moved; the rest is copied again by the next attempt. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/evacuate.h"
 
-#define COPY_UNITS 1024u          /* read at once, unless one block is longer */
 #define PUBLISH_UNITS 262144u     /* 1 GiB: so much is copied before a checkpoint takes it over */
 #define PUBLISH_ENTRIES 65536u
 #define PUBLISH_IMAGES 8u         /* … or as many home blocks are changed as fill this part of the journal */
-struct evac {
-    struct vmfs *v;
-    unsigned dev;
-    struct vmoved copied;  /* not taken over yet: their units there are reserved */
-    uint64_t pending;      /* units of them */
-    struct vmoved taken;   /* the list as it will be: of a capture whose images are not durable yet */
-    bool captured;
-    uint64_t blob_addr;    /* reserved for the list */
-    uint32_t blob_units;
-    uint64_t units, done;  /* to be moved, and moved */
-    uint64_t *touched;     /* regions that what was copied comes from or goes to */
-    uint32_t n_touched;
-    const struct vmfs_device_remove *opts;
-    uint8_t *buf;
-    uint32_t buf_units;
-};
-
 const struct vmoved *evac_pending(const struct evac *e, unsigned dev)
 {
     return e->captured && dev == e->dev ? &e->taken : NULL;
@@ -139,124 +121,6 @@ void evac_capture(struct ckpt *c)
     e->captured = true;
 }
 
-/* ---- copying ---- */
-/* Units from buf[at] on that must stay together: a block of metadata that begins there, or one. *@ret_units counts none behind @have. */
-static uint32_t block_at(const struct evac *e, const uint8_t *p, uint64_t addr, uint32_t run)
-{
-    const struct vmfs_hdr_disk *h = (const struct vmfs_hdr_disk *)p;
-    uint32_t units = gr_le32_get(h->units);
-    unsigned type = gr_le16_get(h->type);
-    if (gr_le32_get(h->magic) != VMFS_MAGIC || units < 2 || units > run || (type != VMFS_T_LEAF && type != VMFS_T_BLOB) ||
-        memcmp(h->volume, e->v->sb.uuid, 16) != 0)
-        return 1;
-    uint64_t self = gr_le64_get(h->self);
-    bool here = self == addr || (vmfs_addr_dev(self) < e->v->sb.n_devices && moved_addr(e->v, self, units, NULL) == addr);
-    return here ? units : 1;
-}
-
-static int buf_room(struct evac *e, uint32_t units)
-{
-    if (units <= e->buf_units)
-        return 0;
-    free(e->buf);
-    e->buf = vunits_alloc(units);
-    e->buf_units = e->buf ? units : 0;
-    return e->buf ? 0 : -ENOMEM;
-}
-
-/* Read from @addr on, at most @run units: as many as there are whole blocks of, at least one block. */
-static int read_blocks(struct evac *e, uint64_t addr, uint32_t run, uint32_t *ret_units)
-{
-    uint32_t n = GR_MIN(run, COPY_UNITS), at = 0, block = 0;
-    int r = buf_room(e, COPY_UNITS);
-    if (r == 0)
-        r = vdev_read(e->v, addr, n, e->buf);
-    while (r == 0 && at < n) {
-        block = block_at(e, e->buf + (size_t)at * VMFS_UNIT, addr + at, run - at);
-        if (at + block > n)
-            break;
-        at += block;
-    }
-    if (r == 0 && at == 0) { /* the first one is longer */
-        at = block;
-        r = buf_room(e, at);
-        if (r == 0)
-            r = vdev_read(e->v, addr, at, e->buf);
-    }
-    *ret_units = at;
-    return r;
-}
-
-/* The largest part of @n units in the buffer that is no longer than @got and ends with a block. 0: the first block is longer. */
-static uint32_t fitting(const struct evac *e, uint64_t addr, uint32_t n, uint32_t got)
-{
-    uint32_t at = 0, block;
-    while (at < n && (block = block_at(e, e->buf + (size_t)at * VMFS_UNIT, addr + at, n - at)) <= got - at)
-        at += block;
-    return at;
-}
-
-static int no_room(const struct evac *e, uint64_t keep, int code, struct gr_err *err)
-{
-    const struct vmfs *v = e->v;
-    return gr_fail(err, code, "datastore '%s': the other devices have no room for what is left on '%s': %llu MiB of it, and %llu MiB free of which %llu MiB are kept back",
-                   v->sb.name, v->dev[e->dev].bdev->name, (unsigned long long)((e->units - GR_MIN(e->units, e->done)) * VMFS_UNIT >> 20),
-                   (unsigned long long)(space_free_units(v) * VMFS_UNIT >> 20), (unsigned long long)(keep * VMFS_UNIT >> 20));
-}
-
-/* Room on the others for @want units behind each other, or fewer, but @least. What checkpoints need and what was promised stays. */
-static int room_for(struct evac *e, uint32_t want, uint32_t least, uint64_t *ret_addr, uint32_t *ret_got, struct gr_err *err)
-{
-    struct vmfs *v = e->v;
-    uint64_t keep = space_meta_reserve(v) + v->reserved_units;
-    int r = space_free_units(v) < want + keep ? -GR_ENOSPACE : space_ensure(v, want + space_meta_reserve(v));
-    if (r < 0)
-        return no_room(e, keep, r, err);
-    while (r == 0) {
-        uint64_t addr = space_take_run(v, want, ret_got);
-        if (addr && *ret_got >= least) {
-            *ret_addr = addr;
-            return 0;
-        }
-        if (addr)
-            space_unreserve(v, addr, *ret_got);
-        r = space_lease_any(v, NULL); /* those leased so far are in splinters */
-    }
-    return gr_fail(err, r, "datastore '%s': free space on the other devices is in splinters: no %u blocks of 4096 bytes lie behind each other", v->sb.name, least);
-}
-
-/* Units [at, at + run) of the region, all in use, or some of them: *@ret_units were copied. */
-static int copy_some(struct evac *e, struct vregion *r, uint32_t at, uint32_t run, uint32_t *ret_units, struct gr_err *err)
-{
-    struct vmfs *v = e->v;
-    uint64_t addr = r->first + at, to = 0;
-    uint32_t n = 0, got = 0;
-    int rc = read_blocks(e, addr, run, &n);
-    if (rc < 0)
-        return gr_fail(err, rc, "'%s' cannot be read at byte %llu: %s; its content stays where it is", v->dev[e->dev].bdev->name,
-                       (unsigned long long)(vmfs_addr_unit(addr) * VMFS_UNIT), gr_code_text(rc));
-    rc = room_for(e, n, GR_MIN(n, block_at(e, e->buf, addr, n)), &to, &got, err);
-    if (rc < 0)
-        return rc;
-    uint32_t fit = got < n ? fitting(e, addr, n, got) : n;
-    if (fit < got)
-        space_unreserve(v, to + fit, got - fit);
-    rc = vdev_write(v, to, fit, e->buf, 0);
-    if (rc == 0)
-        rc = moved_add(&e->copied, (struct vmove){ vmfs_addr_unit(addr), to, fit });
-    if (rc == 0) {
-        e->pending += fit;
-        e->n_touched += bits_set(e->touched, r->index, 1, true);
-        e->n_touched += bits_set(e->touched, space_region_index(v, to), 1, true);
-    }
-    if (rc < 0) {
-        space_unreserve(v, to, fit);
-        return gr_fail(err, rc, "datastore '%s': what lies on '%s' cannot be written elsewhere: %s", v->sb.name, v->dev[e->dev].bdev->name, gr_code_text(rc));
-    }
-    *ret_units = fit;
-    return 0;
-}
-
 /* ---- taking over ---- */
 static void copied_drop(struct evac *e)
 {
@@ -273,7 +137,13 @@ static int list_room(struct evac *e, struct gr_err *err)
     uint32_t want = (uint32_t)((most * sizeof(struct vmfs_moved_disk) + sizeof(struct vmfs_hdr_disk) + VMFS_UNIT - 1) / VMFS_UNIT), got = 0;
     uint64_t addr = 0;
     int r = want > VMFS_BLOB_UNITS_MAX ? gr_fail(err, -GR_ENOSPACE, "datastore '%s': too many pieces lie on the device to be listed", e->v->sb.name)
-                                       : room_for(e, want, want, &addr, &got, err);
+                                       : 0;
+    if (r == 0 && e->v->sp.pool_units >= 4ull * want) /* long runs are kept for checkpoints, of which this is a part */
+        addr = space_pool_take(e->v, want, &got);
+    if (addr && got > want)
+        space_unreserve(e->v, addr + want, got - want);
+    if (r == 0 && !addr)
+        r = evac_room(e, want, want, &addr, &got, err);
     e->blob_addr = addr;
     e->blob_units = r == 0 ? want : 0;
     return r;
@@ -327,7 +197,7 @@ static int region_move(struct evac *e, struct vregion *r, struct gr_err *err)
             run++;
         if (e->v->leaving)
             return gr_fail(err, -ECANCELED, "datastore '%s' is being left", e->v->sb.name);
-        rc = copy_some(e, r, at, run, &n, err);
+        rc = evac_copy(e, r, at, run, &n, err);
         at += n;
         if (rc == 0 && e->opts->progress)
             rc = e->opts->progress(e->opts->arg, (e->done + e->pending) * VMFS_UNIT, GR_MAX(e->units, e->done + e->pending) * VMFS_UNIT, err);

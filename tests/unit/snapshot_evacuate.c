@@ -199,10 +199,10 @@ static void prepare(struct world *w)
     OK(vmfs_file_write(w->v, "conf/file", w->then, sizeof w->then, &err));
 }
 
-static void start(struct world *w, uint64_t first_size, bool thick)
+static void start(struct world *w, uint64_t first_size, uint64_t second_size, bool thick)
 {
     struct vmfs_format_opts f = { .name = "ds1", .region_units = 1024 };
-    static const uint64_t more[] = { 640 * MIB, 400 * MIB };
+    const uint64_t more[] = { second_size, 400 * MIB };
     *w = (struct world){ .rng = test_seed(), .thick = thick };
     w->mem[0] = gr_mem_new(first_size);
     assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), w->mem[0], &w->dev[0]), 0);
@@ -230,7 +230,20 @@ static int count_moves(void *arg, uint64_t done, uint64_t all, struct gr_err *er
 {
     struct world *w = arg;
     assert_true(done <= all);
-    w->moves++;
+    if (w->moves++ == 0) { /* nobody comes in meanwhile */
+        struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "two", .warn = say };
+        struct gr_bdev *dev[DEVICES];
+        struct gr_err e = { 0 };
+        struct vmfs *v;
+        unsigned n = 0;
+        for (unsigned i = 0; i < DEVICES; i++)
+            if (w->mem[i])
+                assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), w->mem[i], &dev[n++]), 0);
+        assert_int_equal(vmfs_join(gr_fiber_loop(), dev, n, &o, &v, &e), -GR_ELOCKED);
+        assert_non_null(strstr(e.text, "moving the content"));
+        while (n)
+            gr_bdev_put(dev[--n]);
+    }
     gr_fiber_sleep_ms(1); /* guests have their turn */
     return 0;
 }
@@ -281,7 +294,7 @@ static void file_ok(struct world *w)
 static void leaves(bool thick)
 {
     struct world *w = gr_zalloc(sizeof *w);
-    start(w, 40 * MIB, thick);
+    start(w, 40 * MIB, 640 * MIB, thick);
     open_all(w);
     memcpy(w->now[3], w->then, sizeof w->then);
     verify(w);
@@ -343,7 +356,7 @@ static int room_fn(void *arg)
     struct vmfs_info before, after;
     static uint8_t mib[MIB];
     (void)arg;
-    start(w, 40 * MIB, false); /* its journal holds the images of few regions */
+    start(w, 40 * MIB, 640 * MIB, false); /* its journal holds the images of few regions */
     OK(vmfs_create(w->v, "big", VMFS_DISK, 1024 * MIB, VMFS_THIN, &err));
     OK(vmfs_open(w->v, "big", &w->disk[0], NULL, &err));
     assert_int_equal(gr_chan_open(vmfs_bdev(w->disk[0]), gr_fiber_loop(), &w->ch[0]), 0);
@@ -385,6 +398,85 @@ static void room(void **state)
     test_in_fiber(room_fn, NULL);
 }
 
+/* A disk with many leaves of several units: pieces of theirs in many blocks were written after a snapshot. */
+static void wide(struct world *w, bool write)
+{
+    static uint8_t piece[4096], is[4096];
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    if (write)
+        OK(vmfs_create(w->v, "wide", VMFS_DISK, 480 * MIB, VMFS_THIN, &err));
+    OK(vmfs_open(w->v, "wide", &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    for (uint32_t round = 0; round < 2; round++) {
+        for (uint32_t leaf = 0; leaf < 60; leaf++)
+            for (uint32_t block = 0; block < 20; block++) {
+                uint64_t at = leaf * 8 * MIB + block * 65536 + round * 4096;
+                fill(piece, (uint32_t)(at / 4096) + 1);
+                if (write)
+                    OK(gr_pwrite(ch, piece, sizeof piece, at, 0));
+                else
+                    OK(gr_pread(ch, is, sizeof is, at));
+                if (!write)
+                    assert_memory_equal(is, piece, sizeof is);
+            }
+        if (write && round == 0)
+            OK(snap_create(&d, 1, "wide", &err));
+    }
+    gr_chan_close(ch);
+    vmfs_close(d);
+    OK(vmfs_checkpoint(w->v, &err));
+}
+
+/* What is free on the others lies in splinters that are hardly longer than a leaf. */
+static int splinters_fn(void *arg)
+{
+    struct world *w = gr_zalloc(sizeof *w);
+    static uint8_t part[32 * 4096];
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    struct vmfs_info info;
+    uint64_t n = 0;
+    (void)arg;
+    start(w, 40 * MIB, 256 * MIB, false);
+    wide(w, true);
+    OK(vmfs_create(w->v, "fill", VMFS_DISK, 1024 * MIB, VMFS_THIN, &err));
+    OK(vmfs_open(w->v, "fill", &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    memset(part, 9, sizeof part);
+    for (vmfs_info(w->v, &info); info.free > 15 * MIB; vmfs_info(w->v, &info))
+        OK(gr_pwrite(ch, part, sizeof part, n++ * sizeof part, 0));
+    OK(vmfs_checkpoint(w->v, &err));
+    for (uint64_t i = 0; i < 2 * n; i++)
+        OK(gr_unmap(ch, i * sizeof part / 2 + 2 * 4096, 13 * 4096, 0));
+    OK(vmfs_checkpoint(w->v, &err));
+    gr_chan_close(ch);
+    vmfs_close(d);
+    open_all(w);
+    memcpy(w->now[3], w->then, sizeof w->then);
+    struct vmfs_device_remove r = { .progress = count_moves, .arg = w };
+    OK(vmfs_device_remove(w->v, 1, &r, &err));
+    verify(w);
+    close_all(w);
+    OK(vmfs_leave(w->v, &err));
+    gr_bdev_put(w->dev[1]);
+    w->dev[1] = NULL;
+    join(w);
+    open_all(w);
+    verify(w);
+    wide(w, false);
+    close_all(w);
+    OK(vmfs_leave(w->v, &err));
+    end(w);
+    free(w);
+    return 0;
+}
+static void splinters(void **state)
+{
+    (void)state;
+    test_in_fiber(splinters_fn, NULL);
+}
+
 static int thin_fn(void *arg)
 {
     (void)arg;
@@ -408,4 +500,4 @@ static void thick(void **state)
     test_in_fiber(thick_fn, NULL);
 }
 
-TEST_MAIN(TEST(thin), TEST(thick), TEST(room))
+TEST_MAIN(TEST(thin), TEST(thick), TEST(room), TEST(splinters))

@@ -273,6 +273,9 @@ static void two_hosts(bool shared)
     OK(try_join(&p.two, mem, 1, "two", shared, &err));
     p.one.dev[1] = open_mem(mem[1], shared);
     OK(vmfs_device_add(p.one.v, p.one.dev[1], &a, &err));
+    struct vmfs_device_remove rem = { 0 };
+    assert_int_equal(vmfs_device_remove(p.one.v, 1, &rem, &e), -GR_ELOCKED); /* it is to be alone for that */
+    assert_non_null(strstr(e.text, "'two'"));
     OK(vmfs_create(p.one.v, "d", VMFS_DISK, 1024 * MIB, VMFS_THIN, &err));
     content(&p.one, "d", 0, 80, 3, true);
     OK(vmfs_release(p.one.v, "d", &err));

@@ -20,6 +20,7 @@
 struct reading {
     json_t *rows; /* {UUID: row}; null: it is damaged */
     bool unknown; /* of another format */
+    bool failed;  /* no memory: what is there is not all */
 };
 
 static void read_attr(void *arg, const char *key, const void *val, size_t len)
@@ -29,7 +30,7 @@ static void read_attr(void *arg, const char *key, const void *val, size_t len)
         rd->unknown = len != strlen(FORMAT) || memcmp(val, FORMAT, len) != 0;
     } else {
         json_t *row = json_loadb(val, len, 0, NULL);
-        json_object_set_new(rd->rows, key, json_is_object(row) ? json_incref(row) : json_null());
+        rd->failed |= json_object_set_new(rd->rows, key, json_is_object(row) ? json_incref(row) : json_null()) < 0;
         json_decref(row);
     }
 }
@@ -46,7 +47,9 @@ static int read_again(struct snap_ds *ds, struct gr_err *err)
     uint64_t version = ds->rules.version;
     struct reading rd = {.rows = json_object()};
     int r = rd.rows ? vmfs_attrs(ds->v, ds->rules.id, &version, read_attr, &rd, err) : gr_fail(err, -ENOMEM, "out of memory");
-    if (r > 0 && rd.unknown)
+    if (r > 0 && rd.failed)
+        r = gr_fail(err, -ENOMEM, "out of memory");
+    else if (r > 0 && rd.unknown)
         r = gr_fail(err, -GR_EVERSION, "they are of a format that this build does not know: update this host");
     if (r > 0) {
         json_decref(ds->rules.rows);
@@ -66,11 +69,13 @@ static int look(struct snap_ds *ds, struct gr_err *err)
     gr_fmutex_lock(&ds->rules.reading);
     if (!ds->rules.id && (r = vmfs_stat(ds->v, PLACE, &st, &why)) == 0)
         ds->rules.id = st.id; /* for ever */
+    bool never_made = r == -ENOENT;
     if (r == 0)
         r = read_again(ds, &why);
     gr_fmutex_unlock(&ds->rules.reading);
-    if (r == 0 || r == -ENOENT) /* never made */
+    if (r == 0 || never_made)
         return 0;
+    r = r == -ENOENT ? -GR_ECORRUPT : r; /* it is not a disk that is missing */
     return gr_fail(err, r, "datastore '%s': its access rules cannot be read: %s", ds->name, gr_err_text(&why, r));
 }
 

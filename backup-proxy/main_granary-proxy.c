@@ -126,7 +126,7 @@ static int open_local(void *arg, const char *name, struct gr_bdev **ret, struct 
     if (r < 0)
         return r;
     if (snap_client_local(p->client)) {
-        r = snap_svc_find(snap_client_local(p->client), name, 10000, &place, err);
+        r = snap_svc_find(snap_client_local(p->client), name, "backup", 10000, &place, err);
         if (r == 0 && !place.bdev)
             return gr_fail(err, -GR_ELOCKED, "'%s' is owned by host '%s'; back it up there, or by san or lan", name, place.host);
         if (r == 0)

@@ -37,6 +37,8 @@ bool gr_cmd_flag(const struct gr_cmd_ctx *c, const char *name);
 int gr_cmd_on_off(struct gr_cmd_ctx *c, const char *name, json_t *params, struct gr_err *err);
 int gr_cmd_limit(struct gr_cmd_ctx *c, const char *name, const char *key, bool bytes, json_t *params, struct gr_err *err);
 bool gr_cmd_json(const struct gr_cmd_ctx *c);
+/* "warning: @text" on standard error; @arg is not looked at, so that it can be a hook. */
+void gr_cmd_warn(void *arg, const char *text);
 /* The failure of this command is part of its result already; standard error says nothing more of it. */
 void gr_cmd_told(struct gr_cmd_ctx *c);
 struct gr_loop *gr_cmd_loop(const struct gr_cmd_ctx *c);

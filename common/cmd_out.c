@@ -172,6 +172,11 @@ int gr_cmd_object(struct gr_cmd_ctx *c, const struct gr_col *cols, json_t *obj)
     return 0;
 }
 
+void gr_cmd_warn(void *arg, const char *text)
+{
+    fprintf(stderr, "warning: %s\n", text);
+}
+
 int gr_cmd_done(struct gr_cmd_ctx *c, json_t *obj, const char *fmt, ...)
 {
     cmd_progress_clear(c);

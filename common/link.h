@@ -28,7 +28,7 @@ struct gr_link_opts {
     void *arg;
     /* (fiber) May who has this key come in, for this volume? Negative: no. NULL: nobody. */
     int (*admit)(void *arg, const struct gr_link_peer *peer, struct gr_err *err);
-    /* He has; takes @fd (non-blocking stream). */
+    /* (fiber) He has; takes @fd (non-blocking stream). */
     void (*comes)(void *arg, int fd, const struct gr_link_peer *peer);
     void (*note)(void *arg, int level, const char *text); /* for the log: a sentence */
 };

@@ -26,10 +26,9 @@ static bool stderr_is_journal(void)
     return env && sscanf(env, "%llu:%llu", &dev, &ino) == 2 && fstat(STDERR_FILENO, &st) == 0 && st.st_dev == dev && st.st_ino == ino;
 }
 
-#define LOG_KEEP (16 << 20) /* bytes: a longer log is put aside when a daemon starts */
+#define LOG_KEEP (16 << 20) /* bytes: a longer log is put aside */
 
-/* Keep one old log beside the new one. */
-static void put_aside(const char *path)
+void gr_log_put_aside(const char *path)
 {
     struct stat st;
     gr_auto_free char *old = gr_asprintf("%s.old", path);
@@ -45,7 +44,7 @@ int gr_log_open(const char *program, const char *path, enum gr_log_level max, st
         sink.prefix = stderr_is_journal();
         return 0;
     }
-    put_aside(path);
+    gr_log_put_aside(path);
     int fd = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600);
     if (fd < 0)
         return gr_fail(err, -errno, "%s: cannot open the log: %s", path, strerror(errno));

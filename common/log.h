@@ -7,6 +7,8 @@ enum gr_log_level { GR_LOG_ERR = 3, GR_LOG_WARN = 4, GR_LOG_NOTE = 5, GR_LOG_INF
 /* @program: shown in front of each line; @path: append to this file instead of stderr (NULL: stderr), putting one above
  * 16 MiB aside as PATH.old; @max: highest level shown. */
 int gr_log_open(const char *program, const char *path, enum gr_log_level max, struct gr_err *err);
+/* A log above 16 MiB becomes PATH.old, in place of an earlier one. */
+void gr_log_put_aside(const char *path);
 void gr_log(enum gr_log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* At most one line a second for each call site; tells how many were left out. */
 #define gr_log_limited(level, ...)                                    \

@@ -1,73 +1,17 @@
 #include "common/cleanup.h"
 #include "common/log.h"
-#include "common/rpc_wire.h"
+#include "common/rpc_int.h"
 #include <fcntl.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
-#define MAX_TABLES 32
-#define MAX_CONNECTIONS 256
-#define MAX_CALLS 64 /* at once on one connection: further requests stay unread */
-
-struct closer {
-    void (*fn)(void *arg);
-    void *arg;
-    struct closer *next;
-};
-
-struct rpc_conn {
-    struct gr_rpc_server *server;
-    struct rpc_wire wire;
-    unsigned refs; /* the reader and each call */
-    unsigned n_calls;
-    bool gone;
-    struct gr_fqueue room;
-    struct gr_rpc_call *calls;
-    struct closer *closers; /* of calls that have returned */
-    void *peer;             /* NULL: a process of this machine that may open the socket */
-    void (*peer_free)(void *peer);
-    struct rpc_conn *prev, *next;
-};
-
-struct gr_rpc_call {
-    struct gr_rpc_server *server;
-    struct rpc_conn *conn; /* NULL: in process */
-    json_int_t id;
-    bool canceled;
-    const struct gr_rpc_method *method;
-    void *method_arg;
-    json_t *params;
-    struct closer *closers;
-    int (*on_part)(void *arg, json_t *part); /* in process */
-    void *part_arg;
-    struct gr_rpc_call *next;
-};
-
-struct gr_rpc_server {
-    struct gr_loop *loop;
-    struct {
-        const struct gr_rpc_method *methods;
-        void *arg;
-    } tables[MAX_TABLES];
-    unsigned n_tables;
-    int (*guard)(void *arg, void *peer, const char *method, json_t *params, struct gr_err *err);
-    void *guard_arg;
-    struct gr_watch watch; /* fd -1: not listening */
-    char *path;
-    ino_t path_ino;
-    struct rpc_conn *conns;
-    unsigned n_conns;
-    struct gr_fqueue drained;
-    struct closer *closers; /* of calls in process */
-};
-
 /* Last registered first. In a fiber. */
-static void run_closers(struct closer **list)
+static void run_closers(struct rpc_closer **list)
 {
     while (*list) {
-        struct closer *c = *list;
+        struct rpc_closer *c = *list;
         *list = c->next;
         c->fn(c->arg);
         free(c);
@@ -88,7 +32,7 @@ static void conn_put(struct rpc_conn *c)
         c->next->prev = c->prev;
     s->n_conns--;
     if (c->peer)
-        c->peer_free(c->peer);
+        c->peer->free(c->peer);
     free(c);
     if (s->n_conns == 0)
         gr_fqueue_wake_all(&s->drained);
@@ -118,15 +62,34 @@ static int guarded(const struct gr_rpc_call *call, struct gr_err *err)
     return s->guard ? s->guard(s->guard_arg, call->conn->peer, call->method->name, call->params, err) : gr_fail(err, -GR_EAUTH, "not for others");
 }
 
+/* Run the method, and let the witness know. In process (no connection) it is ourselves who asked. */
+static int run_method(struct gr_rpc_call *call, json_t **ret_result, struct gr_err *err)
+{
+    const struct gr_rpc_server *s = call->server;
+    const struct rpc_conn *conn = call->conn;
+    uint64_t begin = gr_loop_now_ns(s->loop);
+    int r = conn ? guarded(call, err) : 0;
+    if (r == 0)
+        r = call->method->fn(call->method_arg, call, call->params, ret_result, err);
+    const struct gr_rpc_seen seen = {.method = call->method->name,
+                                     .params = call->params,
+                                     .peer = conn ? conn->peer : NULL,
+                                     .pid = conn ? conn->cred.pid : getpid(),
+                                     .uid = conn ? conn->cred.uid : getuid(),
+                                     .result = r,
+                                     .ns = gr_loop_now_ns(s->loop) - begin};
+    if (s->witness && !call->method->asks && !call->asked)
+        s->witness(s->witness_arg, &seen);
+    return r;
+}
+
 static void call_main(void *arg)
 {
     struct gr_rpc_call *call = arg;
     struct rpc_conn *conn = call->conn;
     struct gr_err err = {0};
     json_t *result = NULL;
-    int r = guarded(call, &err);
-    if (r == 0)
-        r = call->method->fn(call->method_arg, call, call->params, &result, &err);
+    int r = run_method(call, &result, &err);
     if (conn->gone) {
         json_decref(result);
     } else {
@@ -144,7 +107,7 @@ static void call_main(void *arg)
     conn->n_calls--;
     gr_fqueue_wake_one(&conn->room);
     if (!conn->gone && call->closers) {
-        struct closer *last = call->closers;
+        struct rpc_closer *last = call->closers;
         while (last->next)
             last = last->next;
         last->next = conn->closers;
@@ -180,10 +143,21 @@ static struct gr_rpc_call *find_call(struct rpc_conn *c, json_int_t id)
     return call;
 }
 
+/* Until @frame may be begun. False: the connection is over, or another server's. */
+static bool await_turn(struct rpc_conn *c, json_t *frame)
+{
+    bool full;
+    c->held = frame;
+    while (!c->wire.dead && ((full = c->n_calls >= MAX_CALLS) || (c->server->resting && !c->peer)))
+        gr_fqueue_wait(full ? &c->room : &c->server->resumed);
+    c->held = NULL;
+    return !c->wire.dead;
+}
+
 /* One frame of the peer; negative: malformed, close. */
 static int take_request(struct rpc_conn *c, json_t *frame)
 {
-    static const struct gr_rpc_method unknown = {"unknown", unknown_method};
+    static const struct gr_rpc_method unknown = {"unknown", unknown_method, .asks = true};
     json_t *id = json_object_get(frame, "id"), *params = json_object_get(frame, "params");
     const char *name = json_string_value(json_object_get(frame, "method"));
     if (!json_is_integer(id) || (params && !json_is_object(params)))
@@ -196,8 +170,8 @@ static int take_request(struct rpc_conn *c, json_t *frame)
     }
     if (!name || call)
         return -GR_EPROTO;
-    while (c->n_calls >= MAX_CALLS && !c->wire.dead)
-        gr_fqueue_wait(&c->room);
+    if (!await_turn(c, frame))
+        return -EPIPE;
     call = gr_zalloc(sizeof(*call));
     if (!call)
         return -ENOMEM;
@@ -238,13 +212,20 @@ static void conn_main(void *arg)
     conn_put(c);
 }
 
-void gr_rpc_server_guard(struct gr_rpc_server *s, int (*guard)(void *arg, void *peer, const char *method, json_t *params, struct gr_err *err), void *arg)
+void gr_rpc_server_guard(struct gr_rpc_server *s, int (*guard)(void *arg, struct gr_rpc_peer *peer, const char *method, json_t *params, struct gr_err *err),
+                         void *arg)
 {
     s->guard = guard;
     s->guard_arg = arg;
 }
 
-void gr_rpc_server_adopt(struct gr_rpc_server *s, int fd, void *peer, void (*peer_free)(void *peer))
+void gr_rpc_server_witness(struct gr_rpc_server *s, void (*fn)(void *arg, const struct gr_rpc_seen *seen), void *arg)
+{
+    s->witness = fn;
+    s->witness_arg = arg;
+}
+
+int rpc_conn_new(struct gr_rpc_server *s, int fd, struct rpc_conn **ret)
 {
     struct rpc_conn *c = s->n_conns < MAX_CONNECTIONS ? gr_zalloc(sizeof(*c)) : NULL;
     int r = c ? rpc_wire_init(&c->wire, fd) : -ENOMEM;
@@ -259,17 +240,29 @@ void gr_rpc_server_adopt(struct gr_rpc_server *s, int fd, void *peer, void (*pee
     }
     if (r < 0) {
         free(c);
-        if (peer)
-            peer_free(peer);
-        return;
+        return r;
     }
-    c->peer = peer;
-    c->peer_free = peer_free;
+    c->id = ++s->last_id;
+    socklen_t len = sizeof(c->cred);
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &c->cred, &len) < 0)
+        c->cred = (struct ucred){.uid = (uid_t)-1, .gid = (gid_t)-1};
     c->next = s->conns;
     if (c->next)
         c->next->prev = c;
     s->conns = c;
     s->n_conns++;
+    *ret = c;
+    return 0;
+}
+
+void gr_rpc_server_adopt(struct gr_rpc_server *s, int fd, struct gr_rpc_peer *peer)
+{
+    struct rpc_conn *c = NULL;
+    if (rpc_conn_new(s, fd, &c) == 0) {
+        c->peer = peer;
+    } else if (peer) {
+        peer->free(peer);
+    }
 }
 
 static void on_listen(void *arg, int events)
@@ -279,7 +272,7 @@ static void on_listen(void *arg, int events)
         int fd = accept4(s->watch.fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
         if (fd < 0)
             return;
-        gr_rpc_server_adopt(s, fd, NULL, NULL);
+        gr_rpc_server_adopt(s, fd, NULL);
     }
 }
 
@@ -348,6 +341,7 @@ void gr_rpc_server_free(struct gr_rpc_server *s)
         rpc_wire_shutdown(&c->wire);
         gr_fqueue_wake_all(&c->room);
     }
+    gr_fqueue_wake_all(&s->resumed);
     while (s->n_conns > 0) {
         if (gr_fiber_self())
             gr_fqueue_wait(&s->drained);
@@ -379,19 +373,30 @@ int gr_rpc_part(struct gr_rpc_call *call, json_t *part)
     return frame ? rpc_wire_send(&call->conn->wire, frame) : -ENOMEM;
 }
 
+void gr_rpc_only_asked(struct gr_rpc_call *call)
+{
+    if (call)
+        call->asked = true;
+}
+
 bool gr_rpc_gone(const struct gr_rpc_call *call)
 {
     return call && (call->canceled || (call->conn && (call->conn->gone || call->conn->wire.dead)));
+}
+
+uint64_t gr_rpc_connection(const struct gr_rpc_call *call)
+{
+    return call->conn ? call->conn->id : 0;
 }
 
 int gr_rpc_on_close(struct gr_rpc_call *call, void (*fn)(void *arg), void *arg)
 {
     if (call->conn && (call->conn->gone || call->conn->wire.dead))
         return -EPIPE;
-    struct closer *c = gr_alloc(sizeof(*c));
+    struct rpc_closer *c = gr_alloc(sizeof(*c));
     if (!c)
         return -ENOMEM;
-    *c = (struct closer){fn, arg, call->closers};
+    *c = (struct rpc_closer){fn, arg, call->closers};
     call->closers = c;
     return 0;
 }
@@ -399,15 +404,13 @@ int gr_rpc_on_close(struct gr_rpc_call *call, void (*fn)(void *arg), void *arg)
 int gr_rpc_local(struct gr_rpc_server *s, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *part_arg,
                  json_t **ret_result, struct gr_err *err)
 {
-    struct gr_rpc_call call = {.server = s, .on_part = on_part, .part_arg = part_arg};
-    const struct gr_rpc_method *m = find_method(s, method, &call.method_arg);
-    if (!params)
-        params = json_object();
+    struct gr_rpc_call call = {.server = s, .on_part = on_part, .part_arg = part_arg, .params = params ? params : json_object()};
+    call.method = find_method(s, method, &call.method_arg);
     json_t *result = NULL;
-    int r = m ? m->fn(call.method_arg, &call, params, &result, err) : gr_fail(err, -EOPNOTSUPP, "no method '%s'", method);
-    json_decref(params);
+    int r = call.method ? run_method(&call, &result, err) : gr_fail(err, -EOPNOTSUPP, "no method '%s'", method);
+    json_decref(call.params);
     if (call.closers) {
-        struct closer *last = call.closers;
+        struct rpc_closer *last = call.closers;
         while (last->next)
             last = last->next;
         last->next = s->closers;

@@ -122,13 +122,45 @@ void rpc_wire_done(struct rpc_wire *w)
 void rpc_wire_shutdown(struct rpc_wire *w)
 {
     w->dead = true;
-    shutdown(w->rfd, SHUT_RDWR);
+    if (!w->left)
+        shutdown(w->rfd, SHUT_RDWR);
+}
+
+void rpc_wire_leave(struct rpc_wire *w)
+{
+    w->left = w->dead = true;
+    if (w->reader)
+        gr_fiber_wake(w->reader);
+}
+
+static void on_readable(void *arg, int events)
+{
+    struct rpc_wire *w = arg;
+    w->readable = true;
+    gr_fiber_wake(w->reader);
+}
+
+/* Until there is something to read, or the wire is left. */
+static int wait_readable(struct rpc_wire *w)
+{
+    struct gr_watch watch = {.fn = on_readable, .arg = w, .fd = w->rfd, .events = POLLIN};
+    w->reader = gr_fiber_self();
+    w->readable = false;
+    int r = gr_watch_add(gr_fiber_loop(), &watch);
+    while (r == 0 && !w->readable && !w->left)
+        gr_fiber_suspend();
+    if (r == 0)
+        gr_watch_del(gr_fiber_loop(), &watch);
+    w->reader = NULL;
+    return r;
 }
 
 /* Have at least @need bytes in the buffer. 1; 0 closed between frames; negative. */
 static int fill(struct rpc_wire *w, size_t need, struct gr_err *err)
 {
     while (w->in.len < need) {
+        if (w->left)
+            return 0;
         int r = gr_buf_reserve(&w->in, GR_MAX(GR_MIN(need - w->in.len, (size_t)READ_STEP), (size_t)4096));
         if (r < 0)
             return gr_fail(err, r, "out of memory");
@@ -143,7 +175,9 @@ static int fill(struct rpc_wire *w, size_t need, struct gr_err *err)
             return gr_fail(err, -errno, "cannot receive: %s", strerror(errno));
         if (n == 0)
             return w->in.len == 0 || w->dead ? 0 : gr_fail(err, -GR_EPROTO, "closed in the middle of a frame");
-        gr_fiber_wait_fd(w->rfd, POLLIN, -1);
+        r = wait_readable(w);
+        if (r < 0)
+            return gr_fail(err, r, "cannot wait for more: %s", gr_code_text(r));
     }
     return 1;
 }

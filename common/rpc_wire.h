@@ -18,6 +18,9 @@ struct rpc_wire {
     struct gr_buf in;
     struct gr_fmutex write_lock;
     bool dead; /* nothing goes out any more */
+    bool left; /* somebody else goes on with the socket: it is not shut down */
+    struct gr_fiber *reader; /* that waits for bytes */
+    bool readable;
 };
 /* Takes @fd, also on failure. */
 int rpc_wire_init(struct rpc_wire *w, int fd);
@@ -28,4 +31,6 @@ int rpc_wire_recv(struct rpc_wire *w, json_t **ret, struct gr_err *err);
 int rpc_wire_send(struct rpc_wire *w, json_t *obj);
 /* Wake reader and writers: they find the connection closed. */
 void rpc_wire_shutdown(struct rpc_wire *w);
+/* The same, but the peer does not notice: somebody has a copy of the socket, and goes on with what is in the buffer now. */
+void rpc_wire_leave(struct rpc_wire *w);
 #endif

@@ -1,5 +1,6 @@
 /* Commands "granary lun …" and "granary session …": they ask the running storage daemon; masks, access lists and CHAP can also
  * be set while it does not run. */
+#include "common/audit.h"
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/home.h"
@@ -98,13 +99,28 @@ static int with_rules(void *arg, const struct gr_rules *rules, struct gr_err *er
     return r;
 }
 
+/* What no server witnessed leaves its line all the same. */
+static void leave_line(const char *method, json_t *params, int result, uint64_t ns)
+{
+    struct gr_home *home = NULL;
+    if (strcmp(method, "lun.acl") == 0 && !json_array_size(json_object_get(params, "allow")) && !json_array_size(json_object_get(params, "deny")))
+        return; /* it only asks */
+    if (gr_home_open(1, &home, NULL) == 0)
+        gr_audit_own(home, method, params, result, ns, gr_cmd_warn);
+    gr_home_free(home);
+}
+
 /* Ask the daemon; when none runs, do the same here. @params are taken; o->result is new. What others could not be told is printed. */
 static int change(struct gr_cmd_ctx *c, const char *method, json_t *params, struct offline *o, struct gr_err *err)
 {
     const struct gr_rules_app *app = gr_cmd_app(c);
     int r = tgt_cmd_ask_if(c, method, json_incref(params), &o->result, err);
-    if (r == -ECONNREFUSED)
+    if (r == -ECONNREFUSED) {
+        uint64_t begin = gr_loop_now_ns(gr_cmd_loop(c));
         r = strchr(o->disk, '/') ? app->with(gr_cmd_loop(c), with_rules, o, err) : with_rules(o, NULL, err);
+        if (r != -EALREADY)
+            leave_line(method, params, r, gr_loop_now_ns(gr_cmd_loop(c)) - begin);
+    }
     if (r == -EALREADY) /* it has just started */
         r = tgt_cmd_ask(c, method, json_incref(params), &o->result, err);
     json_decref(params);
@@ -113,7 +129,7 @@ static int change(struct gr_cmd_ctx *c, const char *method, json_t *params, stru
     free(o->untold);
     const char *warning = json_string_value(json_object_get(o->result, "warning"));
     if (warning)
-        fprintf(stderr, "warning: %s\n", warning);
+        gr_cmd_warn(NULL, warning);
     return r;
 }
 

@@ -1,4 +1,5 @@
 /* Commands "granary lun add|remove|resize|set|redirect": by the storage daemon of this home, or, while it does not run, here under its lock. */
+#include "common/audit.h"
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/seam.h"
@@ -12,13 +13,19 @@ static int run_here(struct gr_cmd_ctx *c, struct gr_home *home, const char *meth
     static const struct tgt_directory nothing;
     struct gr_rpc_server *server = NULL;
     struct tgt_raw *raw = NULL;
-    int r = tgt_raw_new(gr_cmd_loop(c), home, &nothing, &raw, err);
+    struct gr_audit audit;
+    int r = gr_audit_init(&audit, home, gr_cmd_warn, NULL, err);
+    if (r == 0)
+        r = tgt_raw_new(gr_cmd_loop(c), home, &nothing, &raw, err);
     if (r == 0 && ((r = gr_rpc_server_new(gr_cmd_loop(c), &server)) < 0 || (r = gr_rpc_server_add(server, tgt_raw_methods, raw)) < 0))
         gr_fail(err, r, "LUNs cannot be changed here: %s", gr_code_text(r));
-    if (r == 0)
+    if (r == 0) {
+        gr_audit_watch(&audit, server);
         r = gr_rpc_local(server, method, json_incref(params), NULL, NULL, ret, err);
+    }
     gr_rpc_server_free(server);
     tgt_raw_free(raw);
+    gr_audit_done(&audit);
     return r;
 }
 

@@ -10,7 +10,6 @@
 
 #define NOP_AFTER_NS (15ull * 1000000000)  /* silence before we ask */
 #define DEAD_AFTER_NS (60ull * 1000000000) /* silence before we give up */
-#define WAIT_MAX_S 60ull                   /* DefaultTime2Wait may be an hour: so long nobody's tasks are kept */
 #define LOST_AFTER_NS (5ull * 1000000000)  /* silence before data that was asked for counts as lost */
 
 struct tgt_misc *tgt_misc_new(struct tgt_conn *c, enum tgt_opcode op, uint8_t flags, uint32_t itt, uint32_t len)
@@ -117,12 +116,13 @@ void tgt_conn_close(struct tgt_conn *c, enum tgt_leave tasks, const char *why)
         if (sess->tasks[i].state != TASK_FREE && sess->tasks[i].conn == c)
             tgt_task_leave(&sess->tasks[i], tasks);
     tgt_requests_leave(c, tasks);
+    tgt_fence_look(sess);
     maybe_reap(c);
     if (sess->ended)
         return;
     tgt_note(c->server, 6, "session %u: connection %u from %s ended: %s", sess->id, c->cid, c->address, why);
     if (tasks == LEAVE_KEEP) /* until then they may be reassigned */
-        gr_timer_arm(c->sess->loop, &sess->retain, (GR_MIN((uint64_t)sess->params.time2wait, WAIT_MAX_S) + sess->params.time2retain) * 1000000000);
+        tgt_sess_retain(sess);
     else if (!sess->conns)
         tgt_sess_close(sess, why);
 }
@@ -203,6 +203,7 @@ int tgt_conn_new(struct tgt_sess *sess, const struct tgt_sess_start *start, stru
     snprintf(c->address, sizeof c->address, "%s", start->address);
     c->fd = start->fd;
     c->statsn = start->statsn;
+    c->acked = start->acked;
     c->heard_ns = gr_loop_now_ns(s->loop);
     c->params = sess->params; /* what holds for the session, and this connection's own: */
     c->params.header_digest = start->params.header_digest;
@@ -251,7 +252,13 @@ void tgt_conn_tick(struct tgt_conn *c)
     }
     if (c->params.error_recovery_level && silent >= LOST_AFTER_NS && c->rx_phase == RX_HEADER)
         ask_again(c);
-    if (silent < NOP_AFTER_NS || c->closing || c->nop_outstanding > 3)
+    if (silent >= NOP_AFTER_NS)
+        tgt_conn_ping(c);
+}
+
+void tgt_conn_ping(struct tgt_conn *c)
+{
+    if (c->closing || c->nop_outstanding > 3)
         return;
     struct tgt_misc *m = tgt_misc_new(c, TGT_OP_NOP_IN, TGT_FINAL, TGT_TAG_NONE, 0);
     if (!m)

@@ -65,8 +65,9 @@ static bool header(struct tgt_conn *c)
         tgt_conn_lost(c, "a header digest was wrong"); /* its length is in doubt too: where the next PDU begins is not known */
         return false;
     }
-    if (c->unacked)
-        tgt_ack(c, gr_get_be32(b + 28));
+    tgt_ack(c, gr_get_be32(b + 28));
+    if (c->fd < 0)
+        return false;
     if (tgt_rx_must_wait(c)) {
         c->paused = true;
         return false;

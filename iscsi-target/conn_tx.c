@@ -70,6 +70,10 @@ static void put_misc(struct tgt_conn *c, struct tgt_misc *m)
     numbers(c, tx, m->takes_statsn ? take_statsn(c, &m->unacked) : c->statsn);
     m->unacked.again = false;
     m->in_ring = true;
+    if (m->fences) {
+        m->fences = false;
+        tgt_fence_sent(c);
+    }
     tx->data = m->data;
     tx->len = m->len;
     tx->misc = m;
@@ -231,7 +235,8 @@ static void fill(struct tgt_conn *c)
     unsigned answers = 0;
     while (c->tx_count < TGT_TX_PDUS && c->tx_misc)
         put_misc(c, next_misc(c));
-    for (uint32_t turn = 0; c->tx_count < TGT_TX_PDUS && answers < SEND_ANSWERS && c->tx_tasks;) {
+    bool fenced = c->sess->first && c->sess->first != c;
+    for (uint32_t turn = 0; !fenced && c->tx_count < TGT_TX_PDUS && answers < SEND_ANSWERS && c->tx_tasks;) {
         struct tgt_task *t = c->tx_tasks;
         bool more = put_task(c, t);
         answers += !more;
@@ -252,9 +257,12 @@ static void fill(struct tgt_conn *c)
 /* A PDU of a task is out. Its answer is kept where it may be asked for again. */
 static void task_out(struct tgt_task *t, bool ends)
 {
+    struct tgt_tmf_wait *tmf = ends ? gr_take(t->tmf) : NULL;
     t->in_ring--;
     if (ends && !t->unacked.listed && !t->in_ring && !t->in_tx)
         tgt_task_release(t);
+    if (tmf)
+        tgt_tmf_task_gone(tmf);
 }
 
 /* False: the connection was closed. */

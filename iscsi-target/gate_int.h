@@ -38,7 +38,8 @@ struct gate {
     struct gate_creds *creds;
     uint32_t max_connections, negotiate_ms, stall_ms;
     uint32_t n_conns, next_gen;
-    bool stopping;
+    bool retired; /* ends with its last connection */
+    bool hurries; /* does not wait for clients to close */
     struct gate_msg out, in;
     struct gate_conn *shaking; /* whose handshake runs: GnuTLS does not tell who wants the signature */
     struct gr_strangers strangers;

@@ -23,11 +23,14 @@ enum gate_msg_type {
     GATE_ENDED,       /* a stranger has left or was refused */
     GATE_TURNED_AWAY, /* one was not let in at all; no slot */
     GATE_PONG,
+    GATE_IS_DEAF, /* nobody comes any more */
     /* to the gate */
     GATE_START,  /* first of all; carries a file: CA certificates and the server's own, PEM */
     GATE_LISTEN, /* carries a listening socket */
     GATE_ADOPT,  /* carries a connected one */
-    GATE_STOP,   /* no more strangers; end when the others have ended */
+    GATE_DEAF,   /* accept nobody until the next LISTEN; those who are there go on */
+    GATE_RETIRE, /* no more strangers; end when the others have ended */
+    GATE_STOP,   /* the same, and do not wait for clients to close */
     GATE_ANSWER, /* to SIGN and KEY */
     GATE_PING,
     GATE_TYPES

@@ -10,12 +10,18 @@
 #include "iscsi-target/target.h"
 
 #define TGT_HERITAGE_FDS 4096u
+/* Of the document that is written, and the oldest that is read. Who reads must know all that a version says, as what it does not know is lost:
+ * so who asks for a place says which it reads ("versions":[oldest, newest] of daemon.hand-over), and is refused before anything comes to rest. */
+#define TGT_HERITAGE_VERSION 2
+#define TGT_HERITAGE_OLDEST 1
 struct tgt_heritage {
     json_t *doc;
     int *fds; /* owned; -1 where somebody has taken it */
     unsigned n_fds;
 };
 void tgt_heritage_free(struct tgt_heritage *h); /* closes what nobody took */
+/* Does who sent these params of daemon.hand-over read what we write? 0, or -EOPNOTSUPP. */
+int tgt_heritage_readable(json_t *params, struct gr_err *err);
 /* (fiber) Nothing new is begun; wait until what was begun is answered. No login is under way afterwards. 0, or -EBUSY naming the session
  * that has not come to rest: then everything goes on as before. */
 int tgt_server_rest(struct tgt_server *s, uint64_t timeout_ms, struct gr_err *err);
@@ -25,10 +31,16 @@ int tgt_server_bequeath(struct tgt_server *s, struct tgt_heritage *ret, struct g
 int tgt_server_inherit_portals(struct tgt_server *s, struct tgt_heritage *h, struct gr_err *err);
 /* (fiber) Go on with the sessions. Those whose disk cannot be had end; how many. */
 int tgt_server_inherit_sessions(struct tgt_server *s, struct tgt_heritage *h);
+/* A copy of @fd goes along: its index, or negative. And back: the descriptor at the index that @o has under "fd", now the caller's, or -1. */
+int tgt_heritage_keep(struct tgt_heritage *h, int fd);
+int tgt_heritage_take_fd(struct tgt_heritage *h, json_t *o);
 /* Listening sockets of another server of the program: a copy of @fd goes along, in the list @key; and the @i-th of that list, now the
  * caller's, or -1. */
 int tgt_heritage_add(struct tgt_heritage *h, const char *key, int fd);
 int tgt_heritage_take(struct tgt_heritage *h, const char *key, size_t i);
+/* The connections of requests (gr_rpc_server_bequeath() and _inherit()) go along. How many were taken over. */
+int tgt_heritage_add_requests(struct tgt_heritage *h, struct gr_rpc_server *rpc);
+unsigned tgt_heritage_take_requests(struct tgt_heritage *h, struct gr_rpc_server *rpc);
 /* (fiber) Over a connected SOCK_SEQPACKET socket. 0 or negative. */
 int tgt_heritage_send(struct gr_loop *loop, int sock, const struct tgt_heritage *h, struct gr_err *err);
 int tgt_heritage_recv(struct gr_loop *loop, int sock, struct tgt_heritage *ret, struct gr_err *err);

@@ -58,3 +58,30 @@ json_t *tgt_latency_json(const struct tgt_latency *l)
                      (json_int_t)tgt_latency_permille(l, 500), "p99-us", (json_int_t)tgt_latency_permille(l, 990), "p999-us",
                      (json_int_t)tgt_latency_permille(l, 999), "max-us", (json_int_t)l->max_us, "buckets", buckets);
 }
+
+json_t *tgt_latency_save(const struct tgt_latency *l)
+{
+    json_t *n = json_array();
+    uint64_t seen = 0;
+    for (unsigned i = 0; i < TGT_LATENCY_BUCKETS && seen < l->count; i++) {
+        seen += l->n[i];
+        json_array_append_new(n, json_integer((json_int_t)l->n[i]));
+    }
+    return json_pack("{s:I,s:I,s:o}", "sum-us", (json_int_t)l->sum_us, "max-us", (json_int_t)l->max_us, "n", n);
+}
+
+void tgt_latency_load(struct tgt_latency *l, json_t *o)
+{
+    struct tgt_latency saved = {.sum_us = (uint64_t)json_integer_value(json_object_get(o, "sum-us")),
+                                .max_us = (uint64_t)json_integer_value(json_object_get(o, "max-us"))};
+    json_t *n = json_object_get(o, "n"), *v;
+    size_t i;
+    json_array_foreach(n, i, v)
+    {
+        if (i >= TGT_LATENCY_BUCKETS || json_integer_value(v) < 0)
+            return;
+        saved.n[i] = (uint64_t)json_integer_value(v);
+        saved.count += saved.n[i];
+    }
+    tgt_latency_merge(l, &saved);
+}

@@ -19,4 +19,8 @@ uint64_t tgt_latency_permille(const struct tgt_latency *l, unsigned permille);
 /* {"count","sum-us","p50-us","p99-us","p999-us","max-us","buckets":[{"le-us","count"}]}: buckets are cumulative, an octave each, to the
  * first that holds all. New reference, NULL: out of memory. */
 json_t *tgt_latency_json(const struct tgt_latency *l);
+/* All of it, for another process to go on with: {"sum-us","max-us","n":[count of each bucket, to the last that has one]}. New reference, NULL:
+ * out of memory. load adds what @o says to @l, and takes nothing that cannot be. */
+json_t *tgt_latency_save(const struct tgt_latency *l);
+void tgt_latency_load(struct tgt_latency *l, json_t *o);
 #endif

@@ -173,6 +173,12 @@ static struct tgt_lu *lu_new(struct tgt_server *s, const char *disk)
     return lu;
 }
 
+struct tgt_lu *tgt_lu_known(struct tgt_server *s, const char *disk)
+{
+    struct tgt_lu *lu = tgt_lu_find(s, disk);
+    return lu ? lu : lu_new(s, disk);
+}
+
 uint16_t tgt_group_of(struct tgt_server *s, const char *disk)
 {
     uint16_t group = s->dir.group ? s->dir.group(s->dir.arg, disk) : 0;
@@ -217,9 +223,7 @@ int tgt_lu_activate(struct tgt_lu *lu, struct gr_bdev *bdev, const struct tgt_se
 /* What the directory said is made true. Holds a user. */
 static int place_lu(struct tgt_server *s, const char *disk, struct tgt_place *place, struct tgt_lu **ret, struct gr_err *err)
 {
-    struct tgt_lu *lu = tgt_lu_find(s, disk); /* another login may have been faster */
-    if (!lu)
-        lu = lu_new(s, disk);
+    struct tgt_lu *lu = tgt_lu_known(s, disk); /* another login may have been faster */
     if (!lu || lu->releasing) {
         gr_bdev_put(place->bdev);
         return gr_fail(err, lu ? -GR_ELOCKED : -ENOMEM, "disk '%s' cannot be served now", disk);

@@ -8,6 +8,7 @@
 #include "common/cleanup.h"
 #include "common/daemon.h"
 #include "common/link.h"
+#include "common/audit.h"
 #include "common/log.h"
 #include "iscsi-target/handover.h"
 #include "iscsi-target/isns.h"
@@ -22,6 +23,7 @@
 #define LOGIN_WAIT_MS 10000u   /* how long a login waits for a disk that changes hands */
 #define SHUTDOWN_MS 5000u      /* what initiators get to log out in */
 #define REST_MS 10000u         /* what commands get to end in before a hand-over */
+#define REQUESTS_MS 5000u      /* and requests, while initiators work on */
 
 struct daemon {
     struct storaged_options o;
@@ -38,6 +40,7 @@ struct daemon {
     struct tgt_isns *isns;
     struct mover_server *mover;
     struct gr_rpc_server *rpc;
+    struct gr_audit audit;
     struct snap_exposures *exposures;
     char mover_addr[TGT_SHOWN];
     uint64_t started_ns;
@@ -80,14 +83,14 @@ static unsigned count_users(void *arg, const char *disk)
     return d->tgt ? tgt_server_sessions(d->tgt, disk) : 0;
 }
 
-static void log_warning(void *arg, const char *text)
-{
-    gr_log(GR_LOG_WARN, "%s", text);
-}
-
 static void log_note(void *arg, int level, const char *text)
 {
     gr_log((enum gr_log_level)level, "%s", text);
+}
+
+static void audit_warning(void *arg, const char *text)
+{
+    gr_log_limited(GR_LOG_WARN, "%s", text);
 }
 
 static void log_mover(void *arg, enum mover_log_level level, const char *text)
@@ -102,7 +105,8 @@ static int dir_lookup(void *arg, const char *disk, const char *initiator, struct
     struct snap_place place = {0};
     if (strchr(disk, '@') && !(d->exposures && snap_exposed_to(d->exposures, disk, initiator)))
         return gr_fail(err, -ENOENT, "snapshot %s is not exposed to %s", disk, initiator);
-    int r = snap_svc_find(d->svc, disk, LOGIN_WAIT_MS, &place, err);
+    gr_auto_free char *what = initiator[0] ? gr_asprintf("login of %s", initiator) : NULL;
+    int r = snap_svc_find(d->svc, disk, what ? what : "login", LOGIN_WAIT_MS, &place, err);
     if (r < 0)
         return r;
     if (!place.bdev && !place.portal[0])
@@ -202,7 +206,7 @@ static int export_open(void *arg, const char *name, struct mover_export *ret, st
 {
     struct daemon *d = arg;
     struct snap_place place = {0};
-    int r = snap_svc_find(d->svc, name, LOGIN_WAIT_MS, &place, err);
+    int r = snap_svc_find(d->svc, name, "NBD client", LOGIN_WAIT_MS, &place, err);
     if (r < 0)
         return r;
     if (!place.bdev)
@@ -321,22 +325,57 @@ static int op_ping(void *arg, struct gr_rpc_call *call, json_t *params, json_t *
     return 0;
 }
 
-/* Something that a hand-over would cut off. */
-static int busy_for_hand_over(struct daemon *d, struct gr_err *err)
+struct sought {
+    struct daemon *d;
+    struct gr_err *err;
+    const char *snapshot;
+    bool found;
+};
+
+static int is_sought(void *arg, const struct snap_info *info)
 {
-    struct mover_stats ms = {0};
-    mover_server_stats(d->mover, &ms);
-    json_t *exposed = snap_exposures_list(d->exposures);
-    size_t n = json_array_size(exposed);
-    json_decref(exposed);
-    unsigned guests = ms.connections - ms.strangers; /* who has proved nothing holds nothing up */
-    if (guests || n)
-        return gr_fail(err, -EBUSY, "%u connections of the mover and %zu exposed snapshots are in use: wait until backups and restores have ended",
-                       guests, n);
+    struct sought *w = arg;
+    w->found |= !info->is_bookmark && !info->deleting && strcmp(info->name, w->snapshot) == 0;
     return 0;
 }
 
-/* daemon.hand-over {"socket"}: who listens there takes our place. When it is answered, sessions are at rest, and we end. */
+/* A snapshot that was deleted stays, hidden, for who still reads it; but the next process could not find it. */
+static int outlives_us(void *arg, const char *name, const char *peer)
+{
+    struct sought *w = arg;
+    const char *at = strchr(name, '@');
+    gr_auto_free char *disk = gr_asprintf("%.*s", at ? (int)(at - name) : 0, name);
+    if (!at || !disk)
+        return 0;
+    w->snapshot = at + 1;
+    w->found = false;
+    int r = snap_svc_each_snapshot(w->d->svc, disk, is_sought, w, w->err);
+    if (r < 0 || w->found)
+        return GR_MIN(r, 0);
+    return gr_fail(w->err, -EBUSY, "%s is deleted as soon as %s has read it over the data mover: wait until then", name, peer);
+}
+
+/* What the next process goes on with comes to rest, initiators last; or everything goes on. */
+static int come_to_rest(struct daemon *d, const struct gr_rpc_call *call, struct gr_err *err)
+{
+    struct sought w = {.d = d, .err = err};
+    int r = mover_server_each_export(d->mover, outlives_us, &w);
+    if (r < 0)
+        return r;
+    unsigned late = gr_rpc_server_rest(d->rpc, call, REQUESTS_MS);
+    if (late)
+        gr_log(GR_LOG_WARN, "%u requests are still at work: they are cut off", late);
+    r = snap_svc_checkpoint(d->svc, err); /* while initiators work: what is left for later is little */
+    if (r == 0)
+        r = mover_server_rest(d->mover, REST_MS, err);
+    if (r == 0 && (r = tgt_server_rest(d->tgt, REST_MS, err)) < 0)
+        mover_server_resume(d->mover);
+    if (r < 0)
+        gr_rpc_server_resume(d->rpc);
+    return r;
+}
+
+/* daemon.hand-over {"socket","versions":[oldest,newest]}: who listens there takes our place. When it is answered, sessions are at rest, and we end. */
 static int op_hand_over(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
 {
     struct daemon *d = arg;
@@ -344,13 +383,11 @@ static int op_hand_over(void *arg, struct gr_rpc_call *call, json_t *params, jso
     gr_auto_close int heir = -1;
     int r = gr_json_str(params, "socket", &path, err);
     if (r == 0)
-        r = d->stop ? gr_fail(err, -EBUSY, "the daemon ends already") : busy_for_hand_over(d, err);
+        r = tgt_heritage_readable(params, err);
     if (r == 0)
-        r = gr_unix_connect(path, &heir, err);
+        r = d->stop ? gr_fail(err, -EBUSY, "the daemon ends already") : gr_unix_connect(path, &heir, err);
     if (r == 0)
-        r = snap_svc_checkpoint(d->svc, err); /* while initiators work: what is left for later is little */
-    if (r == 0)
-        r = tgt_server_rest(d->tgt, REST_MS, err);
+        r = come_to_rest(d, call, err);
     if (r < 0)
         return r;
     d->heir = gr_take_fd(&heir);
@@ -359,7 +396,7 @@ static int op_hand_over(void *arg, struct gr_rpc_call *call, json_t *params, jso
     return 0;
 }
 
-static const struct gr_rpc_method daemon_methods[] = {{"daemon.ping", op_ping}, {"daemon.status", op_status}, {"daemon.nbd-url", op_nbd_url},
+static const struct gr_rpc_method daemon_methods[] = {{"daemon.ping", op_ping, true}, {"daemon.status", op_status, true}, {"daemon.nbd-url", op_nbd_url, true},
                                                        {"daemon.hand-over", op_hand_over}, {NULL, NULL}};
 
 /* ---- hooks of the portals ---- */
@@ -463,7 +500,6 @@ static int start_mover(struct daemon *d, struct gr_err *err)
     r = mover_server_new(d->loop, &o, &d->mover, err);
     if (r == 0)
         r = tgt_mover_inherit(d->mover, &d->heritage, d->mover_addr, err);
-    tgt_heritage_free(&d->heritage);
     return r == 0 ? tgt_mover_open(d->mover, d->home, d->o.mover, d->mover_addr, err) : GR_MIN(r, 0);
 }
 
@@ -473,7 +509,7 @@ static int start_service(struct daemon *d, struct gr_err *err)
         .loop = d->loop,
         .home = d->home,
         .address = d->socket_path,
-        .hooks = {.arg = d, .release = let_go, .users = count_users, .warn = log_warning},
+        .hooks = {.arg = d, .release = let_go, .users = count_users, .note = log_note},
         .images = &images,
     };
     const struct snap_expose_hooks hooks = {
@@ -481,7 +517,13 @@ static int start_service(struct daemon *d, struct gr_err *err)
     int r = snap_svc_new(&o, &d->svc, err);
     if (r == 0)
         r = snap_exposures_new(d->loop, d->svc, &hooks, &d->exposures, err);
-    return r < 0 ? r : snap_svc_join_all(d->svc, err);
+    if (r >= 0)
+        r = snap_svc_join_all(d->svc, err);
+    struct gr_err why = {0};
+    int missing = r < 0 ? 0 : snap_exposures_load(d->exposures, json_object_get(d->heritage.doc, "exposures"), &why);
+    if (missing)
+        gr_log(GR_LOG_WARN, "%d snapshots that were exposed are not any more: %s", missing, why.text);
+    return r;
 }
 
 static int start_isns(struct daemon *d, struct gr_err *err)
@@ -498,7 +540,12 @@ static int start_isns(struct daemon *d, struct gr_err *err)
 
 static int serve_requests(struct daemon *d, struct gr_err *err)
 {
-    int r = gr_rpc_server_new(d->loop, &d->rpc);
+    int r = gr_audit_init(&d->audit, d->home, audit_warning, NULL, err);
+    if (r < 0)
+        return r;
+    r = gr_rpc_server_new(d->loop, &d->rpc);
+    if (r == 0)
+        gr_audit_watch(&d->audit, d->rpc);
     if (r == 0)
         r = snap_svc_serve(d->svc, d->rpc);
     if (r == 0)
@@ -513,6 +560,11 @@ static int serve_requests(struct daemon *d, struct gr_err *err)
         r = snap_exposures_serve(d->exposures, d->rpc);
     if (r == 0)
         r = gr_rpc_server_add(d->rpc, daemon_methods, d);
+    if (r == 0) {
+        tgt_heritage_take_requests(&d->heritage, d->rpc);
+        snap_exposures_tie(d->exposures);
+        tgt_heritage_free(&d->heritage);
+    }
     if (r < 0)
         return gr_fail(err, r, "%s: %s", d->socket_path, gr_code_text(r));
     return gr_rpc_server_listen(d->rpc, d->socket_path, err);
@@ -561,7 +613,13 @@ static void stop_all(struct daemon *d)
         gr_log(GR_LOG_ERR, "%s", err.text);
     int r = heritage.doc ? tgt_mover_bequeath(d->mover, d->mover_addr, &heritage) : 0;
     if (r < 0)
-        gr_log(GR_LOG_WARN, "a listening socket of the mover cannot be handed over: %s, ignoring", gr_code_text(r));
+        gr_log(GR_LOG_WARN, "some of the mover cannot be handed over: %s, ignoring", gr_code_text(r));
+    if (heritage.doc) {
+        json_object_set_new(heritage.doc, "exposures", snap_exposures_save(d->exposures));
+        r = tgt_heritage_add_requests(&heritage, d->rpc);
+        if (r < 0)
+            gr_log(GR_LOG_WARN, "requests cannot be handed over: %s, ignoring", gr_code_text(r));
+    }
     if (d->tgt && d->heir < 0) {
         int cut = tgt_server_shutdown(d->tgt, SHUTDOWN_MS);
         if (cut > 0)
@@ -570,6 +628,7 @@ static void stop_all(struct daemon *d)
     mover_server_stop(gr_take(d->mover));
     snap_svc_unlink(d->svc);
     gr_rpc_server_free(d->rpc);
+    gr_audit_done(&d->audit);
     snap_exposures_free(d->exposures);
     d->exposures = NULL;
     tgt_server_free(gr_take(d->tgt));

@@ -6,7 +6,6 @@
 #include "iscsi-target/mover_int.h"
 #include <string.h>
 
-#define LEAVE_MS 1000u /* to send what it has when the mover ends */
 /* A gate in wrong hands could ask for signatures without end: after a burst they come at this rate, which is more than it can use, and each
  * stranger's in his turn. */
 #define SIGN_BURST 64u
@@ -22,6 +21,7 @@ struct stranger {
 struct mover_gate {
     struct mover_server *s;
     struct gr_helper process;
+    bool deaf;
     struct gate_msg in, out;
     unsigned n_strangers;
     uint64_t signed_until_ns; /* up to which moment signatures are used up */
@@ -217,6 +217,10 @@ static bool message(struct mover_gate *g, int *fd)
         gr_helper_pong(&g->process);
         return true;
     }
+    if (g->in.type == GATE_IS_DEAF) {
+        g->deaf = true;
+        return true;
+    }
     if (g->in.type == GATE_TURNED_AWAY)
         return on_turned_away(g);
     struct stranger *c = g->in.slot < GATE_SLOTS ? &g->strangers[g->in.slot] : NULL;
@@ -288,6 +292,37 @@ unsigned mover_gate_strangers(const struct mover_server *s)
     return s->gate ? s->gate->n_strangers : 0;
 }
 
+void mover_gate_rest(struct mover_server *s, uint64_t timeout_ms)
+{
+    struct mover_gate *g = s->gate;
+    uint64_t deadline = gr_loop_now_ns(s->loop) + timeout_ms * 1000000;
+    if (!g)
+        return;
+    g->deaf = false;
+    (void)say(g, GATE_DEAF, -1);
+    while ((!g->deaf || g->n_strangers) && g->process.sock >= 0 && gr_loop_now_ns(s->loop) < deadline)
+        gr_fiber_sleep_ms(1);
+}
+
+void mover_gate_resume(struct mover_server *s)
+{
+    for (const struct mover_listen *l = s->gate ? s->listens : NULL; l; l = l->next)
+        (void)say(s->gate, GATE_LISTEN, l->acceptor.fd);
+}
+
+int mover_gate_leave(struct mover_server *s)
+{
+    struct mover_gate *g = s->gate;
+    if (!g || g->process.sock < 0)
+        return -1;
+    (void)say(g, GATE_RETIRE, -1);
+    int sock = gr_helper_leave(&g->process);
+    gr_timer_cancel(s->loop, &g->sign_timer);
+    free(g);
+    s->gate = NULL;
+    return sock;
+}
+
 void mover_gate_close(struct mover_server *s)
 {
     if (!s->gate)
@@ -301,7 +336,7 @@ void mover_gate_free(struct mover_server *s)
     struct mover_gate *g = s->gate;
     if (!g)
         return;
-    while (g->process.pid > 0 && gr_fqueue_wait_ms(&s->ended, LEAVE_MS) == 0) {
+    while (g->process.pid > 0 && gr_fqueue_wait_ms(&s->ended, GATE_LEAVE_MS) == 0) {
     }
     gr_helper_stop(&g->process);
     while (g->process.pid > 0) /* reaped by the loop */

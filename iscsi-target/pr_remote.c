@@ -205,4 +205,6 @@ static int lun_attention(void *arg, struct gr_rpc_call *call, json_t *params, js
     return 0;
 }
 
-const struct gr_rpc_method tgt_host_methods[] = {{"lun.reserve", lun_reserve}, {"lun.attention", lun_attention}, {"lun.rules-changed", tgt_rules_changed}, {NULL, NULL}};
+/* What initiators do, not administrators; and news of rules that were changed elsewhere. */
+const struct gr_rpc_method tgt_host_methods[] = {
+    {"lun.reserve", lun_reserve, true}, {"lun.attention", lun_attention, true}, {"lun.rules-changed", tgt_rules_changed, true}, {NULL, NULL}};

@@ -71,6 +71,10 @@ void tgt_ack(struct tgt_conn *c, uint32_t expstatsn)
 {
     if (tgt_sn_lt(c->statsn, expstatsn))
         return; /* of what was never sent: some initiators count wrongly, and it says nothing */
+    if (tgt_sn_lt(c->acked, expstatsn))
+        c->acked = expstatsn;
+    if (c->fenced)
+        tgt_fence_acked(c);
     while (c->unacked && tgt_sn_lt(c->unacked->statsn, expstatsn) && !in_use(c->unacked))
         forget(c, c->unacked);
 }

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#define WAIT_MAX_S 60ull /* DefaultTime2Wait may be an hour: so long nobody's tasks are kept */
+
 uint32_t tgt_sess_maxcmdsn(const struct tgt_sess *sess)
 {
     return sess->expcmdsn + (TGT_WINDOW - sess->outstanding) - 1;
@@ -31,18 +33,6 @@ void tgt_sess_ua(struct tgt_sess *sess, uint16_t ua)
             return;
     if (sess->n_ua < TGT_UA_MAX)
         sess->ua[sess->n_ua++] = ua;
-}
-
-void tgt_stats_add(struct tgt_sess_stats *sum, const struct tgt_sess_stats *st)
-{
-    sum->reads += st->reads;
-    sum->writes += st->writes;
-    sum->read_bytes += st->read_bytes;
-    sum->write_bytes += st->write_bytes;
-    sum->others += st->others;
-    sum->errors += st->errors;
-    tgt_latency_merge(&sum->read_latency, &st->read_latency);
-    tgt_latency_merge(&sum->write_latency, &st->write_latency);
 }
 
 /* ---- end ---- */
@@ -84,6 +74,8 @@ static void unlink_sess(struct tgt_sess *sess)
         sess->next->prev = sess->prev;
     s->n_sessions--;
     sess->lu->n_sessions--;
+    tgt_stats_add(&sess->lu->stats, &sess->stats); /* what is still counted comes with its end: in the sum nothing is ever missing */
+    sess->stats = (struct tgt_sess_stats){0};
     if (sess->lu->reserved == sess)
         sess->lu->reserved = NULL;
 }
@@ -121,6 +113,11 @@ static void retain_over(void *arg)
     for (unsigned i = 0; i < TGT_TASKS; i++)
         if (sess->tasks[i].state != TASK_FREE && !sess->tasks[i].conn)
             tgt_task_leave(&sess->tasks[i], LEAVE_DROP);
+}
+
+void tgt_sess_retain(struct tgt_sess *sess)
+{
+    gr_timer_arm(sess->loop, &sess->retain, (GR_MIN((uint64_t)sess->params.time2wait, WAIT_MAX_S) + sess->params.time2retain) * 1000000000);
 }
 
 /* ---- login ---- */

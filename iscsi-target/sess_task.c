@@ -16,21 +16,14 @@ struct tgt_task *tgt_task_find(struct tgt_sess *sess, uint32_t itt)
     return t;
 }
 
-static struct tgt_task *task_new(struct tgt_conn *c)
+struct tgt_task *tgt_task_blank(struct tgt_sess *sess, uint32_t itt)
 {
-    struct tgt_sess *sess = c->sess;
     struct tgt_task *t = sess->free_tasks;
-    const uint8_t *b = c->rx_bhs;
-    t->conn = c;
+    t->conn = NULL;
     sess->free_tasks = t->hash_next;
     sess->n_free--;
-    t->flags = b[1];
-    t->immediate = tgt_bhs_immediate(b);
-    t->itt = tgt_bhs_itt(b);
-    t->cmdsn = tgt_bhs_cmdsn(b);
-    t->edtl = gr_get_be32(b + 20);
-    memcpy(t->cdb, b + 32, 16);
-    t->lun_ok = tgt_bhs_lun0(b);
+    t->itt = itt;
+    t->immediate = false;
     t->counted = t->in_tx = t->aborted = t->waiting_buf = t->waiting_fiber = t->failed_early = t->unsolicited = t->in_fiber = false;
     t->receiving = t->unsol_broken = t->answered = t->collapsed = t->separate = false;
     t->unacked = (struct tgt_unacked){.is_task = true};
@@ -50,6 +43,20 @@ static struct tgt_task *task_new(struct tgt_conn *c)
     struct tgt_task **slot = bucket(sess, t->itt);
     t->hash_next = *slot;
     *slot = t;
+    return t;
+}
+
+static struct tgt_task *task_new(struct tgt_conn *c)
+{
+    const uint8_t *b = c->rx_bhs;
+    struct tgt_task *t = tgt_task_blank(c->sess, tgt_bhs_itt(b));
+    t->conn = c;
+    t->flags = b[1];
+    t->immediate = tgt_bhs_immediate(b);
+    t->cmdsn = tgt_bhs_cmdsn(b);
+    t->edtl = gr_get_be32(b + 20);
+    memcpy(t->cdb, b + 32, 16);
+    t->lun_ok = tgt_bhs_lun0(b);
     return t;
 }
 
@@ -291,9 +298,15 @@ void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf)
     case TASK_FREE:
         return;
     case TASK_REPLY:
-        if (t->answered || t->in_ring)
-            return; /* its status is on its way, or its data is */
-        break;
+        if (t->answered)
+            return; /* its status is on its way */
+        if (!t->in_ring)
+            break;
+        if (tmf && !t->tmf) { /* its data is: the function is answered behind its status */
+            t->tmf = tmf;
+            tmf->tasks++;
+        }
+        return;
     case TASK_RUN:
         t->aborted = true;
         t->tmf = tmf;
@@ -340,7 +353,7 @@ void tgt_task_leave(struct tgt_task *t, enum tgt_leave how)
     if (t->state == TASK_HELD && (how == LEAVE_KEEP || sess->ended)) {
         held_remove(sess, t); /* not acknowledged: the initiator will send the command again */
         tgt_task_release(t);
-    } else if (t->state == TASK_REPLY && (how == LEAVE_DROP || t->aborted)) {
+    } else if (t->state == TASK_REPLY && (how == LEAVE_DROP || t->aborted || t->tmf)) {
         tgt_task_release(t);
     } else if (how == LEAVE_DROP) {
         tgt_task_abort(t, NULL);

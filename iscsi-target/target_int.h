@@ -102,11 +102,12 @@ struct tgt_unacked {
     bool listed, is_task;
     bool again;  /* asked for by a Status SNACK */
 };
-struct tgt_tmf_wait { /* a task management function waiting for tasks to end */
+struct tgt_tmf_wait { /* a task management function waiting for tasks to end, then for acknowledgements (ack_fence.c) */
+    struct tgt_tmf_wait *next;
     struct tgt_conn *conn;
     uint32_t itt, tasks; /* how many are still to end */
     uint8_t response;
-    bool cold_reset;
+    bool cold_reset, many; /* many: it ends all tasks there are, and its response is fenced */
 };
 struct tgt_task {
     struct tgt_sess *sess;
@@ -164,7 +165,7 @@ struct tgt_misc { /* a PDU to send that belongs to no task */
     struct tgt_misc *next;
     struct tgt_unacked unacked;
     uint8_t bhs[TGT_BHS_LEN];
-    bool takes_statsn, in_ring;
+    bool takes_statsn, in_ring, fences;
     enum tgt_after { AFTER_NOTHING, AFTER_CLOSE_CONN, AFTER_CLOSE_SESSION } after; /* when it is out */
     uint32_t len;
     uint8_t data[];
@@ -190,7 +191,10 @@ struct tgt_sess_stats {
     uint64_t reads, writes, read_bytes, write_bytes, others, errors;
     struct tgt_latency read_latency, write_latency; /* from the command's arrival to its answer */
 };
+/* ---- stats.c ---- */
 void tgt_stats_add(struct tgt_sess_stats *sum, const struct tgt_sess_stats *st);
+json_t *tgt_stats_save(const struct tgt_sess_stats *st);            /* new, NULL: out of memory */
+void tgt_stats_load(struct tgt_sess_stats *sum, json_t *o);         /* adds what save() told; absent is none */
 struct tgt_conn {
     struct tgt_sess *sess;
     struct tgt_server *server;
@@ -233,7 +237,9 @@ struct tgt_conn {
     unsigned tx_head, tx_count;
     uint32_t tx_done;                     /* bytes of the head PDU that are out */
     bool flushing;                        /* its loop's thread is sending from the ring */
-    uint32_t statsn;
+    uint32_t statsn, acked;               /* the next one; the first that the initiator has not acknowledged */
+    uint32_t fence;                       /* what @acked must reach while @fenced */
+    bool fenced;
     struct tgt_unacked *unacked, *unacked_last;
 };
 struct tgt_sess {
@@ -252,6 +258,8 @@ struct tgt_sess {
     unsigned n_conns;
     struct gr_defer reap;
     struct gr_timer retain;               /* tasks without a connection are given up */
+    struct tgt_tmf_wait *fenced, *fenced_last; /* responses that wait for acknowledgements */
+    struct tgt_conn *first;               /* only this one sends statuses, until its response is acknowledged */
     bool ended;
     bool prevents;                        /* medium removal: PREVENT ALLOW MEDIUM REMOVAL */
     unsigned running;                     /* tasks with the device or a fiber: they hold this memory */
@@ -362,6 +370,7 @@ int tgt_rules_changed(void *arg, struct gr_rpc_call *call, json_t *params, json_
 void tgt_note(struct tgt_server *s, int level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 /* ---- lu.c ---- (fiber) */
 struct tgt_lu *tgt_lu_find(struct tgt_server *s, const char *disk);
+struct tgt_lu *tgt_lu_known(struct tgt_server *s, const char *disk); /* the same, made when there is none, not opened; NULL: no memory, no name */
 /* Find or open the LU of @disk for a login; holds a user. 0, or negative; -EREMCHG: redirect filled. @standby: rather than
  * redirected, it is there in standby. */
 int tgt_lu_acquire(struct tgt_server *s, const char *disk, const char *initiator, bool standby, struct tgt_lu **ret, char redirect[300],
@@ -398,7 +407,7 @@ struct tgt_sess_start {
     struct tgt_params params;
     uint8_t isid[TGT_ISID_LEN], flags;
     uint16_t cid, tsih; /* tsih: of the session to join, 0: a new one */
-    uint32_t itt, cmdsn, statsn, text_len;
+    uint32_t itt, cmdsn, statsn, acked, text_len; /* acked: the first StatSN not acknowledged */
 };
 /* Takes fd and user. A session to join must be joinable. 0 or negative. */
 int tgt_sess_login(struct tgt_server *s, const struct tgt_sess_start *start);
@@ -409,6 +418,7 @@ unsigned tgt_sess_joinable(struct tgt_server *s, const struct tgt_sess_start *st
 /* End it now: sockets closed, tasks dropped, those with the device orphaned. The memory goes from the loop later. */
 void tgt_sess_close(struct tgt_sess *sess, const char *why);
 void tgt_sess_unhold(struct tgt_sess *sess);
+void tgt_sess_retain(struct tgt_sess *sess); /* a connection is gone: its tasks may be reassigned for as long as was agreed on */
 void tgt_sess_ask_logout(struct tgt_sess *sess); /* async message: please log out */
 void tgt_sess_ua(struct tgt_sess *sess, uint16_t ua);
 void tgt_sess_tick(struct tgt_sess *sess);    /* every few seconds */
@@ -423,6 +433,7 @@ void tgt_conn_close(struct tgt_conn *c, enum tgt_leave tasks, const char *why);
 void tgt_conn_lost(struct tgt_conn *c, const char *why);
 void tgt_conn_unhold(struct tgt_conn *c);
 void tgt_conn_tick(struct tgt_conn *c);
+void tgt_conn_ping(struct tgt_conn *c); /* NOP-In: the answer to it acknowledges what was sent; none while several are unanswered */
 struct tgt_misc *tgt_misc_new(struct tgt_conn *c, enum tgt_opcode op, uint8_t flags, uint32_t itt, uint32_t len);
 void tgt_misc_send(struct tgt_conn *c, struct tgt_misc *m); /* StatSN and windows are filled in when it goes out */
 void tgt_conn_reject(struct tgt_conn *c, const uint8_t *bhs, enum tgt_reject reason);
@@ -455,10 +466,22 @@ void tgt_unacked_remove(struct tgt_conn *c, struct tgt_unacked *u);
 void tgt_snack(struct tgt_conn *c);
 uint8_t tgt_reassign(struct tgt_conn *c, const uint8_t *bhs); /* TASK REASSIGN: the response */
 uint32_t tgt_data_in_off(const struct tgt_task *t, uint32_t sn);
+/* ---- kept.c: answers that another process goes on keeping ---- */
+#define TGT_KEPT_BYTES (64u << 20) /* data of all that are carried; of each session not more than it keeps. Beyond that the oldest are given up */
+struct tgt_kept_data {
+    int file; /* -1: none yet, or none came */
+    uint64_t used;
+};
+bool tgt_task_kept(const struct tgt_task *t); /* nothing is at work for it: it is there to be asked for again, or to be reassigned */
+json_t *tgt_kept_save(struct tgt_conn *c, struct tgt_kept_data *data);       /* new: what is kept of @c; NULL: out of memory */
+json_t *tgt_unassigned_save(struct tgt_sess *sess, struct tgt_kept_data *data); /* new: tasks whose connection was lost */
+void tgt_kept_load(struct tgt_conn *c, json_t *list, const struct tgt_kept_data *data); /* what cannot be is not kept: a SNACK for it is refused */
+void tgt_unassigned_load(struct tgt_sess *sess, json_t *list, const struct tgt_kept_data *data);
 /* ---- text in full feature phase: ffp_text.c ---- */
 void tgt_ffp_text(struct tgt_conn *c, const struct tgt_request *rq);
 /* ---- sess_task.c ---- */
 struct tgt_task *tgt_task_find(struct tgt_sess *sess, uint32_t itt);
+struct tgt_task *tgt_task_blank(struct tgt_sess *sess, uint32_t itt); /* one of the free ones, which there must be; of no connection */
 void tgt_task_command(struct tgt_conn *c, bool bad_ahs);     /* header of a SCSI command */
 void tgt_task_data_out(struct tgt_conn *c);
 void tgt_task_segment(struct tgt_task *t);     /* the segment being received for it is whole */
@@ -480,4 +503,12 @@ void tgt_fibers_retry(struct tgt_server *s);
 /* ---- tmf.c ---- */
 void tgt_tmf_request(struct tgt_conn *c, const uint8_t *bhs);
 void tgt_tmf_task_gone(struct tgt_tmf_wait *w);
+void tgt_tmf_answer(struct tgt_tmf_wait *w); /* its tasks have ended and no fence is before it: takes @w. May close sessions */
+/* ---- ack_fence.c ---- */
+/* True: other connections have not acknowledged all that was sent there; takes @w, and answers it when they have, or have ended. */
+bool tgt_fence_hold(struct tgt_tmf_wait *w);
+void tgt_fence_response(struct tgt_conn *c, struct tgt_misc *m); /* @m is about to be queued: statuses on other connections wait for its acknowledgement */
+void tgt_fence_sent(struct tgt_conn *c);   /* it has its StatSN */
+void tgt_fence_acked(struct tgt_conn *c);  /* @c is fenced and its acked has moved. May close sessions */
+void tgt_fence_look(struct tgt_sess *sess); /* a connection has ended. The same */
 #endif

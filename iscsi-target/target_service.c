@@ -212,9 +212,11 @@ static int lun_acl(void *arg, struct gr_rpc_call *call, json_t *params, json_t *
     const char *disk;
     char *untold = NULL;
     json_t *allow = json_object_get(params, "allow"), *deny = json_object_get(params, "deny");
-    (void)call;
+    bool asks = !json_array_size(allow) && !json_array_size(deny);
+    if (asks)
+        gr_rpc_only_asked(call);
     int r = disk_param(s, params, &disk, err);
-    if (!r && !json_array_size(allow) && !json_array_size(deny))
+    if (!r && asks)
         r = tgt_access_refresh(s->access, disk, err);
     else if (!r)
         r = tgt_access_acl(s->access, disk, allow, deny, &untold, err);
@@ -322,6 +324,6 @@ static int session_drop(void *arg, struct gr_rpc_call *call, json_t *params, jso
 }
 
 const struct gr_rpc_method tgt_service[] = {
-    {"lun.list", lun_list},       {"lun.mask", lun_mask},         {"lun.unmask", lun_unmask},     {"lun.acl", lun_acl}, {"lun.chap", lun_chap},
-    {"lun.stat", lun_stat},       {"session.list", session_list}, {"session.drop", session_drop}, {NULL, NULL},
+    {"lun.list", lun_list, true},       {"lun.mask", lun_mask},         {"lun.unmask", lun_unmask},     {"lun.acl", lun_acl}, {"lun.chap", lun_chap},
+    {"lun.stat", lun_stat, true},       {"session.list", session_list, true}, {"session.drop", session_drop}, {NULL, NULL},
 };

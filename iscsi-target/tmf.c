@@ -1,11 +1,11 @@
 /* Task management (RFC 7143 11.5, SAM-5 7). A function is answered when every task it ends has ended: what is with the device
- * ends when the device answers. */
+ * ends when the device answers, and what is being sent when it is out. */
 #include "common/cleanup.h"
 #include "common/seam.h"
 #include "iscsi-target/scsi.h"
 #include <stdlib.h>
 
-static void answer(struct tgt_tmf_wait *w)
+void tgt_tmf_answer(struct tgt_tmf_wait *w)
 {
     struct tgt_conn *c = w->conn;
     struct tgt_server *s = c->server;
@@ -17,6 +17,8 @@ static void answer(struct tgt_tmf_wait *w)
             m->bhs[2] = w->response;
             m->after = w->cold_reset ? AFTER_CLOSE_SESSION : AFTER_NOTHING;
             c->closing |= w->cold_reset;
+            if (w->many)
+                tgt_fence_response(c, m);
             tgt_misc_send(c, m);
             answered = true;
         }
@@ -35,8 +37,8 @@ static void answer(struct tgt_tmf_wait *w)
 
 void tgt_tmf_task_gone(struct tgt_tmf_wait *w)
 {
-    if (!--w->tasks)
-        answer(w);
+    if (!--w->tasks && !(w->many && tgt_fence_hold(w)))
+        tgt_tmf_answer(w);
 }
 
 static void abort_all(struct tgt_tmf_wait *w, struct tgt_sess *sess)
@@ -49,11 +51,10 @@ static uint8_t abort_task(struct tgt_tmf_wait *w, struct tgt_sess *sess, const u
 {
     uint32_t ref = gr_get_be32(b + 20), ref_cmdsn = gr_get_be32(b + 32);
     struct tgt_task *t = tgt_task_find(sess, ref);
-    if (t && t->state == TASK_REPLY && (t->answered || t->in_ring))
-        return TGT_TMF_NO_TASK; /* answered; the answer goes out before ours */
     if (t) {
+        bool late = t->state == TASK_REPLY && (t->answered || t->in_ring);
         tgt_task_abort(t, w);
-        return TGT_TMF_DONE;
+        return late ? TGT_TMF_NO_TASK : TGT_TMF_DONE; /* its answer goes out before ours */
     }
     /* Not here: if it may still be on its way, it counts as received and gone (RFC 7143 11.6.1). */
     uint32_t ahead = ref_cmdsn - sess->expcmdsn;
@@ -82,6 +83,7 @@ static uint8_t function(struct tgt_tmf_wait *w, const uint8_t *b)
     bool needs_lun = (fn >= TGT_TMF_ABORT_TASK && fn <= TGT_TMF_LUN_RESET) || fn == TGT_TMF_REASSIGN;
     if (needs_lun && !tgt_bhs_lun0(b))
         return TGT_TMF_NO_LUN;
+    w->many = fn >= TGT_TMF_ABORT_TASK_SET && fn <= TGT_TMF_COLD_RESET && fn != TGT_TMF_CLEAR_ACA;
     switch (fn) {
     case TGT_TMF_ABORT_TASK:
         return abort_task(w, sess, b);

@@ -1,6 +1,7 @@
 #include "snapshot/client.h"
+#include "common/audit.h"
 #include "common/cleanup.h"
-#include <stdio.h>
+#include "common/log.h"
 #include <string.h>
 
 #define PING_MS 30000
@@ -9,20 +10,26 @@ struct snap_client {
     struct gr_rpc_client *peer; /* the daemon, or */
     struct snap_svc *svc;       /* the service in this process */
     struct gr_rpc_server *server;
+    struct gr_audit audit;
     int lock;
 };
 
-static void print_warning(void *arg, const char *text)
+static void print_warning(void *arg, int level, const char *text)
 {
-    fprintf(stderr, "warning: %s\n", text);
+    if (level <= GR_LOG_WARN)
+        gr_cmd_warn(NULL, text);
 }
 
 static int start_here(struct snap_client *c, struct gr_loop *loop, struct gr_home *home, const struct snap_images *images, struct gr_err *err)
 {
-    struct snap_svc_opts o = {.loop = loop, .home = home, .address = "", .hooks = {.warn = print_warning}, .images = images};
+    struct snap_svc_opts o = {.loop = loop, .home = home, .address = "", .hooks = {.note = print_warning}, .images = images};
     int r = gr_rpc_server_new(loop, &c->server);
     if (r < 0)
         return gr_fail(err, r, "storage service: %s", gr_code_text(r));
+    r = gr_audit_init(&c->audit, home, gr_cmd_warn, NULL, err);
+    if (r < 0)
+        return r;
+    gr_audit_watch(&c->audit, c->server);
     r = snap_svc_new(&o, &c->svc, err);
     if (r == 0 && (r = snap_svc_serve(c->svc, c->server)) < 0)
         gr_fail(err, r, "storage service: %s", gr_code_text(r));
@@ -87,6 +94,7 @@ void snap_client_close(struct snap_client *c)
     snap_svc_unlink(c->svc);
     gr_rpc_server_free(c->server);
     snap_svc_free(c->svc);
+    gr_audit_done(&c->audit);
     gr_closep(&c->lock);
     free(c);
 }

@@ -1,4 +1,4 @@
-/* granary datastore create|join|leave|destroy|list|info|check|grow */
+/* granary datastore create|join|leave|destroy|list|info|check|grow|devices|add-device|remove-device */
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/bdev_open.h"
@@ -30,6 +30,25 @@ static const struct gr_col host_cols[] = {
     {"slot", "SLOT", GR_COL_NUMBER}, {"host", "HOST", GR_COL_TEXT},     {"state", "STATE", GR_COL_TEXT},
     {"alive", "ALIVE", GR_COL_BOOL}, {"self", "SELF", GR_COL_BOOL},     {"portal", "PORTAL", GR_COL_TEXT},
     {NULL},
+};
+static const struct gr_col owner_cols[] = {
+    {"slot", "SLOT", GR_COL_NUMBER},   {"host", "HOST", GR_COL_TEXT}, {"state", "STATE", GR_COL_TEXT},   {"alive", "ALIVE", GR_COL_BOOL},
+    {"disks", "DISKS", GR_COL_NUMBER}, {"self", "SELF", GR_COL_BOOL}, {"portal", "PORTAL", GR_COL_TEXT}, {NULL},
+};
+static const struct gr_col wait_cols[] = {
+    {"what", "WAITS", GR_COL_TEXT}, {"disk", "FOR DISK", GR_COL_TEXT}, {"host", "OF HOST", GR_COL_TEXT}, {"seconds", "SECONDS", GR_COL_NUMBER},
+    {"reason", "BECAUSE", GR_COL_TEXT}, {NULL},
+};
+
+static const struct gr_col device_cols[] = {
+    {"number", "NUMBER", GR_COL_NUMBER}, {"device", "DEVICE", GR_COL_TEXT}, {"size", "SIZE", GR_COL_SIZE},
+    {"used", "USED", GR_COL_SIZE},       {"free", "FREE", GR_COL_SIZE},     {"uuid", "UUID", GR_COL_TEXT},
+    {NULL},
+};
+
+static const struct gr_col member_cols[] = {
+    {"number", "NUMBER", GR_COL_NUMBER}, {"device", "DEVICE", GR_COL_TEXT},   {"missing", "MISSING", GR_COL_BOOL}, {"leaving", "LEAVING", GR_COL_BOOL},
+    {"tested", "TESTED", GR_COL_LIST},   {"tested-at", "AT", GR_COL_TIME}, {NULL},
 };
 
 static int named(struct gr_cmd_ctx *c, const char *method, json_t **ret, struct gr_err *err)
@@ -117,6 +136,8 @@ static int cmd_join(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     json_t *params = NULL, *res = NULL;
     int r = name_devices(c, &params, err);
+    if (r == 0 && gr_cmd_flag(c, "degraded"))
+        json_object_set_new(params, "degraded", json_true());
     if (r == 0)
         r = snap_cmd_call(c, "datastore.join", params, NULL, NULL, &res, err);
     if (r == 0)
@@ -155,11 +176,19 @@ static int cmd_list(struct gr_cmd_ctx *c, struct gr_err *err)
 static int cmd_info(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     json_t *res = NULL;
-    int r = named(c, "datastore.info", &res, err);
+    const char *name = gr_cmd_arg(c, 0);
+    bool owners = gr_cmd_flag(c, "owners");
+    int r = snap_datastore_name_check(name, err);
+    if (r == 0)
+        r = snap_cmd_call(c, "datastore.info", json_pack("{s:s,s:b}", "name", name, "owners", owners), NULL, NULL, &res, err);
     if (r == 0)
         r = gr_cmd_object(c, info_cols, res);
     if (r == 0 && !gr_cmd_json(c))
-        r = gr_cmd_rows(c, host_cols, json_object_get(res, "hosts"));
+        r = gr_cmd_rows(c, owners ? owner_cols : host_cols, json_object_get(res, "hosts"));
+    if (r == 0 && !gr_cmd_json(c))
+        r = gr_cmd_rows(c, wait_cols, json_object_get(res, "waits"));
+    if (r == 0 && !gr_cmd_json(c))
+        r = gr_cmd_rows(c, member_cols, json_object_get(res, "members"));
     json_decref(res);
     return r;
 }
@@ -225,6 +254,73 @@ static int cmd_grow(struct gr_cmd_ctx *c, struct gr_err *err)
     return r;
 }
 
+static int cmd_devices(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *res = NULL;
+    int r = named(c, "datastore.devices", &res, err);
+    if (r == 0)
+        r = gr_cmd_rows(c, device_cols, res);
+    json_decref(res);
+    return r;
+}
+
+static int cmd_add_device(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    const char *name = gr_cmd_arg(c, 0), *device = gr_cmd_arg(c, 1), *text = gr_cmd_opt(c, "size");
+    gr_auto_free char *path = NULL;
+    json_t *res = NULL, *host;
+    uint64_t size = 0;
+    size_t i;
+    int r = snap_datastore_name_check(name, err);
+    if (r == 0 && text)
+        r = snap_cmd_size(c, text, &size, err);
+    if (r == 0 && !gr_device_is_lun(device))
+        r = snap_cmd_absolute(device, &path, err);
+    json_t *params = r == 0 ? json_pack("{s:s,s:s}", "name", name, "device", path ? path : device) : NULL;
+    if (r == 0 && !params)
+        r = gr_fail(err, -GR_EUSAGE, "the device's name is not UTF-8");
+    if (r < 0)
+        return r;
+    if (text)
+        json_object_set_new(params, "size", json_integer((json_int_t)size));
+    if (gr_cmd_flag(c, "force"))
+        json_object_set_new(params, "force", json_true());
+    r = snap_cmd_call(c, "datastore.add-device", params, NULL, NULL, &res, err);
+    if (r < 0)
+        return r;
+    json_array_foreach(json_object_get(res, "unaware-hosts"), i, host)
+        fprintf(stderr, "granary: host '%s' serves nothing now: 'granary datastore add-device' it there, too\n", json_string_value(host));
+    r = gr_cmd_done(c, res, "device '%s' is part of datastore '%s'", device, name);
+    json_decref(res);
+    return r;
+}
+
+static int show_moved(void *arg, json_t *part)
+{
+    gr_cmd_progress(arg, "moved", (uint64_t)json_integer_value(json_object_get(part, "done")),
+                    (uint64_t)json_integer_value(json_object_get(part, "total")), true);
+    return 0;
+}
+
+static int cmd_remove_device(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    const char *name = gr_cmd_arg(c, 0), *device = gr_cmd_arg(c, 1);
+    gr_auto_free char *path = NULL;
+    json_t *res = NULL;
+    int r = snap_datastore_name_check(name, err);
+    if (r == 0 && !gr_device_is_lun(device))
+        r = snap_cmd_absolute(device, &path, err);
+    json_t *params = r == 0 ? json_pack("{s:s,s:s}", "name", name, "device", path ? path : device) : NULL;
+    if (r == 0 && !params)
+        r = gr_fail(err, -GR_EUSAGE, "the device's name is not UTF-8");
+    if (r == 0)
+        r = snap_cmd_call(c, "datastore.remove-device", params, show_moved, c, &res, err);
+    if (r == 0)
+        r = gr_cmd_done(c, res, "device '%s' is no longer part of datastore '%s'", device, name);
+    json_decref(res);
+    return r;
+}
+
 #define LOGIN_OPTS                                                                                        \
     {"user", "NAME", "CHAP user at the targets of LUNs"},                                                 \
     {"secret-file", "FILE", "its secret, in a file only you can read, which stays there"},                \
@@ -239,7 +335,17 @@ static const struct gr_opt create_opts[] = {
     LOGIN_OPTS,
     {NULL},
 };
-static const struct gr_opt join_opts[] = {LOGIN_OPTS, {NULL}};
+static const struct gr_opt info_opts[] = {{"owners", NULL, "count the disks that each host owns"}, {NULL}};
+static const struct gr_opt join_opts[] = {
+    {"degraded", NULL, "also when devices are missing: what lies on them cannot be read"},
+    LOGIN_OPTS,
+    {NULL},
+};
+static const struct gr_opt add_opts[] = {
+    {"size", "SIZE", "length of the device file when it is missing"},
+    {"force", NULL, "over foreign data (never over a datastore)"},
+    {NULL},
+};
 static const struct gr_opt destroy_opts[] = {{"yes", NULL, "yes, all of it shall be gone"}, {NULL}};
 
 const struct gr_cmd snap_datastore_commands[] = {
@@ -248,8 +354,11 @@ const struct gr_cmd snap_datastore_commands[] = {
     {"datastore", "leave", "NAME", 1, 1, "leave a datastore and forget it here; its content stays", NULL, cmd_leave},
     {"datastore", "destroy", "NAME", 1, 1, "remove a datastore and everything in it", destroy_opts, cmd_destroy},
     {"datastore", "list", "", 0, 0, "list the datastores of this host", NULL, cmd_list},
-    {"datastore", "info", "NAME", 1, 1, "show one datastore and the hosts joined to it", NULL, cmd_info},
+    {"datastore", "info", "NAME", 1, 1, "show one datastore, the hosts joined to it, and who waits for whom", info_opts, cmd_info},
     {"datastore", "check", "NAME", 1, 1, "prove that a datastore is sound", NULL, cmd_check},
     {"datastore", "grow", "NAME SIZE", 2, 2, "make a datastore (its last device file) larger", NULL, cmd_grow},
+    {"datastore", "devices", "NAME", 1, 1, "list the devices of a datastore", NULL, cmd_devices},
+    {"datastore", "add-device", "NAME DEVICE", 2, 2, "add a device to a datastore in use", add_opts, cmd_add_device},
+    {"datastore", "remove-device", "NAME DEVICE", 2, 2, "move what lies on a device to the others, and let go of it", NULL, cmd_remove_device},
     {NULL},
 };

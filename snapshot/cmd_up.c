@@ -216,7 +216,7 @@ static int tell_errors(json_t *rows)
         const char *why = json_string_value(json_object_get(row, "error"));
         if (!why)
             continue;
-        fprintf(stderr, "warning: %s\n", why);
+        gr_cmd_warn(NULL, why);
         n++;
     }
     return n;

@@ -1,25 +1,7 @@
-#include "snapshot/expose.h"
+#include "snapshot/expose_int.h"
 #include "common/cleanup.h"
 #include <stdio.h>
 #include <string.h>
-
-#define EXPOSURES_MAX 256
-
-struct exposure {
-    struct exposure *next;
-    char id[33];
-    char *name;           /* DS/PATH@SNAP */
-    char *initiator;      /* "": any that the portal lets in */
-    struct gr_bdev *bdev; /* holds the snapshot */
-    bool tied;            /* goes with the connection that asked for it */
-};
-struct snap_exposures {
-    struct gr_loop *loop;
-    struct snap_svc *svc;
-    struct snap_expose_hooks hooks;
-    struct exposure *list;
-    unsigned ending; /* fibers that end one */
-};
 
 int snap_exposures_new(struct gr_loop *loop, struct snap_svc *svc, const struct snap_expose_hooks *hooks, struct snap_exposures **ret,
                        struct gr_err *err)
@@ -32,7 +14,7 @@ int snap_exposures_new(struct gr_loop *loop, struct snap_svc *svc, const struct 
     return 0;
 }
 
-static void exposure_free(struct snap_exposures *x, struct exposure *e)
+void exposure_free(struct snap_exposures *x, struct exposure *e)
 {
     for (struct exposure **p = &x->list; *p; p = &(*p)->next) {
         if (*p != e)
@@ -40,6 +22,8 @@ static void exposure_free(struct snap_exposures *x, struct exposure *e)
         *p = e->next;
         break;
     }
+    if (e->tie && gr_rpc_untie(x->server, e->connection, exposure_end_tied, e->tie))
+        free(e->tie);
     gr_bdev_put(e->bdev);
     free(e->name);
     free(e->initiator);
@@ -89,8 +73,7 @@ const char *snap_exposed_to_all(const struct snap_exposures *x)
     return NULL;
 }
 
-/* With the last exposure of a snapshot those who read it are cut. */
-static void end_one(struct snap_exposures *x, struct exposure *e)
+void exposure_end(struct snap_exposures *x, struct exposure *e)
 {
     gr_auto_free char *name = gr_strdup(e->name);
     exposure_free(x, e);
@@ -119,7 +102,7 @@ int snap_exposures_drop(struct snap_exposures *x, const char *disk, bool only_id
     if (e && only_idle)
         return gr_fail(err, -GR_ELOCKED, "%s is exposed%s%s: a backup reads it", e->name, e->initiator[0] ? " to " : "", e->initiator);
     for (; e; e = first_of(x, disk))
-        end_one(x, e);
+        exposure_end(x, e);
     return 0;
 }
 
@@ -128,7 +111,7 @@ static json_t *exposure_row(const struct snap_exposures *x, const struct exposur
     struct gr_geometry g = {0};
     gr_bdev_geometry(e->bdev, &g);
     json_t *row = json_pack("{s:s,s:s,s:s,s:I,s:b}", "id", e->id, "name", e->name, "initiator", e->initiator, "size", (json_int_t)g.size,
-                            "tied", e->tied);
+                            "tied", e->connection != 0);
     if (row)
         x->hooks.describe(x->hooks.arg, e->name, row);
     return row;
@@ -143,45 +126,49 @@ json_t *snap_exposures_list(const struct snap_exposures *x)
 }
 
 /* ---- methods ---- */
-struct end_tied {
-    struct snap_exposures *x;
-    char id[33];
-};
-
 static void end_tied_fiber(void *arg)
 {
     struct end_tied *t = arg;
     struct exposure *e = by_id(t->x, t->id);
     if (e)
-        end_one(t->x, e);
+        exposure_end(t->x, e);
     t->x->ending--;
     free(t);
 }
 
 /* The connection has closed: this is called on the loop, what follows may suspend. */
-static void end_tied(void *arg)
+void exposure_end_tied(void *arg)
 {
     struct end_tied *t = arg;
+    struct exposure *e = by_id(t->x, t->id);
+    if (e)
+        e->tie = NULL;
     if (gr_fiber_start(t->x->loop, end_tied_fiber, t) < 0)
         free(t);
     else
         t->x->ending++; /* it runs from the loop, later */
 }
 
-static int tie(struct snap_exposures *x, struct gr_rpc_call *call, struct exposure *e, struct gr_err *err)
+struct end_tied *exposure_tie(struct snap_exposures *x, const struct exposure *e)
 {
     struct end_tied *t = gr_zalloc(sizeof(*t));
-    int r = -ENOMEM;
-    if (t) {
-        t->x = x;
-        memcpy(t->id, e->id, sizeof(t->id));
-        r = gr_rpc_on_close(call, end_tied, t);
-    }
+    if (!t)
+        return NULL;
+    t->x = x;
+    memcpy(t->id, e->id, sizeof(t->id));
+    return t;
+}
+
+static int tie(struct snap_exposures *x, struct gr_rpc_call *call, struct exposure *e, struct gr_err *err)
+{
+    struct end_tied *t = exposure_tie(x, e);
+    int r = t ? gr_rpc_on_close(call, exposure_end_tied, t) : -ENOMEM;
     if (r < 0) {
         free(t);
         return gr_fail(err, r, "%s: cannot be tied to the connection: %s", e->name, gr_code_text(r));
     }
-    e->tied = true;
+    e->tie = t;
+    e->connection = gr_rpc_connection(call);
     return 0;
 }
 
@@ -202,7 +189,7 @@ static int ask_owner(struct snap_exposures *x, const char *disk, const char *met
     return r < 0 ? r : 1;
 }
 
-static int exposure_new(struct snap_exposures *x, const char *name, const char *initiator, struct exposure **ret, struct gr_err *err)
+int exposure_new(struct snap_exposures *x, const char *name, const char *initiator, const char *had, struct exposure **ret, struct gr_err *err)
 {
     struct snap_place place = {0};
     unsigned n = 0;
@@ -211,7 +198,7 @@ static int exposure_new(struct snap_exposures *x, const char *name, const char *
         n++;
     if (n >= EXPOSURES_MAX)
         return gr_fail(err, -EMFILE, "%s: %u snapshots are exposed already, no more at once", name, n);
-    int r = snap_svc_find(x->svc, name, 0, &place, err);
+    int r = snap_svc_find(x->svc, name, "snapshot.expose", 0, &place, err);
     if (r < 0)
         return r;
     if (!place.bdev)
@@ -228,8 +215,10 @@ static int exposure_new(struct snap_exposures *x, const char *name, const char *
         return gr_fail(err, -ENOMEM, "%s: out of memory", name);
     }
     gr_loop_world(x->loop)->random(gr_loop_world(x->loop)->arg, id, sizeof(id));
-    for (unsigned i = 0; i < sizeof(id); i++)
+    for (unsigned i = 0; i < sizeof(id) && !had; i++)
         snprintf(e->id + 2 * i, 3, "%02x", id[i]);
+    if (had)
+        snprintf(e->id, sizeof(e->id), "%s", had);
     *ret = e;
     return 0;
 }
@@ -269,7 +258,7 @@ static int op_expose(void *arg, struct gr_rpc_call *call, json_t *params, json_t
     if (r == 0)
         r = ask_owner(x, w.disk, "snapshot.expose", params, ret, err);
     if (r == 0)
-        r = exposure_new(x, w.name, w.initiator, &e, err);
+        r = exposure_new(x, w.name, w.initiator, NULL, &e, err);
     if (r == 0 && w.tie && (r = tie(x, call, e, err)) < 0)
         exposure_free(x, e);
     else if (r == 0 && !(*ret = exposure_row(x, e)))
@@ -295,7 +284,7 @@ static int op_unexpose(void *arg, struct gr_rpc_call *call, json_t *params, json
     }
     if (!e)
         return gr_fail(err, -ENOENT, "nothing is exposed under the id '%.40s'", id);
-    end_one(x, e);
+    exposure_end(x, e);
     return 0;
 }
 
@@ -303,5 +292,6 @@ static const struct gr_rpc_method methods[] = {{"snapshot.expose", op_expose}, {
 
 int snap_exposures_serve(struct snap_exposures *x, struct gr_rpc_server *server)
 {
+    x->server = server;
     return gr_rpc_server_add(server, methods, x);
 }

@@ -3,16 +3,16 @@
 #include <stdio.h>
 #include <string.h>
 
-void snap_warn(struct snap_svc *s, const char *fmt, ...)
+void snap_note(struct snap_svc *s, enum gr_log_level level, const char *fmt, ...)
 {
     char text[GR_ERR_TEXT];
     va_list ap;
-    if (!s->o.hooks.warn)
+    if (!s->o.hooks.note)
         return;
     va_start(ap, fmt);
     vsnprintf(text, sizeof(text), fmt, ap);
     va_end(ap);
-    s->o.hooks.warn(s->o.hooks.arg, text);
+    s->o.hooks.note(s->o.hooks.arg, level, text);
 }
 
 int snap_svc_new(const struct snap_svc_opts *opts, struct snap_svc **ret, struct gr_err *err)
@@ -85,7 +85,7 @@ int snap_op_forward(struct snap_op *op, const char *method)
 int snap_op_run(void *arg, struct gr_rpc_call *call, const char *method, snap_op_fn fn, json_t *params, json_t **ret, struct gr_err *err)
 {
     struct gr_err scratch = {0};
-    struct snap_op op = {.s = arg, .call = call, .params = params, .ret = ret, .err = err ? err : &scratch};
+    struct snap_op op = {.s = arg, .call = call, .method = method, .params = params, .ret = ret, .err = err ? err : &scratch};
     if (!json_is_object(params))
         return gr_fail(op.err, -EINVAL, "%s: its parameters must be one object", method);
     int r = fn(&op);
@@ -215,7 +215,7 @@ static int open_one(void *arg, const char *disk)
     struct open_all *o = arg;
     struct snap_place place = {0};
     struct gr_err err = {0};
-    int r = snap_svc_find(o->s, disk, 0, &place, &err);
+    int r = snap_svc_find(o->s, disk, "opening", 0, &place, &err);
     if (r == 0 && place.bdev)
         o->count++;
     else if (r < 0 && r != -GR_ELOCKED)
@@ -234,11 +234,11 @@ int snap_svc_open_all(struct snap_svc *s)
 }
 
 /* Open the disk (and snapshot) of @p here. */
-static int find_here(struct snap_svc *s, struct snap_ds *ds, const struct snap_path *p, uint64_t wait_ms, struct snap_place *place,
+static int find_here(struct snap_svc *s, struct snap_ds *ds, const struct snap_path *p, const char *what, uint64_t wait_ms, struct snap_place *place,
                      struct gr_err *err)
 {
     struct snap_handle *h = NULL;
-    int r = snap_handle_get(s, ds, p->path, wait_ms, &h, place, err);
+    int r = snap_handle_get(s, ds, p->path, what, wait_ms, &h, place, err);
     if (r < 0)
         return r;
     struct vmfs_stat st;
@@ -253,7 +253,7 @@ static int find_here(struct snap_svc *s, struct snap_ds *ds, const struct snap_p
     return r;
 }
 
-int snap_svc_find(struct snap_svc *s, const char *name, uint64_t wait_ms, struct snap_place *ret, struct gr_err *err)
+int snap_svc_find(struct snap_svc *s, const char *name, const char *what, uint64_t wait_ms, struct snap_place *ret, struct gr_err *err)
 {
     struct snap_path p;
     struct snap_ds *ds = NULL;
@@ -263,7 +263,7 @@ int snap_svc_find(struct snap_svc *s, const char *name, uint64_t wait_ms, struct
     if (r < 0)
         return r == -GR_EUSAGE ? gr_prefix(err, -ENOENT, "no such disk") : r;
     struct snap_place place = {0};
-    r = find_here(s, ds, &p, wait_ms, &place, err);
+    r = find_here(s, ds, &p, what, wait_ms, &place, err);
     if (r == -GR_ELOCKED && (place.portal[0] || place.address[0])) { /* told where it is */
         struct vmfs_stat st;
         r = vmfs_stat(ds->v, p.path, &st, err);
@@ -350,7 +350,7 @@ static int here(struct snap_svc *s, const char *name, struct snap_disk *d, struc
         r = snap_ds_get(s, p.ds, &d->ds, err);
     if (r < 0)
         return r;
-    r = snap_handle_get(s, d->ds, p.path, 0, &d->h, NULL, err);
+    r = snap_handle_get(s, d->ds, p.path, "listing", 0, &d->h, NULL, err);
     if (r < 0)
         snap_ds_put(d->ds);
     return r;

@@ -9,13 +9,18 @@
  *
  * Methods (params → result; "disk" is "DATASTORE/PATH"; sizes in bytes, times in seconds since 1970; ? = optional):
  *   datastore.create {"name","devices":[absolute path],"size"?,"preallocate"?,"force"?}        → as datastore.info
- *   datastore.join {"name","devices":[…]} → as datastore.info      datastore.leave {"name"}    datastore.destroy {"name","yes":true}
- *   datastore.list → [{"name","state":"joined|registered|failed","size","free","used","devices":[…],"error"?}]
- *   datastore.info {"name"} → {"name","uuid","size","free","used","metadata","reserved","devices":[…],"hosts":[{"slot","host",
- *       "state","alive","self","address","portal","generation"}],"regions","region-size","journal-size","version","stats":{…}}
+ *   datastore.join {"name","devices":[…],"degraded"?} → as datastore.info      datastore.leave {"name"}    datastore.destroy {"name","yes":true}
+ *   datastore.list → [{"name","state":"joined|degraded|registered|failed","size","free","used","devices":[…],"error"?}]
+ *   datastore.info {"name","owners"?: count their disks} → {"name","uuid","size","free","used","metadata","reserved","devices":[…],"hosts":[{"slot","host",
+ *       "state","alive","self","address","portal","generation","disks"?}],"waits":[{"what","disk","host","reason","seconds",…}],"regions","region-size","journal-size","version","stats":{…}}
  *   datastore.check {"name"} parts {"line"} → {"name","sound","errors","objects","nodes","pieces","shared-pieces","regions",
  *       "leaked-units"}
  *   datastore.grow {"name","size"} → as datastore.info      datastore.recover {"name"} → {"recovered"}
+ *   datastore.devices {"name"} → [{"number","device","uuid","size","free","used","metadata","regions","added","leaving",
+ *       "tested":[what was seen when it was tried],"tested-at"?}]; also datastore.info "members"
+ *   datastore.add-device {"name","device","size"?,"force"?} → as datastore.info, and "unaware-hosts": [who has joined and serves nothing]
+ *   datastore.open-device {"name","device"} another host is adding it
+ *   datastore.remove-device {"name","device"} parts {"done","total"}: bytes moved to the other devices → as datastore.info
  *   datastore.rescan {"name"} another host made it grow → as datastore.info
  *   disk.create {"disk","size","provision"?:"thin|thick|eager"} → as disk.info
  *   disk.list {"path"?: "DS" or "DS/DIR"} → [{"disk","size","used","provision","snapshots","owner","uuid"}]
@@ -93,8 +98,8 @@ struct snap_hooks {
     int (*release)(void *arg, const char *disk, bool only_idle, struct gr_err *err);
     /* Sessions that use @disk now. May be NULL. */
     unsigned (*users)(void *arg, const char *disk);
-    /* Something worth a line in the log. May be NULL. */
-    void (*warn)(void *arg, const char *text);
+    /* Something worth a line in the log; @level: enum gr_log_level. May be NULL. */
+    void (*note)(void *arg, int level, const char *text);
 };
 struct snap_svc_opts {
     struct gr_loop *loop;
@@ -142,8 +147,8 @@ struct snap_place {
     struct gr_geometry geometry; /* of snap_svc_find(), owned elsewhere: what the disk looks like, as of the owner's last checkpoint */
 };
 /* (fiber) Find "DS/PATH[@SNAP]", taking the disk when nobody living owns it. 0: @ret filled. -ENOENT, -GR_ELOCKED: held by a
- * command for more than @wait_ms. */
-int snap_svc_find(struct snap_svc *s, const char *name, uint64_t wait_ms, struct snap_place *ret, struct gr_err *err);
+ * command for more than @wait_ms. @what: who wants it, for those who ask who waits; borrowed meanwhile. */
+int snap_svc_find(struct snap_svc *s, const char *name, const char *what, uint64_t wait_ms, struct snap_place *ret, struct gr_err *err);
 /* (fiber) Who owns @disk, without taking it. 0: owned here or by nobody (@ret empty); 1: @ret names the owner. */
 int snap_svc_owner(struct snap_svc *s, const char *disk, struct snap_place *ret, struct gr_err *err);
 /* A number for this host among those that share the datastore of @disk, from 1; it stays when the host comes back, unless another

@@ -55,24 +55,53 @@ static json_t *stats_row(struct vmfs *v)
     return o;
 }
 
-static json_t *info_row(struct snap_ds *ds, struct gr_err *err)
+static const char *state_of(const struct vmfs_info *i)
+{
+    return i->fenced ? "fenced" : i->n_missing ? "degraded" : "joined";
+}
+
+/* Who waits is looked at first: asking who is silent may take longer than the waiting. */
+static int info_parts(struct snap_ds *ds, bool owners, json_t **ret_waits, json_t **ret_hosts, struct gr_err *err)
+{
+    json_t *hosts = json_array(), *waits = snap_waits_rows(ds, err);
+    int r = !waits ? err->code : hosts ? vmfs_slots(ds->v, add_host, hosts, err) : gr_fail(err, -ENOMEM, "out of memory");
+    if (r == 0 && owners)
+        r = snap_owners_count(ds, hosts, err);
+    if (r < 0) {
+        json_decref(hosts);
+        json_decref(waits);
+        return r;
+    }
+    *ret_waits = waits;
+    *ret_hosts = hosts;
+    return 0;
+}
+
+static json_t *info_row(struct snap_ds *ds, bool owners, struct gr_err *err)
 {
     struct vmfs_info i;
     char uuid[37];
+    json_t *waits = NULL, *hosts = NULL;
+    if (info_parts(ds, owners, &waits, &hosts, err) < 0)
+        return NULL;
     vmfs_info(ds->v, &i);
     gr_uuid_format(i.uuid, uuid);
-    json_t *hosts = json_array();
-    if (hosts && vmfs_slots(ds->v, add_host, hosts, err) < 0) {
+    json_t *members = snap_member_rows(ds, err);
+    if (!members) {
         json_decref(hosts);
+        json_decref(waits);
         return NULL;
     }
-    json_t *o = json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:i,s:I,s:I,s:i,s:i,s:o}", "name", ds->name, "state",
-                          i.fenced ? "fenced" : "joined", "uuid", uuid, "size", (json_int_t)i.size, "free", (json_int_t)i.free, "used",
+    json_t *o = json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:o,s:i,s:I,s:I,s:i,s:i,s:o}", "name", ds->name, "state",
+                          state_of(&i), "uuid", uuid, "size", (json_int_t)i.size, "free", (json_int_t)i.free, "used",
                           (json_int_t)(i.size - GR_MIN(i.free, i.size)), "metadata", (json_int_t)i.metadata, "reserved",
-                          (json_int_t)i.reserved, "devices", devices_row(ds), "hosts", hosts, "regions", (int)i.n_regions, "region-size",
+                          (json_int_t)i.reserved, "devices", devices_row(ds), "hosts", hosts, "waits", waits, "regions", (int)i.n_regions, "region-size",
                           (json_int_t)i.region_bytes, "journal-size", (json_int_t)i.journal_bytes, "version", (int)i.version, "slots",
                           (int)i.n_slots, "stats", stats_row(ds->v));
+    if (!o)
+        json_decref(members);
     if (o) {
+        json_object_set_new(o, "members", members);
         if (ds->login_row)
             json_object_set(o, "login", ds->login_row);
         json_object_set_new(o, "shared-luns", json_boolean(i.shared_luns));
@@ -87,14 +116,17 @@ static int op_info(struct snap_op *op)
 {
     const char *name = NULL;
     struct snap_ds *ds = NULL;
+    bool owners = false;
     int r = gr_json_str(op->params, "name", &name, op->err);
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "owners", &owners, op->err);
     if (r == 0)
         r = snap_datastore_name_check(name, op->err);
     if (r == 0)
         r = snap_ds_get(op->s, name, &ds, op->err);
     if (r < 0)
         return r;
-    json_t *o = info_row(ds, op->err);
+    json_t *o = info_row(ds, owners, op->err);
     snap_ds_put(ds);
     return o || op->err->code == 0 ? snap_op_result(op, o) : op->err->code;
 }
@@ -104,7 +136,7 @@ static json_t *list_row(struct snap_ds *ds)
 {
     struct vmfs_info i;
     vmfs_info(ds->v, &i);
-    json_t *o = json_pack("{s:s,s:s,s:I,s:I,s:I,s:o}", "name", ds->name, "state", i.fenced ? "fenced" : "joined", "size", (json_int_t)i.size,
+    json_t *o = json_pack("{s:s,s:s,s:I,s:I,s:I,s:o}", "name", ds->name, "state", state_of(&i), "size", (json_int_t)i.size,
                           "free", (json_int_t)i.free, "used", (json_int_t)(i.size - GR_MIN(i.free, i.size)), "devices", devices_row(ds));
     if (o && i.fenced)
         json_object_set_new(o, "error", json_string(i.fence_reason));
@@ -163,9 +195,13 @@ int snap_op_register(struct snap_op *op, const char *name, json_t *devices, stru
 {
     struct snap_svc *s = op->s;
     struct snap_ds *ds = NULL;
-    int r = snap_ds_add(s, name, devices, json_object_get(op->params, "login"), &ds, op->err);
+    bool degraded = false;
+    int r = gr_json_opt_bool(op->params, "degraded", &degraded, op->err);
+    if (r == 0)
+        r = snap_ds_add(s, name, devices, json_object_get(op->params, "login"), &ds, op->err);
     if (r < 0)
         return r;
+    ds->degraded = degraded;
     r = snap_ds_join(s, ds, op->err);
     if (r == 0)
         r = snap_registry_save(s, op->err);
@@ -181,7 +217,7 @@ int snap_op_register(struct snap_op *op, const char *name, json_t *devices, stru
 
 int snap_op_datastore(struct snap_op *op, struct snap_ds *ds)
 {
-    json_t *o = info_row(ds, op->err);
+    json_t *o = info_row(ds, false, op->err);
     return o || op->err->code == 0 ? snap_op_result(op, o) : op->err->code;
 }
 
@@ -285,12 +321,21 @@ static int op_check(struct snap_op *op)
 }
 SNAP_METHOD(op_check, "datastore.check")
 
-/* The other hosts see the new space at their next start, or now. */
-static void tell_others(struct snap_op *op, struct snap_ds *ds)
+void snap_tell_grown(struct snap_ds *ds)
 {
     struct gr_err err = {0};
     if (snap_ds_tell(ds, "datastore.rescan", json_pack("{s:s}", "name", ds->name), &err) != 0)
-        snap_warn(op->s, "datastore '%s': another host cannot be told that it grew: %s", ds->name, err.text);
+        snap_warn(ds->svc, "datastore '%s': another host cannot be told that it grew: %s", ds->name, err.text);
+}
+
+/* The one that grows: with the highest number, wherever it stands in the registry. */
+static unsigned last_device(const struct snap_ds *ds)
+{
+    unsigned last = 0;
+    for (unsigned i = 1; i < ds->n_devices; i++)
+        if (vmfs_device_number(ds->v, ds->bdevs[i]) > vmfs_device_number(ds->v, ds->bdevs[last]))
+            last = i;
+    return last;
 }
 
 static int op_grow(struct snap_op *op)
@@ -307,21 +352,23 @@ static int op_grow(struct snap_op *op)
         r = gr_bdev_geometry(ds->bdevs[i], &g);
         now += g.size;
     }
-    struct gr_bdev *last = ds->bdevs[ds->n_devices - 1];
-    if (r == 0 && gr_device_is_lun(ds->devices[ds->n_devices - 1]) && size > now)
+    unsigned last = last_device(ds);
+    if (r == 0)
+        r = gr_bdev_geometry(ds->bdevs[last], &g);
+    if (r == 0 && gr_device_is_lun(ds->devices[last]) && size > now)
         r = gr_fail(op->err, -GR_EUSAGE, "datastore '%s': %s is a LUN of %llu bytes: make it larger where it is served, then say its new size", ds->name,
-                    ds->devices[ds->n_devices - 1], (unsigned long long)g.size);
+                    ds->devices[last], (unsigned long long)g.size);
     else if (r < 0)
         gr_fail(op->err, r, "datastore '%s': %s", ds->name, gr_code_text(r));
     else if (size < now || size > INT64_MAX || size % 4096)
         r = gr_fail(op->err, -GR_EUSAGE, "datastore '%s' has %llu bytes; %llu is no larger size in multiples of 4096", ds->name,
                     (unsigned long long)now, (unsigned long long)size);
     if (r == 0 && size > now)
-        r = gr_bdev_file_resize(last, g.size + (size - now), op->err);
+        r = gr_bdev_file_resize(ds->bdevs[last], g.size + (size - now), op->err);
     if (r == 0)
         r = vmfs_grow(ds->v, op->err);
     if (r == 0)
-        tell_others(op, ds);
+        snap_tell_grown(ds);
     if (r == 0)
         r = snap_op_datastore(op, ds);
     snap_ds_put(ds);
@@ -338,7 +385,7 @@ static int op_rescan(struct snap_op *op)
     int r = get_named(op, &ds);
     if (r < 0)
         return r;
-    unsigned last = ds->n_devices - 1;
+    unsigned last = last_device(ds);
     r = gr_bdev_geometry(ds->bdevs[last], &g);
     if (r == 0 && stat(ds->devices[last], &st) == 0 && S_ISREG(st.st_mode) && (uint64_t)st.st_size > g.size)
         r = gr_bdev_file_resize(ds->bdevs[last], (uint64_t)st.st_size, op->err);
@@ -365,11 +412,17 @@ SNAP_METHOD(op_recover, "datastore.recover")
 
 SNAP_METHOD(snap_op_datastore_create, "datastore.create")
 SNAP_METHOD(snap_op_datastore_destroy, "datastore.destroy")
+SNAP_METHOD(snap_op_devices_list, "datastore.devices")
+SNAP_METHOD(snap_op_device_add, "datastore.add-device")
+SNAP_METHOD(snap_op_device_open, "datastore.open-device")
+SNAP_METHOD(snap_op_device_remove, "datastore.remove-device")
 
 const struct gr_rpc_method snap_datastore_methods[] = {
     {"datastore.create", rpc_snap_op_datastore_create},   {"datastore.join", rpc_op_join},   {"datastore.leave", rpc_op_leave},
-    {"datastore.destroy", rpc_snap_op_datastore_destroy}, {"datastore.list", rpc_op_list},   {"datastore.info", rpc_op_info},
-    {"datastore.check", rpc_op_check},     {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
-    {"datastore.recover", rpc_op_recover},
+    {"datastore.destroy", rpc_snap_op_datastore_destroy}, {"datastore.list", rpc_op_list, true},   {"datastore.info", rpc_op_info, true},
+    {"datastore.check", rpc_op_check, true},     {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
+    {"datastore.recover", rpc_op_recover}, {"datastore.devices", rpc_snap_op_devices_list, true},
+    {"datastore.add-device", rpc_snap_op_device_add}, {"datastore.open-device", rpc_snap_op_device_open},
+    {"datastore.remove-device", rpc_snap_op_device_remove},
     {NULL, NULL},
 };

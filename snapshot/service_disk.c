@@ -240,7 +240,7 @@ static void name_parent(struct snap_svc *s, struct snap_ds *ds, const struct vmf
     if (sscanf(st->parent, "object %llu snapshot %llu", &o.object, &o.snapshot) != 2)
         return;
     (void)snap_walk(ds, "", match_object, &o, NULL);
-    if (o.path && snap_handle_get(s, ds, o.path, 0, &h, NULL, NULL) == 0) {
+    if (o.path && snap_handle_get(s, ds, o.path, "disk.info", 0, &h, NULL, NULL) == 0) {
         (void)snap_list(h->disk, match_snapshot, &o, NULL);
         h->users--;
     }
@@ -431,8 +431,8 @@ SNAP_METHOD(snap_op_disk_export, "disk.export")
 
 const struct gr_rpc_method snap_disk_methods[] = {
     {"disk.create", rpc_op_create},
-    {"disk.list", rpc_op_list},
-    {"disk.info", rpc_op_info},
+    {"disk.list", rpc_op_list, true},
+    {"disk.info", rpc_op_info, true},
     {"disk.resize", rpc_op_resize}, {"disk.set", rpc_op_set},
     {"disk.delete", rpc_op_delete},
     {"disk.release", rpc_op_release},

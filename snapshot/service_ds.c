@@ -39,7 +39,7 @@ static void rejoin_fiber(void *arg)
             snap_ds_leave(s, ds, false, NULL);
         r = ds->v ? -EBUSY : snap_ds_join(s, ds, &err);
         ds->ejected = r < 0;
-        snap_warn(s, r < 0 ? "datastore '%s' cannot be joined again, and will be tried again: %s" : "datastore '%s' is joined again%s", ds->name,
+        snap_note(s, r < 0 ? GR_LOG_WARN : GR_LOG_NOTE, r < 0 ? "datastore '%s' cannot be joined again, and will be tried again: %s" : "datastore '%s' is joined again%s", ds->name,
                   r < 0 ? gr_err_text(&err, r) : "");
         if (r < 0) {
             gr_fmutex_unlock(&s->lock);
@@ -87,13 +87,26 @@ static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *er
     if (!name)
         return gr_fail(err, -ENOMEM, "out of memory");
     o.host_name = name;
+    o.degraded = ds->degraded;
     struct gr_device_opts device = {.host_uuid = o.host_uuid, .login = ds->login};
-    for (unsigned i = 0; i < ds->n_devices; i++) {
-        r = gr_device_open(s->o.loop, ds->devices[i], &device, &ds->bdevs[i], err);
-        if (r < 0)
-            return r;
+    struct gr_bdev *open[VMFS_DEVICES_MAX];
+    struct gr_err missing = {0};
+    unsigned n = 0;
+    for (unsigned i = 0; i < ds->n_devices; i++) { /* one that cannot be opened may have been removed by another host */
+        r = gr_device_open(s->o.loop, ds->devices[i], &device, &ds->bdevs[i], missing.code ? NULL : &missing);
+        if (r == 0)
+            open[n++] = ds->bdevs[i];
     }
-    r = vmfs_join(s->o.loop, ds->bdevs, ds->n_devices, &o, &ds->v, err);
+    r = n ? vmfs_join(s->o.loop, open, n, &o, &ds->v, err) : -ENODEV;
+    if (n == 0) {
+        *err = missing;
+        return missing.code;
+    }
+    if (r == -ENODEV) {
+        gr_auto_free char *why = gr_strdup(err->text);
+        return gr_fail(err, r, "%s%s%s; 'granary datastore add-device %s DEVICE' names one that another host added", missing.text,
+                       missing.code ? "; " : "", why ? why : "", ds->name);
+    }
     if (r < 0)
         return r;
     struct vmfs_info info;
@@ -114,6 +127,8 @@ int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
     if (r < 0) {
         close_devices(ds);
     } else {
+        if (!ds->degraded)
+            snap_ds_prune(s, ds);
         snap_clean_tmp(s, ds);
         snap_clean_groups(ds);
     }
@@ -193,6 +208,13 @@ int snap_ds_get(struct snap_svc *s, const char *name, struct snap_ds **ret, stru
     }
     gr_fmutex_unlock(&s->lock);
     return r;
+}
+
+bool snap_fenced(const struct snap_ds *ds)
+{
+    struct vmfs_info i;
+    vmfs_info(ds->v, &i);
+    return i.fenced;
 }
 
 void snap_ds_put(struct snap_ds *ds)
@@ -343,12 +365,15 @@ static bool is_moving(const struct snap_ds *ds, const char *path)
     return m != NULL;
 }
 
-int snap_handle_get(struct snap_svc *s, struct snap_ds *ds, const char *path, uint64_t wait_ms, struct snap_handle **ret,
-                    struct snap_place *ret_owner, struct gr_err *err)
+static int handle_wait(struct snap_svc *s, struct snap_ds *ds, const char *path, struct snap_wait *w, uint64_t wait_ms, struct snap_handle **ret,
+                       struct snap_place *ret_owner, struct gr_err *err)
 {
-    uint64_t deadline = gr_loop_now_ns(s->o.loop) + wait_ms * 1000000ull;
-    while (is_moving(ds, path) && gr_loop_now_ns(s->o.loop) < deadline)
+    uint64_t deadline = w->since_ns + wait_ms * 1000000ull;
+    while (is_moving(ds, path) && gr_loop_now_ns(s->o.loop) < deadline) {
+        w->moving = true;
         gr_fqueue_wait_ms(&s->wake, 100);
+    }
+    w->moving = false;
     for (unsigned tries = 0;; tries++) {
         struct snap_place owner = {0};
         struct snap_handle *h = snap_handle_find(ds, path);
@@ -372,8 +397,19 @@ int snap_handle_get(struct snap_svc *s, struct snap_ds *ds, const char *path, ui
                 *ret_owner = owner;
             return r;
         }
+        memcpy(w->host, owner.host, sizeof(w->host));
         gr_fiber_sleep_ms(50);
     }
+}
+
+int snap_handle_get(struct snap_svc *s, struct snap_ds *ds, const char *path, const char *what, uint64_t wait_ms, struct snap_handle **ret,
+                    struct snap_place *ret_owner, struct gr_err *err)
+{
+    struct snap_wait w = {.what = what, .path = path};
+    snap_wait_begin(ds, &w);
+    int r = handle_wait(s, ds, path, &w, wait_ms, ret, ret_owner, err);
+    snap_wait_end(ds, &w);
+    return r;
 }
 
 int snap_disk_get(struct snap_op *op, const struct snap_path *p, struct snap_disk *ret)
@@ -383,7 +419,7 @@ int snap_disk_get(struct snap_op *op, const struct snap_path *p, struct snap_dis
     if (r < 0)
         return r;
     struct snap_place owner = {0};
-    r = snap_handle_get(op->s, d.ds, p->path, SNAP_WAIT_MS, &d.h, &owner, op->err);
+    r = snap_handle_get(op->s, d.ds, p->path, op->method, SNAP_WAIT_MS, &d.h, &owner, op->err);
     if (r == -GR_ELOCKED && owner.address[0]) {
         op->owner = owner;
         op->forward = true;

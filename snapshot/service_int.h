@@ -4,6 +4,7 @@
 #include "common/cleanup.h"
 #include "common/bdev_open.h"
 #include "common/link.h"
+#include "common/log.h"
 #include "snapshot/service.h"
 
 #define SNAP_WAIT_MS 10000u            /* how long a request waits for a command that holds what it needs */
@@ -14,6 +15,7 @@
 #define SNAP_GROUP_MAX 256u             /* disks in one instant */
 #define SNAP_TMP_DIR "granary.tmp" /* folder of disks that are being filled; what no living host owns in it is removed at join */
 #define SNAP_TELL_MS 10000               /* what another host gets to answer in */
+#define SNAP_PROGRESS_NS 500000000ull  /* between two words on how far a long request has come */
 #define SNAP_FILE_MAX (8u << 20)       /* bytes of a file in one answer */
 
 /* A disk that this host holds open, and so owns. */
@@ -24,6 +26,14 @@ struct snap_handle {
     unsigned users; /* requests at work on it */
     bool closing;   /* goes away: nobody new */
 };
+struct snap_wait { /* a request that waits for a disk, as long as it does */
+    const char *what; /* "login of iqn…", or a method */
+    const char *path; /* inside the datastore */
+    uint64_t since_ns;
+    bool moving;      /* the disk changes hands */
+    char host[64];    /* where a command is at work on it; "" not known to be that */
+    struct snap_wait *next;
+};
 struct snap_moving { /* a disk between two hosts */
     const char *path;
     struct snap_moving *next;
@@ -33,6 +43,7 @@ struct snap_ds {
     char name[VMFS_VOLUME_NAME_MAX + 1];
     char *devices[VMFS_DEVICES_MAX]; /* names, as in common/bdev_open.h */
     unsigned n_devices;
+    bool degraded;                /* join also when a device is missing */
     json_t *login_row;            /* NULL: without */
     struct gr_device_login login; /* strings of login_row */
     struct gr_bdev *bdevs[VMFS_DEVICES_MAX]; /* while joined */
@@ -44,6 +55,7 @@ struct snap_ds {
     struct snap_svc *svc;
     struct snap_handle *handles;
     struct snap_moving *moving;
+    struct snap_wait *waits;
     struct {
         uint64_t id, version; /* of the object that has them, and what was read of it last; 0: none */
         json_t *rows;         /* by UUID; NULL: none */
@@ -72,6 +84,7 @@ struct snap_svc {
 struct snap_op {
     struct snap_svc *s;
     struct gr_rpc_call *call;
+    const char *method;
     json_t *params; /* borrowed */
     json_t **ret;   /* result: a new reference */
     struct gr_err *err;
@@ -120,9 +133,17 @@ struct snap_disk {
  * forwarding. Release with snap_disk_put. */
 int snap_disk_get(struct snap_op *op, const struct snap_path *p, struct snap_disk *ret);
 void snap_disk_put(struct snap_disk *d);
-/* The same outside a request; @ret_owner (may be NULL) is filled on -GR_ELOCKED when the owner is known. */
-int snap_handle_get(struct snap_svc *s, struct snap_ds *ds, const char *path, uint64_t wait_ms, struct snap_handle **ret,
+/* The same outside a request; @what: who shows up as waiting (snap_waits_rows). @ret_owner (may be NULL) is filled on -GR_ELOCKED when the owner
+ * is known. */
+int snap_handle_get(struct snap_svc *s, struct snap_ds *ds, const char *path, const char *what, uint64_t wait_ms, struct snap_handle **ret,
                     struct snap_place *ret_owner, struct gr_err *err);
+/* ---- who waits for whom (service_wait.c) ---- */
+void snap_wait_begin(struct snap_ds *ds, struct snap_wait *w);
+void snap_wait_end(struct snap_ds *ds, struct snap_wait *w);
+/* [{"what","disk","host","reason","seconds","asked"?,"silent"?,"patience"?,"ejected"?}]: who waits in this process, and for which hosts. NULL: *err. */
+json_t *snap_waits_rows(struct snap_ds *ds, struct gr_err *err);
+/* How many disks each host owns, as "disks" of the rows of hosts. */
+int snap_owners_count(struct snap_ds *ds, json_t *hosts, struct gr_err *err);
 /* Everybody lets go of the disk and it is closed; @d holds nothing of it afterwards but the datastore. On failure it stays. */
 int snap_disk_drop(struct snap_svc *s, struct snap_disk *d, bool only_idle, struct gr_err *err);
 /* ---- links (service_link.c) ---- */
@@ -149,7 +170,9 @@ int snap_owner_of(struct snap_ds *ds, const char *path, struct snap_place *ret, 
 unsigned snap_users_of(struct snap_svc *s, const struct snap_ds *ds, const char *path);
 /* Refuse when sessions use the disk: -GR_ELOCKED. @what: "be deleted". */
 int snap_refuse_in_use(struct snap_svc *s, const struct snap_disk *d, const char *what, struct gr_err *err);
-void snap_warn(struct snap_svc *s, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* A line for the log: snap_warn() of what somebody should look into, notices of what was done. */
+void snap_note(struct snap_svc *s, enum gr_log_level level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+#define snap_warn(s, ...) snap_note(s, GR_LOG_WARN, __VA_ARGS__)
 
 /* ---- rules of disks (service_rules.c) ---- */
 /* What was deleted has no rules any more: the disk @uuid, or its snapshot @snap. What cannot be done is warned about. */
@@ -194,6 +217,17 @@ int snap_op_register(struct snap_op *op, const char *name, json_t *devices, stru
 int snap_op_datastore(struct snap_op *op, struct snap_ds *ds);
 int snap_op_datastore_create(struct snap_op *op);
 int snap_op_datastore_destroy(struct snap_op *op);
+/* The devices of a joined datastore, as datastore.devices has them; NULL with *err, or out of memory. */
+json_t *snap_member_rows(struct snap_ds *ds, struct gr_err *err);
+int snap_op_devices_list(struct snap_op *op);
+int snap_op_device_add(struct snap_op *op);
+int snap_op_device_open(struct snap_op *op);
+int snap_op_device_remove(struct snap_op *op);
+/* Devices that were about to be added when that ended are forgotten; @ds has just been joined. The lock is held. */
+void snap_ds_prune(struct snap_svc *s, struct snap_ds *ds);
+/* The other hosts see the new space at their next start, or now. */
+void snap_tell_grown(struct snap_ds *ds);
+bool snap_fenced(const struct snap_ds *ds); /* this host gave it up */
 int snap_op_disk_import(struct snap_op *op);
 int snap_op_disk_export(struct snap_op *op);
 #endif

@@ -13,9 +13,8 @@
 #define LAST "state/link.json" /* {"port":N} */
 
 struct peer { /* of a connection that came over a link */
-    uint8_t volume[16];
+    struct gr_rpc_peer who;
     char datastore[VMFS_VOLUME_NAME_MAX + 1];
-    char host[64];
 };
 
 bool snap_ds_links(const struct snap_ds *ds)
@@ -60,26 +59,38 @@ static int admit(void *arg, const struct gr_link_peer *who, struct gr_err *err)
     return r;
 }
 
+static void peer_free(struct gr_rpc_peer *who)
+{
+    free(gr_container_of(who, struct peer, who));
+}
+
 static void comes(void *arg, int fd, const struct gr_link_peer *who)
 {
     struct snap_svc *s = arg;
-    const struct snap_ds *ds = ds_of_volume(s, who->volume);
-    struct peer *p = ds && s->server ? gr_zalloc(sizeof(*p)) : NULL;
-    if (!p) {
-        close(fd);
+    struct snap_ds *ds = ds_of_volume(s, who->volume);
+    struct peer *p = ds ? gr_zalloc(sizeof(*p)) : NULL;
+    bool known = false;
+    if (p) {
+        p->who.free = peer_free;
+        memcpy(p->datastore, ds->name, sizeof(p->datastore));
+        snprintf(p->who.from, sizeof(p->who.from), "%s", who->from);
+        ds->users++;
+        known = vmfs_link_known(ds->v, who->key, p->who.host, NULL) == 0;
+        snap_ds_put(ds);
+    }
+    if (known && s->server) {
+        gr_rpc_server_adopt(s->server, fd, &p->who);
         return;
     }
-    memcpy(p->volume, who->volume, sizeof(p->volume));
-    memcpy(p->datastore, ds->name, sizeof(p->datastore));
-    snprintf(p->host, sizeof(p->host), "%s", who->from);
-    gr_rpc_server_adopt(s->server, fd, p, free);
+    free(p);
+    close(fd);
 }
 
 /* What hosts ask of each other; all else is for processes of this machine. Files of a machine are in none of them. */
 static bool for_hosts(const char *method)
 {
     static const char *const names[] = {
-        "daemon.nbd-url", "datastore.rescan", "disk.checkpoint", "disk.delete", "disk.info", "disk.list", "disk.move", "disk.release", "disk.resize",
+        "daemon.nbd-url", "datastore.open-device", "datastore.rescan", "disk.checkpoint", "disk.delete", "disk.info", "disk.list", "disk.move", "disk.release", "disk.resize",
         "disk.set", "disk.take", "lun.attention", "lun.reserve", "lun.rules-changed", "snapshot.bookmark", "snapshot.clone", "snapshot.create", "snapshot.delete",
         "snapshot.diff", "snapshot.expose", "snapshot.hold", "snapshot.list", "snapshot.revert", "snapshot.settle", "snapshot.take", "snapshot.unexpose",
     };
@@ -122,11 +133,19 @@ static bool stays_inside(const struct peer *p, const char *method, json_t *param
     return named > 0 || v;
 }
 
-static int guard(void *arg, void *peer, const char *method, json_t *params, struct gr_err *err)
+static bool names_lun(json_t *params)
 {
-    const struct peer *p = peer;
+    const char *device = json_string_value(json_object_get(params, "device"));
+    return device && gr_device_is_lun(device);
+}
+
+static int guard(void *arg, struct gr_rpc_peer *who, const char *method, json_t *params, struct gr_err *err)
+{
+    const struct peer *p = gr_container_of(who, struct peer, who);
     if (!for_hosts(method))
         return gr_fail(err, -GR_EAUTH, "%s is nothing that hosts do for each other: run the command on the host that owns the disk", method);
+    if (strcmp(method, "datastore.open-device") == 0 && !names_lun(params))
+        return gr_fail(err, -GR_EAUTH, "%s: what another machine names here can be a LUN only", method);
     if (!stays_inside(p, method, params))
         return gr_fail(err, -GR_EAUTH, "%s: a host of datastore '%s' may ask for what lies in it only", method, p->datastore);
     return 0;
@@ -134,7 +153,7 @@ static int guard(void *arg, void *peer, const char *method, json_t *params, stru
 
 static void note(void *arg, int level, const char *text)
 {
-    snap_warn(arg, "%s", text);
+    snap_note(arg, level, "%s", text);
 }
 
 /* ---- the link of this home ---- */

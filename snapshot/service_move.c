@@ -61,7 +61,7 @@ static int change_hands(struct snap_op *op, struct snap_disk *d, const struct sn
             r = gr_rpc_call(peer, "disk.take", json_pack("{s:s}", "disk", disk), NULL, NULL, SNAP_WAIT_MS, NULL, op->err);
         *ret_ns = gr_loop_now_ns(op->s->o.loop) - quiet;
         if (r == 0)
-            snap_warn(op->s, "disk %s has moved to host '%s': its initiators were gone after %.1f ms, it was there %.1f ms later", disk, to->host_name,
+            snap_note(op->s, GR_LOG_NOTE, "disk %s has moved to host '%s': its initiators were gone after %.1f ms, it was there %.1f ms later", disk, to->host_name,
                       (double)(quiet - begin) / 1e6, (double)*ret_ns / 1e6);
     }
     struct snap_moving **q = &d->ds->moving;
@@ -120,7 +120,7 @@ static int op_take(struct snap_op *op)
         r = snap_ds_get(op->s, p.ds, &ds, op->err);
     if (r < 0)
         return r;
-    r = snap_handle_get(op->s, ds, p.path, SNAP_WAIT_MS, &h, NULL, op->err);
+    r = snap_handle_get(op->s, ds, p.path, op->method, SNAP_WAIT_MS, &h, NULL, op->err);
     if (r == 0)
         h->users--;
     snap_ds_put(ds);

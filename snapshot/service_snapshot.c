@@ -394,7 +394,7 @@ static int op_diff(struct snap_op *op)
 SNAP_METHOD(op_diff, "snapshot.diff")
 
 const struct gr_rpc_method snap_snapshot_methods[] = {
-    {"snapshot.create", rpc_op_create}, {"snapshot.list", rpc_op_list},         {"snapshot.delete", rpc_op_delete},
+    {"snapshot.create", rpc_op_create}, {"snapshot.list", rpc_op_list, true},         {"snapshot.delete", rpc_op_delete},
     {"snapshot.revert", rpc_op_revert}, {"snapshot.clone", rpc_op_clone},       {"snapshot.bookmark", rpc_op_bookmark},
-    {"snapshot.diff", rpc_op_diff},     {"disk.checkpoint", rpc_op_checkpoint}, {NULL, NULL},
+    {"snapshot.diff", rpc_op_diff, true},     {"disk.checkpoint", rpc_op_checkpoint, true}, {NULL, NULL},
 };

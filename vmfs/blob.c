@@ -129,9 +129,13 @@ static int dir_decode(struct vobj *o, struct cursor *c, struct gr_err *err)
     return 0;
 }
 
-static int tree_ok(const struct vobj *o, const struct mtree *t)
+/* Rule 7; its root is where it lies now. */
+static bool tree_ok(const struct vobj *o, struct mtree *t)
 {
-    return t->level >= 1 && t->level <= VMFS_MAX_LEVEL && (t->root.ptr.addr == 0 || (t->root.ptr.units == 1 && space_addr_ok(o->v, t->root.ptr.addr, 1)));
+    struct mptr *p = &t->root.ptr;
+    if (t->level < 1 || t->level > VMFS_MAX_LEVEL || (p->addr && (p->units != 1 || !space_addr_ok(o->v, p->addr, 1))))
+        return false;
+    return p->addr == 0 || (p->addr = moved_addr(o->v, p->addr, 1, NULL)) != 0;
 }
 
 static int snaps_decode(struct vobj *o, struct cursor *c, uint32_t n, struct gr_err *err)

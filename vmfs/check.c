@@ -158,7 +158,9 @@ int vmfs_check(struct vmfs *v, void (*line)(void *arg, const char *text), void *
     int r = vmfs_recover(v, err);
     if (r < 0)
         return r;
+    gr_fmutex_lock(&v->settle_lock);
     r = looks(v, &c);
+    gr_fmutex_unlock(&v->settle_lock);
     if (r < 0) {
         chk_done(&c);
         return gr_fail(err, r, "datastore '%s' cannot be checked: %s", v->sb.name, v->fenced ? v->fence_reason : gr_code_text(r));

@@ -14,6 +14,7 @@ struct scan {
     /* A good block (NULL: never written) of an entry. */
     void (*fn)(struct chk *c, uint32_t index, uint32_t sub, const uint8_t *block);
     uint8_t *a, *b;
+    uint32_t base; /* index in the volume of entry 0 */
 };
 
 static bool all_zero(const uint8_t *b)
@@ -49,7 +50,7 @@ static void repair(struct scan *s, uint64_t addr, const uint8_t *bad, const uint
 static void one_block(struct scan *s, uint32_t at, uint32_t k)
 {
     struct chk *c = s->c;
-    uint32_t index = at / s->t->stride, sub = at % s->t->stride;
+    uint32_t index = s->base + at / s->t->stride, sub = at % s->t->stride;
     uint8_t *a = s->a + (size_t)k * VMFS_UNIT, *b = s->b + (size_t)k * VMFS_UNIT, *good;
     uint64_t addr_a = s->t->addr_a + at, addr_b = s->t->addr_b + at;
     unsigned type = sub ? s->sub_type : s->type;
@@ -111,10 +112,10 @@ static int table_scan(struct scan *s)
 }
 
 /* ---- slots and their lists of foreign frees ---- */
-static void foreign_add(struct chk *c, const struct vmfs_run_disk *runs, uint32_t n)
+static void foreign_put(struct chk *c, uint64_t addr, uint64_t units)
 {
-    if (c->n_foreign + n > c->cap_foreign) {
-        size_t cap = (c->n_foreign + n) * 2;
+    if (c->n_foreign == c->cap_foreign) {
+        size_t cap = c->cap_foreign ? c->cap_foreign * 2 : 64;
         struct vmfs_run *f = gr_realloc(c->foreign, cap * sizeof *f);
         if (!f) {
             chk_nomem(c);
@@ -123,14 +124,32 @@ static void foreign_add(struct chk *c, const struct vmfs_run_disk *runs, uint32_
         c->foreign = f;
         c->cap_foreign = cap;
     }
+    c->foreign[c->n_foreign++] = (struct vmfs_run){ addr, units };
+}
+
+/* Where its units lie now. */
+static void foreign_one(struct chk *c, uint64_t addr, uint64_t units)
+{
+    if (!c->v->sp.any_moved || !units || units > UINT32_MAX || vmfs_addr_dev(addr) >= c->v->sb.n_devices) {
+        foreign_put(c, addr, units); /* whatever is wrong with it is found later */
+        return;
+    }
+    for (uint32_t n; units; addr += n, units -= n) {
+        uint64_t now = moved_addr(c->v, addr, (uint32_t)units, &n);
+        foreign_put(c, now ? now : addr, n);
+    }
+}
+
+static void foreign_add(struct chk *c, const struct vmfs_run_disk *runs, uint32_t n)
+{
     for (uint32_t i = 0; i < n; i++)
-        c->foreign[c->n_foreign++] = (struct vmfs_run){ gr_le64_get(runs[i].addr), gr_le64_get(runs[i].units) };
+        foreign_one(c, gr_le64_get(runs[i].addr), gr_le64_get(runs[i].units));
 }
 
 static void aux_blob(struct chk *c, uint32_t slot, const struct vmfs_aux_disk *a, uint32_t more)
 {
     uint32_t units = gr_le32_get(a->blob_units);
-    uint64_t addr = gr_le64_get(a->blob_addr);
+    uint64_t addr = moved_addr(c->v, gr_le64_get(a->blob_addr), units, NULL);
     struct chk_use u = { .print = chk_print(slot, UINT64_MAX, 1, addr), .owned = true, .full = true };
     struct gr_err err = { 0 };
     if (units == 0 || units > 65536 || (uint64_t)units * VMFS_UNIT - sizeof(struct vmfs_hdr_disk) < more * sizeof(struct vmfs_run_disk)) {
@@ -142,7 +161,7 @@ static void aux_blob(struct chk *c, uint32_t slot, const struct vmfs_aux_disk *a
     uint8_t *b = vunits_alloc(units);
     int r = b ? vdev_read(c->v, addr, units, b) : chk_nomem(c);
     if (r == 0)
-        r = vhdr_check(c->v->sb.uuid, b, VMFS_T_BLOB, units, addr, &err);
+        r = vblock_check(c->v, b, VMFS_T_BLOB, units, addr, &err);
     if (r == 0)
         foreign_add(c, (const struct vmfs_run_disk *)(b + sizeof(struct vmfs_hdr_disk)), more);
     else
@@ -226,6 +245,7 @@ static void shares_take(struct chk *c, uint32_t index)
                                   .shares_units = gr_le32_of(r->shares_units) };
     struct gr_err err = { 0 };
     int rc = share_load(c->v, &read, &h, &err);
+    r->shares_addr = read.shares_addr;
     r->shares = read.shares;
     r->n_shares = (uint32_t)read.n_shares;
     if (rc < 0) {
@@ -239,8 +259,22 @@ static void shares_take(struct chk *c, uint32_t index)
         chk_error(c, "region %u: %s, where its list of shared units lies, is also in use for something else", index, chk_unit(r->shares_addr, at));
 }
 
+/* The lists of what lay on devices that leave. */
+static void moved_reach(struct chk *c)
+{
+    for (unsigned i = 0; i < c->v->sb.n_devices; i++) {
+        const struct vdevinfo *d = &c->v->sb.dev[i];
+        uint64_t addr = moved_addr(c->v, d->moved_addr, d->moved_units, NULL);
+        struct chk_use u = { .print = chk_print(i, UINT64_MAX, 3, addr), .owned = true, .full = true };
+        char at[40];
+        if (addr && chk_reach(c, addr, d->moved_units, &u) != CHK_NEW)
+            chk_error(c, "%s, where the list of what lay on device %u lies, is also in use for something else", chk_unit(addr, at), i);
+    }
+}
+
 int chk_shares(struct chk *c)
 {
+    moved_reach(c);
     for (uint32_t i = 0; i < c->n_regions && !c->failed; i++)
         if (c->regions[i].shares_addr)
             shares_take(c, i);
@@ -313,6 +347,8 @@ static void blob_take(struct chk *k, struct chk_obj *c, const void *blob)
     c->decoded = true;
     c->bad = r < 0;
     k->blind |= r < 0;
+    if (o)
+        o->reserved_units = 0; /* it was only read: what it was promised is counted with who holds it */
     vobj_free(o);
 }
 
@@ -348,10 +384,31 @@ static void inode_block(struct chk *c, uint32_t index, uint32_t sub, const uint8
         c->cap_objs = cap;
     }
     struct chk_obj *o = &c->objs[c->n_objs++];
-    *o = (struct chk_obj){ .id = i.id, .type = i.type, .n_snapshots = i.n_snapshots, .size = i.size, .blob_addr = i.blob_addr,
+    *o = (struct chk_obj){ .id = i.id, .type = i.type, .n_snapshots = i.n_snapshots, .size = i.size, .blob_addr = moved_addr(c->v, i.blob_addr, i.blob_units, NULL),
                            .blob_bytes = i.blob_bytes, .blob_units = i.blob_units };
     if (!i.blob_addr)
         blob_take(c, o, i.inline_blob);
+}
+
+/* Those of the devices that share a table, then each other device's own. */
+static int regions_scan(struct chk *c)
+{
+    const struct vsuper *sb = &c->v->sb;
+    uint32_t common = 0;
+    int r = 0;
+    for (unsigned d = 0; d < sb->n_devices; d++)
+        common += sb->dev[d].table.entries ? 0 : sb->dev[d].regions;
+    struct scan s = { c, &sb->regions, "region", VMFS_T_REGION, VMFS_T_BITMAP, 0, common, region_block, NULL, NULL, 0 };
+    r = table_scan(&s);
+    for (unsigned d = 0; r == 0 && d < sb->n_devices; d++) {
+        if (!sb->dev[d].table.entries || sb->dev[d].state == VMFS_DEVICE_GONE || vdev_missing(c->v, d))
+            continue;
+        s.t = &sb->dev[d].table;
+        s.end = sb->dev[d].regions;
+        s.base = sb->dev[d].first_region;
+        r = table_scan(&s);
+    }
+    return r;
 }
 
 int chk_home(struct chk *c)
@@ -363,10 +420,9 @@ int chk_home(struct chk *c)
         return chk_nomem(c);
     for (uint32_t i = 0; i < c->n_regions; i++)
         c->regions[i].first = space_region_first(c->v, i, &c->regions[i].units);
-    struct scan regions = { c, &sb->regions, "region", VMFS_T_REGION, VMFS_T_BITMAP, 0, c->n_regions, region_block, NULL, NULL };
-    struct scan inodes = { c, &sb->inodes, "inode", VMFS_T_INODE, 0, 1, sb->inodes.entries, inode_block, NULL, NULL };
-    struct scan slots = { c, &sb->slots, "slot", VMFS_T_SLOT, VMFS_T_AUX, 0, sb->slots.entries, slot_block, NULL, NULL };
-    int r = table_scan(&regions);
+    struct scan inodes = { c, &sb->inodes, "inode", VMFS_T_INODE, 0, 1, sb->inodes.entries, inode_block, NULL, NULL, 0 };
+    struct scan slots = { c, &sb->slots, "slot", VMFS_T_SLOT, VMFS_T_AUX, 0, sb->slots.entries, slot_block, NULL, NULL, 0 };
+    int r = regions_scan(c);
     if (r == 0)
         r = table_scan(&slots);
     return r == 0 ? table_scan(&inodes) : r;
@@ -382,7 +438,7 @@ int chk_blobs(struct chk *c)
         uint8_t *b = chk_region_of(c, o->blob_addr, o->blob_units) ? vunits_alloc(o->blob_units) : NULL;
         int r = b ? vdev_read(c->v, o->blob_addr, o->blob_units, b) : -GR_ECORRUPT;
         if (r == 0)
-            r = vhdr_check(c->v->sb.uuid, b, VMFS_T_BLOB, o->blob_units, o->blob_addr, &err);
+            r = vblock_check(c->v, b, VMFS_T_BLOB, o->blob_units, o->blob_addr, &err);
         if (r == 0) {
             blob_take(c, o, b + sizeof(struct vmfs_hdr_disk));
         } else {
@@ -431,12 +487,20 @@ static void areas_apart(struct chk *c, const struct area *a, size_t n)
     }
 }
 
+static void note_missing(struct chk *c)
+{
+    for (unsigned d = 0; d < c->v->sb.n_devices; d++)
+        if (vdev_missing(c->v, d))
+            chk_note(c, "device %u is missing: what lies there was not looked at", d);
+}
+
 int chk_supers(struct chk *c)
 {
     struct vmfs *v = c->v;
+    note_missing(c);
     const struct vtable *t[] = { &v->sb.slots, &v->sb.regions, &v->sb.inodes };
     static const char *const names[] = { "slot table", "region table", "inode table" };
-    struct area *a = gr_zalloc((6 + 2u * VMFS_DEVICES_MAX + v->sb.slots.entries) * sizeof *a);
+    struct area *a = gr_zalloc((6 + 4u * VMFS_DEVICES_MAX + v->sb.slots.entries) * sizeof *a);
     uint8_t *b = vunits_alloc(1);
     size_t n = 0;
     if (!a || !b) {
@@ -449,12 +513,17 @@ int chk_supers(struct chk *c)
         snprintf(x.what, sizeof x.what, "%s %s", names[i / 2], i & 1 ? "B" : "A");
         a[n++] = x;
     }
-    for (unsigned d = 0; d < v->n_dev; d++)
-        for (unsigned copy = 0; copy < 2; copy++) {
+    for (unsigned d = 0; d < v->sb.n_devices; d++)
+        for (unsigned copy = 0; v->dev[d].ch && copy < 2; copy++) {
             struct area x = { vmfs_addr(d, copy ? VMFS_SUPER_B : VMFS_SUPER_A), 1, "" };
             snprintf(x.what, sizeof x.what, "superblock %c", copy ? 'B' : 'A');
             a[n++] = x;
             super_copy(c, d, copy ? VMFS_SUPER_B : VMFS_SUPER_A, b);
+            const struct vtable *own = &v->sb.dev[d].table;
+            x = (struct area){ copy ? own->addr_b : own->addr_a, (uint64_t)own->entries * own->stride, "" };
+            snprintf(x.what, sizeof x.what, "region table %u%c", d, copy ? 'B' : 'A');
+            if (own->entries)
+                a[n++] = x;
         }
     for (unsigned i = 0; i < v->sb.slots.entries; i++) {
         struct vslot s;

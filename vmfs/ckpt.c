@@ -227,6 +227,8 @@ static void region_capture(struct ckpt *c, struct vregion *r)
     } u;
     if (!r->dirty)
         return;
+    uint32_t index = r->index;
+    const struct vtable *t = space_table(v, &index);
     r->dirty = false;
     memset(&u, 0, sizeof u);
     vlock_put(&r->lock, &u.h.lock);
@@ -235,8 +237,8 @@ static void region_capture(struct ckpt *c, struct vregion *r)
     u.h.shares_addr = gr_le64_of(r->shares_addr);
     u.h.shares_bytes = gr_le32_of(r->shares_bytes);
     u.h.shares_units = gr_le32_of(r->shares_units);
-    vhdr_seal(v, &u, VMFS_T_REGION, 1, vhome_addr(&v->sb.regions, r->index, 0, 0), ++r->hdr_generation, v->slot);
-    image_add(c, vhome_addr(&v->sb.regions, r->index, 0, 0), vhome_addr(&v->sb.regions, r->index, 0, 1), &u);
+    vhdr_seal(v, &u, VMFS_T_REGION, 1, vhome_addr(t, index, 0, 0), ++r->hdr_generation, v->slot);
+    image_add(c, vhome_addr(t, index, 0, 0), vhome_addr(t, index, 0, 1), &u);
     v->sp.images--;
     r->bm_generation++;
     for (uint32_t k = 0; k < v->sb.bitmap_blocks; k++) {
@@ -249,9 +251,9 @@ static void region_capture(struct ckpt *c, struct vregion *r)
             uint32_t at = k * VMFS_BITMAP_BITS + i;
             u.b.bits[i / 8] = (uint8_t)(r->used[at / 64] >> (at % 64));
         }
-        uint64_t a = vhome_addr(&v->sb.regions, r->index, 1 + k, 0);
+        uint64_t a = vhome_addr(t, index, 1 + k, 0);
         vhdr_seal(v, &u, VMFS_T_BITMAP, 1, a, r->bm_generation, v->slot);
-        image_add(c, a, vhome_addr(&v->sb.regions, r->index, 1 + k, 1), &u);
+        image_add(c, a, vhome_addr(t, index, 1 + k, 1), &u);
     }
 }
 
@@ -292,10 +294,29 @@ static void foreign_capture(struct ckpt *c)
     s->foreign_dirty = false;
 }
 
+/* ---- for evacuate.c ---- */
+uint8_t *ckpt_take(struct ckpt *c, uint64_t addr, uint32_t units)
+{
+    struct chunk *k = chunk_add(c, addr, units);
+    if (!k) {
+        c->error = -ENOMEM;
+        return NULL;
+    }
+    k->used = units;
+    space_used(c->v, addr, units);
+    return k->buf;
+}
+void ckpt_image(struct ckpt *c, uint64_t addr_a, uint64_t addr_b, const void *block) { image_add(c, addr_a, addr_b, block); }
+void ckpt_fail(struct ckpt *c, int code) { c->error = code; }
+uint64_t ckpt_number(const struct ckpt *c) { return c->number; }
+struct vmfs *ckpt_volume(const struct ckpt *c) { return c->v; }
+
 static void capture(struct ckpt *c)
 {
     struct vmfs *v = c->v;
     c->number = ++v->ckpt_started;
+    if (v->sp.evac)
+        evac_capture(c);
     for (unsigned h = 0; h < VOBJ_HASH; h++)
         for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
             object_capture(c, o);
@@ -495,7 +516,7 @@ static int write_out(struct ckpt *c)
 
 static bool anything_to_do(struct vmfs *v)
 {
-    if (v->j.n_pending || v->j.used || v->sp.foreign_dirty || v->dirty_nodes)
+    if (v->sp.evac || v->j.n_pending || v->j.used || v->sp.foreign_dirty || v->dirty_nodes)
         return true;
     for (struct vregion *r = v->sp.regions; r; r = r->next)
         if (r->dirty)

@@ -91,9 +91,21 @@ static int table_ok(const struct vsuper *s, const struct vtable *t, uint32_t str
     return 0;
 }
 
+/* Rule 7 for the region table that a device brought with it. */
+static int own_table_ok(const struct vsuper *s, unsigned dev, struct gr_err *err)
+{
+    const struct vdevinfo *d = &s->dev[dev];
+    if (!d->table.entries)
+        return 0;
+    if (vmfs_addr_dev(d->table.addr_a) != dev || vmfs_addr_dev(d->table.addr_b) != dev || d->regions > d->table.entries)
+        return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: table of %u regions of device %u", d->table.entries, dev);
+    return table_ok(s, &d->table, 1 + s->bitmap_blocks, "region", err);
+}
+
 static int super_ranges_ok(const struct vsuper *s, struct gr_err *err)
 {
-    uint64_t regions = 0;
+    uint64_t regions = 0, common = 0;
+    int r = 0;
     if (s->n_devices < 1 || s->n_devices > VMFS_DEVICES_MAX || s->this_device >= s->n_devices)
         return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: device %u of %u", s->this_device, s->n_devices);
     if (s->region_units < 256 || s->bitmap_blocks < 1 || s->bitmap_blocks > 1u << 16 ||
@@ -108,19 +120,47 @@ static int super_ranges_ok(const struct vsuper *s, struct gr_err *err)
         if ((d->units - d->first_unit + s->region_units - 1) / s->region_units < d->regions)
             return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: %u regions do not fit on device %u", d->regions, i);
         regions += d->regions;
+        common = d->table.entries ? common : regions; /* their indexes in the common table are those in the volume */
+        if ((r = own_table_ok(s, i, err)) < 0)
+            return r;
+        if (d->state > VMFS_DEVICE_GONE || (i == 0 && d->state) || d->moved_units > VMFS_BLOB_UNITS_MAX || d->mover > s->slots.entries ||
+            (d->moved_addr && (d->state == VMFS_DEVICE_IN_USE || !d->moved_bytes || d->moved_bytes % sizeof(struct vmfs_moved_disk) ||
+                               d->moved_bytes > (uint64_t)d->moved_units * VMFS_UNIT - sizeof(struct vmfs_hdr_disk))))
+            return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: device %u in state %u", i, d->state);
     }
-    if (regions == 0 || regions > s->regions.entries)
+    if (regions == 0 || regions > UINT32_MAX || common > s->regions.entries)
         return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: %llu regions in a table of %u", (unsigned long long)regions, s->regions.entries);
     if (s->timing > VMFS_TIMING_FAST)
         return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: timing %u", s->timing);
-    if (s->slots.entries > 4096 || s->inodes.entries < 16)
+    if (s->slots.entries > VMFS_SLOTS_MAX || s->inodes.entries < 16)
         return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: %u slots, %u inodes", s->slots.entries, s->inodes.entries);
-    int r = table_ok(s, &s->slots, s->incompat & VMFS_INCOMPAT_ALARMS ? VMFS_SLOT_UNITS : 2, "slot", err);
+    r = table_ok(s, &s->slots, s->incompat & VMFS_INCOMPAT_ALARMS ? VMFS_SLOT_UNITS : 2, "slot", err);
     if (r == 0)
         r = table_ok(s, &s->regions, 1 + s->bitmap_blocks, "region", err);
     if (r == 0)
         r = table_ok(s, &s->inodes, 1, "inode", err);
     return r;
+}
+
+static void member_get(const struct vmfs_member_disk *d, struct vdevinfo *i)
+{
+    table_get(&d->regions, &i->table);
+    i->state = gr_le32_get(d->state);
+    i->mover = gr_le32_get(d->mover);
+    i->moved_addr = gr_le64_get(d->moved_addr);
+    i->moved_bytes = gr_le32_get(d->moved_bytes);
+    i->moved_units = gr_le32_get(d->moved_units);
+}
+static void member_put(const struct vdevinfo *i, struct vmfs_member_disk *d)
+{
+    table_put(&i->table, &d->regions);
+    d->state = gr_le32_of(i->state);
+    d->mover = gr_le32_of(i->mover);
+    d->moved_addr = gr_le64_of(i->moved_addr);
+    d->moved_bytes = gr_le32_of(i->moved_bytes);
+    d->moved_units = gr_le32_of(i->moved_units);
+    d->tested = gr_le32_of(i->tested);
+    d->tested_s = gr_le64_of(i->tested_s);
 }
 
 int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
@@ -154,6 +194,10 @@ int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
         s.dev[i].first_unit = gr_le64_get(d->devices[i].first_unit);
         s.dev[i].first_region = gr_le32_get(d->devices[i].first_region);
         s.dev[i].regions = gr_le32_get(d->devices[i].regions);
+        s.dev[i].tested = gr_le32_get(d->members[i].tested);
+        s.dev[i].tested_s = gr_le64_get(d->members[i].tested_s);
+        if (s.incompat & (VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED))
+            member_get(&d->members[i], &s.dev[i]);
     }
     int r = super_ranges_ok(&s, err);
     if (r < 0)
@@ -186,6 +230,7 @@ void vsuper_encode(const struct vsuper *s, uint64_t self, void *block)
         d->devices[i].first_unit = gr_le64_of(s->dev[i].first_unit);
         d->devices[i].first_region = gr_le32_of(s->dev[i].first_region);
         d->devices[i].regions = gr_le32_of(s->dev[i].regions);
+        member_put(&s->dev[i], &d->members[i]);
     }
     seal(s->uuid, block, VMFS_T_SUPER, 1, self, s->generation, 0);
 }

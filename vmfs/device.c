@@ -10,28 +10,53 @@ void *vunits_alloc(uint32_t units)
     return p;
 }
 
-static struct gr_chan *chan_of(struct vmfs *v, uint64_t addr)
+/* The device of @addr, where it lies now. */
+static struct vdev *device_of(struct vmfs *v, uint64_t *addr, uint32_t units)
 {
-    unsigned dev = vmfs_addr_dev(addr);
-    return dev < v->n_dev ? v->dev[dev].ch : NULL;
+    uint64_t now = moved_addr(v, *addr, units, NULL);
+    unsigned dev = vmfs_addr_dev(now);
+    if (!now || dev >= v->n_dev || !v->dev[dev].ch)
+        return NULL;
+    *addr = now;
+    return &v->dev[dev];
+}
+
+static int no_device(const struct vmfs *v, uint64_t addr)
+{
+    unsigned dev = vmfs_addr_dev(moved_addr(v, addr, 1, NULL));
+    return dev < v->sb.n_devices && vdev_missing(v, dev) ? -EIO : -GR_ECORRUPT;
+}
+
+int vdev_all_here(struct vmfs *v, const char *what, struct gr_err *err)
+{
+    for (unsigned i = 0; i < v->sb.n_devices; i++)
+        if (vdev_missing(v, i))
+            return gr_fail(err, -ENODEV, "datastore '%s' was joined without its device %u: %s; join it with all devices first", v->sb.name, i, what);
+    return 0;
 }
 
 int vdev_read(struct vmfs *v, uint64_t addr, uint32_t units, void *buf)
 {
-    struct gr_chan *ch = chan_of(v, addr);
-    if (!ch)
-        return -GR_ECORRUPT;
-    return gr_pread(ch, buf, (size_t)units * VMFS_UNIT, vmfs_addr_unit(addr) * VMFS_UNIT);
+    struct vdev *d = device_of(v, &addr, units);
+    if (!d)
+        return no_device(v, addr);
+    d->users++;
+    int r = gr_pread(d->ch, buf, (size_t)units * VMFS_UNIT, vmfs_addr_unit(addr) * VMFS_UNIT);
+    d->users--;
+    return r;
 }
 
 int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, uint32_t flags)
 {
-    struct gr_chan *ch = chan_of(v, addr);
+    struct vdev *d = device_of(v, &addr, units);
     if (v->fenced)
         return -GR_EFENCED;
-    if (!ch)
-        return -GR_ECORRUPT;
-    return gr_pwrite(ch, buf, (size_t)units * VMFS_UNIT, vmfs_addr_unit(addr) * VMFS_UNIT, flags);
+    if (!d)
+        return no_device(v, addr);
+    d->users++;
+    int r = gr_pwrite(d->ch, buf, (size_t)units * VMFS_UNIT, vmfs_addr_unit(addr) * VMFS_UNIT, flags);
+    d->users--;
+    return r;
 }
 
 int vdev_flush(struct vmfs *v)
@@ -39,8 +64,12 @@ int vdev_flush(struct vmfs *v)
     int first = 0;
     if (v->fenced)
         return -GR_EFENCED;
-    for (unsigned i = 0; i < v->n_dev; i++) {
+    for (unsigned i = 0; i < v->sb.n_devices; i++) { /* not one that is about to be added */
+        if (!v->dev[i].ch) /* it has left */
+            continue;
+        v->dev[i].users++;
         int r = gr_flush(v->dev[i].ch);
+        v->dev[i].users--;
         v->stats.device_flushes++;
         if (r < 0 && first == 0)
             first = r;

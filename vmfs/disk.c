@@ -63,7 +63,7 @@ static int in_place_runs(const struct dop *op, struct run *runs, unsigned max)
                 return -1;
         const struct mentry *e = &leaf->ent[p % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES];
         struct mpiece m = ment_piece(e, (unsigned)(p % VMFS_BLOCK_PIECES));
-        if (m.state != VMFS_P_DATA || m.birth != op->range.epoch || e->seq > o->v->j.sealed_seq)
+        if (m.state != VMFS_P_DATA || m.birth != op->range.epoch || e->seq > o->v->j.sealed_seq || space_leaving(o->v, m.addr))
             return -1;
         if (n && runs[n - 1].addr + runs[n - 1].count == m.addr) {
             runs[n - 1].count++;

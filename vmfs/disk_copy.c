@@ -56,7 +56,7 @@ static uint32_t alike(const struct mnode *leaf, uint64_t piece, uint64_t end)
 /* [sync] May the piece be shared as it is? Else its epoch must end, or its data and record be made durable. */
 static bool shareable(const struct vobj *src, const struct mentry *e, const struct mpiece *m)
 {
-    return m->birth < src->epoch && e->seq <= src->v->j.sealed_seq && !src->late && src->data_written <= src->v->j.data_flushed && src->copied;
+    return m->birth < src->epoch && !space_leaving(src->v, m->addr) && e->seq <= src->v->j.sealed_seq && !src->late && src->data_written <= src->v->j.data_flushed && src->copied;
 }
 
 /* Is the source ready? Regions of what is to be shared are leased, as far as they can be. 1; 0: not yet; negative. */

@@ -26,6 +26,8 @@ static int places(const struct dop *op, uint64_t piece, uint64_t end, struct vmf
             continue;
         if (e->seq > op->o->v->j.sealed_seq)
             return -EAGAIN;
+        if (space_leaving(op->o->v, m.addr))
+            return -EBUSY; /* it is being copied to another device */
         if (op->o->copied && space_shared(op->o->v, m.addr) != 0)
             return -EBUSY;
         if (n && runs[n - 1].addr + runs[n - 1].units == m.addr)

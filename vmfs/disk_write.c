@@ -85,7 +85,7 @@ int disk_room(struct vobj *o, uint64_t units, uint64_t epoch)
 /* Does the piece lie where the write may overwrite it, or has a reserved unit of its own? */
 static bool keeps_place(const struct dop *op, const struct mentry *e, const struct mpiece *m, bool atomic)
 {
-    if (m->birth != op->range.epoch)
+    if (m->birth != op->range.epoch || (m->state != VMFS_P_HOLE && space_leaving(op->o->v, m->addr)))
         return false;
     return m->state == VMFS_P_RESERVED || (m->state == VMFS_P_DATA && !atomic && e->seq <= op->o->v->j.sealed_seq);
 }
@@ -368,7 +368,7 @@ static int zero_range(struct dop *op, uint64_t off, uint64_t len)
 static int zero_keep(struct dop *op, uint64_t piece, const struct mpiece *m)
 {
     struct vmfs *v = op->o->v;
-    bool own = m->state == VMFS_P_DATA && m->birth == op->range.epoch;
+    bool own = m->state == VMFS_P_DATA && m->birth == op->range.epoch && !space_leaving(v, m->addr);
     uint64_t addr = own ? m->addr : space_take_piece(v);
     if (!addr)
         return -EAGAIN;

@@ -3,11 +3,17 @@
  * UNITS. Everything is counted in units of 4 KiB. An address is {device (16 bits), unit (48 bits)} in one 64-bit number;
  * address 0 means "none" (unit 0 of device 0 is never used, so that boot sectors of others stay recognisable).
  *
- * LAYOUT of device 0 (other devices: superblocks and regions only; copies B lie on device 1 when there is one)
+ * LAYOUT of device 0 (other devices of the format: superblocks and regions only; copies B lie on device 1 when there is one)
  *     unit 0        left alone              unit 1          superblock A
  *     unit 4096     superblock B            tables A, B     slots, region headers + bitmaps, inodes: superblock tells where;
  *                                                        one journal per slot: its slot block tells where
  *     the rest      regions: runs of units that one host at a time leases for allocation
+ * A device that was added later brings its own table of region headers and bitmaps, both copies on itself (they are of no use without it).
+ *
+ * MEMBERS. Superblocks of all devices are the same but for this_device, self and crc; the one with the highest generation counts. A device
+ * is a member when the superblock of device 0 lists its uuid: one that was being added when its host died is none, and can be added again.
+ * The list only grows. A host that meets a list longer than the devices it has open gives no lock out and takes nobody over until it has
+ * opened the new one.
  *
  * WHO WRITES WHAT. A host owns its slot, the regions it leased and the objects it locked, and nothing else. Home blocks
  * (slot, aux, region header, bitmap, inode) exist in two copies, each with its own address and a generation that only
@@ -16,9 +22,15 @@
  * blocks into the journal, makes them durable, writes them home, and moves the journal's tail. So the state of a host at any
  * cut is: home blocks, plus the last complete image set, plus the records behind it, in order.
  *
+ * A DEVICE THAT LEAVES. Nothing new is put on it and nothing on it is overwritten, so its content can be copied while it is read. A checkpoint
+ * marks the copies' units as used, frees the originals, and puts the list of what lies where (struct vmfs_moved_disk) into the superblock, all
+ * with one set of images. Maps and blobs keep the old addresses until they are written again for another reason: whoever reads one looks
+ * up where it lies now. Blocks keep the address they were written at (rule 4 follows the list). When all is moved the device is gone; its number
+ * and its list stay.
+ *
  * VALIDITY RULES of every metadata block
  *   rule 1 magic and type are the expected ones     rule 2 version <= VMFS_VERSION    rule 3 volume equals the superblock's
- *   rule 4 self equals the address read from        rule 5 crc32c over all units of the block with the field zero
+ *   rule 4 self equals the address read from (or was moved there)     rule 5 crc32c over all units of the block with the field zero
  *   rule 6 units matches the pointer                rule 7 numbers inside are in range (each decoder says which)
  *
  * LOCKS. A lock names slot, slot generation and token. It counts while that slot is in use under that generation.
@@ -36,6 +48,7 @@
 #define VMFS_MIN_UNITS 8192u            /* 32 MiB: smallest device 0 */
 #define VMFS_MAX_UNITS (1ull << 44)     /* 64 PiB per device */
 #define VMFS_SLOTS_DEFAULT 64u
+#define VMFS_SLOTS_MAX 4096u
 #define VMFS_BITMAP_BITS 32256u         /* units described by one bitmap block: 4032 bytes */
 #define VMFS_FANOUT 128u                /* children of a node, blocks of a leaf */
 #define VMFS_BLOCK_PIECES 16u
@@ -44,7 +57,9 @@
 
 #define VMFS_INCOMPAT_SHARES 1ull       /* regions list units that more than one owner names; without it nothing is shared by copying */
 #define VMFS_INCOMPAT_ALARMS 2ull       /* slots have alarms: entries of three units; without it the volume lies on files or block devices */
-#define VMFS_INCOMPAT_KNOWN (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS)
+#define VMFS_INCOMPAT_MEMBERS 4ull      /* devices were added after format: struct vmfs_member_disk tells of them; without it all of it is zero */
+#define VMFS_INCOMPAT_MOVED 8ull        /* a device leaves or has left: addresses on it are looked up */
+#define VMFS_INCOMPAT_KNOWN (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED)
 #define VMFS_RO_COMPAT_KNOWN 0ull
 
 #define VMFS_ADDR_NONE 0ull
@@ -98,6 +113,40 @@ struct vmfs_device_disk {
 } __attribute__((packed));
 GR_SIZE(struct vmfs_device_disk, 48);
 
+/* More of a device. */
+struct vmfs_member_disk {
+    struct vmfs_table_disk regions; /* its own table; entries 0: its regions are in the common one */
+    gr_le32 state;                  /* enum vmfs_device_state */
+    gr_le32 mover;                  /* LEAVING: slot + 1 of the host that is at it, alone; 0: nobody is */
+    gr_le64 moved_addr;             /* LEAVING, GONE: blob of struct vmfs_moved_disk, ascending, apart; 0: nothing moved */
+    gr_le32 moved_bytes, moved_units;
+    gr_le32 tested, reserved;       /* VMFS_TESTED_*: what was seen before it became part of a datastore that hosts share; 0: not tried */
+    gr_le64 tested_s;               /* when */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_member_disk, 64);
+GR_LAYOUT(struct vmfs_member_disk, tested, 48);
+/* The fence: there is one, it shuts out the writes and the reads of who is not registered, and lets whoever is work. Compare-and-writes: what
+ * compares equal is replaced, what does not is left alone, one of two at a time wins. Ejecting: it shuts out, nothing lands afterwards, a
+ * second session is outside too, registrations outlast a loss of power. */
+#define VMFS_TESTED_FENCE 1u
+#define VMFS_TESTED_SHUTS_OUT_WRITES 2u
+#define VMFS_TESTED_SHUTS_OUT_READS 4u
+#define VMFS_TESTED_JOINT 8u
+#define VMFS_TESTED_SWAPS 16u
+#define VMFS_TESTED_MISCOMPARES 32u
+#define VMFS_TESTED_ONE_WINNER 64u
+#define VMFS_TESTED_EJECTS 128u
+#define VMFS_TESTED_DRAINS 256u
+#define VMFS_TESTED_OUTLASTS_SESSION 512u
+#define VMFS_TESTED_OUTLASTS_POWER 1024u
+enum vmfs_device_state { VMFS_DEVICE_IN_USE = 0, VMFS_DEVICE_LEAVING = 1, VMFS_DEVICE_GONE = 2 };
+/* Units [from, from + units) of the device lie at address @to (which may have moved, too) and behind. A block of several units is never cut. */
+struct vmfs_moved_disk {
+    gr_le64 from, to;
+    gr_le32 units, reserved;
+} __attribute__((packed));
+GR_SIZE(struct vmfs_moved_disk, 24);
+
 struct vmfs_super_disk {
     struct vmfs_hdr_disk hdr;
     gr_le64 compat, ro_compat, incompat; /* feature words: unknown incompat: no join; unknown ro_compat: readers only */
@@ -110,7 +159,8 @@ struct vmfs_super_disk {
     gr_le32 timing;                      /* enum vmfs_timing: how soon silence counts as death */
     struct vmfs_table_disk slots, regions, inodes;
     gr_le64 data_crc, key_id, quota;     /* reserved for per-piece data CRC, encryption, quotas: zero */
-    uint8_t pad[4096 - 64 - 32 - 64 - 24 - 72 - 24 - 32 * 48];
+    uint8_t pad[4096 - 64 - 32 - 64 - 24 - 72 - 24 - 32 * 64 - 32 * 48];
+    struct vmfs_member_disk members[32];
     struct vmfs_device_disk devices[32];
 } __attribute__((packed));
 GR_SIZE(struct vmfs_super_disk, 4096);

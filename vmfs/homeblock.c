@@ -93,7 +93,7 @@ static void put_lock(struct vmfs *v, uint8_t *block, unsigned type, uint64_t sel
 int vhome_lock(struct vmfs *v, const struct vtable *t, uint32_t index, const void *old, struct vlock *l, void *block_out, struct gr_err *err)
 {
     uint64_t a = vhome_addr(t, index, 0, 0);
-    unsigned type = t == &v->sb.regions ? VMFS_T_REGION : VMFS_T_INODE;
+    unsigned type = t == &v->sb.inodes ? VMFS_T_INODE : VMFS_T_REGION;
     uint8_t *raw = vunits_alloc(1), *new = vunits_alloc(1);
     int r = raw && new ? vdev_read(v, a, 1, raw) : -ENOMEM;
     if (r == 0 && memcmp(raw, old, VMFS_UNIT) != 0 && vhdr_check(v->sb.uuid, raw, type, 1, a, NULL) == 0 &&

@@ -29,6 +29,12 @@ struct vdevinfo {
     uint8_t uuid[16];
     uint64_t units, first_unit;
     uint32_t first_region, regions;
+    struct vtable table; /* of its regions; entries 0: they are in the common one */
+    uint32_t state, mover;
+    uint64_t moved_addr;
+    uint32_t moved_bytes, moved_units;
+    uint32_t tested;   /* VMFS_TESTED_* */
+    uint64_t tested_s;
 };
 struct vsuper {
     uint8_t uuid[16];
@@ -92,6 +98,7 @@ struct mnode {
     unsigned refs; /* parents (and pins) */
     uint8_t level; /* 0: leaf */
     bool dirty, used; /* used: clock bit of the cache */
+    uint32_t settled; /* v->sp.moves when its addresses were last looked up */
     struct mptr ptr;  /* where it lies on disk; addr 0: nowhere yet. ptr.birth of the version on disk */
     uint64_t birth;   /* newest birth below, now */
     union {
@@ -210,7 +217,7 @@ struct vregion { /* a region leased by this host */
     uint64_t *used;    /* logical: what a checkpoint persists */
     struct vbusy busy; /* used, or in flight, or freed but not yet reusable */
     uint32_t free_used; /* units clear in used */
-    bool dirty;
+    bool dirty, closed; /* closed: its device leaves, nothing is taken from it, and its free units do not count */
     uint64_t *dirty_blocks; /* bitmap blocks that differ from home */
     struct vshare *shares;  /* ascending, apart */
     size_t n_shares, cap_shares;
@@ -219,6 +226,16 @@ struct vregion { /* a region leased by this host */
     uint32_t shares_bytes, shares_units;
     struct vregion *next;
 };
+/* Units of a device that leaves or has left, and where they lie now: ascending, apart. */
+struct vmove {
+    uint64_t from, to;
+    uint32_t units;
+};
+struct vmoved {
+    struct vmove *e;
+    size_t n, cap;
+};
+struct evac; /* evacuate.c */
 #define VSPACE_POOL 64u
 struct vspace {
     struct vregion *regions;     /* leased here, newest first */
@@ -227,6 +244,7 @@ struct vspace {
     uint64_t share_units;          /* that their lists of shared units take */
     uint64_t images, images_max;   /* home blocks of these regions: changed, and all */
     uint8_t *tried;              /* [n_regions] 1: known to be leased by another or full */
+    uint32_t n_indexed;          /* entries of the two */
     struct vregion *current;     /* allocating from */
     uint64_t frag_addr;          /* fragment block being filled */
     uint32_t frag_left;
@@ -244,6 +262,10 @@ struct vspace {
     uint32_t aux_blob_units;
     uint64_t next_ticket;
     struct vticket *oldest, *newest;
+    struct vmoved moved[VMFS_DEVICES_MAX];
+    struct evac *evac;           /* a device is being emptied here */
+    uint32_t moves;              /* how often addresses were settled anew */
+    bool any_moved;
     uint64_t free_elsewhere;     /* free units of regions not leased here, as of their last checkpoint */
     struct gr_fmutex lease_lock;
 };
@@ -278,7 +300,9 @@ struct vjournal {
 
 struct vseen { /* what is known of the process that answers for a slot */
     uint64_t nonce, at_ns; /* it answered then */
-    bool ending;           /* a fiber asks, ejects or recovers it */
+    bool ending;           /* a fiber asks, ejects or recovers it, */
+    uint64_t asked_ns, ejected_ns; /* since then; 0: not (yet) */
+    unsigned silent_ms;            /* as counted by who asks */
 };
 struct vlife {
     uint64_t key;              /* ours, at the fence of every device and in our slot */
@@ -296,12 +320,14 @@ struct vlife {
 struct vdev {
     struct gr_bdev *bdev;
     struct gr_chan *ch;
+    uint8_t uuid[16]; /* as its superblock says */
+    unsigned users;   /* metadata I/O under way */
 };
 #define VOBJ_HASH 1024u
 struct vmfs {
     struct gr_loop *loop;
     struct vdev dev[VMFS_DEVICES_MAX];
-    unsigned n_dev;
+    unsigned n_dev; /* opened: sb.n_devices, and perhaps one that is about to be added */
     struct vsuper sb;
     enum vmfs_role role;
     bool joined, leaving, fenced, replaying;
@@ -317,6 +343,8 @@ struct vmfs {
     struct vobj *objs[VOBJ_HASH];
     struct gr_fmutex ns_lock;     /* namespace operations of this process */
     struct gr_fmutex hold_lock;   /* objects come into the table and leave it one at a time; taken before ckpt_lock */
+    struct gr_fmutex member_lock; /* one device is opened or added at a time; taken before ns_lock */
+    struct gr_fmutex settle_lock; /* what addresses mean does not change meanwhile; taken before ckpt_lock */
     struct gr_fmutex ckpt_lock;
     uint64_t ckpt_started, ckpt_done; /* numbers of checkpoints */
     uint64_t reserved_units;          /* sum over the objects held here */
@@ -347,8 +375,27 @@ void vmfs_fence(struct vmfs *v, const char *fmt, ...) __attribute__((format(prin
 void vmfs_tell_all(struct vmfs *v, enum gr_event ev); /* whoever has a disk open. [sync] */
 void vmfs_warn(struct vmfs *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
-/* ---------- volume.c ---------- */
+/* ---------- super.c ---------- */
 int vsuper_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct gr_err *err); /* the newer valid copy of a device */
+int vsuper_write(struct vmfs *v, const struct vsuper *s, unsigned dev, struct gr_err *err); /* both copies of a device, durable; none of one that is gone */
+/* The same on every device the volume has in @s, device 0 first: once it is there the change is made. */
+int vsuper_write_all(struct vmfs *v, const struct vsuper *s, struct gr_err *err);
+
+/* ---------- mkfs.c ---------- */
+/* Where things are on device @dev, of @units, of a volume that has the devices before it: rest of the entry, and *ret_table (NULL: its
+ * regions are in the common table). @used: units of it that tables take. */
+int mkfs_device(struct vsuper *s, unsigned dev, uint64_t units, uint64_t used, struct gr_err *err);
+/* The same for a device that brings a table of its own. */
+int mkfs_member(struct vsuper *s, unsigned dev, uint64_t units, struct gr_err *err);
+int mkfs_clear(struct vmfs *v, unsigned dev, uint64_t end); /* units below @end read as zeros */
+void mkfs_uuid(struct vmfs *v, uint8_t ret[16]);
+
+/* ---------- member.c: devices that join a volume ---------- */
+/* A device is opened beside those of the volume, behind the fence; it is no member yet. Its number, or an error. */
+int vmember_open(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err);
+void vmember_close(struct vmfs *v); /* the last one opened, which did not become a member */
+
+/* ---------- volume.c ---------- */
 
 /* ---------- codec.c [sync]: decode checks every validity rule; encode seals ---------- */
 void vhdr_seal(const struct vmfs *v, void *block, unsigned type, uint32_t units, uint64_t self, uint64_t generation, unsigned slot);
@@ -397,11 +444,15 @@ int vslot_recover_own(struct vmfs *v, struct gr_err *err); /* what an earlier st
 /* ---------- life.c: is the process that answers for a slot there? ---------- */
 /* Make our key and register it with the fence of every device, before anything is read; -EINVAL: fenced and other devices mixed. */
 int vlife_enter(struct vmfs *v, struct gr_err *err);
+int vlife_enter_device(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err); /* one more, of the kind of the others */
+void vlife_leave_device(struct vmfs *v, struct gr_bdev *bdev); /* and what was entered for it */
 int vlife_watch(struct vmfs *v, struct gr_err *err); /* answer alarms from now on; the superblock is known */
 /* The end of it; in a fiber when there is a fence. @orderly: nothing of ours is under way, and we do not come back. */
 void vlife_stop(struct vmfs *v, bool orderly);
 int vlife_answer_for(struct vmfs *v, unsigned slot);
 void vlife_answer_no_more(struct vmfs *v, unsigned slot);
+/* honour.c: do the devices still do what was seen when they were tried? Ours is the slot. -EOPNOTSUPP and what they do not (fiber). */
+int vhonour_check(struct vmfs *v, struct gr_err *err);
 int vlife_claim(struct vmfs *v, unsigned slot); /* before a free slot is taken: its life lock, where there are such. -EBUSY */
 void vlife_unclaim(struct vmfs *v, unsigned slot);
 /* See to it that nothing of who answers for @slot, read as @s, reaches the devices any more, if it is gone; may take as long as the
@@ -458,12 +509,16 @@ int journal_scan(struct vmfs *v, int (*fn)(void *arg, const struct vframe *f, co
 /* ---------- space.c ---------- */
 int space_init(struct vmfs *v, struct gr_err *err);
 void space_done(struct vmfs *v);
-void space_regions_added(struct vmfs *v, const struct vsuper *s); /* the volume grew [sync] */
+int space_regions_added(struct vmfs *v, const struct vsuper *s); /* the volume is as @s says now, which is larger. 0; -ENOMEM [sync] */
 /* Regions of this volume containing @addr; NULL when not leased here. [sync] */
 struct vregion *space_region(struct vmfs *v, uint64_t addr);
 uint32_t space_region_index(const struct vmfs *v, uint64_t addr);
 bool space_addr_ok(const struct vmfs *v, uint64_t addr, uint64_t units); /* inside the regions of one device (rule 7) [sync] */
 uint32_t space_n_regions(const struct vmfs *v);
+/* Free units of a region, as of its last checkpoint when others lease it (fiber). */
+int space_region_free(struct vmfs *v, uint32_t index, uint64_t *ret, struct gr_err *err);
+/* The table that has the header and the bitmap of region *@index, which becomes the index in there [sync]. */
+const struct vtable *space_table(const struct vmfs *v, uint32_t *index);
 uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_units); /* its address */
 /* Lease one more region with free units (any), or the region @index. -ENOSPC: none can be had. */
 int space_lease_any(struct vmfs *v, struct gr_err *err);
@@ -480,6 +535,8 @@ void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units);
 /* Apply [sync]: units become / stop being part of the logical state. @kind/@seq: see struct vfree. */
 uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units); /* how many were not used before */
 void space_freed(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, uint64_t seq);
+/* A free that an earlier holder of this slot left. 0; -ENOMEM, -GR_ECORRUPT [sync] */
+int space_foreign_take(struct vmfs *v, uint64_t addr, uint64_t units);
 /* One more owner of units that are in use [sync]. 0; -ENOMEM. */
 int space_share(struct vmfs *v, uint64_t addr, uint32_t units);
 /* Has the unit more owners than one? 1, 0, or -EAGAIN: its region is not leased here [sync]. */
@@ -493,11 +550,61 @@ uint64_t space_meta_reserve(const struct vmfs *v); /* units kept back for metada
 void ticket_open(struct vmfs *v, struct vticket *t);
 void ticket_close(struct vmfs *v, struct vticket *t);
 
+static inline bool vdev_missing(const struct vmfs *v, unsigned dev) /* a device that we joined without [sync] */
+{
+    return !v->dev[dev].ch && v->sb.dev[dev].state != VMFS_DEVICE_GONE;
+}
+static inline bool space_leaving(const struct vmfs *v, uint64_t addr) /* nothing there is overwritten, shared or added to [sync] */
+{
+    unsigned dev = vmfs_addr_dev(addr);
+    return v->sb.dev[dev].state != VMFS_DEVICE_IN_USE || vdev_missing(v, dev);
+}
+int vdev_all_here(struct vmfs *v, const char *what, struct gr_err *err); /* -ENODEV when one is missing: @what cannot be done */
+void space_close(struct vmfs *v);                 /* regions of devices that leave are closed, those of others open [sync] */
+int space_left(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units); /* they lie elsewhere now. 0; -ENOMEM [sync] */
+void space_forget(struct vmfs *v, unsigned dev);  /* it is gone, and its regions with it [sync] */
+uint64_t space_unsettled(const struct vmfs *v, unsigned dev); /* units of it that are taken, but not yet used nor waiting to be free [sync] */
+
+/* ---------- moved.c: what lay on a device that leaves ---------- */
+uint64_t moved_look(const struct vmfs *v, uint64_t addr, uint32_t units, uint32_t *ret_units);
+/* Where the unit at @addr lies now; *ret_units (may be NULL): so many from there on, at most @units, lie behind each other. 0: not on the
+ * list, where it should be [sync]. */
+static inline uint64_t moved_addr(const struct vmfs *v, uint64_t addr, uint32_t units, uint32_t *ret_units)
+{
+    if (ret_units)
+        *ret_units = units;
+    return v->sp.any_moved && addr ? moved_look(v, addr, units, ret_units) : addr;
+}
+/* The same where space is given back or counted: what a checkpoint under way moves counts as moved already [sync]. */
+uint64_t moved_owned(const struct vmfs *v, uint64_t addr, uint32_t units, uint32_t *ret_units);
+int moved_entry(struct vmfs *v, struct mentry *e); /* addresses of a leaf's entry, just decoded [sync] */
+void moved_settle(struct vmfs *v);                 /* all addresses in memory [sync] */
+int moved_add(struct vmoved *m, struct vmove e);   /* behind the others; joined where it can be. 0; -ENOMEM [sync] */
+size_t moved_find(const struct vmoved *m, uint64_t unit); /* the first entry that ends behind @unit [sync] */
+int moved_load(struct vmfs *v, struct gr_err *err); /* the lists that the superblock names (fiber) */
+void moved_done(struct vmfs *v);
+/* vhdr_check() of a block that may have been moved since it was written. */
+int vblock_check(const struct vmfs *v, const void *block, unsigned type, uint32_t units, uint64_t addr, struct gr_err *err);
+
+/* ---------- evacuate.c ---------- */
+struct ckpt;
+const struct vmoved *evac_pending(const struct evac *e, unsigned dev); /* what a checkpoint under way moves off it; NULL: nothing [sync] */
+int evac_clear(struct vmfs *v, struct gr_err *err); /* nobody is emptying a device: the superblock says so */
+void evac_capture(struct ckpt *c); /* [sync] within the capture of a checkpoint */
+/* ckpt.c, for it: a run that was reserved becomes part of the checkpoint. NULL: out of memory, the run is free again. */
+uint8_t *ckpt_take(struct ckpt *c, uint64_t addr, uint32_t units);
+void ckpt_image(struct ckpt *c, uint64_t addr_a, uint64_t addr_b, const void *block);
+void ckpt_fail(struct ckpt *c, int code);
+uint64_t ckpt_number(const struct ckpt *c);
+struct vmfs *ckpt_volume(const struct ckpt *c);
+
 /* ---------- share.c ---------- */
 /* Owners of [at, at+units) of a region: one more, or one less where there are more than one [sync]. 0; -ENOMEM: nothing changed. */
 int share_change(struct vregion *r, uint32_t at, uint32_t units, bool more);
 /* Is the unit @at shared? *ret_units: so many from there on are alike, at most @units [sync]. */
 bool share_at(const struct vregion *r, uint32_t at, uint32_t units, uint32_t *ret_units);
+/* Nothing of [at, at+units) is on the list any more [sync]. 0; -ENOMEM. */
+int share_cut(struct vregion *r, uint32_t at, uint32_t units);
 int share_load(struct vmfs *v, struct vregion *r, const struct vmfs_region_disk *h, struct gr_err *err);
 uint32_t share_blob_units(const struct vregion *r);
 void share_blob_encode(const struct vregion *r, void *units); /* behind the header [sync] */

@@ -128,6 +128,50 @@ static void device_event(void *arg, enum gr_event ev)
         v->opts.ejected(v->opts.warn_arg);
 }
 
+static int enter(struct vmfs *v, struct gr_bdev *d, struct gr_err *err)
+{
+    struct vlife *l = &v->life;
+    int r = d->fence->enter(d, l->key, err);
+    if (r < 0)
+        return r;
+    l->entered[l->n_entered] = d;
+    l->listener[l->n_entered] = (struct gr_listener){ .fn = device_event, .arg = v };
+    gr_bdev_listen(d, &l->listener[l->n_entered++]);
+    return 0;
+}
+
+static void leave_one(struct vlife *l, unsigned i, bool orderly)
+{
+    struct gr_bdev *d = l->entered[i];
+    gr_bdev_unlisten(d, &l->listener[i]);
+    if (orderly)
+        d->fence->leave(d, NULL);
+}
+
+int vlife_enter_device(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err)
+{
+    if (!bdev->fence != !v->life.fences)
+        return gr_fail(err, -EINVAL, "'%s' and the other devices do not go together: some are shared logical units, some are not", bdev->name);
+    return bdev->fence ? enter(v, bdev, err) : 0;
+}
+
+void vlife_leave_device(struct vmfs *v, struct gr_bdev *bdev)
+{
+    struct vlife *l = &v->life;
+    unsigned i = 0;
+    while (i < l->n_entered && l->entered[i] != bdev)
+        i++;
+    if (i == l->n_entered)
+        return;
+    leave_one(l, i, true);
+    if (i == --l->n_entered)
+        return;
+    struct gr_bdev *last = l->entered[l->n_entered]; /* takes its place */
+    gr_bdev_unlisten(last, &l->listener[l->n_entered]);
+    l->entered[i] = last;
+    gr_bdev_listen(last, &l->listener[i]);
+}
+
 int vlife_enter(struct vmfs *v, struct gr_err *err)
 {
     const struct gr_world *w = gr_loop_world(v->loop);
@@ -142,15 +186,8 @@ int vlife_enter(struct vmfs *v, struct gr_err *err)
         return 0;
     if (fences < v->n_dev)
         return gr_fail(err, -EINVAL, "'%s' and the other devices do not go together: some are shared logical units, some are not", v->dev[0].bdev->name);
-    for (unsigned i = 0; r == 0 && i < v->n_dev; i++) {
-        struct gr_bdev *d = v->dev[i].bdev;
-        r = d->fence->enter(d, l->key, err);
-        if (r < 0)
-            break;
-        l->entered[l->n_entered] = d;
-        l->listener[l->n_entered] = (struct gr_listener){ .fn = device_event, .arg = v };
-        gr_bdev_listen(d, &l->listener[l->n_entered++]);
-    }
+    for (unsigned i = 0; r == 0 && i < v->n_dev; i++)
+        r = enter(v, v->dev[i].bdev, err);
     l->fences = r == 0;
     return r;
 }
@@ -175,12 +212,8 @@ void vlife_stop(struct vmfs *v, bool orderly)
     gr_fqueue_wake_all(&l->wake);
     while (l->watching)
         gr_fqueue_wait(&l->ended);
-    for (unsigned i = 0; i < l->n_entered; i++) {
-        struct gr_bdev *d = l->entered[i];
-        gr_bdev_unlisten(d, &l->listener[i]);
-        if (orderly)
-            d->fence->leave(d, NULL);
-    }
+    for (unsigned i = 0; i < l->n_entered; i++)
+        leave_one(l, i, orderly);
     l->n_entered = 0;
     l->fences = false;
     free(l->charge);
@@ -238,8 +271,8 @@ static int raise_alarm(struct vmfs *v, unsigned slot, struct alarm *a, uint64_t 
     return r == -GR_EMISCOMPARE ? 0 : r; /* others keep asking and being answered */
 }
 
-/* 1: somebody answered, or the slot has passed on; 0: silence. */
-static int ask(struct vmfs *v, unsigned slot, const struct vslot *s, unsigned patience_ms, struct gr_err *err)
+/* 1: somebody answered, or the slot has passed on; 0: silence, which @count (may be NULL) tells while it lasts. */
+static int ask(struct vmfs *v, unsigned slot, const struct vslot *s, unsigned patience_ms, unsigned *count, struct gr_err *err)
 {
     const struct timing *t = timing_of(v);
     struct alarm a = { .raw = vunits_alloc(1) };
@@ -247,6 +280,8 @@ static int ask(struct vmfs *v, unsigned slot, const struct vslot *s, unsigned pa
     int r = a.raw ? raise_alarm(v, slot, &a, &asked) : -ENOMEM;
     for (unsigned silent_ms = 0; r == 0 && silent_ms < patience_ms; silent_ms += t->ask_ms) {
         struct vslot now;
+        if (count)
+            *count = silent_ms;
         gr_fiber_sleep_ms(t->ask_ms);
         r = v->leaving ? -ECANCELED : alarm_read(v, slot, &a);
         if (r == 0)
@@ -259,14 +294,14 @@ static int ask(struct vmfs *v, unsigned slot, const struct vslot *s, unsigned pa
 }
 
 /* Has its process shown up within the last second, or does it now? */
-static int lives(struct vmfs *v, unsigned slot, const struct vslot *s, unsigned patience_ms, struct gr_err *err)
+static int lives(struct vmfs *v, unsigned slot, const struct vslot *s, unsigned patience_ms, unsigned *count, struct gr_err *err)
 {
     struct vseen *seen = seen_of(v, slot);
     if (!seen)
         return gr_fail(err, -ENOMEM, "out of memory");
     if (seen->at_ns && seen->nonce == s->nonce && gr_loop_now_ns(v->loop) - seen->at_ns < SEEN_NS)
         return 1;
-    int r = ask(v, slot, s, patience_ms, err);
+    int r = ask(v, slot, s, patience_ms, count, err);
     if (r == 1) {
         seen->nonce = s->nonce;
         seen->at_ns = gr_loop_now_ns(v->loop);
@@ -277,7 +312,7 @@ static int lives(struct vmfs *v, unsigned slot, const struct vslot *s, unsigned 
 bool vlife_shows(struct vmfs *v, unsigned slot, const struct vslot *s)
 {
     if (v->life.fences)
-        return lives(v, slot, s, 2 * timing_of(v)->look_ms, NULL) != 0;
+        return lives(v, slot, s, 2 * timing_of(v)->look_ms, NULL, NULL) != 0;
     int r = vlife_claim(v, slot);
     if (r == 0)
         vlife_unclaim(v, slot);
@@ -301,22 +336,35 @@ static bool our_earlier_self(const struct vmfs *v, const struct vslot *s)
 
 int vlife_end(struct vmfs *v, unsigned slot, const struct vslot *s, struct gr_err *err)
 {
-    if (!v->life.fences)
-        return vlife_claim(v, slot) < 0 ? -EBUSY : 0;
     struct vseen *seen = seen_of(v, slot);
     if (!seen)
         return gr_fail(err, -ENOMEM, "out of memory");
+    if (!v->life.fences) {
+        if (vlife_claim(v, slot) < 0)
+            return -EBUSY;
+        seen->ending = true;
+        seen->asked_ns = 0;
+        seen->ejected_ns = gr_loop_now_ns(v->loop);
+        return 0;
+    }
     while (seen->ending && !v->leaving && !v->fenced) /* another fiber is at it */
         gr_fqueue_wait(&v->life.ended);
     if (v->leaving || v->fenced)
         return -EBUSY;
     seen->ending = true;
-    int r = our_earlier_self(v, s) ? 0 : lives(v, slot, s, timing_of(v)->patience_ms, err);
+    seen->asked_ns = gr_loop_now_ns(v->loop);
+    seen->ejected_ns = 0;
+    seen->silent_ms = 0;
+    int r = our_earlier_self(v, s) ? 0 : lives(v, slot, s, timing_of(v)->patience_ms, &seen->silent_ms, err);
     for (unsigned i = 0; r == 0 && i < v->n_dev; i++) {
-        struct gr_bdev *d = v->dev[i].bdev;
+        struct gr_bdev *d = v->dev[i].bdev ? gr_bdev_get(v->dev[i].bdev) : NULL;
+        if (!d)
+            continue;
         r = d->fence->eject(d, s->nonce, err);
+        gr_bdev_put(d);
     }
     r = r == 1 ? -EBUSY : r;
+    seen->ejected_ns = gr_loop_now_ns(v->loop);
     if (r < 0)
         vlife_end_done(v, slot);
     return r;
@@ -326,7 +374,19 @@ void vlife_end_done(struct vmfs *v, unsigned slot)
 {
     struct vlife *l = &v->life;
     vlife_unclaim(v, slot);
-    if (l->fences && l->seen)
+    if (l->seen)
         l->seen[slot].ending = false;
     gr_fqueue_wake_all(&l->ended);
+}
+
+bool vmfs_ending(const struct vmfs *v, unsigned slot, struct vmfs_ending *ret)
+{
+    const struct vseen *seen = v->life.seen && slot < v->sb.slots.entries ? &v->life.seen[slot] : NULL;
+    uint64_t now = gr_loop_now_ns(v->loop);
+    if (!seen || !seen->ending)
+        return false;
+    *ret = (struct vmfs_ending){ .asked = seen->asked_ns != 0, .ejected = seen->ejected_ns != 0, .silent_ms = seen->silent_ms, .patience_ms = timing_of(v)->patience_ms };
+    ret->asked_ms = ret->asked ? (now - seen->asked_ns) / 1000000 : 0;
+    ret->ejected_ms = ret->ejected ? (now - seen->ejected_ns) / 1000000 : 0;
+    return true;
 }

@@ -148,7 +148,7 @@ static uint32_t round_block(uint64_t units)
 static void choose_sizes(struct vsuper *s, const struct vmfs_format_opts *o, uint64_t total, uint32_t *ret_slots, uint32_t *ret_inodes)
 {
     uint64_t gib = 262144; /* units */
-    *ret_slots = total < 4 * gib ? 8 : total < 16 * gib ? 16 : total < 64 * gib ? 32 : VMFS_SLOTS_DEFAULT;
+    *ret_slots = o->slots ? GR_MIN(o->slots, VMFS_SLOTS_MAX) : total < 4 * gib ? 8 : total < 16 * gib ? 16 : total < 64 * gib ? 32 : VMFS_SLOTS_DEFAULT;
     uint64_t inodes = total / 1024;
     if (inodes < 2048 && total >= gib / 4)
         inodes = 2048;
@@ -162,6 +162,34 @@ static void choose_sizes(struct vsuper *s, const struct vmfs_format_opts *o, uin
         region = (uint64_t)s->bitmap_blocks * VMFS_BITMAP_BITS;
     }
     s->region_units = round_block(region);
+}
+
+int mkfs_device(struct vsuper *s, unsigned dev, uint64_t units, uint64_t used, struct gr_err *err)
+{
+    struct vdevinfo *d = &s->dev[dev];
+    d->units = units;
+    d->first_unit = GR_MAX((uint64_t)VMFS_SUPER_B + 1, used);
+    d->first_unit = (d->first_unit + VMFS_BLOCK_PIECES - 1) / VMFS_BLOCK_PIECES * VMFS_BLOCK_PIECES;
+    if (d->first_unit + 1024 > units)
+        return gr_fail(err, -EINVAL, "device %u of %llu bytes is too small for this datastore: at least %llu bytes", dev,
+                       (unsigned long long)units * VMFS_UNIT, (unsigned long long)(d->first_unit + 1024) * VMFS_UNIT);
+    d->first_region = dev ? s->dev[dev - 1].first_region + s->dev[dev - 1].regions : 0;
+    d->regions = (uint32_t)((units - d->first_unit) / s->region_units);
+    uint64_t rest = (units - d->first_unit) % s->region_units;
+    if (rest >= VMFS_REGION_MIN || d->regions == 0)
+        d->regions++;
+    return 0;
+}
+
+int mkfs_member(struct vsuper *s, unsigned dev, uint64_t units, struct gr_err *err)
+{
+    struct placer p = { VMFS_SUPER_A + 1, VMFS_SUPER_B + 1, 0 };
+    struct vtable *t = &s->dev[dev].table;
+    uint32_t regions = (uint32_t)(units / s->region_units + 1);
+    place_table(&p, t, regions + regions / 2 + 64, 1 + s->bitmap_blocks);
+    t->addr_a = vmfs_addr(dev, vmfs_addr_unit(t->addr_a));
+    t->addr_b = vmfs_addr(dev, vmfs_addr_unit(t->addr_b));
+    return mkfs_device(s, dev, units, GR_MAX(p.a, p.b), err);
 }
 
 /* Superblock for these devices; ret_used[i]: units taken by tables on device i. */
@@ -183,27 +211,10 @@ static int layout(struct vsuper *s, const uint64_t *units, unsigned n, const str
     place_table(&p, &s->inodes, inodes, 1);
     *ret_journals = place_b(&p, (uint64_t)slots * s->journal_units);
     s->n_devices = n;
-    uint32_t first_region = 0;
-    for (unsigned i = 0; i < n; i++) {
-        struct vdevinfo *d = &s->dev[i];
-        d->units = units[i];
-        d->first_unit = VMFS_SUPER_B + 1;
-        if (i == 0)
-            d->first_unit = GR_MAX(d->first_unit, p.a);
-        if (i == p.dev_b)
-            d->first_unit = GR_MAX(d->first_unit, p.b);
-        d->first_unit = (d->first_unit + VMFS_BLOCK_PIECES - 1) / VMFS_BLOCK_PIECES * VMFS_BLOCK_PIECES;
-        if (d->first_unit + 1024 > units[i])
-            return gr_fail(err, -EINVAL, "device %u of %llu bytes is too small for this datastore: at least %llu bytes", i,
-                           (unsigned long long)units[i] * VMFS_UNIT, (unsigned long long)(d->first_unit + 1024) * VMFS_UNIT);
-        d->first_region = first_region;
-        d->regions = (uint32_t)((units[i] - d->first_unit) / s->region_units);
-        uint64_t rest = (units[i] - d->first_unit) % s->region_units;
-        if (rest >= VMFS_REGION_MIN || d->regions == 0)
-            d->regions++;
-        first_region += d->regions;
-    }
-    return 0;
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < n; i++)
+        r = mkfs_device(s, i, units[i], GR_MAX(i == 0 ? p.a : 0, i == p.dev_b ? p.b : 0), err);
+    return r;
 }
 
 /* ---- writing ---- */
@@ -224,24 +235,17 @@ static int slots_write(struct vmfs *v, uint64_t journals, struct gr_err *err)
     return r < 0 ? gr_fail(err, r, "the slots cannot be written: %s", gr_code_text(r)) : 0;
 }
 
-static int supers_write(struct vmfs *v, struct gr_err *err)
+int mkfs_clear(struct vmfs *v, unsigned dev, uint64_t end)
 {
-    static const uint64_t at[] = { VMFS_SUPER_B, VMFS_SUPER_A };
-    uint8_t *b = vunits_alloc(1);
-    int r = b ? 0 : -ENOMEM;
-    for (unsigned i = 0; r == 0 && i < 2 * v->n_dev; i++) {
-        uint64_t addr = vmfs_addr(i / 2, at[i % 2]);
-        v->sb.this_device = i / 2;
-        vsuper_encode(&v->sb, addr, b);
-        r = vdev_write(v, addr, 1, b, GR_BIO_FUA);
-    }
-    free(b);
-    return r < 0 ? gr_fail(err, r, "the superblocks cannot be written: %s", gr_code_text(r)) : 0;
+    return gr_write_zeroes(v->dev[dev].ch, 0, end * VMFS_UNIT, 0);
 }
 
-static int zero_units(struct vmfs *v, unsigned dev, uint64_t first, uint64_t end)
+void mkfs_uuid(struct vmfs *v, uint8_t ret[16])
 {
-    return end > first ? gr_write_zeroes(v->dev[dev].ch, first * VMFS_UNIT, (end - first) * VMFS_UNIT, 0) : 0;
+    const struct gr_world *w = gr_loop_world(v->loop);
+    w->random(w->arg, ret, 16);
+    ret[6] = (uint8_t)((ret[6] & 0x0f) | 0x40); /* RFC 4122 version 4 */
+    ret[8] = (uint8_t)((ret[8] & 0x3f) | 0x80);
 }
 
 static int preallocate(struct vmfs *v, struct gr_err *err)
@@ -324,16 +328,17 @@ static int format_devices(struct vmfs *v, const struct vmfs_format_opts *o, stru
     int r = layout(&v->sb, units, v->n_dev, o, &journals, err);
     if (r < 0)
         return r;
-    w->random(w->arg, v->sb.uuid, 16);
-    v->sb.uuid[6] = (uint8_t)((v->sb.uuid[6] & 0x0f) | 0x40);
-    v->sb.uuid[8] = (uint8_t)((v->sb.uuid[8] & 0x3f) | 0x80);
-    for (unsigned i = 0; i < v->n_dev; i++)
-        w->random(w->arg, v->sb.dev[i].uuid, 16);
+    mkfs_uuid(v, v->sb.uuid);
+    for (unsigned i = 0; i < v->n_dev; i++) {
+        mkfs_uuid(v, v->sb.dev[i].uuid);
+        v->sb.dev[i].tested = o->tested ? o->tested[i] : 0;
+        v->sb.dev[i].tested_s = v->sb.dev[i].tested ? (uint64_t)w->wall_s(w->arg) : 0;
+    }
     v->sb.generation = 1;
     v->sb.created_s = (uint64_t)w->wall_s(w->arg);
     snprintf(v->sb.name, sizeof v->sb.name, "%s", o->name);
     for (unsigned i = 0; r == 0 && i < v->n_dev; i++)
-        r = zero_units(v, i, 0, v->sb.dev[i].first_unit);
+        r = mkfs_clear(v, i, v->sb.dev[i].first_unit);
     if (r < 0)
         return gr_fail(err, r, "the tables cannot be cleared: %s", gr_code_text(r));
     r = slots_write(v, journals, err);
@@ -344,7 +349,7 @@ static int format_devices(struct vmfs *v, const struct vmfs_format_opts *o, stru
     if (r == 0 && (r = vdev_flush(v)) < 0)
         gr_fail(err, r, "the device cannot be flushed: %s", gr_code_text(r));
     if (r == 0)
-        r = supers_write(v, err);
+        r = vsuper_write_all(v, &v->sb, err);
     return r;
 }
 

@@ -128,7 +128,7 @@ static int leaf_entry(struct vmfs *v, struct mentry *e, unsigned tag, const uint
             return -GR_ECORRUPT;
     }
     *pp = p;
-    return 0;
+    return moved_entry(v, e);
 }
 
 static int leaf_decode(struct vmfs *v, struct mnode *n, const void *buf, uint32_t units)
@@ -156,18 +156,21 @@ static int node_decode(struct vmfs *v, struct mnode *n, const void *buf)
         p->units = b & 0xffff;
         if (p->addr && (p->units == 0 || p->units > (n->level == 1 ? VMFS_LEAF_UNITS_MAX : 1) || !space_addr_ok(v, p->addr, p->units)))
             return -GR_ECORRUPT;
+        if (p->addr && !(p->addr = moved_addr(v, p->addr, p->units, NULL)))
+            return -GR_ECORRUPT;
     }
     return 0;
 }
 
 int mnode_decode(struct vmfs *v, const void *buf, uint32_t units, uint64_t addr, unsigned level, struct mnode **ret, struct gr_err *err)
 {
-    int r = vhdr_check(v->sb.uuid, buf, level ? VMFS_T_NODE : VMFS_T_LEAF, units, addr, err);
+    int r = vblock_check(v, buf, level ? VMFS_T_NODE : VMFS_T_LEAF, units, addr, err);
     if (r < 0)
         return r;
     struct mnode *n = mnode_new(v, level);
     if (!n)
         return gr_fail(err, -ENOMEM, "out of memory for the map");
+    n->settled = v->sp.moves;
     n->birth = gr_le64_get(((const struct vmfs_hdr_disk *)buf)->generation);
     n->ptr = (struct mptr){ addr, n->birth, units };
     r = level ? node_decode(v, n, buf) : leaf_decode(v, n, buf, units);

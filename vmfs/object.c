@@ -142,11 +142,12 @@ static int blob_read(struct vobj *o, struct gr_err *err)
     if (i->blob_units > VMFS_BLOB_UNITS_MAX || !space_addr_ok(v, i->blob_addr, i->blob_units))
         return gr_fail(err, -GR_ECORRUPT, "object %llu: rule 7: its blob lies outside the regions", (unsigned long long)o->id);
     uint8_t *buf = vunits_alloc(i->blob_units);
-    int r = buf ? vdev_read(v, i->blob_addr, i->blob_units, buf) : -ENOMEM;
+    uint64_t at = moved_addr(v, i->blob_addr, i->blob_units, NULL);
+    int r = buf ? vdev_read(v, at, i->blob_units, buf) : -ENOMEM;
     if (r < 0)
         gr_fail(err, r, "object %llu: cannot read its blob: %s", (unsigned long long)o->id, gr_code_text(r));
     if (r == 0)
-        r = vhdr_check(v->sb.uuid, buf, VMFS_T_BLOB, i->blob_units, i->blob_addr, err);
+        r = vblock_check(v, buf, VMFS_T_BLOB, i->blob_units, at, err);
     if (r == 0)
         r = vobj_blob_decode(o, buf + sizeof(struct vmfs_hdr_disk), i->blob_bytes, err);
     free(buf);
@@ -291,7 +292,8 @@ int vobj_peek(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err
     for (int tries = 0; r == -GR_ECORRUPT && tries < 10; tries++) { /* its owner may move the blob meanwhile */
         if (tries) {
             gr_fiber_sleep_ms(5);
-            vmfs_refresh(v, NULL);
+            if ((r = vmfs_refresh(v, err)) < 0) /* it lies on a device that is not open here, perhaps */
+                break;
         }
         r = inode_read(v, id, block, &ino, err);
         if (r < 0)

@@ -87,24 +87,21 @@ int foreign_load(struct vmfs *v, struct gr_err *err)
         if (!space_addr_ok(v, addr, units) || units > VMFS_BLOB_UNITS_MAX || (uint64_t)units * VMFS_UNIT < (n - VMFS_AUX_RUNS) * sizeof(struct vmfs_run_disk))
             r = gr_fail(err, -GR_ECORRUPT, "slot %u: rule 7: list of foreign frees", v->slot);
         blob = r == 0 ? vunits_alloc(units) : NULL;
+        addr = r == 0 ? moved_addr(v, addr, units, NULL) : 0;
         if (r == 0)
             r = blob ? vdev_read(v, addr, units, blob) : -ENOMEM;
         if (r == 0)
-            r = vhdr_check(v->sb.uuid, blob, VMFS_T_BLOB, units, addr, err);
+            r = vblock_check(v, blob, VMFS_T_BLOB, units, addr, err);
         v->sp.aux_blob_addr = addr;
         v->sp.aux_blob_units = units;
-    }
-    if (r >= 0 && n) {
-        v->sp.foreign = gr_alloc(n * sizeof *v->sp.foreign);
-        v->sp.cap_foreign = v->sp.foreign ? n : 0;
-        r = v->sp.foreign ? 0 : -ENOMEM;
     }
     for (uint32_t i = 0; r >= 0 && i < n; i++) {
         const struct vmfs_run_disk *d = i < VMFS_AUX_RUNS ? &a->runs[i]
                                                           : (struct vmfs_run_disk *)(blob + sizeof(struct vmfs_hdr_disk)) + (i - VMFS_AUX_RUNS);
         if (!space_addr_ok(v, gr_le64_get(d->addr), gr_le64_get(d->units)))
             r = gr_fail(err, -GR_ECORRUPT, "slot %u: rule 7: a foreign free outside the regions", v->slot);
-        v->sp.foreign[v->sp.n_foreign++] = (struct vmfs_run){ gr_le64_get(d->addr), gr_le64_get(d->units) };
+        else
+            r = space_foreign_take(v, gr_le64_get(d->addr), gr_le64_get(d->units));
     }
     free(a);
     free(blob);
@@ -130,6 +127,8 @@ static int replay_map(struct vobj *o, const struct vmfs_rec_map_disk *d, uint64_
     int r = load_trees(o, d, err);
     if (r < 0)
         return r;
+    if (gr_le32_get(d->state) != VMFS_P_HOLE && vmfs_addr_dev(addr) < o->v->sb.n_devices && vdev_missing(o->v, vmfs_addr_dev(addr)))
+        return gr_fail(err, -EIO, "its journal tells of data on device %u, which is missing", vmfs_addr_dev(addr)); /* its bitmap must say so */
     if (!doubt || gr_le32_get(d->state) != VMFS_P_DATA || (gr_le16_get(d->r.flags) & VMFS_RF_TRUSTED))
         return record_apply(o, d, seq, err);
     uint8_t *buf = vunits_alloc(count);
@@ -221,6 +220,8 @@ int replay_run(struct vmfs *v, struct gr_err *err)
     int r = journal_scan(v, collect, &s, &last, s.err);
     if (r == 0)
         r = images_home(&s);
+    if (r == 0)
+        r = vmfs_refresh(v, s.err); /* there may have been superblocks among them */
     if (r == 0)
         r = space_init(v, s.err);
     if (r == 0)

@@ -110,6 +110,19 @@ int share_change(struct vregion *r, uint32_t at, uint32_t units, bool more)
     return 0;
 }
 
+int share_cut(struct vregion *r, uint32_t at, uint32_t units)
+{
+    if (room(r, 4) < 0)
+        return -ENOMEM;
+    split(r, at);
+    split(r, at + units);
+    for (size_t i = find(r, at); i < r->n_shares && r->shares[i].at < at + units; i++)
+        r->shares[i].more = 0;
+    tidy(r, find(r, at), at + units);
+    r->shares_dirty = true;
+    return 0;
+}
+
 /* ---- at home ---- */
 uint32_t share_blob_units(const struct vregion *r)
 {
@@ -143,7 +156,7 @@ static int list_load(struct vmfs *v, struct vregion *r, struct gr_err *err)
     size_t n = r->shares_bytes / sizeof *d;
     int rc = b ? vdev_read(v, r->shares_addr, r->shares_units, b) : -ENOMEM;
     if (rc == 0)
-        rc = vhdr_check(v->sb.uuid, b, VMFS_T_BLOB, r->shares_units, r->shares_addr, err);
+        rc = vblock_check(v, b, VMFS_T_BLOB, r->shares_units, r->shares_addr, err);
     if (rc == 0 && !share_list_ok(d, n, r->units))
         rc = gr_fail(err, -GR_ECORRUPT, "region %u: rule 7: its list of shared units", r->index);
     if (rc == 0)
@@ -165,5 +178,6 @@ int share_load(struct vmfs *v, struct vregion *r, const struct vmfs_region_disk 
         r->shares_bytes % sizeof(struct vmfs_share_disk) ||
         r->shares_bytes > (uint64_t)r->shares_units * VMFS_UNIT - sizeof(struct vmfs_hdr_disk))
         return gr_fail(err, -GR_ECORRUPT, "region %u: rule 7: where its list of shared units lies", r->index);
+    r->shares_addr = moved_addr(v, r->shares_addr, r->shares_units, NULL);
     return list_load(v, r, err);
 }

@@ -133,6 +133,15 @@ static int recover_ended(struct vmfs *v, unsigned slot, struct vslot *s, struct 
     return r == -GR_EMISCOMPARE ? 0 : r < 0 ? r : 1;
 }
 
+static void tell_recovered(struct vmfs *v, unsigned slot, const struct vslot *s)
+{
+    struct vmfs_ending e;
+    char how[96] = "";
+    if (vmfs_ending(v, slot, &e) && e.asked)
+        snprintf(how, sizeof how, ": it was asked %.1f s ago, and ejected %.1f s ago", (double)e.asked_ms / 1e3, (double)e.ejected_ms / 1e3);
+    vmfs_warn(v, "datastore '%s': recovered slot %u of host '%s', which was gone%s", v->sb.name, slot, s->host_name, how);
+}
+
 /* 1 recovered, 0 nothing to do, or it lives, or somebody else does it. */
 static int recover_slot(struct vmfs *v, unsigned slot, struct gr_err *err)
 {
@@ -142,16 +151,24 @@ static int recover_slot(struct vmfs *v, unsigned slot, struct gr_err *err)
     int r = vslot_read(v, slot, &s, err);
     if (r < 0 || s.state == VMFS_SLOT_FREE)
         return r;
+    r = vmfs_refresh(v, err); /* it is ejected from all devices it may have, or not at all */
+    if (r < 0)
+        return r;
+    if (v->life.fences && (r = vdev_all_here(v, "nobody can be shut out of it, so no host is taken over from", err)) < 0)
+        return r;
+    unsigned n_dev = v->n_dev;
     r = vlife_end(v, slot, &s, err);
     if (r < 0)
         return r == -EBUSY ? 0 : r;
     r = vslot_read(v, slot, &now, err);
+    if (r == 0 && v->n_dev != n_dev)
+        r = gr_fail(err, -EAGAIN, "datastore '%s': a device was added meanwhile", v->sb.name);
     if (r == 0 && now.state != VMFS_SLOT_FREE && now.generation == s.generation && now.nonce == s.nonce &&
         (r = vmfs_refresh(v, err)) == 0) { /* it may have used regions we never heard of */
         r = recover_ended(v, slot, &now, err);
         if (r == 1) {
             v->stats.takeovers++;
-            vmfs_warn(v, "datastore '%s': recovered slot %u of host '%s', which was gone", v->sb.name, slot, s.host_name);
+            tell_recovered(v, slot, &s);
             if (v->joined)
                 ns_resume(v); /* what it was removing is ours to go on with */
         }
@@ -275,7 +292,7 @@ void vslot_forget(struct vmfs *v)
     v->joined = false;
 }
 
-int vmfs_slot(struct vmfs *v, unsigned slot, struct vmfs_slot_info *ret, struct gr_err *err)
+static int slot_look(struct vmfs *v, unsigned slot, bool ask, struct vmfs_slot_info *ret, struct gr_err *err)
 {
     static const char *const names[] = { "free", "host", "reader", "replaying" };
     struct vslot s;
@@ -285,13 +302,23 @@ int vmfs_slot(struct vmfs *v, unsigned slot, struct vmfs_slot_info *ret, struct 
     if (r < 0)
         return r;
     *ret = (struct vmfs_slot_info){ .slot = slot, .self = v->joined && slot == v->slot, .generation = s.generation, .state = names[s.state] };
-    ret->alive = ret->self || (s.state != VMFS_SLOT_FREE && vlife_shows(v, slot, &s));
+    ret->alive = ret->self || (ask && s.state != VMFS_SLOT_FREE && vlife_shows(v, slot, &s));
     memcpy(ret->host_uuid, s.host_uuid, 16);
     snprintf(ret->host_name, sizeof ret->host_name, "%s", s.host_name);
     snprintf(ret->portal, sizeof ret->portal, "%s", s.portal);
     snprintf(ret->address, sizeof ret->address, "%s", s.address);
     memcpy(ret->link_key, s.link_key, sizeof ret->link_key);
     return 0;
+}
+
+int vmfs_slot(struct vmfs *v, unsigned slot, struct vmfs_slot_info *ret, struct gr_err *err)
+{
+    return slot_look(v, slot, true, ret, err);
+}
+
+int vmfs_slot_peek(struct vmfs *v, unsigned slot, struct vmfs_slot_info *ret, struct gr_err *err)
+{
+    return slot_look(v, slot, false, ret, err);
 }
 
 int vmfs_link_known(struct vmfs *v, const uint8_t key[32], char ret_host[64], struct gr_err *err)

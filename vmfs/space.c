@@ -11,11 +11,32 @@ uint32_t space_region_index(const struct vmfs *v, uint64_t addr)
     return d->first_region + (uint32_t)((vmfs_addr_unit(addr) - d->first_unit) / v->sb.region_units);
 }
 
-uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_units)
+static uint32_t regions_of(const struct vsuper *s)
+{
+    const struct vdevinfo *last = &s->dev[s->n_devices - 1];
+    return last->first_region + last->regions;
+}
+
+static unsigned device_of(const struct vmfs *v, uint32_t index)
 {
     unsigned dev = 0;
     while (dev + 1 < v->sb.n_devices && index >= v->sb.dev[dev + 1].first_region && v->sb.dev[dev + 1].regions)
         dev++;
+    return dev;
+}
+
+const struct vtable *space_table(const struct vmfs *v, uint32_t *index)
+{
+    const struct vdevinfo *d = &v->sb.dev[device_of(v, *index)];
+    if (!d->table.entries)
+        return &v->sb.regions;
+    *index -= d->first_region;
+    return &d->table;
+}
+
+uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_units)
+{
+    unsigned dev = device_of(v, index);
     const struct vdevinfo *d = &v->sb.dev[dev];
     uint64_t unit = d->first_unit + (uint64_t)(index - d->first_region) * v->sb.region_units;
     *ret_units = (uint32_t)GR_MIN((uint64_t)v->sb.region_units, d->units - unit);
@@ -25,8 +46,7 @@ uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_
 
 uint32_t space_n_regions(const struct vmfs *v)
 {
-    const struct vdevinfo *last = &v->sb.dev[v->sb.n_devices - 1];
-    return last->first_region + last->regions;
+    return regions_of(&v->sb);
 }
 
 bool space_addr_ok(const struct vmfs *v, uint64_t addr, uint64_t units)
@@ -49,12 +69,14 @@ struct vregion *space_region(struct vmfs *v, uint64_t addr)
 static void busy_change(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units, bool taken)
 {
     uint32_t n = busy_set(&r->busy, at, units, taken);
-    v->sp.free_busy = taken ? v->sp.free_busy - n : v->sp.free_busy + n;
+    if (!r->closed)
+        v->sp.free_busy = taken ? v->sp.free_busy - n : v->sp.free_busy + n;
 }
 static void used_change(struct vmfs *v, struct vregion *r, int64_t n)
 {
     r->free_used = (uint32_t)(r->free_used + n);
-    v->sp.free_used = (uint64_t)((int64_t)v->sp.free_used + n);
+    if (!r->closed)
+        v->sp.free_used = (uint64_t)((int64_t)v->sp.free_used + n);
 }
 
 /* Units from @at on have changed: the region's header and the bitmap blocks that hold them differ from home. */
@@ -81,9 +103,11 @@ static void region_free(struct vregion *r)
 static int bitmap_load(struct vmfs *v, struct vregion *r, struct gr_err *err)
 {
     struct vmfs_bitmap_disk *b = vunits_alloc(1);
+    uint32_t index = r->index;
+    const struct vtable *t = space_table(v, &index);
     int rc = b ? 0 : -ENOMEM;
     for (uint32_t k = 0; rc == 0 && k < v->sb.bitmap_blocks; k++) {
-        rc = vhome_read(v, &v->sb.regions, r->index, 1 + k, VMFS_T_BITMAP, b, err);
+        rc = vhome_read(v, t, index, 1 + k, VMFS_T_BITMAP, b, err);
         if (rc < 0)
             break;
         rc = 0;
@@ -107,6 +131,7 @@ static struct vregion *region_new(struct vmfs *v, uint32_t index)
         return NULL;
     r->index = index;
     r->first = space_region_first(v, index, &r->units);
+    r->closed = space_leaving(v, r->first);
     r->used = gr_zalloc((r->units + WORD_BITS - 1) / WORD_BITS * 8);
     r->dirty_blocks = gr_zalloc((v->sb.bitmap_blocks + WORD_BITS - 1) / WORD_BITS * 8);
     if (!r->used || busy_init(&r->busy, r->units) < 0 || !r->dirty_blocks) {
@@ -116,12 +141,20 @@ static struct vregion *region_new(struct vmfs *v, uint32_t index)
     return r;
 }
 
+/* Its free units count, or no more. */
+static void count_free(struct vmfs *v, const struct vregion *r, bool open)
+{
+    if (r->closed)
+        return;
+    v->sp.free_busy = open ? v->sp.free_busy + r->busy.free : v->sp.free_busy - r->busy.free;
+    v->sp.free_used = open ? v->sp.free_used + r->free_used : v->sp.free_used - r->free_used;
+}
+
 static void region_add(struct vmfs *v, struct vregion *r)
 {
     r->next = v->sp.regions;
     v->sp.regions = r;
-    v->sp.free_busy += r->busy.free;
-    v->sp.free_used += r->free_used;
+    count_free(v, r, true);
     v->sp.images_max += 1 + v->sb.bitmap_blocks;
     v->sp.share_units += share_blob_units(r);
     v->sp.by_index[r->index] = r;
@@ -149,14 +182,36 @@ static uint32_t listed_free(const struct vmfs_region_disk *h, uint32_t units)
     return gr_le32_get(h->units) ? gr_le32_get(h->free_units) : units;
 }
 
+int space_region_free(struct vmfs *v, uint32_t index, uint64_t *ret, struct gr_err *err)
+{
+    if (v->sp.by_index[index]) {
+        *ret = v->sp.by_index[index]->free_used;
+        return 0;
+    }
+    struct vmfs_region_disk *h = vunits_alloc(1);
+    uint32_t at = index, units;
+    const struct vtable *t = space_table(v, &at);
+    int r = h ? vhome_read(v, t, at, 0, VMFS_T_REGION, h, err) : gr_fail(err, -ENOMEM, "out of memory");
+    space_region_first(v, index, &units);
+    if (r >= 0)
+        *ret = listed_free(h, units);
+    free(h);
+    return r < 0 ? r : 0;
+}
+
 /* 0 leased (or was already), 1 held by another, negative error. */
 static int lease(struct vmfs *v, uint32_t index, struct gr_err *err)
 {
+    uint32_t len;
     if (v->sp.by_index[index])
         return 0;
+    if (vdev_missing(v, vmfs_addr_dev(space_region_first(v, index, &len))))
+        return 1; /* what is freed there waits until it is back */
     struct vmfs_region_disk *h = vunits_alloc(1), *h2 = vunits_alloc(1);
     struct vregion *r = region_new(v, index);
-    int rc = h && h2 && r ? vhome_read(v, &v->sb.regions, index, 0, VMFS_T_REGION, h, err) : -ENOMEM;
+    uint32_t at = index;
+    const struct vtable *t = space_table(v, &at);
+    int rc = h && h2 && r ? vhome_read(v, t, at, 0, VMFS_T_REGION, h, err) : -ENOMEM;
     uint32_t listed = rc >= 0 ? listed_free(h, r->units) : 0;
     if (rc >= 0) {
         rc = 0;
@@ -168,7 +223,7 @@ static int lease(struct vmfs *v, uint32_t index, struct gr_err *err)
             rc = 1;
         } else if (!vlock_mine(v, &r->lock)) {
             struct vlock l = { v->slot + 1, v->me.generation, r->lock.token + 1, 0 };
-            rc = vhome_lock(v, &v->sb.regions, index, h, &l, h2, err);
+            rc = vhome_lock(v, t, at, h, &l, h2, err);
             r->lock = l;
             if (rc == 0)
                 r->hdr_generation = gr_le64_get(h2->hdr.generation);
@@ -183,7 +238,7 @@ static int lease(struct vmfs *v, uint32_t index, struct gr_err *err)
     if (rc == 0)
         rc = share_load(v, r, h, err);
     if (rc == 0) {
-        v->sp.free_elsewhere -= GR_MIN(v->sp.free_elsewhere, listed);
+        v->sp.free_elsewhere -= r->closed ? 0 : GR_MIN(v->sp.free_elsewhere, listed);
         region_add(v, r);
         foreign_return(v, r);
     } else {
@@ -207,7 +262,8 @@ static int lease_any(struct vmfs *v, struct gr_err *err)
     uint32_t n = space_n_regions(v), start = (uint32_t)((uint64_t)v->slot * n / v->sb.slots.entries);
     for (uint32_t k = 0; k < n; k++) {
         uint32_t i = (start + k) % n;
-        if (v->sp.by_index[i] || v->sp.tried[i])
+        uint32_t units;
+        if (v->sp.by_index[i] || v->sp.tried[i] || space_leaving(v, space_region_first(v, i, &units)))
             continue;
         v->sp.tried[i] = 1;
         int r = lease(v, i, err);
@@ -251,7 +307,7 @@ static uint64_t all_units(const struct vmfs *v)
 {
     uint64_t units = 0;
     for (unsigned i = 0; i < v->sb.n_devices; i++)
-        units += v->sb.dev[i].units;
+        units += v->sb.dev[i].state == VMFS_DEVICE_IN_USE ? v->sb.dev[i].units : 0;
     return units;
 }
 
@@ -291,7 +347,7 @@ int space_ensure(struct vmfs *v, uint64_t units)
 static bool take_block_of(struct vmfs *v, struct vregion *r, uint64_t *ret)
 {
     uint32_t at;
-    if (!busy_take_block(&r->busy, &at))
+    if (r->closed || !busy_take_block(&r->busy, &at))
         return false;
     v->sp.free_busy -= VMFS_BLOCK_PIECES;
     *ret = r->first + at;
@@ -316,7 +372,7 @@ static struct vregion *most_promising(const struct vmfs *v, uint32_t want)
 {
     struct vregion *pick = NULL;
     for (struct vregion *r = v->sp.regions; r && (!pick || pick->busy.run_bound < want); r = r->next)
-        if (r->busy.run_bound > (pick ? pick->busy.run_bound : 0))
+        if (!r->closed && r->busy.run_bound > (pick ? pick->busy.run_bound : 0))
             pick = r;
     return pick;
 }
@@ -429,6 +485,33 @@ uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units)
     return changed;
 }
 
+static int foreign_put(struct vspace *s, uint64_t addr, uint64_t units)
+{
+    if (s->n_foreign == s->cap_foreign) {
+        size_t cap = s->cap_foreign ? s->cap_foreign * 2 : 64;
+        struct vmfs_run *f = gr_realloc(s->foreign, cap * sizeof *f);
+        if (!f)
+            return -ENOMEM;
+        s->foreign = f;
+        s->cap_foreign = cap;
+    }
+    s->foreign[s->n_foreign++] = (struct vmfs_run){ addr, units };
+    return 0;
+}
+
+int space_foreign_take(struct vmfs *v, uint64_t addr, uint64_t units)
+{
+    int r = 0;
+    while (r == 0 && units) {
+        uint32_t n = (uint32_t)GR_MIN(units, (uint64_t)UINT32_MAX);
+        uint64_t now = moved_addr(v, addr, n, &n);
+        r = now ? foreign_put(&v->sp, now, n) : -GR_ECORRUPT;
+        addr += n;
+        units -= n;
+    }
+    return r;
+}
+
 static void foreign_add(struct vmfs *v, uint64_t addr, uint32_t units)
 {
     struct vspace *s = &v->sp;
@@ -438,17 +521,8 @@ static void foreign_add(struct vmfs *v, uint64_t addr, uint32_t units)
         s->foreign[s->n_foreign - 1].units += units;
         return;
     }
-    if (s->n_foreign == s->cap_foreign) {
-        size_t cap = s->cap_foreign ? s->cap_foreign * 2 : 64;
-        struct vmfs_run *f = gr_realloc(s->foreign, cap * sizeof *f);
-        if (!f) {
-            vmfs_fence(v, "out of memory for freed space");
-            return;
-        }
-        s->foreign = f;
-        s->cap_foreign = cap;
-    }
-    s->foreign[s->n_foreign++] = (struct vmfs_run){ addr, units };
+    if (foreign_put(s, addr, units) < 0)
+        vmfs_fence(v, "out of memory for freed space");
 }
 
 static bool freeq_add(struct vfreeq *q, struct vfree f)
@@ -505,8 +579,9 @@ int space_share(struct vmfs *v, uint64_t addr, uint32_t units)
 
 int space_shared(struct vmfs *v, uint64_t addr)
 {
-    struct vregion *r = space_region(v, addr);
     uint32_t n;
+    addr = moved_owned(v, addr, 1, NULL);
+    struct vregion *r = space_region(v, addr);
     return r ? share_at(r, (uint32_t)(addr - r->first), 1, &n) : -EAGAIN;
 }
 
@@ -548,8 +623,14 @@ static void free_in_region(struct vmfs *v, uint64_t addr, uint32_t units, uint32
 void space_freed(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, uint64_t seq)
 {
     while (units) {
-        uint32_t n = in_region(v, addr, units);
-        free_in_region(v, addr, n, kind, seq);
+        uint32_t n;
+        uint64_t now = moved_owned(v, addr, units, &n);
+        if (!now) {
+            vmfs_fence(v, "device %u unit %llu: freed, but it left with its device", vmfs_addr_dev(addr), (unsigned long long)vmfs_addr_unit(addr));
+            return;
+        }
+        n = in_region(v, now, n);
+        free_in_region(v, now, n, kind, seq);
         addr += n;
         units -= n;
     }
@@ -567,6 +648,85 @@ void space_reclaim(struct vmfs *v)
             q->n--;
         }
     }
+}
+
+/* ---- devices that leave ---- */
+/* Nothing kept ready for later is kept there. */
+static void drop_kept(struct vmfs *v)
+{
+    struct vspace *s = &v->sp;
+    if (s->frag_left && space_leaving(v, s->frag_addr)) {
+        space_unreserve(v, s->frag_addr, s->frag_left);
+        s->frag_left = 0;
+    }
+    for (unsigned i = 0; i < s->n_pool;) {
+        struct vmfs_run run = s->pool[i];
+        if (!space_leaving(v, run.addr)) {
+            i++;
+            continue;
+        }
+        space_unreserve(v, run.addr, (uint32_t)run.units);
+        s->pool[i] = s->pool[--s->n_pool];
+        s->pool_units -= run.units;
+    }
+    s->current = NULL;
+}
+
+void space_close(struct vmfs *v)
+{
+    drop_kept(v);
+    for (struct vregion *r = v->sp.regions; r; r = r->next) {
+        bool leaving = space_leaving(v, r->first);
+        if (leaving && !r->closed)
+            count_free(v, r, false);
+        bool opens = !leaving && r->closed;
+        r->closed = leaving;
+        if (opens)
+            count_free(v, r, true);
+    }
+}
+
+int space_left(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units)
+{
+    int rc = 0;
+    used_change(v, r, bits_set(r->used, at, units, false));
+    busy_change(v, r, at, units, false);
+    region_touch(v, r, at, units);
+    if (r->n_shares) { /* went with their units */
+        v->sp.share_units -= share_blob_units(r);
+        rc = share_cut(r, at, units);
+        v->sp.share_units += share_blob_units(r);
+    }
+    return rc;
+}
+
+void space_forget(struct vmfs *v, unsigned dev)
+{
+    for (struct vregion **p = &v->sp.regions; *p;) {
+        struct vregion *r = *p;
+        if (vmfs_addr_dev(r->first) != dev) {
+            p = &r->next;
+            continue;
+        }
+        *p = r->next;
+        v->sp.by_index[r->index] = NULL;
+        v->sp.images_max -= 1 + v->sb.bitmap_blocks;
+        region_free(r);
+    }
+}
+
+uint64_t space_unsettled(const struct vmfs *v, unsigned dev)
+{
+    uint64_t taken = 0, known = 0;
+    for (const struct vregion *r = v->sp.regions; r; r = r->next)
+        if (vmfs_addr_dev(r->first) == dev)
+            taken += r->free_used - r->busy.free;
+    for (unsigned kind = 0; kind < 2; kind++)
+        for (size_t i = 0; i < v->sp.freeq[kind].n; i++) {
+            const struct vfree *f = &v->sp.freeq[kind].e[v->sp.freeq[kind].first + i];
+            known += vmfs_addr_dev(f->addr) == dev ? f->units : 0;
+        }
+    return taken - known;
 }
 
 /* ---- tickets: whoever may still read units that are freed from now on ---- */
@@ -604,12 +764,15 @@ static int scan_regions(struct vmfs *v, struct gr_err *err)
     int r = h ? 0 : -ENOMEM;
     for (uint32_t i = 0; r == 0 && i < space_n_regions(v); i++) {
         struct vlock l;
-        r = vhome_read(v, &v->sb.regions, i, 0, VMFS_T_REGION, h, err);
+        uint32_t at = i, units;
+        unsigned dev = vmfs_addr_dev(space_region_first(v, i, &units)), state = v->sb.dev[dev].state;
+        if (state == VMFS_DEVICE_GONE || vdev_missing(v, dev))
+            continue;
+        const struct vtable *t = space_table(v, &at);
+        r = vhome_read(v, t, at, 0, VMFS_T_REGION, h, err);
         if (r < 0)
             break;
-        uint32_t units;
-        space_region_first(v, i, &units);
-        v->sp.free_elsewhere += listed_free(h, units);
+        v->sp.free_elsewhere += state == VMFS_DEVICE_IN_USE ? listed_free(h, units) : 0;
         r = 0;
         vlock_get(&h->lock, &l);
         if (v->role == VMFS_HOST && vlock_mine(v, &l))
@@ -619,24 +782,45 @@ static int scan_regions(struct vmfs *v, struct gr_err *err)
     return r;
 }
 
-void space_regions_added(struct vmfs *v, const struct vsuper *s)
+/* Room for @n regions in what is kept by index. */
+static int index_room(struct vspace *s, uint32_t n)
+{
+    if (n <= s->n_indexed)
+        return 0;
+    struct vregion **by_index = gr_realloc(s->by_index, n * sizeof *by_index);
+    if (by_index)
+        s->by_index = by_index;
+    uint8_t *tried = by_index ? gr_realloc(s->tried, n) : NULL;
+    if (!tried)
+        return -ENOMEM;
+    s->tried = tried;
+    memset(s->by_index + s->n_indexed, 0, (n - s->n_indexed) * sizeof *by_index);
+    memset(s->tried + s->n_indexed, 0, n - s->n_indexed);
+    s->n_indexed = n;
+    return 0;
+}
+
+int space_regions_added(struct vmfs *v, const struct vsuper *s)
 {
     uint32_t before = space_n_regions(v);
+    if (index_room(&v->sp, regions_of(s)) < 0)
+        return -ENOMEM;
     v->sb = *s;
     for (uint32_t i = before; i < space_n_regions(v); i++) {
         uint32_t units;
         space_region_first(v, i, &units);
         v->sp.free_elsewhere += units;
     }
+    return 0;
 }
 
 int space_init(struct vmfs *v, struct gr_err *err)
 {
-    v->sp.by_index = gr_zalloc(v->sb.regions.entries * sizeof *v->sp.by_index);
-    v->sp.tried = gr_zalloc(v->sb.regions.entries);
-    if (!v->sp.by_index || !v->sp.tried)
+    if (index_room(&v->sp, space_n_regions(v)) < 0)
         return gr_fail(err, -ENOMEM, "out of memory");
-    return scan_regions(v, err);
+    int r = moved_load(v, err);
+    v->sp.free_elsewhere = 0; /* the superblock may have been read again meanwhile */
+    return r < 0 ? r : scan_regions(v, err);
 }
 
 void space_done(struct vmfs *v)
@@ -647,6 +831,7 @@ void space_done(struct vmfs *v)
         region_free(r);
         r = next;
     }
+    moved_done(v);
     free(v->sp.by_index);
     free(v->sp.tried);
     free(v->sp.freeq[0].e);

@@ -25,7 +25,7 @@ struct rop { /* one READ */
 };
 
 /* Segments of [off, off+len): how many, or -EAGAIN when the map must be loaded (at *ret_piece). @out may be NULL to count. */
-static int segments(struct mtree *t, uint64_t off, size_t len, struct seg *out, unsigned max, uint64_t *ret_piece)
+static int segments(const struct vmfs *v, struct mtree *t, uint64_t off, size_t len, struct seg *out, unsigned max, uint64_t *ret_piece)
 {
     unsigned n = 0;
     struct seg cur = { 0 };
@@ -43,7 +43,9 @@ static int segments(struct mtree *t, uint64_t off, size_t len, struct seg *out, 
         struct mpiece p = { 0 };
         if (leaf)
             p = ment_piece(&leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES], (unsigned)(piece % VMFS_BLOCK_PIECES));
-        uint64_t addr = p.state == VMFS_P_DATA ? p.addr : 0;
+        uint64_t addr = p.state == VMFS_P_DATA ? moved_addr(v, p.addr, 1, NULL) : 0; /* trees that nobody else knows are not settled */
+        if (!addr && p.state == VMFS_P_DATA)
+            return -GR_ECORRUPT;
         size_t take = GR_MIN(len - at, VMFS_PIECE - skip);
         bool joins = !fresh && (addr ? cur.addr && cur.addr + (cur.skip + cur.len) / VMFS_PIECE == addr : cur.addr == 0);
         if (joins) {
@@ -122,7 +124,10 @@ static int read_segments(struct rop *r, const struct seg *s, unsigned n)
         k->done = kid_done;
         k->arg = r;
         r->kids++;
-        gr_submit(v->dev[vmfs_addr_dev(s[i].addr)].ch, k);
+        if (vdev_missing(v, vmfs_addr_dev(s[i].addr)))
+            gr_bio_end(k, -EIO);
+        else
+            gr_submit(v->dev[vmfs_addr_dev(s[i].addr)].ch, k);
     }
     rop_put(r);
     return 0;
@@ -133,14 +138,14 @@ static int read_try(struct rop *r, uint64_t *ret_piece)
 {
     struct seg inline_segs[32], *s = inline_segs;
     unsigned max = GR_ARRAY_LEN(inline_segs);
-    int n = segments(r->t, r->bio->off, r->bio->len, s, max, ret_piece);
+    int n = segments(r->o->v, r->t, r->bio->off, r->bio->len, s, max, ret_piece);
     if (n < 0)
         return n;
     if ((unsigned)n > max) {
         s = gr_alloc((size_t)n * sizeof *s);
         if (!s)
             return -ENOMEM;
-        n = segments(r->t, r->bio->off, r->bio->len, s, (unsigned)n, ret_piece);
+        n = segments(r->o->v, r->t, r->bio->off, r->bio->len, s, (unsigned)n, ret_piece);
     }
     n = n < 0 ? n : read_segments(r, s, (unsigned)n);
     if (s != inline_segs)

@@ -34,8 +34,10 @@ struct vmfs_format_opts {
     bool force;             /* format over foreign data (never over a volume with a living slot) */
     unsigned journal_units; /* 0: by volume size */
     unsigned region_units;  /* 0: by volume size */
+    unsigned slots;         /* how many hosts and readers can have joined at once, at most 4096; 0: by volume size, 8 to 64 */
     bool preallocate;       /* write the devices' blocks out first, so that later writes hit allocated space */
     enum vmfs_timing timing;
+    const uint32_t *tested; /* of each device: VMFS_TESTED_* (vmfs/format.h), kept for later joins; NULL: none was tried */
 };
 /* Write a new, empty volume. Refuses anything that already holds data and names it (file system, partition table, volume). */
 int vmfs_format(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_format_opts *opts, struct gr_err *err);
@@ -54,13 +56,16 @@ struct vmfs_join_opts {
     const char *address;    /* unix socket of this host's storage service, or "" ; at most VMFS_ADDRESS_MAX bytes */
     const char *portal;     /* "host:port" of this host's iSCSI portal, or "" */
     const uint8_t *link_key; /* 32 bytes, copied: by which other hosts know this one on links (common/link.h); NULL: no links */
+    bool degraded;          /* join also without devices that hold no tables: what lies on them cannot be read, all else works */
     size_t map_cache_bytes; /* limit of cached map nodes; 0: 256 MiB */
     void (*ejected)(void *arg); /* another host has taken our place: nothing works any more, vmfs_leave() or vmfs_abandon() it and join
                                    again. Any context, nothing of the volume may be called in it; argument as for warn; may be NULL */
     void (*warn)(void *arg, const char *text); /* damage repaired from a copy, slots recovered, …; may be NULL */
     void *warn_arg;
 };
-/* Join: read the superblock (second copy with a warning when the first is damaged), recover dead hosts' slots, take a slot.
+/* Join: read the superblock (second copy with a warning when the first is damaged), recover dead hosts' slots, take a slot. A device that
+ * was about to be added when that ended is left alone, with a warning (vmfs_device_number()).
+ * Devices that were tried before they were shared are looked at again: -EOPNOTSUPP when they do not honour any more what they did.
  * Errors: -GR_EFORMAT no datastore, -GR_EVERSION, -GR_ECORRUPT, -GR_ELOCKED no free slot, -ENODEV device missing. */
 int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_join_opts *opts, struct vmfs **ret,
               struct gr_err *err);
@@ -80,6 +85,7 @@ struct vmfs_info {
     uint64_t region_bytes, journal_bytes;
     unsigned version;
     enum vmfs_timing timing;
+    unsigned n_missing; /* devices it was joined without */
     bool shared_luns; /* its devices are logical units that fence lost hosts */
     bool fenced; /* this host gave the volume up; `fence_reason` says why */
     char fence_reason[160];
@@ -101,11 +107,65 @@ unsigned vmfs_own_slot(const struct vmfs *v); /* of this host; any context. A ho
 /* One slot, all slots. On shared logical units a host that may be gone is asked, which takes seconds if it is. */
 int vmfs_slot(struct vmfs *v, unsigned slot, struct vmfs_slot_info *ret, struct gr_err *err);
 int vmfs_slots(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_slot_info *s), void *arg, struct gr_err *err);
+/* The same of one slot without asking anybody: `alive` says nothing. */
+int vmfs_slot_peek(struct vmfs *v, unsigned slot, struct vmfs_slot_info *ret, struct gr_err *err);
+/* How far this host is with taking over from the host in @slot; false: it is not at it. Milliseconds. Any context. */
+struct vmfs_ending {
+    bool asked;   /* whether it lives, on shared logical units; else its process is known to be gone */
+    bool ejected; /* nothing of it reaches the volume any more: its journal is replayed */
+    uint64_t asked_ms, ejected_ms;   /* so long ago */
+    unsigned silent_ms, patience_ms; /* since it was asked; so long it may be */
+};
+bool vmfs_ending(const struct vmfs *v, unsigned slot, struct vmfs_ending *ret);
 /* Take over dead hosts' slots now: replay and free them. Returns how many. */
 int vmfs_recover(struct vmfs *v, struct gr_err *err);
 int vmfs_recover_slot(struct vmfs *v, unsigned slot, struct gr_err *err); /* only this one: 1, or 0 when it lives or is free */
 /* The volume learns that its device(s) grew; new regions are added. */
 int vmfs_grow(struct vmfs *v, struct gr_err *err);
+
+/* ---- devices ---- */
+struct vmfs_device_info {
+    unsigned number;        /* in addresses; never used again for another */
+    char name[128];         /* as the device was opened on this host */
+    uint8_t uuid[16];
+    uint64_t size, free, metadata; /* bytes; free as vmfs_info has it */
+    unsigned regions;
+    bool added;             /* after the format */
+    uint32_t tested;        /* VMFS_TESTED_*: what was seen when it was tried, */
+    int64_t tested_s;       /* and when (seconds since 1970); 0: it was not */
+    bool missing;           /* joined without it */
+    bool leaving;           /* what lies on it is being moved to the others, or was until that was broken off */
+};
+int vmfs_devices(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_device_info *d), void *arg, struct gr_err *err);
+struct vmfs_device_add {
+    bool force;      /* over foreign data; never over a datastore */
+    uint32_t tested; /* VMFS_TESTED_*, as in struct vmfs_format_opts */
+    /* Every other host that has joined has opened the device (vmfs_device_open): 0, or why not. In the fiber; the namespace is locked;
+     * NULL: there are no others. */
+    int (*confirm)(void *arg, struct gr_err *err);
+    void *arg;
+};
+/* Add @bdev to the volume while it is in use; the volume keeps using it until it is left, the caller keeps its reference until then. Refused
+ * when it holds anything recognisable. Cut off or failed before it is a member: nothing has changed, and the same device can be added
+ * again. A member that this host did not have open is opened. -EEXIST: holds something, or is open here already; -EINVAL: too small, or of another kind than the others. */
+int vmfs_device_add(struct vmfs *v, struct gr_bdev *bdev, const struct vmfs_device_add *add, struct gr_err *err);
+/* Another host is adding (or has added) this device: open it. It is read to see that it belongs here. The caller keeps its reference
+ * until it leaves. What was opened for an addition that came to nothing is let go of. */
+int vmfs_device_open(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err);
+struct vmfs_device_remove {
+    /* What has moved of what there is, bytes, once in a while; not 0: stop. In the fiber; may be NULL. */
+    int (*progress)(void *arg, uint64_t done, uint64_t all, struct gr_err *err);
+    void *arg;
+    uint64_t step; /* bytes that are copied before a checkpoint takes them over, and which a cut undoes; 0: 1 GiB */
+};
+/* Move all that lies on a device to the others while it is in use, and let go of it. No other host may have joined, nor can one meanwhile.
+ * Failed or cut off: what has moved stays moved, and another call goes on from there; until then nothing new is put on the device (on one
+ * from which nothing has moved, all is as before). -GR_ENOSPACE: the others have no room; -GR_ELOCKED: another host has joined; -EBUSY: it
+ * holds tables, -ENOENT. The caller puts its reference on the device afterwards. */
+int vmfs_device_remove(struct vmfs *v, unsigned number, const struct vmfs_device_remove *opts, struct gr_err *err);
+/* Its number when @bdev, as it was given to join, add or open, is a device of the volume now; -ENOENT. Any context. */
+int vmfs_device_number(struct vmfs *v, const struct gr_bdev *bdev);
+
 /* Wait until what was deleted, here or by a host that is gone, has given its space back. -ETIMEDOUT: it goes on in the background. */
 int vmfs_settle(struct vmfs *v, uint64_t timeout_ms);
 /* Below so much free space whoever has a disk open gets GR_EVENT_THRESHOLD, once until there is clearly more again. */

@@ -2,51 +2,6 @@
 #include "common/seam.h"
 #include "vmfs/internal.h"
 
-/* ---- superblocks ---- */
-static int super_read_copy(struct vmfs *v, unsigned dev, uint64_t unit, struct vsuper *ret, struct gr_err *err)
-{
-    struct vmfs_super_disk *d = vunits_alloc(1);
-    uint64_t self = vmfs_addr(dev, unit);
-    int r = d ? gr_pread(v->dev[dev].ch, d, VMFS_UNIT, unit * VMFS_UNIT) : -ENOMEM;
-    if (r < 0)
-        gr_fail(err, r, "'%s': cannot read the superblock at unit %llu: %s", v->dev[dev].bdev->name, (unsigned long long)unit, gr_code_text(r));
-    if (r == 0 && (gr_le32_get(d->hdr.magic) != VMFS_MAGIC || gr_le16_get(d->hdr.type) != VMFS_T_SUPER))
-        r = gr_fail(err, -GR_EFORMAT, "'%s': no Granary superblock at unit %llu", v->dev[dev].bdev->name, (unsigned long long)unit);
-    if (r == 0) { /* a device may sit at another place in the list than its superblock says: that is found out later */
-        uint64_t says = gr_le64_get(d->hdr.self);
-        if (vmfs_addr_unit(says) == unit)
-            self = says;
-        r = vhdr_check(NULL, d, VMFS_T_SUPER, 1, self, err);
-    }
-    if (r == 0)
-        r = vsuper_decode(d, ret, err);
-    if (r == 0 && vmfs_addr_dev(self) != ret->this_device)
-        r = gr_fail(err, -GR_ECORRUPT, "'%s': rule 4: superblock of another device", v->dev[dev].bdev->name);
-    free(d);
-    return r;
-}
-
-int vsuper_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct gr_err *err)
-{
-    struct gr_err ea = { 0 }, eb = { 0 };
-    struct vsuper a, b;
-    int ra = super_read_copy(v, dev, VMFS_SUPER_A, &a, &ea), rb = super_read_copy(v, dev, VMFS_SUPER_B, &b, &eb);
-    if (ra == 0 && rb == 0) {
-        *ret = b.generation > a.generation ? b : a;
-        return 0;
-    }
-    if (ra == -GR_EVERSION || rb == -GR_EVERSION) /* even one: a newer Granary has begun to change the volume */
-        return gr_fail(err, -GR_EVERSION, "'%s': %s", v->dev[dev].bdev->name, ra == -GR_EVERSION ? ea.text : eb.text);
-    if (ra == 0 || rb == 0) {
-        vmfs_warn(v, "%s; the %s copy of the superblock is used", ra < 0 ? ea.text : eb.text, ra < 0 ? "second" : "first");
-        *ret = ra == 0 ? a : b;
-        return 0;
-    }
-    if ((ra == -GR_EFORMAT || ra == -GR_ERANGE) && (rb == -GR_EFORMAT || rb == -GR_ERANGE)) /* range: too small to have one there */
-        return gr_fail(err, -GR_EFORMAT, "'%s' is not a Granary datastore", v->dev[dev].bdev->name);
-    return gr_fail(err, ra == -GR_EFORMAT ? rb : ra, "'%s': both superblocks are damaged: %s; %s", v->dev[dev].bdev->name, ea.text, eb.text);
-}
-
 static int devices_open(struct vmfs *v, struct gr_bdev *const *devices, unsigned n, struct gr_err *err)
 {
     if (n == 0 || n > VMFS_DEVICES_MAX)
@@ -61,38 +16,108 @@ static int devices_open(struct vmfs *v, struct gr_bdev *const *devices, unsigned
     return 0;
 }
 
-/* Read all superblocks and put the devices into the volume's order. */
-static int devices_check(struct vmfs *v, struct gr_err *err)
+/* A device that was given and is none of the volume's. */
+static void leave_alone(struct vmfs *v, struct vdev *d, const char *why)
+{
+    vmfs_warn(v, "'%s' is no device of datastore '%s' and is left alone: %s", d->bdev->name, v->sb.name, why);
+    vlife_leave_device(v, d->bdev);
+    gr_chan_close(d->ch);
+    *d = (struct vdev){ 0 };
+}
+
+/* Device 0's superblock counts: it is the first to be written when anything changes. */
+static int super_choose(struct vmfs *v, const struct vsuper *s, unsigned first, struct gr_err *err)
+{
+    bool found = false;
+    for (unsigned i = 0; i < v->n_dev; i++) {
+        if (!s[i].n_devices)
+            continue; /* nothing of ours is on it */
+        memcpy(v->dev[i].uuid, s[i].dev[s[i].this_device].uuid, 16);
+        if (memcmp(s[i].uuid, s[first].uuid, 16) != 0)
+            return gr_fail(err, -EINVAL, "'%s' belongs to datastore '%s', not to '%s'", v->dev[i].bdev->name, s[i].name, s[first].name);
+        if (s[i].this_device == 0) {
+            v->sb = s[i];
+            found = true;
+        }
+    }
+    return found ? 0 : gr_fail(err, -ENODEV, "datastore '%s': the device is missing that has its tables, number 0", s[first].name);
+}
+
+static const char *no_member(const struct vmfs *v, const struct vsuper *s, const uint8_t uuid[16])
+{
+    unsigned at = s->this_device;
+    if (!s->n_devices)
+        return "it holds no datastore";
+    if (at >= v->sb.n_devices || memcmp(uuid, v->sb.dev[at].uuid, 16) != 0)
+        return "it was about to be added when that ended; it can be added again";
+    return v->sb.dev[at].state == VMFS_DEVICE_GONE ? "it was removed" : NULL;
+}
+
+/* Asked for, and the device holds nothing that all depends on. */
+static bool do_without(struct vmfs *v, unsigned dev)
+{
+    const struct vtable *t[] = { &v->sb.slots, &v->sb.regions, &v->sb.inodes };
+    bool tables = false;
+    for (unsigned i = 0; i < 3; i++)
+        tables |= vmfs_addr_dev(t[i]->addr_a) == dev || vmfs_addr_dev(t[i]->addr_b) == dev; /* journals lie beside copies B */
+    if (tables || !v->opts.degraded)
+        return false;
+    vmfs_warn(v, "datastore '%s' is joined without its device %u: what lies there cannot be read until it is joined with it again", v->sb.name, dev);
+    return true;
+}
+
+/* The devices in the volume's order; their superblocks are in @s, that of @first is one. */
+static int devices_sort(struct vmfs *v, const struct vsuper *s, unsigned first, struct gr_err *err)
 {
     struct vdev sorted[VMFS_DEVICES_MAX] = { 0 };
-    struct vsuper s;
-    for (unsigned i = 0; i < v->n_dev; i++) {
-        struct gr_geometry g;
-        int r = vsuper_read(v, i, &s, err);
-        if (r < 0)
-            return r;
-        if (i == 0)
-            v->sb = s;
-        if (memcmp(s.uuid, v->sb.uuid, 16) != 0)
-            return gr_fail(err, -EINVAL, "'%s' belongs to datastore '%s', not to '%s'", v->dev[i].bdev->name, s.name, v->sb.name);
-        if (sorted[s.this_device].bdev)
-            return gr_fail(err, -EINVAL, "'%s' and '%s' are the same device of datastore '%s'", v->dev[i].bdev->name,
-                           sorted[s.this_device].bdev->name, s.name);
-        r = gr_bdev_geometry(v->dev[i].bdev, &g);
-        if (r < 0 || g.size / VMFS_UNIT < s.dev[s.this_device].units)
-            return gr_fail(err, -GR_ECORRUPT, "'%s' is cut short: %llu bytes where the datastore has %llu", v->dev[i].bdev->name,
-                           (unsigned long long)(r < 0 ? 0 : g.size), (unsigned long long)s.dev[s.this_device].units * VMFS_UNIT);
-        if (s.generation > v->sb.generation)
-            v->sb = s;
-        sorted[s.this_device] = v->dev[i];
+    unsigned given = 0;
+    int r = super_choose(v, s, first, err);
+    for (unsigned i = 0; r == 0 && i < v->n_dev; i++) {
+        const char *why = no_member(v, &s[i], v->dev[i].uuid);
+        struct vdev *at = &sorted[s[i].this_device];
+        if (why)
+            leave_alone(v, &v->dev[i], why);
+        else if (at->bdev)
+            r = gr_fail(err, -EINVAL, "'%s' and '%s' are the same device of datastore '%s'", v->dev[i].bdev->name, at->bdev->name, v->sb.name);
+        else
+            *at = v->dev[i];
+        given += !why;
     }
-    if (v->n_dev != v->sb.n_devices)
-        return gr_fail(err, -ENODEV, "datastore '%s' has %u devices, %u were given", v->sb.name, v->sb.n_devices, v->n_dev);
-    for (unsigned i = 0; i < v->n_dev; i++)
-        if (!sorted[i].bdev)
-            return gr_fail(err, -GR_ECORRUPT, "datastore '%s': its devices do not agree on how many they are", v->sb.name);
+    if (r < 0)
+        return r;
     memcpy(v->dev, sorted, sizeof sorted);
+    v->n_dev = v->sb.n_devices;
+    for (unsigned i = 0; i < v->sb.n_devices; i++)
+        if (!sorted[i].bdev && v->sb.dev[i].state != VMFS_DEVICE_GONE && !do_without(v, i))
+            return gr_fail(err, -ENODEV, "datastore '%s': %u devices were given, number %u of %u is missing", v->sb.name, given, i, v->sb.n_devices);
     return 0;
+}
+
+static int devices_check(struct vmfs *v, struct gr_err *err)
+{
+    struct vsuper *s = gr_zalloc(v->n_dev * sizeof *s);
+    int r = s ? 0 : gr_fail(err, -ENOMEM, "out of memory");
+    unsigned first = v->n_dev;
+    for (unsigned i = 0; r == 0 && i < v->n_dev; i++) {
+        r = vsuper_read(v, i, &s[i], err);
+        if (r == 0 && first == v->n_dev)
+            first = i;
+        else if (r == -GR_EFORMAT && (i + 1 < v->n_dev || first < v->n_dev))
+            r = 0; /* it may have been removed */
+    }
+    if (r == 0)
+        r = devices_sort(v, s, first, err);
+    for (unsigned i = 0; r == 0 && i < v->n_dev; i++) {
+        struct gr_geometry g;
+        if (!v->dev[i].bdev)
+            continue;
+        r = gr_bdev_geometry(v->dev[i].bdev, &g);
+        if (r < 0 || g.size / VMFS_UNIT < v->sb.dev[i].units)
+            r = gr_fail(err, -GR_ECORRUPT, "'%s' is cut short: %llu bytes where the datastore has %llu", v->dev[i].bdev->name,
+                        (unsigned long long)(r < 0 ? 0 : g.size), (unsigned long long)v->sb.dev[i].units * VMFS_UNIT);
+    }
+    free(s);
+    return r;
 }
 
 /* ---- join ---- */
@@ -118,8 +143,30 @@ static void set_limits(struct vmfs *v)
 {
     uint64_t units = 0;
     for (unsigned i = 0; i < v->sb.n_devices; i++)
-        units += v->sb.dev[i].units;
+        units += v->sb.dev[i].state == VMFS_DEVICE_IN_USE ? v->sb.dev[i].units : 0;
     v->max_dirty_nodes = (size_t)GR_MAX(16u, GR_MIN(2048u, units / 512));
+}
+
+/* A device is emptied by a host that is alone. */
+static int refuse_mover(struct vmfs *v, struct gr_err *err)
+{
+    for (unsigned i = 0; i < v->sb.n_devices; i++) {
+        unsigned mover = v->sb.dev[i].mover;
+        struct vslot s;
+        int r = mover && mover - 1 != v->slot ? vslot_read(v, mover - 1, &s, err) : 1;
+        if (r == 0 && s.state != VMFS_SLOT_HOST && s.state != VMFS_SLOT_REPLAYING)
+            r = 1;
+        if (r == 0)
+            r = vmfs_recover_slot(v, mover - 1, err);
+        if (r == 0)
+            r = gr_fail(err, -GR_ELOCKED, "datastore '%s': host '%s' is moving the content of a device to the others, alone: join when that is done",
+                        v->sb.name, s.host_name);
+        if (r < 0) {
+            vslot_free_mine(v, NULL);
+            return r;
+        }
+    }
+    return 0;
 }
 
 static int join_host(struct vmfs *v, struct gr_err *err)
@@ -135,13 +182,19 @@ static int join_host(struct vmfs *v, struct gr_err *err)
         if (r >= 0)
             r = vslot_claim(v, err);
     }
+    if (r == 0)
+        r = vmfs_refresh(v, err); /* behind our own recovery; and from here on who empties a device sees us, or we see him */
+    if (r == 0)
+        r = refuse_mover(v, err);
+    if (r == 0 && (r = vhonour_check(v, err)) < 0)
+        vslot_free_mine(v, NULL);
     if (r == 0) {
         journal_start(v);
         r = space_init(v, err);
     }
     if (r == 0)
         r = foreign_load(v, err);
-    return r;
+    return r == 0 ? evac_clear(v, err) : r;
 }
 
 int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_join_opts *opts, struct vmfs **ret,
@@ -262,16 +315,22 @@ int vmfs_set_address(struct vmfs *v, const char *address, const char *portal, st
 /* ---- information ---- */
 void vmfs_info(struct vmfs *v, struct vmfs_info *ret)
 {
-    struct vmfs_info i = { .n_devices = v->sb.n_devices, .n_slots = v->sb.slots.entries, .version = v->sb.version,
+    unsigned n_devices = 0;
+    struct vmfs_info i = { .n_slots = v->sb.slots.entries, .version = v->sb.version,
                            .timing = (enum vmfs_timing)v->sb.timing, .shared_luns = v->life.fences, .fenced = v->fenced };
     uint64_t in_regions = 0;
     snprintf(i.name, sizeof i.name, "%s", v->sb.name);
     memcpy(i.uuid, v->sb.uuid, 16);
     for (unsigned d = 0; d < v->sb.n_devices; d++) {
+        if (v->sb.dev[d].state == VMFS_DEVICE_GONE)
+            continue;
+        n_devices++;
+        i.n_missing += vdev_missing(v, d);
         i.size += v->sb.dev[d].units * VMFS_UNIT;
         i.n_regions += v->sb.dev[d].regions;
         in_regions += (v->sb.dev[d].units - v->sb.dev[d].first_unit) * VMFS_UNIT;
     }
+    i.n_devices = n_devices;
     i.free = space_free_units(v) * VMFS_UNIT;
     i.metadata = i.size - in_regions;
     for (unsigned h = 0; h < VOBJ_HASH; h++)

@@ -6,13 +6,15 @@
  * It batches as much as it can (one recv and one send per wake-up), so that the target is what is measured. Prints one JSON
  * object. --pid: a process of the target whose CPU time is reported. --rate: so many commands a second are offered, whether earlier ones
  * were answered or not (the depth bounds it); latency counts from the moment a command was due. --flush: every write is followed by a
- * SYNCHRONIZE CACHE, the two count as one. --digests: CRC32C of headers and data (those received are not verified). */
+ * SYNCHRONIZE CACHE, the two count as one. --digests: CRC32C of headers and data (those received are not verified). SIGTERM ends it before its
+ * time, when what is under way is answered. */
 #include "common/cleanup.h"
 #include "common/crc.h"
 #include "tests/bench/load.h"
 #include "tests/lib/ini.h"
 #include <errno.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -268,6 +270,13 @@ static int busy(const struct iscsi *s)
     return 0;
 }
 
+static volatile sig_atomic_t enough; /* set by a signal */
+static void on_term(int signo)
+{
+    (void)signo;
+    enough = 1;
+}
+
 static void loop(struct iscsi *s)
 {
     struct load *l = &s->load;
@@ -284,8 +293,12 @@ static void loop(struct iscsi *s)
         for (unsigned k = 0; k < l->n_conns; k++)
             pf[k] = (struct pollfd){s->conns[k].ini.fd, (short)(POLLIN | (s->conns[k].segs_end ? POLLOUT : 0)), 0};
         int ready = ppoll(pf, l->n_conns, &wait, NULL);
-        if (ready < 0 || (!ready && wait.tv_sec))
+        if (ready < 0 && errno == EINTR)
+            ready = 0;
+        else if (ready < 0 || (!ready && wait.tv_sec))
             fail("the target does not answer");
+        if (enough)
+            l->end_ns = GR_MIN(l->end_ns, load_now());
         running = load_now() < l->end_ns;
         for (unsigned k = 0; k < l->n_conns; k++) {
             struct conn *c = &s->conns[k];
@@ -375,6 +388,7 @@ int main(int argc, char **argv)
         s->pattern[i] = (uint8_t)load_random(l);
     for (unsigned k = 0; k < l->n_conns; k++)
         log_in(s, &s->conns[k], k, host, colon + 1);
+    signal(SIGTERM, on_term);
     load_start(l);
     for (unsigned k = 0; k < l->n_conns; k++) {
         for (unsigned i = 0; i < l->depth && !l->rate; i++)

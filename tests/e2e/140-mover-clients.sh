@@ -35,21 +35,21 @@ check 'changed-since by token' test "$(jq '[.[] | select(.type == 1) | .length] 
 run_mustfail 1 'granary:changed:nothing' nbdinfo --map=granary:changed:nothing "$snap"
 
 run_check nbdcopy "$snap" "$T/copy.raw"
-check 'nbdcopy reads every byte' cmp "$T/disk.raw" "$T/copy.raw"
+check 'nbdcopy reads every byte' equal "$T/disk.raw" "$T/copy.raw"
 run_check nbdcopy --connections=1 --requests=1 --request-size=65536 "$snap" "$T/copy2.raw"
-check 'and with one request at a time' cmp "$T/disk.raw" "$T/copy2.raw"
+check 'and with one request at a time' equal "$T/disk.raw" "$T/copy2.raw"
 run_check qemu-img convert -O raw "$snap" "$T/qemu.raw"
-check 'qemu-img reads every byte' cmp "$T/disk.raw" "$T/qemu.raw"
+check 'qemu-img reads every byte' equal "$T/disk.raw" "$T/qemu.raw"
 run_check qemu-img map --output=json "$snap"
 check 'qemu-img map sees holes' jq -e 'any(.[]; .zero and (.data | not))' "$T/out"
 
 head -c 67108864 /dev/urandom > "$T/new.raw"
 run_check nbdcopy --flush "$T/new.raw" "$live"
-check 'nbdcopy writes every byte' cmp "$T/new.raw" "$T/rw.raw"
+check 'nbdcopy writes every byte' equal "$T/new.raw" "$T/rw.raw"
 run_check qemu-io -f raw -c 'write -P 0x5a 1M 1M' -c 'write -z 4M 64k' -c 'discard 8M 1M' -c 'flush' -c 'read -P 0x5a 1M 1M' -c 'read -P 0 4M 64k' "$live"
 check 'writes reach the file' test "$(dd if="$T/rw.raw" bs=1M skip=1 count=1 status=none | tr -d '\132' | wc -c)" = 0
 run_mustfail 1 '.' qemu-io -f raw -c 'write 0 512' "$snap"
-check 'the read-only file is as it was' cmp "$T/disk.raw" "$T/copy.raw"
+check 'the read-only file is as it was' equal "$T/disk.raw" "$T/copy.raw"
 
 run_check env PATH=/usr/bin:/bin nbdsh -u "$snap" -c 'assert h.pread(3, 1048575)[0] == 0' -c '
 cookies = [h.aio_pread(nbd.Buffer(70000), 1000 * i) for i in range(500)]

@@ -14,7 +14,7 @@ start demo "$demo" --pki "$T/pki" "ds/d@s=file:$T/disk"
 wait_for 10 grep -q '^port' "$T/demo.log"
 mover="nbds://127.0.0.1:$(sed -n 's/^port //p' "$T/demo.log")/ds/d%40s"
 run_check "$cat" copy "$mover" "$T/copy" --certs "$T/pki" --tls --connections 4
-check 'every byte from the mover' cmp "$T/disk" "$T/copy"
+check 'every byte from the mover' equal "$T/disk" "$T/copy"
 run_check "$cat" map "$mover" --certs "$T/pki"
 check 'holes are told' grep -q '^0 6553600 zero$' "$T/out"
 check 'data is told' grep -q '^6553600 19660800 data$' "$T/out"
@@ -31,7 +31,7 @@ port=$(free_port)
 start nbdkit nbdkit -f -p "$port" -i 127.0.0.1 file "$T/disk"
 wait_for 10 bash -c "exec 3<> /dev/tcp/127.0.0.1/$port"
 run_check "$cat" copy "nbd://127.0.0.1:$port/" "$T/copy" --connections 2
-check 'every byte from nbdkit' cmp "$T/disk" "$T/copy"
+check 'every byte from nbdkit' equal "$T/disk" "$T/copy"
 run_check "$cat" map "nbd://127.0.0.1:$port/"
 check 'its holes too' grep -q ' zero$' "$T/out"
 stop nbdkit
@@ -61,13 +61,13 @@ adm --mode account --op new --user joe --password secretsecret12
 adm --mode account --op bind --tid 2 --user joe
 at=iscsi://127.0.0.1:$port/iqn.2026-01.test
 run_check "$cat" copy "$at:one/1" "$T/copy"
-check 'every byte from tgt' cmp "$T/disk" "$T/copy"
+check 'every byte from tgt' equal "$T/disk" "$T/copy"
 run_mustfail 1 'Target not found' "$cat" copy "$at:none/1" "$T/copy"
 run_mustfail 1 'LOGICAL_UNIT_NOT_SUPPORTED' "$cat" copy "$at:one/9" "$T/copy"
 run_mustfail 1 'Connection refused' "$cat" copy iscsi://127.0.0.1:1/iqn.2026-01.test:one/1 "$T/copy"
 printf 'secretsecret12\n' > "$T/secret"; chmod 600 "$T/secret"
 run_check "$cat" copy "$at:chap/1" "$T/copy" --user joe --secret "$T/secret"
-check 'every byte with CHAP' cmp "$T/disk" "$T/copy"
+check 'every byte with CHAP' equal "$T/disk" "$T/copy"
 printf 'wrongsecret123\n' > "$T/wrong"; chmod 600 "$T/wrong"
 run_mustfail 1 'Authentication failure' "$cat" copy "$at:chap/1" "$T/copy" --user joe --secret "$T/wrong"
 run_mustfail 1 'Authentication failure' "$cat" copy "$at:chap/1" "$T/copy"

@@ -7,7 +7,7 @@ j() { "$@" --json > "$T/out" 2> "$T/err" || { cat "$T/err"; fail "exit $?: $*"; 
 is() { # JQ-EXPRESSION: must be true of $T/out
     jq -e "$1" "$T/out" > /dev/null || { cat "$T/out"; fail "not true of the last result: $1"; }
 }
-same() { cmp "$1" "$2" || fail "$1 and $2 differ"; }
+same() { equal "$1" "$2" || fail "$1 and $2 differ"; }
 pattern() { dd if=/dev/urandom of="$1" bs=1024 seek="$2" count="$3" conv=notrunc status=none; } # FILE OFFSET-KIB LENGTH-KIB
 
 # An image with holes, whose length is no multiple of a sector
@@ -52,10 +52,10 @@ round() { # DS
     # vmdk out, as others read it, and in again
     run_check granary disk export "$ds/img" "$T/$ds.vmdk" --format vmdk
     run_check qemu-img convert -O raw "$T/$ds.vmdk" "$T/$ds.qemu.raw"
-    cmp -n 20971520 "$T/a.padded" "$T/$ds.qemu.raw" || fail 'qemu-img reads another content out of our VMDK'
+    equal "$T/a.padded" "$T/$ds.qemu.raw" 20971520 || fail 'qemu-img reads another content out of our VMDK'
     j granary disk import "$T/$ds.vmdk" "$ds/again"
     run_check granary disk export "$ds/again" "$T/$ds.again.raw"
-    cmp -n 20971520 "$T/a.padded" "$T/$ds.again.raw" || fail 'a VMDK of ours comes back with another content'
+    equal "$T/a.padded" "$T/$ds.again.raw" 20971520 || fail 'a VMDK of ours comes back with another content'
     check 'nothing else was left in the folder' [ -z "$(find "$T" -maxdepth 1 -name '*.part' -o -maxdepth 1 -name '*.tmp')" ]
 
     # snapshots

@@ -86,6 +86,33 @@ done
 run_mustfail 4 'owned by host' a snapshot create ds/img --name late
 kill -CONT $holder
 wait $holder || fail "the export failed: $(cat "$T/export.out")"
-cmp "$T/img" "$T/copy" || fail 'the exported bytes differ'
+equal "$T/img" "$T/copy" || fail 'the exported bytes differ'
 run_check a snapshot create ds/img --name late
+
+# who waits for whom, and who owns how many, is shown
+run_check b disk create ds/held --size 8M
+mkfifo "$T/pokes"
+GRANARY_HOME=$B "$BUILD/tests/tools/disk_poke" ds/held < "$T/pokes" > "$T/poke.log" 2>&1 &
+holder=$!
+track $holder
+start feeder sh -c "exec sleep 250 > '$T/pokes'"
+wait_for 10 sh -c "GRANARY_HOME='$A' granary disk list ds --json | jq -e '.[] | select(.disk == \"ds/held\") | .owner != \"\"'"
+run_check a up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+run_check a datastore info ds --json
+check 'nobody waits' jq -e '.waits == [] and ([.hosts[] | has("disks")] | any | not)' "$T/out"
+run_check a datastore info ds --owners --json
+n=$(a disk list ds --json | jq length)
+check 'b owns one disk, a the others' jq -e "(.hosts[] | select(.self) | .disks == $n - 1) and (.hosts[] | select(.self | not) | .disks == 1)" "$T/out"
+hb=$(jq -r '.hosts[] | select(.self | not) | .host' "$T/out")
+start waiter granary snapshot create ds/held --name waited
+wait_for 8 sh -c "granary datastore info ds --json > '$T/info' && jq -e '.waits | any(.reason | test(\"at work\"))' '$T/info'"
+check 'the command that waits' jq -e --arg h "$hb" '.waits == [.waits[0]] and (.waits[0] | .what == "snapshot.create" and .disk == "ds/held" and .host == $h and
+    .reason == "a command is at work on the disk there" and .seconds > 0 and .seconds < 10)' "$T/info"
+run_check a datastore info ds
+check 'and as a row' grep -q "^snapshot.create *ds/held *$hb .*a command is at work" "$T/out"
+stop feeder
+wait $holder || fail "$(cat "$T/poke.log")"
+wait_for 10 sh -c "granary snapshot list ds/held --json | jq -e 'map(.name) == [\"waited\"]'"
+run_check a datastore info ds --json
+check 'nobody waits any more' jq -e '.waits == []' "$T/out"
 if grep -sq Sanitizer "$T"/home/log/*.log "$T"/b/log/*.log "$T"/*/lab/host*/log/*.log; then fail 'a sanitizer complains'; fi

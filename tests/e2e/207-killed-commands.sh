@@ -14,7 +14,7 @@ only_whole() { # NAME CONTENT, among the disks in $T/out
     if jq -e --arg d "ds/$1" 'map(.disk) | index($d)' "$T/out" > /dev/null; then
         rm -f "$T/whole"
         run_check granary disk export "ds/$1" "$T/whole" --format raw
-        check "disk $1 of a killed import is whole" cmp "$2" "$T/whole"
+        check "disk $1 of a killed import is whole" equal "$2" "$T/whole"
         run_check granary disk delete "ds/$1"
         run_check granary disk list ds --json
     fi
@@ -50,7 +50,7 @@ for delay in 0.01 0.05 0.1; do
     sleep $delay
     kill -9 $pid 2> /dev/null || true
     wait $pid 2> /dev/null || true
-    [ ! -e "$T/exports/x" ] || cmp "$T/big.raw" "$T/exports/x" || fail 'a killed export left a file with another content'
+    [ ! -e "$T/exports/x" ] || equal "$T/big.raw" "$T/exports/x" || fail 'a killed export left a file with another content'
     rm -f "$T/exports/x"
     check 'nothing else is there' [ -z "$(ls -A "$T/exports")" ]
 done

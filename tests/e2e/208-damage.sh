@@ -19,7 +19,7 @@ for copy in 1 4096; do
     run_check granary datastore join ds "$T/ds.img"
     check 'a warning names the copy' grep -q 'superblock' "$T/err"
     run_check granary disk export ds/b "$T/out.raw"
-    cmp "$T/img" "$T/out.raw" || fail 'the disk has another content'
+    equal "$T/img" "$T/out.raw" || fail 'the disk has another content'
     rm "$T/out.raw"
     run_check granary datastore leave ds
 done
@@ -30,7 +30,7 @@ unit "$T/ds.img" 1
 unit "$T/ds.img" 4096
 cp --sparse=always "$T/ds.img" "$T/before.img"
 run_mustfail 5 'ds.img' granary datastore join ds "$T/ds.img"
-cmp "$T/ds.img" "$T/before.img" || fail 'a refused device was written to'
+equal "$T/ds.img" "$T/before.img" || fail 'a refused device was written to'
 run_check granary datastore list --json
 check 'nothing is registered' jq -e '. == []' "$T/out"
 
@@ -65,7 +65,7 @@ for copies in 1 4096 '1 4096'; do
     for copy in $copies; do newer "$T/ds.img" "$copy"; done
     cp --sparse=always "$T/ds.img" "$T/before.img"
     run_mustfail 1 'ds.img.*version 99 is newer' granary datastore join ds "$T/ds.img"
-    cmp "$T/ds.img" "$T/before.img" || fail 'a device of another version was written to'
+    equal "$T/ds.img" "$T/before.img" || fail 'a device of another version was written to'
 done
 
 # no datastore at all; magic gone from both

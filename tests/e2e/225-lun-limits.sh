@@ -1,7 +1,6 @@
 #!/bin/bash
 # Limits of a disk: commands and bytes a second are never exceeded by more than 3 %, bursts are bounded, changes take hold under load without an error,
 # other disks do not notice, and they outlive the daemon.
-# alone
 . "$(dirname "$0")/lib.sh"
 requires jq
 load=$BUILD/tests/bench/iscsi_load

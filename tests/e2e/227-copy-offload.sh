@@ -36,7 +36,7 @@ run_check qemu-io -f raw -c 'write -P 2 2M 4M' -c 'discard 660M 1M' -c flush "$(
 run_check qemu-io -f raw -c 'read -P 1 0 4M' -c 'read -P 1 650M 64k' "$(url ds/a)"
 run_check qemu-io -f raw -c 'read -P 2 2M 4M' -c 'read -P 0 660M 1M' "$(url ds/b)"
 run_check granary disk export ds/b@s "$T/s.raw"
-check 'the snapshot has what was copied' cmp -n $((328 << 20)) "$T/content" "$T/s.raw"
+check 'the snapshot has what was copied' equal "$T/content" "$T/s.raw" $((328 << 20))
 kill -9 "$(cat "$GRANARY_HOME/run/storaged.pid")"
 up
 run_check qemu-io -f raw -c 'read -P 1 0 4M' "$(url ds/a)"
@@ -51,7 +51,7 @@ run_check granary disk delete ds/b
 all_back() { [ "$(used)" -lt $((before + (16 << 20))) ]; }
 wait_for 30 all_back
 run_check granary disk export ds/a "$T/a2.raw"
-check 'the other disk lost nothing with it' cmp "$T/a.raw" "$T/a2.raw"
+check 'the other disk lost nothing with it' equal "$T/a.raw" "$T/a2.raw"
 got=$("$send" "$(url ds/a)" 48020000000000000000) || fail 'no answer'
 [ "$got" = good ] || fail "SANITIZE of a disk that no longer shares: $got"
 

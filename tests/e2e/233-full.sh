@@ -12,7 +12,7 @@ at=$(granary status --json | jq -r .portal)
 url() { granary lun list "$1" --json | jq -r '.[0]."iscsi-url"'; }
 fill() { qemu-io -f raw -c "write -P $1 $2 $3" "$(url ds/fills)" > "$T/io" 2>&1; }
 full() { grep -q 'No space left' "$T/io"; }
-start works "$BUILD/tests/tools/live_load" "$at" iqn.2026-11.local.granary:ds:works 13
+start works "$BUILD/tests/tools/live_load" "$at" iqn.2026-11.local.granary:ds:works 120
 wait_for 5 sh -c 'granary session list --json | jq -e "length == 1"'
 sleep 2 # it has written all of its blocks
 warned() { grep -c 'less than 10 % of it' "$GRANARY_HOME/log/storaged.log" || true; }
@@ -33,8 +33,8 @@ run_check granary lun unmask ds/fills
 # room is made: all goes on
 run_check granary datastore grow ds 700M
 fill 4 900M 8M || { cat "$T/io"; fail "there is room again"; }
-wait_for 40 eval "! ps -p $(cat "$T/works.pid") -o stat= | grep -qv Z"
-echo "# $(cat "$T/works.log")"
+sleep 0.5
+enough works
 check "the other disk's initiator saw no error and was told once" jq -e '.errors == 0 and .reconnects == 0 and .ios > 1000 and .attentions["3807"] == 1' "$T/works.log"
 run_check granary datastore check ds --json
 check "sound" jq -e '.sound and ."leaked-units" == 0' "$T/out"

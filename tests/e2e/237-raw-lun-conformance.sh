@@ -4,6 +4,7 @@
 . "$(dirname "$0")/lib.sh"
 requires jq iscsi-test-cu
 run_check granary lun add raw "$T/raw.img" --size 1025M # one MiB more than the longest WRITE SAME
+run_check granary lun add waits "$T/waits.img" --size 1025M
 run_check granary lun add wiped "$T/wiped.img" --size 256M
 run_check granary up --portal 127.0.0.1:0 --multipath-portal 127.0.0.1:0 --mover 127.0.0.1:0
 second=$(granary status --json | jq -er '."multipath-portal"')
@@ -12,11 +13,13 @@ conform() { # LUN TABLE ARG...: its output in $T/LUN.txt
     local lun=$1 table=$2; shift 2
     B=$BUILD "$TOP/tests/conformance/run" --table "$TOP/tests/conformance/expected-$table.tsv" "$@" "$(url "$lun")" > "$T/$lun.txt" 2>&1
 }
-conform raw raw --not '^Sanitize|^GetLBAStatus.UnmapSingle$' --second "$(url raw | sed "s|//[^/]*/|//$second/|")" & pids=($!)
+slow='^Reserve6|^iSCSIcmdsn' # they wait for what must not come, three seconds each
+conform raw raw --not "^Sanitize|^GetLBAStatus.UnmapSingle$|$slow" --second "$(url raw | sed "s|//[^/]*/|//$second/|")" & pids=($!)
+conform waits raw --only "$slow" & pids+=($!)
 conform wiped sanitize --only '^Sanitize' --not '^Sanitize.Reset$' & pids+=($!)
 differ=0
 for pid in "${pids[@]}"; do wait "$pid" || differ=$((differ + 1)); done
-for lun in raw wiped; do echo "# $lun: $(tail -n 1 "$T/$lun.txt")"; done
+for lun in raw waits wiped; do echo "# $lun: $(tail -n 1 "$T/$lun.txt")"; done
 [ $differ = 0 ] || { cat "$T"/*.txt; fail "results of $differ LUNs differ from their tables"; }
 families='^(CompareAndWrite|GetLBAStatus|MultipathIO|Prin|Prout|Read[0-9C]|Reserve|Unmap|Verify|Write[0-9SV])'
 ran=$(awk -F'\t' '$2 == "passed" { print $1 }' "$TOP/tests/conformance/expected-raw.tsv")

@@ -18,13 +18,13 @@ for size in 1024 11776 1048576 70000128 104857600; do
     run_check "$tool" export a.raw ours.vmdk
     check "qemu-img reads ours ($size)" qemu-img compare -f raw -F vmdk a.raw ours.vmdk
     7z x -so -tvmdk ours.vmdk > seven.out 2> 7z.err
-    check "7z reads ours ($size)" cmp a.raw seven.out
+    check "7z reads ours ($size)" equal a.raw seven.out
     if command -v vmdkmount > /dev/null && [ -e /dev/fuse ]; then
         mkdir -p m
         if vmdkmount ours.vmdk m > vmdk.err 2>&1; then
             cp m/vmdk1 vmdk.out
             umount m || fusermount -u m
-            check "libvmdk reads ours ($size)" cmp a.raw vmdk.out
+            check "libvmdk reads ours ($size)" equal a.raw vmdk.out
         else
             cat vmdk.err; fail "libvmdk does not open ours ($size)"
         fi
@@ -36,7 +36,7 @@ for size in 1024 11776 1048576 70000128 104857600; do
         named=()
         [ $sub = monolithicFlat ] && named=(theirs-flat.vmdk)
         run_check "$tool" import theirs.vmdk back.raw "${named[@]}"
-        check "we read qemu's $sub ($size)" cmp a.raw back.raw
+        check "we read qemu's $sub ($size)" equal a.raw back.raw
         rm -f theirs*.vmdk back.raw
     done
 done

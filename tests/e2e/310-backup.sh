@@ -13,7 +13,7 @@ backup() { run_check granary backup run --disk ds1/vm/a --repo "$repo" --json "$
 restored_equals() { # POINT RAW
     rm -f back.raw
     run_check granary backup export "$1" back.raw --format raw --repo "$repo"
-    check "$1 gives back $2" cmp back.raw "$2"
+    check "$1 gives back $2" equal back.raw "$2"
 }
 
 run_check granary datastore create ds1 "$T/vol.img" --size 1G
@@ -62,7 +62,7 @@ backup --full; check "a full stores little new" test "$(field stored)" -lt 30000
 
 # restores
 run_check granary restore disk "$p3" ds1/vm/b
-run_check granary disk export ds1/vm/b b.raw --format raw; check "restored disk" cmp b.raw p3.raw
+run_check granary disk export ds1/vm/b b.raw --format raw; check "restored disk" equal b.raw p3.raw
 run_mustfail 1 "exists already" granary restore disk "$p3" ds1/vm/b
 run_mustfail 1 "no restore point" granary restore disk ds1/vm/a/20010101T000000Z ds1/vm/c
 run_mustfail 1 "no restore point of" granary restore disk ds1/nobody ds1/vm/c

@@ -32,8 +32,8 @@ for transport in san lan local; do
     check "$transport: 8 KiB changed, $(field read) read (full: $full)" test "$(field read)" -le 9011
     check "$transport: and not less" test "$(field read)" -ge 8192
     rm -f ./*.back
-    run_check granary backup export "$transport:data" data.back --format raw --repo "$repo"; check "$transport: data" cmp data.raw data.back
-    run_check granary backup export "$transport:root" root.back --format raw --repo "$repo"; check "$transport: root" cmp fs.img root.back
+    run_check granary backup export "$transport:data" data.back --format raw --repo "$repo"; check "$transport: data" equal data.raw data.back
+    run_check granary backup export "$transport:root" root.back --format raw --repo "$repo"; check "$transport: root" equal fs.img root.back
 done
 check "no snapshot stays" test "$(granary snapshot list ds1/vm/data --json | jq length)$(granary snapshot list ds1/vm/root --json | jq length)" = 00
 check "no intent stays" test -z "$(ls home/state/intents)"
@@ -64,7 +64,7 @@ pids=()
 for k in 1 2 3; do granary-proxy backup --repo "$repo" --transport lan --disk ds1/vm/data --name "at-once-$k" > "once$k.log" 2>&1 & pids+=($!); done
 for p in "${pids[@]}"; do wait "$p" || { cat once*.log; fail "a job beside others failed"; }; done
 run_check qemu-img convert -f raw -O raw "$data" data.now
-for k in 1 2 3; do rm -f x.raw; run_check granary backup export "at-once-$k" x.raw --format raw --repo "$repo"; check "job $k of three" cmp x.raw data.now; done
+for k in 1 2 3; do rm -f x.raw; run_check granary backup export "at-once-$k" x.raw --format raw --repo "$repo"; check "job $k of three" equal x.raw data.now; done
 (exec 7> "repo/leases/.name-$(printf taken | sha256sum | cut -c1-16)"
     python3 -c 'import fcntl, struct, time; fcntl.fcntl(7, 37, struct.pack("hhqqi", fcntl.F_WRLCK, 0, 0, 0, 0)); time.sleep(60)' & echo $! > holder.pid; wait) &
 wait_for 10 test -s holder.pid

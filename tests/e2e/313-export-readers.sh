@@ -22,15 +22,15 @@ for f in snap point disk; do
     check "$f: its footer is the header again" sh -c "tail -c 1024 $f.vmdk | head -c 4 | grep -q KDMV"
     check "$f: qemu-img" qemu-img compare -f raw -F vmdk a.raw $f.vmdk
     7z x -so -tvmdk $f.vmdk > seven.raw 2> 7z.err
-    check "$f: 7z" cmp a.raw seven.raw
+    check "$f: 7z" equal a.raw seven.raw
     if command -v vmdkmount > /dev/null && [ -e /dev/fuse ]; then
         mkdir -p m
         run_check vmdkmount $f.vmdk m
         cp m/vmdk1 lib.raw
         umount m || fusermount3 -u m
-        check "$f: libvmdk" cmp a.raw lib.raw
+        check "$f: libvmdk" equal a.raw lib.raw
     fi
     run_check granary disk import $f.vmdk "ds1/back-$f"
     run_check granary disk export "ds1/back-$f" back-$f.raw
-    check "$f: ourselves" cmp a.raw back-$f.raw
+    check "$f: ourselves" equal a.raw back-$f.raw
 done

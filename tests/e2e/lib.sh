@@ -6,12 +6,16 @@
 #   free_port                  prints a TCP port nobody listens on
 #   start NAME CMD ARG...      runs CMD in the background, output in $T/NAME.log, pid in $T/NAME.pid; ended at the end
 #   stop NAME [SIGNAL]         ends it (TERM) and waits; prints nothing
+#   over NAME                  waits until it ends by itself (90 s), shows what it printed
+#   enough NAME...             tells a load (live_load, iscsi_load) that it is enough, then over
 #   track PID                  a process started otherwise: ended at the end
 #   on_exit 'command'          run at the end, last given first
 #   wait_for SECONDS CMD...    until CMD succeeds, else fails, telling what it waited for
 #   run_check CMD ARG...       must succeed; its output is in $T/out (stdout) and $T/err, and printed when it fails
 #   run_mustfail STATUS TEXT CMD ARG...   must exit with STATUS and say TEXT (grep -E, on stderr or stdout)
 #   check 'sentence' CMD...    an assertion with a name
+#   equal FILE FILE [BYTES]    cmp for images, see tests/tools/equal.c
+#   holds FILE TEXT            is it anywhere in FILE? Holes are not read (grep needs half a minute for the line that a disk image is)
 #   fail 'sentence'
 set -eEu
 set -o pipefail
@@ -37,10 +41,10 @@ track() { test_pids+=("$1"); }
 end_pid() { # PID [SIGNAL]
     kill "-${2:-TERM}" "$1" 2>/dev/null || return 0
     local i
-    for i in $(seq 100); do
+    for i in $(seq 400); do
         [ "$(ps -o stat= -p "$1" 2>/dev/null | cut -c1)" = Z ] && break
         kill -0 "$1" 2>/dev/null || return 0
-        sleep 0.1
+        sleep 0.025
     done
     kill -KILL "$1" 2>/dev/null || true
     wait "$1" 2>/dev/null || true
@@ -92,6 +96,16 @@ stop() { # NAME [SIGNAL]
     end_pid "$pid" "${2:-TERM}"
     wait "$pid" 2>/dev/null || true
 }
+ended() { ! ps -p "$(cat "$T/$1.pid")" -o stat= | grep -qv Z; }
+over() { # NAME
+    wait_for 90 ended "$1"
+    echo "# $1: $(cat "$T/$1.log")"
+}
+enough() { # NAME...
+    local name
+    for name in "$@"; do kill -TERM "$(cat "$T/$name.pid")" 2>/dev/null || true; done
+    for name in "$@"; do over "$name"; done
+}
 wait_for() { # SECONDS CMD...
     local end=$((SECONDS + $1)); shift
     until "$@" > /dev/null 2>&1; do
@@ -109,6 +123,24 @@ run_mustfail() { # STATUS TEXT CMD...
     "$@" > "$T/out" 2> "$T/err" || status=$?
     [ $status -eq "$want" ] || { cat "$T/out" "$T/err"; fail "exit $status, wanted $want: $*"; }
     grep -Eqs -- "$text" "$T/err" "$T/out" || { cat "$T/out" "$T/err"; fail "does not say '$text': $*"; }
+}
+equal() { "$BUILD/tests/tools/equal" "$@"; }
+holds() { # FILE TEXT
+    python3 -c '
+import os, sys
+fd, text, at, size = os.open(sys.argv[1], os.O_RDONLY), sys.argv[2].encode(), 0, os.stat(sys.argv[1]).st_size
+while at < size:
+    try:
+        at = os.lseek(fd, at, os.SEEK_DATA)
+    except OSError:  # nothing but a hole is left
+        break
+    end = os.lseek(fd, at, os.SEEK_HOLE)
+    while at < end:
+        piece = os.pread(fd, 16 << 20, at)
+        if text in piece:
+            sys.exit(0)
+        at += max(len(piece) - len(text) + 1, 1) if at + len(piece) < end else len(piece)
+sys.exit(1)' "$1" "$2"
 }
 check() { # SENTENCE CMD...
     local what=$1; shift

@@ -72,7 +72,7 @@ static int run(void *arg)
         if (r == 0 && !snap_client_local(c))
             r = gr_fail(&err, -GR_ELOCKED, "a daemon runs; write through it");
         if (r == 0)
-            r = snap_svc_find(snap_client_local(c), k->disk, 10000, &place, &err);
+            r = snap_svc_find(snap_client_local(c), k->disk, "test", 10000, &place, &err);
     }
     if (r == 0)
         r = apply(k, place.bdev);

@@ -5,7 +5,7 @@
  *   live_load HOST:PORT TARGET SECONDS [NAME [FIRST-LBA]]
  *
  * Prints {"ios":N,"errors":N,"reconnects":N,"longest-ms":F,"attentions":{"2a09":N}}: longest-ms is the longest time between two answers.
- * SIGUSR1 begins that measurement anew. Errors are described on standard error. Exit: 1 when there were any. */
+ * SIGUSR1 begins that measurement anew; SIGTERM ends the work before its time, when the command under way is answered. Errors are described on standard error. Exit: 1 when there were any. */
 #include "common/cleanup.h"
 #include "tests/lib/ini.h"
 #include <errno.h>
@@ -36,11 +36,13 @@ struct live {
     } attentions[16];
 };
 
-static volatile sig_atomic_t anew;
-static void on_usr1(int signo)
+static volatile sig_atomic_t anew, enough; /* set by signals */
+static void on_signal(int signo)
 {
-    (void)signo;
-    anew = 1;
+    if (signo == SIGUSR1)
+        anew = 1;
+    else
+        enough = 1;
 }
 
 static uint64_t now_us(void)
@@ -210,7 +212,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: live_load HOST:PORT TARGET SECONDS [NAME [FIRST-LBA]]\n");
         return 2;
     }
-    signal(SIGUSR1, on_usr1);
+    signal(SIGUSR1, on_signal);
+    signal(SIGTERM, on_signal);
     signal(SIGPIPE, SIG_IGN);
     l.first_at = argv[1];
     aim(&l, argv[1]);
@@ -223,7 +226,7 @@ int main(int argc, char **argv)
     for (int k = 0; !log_in(&l) && k < 100; k++) /* it may be redirected */
         usleep(20000);
     l.last_us = now_us();
-    while (now_us() < end && l.errors < 10)
+    while (!enough && now_us() < end && l.errors < 10)
         one(&l);
     print(&l);
     return l.errors ? 1 : 0;

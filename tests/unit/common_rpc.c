@@ -90,9 +90,15 @@ static int m_pin(void *arg, struct gr_rpc_call *call, json_t *params, json_t **r
     return gr_rpc_on_close(call, count_close, arg);
 }
 
+static int m_where(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    *ret = json_pack("{s:I}", "connection", (json_int_t)gr_rpc_connection(call));
+    return 0;
+}
+
 static const struct gr_rpc_method methods[] = {
     {"echo", m_echo}, {"sleep", m_sleep}, {"fail", m_fail}, {"not-utf8", m_not_utf8}, {"stream", m_stream},
-    {"huge", m_huge}, {"pin", m_pin},     {NULL, NULL},
+    {"huge", m_huge}, {"pin", m_pin},     {"where", m_where}, {NULL, NULL},
 };
 
 static void daemon_start(struct daemon *d)
@@ -118,6 +124,126 @@ static struct gr_rpc_client *client_of(struct daemon *d)
     struct gr_err err = {0};
     assert_int_equal(gr_rpc_connect(d->loop, d->path, &c, &err), 0);
     return c;
+}
+
+/* ---- another server takes the place ---- */
+struct moved {
+    unsigned n;
+    struct gr_rpc_left c;
+    struct gr_buf unread;
+};
+
+static int move(void *arg, const struct gr_rpc_left *c)
+{
+    struct moved *m = arg;
+    m->n++;
+    m->c = *c;
+    m->c.fd = dup(c->fd);
+    assert_true(m->c.fd >= 0);
+    assert_int_equal(gr_buf_add(&m->unread, c->unread, c->len), 0);
+    return 0;
+}
+
+struct asks {
+    struct gr_rpc_client *c;
+    const char *method;
+    json_t *params;
+    int result;
+    json_t *out;
+    bool done;
+};
+
+static void ask_fiber(void *arg)
+{
+    struct asks *a = arg;
+    struct gr_err err = {0};
+    a->result = gr_rpc_call(a->c, a->method, a->params, NULL, NULL, 5000, &a->out, &err);
+    a->done = true;
+}
+
+static void ask(struct asks *a, struct daemon *d, struct gr_rpc_client *c, const char *method, json_t *params)
+{
+    *a = (struct asks){.c = c, .method = method, .params = params};
+    assert_int_equal(gr_fiber_start(d->loop, ask_fiber, a), 0);
+    gr_fiber_sleep_ms(20);
+}
+
+static uint64_t connection_of(struct gr_rpc_client *c)
+{
+    json_t *out = NULL;
+    assert_int_equal(gr_rpc_call(c, "where", NULL, NULL, NULL, 1000, &out, NULL), 0);
+    uint64_t id = (uint64_t)json_integer_value(json_object_get(out, "connection"));
+    json_decref(out);
+    return id;
+}
+
+static int hand_over_body(void *arg)
+{
+    struct daemon old, new = {0};
+    struct asks slow, held;
+    struct moved m = {0};
+    daemon_start(&old);
+    struct gr_rpc_client *c = client_of(&old), *busy = client_of(&old);
+    /* one that is at work is waited for, one that comes meanwhile waits; nothing is lost when the server stays after all */
+    ask(&slow, &old, c, "sleep", json_pack("{s:i}", "ms", 150));
+    uint64_t began = gr_loop_now_ns(old.loop);
+    assert_int_equal(gr_rpc_server_rest(old.server, NULL, 3000), 0);
+    assert_true(gr_loop_now_ns(old.loop) - began > 50000000);
+    gr_fiber_sleep_ms(20);
+    assert_true(slow.done && slow.result == 0);
+    ask(&held, &old, c, "echo", json_pack("{s:s}", "k", "later"));
+    assert_false(held.done);
+    gr_rpc_server_resume(old.server);
+    gr_fiber_sleep_ms(20);
+    assert_true(held.done && held.result == 0);
+    json_decref(slow.out);
+    json_decref(held.out);
+    /* the connection goes to another server: with a request that waits, and with what is tied to it */
+    assert_int_equal(gr_rpc_call(c, "pin", NULL, NULL, NULL, 1000, NULL, NULL), 0);
+    uint64_t where = connection_of(c);
+    ask(&slow, &old, busy, "sleep", json_pack("{s:i}", "ms", 600)); /* this one is not in time: cut */
+    assert_int_equal(gr_rpc_server_rest(old.server, NULL, 50), 1);
+    ask(&held, &old, c, "echo", json_pack("{s:s}", "k", "over there"));
+    assert_false(held.done);
+    assert_true(gr_rpc_may_leave(old.server, where));
+    assert_int_equal(gr_rpc_server_bequeath(old.server, move, &m), 0); /* not with something tied to it */
+    assert_int_equal(m.n, 0);
+    assert_false(gr_rpc_untie(old.server, where, count_close, &m));
+    assert_true(gr_rpc_untie(old.server, where, count_close, &old));
+    assert_int_equal(gr_rpc_server_bequeath(old.server, move, &m), 0);
+    assert_int_equal(m.n, 1);
+    assert_int_equal(m.c.id, where);
+    assert_true(m.unread.len > 0);
+    daemon_stop(&old);
+    assert_true(slow.done && slow.result < 0);
+    assert_int_equal(old.closed, 0); /* it did not close */
+    assert_false(held.done);
+    daemon_start(&new);
+    m.c.unread = m.unread.data;
+    assert_int_equal(gr_rpc_server_inherit(new.server, &m.c), 0);
+    assert_int_equal(gr_rpc_tie(new.server, where + 7, count_close, &new), -ENOENT);
+    assert_int_equal(gr_rpc_tie(new.server, where, count_close, &new), 0);
+    gr_fiber_sleep_ms(30);
+    assert_true(held.done && held.result == 0);
+    assert_string_equal(json_string_value(json_object_get(held.out, "k")), "over there");
+    json_decref(held.out);
+    struct gr_rpc_client *late = client_of(&new); /* numbers are never used twice */
+    assert_int_equal(connection_of(c), where);
+    assert_int_not_equal(connection_of(late), where);
+    gr_rpc_client_free(late);
+    assert_int_equal(new.closed, 0);
+    gr_rpc_client_free(c);
+    gr_fiber_sleep_ms(20);
+    assert_int_equal(new.closed, 1);
+    gr_rpc_client_free(busy);
+    gr_buf_done(&m.unread);
+    daemon_stop(&new);
+    return 0;
+}
+
+static void hand_over(void **state)
+{
+    test_in_fiber(hand_over_body, NULL);
 }
 
 /* ---- calls ---- */
@@ -654,4 +780,4 @@ static void ghosts(void **state)
 }
 
 TEST_MAIN(TEST(calls), TEST(many_at_once), TEST(streams), TEST(deaths), TEST(hostile_clients), TEST(hostile_daemons), TEST(local_calls),
-          TEST(no_memory), TEST(long_paths), TEST(ghosts))
+          TEST(no_memory), TEST(long_paths), TEST(ghosts), TEST(hand_over))

@@ -1,5 +1,5 @@
 /* Several connections to a session (RFC 7143 4.2.2, 6.3.4, 11.14): one order of commands over all, allegiance, logout and
- * reinstatement of one, and the target's own request to leave. */
+ * reinstatement of one, the fence before the response to a task management function, and the target's own request to leave. */
 #include "common/cleanup.h"
 #include "common/crc.h"
 #include "tests/lib/inisess.h"
@@ -157,6 +157,169 @@ static void allegiance(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
+/* ---- the response fence ---- */
+
+static void tmf_send(struct ini *i, unsigned function, uint32_t ref_itt)
+{
+    uint8_t b[TGT_BHS_LEN];
+    tgt_bhs_start(b, TGT_OP_TMF, (uint8_t)(TGT_FINAL | function), ++i->itt, 0);
+    b[0] |= TGT_IMMEDIATE;
+    gr_put_be32(b + 20, ref_itt);
+    gr_put_be32(b + 24, i->cmdsn);
+    gr_put_be32(b + 28, i->expstatsn);
+    assert_int_equal(ini_send(i, b, NULL, 0), 0);
+}
+
+static void tmf_answered(struct ini *i, unsigned response)
+{
+    uint8_t b[TGT_BHS_LEN];
+    inix_expect(i, b, TGT_OP_TMF_RSP);
+    assert_int_equal(tgt_bhs_itt(b), i->itt);
+    assert_int_equal(b[2], response);
+    inix_take_status(i, b);
+}
+
+/* The target asks what has arrived: the answer acknowledges all up to i->expstatsn. */
+static void pinged(struct ini *i, uint8_t *b)
+{
+    inix_expect(i, b, TGT_OP_NOP_IN);
+    assert_int_equal(tgt_bhs_itt(b), TGT_TAG_NONE);
+    assert_int_not_equal(tgt_bhs_ttt(b), TGT_TAG_NONE);
+}
+
+static void pong(struct ini *i, const uint8_t *ping)
+{
+    uint8_t b[TGT_BHS_LEN];
+    tgt_bhs_start(b, TGT_OP_NOP_OUT, TGT_FINAL, TGT_TAG_NONE, 0);
+    b[0] |= TGT_IMMEDIATE;
+    gr_put_be32(b + 20, tgt_bhs_ttt(ping));
+    gr_put_be32(b + 24, i->cmdsn);
+    gr_put_be32(b + 28, i->expstatsn);
+    assert_int_equal(ini_send(i, b, NULL, 0), 0);
+}
+
+static void read_one(struct ini *i, uint32_t cmdsn)
+{
+    uint8_t b[TGT_BHS_LEN];
+    assert_int_equal(inix_send_rw(i, cmdsn, 100 + cmdsn, false, 0, 1), 0);
+    inix_expect(i, b, TGT_OP_DATA_IN);
+    inix_take_status(i, b);
+}
+
+static void response_fence(void **state)
+{
+    static const unsigned functions[] = {TGT_TMF_ABORT_TASK_SET, TGT_TMF_CLEAR_TASK_SET, TGT_TMF_LUN_RESET, TGT_TMF_WARM_RESET};
+    struct ini a, b;
+    uint8_t p[TGT_BHS_LEN], first[TGT_BHS_LEN];
+    LEAD(&a, TGTFIX_TARGET, KEYS_ERL0);
+    assert_int_equal(JOIN(&b, &a, 1, TGTFIX_TARGET), 0);
+    for (unsigned k = 0; k < 4; k++) {
+        read_one(&b, a.cmdsn++); /* a status that we have and have not acknowledged */
+        tmf_send(&a, functions[k], TGT_TAG_NONE);
+        pinged(&b, first);
+        inix_silent(&a, 20);
+        b.expstatsn--;
+        pong(&b, first); /* not that one yet */
+        inix_silent(&a, 20);
+        b.expstatsn++;
+        pong(&b, first);
+        tmf_answered(&a, TGT_TMF_DONE);
+        /* and nothing overtakes the response */
+        pinged(&a, first);
+        assert_int_equal(inix_send_rw(&b, a.cmdsn++, 7, false, 0, 1), 0);
+        inix_silent(&b, 20);
+        pong(&a, first);
+        assert_true(ini_recv(&b, p, inix_seg, sizeof inix_seg) >= 0); /* data, or a unit attention */
+        assert_int_equal(tgt_bhs_itt(p), 7);
+        inix_take_status(&b, p);
+        b.cmdsn = a.cmdsn;
+        inix_ready(&b);
+        a.cmdsn = b.cmdsn;
+    }
+    /* one whose statuses are all acknowledged holds nothing up; neither does a function that ends one task */
+    pong(&b, first);
+    pong(&a, first);
+    inix_silent(&b, 20);
+    tmf_send(&a, TGT_TMF_ABORT_TASK_SET, TGT_TAG_NONE);
+    tmf_answered(&a, TGT_TMF_DONE);
+    pinged(&a, p);
+    pong(&a, p);
+    read_one(&b, a.cmdsn++);
+    tmf_send(&a, TGT_TMF_ABORT_TASK, 4711);
+    tmf_answered(&a, TGT_TMF_NO_TASK);
+    /* the session may end meanwhile */
+    tmf_send(&a, TGT_TMF_LUN_RESET, TGT_TAG_NONE);
+    pinged(&b, p);
+    ini_close(&a);
+    tgtfix_wait_sessions(&fix, 0);
+    ini_close(&b);
+}
+
+/* Connections that end hold nothing up. */
+static void fence_ends(void **state)
+{
+    struct ini a, b, c;
+    uint8_t p[TGT_BHS_LEN];
+    LEAD(&a, TGTFIX_TARGET, KEYS_ERL2);
+    assert_int_equal(JOIN(&b, &a, 1, TGTFIX_TARGET), 0);
+    assert_int_equal(JOIN(&c, &a, 2, TGTFIX_TARGET), 0);
+    read_one(&b, a.cmdsn++);
+    read_one(&c, a.cmdsn++);
+    tmf_send(&a, TGT_TMF_ABORT_TASK_SET, TGT_TAG_NONE);
+    pinged(&b, p);
+    ini_close(&b);
+    inix_silent(&a, 20); /* there is another one */
+    pinged(&c, p);
+    ini_close(&c);
+    tmf_answered(&a, TGT_TMF_DONE);
+    /* who has the response and leaves without acknowledging it */
+    assert_int_equal(JOIN(&b, &a, 3, TGTFIX_TARGET), 0);
+    tmf_send(&a, TGT_TMF_ABORT_TASK_SET, TGT_TAG_NONE);
+    pinged(&b, p);
+    pong(&b, p);
+    tmf_answered(&a, TGT_TMF_DONE);
+    assert_int_equal(inix_send_rw(&b, a.cmdsn, 7, false, 0, 1), 0);
+    inix_silent(&b, 20);
+    ini_close(&a);
+    inix_expect(&b, p, TGT_OP_DATA_IN);
+    ini_close(&b);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+/* A task whose data is on its way is not aborted: the function is answered behind its status. */
+static void fence_behind_data(void **state)
+{
+    enum { BLOCKS = 16384 };
+    struct ini a, b;
+    uint8_t p[TGT_BHS_LEN];
+    int small = 65536;
+    for (unsigned k = 0; k < 2; k++) {
+        LEAD(&a, TGTFIX_TARGET, KEYS_ERL0);
+        assert_int_equal(JOIN(&b, &a, 1, TGTFIX_TARGET), 0);
+        struct ini *by = k ? &a : &b;
+        assert_int_equal(setsockopt(b.fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small), 0);
+        assert_int_equal(inix_send_rw(&b, a.cmdsn++, 9, false, 0, BLOCKS), 0);
+        assert_int_equal(recv(b.fd, p, 1, MSG_PEEK), 1);
+        b.cmdsn = a.cmdsn;
+        tmf_send(by, k ? TGT_TMF_LUN_RESET : TGT_TMF_ABORT_TASK, 9);
+        inix_silent(&a, 50);
+        uint32_t got = 0;
+        do {
+            got += (uint32_t)inix_expect(&b, p, TGT_OP_DATA_IN);
+        } while (!(p[1] & 1));
+        assert_int_equal(got, BLOCKS * INIX_BLOCK);
+        inix_take_status(&b, p);
+        if (k) {
+            pinged(&b, p);
+            pong(&b, p);
+        }
+        tmf_answered(by, k ? TGT_TMF_DONE : TGT_TMF_NO_TASK);
+        ini_close(&a);
+        ini_close(&b);
+        tgtfix_wait_sessions(&fix, 0);
+    }
+}
+
 #define CASE(f) {#f, f, tgtfix_setup, teardown, &fix}
 TGTFIX_MAIN(NULL, NULL,
-    CASE(connections), CASE(allegiance), CASE(asked_to_leave))
+    CASE(connections), CASE(allegiance), CASE(response_fence), CASE(fence_ends), CASE(fence_behind_data), CASE(asked_to_leave))

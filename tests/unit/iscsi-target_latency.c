@@ -71,4 +71,27 @@ static void json(void **state)
     json_decref(o);
 }
 
-TEST_MAIN(TEST(buckets), TEST(percentiles), TEST(json))
+/* What another process goes on with is all of it, and what cannot be is not taken. */
+static void saved(void **state)
+{
+    struct tgt_latency l = {0}, none = {0}, all = {0}, twice = {0};
+    uint64_t rnd = 7;
+    for (unsigned i = 0; i < 3000; i++)
+        tgt_latency_add(&l, test_rand(&rnd) % (1u << (test_rand(&rnd) % 28)));
+    json_t *o = tgt_latency_save(&l), *nothing = tgt_latency_save(&none);
+    tgt_latency_load(&all, o);
+    tgt_latency_load(&all, nothing);
+    tgt_latency_load(&all, NULL);
+    assert_memory_equal(&all, &l, sizeof l);
+    tgt_latency_load(&all, o);
+    tgt_latency_merge(&twice, &l);
+    tgt_latency_merge(&twice, &l);
+    assert_memory_equal(&all, &twice, sizeof all);
+    json_array_append_new(json_object_get(nothing, "n"), json_integer(-1));
+    tgt_latency_load(&all, nothing);
+    assert_memory_equal(&all, &twice, sizeof all);
+    json_decref(o);
+    json_decref(nothing);
+}
+
+TEST_MAIN(TEST(buckets), TEST(percentiles), TEST(json), TEST(saved))

@@ -8,12 +8,15 @@
 #include "tests/lib/crash_replay.h"
 #include "tests/lib/crash_work.h"
 #include "tests/lib/crash_world.h"
+#include "tests/lib/slice.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
 #define DEVICE_SIZE (96ull << 20)
+#define SLICES 3u /* of the image, in histories with several devices: one at first, one comes and goes, one comes */
+static const uint64_t slice_end[SLICES + 1] = { 0, 36ull << 20, 100ull << 20, 196ull << 20 };
 #define ROOMY_SIZE (1024ull << 20) /* for thick disks, and what their snapshots are promised */
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define CUTS 250u
@@ -25,6 +28,7 @@ static struct totals {
     uint64_t cuts, second_cuts, histories, entries;
     uint64_t replays, replayed_records, dropped, takeovers, redirected, in_place, splits, merges, checkpoints, frames, unsure, durable;
     uint64_t snapshots, clones, reverts, deletes, removes, renames, resizes, compares, copies, repaired, no_space, thick, eager, roomy_cuts;
+    uint64_t devices_added, devices_removed, devices_kept, device_cuts, moved_kib;
 } total;
 
 struct history {
@@ -33,6 +37,11 @@ struct history {
     struct crash_image *base, *disk;
     struct gr_bdev *device, *recorder;
     struct crash_work w;
+    bool several; /* devices come and go */
+    bool changing;
+    uint64_t moved; /* bytes */
+    struct gr_fqueue changed;
+    struct gr_bdev *slice[SLICES];
 };
 
 static void quiet(void *arg, const char *text)
@@ -47,13 +56,64 @@ static void say(void *arg, const char *text)
         printf("# check: %s\n", text);
 }
 
-static void join(struct gr_bdev *dev, const char *who, struct vmfs **ret, uint64_t seed)
+static void join(const struct history *h, struct gr_bdev *dev, const char *who, struct vmfs **ret, uint64_t seed)
 {
     struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = who, .warn = quiet, .map_cache_bytes = seed % 3 ? 0 : 1 };
     struct gr_err err = { 0 };
-    int r = vmfs_join(gr_fiber_loop(), &dev, 1, &o, ret, &err);
+    struct gr_bdev *part[SLICES];
+    for (unsigned i = 0; i < SLICES && h->several; i++)
+        assert_int_equal(slice_open(dev, slice_end[i], slice_end[i + 1] - slice_end[i], &part[i]), 0);
+    int r = vmfs_join(gr_fiber_loop(), h->several ? part : &dev, h->several ? SLICES : 1, &o, ret, &err);
+    for (unsigned i = 0; i < SLICES && h->several; i++)
+        gr_bdev_put(part[i]);
     if (r < 0)
         fail_msg("join: %s", gr_err_text(&err, r));
+}
+
+static int pause_a_little(void *arg, uint64_t done, uint64_t all, struct gr_err *err)
+{
+    struct history *h = arg;
+    (void)all;
+    (void)err;
+    h->moved = done;
+    if (done / 65536 % 3 == 0)
+        gr_fiber_sleep_ms(h->seed % 3);
+    return 0;
+}
+
+/* Most of the first device is taken, so that the workload lies on the others. */
+static void fill_first(struct history *h)
+{
+    struct vmfs_info info;
+    struct gr_err err = { 0 };
+    vmfs_info(h->w.v, &info);
+    if (vmfs_create(h->w.v, "granary.tmp/filler", VMFS_DISK, (info.free - (3u << 20)) & ~65535ull, VMFS_THICK, &err) < 0)
+        fail_msg("filler: %s", err.text);
+}
+
+/* Beside the workload: a device comes, another one, the first of them leaves. */
+static void devices_change(void *arg)
+{
+    struct history *h = arg;
+    struct vmfs_device_add add = { 0 };
+    struct vmfs_device_remove rem = { .progress = pause_a_little, .arg = h, .step = 1 + h->seed % 3 * (1ull << 20) };
+    struct gr_err err = { 0 };
+    for (unsigned i = 1; i < SLICES; i++) {
+        int r = vmfs_device_add(h->w.v, h->slice[i], &add, &err);
+        if (r < 0)
+            fail_msg("history %u (seed %llu): add: %s", h->number, (unsigned long long)h->seed, err.text);
+        total.devices_added++;
+        for (unsigned ms = 0; ms < 500 && h->w.writes < i * 250; ms += 5) /* the workload has its turn */
+            gr_fiber_sleep_ms(5);
+    }
+    int r = vmfs_device_remove(h->w.v, 1, &rem, &err);
+    if (r < 0 && r != -GR_ENOSPACE)
+        fail_msg("history %u (seed %llu): remove: %s", h->number, (unsigned long long)h->seed, err.text);
+    total.devices_removed += r == 0;
+    total.devices_kept += r < 0;
+    total.moved_kib += h->moved >> 10;
+    h->changing = false;
+    gr_fqueue_wake_all(&h->changed);
 }
 
 static void record(struct history *h)
@@ -63,19 +123,33 @@ static void record(struct history *h)
     struct vmfs_format_opts f = { .name = "crash", .journal_units = journals[h->seed % 3] * (roomy ? 4 : 1), .region_units = 1024 };
     struct gr_err err = { 0 };
     struct vmfs_stats st;
-    h->disk = crash_image_new(roomy ? ROOMY_SIZE : DEVICE_SIZE);
+    h->several = !roomy && h->number % 2 == 1;
+    h->disk = crash_image_new(h->several ? slice_end[SLICES] : roomy ? ROOMY_SIZE : DEVICE_SIZE);
     assert_int_equal(crash_image_open(gr_fiber_loop(), h->disk, 0, &h->device), 0);
-    int r = vmfs_format(gr_fiber_loop(), &h->device, 1, &f, &err);
+    struct gr_bdev *first = h->several ? NULL : gr_bdev_get(h->device);
+    if (h->several)
+        assert_int_equal(slice_open(h->device, 0, slice_end[1], &first), 0);
+    int r = vmfs_format(gr_fiber_loop(), &first, 1, &f, &err);
     if (r < 0)
         fail_msg("format: %s", gr_err_text(&err, r));
+    gr_bdev_put(first);
     gr_bdev_put(h->device);
     h->base = crash_image_copy(h->disk);
     assert_int_equal(crash_image_open(gr_fiber_loop(), h->disk, h->seed | 1, &h->device), 0);
     assert_int_equal(gr_bdev_record_open(gr_fiber_loop(), h->device, &h->recorder), 0);
     h->w = (struct crash_work){ .rng = h->seed ^ 0x5bd1e995, .data_fibers = 5, .admin_fibers = 2, .ops = 260, .reserved = roomy };
     h->w.orc.record = gr_bdev_record(h->recorder);
-    join(h->recorder, "worker", &h->w.v, h->seed);
+    join(h, h->recorder, "worker", &h->w.v, h->seed);
+    for (unsigned i = 1; i < SLICES && h->several; i++)
+        assert_int_equal(slice_open(h->recorder, slice_end[i], slice_end[i + 1] - slice_end[i], &h->slice[i]), 0);
+    h->changing = h->several;
+    if (h->several)
+        fill_first(h);
+    if (h->several)
+        assert_int_equal(gr_fiber_start(gr_fiber_loop(), devices_change, h), 0);
     r = crash_work_run(&h->w);
+    while (h->changing)
+        gr_fqueue_wait(&h->changed);
     vmfs_stats(h->w.v, &st);
     struct vmfs_info info;
     vmfs_info(h->w.v, &info);
@@ -90,6 +164,8 @@ static void record(struct history *h)
         vmfs_abandon(h->w.v);
     else if (vmfs_leave(h->w.v, &err) < 0)
         fail_msg("leave: %s", err.text);
+    for (unsigned i = 1; i < SLICES; i++)
+        gr_bdev_put(h->slice[i]);
     assert_int_equal(crash_image_races(h->disk), 0);
     total.redirected += st.writes_redirected;
     total.in_place += st.writes_in_place;
@@ -108,7 +184,7 @@ static void verify(struct history *h, struct crash_image *img, uint64_t tick, co
     struct vmfs_stats st;
     char why[256] = "";
     assert_int_equal(crash_image_open(gr_fiber_loop(), img, 0, &dev), 0);
-    join(dev, "after", &v, test_rand(&h->rng));
+    join(h, dev, "after", &v, test_rand(&h->rng));
     vmfs_stats(v, &st);
     total.replays += st.replays;
     total.replayed_records += st.replayed_records;
@@ -141,7 +217,7 @@ static struct crash_image *second_cut(struct history *h, struct crash_image *img
     struct vmfs *v;
     assert_int_equal(crash_image_open(gr_fiber_loop(), work, 0, &dev), 0);
     assert_int_equal(gr_bdev_record_open(gr_fiber_loop(), dev, &rec), 0);
-    join(rec, "second", &v, h->seed);
+    join(h, rec, "second", &v, h->seed);
     vmfs_abandon(v);
     struct gr_record *r = gr_bdev_record(rec);
     struct crash_replay *p = crash_replay_new(img, r);
@@ -214,6 +290,7 @@ static int history_fn(void *arg)
     total.thick += h->w.thick;
     total.eager += h->w.eager;
     total.roomy_cuts += h->w.reserved ? h->cuts : 0;
+    total.device_cuts += h->several ? h->cuts : 0;
     orc_free(&h->w.orc);
     free(h);
     return 0;
@@ -230,6 +307,8 @@ static void report(void)
     printf("# snapshots %llu, deletes %llu, clones %llu, reverts %llu, removes %llu, renames %llu, resizes %llu, compares %llu, copies %llu\n", N(snapshots),
            N(deletes), N(clones), N(reverts), N(removes), N(renames), N(resizes), N(compares), N(copies));
     printf("# thick disks %llu, eager disks %llu, in histories of %llu cuts\n", N(thick), N(eager), N(roomy_cuts));
+    printf("# devices added %llu, removed %llu, kept for want of room %llu, %llu KiB moved, in histories of %llu cuts\n", N(devices_added),
+           N(devices_removed), N(devices_kept), N(moved_kib), N(device_cuts));
     printf("# operations flushed %llu; sectors with several allowed values %llu\n", N(durable), N(unsure));
 #undef N
 }
@@ -253,6 +332,7 @@ static void power_cuts(void **state)
         assert_true(total.takeovers && total.replayed_records && total.dropped && total.redirected && total.in_place && total.splits);
         assert_true(total.snapshots && total.deletes && total.clones && total.reverts && total.removes && total.renames && total.resizes);
         assert_true(total.thick && total.eager && total.roomy_cuts);
+        assert_true(total.devices_added && total.devices_removed && total.moved_kib && total.device_cuts);
         assert_true(total.compares && total.durable && total.unsure && total.second_cuts && total.checkpoints > total.histories);
     }
 }

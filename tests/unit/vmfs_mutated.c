@@ -1,0 +1,396 @@
+/* Metadata that lies: blocks of every kind are changed where it may hurt, and their checksums put right. Whoever joins, checks, lists, reads or
+ * writes then gets errors, or what the lie says; nobody crashes, runs for ever or takes memory without end.
+ *
+ * Each case is a process of its own on a copy of a volume in memory. A failure names its seed: GRANARY_SEED=N GRANARY_CASES=1 repeats it. */
+#include "common/cleanup.h"
+#include "snapshot/snapshot.h"
+#include "tests/lib/test.h"
+#include "vmfs/internal.h"
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+
+#define VOLUME (96ull << 20)
+#define UNITS (VOLUME / VMFS_UNIT)
+#define SECONDS 20u /* more than that is for ever */
+#define BLOCKS_MAX 4096u
+
+struct image {
+    struct gr_mem *mem;
+    uint64_t at[BLOCKS_MAX]; /* units where a block begins */
+    unsigned n, kinds;
+};
+
+static void quiet(void *arg, const char *text)
+{
+}
+
+#define OK(call)                                                   \
+    do {                                                           \
+        struct gr_err err = {0};                                   \
+        int rc_ = (call);                                          \
+        if (rc_ < 0)                                               \
+            fail_msg("%s: %s", #call, gr_err_text(&err, rc_));     \
+    } while (0)
+
+/* ---- a volume with something of everything ---- */
+static void put(struct gr_chan *ch, uint64_t off, size_t len, unsigned seed)
+{
+    gr_auto_free uint8_t *b = gr_alloc_aligned(4096, (len + 4095) & ~(size_t)4095);
+    memset(b, (int)seed, len);
+    assert_int_equal(gr_pwrite(ch, b, len, off, 0), 0);
+}
+
+static void work(struct vmfs *v)
+{
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    char token[96];
+    struct snap_info info;
+    OK(vmfs_create(v, "a/b/disk", VMFS_DISK, 40 << 20, VMFS_THIN, &err));
+    OK(vmfs_create(v, "thick", VMFS_DISK, 1 << 20, VMFS_THICK, &err));
+    OK(vmfs_create(v, "eager", VMFS_DISK, 256 << 10, VMFS_EAGER, &err));
+    OK(vmfs_file_write(v, "a/note", "some text", 9, &err));
+    for (int i = 0; i < 130; i++) {
+        gr_auto_free char *name = gr_asprintf("many/a-longer-name-of-a-folder-%d", i);
+        OK(vmfs_mkdir(v, name, false, &err));
+    }
+    OK(vmfs_open(v, "a/b/disk", &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    for (unsigned i = 0; i < 40; i++)
+        put(ch, (i * 977u % 10240u) * 4096ull, i % 3 ? 4096 : 65536 - (i * 977u % 10240u) * 4096ull % 65536, i + 1);
+    OK(snap_create(&d, 1, "one", &err));
+    for (unsigned i = 0; i < 30; i++)
+        put(ch, (i * 977u % 10240u) * 4096ull, 4096, i + 50);
+    OK(snap_bookmark(d, "one", "mark", &err));
+    OK(snap_create(&d, 1, "two", &err));
+    put(ch, 8192, 4096, 4);
+    OK(snap_clone(d, "one", "copy", &err));
+    OK(snap_create(&d, 1, "three", &err));
+    OK(snap_delete(d, "two", false, &err));
+    OK(snap_find(d, "one", &info, &err));
+    gr_bookmark_format(&info.bookmark, token);
+    struct gr_err scratch;
+    if (d->bdev.ops->attr_set)
+        OK(d->bdev.ops->attr_set(vmfs_bdev(d), "reservations", token, strlen(token), &scratch));
+    gr_chan_close(ch);
+    vmfs_close(d);
+}
+
+static void find_blocks(struct image *m)
+{
+    for (uint64_t u = 0; u < UNITS && m->n < BLOCKS_MAX; u++) {
+        const struct vmfs_hdr_disk *h = gr_mem_page(m->mem, u * VMFS_UNIT, false);
+        if (!h || gr_le32_get(h->magic) != VMFS_MAGIC)
+            continue;
+        m->at[m->n++] = u;
+        m->kinds |= 1u << gr_le16_get(h->type);
+    }
+}
+
+struct making {
+    struct image *m;
+    bool leaves; /* in order; else its journal has to be replayed */
+};
+
+static int make(void *arg)
+{
+    const struct making *k = arg;
+    const struct vmfs_format_opts f = {.name = "ds"};
+    const struct vmfs_join_opts o = {.role = VMFS_HOST, .host_name = "maker", .warn = quiet};
+    struct gr_bdev *dev;
+    struct vmfs *v;
+    assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), k->m->mem, &dev), 0);
+    OK(vmfs_format(gr_fiber_loop(), &dev, 1, &f, &err));
+    OK(vmfs_join(gr_fiber_loop(), &dev, 1, &o, &v, &err));
+    work(v);
+    if (k->leaves)
+        OK(vmfs_leave(v, &err));
+    else
+        vmfs_abandon(v);
+    gr_bdev_put(dev);
+    return 0;
+}
+
+/* ---- lies ---- */
+static uint32_t crc_of(const uint8_t *b, uint32_t bytes)
+{
+    static const uint8_t zero[4];
+    size_t at = offsetof(struct vmfs_hdr_disk, crc32c);
+    uint32_t c = gr_crc32c(0, b, at);
+    c = gr_crc32c(c, zero, 4);
+    return gr_crc32c(c, b + at + 4, bytes - at - 4);
+}
+
+static uint64_t interesting(const struct image *m, uint64_t *rng, uint64_t now)
+{
+    uint64_t any = m->at[test_rand(rng) % m->n];
+    const uint64_t values[] = {0, 1, now + 1, now - 1, ~0ull, now << 1, any, any << 32, UNITS, UNITS - 1, 1ull << 48, 0x7fffffff, 0x80000000,
+                               0xffffffff, 0xffff, 65536, VMFS_UNIT, test_rand(rng), now ^ (1ull << test_rand(rng) % 64), 16, 255, 4095};
+    return values[test_rand(rng) % GR_ARRAY_LEN(values)];
+}
+
+static void lie(const struct image *m, uint64_t *rng, uint8_t *b, uint32_t bytes)
+{
+    static const unsigned sizes[] = {1, 2, 4, 8};
+    unsigned size = sizes[test_rand(rng) % 4];
+    /* where something is, more often than in the padding */
+    uint32_t used = bytes;
+    while (used > 128 && b[used - 1] == 0)
+        used--;
+    uint32_t span = test_rand(rng) % 4 ? GR_MIN(bytes, used + 64) : bytes;
+    if (test_rand(rng) % 2) /* what the rest is read by */
+        span = sizeof(struct vmfs_hdr_disk) + 128;
+    uint32_t off = (uint32_t)(test_rand(rng) % (span / size)) * size;
+    if (off < sizeof(struct vmfs_hdr_disk) && test_rand(rng) % 4) /* the rest of the header is looked at everywhere alike */
+        off = sizeof(struct vmfs_hdr_disk) + off % 64;
+    uint64_t now = 0;
+    memcpy(&now, b + off, size);
+    now = interesting(m, rng, now);
+    memcpy(b + off, &now, size);
+}
+
+static void load(const struct image *m, uint64_t unit, uint8_t *ret, uint32_t units)
+{
+    for (uint32_t i = 0; i < units; i++) {
+        const uint8_t *p = gr_mem_page(m->mem, (unit + i) * VMFS_UNIT, false);
+        if (p)
+            memcpy(ret + i * VMFS_UNIT, p, VMFS_UNIT);
+        else
+            memset(ret + i * VMFS_UNIT, 0, VMFS_UNIT);
+    }
+}
+
+static void store(const struct image *m, uint64_t unit, const uint8_t *b, uint32_t units)
+{
+    for (uint32_t i = 0; i < units; i++)
+        memcpy(gr_mem_page(m->mem, (unit + i) * VMFS_UNIT, true), b + i * VMFS_UNIT, VMFS_UNIT);
+}
+
+static uint32_t units_of(const struct vmfs_hdr_disk *h, uint64_t unit)
+{
+    uint32_t n = gr_le32_get(h->units);
+    return n == 0 || n > 256 || unit + n > UNITS ? 1 : n;
+}
+
+/* The other copy of a home block says the same: else it is simply the one that counts. */
+static int twin_of(const struct image *m, uint64_t unit, const uint8_t *b, uint32_t bytes)
+{
+    gr_auto_free uint8_t *o = gr_alloc(bytes);
+    for (unsigned i = 0; i < m->n; i++) {
+        if (m->at[i] == unit)
+            continue;
+        load(m, m->at[i], o, bytes / VMFS_UNIT);
+        if (memcmp(o, b, 24) == 0 && memcmp(o + sizeof(struct vmfs_hdr_disk), b + sizeof(struct vmfs_hdr_disk), bytes - sizeof(struct vmfs_hdr_disk)) == 0)
+            return (int)i;
+    }
+    return -1;
+}
+
+static void mutate(const struct image *m, uint64_t *rng)
+{
+    unsigned blocks = 1 + (unsigned)(test_rand(rng) % 3);
+    for (unsigned k = 0; k < blocks; k++) {
+        uint64_t unit = m->at[test_rand(rng) % m->n];
+        struct vmfs_hdr_disk head;
+        memcpy(&head, gr_mem_page(m->mem, unit * VMFS_UNIT, false), sizeof(head));
+        uint32_t units = units_of(&head, unit), bytes = units * VMFS_UNIT;
+        gr_auto_free uint8_t *b = gr_alloc(bytes);
+        load(m, unit, b, units);
+        int twin = twin_of(m, unit, b, bytes);
+        for (unsigned i = 1 + (unsigned)(test_rand(rng) % 3); i; i--)
+            lie(m, rng, b, bytes);
+        struct vmfs_hdr_disk *h = (struct vmfs_hdr_disk *)b;
+        h->crc32c = gr_le32_of(crc_of(b, bytes));
+        store(m, unit, b, units);
+        if (twin < 0 || test_rand(rng) % 8 == 0)
+            continue;
+        h->self = gr_le64_of(m->at[twin]);
+        h->crc32c = gr_le32_of(crc_of(b, bytes));
+        store(m, m->at[twin], b, units);
+    }
+}
+
+/* ---- whoever comes then ---- */
+static int count_snap(void *arg, const struct snap_info *info)
+{
+    return 0;
+}
+
+static int count_diff(void *arg, uint64_t off, uint64_t len, bool zero)
+{
+    return 0;
+}
+
+static void read_all(struct gr_bdev *b)
+{
+    struct gr_geometry g;
+    struct gr_chan *ch;
+    gr_auto_free uint8_t *buf = gr_alloc_aligned(4096, 1 << 20);
+    if (gr_bdev_geometry(b, &g) < 0 || gr_chan_open(b, gr_fiber_loop(), &ch) < 0)
+        return;
+    for (uint64_t off = 0; off < GR_MIN(g.size, 64ull << 20); off += 1 << 20)
+        (void)gr_pread(ch, buf, GR_MIN(1ull << 20, g.size - off), off);
+    gr_chan_close(ch);
+}
+
+static void use_disk(struct vmfs *v, const char *path, bool changes)
+{
+    struct vmfs_disk *d;
+    struct gr_bdev *s;
+    struct gr_chan *ch;
+    if (vmfs_open(v, path, &d, NULL, NULL) < 0)
+        return;
+    read_all(vmfs_bdev(d));
+    (void)snap_list(d, count_snap, NULL, NULL);
+    if (snap_open(d, "one", &s, NULL) == 0) {
+        read_all(s);
+        gr_bdev_put(s);
+    }
+    (void)snap_diff(d, "one", NULL, count_diff, NULL, NULL);
+    (void)snap_diff(d, "mark", "three", count_diff, NULL, NULL);
+    if (changes && gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch) == 0) {
+        gr_auto_free uint8_t *b = gr_zalloc(65536);
+        for (uint64_t off = 0; off < 40 << 20; off += (1 << 20) + 8192)
+            (void)gr_pwrite(ch, b, 8192, off, 0);
+        (void)gr_flush(ch);
+        (void)snap_create(&d, 1, "late", NULL);
+        (void)gr_pwrite(ch, b, 65536, 131072, 0);
+        (void)snap_delete(d, "one", false, NULL);
+        (void)snap_clone(d, "three", "another", NULL);
+        (void)vmfs_resize(d, 20 << 20, true, NULL);
+        gr_chan_close(ch);
+    }
+    vmfs_close(d);
+}
+
+struct walk {
+    char paths[64][256];
+    unsigned n, depth;
+    const char *dir;
+};
+
+static int note(void *arg, const char *name, const struct vmfs_stat *st)
+{
+    struct walk *w = arg;
+    if (w->n < GR_ARRAY_LEN(w->paths) && strlen(w->dir) + strlen(name) < 250)
+        snprintf(w->paths[w->n++], sizeof(w->paths[0]), "%s%s%s", w->dir, w->dir[0] ? "/" : "", name);
+    return 0;
+}
+
+static int use(void *arg)
+{
+    struct image *m = arg;
+    const struct vmfs_join_opts o = {.role = VMFS_HOST, .host_name = "guest", .warn = quiet};
+    struct gr_bdev *dev;
+    struct vmfs *v;
+    struct vmfs_check_report rep;
+    struct vmfs_stat st;
+    char what[160];
+    void *text;
+    size_t len;
+    if (gr_bdev_mem_open(gr_fiber_loop(), m->mem, &dev) < 0)
+        return -ENOMEM;
+    (void)vmfs_probe(gr_fiber_loop(), dev, what, NULL);
+    if (vmfs_join(gr_fiber_loop(), &dev, 1, &o, &v, NULL) == 0) {
+        (void)vmfs_check(v, quiet, NULL, &rep, NULL);
+        struct walk *w = gr_zalloc(sizeof(*w));
+        w->dir = "";
+        (void)vmfs_readdir(v, "", note, w, NULL);
+        for (unsigned i = 0; w && i < w->n; i++) {
+            w->dir = w->paths[i];
+            if (vmfs_stat(v, w->paths[i], &st, NULL) == 0 && st.type == VMFS_DIR)
+                (void)vmfs_readdir(v, w->paths[i], note, w, NULL);
+        }
+        free(w);
+        if (vmfs_file_read(v, "a/note", 1 << 20, &text, &len, NULL) == 0)
+            free(text);
+        use_disk(v, "copy", false);
+        use_disk(v, "thick", false);
+        use_disk(v, "eager", false);
+        use_disk(v, "a/b/disk", true);
+        (void)vmfs_mkdir(v, "a/new/one", true, NULL);
+        (void)vmfs_rename(v, "thick", "many/thick", NULL);
+        (void)vmfs_remove(v, "eager", NULL);
+        (void)vmfs_checkpoint(v, NULL);
+        (void)vmfs_settle(v, 1000);
+        (void)vmfs_check(v, quiet, NULL, &rep, NULL);
+        (void)vmfs_leave(v, NULL);
+    }
+    gr_bdev_put(dev);
+    return 0;
+}
+
+static void child(struct image *m, uint64_t seed)
+{
+    struct gr_loop *loop;
+    const struct gr_loop_opts o = {.engine = GR_ENGINE_SYNC};
+    uint64_t rng = seed;
+    alarm(SECONDS);
+    mutate(m, &rng);
+    if (gr_loop_new(&o, &loop, NULL) < 0)
+        _exit(9);
+    (void)gr_fiber_run(loop, use, m);
+    gr_loop_free(loop);
+    _exit(0);
+}
+
+static unsigned cases(void)
+{
+    const char *n = getenv("GRANARY_CASES");
+    return n ? (unsigned)strtoul(n, NULL, 10) : 60;
+}
+
+static void lies(bool leaves)
+{
+    struct image *m = gr_zalloc(sizeof(*m));
+    struct gr_loop *loop;
+    struct making k = {m, leaves};
+    const struct gr_loop_opts o = {.engine = GR_ENGINE_SYNC};
+    m->mem = gr_mem_new(VOLUME);
+    assert_int_equal(gr_loop_new(&o, &loop, NULL), 0);
+    assert_int_equal(gr_fiber_run(loop, make, &k), 0);
+    gr_loop_free(loop);
+    find_blocks(m);
+    unsigned all = 0;
+    for (unsigned t = VMFS_T_SUPER; t <= VMFS_T_FRAME; t++)
+        all |= t == VMFS_T_AUX ? 0 : 1u << t; /* written only when another host frees */
+    assert_int_equal(m->kinds & all, all); /* a block of each kind is there to lie */
+    uint64_t seed = test_seed() * 1000003u + leaves;
+    unsigned n = cases();
+    for (unsigned i = 0; i < n; i++) {
+        uint64_t one = getenv("GRANARY_CASES") && n == 1 ? strtoull(getenv("GRANARY_SEED"), NULL, 10) : seed + i;
+        fflush(NULL);
+        int pid = fork(), status = 0;
+        if (pid == 0)
+            child(m, one);
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        if (WIFSIGNALED(status) && WTERMSIG(status) == SIGALRM)
+            fail_msg("case %llu%s: it runs for ever", (unsigned long long)one, leaves ? "" : " (with a journal)");
+        if (status != 0)
+            fail_msg("case %llu%s: %s %d", (unsigned long long)one, leaves ? "" : " (with a journal)", WIFSIGNALED(status) ? "signal" : "status",
+                     WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
+    }
+    print_message("# %u cases over %u blocks\n", n, m->n);
+    gr_mem_free(m->mem);
+    free(m);
+}
+
+static void left_in_order(void **state)
+{
+    lies(true);
+}
+
+static void with_a_journal(void **state)
+{
+    lies(false);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(left_in_order), cmocka_unit_test(with_a_journal)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

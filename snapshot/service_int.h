@@ -57,10 +57,10 @@ struct snap_ds {
     struct snap_moving *moving;
     struct snap_wait *waits;
     struct {
-        uint64_t id;  /* of the object they were read from; 0: there is none */
-        json_t *doc;  /* NULL: none */
+        uint64_t id, version; /* of the object that has them, and what was read of it last; 0: none */
+        json_t *rows;         /* by UUID; NULL: none */
         struct gr_fmutex reading, changing;
-    } rules;          /* service_rules.c */
+    } rules; /* service_rules.c */
 };
 struct snap_svc {
     struct snap_svc_opts o;

@@ -243,6 +243,12 @@ int vmfs_set_lun(struct vmfs_disk *d, const struct vmfs_lun *lun, struct gr_err 
 int vmfs_file_read(struct vmfs *v, const char *path, size_t max, void **ret, size_t *ret_len, struct gr_err *err);
 int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t len, struct gr_err *err);
 
+/* Attributes of the file @id (set through its bdev by who holds it), held or not: as its holder last brought them home, which vmfs_release() does.
+ * 1: fn(arg, key, value, length) was called for each, and *version is set; 0: they are still those of *version (0: none is known). fn must not
+ * suspend. */
+int vmfs_attrs(struct vmfs *v, uint64_t id, uint64_t *version, void (*fn)(void *arg, const char *key, const void *val, size_t len), void *arg,
+               struct gr_err *err);
+
 /* ---- check ---- */
 struct vmfs_check_report {
     uint64_t objects, nodes, pieces, shared_pieces, regions; /* how much was looked at */

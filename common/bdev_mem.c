@@ -11,7 +11,7 @@ struct mem_lock {
     const struct gr_bdev *owner;
     struct mem_lock *next;
 };
-enum { MAX_NEXUSES = 256 };
+enum { MAX_NEXUSES = 1024 };
 /* A radix tree over page numbers; nodes and pages appear when written. */
 struct mem_node {
     void *slot[FAN];

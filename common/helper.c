@@ -183,3 +183,14 @@ void gr_helper_stop(struct gr_helper *h)
     gr_helper_last(h);
     gr_helper_lose(h, NULL);
 }
+
+int gr_helper_leave(struct gr_helper *h)
+{
+    gr_helper_last(h);
+    if (h->sock < 0)
+        return -1;
+    gr_watch_del(h->o.loop, &h->watch);
+    gr_loop_child_forget(h->o.loop, h->pid);
+    h->pid = -1;
+    return gr_take_fd(&h->sock);
+}

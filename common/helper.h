@@ -35,6 +35,8 @@ void gr_helper_pong(struct gr_helper *h);
 void gr_helper_lose(struct gr_helper *h, const char *why);
 /* The one that there is may end by itself, and no other follows it. */
 void gr_helper_last(struct gr_helper *h);
+/* It goes on without us, and nobody is told of its end: its socket is the caller's. -1: there is none. */
+int gr_helper_leave(struct gr_helper *h);
 /* End it now. It is gone when pid is -1 (ended() is called). */
 void gr_helper_stop(struct gr_helper *h);
 #endif

@@ -102,4 +102,6 @@ int gr_loop_work(struct gr_loop *loop, int (*work)(void *arg), void (*done)(void
 int gr_loop_signal(struct gr_loop *loop, int signo, void (*fn)(void *arg, int signo), void *arg);
 /* Call fn(arg, wait status) on the loop when child @pid ends (pidfd); reaps it. */
 int gr_loop_child(struct gr_loop *loop, int pid, void (*fn)(void *arg, int pid, int status), void *arg);
+/* Nobody waits for it any more: fn is not called. */
+void gr_loop_child_forget(struct gr_loop *loop, int pid);
 #endif

@@ -66,6 +66,7 @@ struct gr_loop {
     struct gr_watch event_watch;
     struct gr_pool *pool;
     struct gr_signals *signals;
+    struct gr_child *children;
     struct gr_fiber *idle_fibers;
     unsigned n_idle_fibers;
 };

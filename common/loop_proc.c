@@ -82,17 +82,29 @@ void gr_signals_free(struct gr_loop *loop)
 }
 
 /* ---- children ---- */
-struct child {
+struct gr_child {
     struct gr_loop *loop;
+    struct gr_child *next;
     struct gr_watch watch;
     int pid;
     void (*fn)(void *arg, int pid, int status);
     void *arg;
 };
 
+static void drop(struct gr_child *c)
+{
+    struct gr_child **p = &c->loop->children;
+    while (*p != c)
+        p = &(*p)->next;
+    *p = c->next;
+    gr_watch_del(c->loop, &c->watch);
+    close(c->watch.fd);
+    free(c);
+}
+
 static void child_ready(void *arg, int events)
 {
-    struct child *c = arg;
+    struct gr_child *c = arg;
     int status = 0;
 
     (void)events;
@@ -101,21 +113,19 @@ static void child_ready(void *arg, int events)
         return; /* the descriptor was ready for another reason; it stays watched */
     if (r < 0)
         status = -errno; /* reaped by somebody else: its status is lost */
-    struct child copy = *c;
-    gr_watch_del(c->loop, &c->watch);
-    close(c->watch.fd);
-    free(c);
+    struct gr_child copy = *c;
+    drop(c);
     copy.fn(copy.arg, copy.pid, status);
 }
 
 int gr_loop_child(struct gr_loop *loop, int pid, void (*fn)(void *arg, int pid, int status), void *arg)
 {
-    struct child *c = gr_zalloc(sizeof(*c));
+    struct gr_child *c = gr_zalloc(sizeof(*c));
     int r;
 
     if (!c)
         return -ENOMEM;
-    *c = (struct child){.loop = loop, .pid = pid, .fn = fn, .arg = arg};
+    *c = (struct gr_child){.loop = loop, .pid = pid, .fn = fn, .arg = arg};
     int fd = pidfd_open(pid, 0); /* close-on-exec by itself */
     if (fd < 0) {
         r = -errno;
@@ -127,6 +137,18 @@ int gr_loop_child(struct gr_loop *loop, int pid, void (*fn)(void *arg, int pid, 
     if (r < 0) {
         close(fd);
         free(c);
+        return r;
     }
-    return r;
+    c->next = loop->children;
+    loop->children = c;
+    return 0;
+}
+
+void gr_loop_child_forget(struct gr_loop *loop, int pid)
+{
+    struct gr_child *c = loop->children;
+    while (c && c->pid != pid)
+        c = c->next;
+    if (c)
+        drop(c);
 }

@@ -20,9 +20,9 @@ struct gr_rules { /* copied by its users */
      * entry}}, a new reference that must not be changed, or NULL: nothing. -ENOENT: there is no such disk; -ENODEV: its datastore is not joined;
      * else it cannot be told, and nobody may be let in. */
     int (*get)(void *arg, const char *disk, json_t **ret, struct gr_err *err);
-    /* Change the entries of @disks (names, all of one datastore; a snapshot need not exist yet) with @edit, in one step: when this returns they are
-     * durable, and no change that another host makes at the same time is lost. All or nothing, also when the process dies. Then the other hosts
-     * are told. *ret_untold (may be NULL): new memory, a sentence about one that could not be, or NULL. -ENOENT, -ENODEV as above; -GR_ELOCKED:
+    /* Change the entries of @disks (names, all of one datastore; a snapshot need not exist yet) with @edit: when this returns they are durable, and
+     * no change that another host makes at the same time is lost. When an edit fails, nothing is changed; when the process dies, or a device fails,
+     * each entry is the old or the new one. Then the other hosts are told. *ret_untold (may be NULL): new memory, a sentence about one that could not be, or NULL. -ENOENT, -ENODEV as above; -GR_ELOCKED:
      * another host is at it for longer than 15 s. */
     int (*change)(void *arg, json_t *disks, gr_rules_edit edit, void *edit_arg, char **ret_untold, struct gr_err *err);
 };

@@ -26,7 +26,8 @@ static int cap(int resource, rlim_t value)
 
 int gr_sandbox(const struct gr_sandbox *s)
 {
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (!s->outlives)
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
     prctl(PR_SET_NAME, s->name);
     prctl(PR_SET_DUMPABLE, 0);
     setpriority(PRIO_PROCESS, 0, s->nice);

@@ -4,6 +4,7 @@
 #ifndef GR_SANDBOX_H
 #define GR_SANDBOX_H
 #include <seccomp.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -14,6 +15,7 @@ struct gr_sandbox {
     int nice;
     unsigned max_fds;
     uint64_t max_memory; /* bytes of addresses */
+    bool outlives;       /* its parent, when somebody else has the other end of its socket: it ends with that socket */
 };
 int gr_sandbox(const struct gr_sandbox *s); /* 0 or -errno: the process must end then */
 

@@ -10,7 +10,6 @@
 
 #define NOP_AFTER_NS (15ull * 1000000000)  /* silence before we ask */
 #define DEAD_AFTER_NS (60ull * 1000000000) /* silence before we give up */
-#define WAIT_MAX_S 60ull                   /* DefaultTime2Wait may be an hour: so long nobody's tasks are kept */
 #define LOST_AFTER_NS (5ull * 1000000000)  /* silence before data that was asked for counts as lost */
 
 struct tgt_misc *tgt_misc_new(struct tgt_conn *c, enum tgt_opcode op, uint8_t flags, uint32_t itt, uint32_t len)
@@ -123,7 +122,7 @@ void tgt_conn_close(struct tgt_conn *c, enum tgt_leave tasks, const char *why)
         return;
     tgt_note(c->server, 6, "session %u: connection %u from %s ended: %s", sess->id, c->cid, c->address, why);
     if (tasks == LEAVE_KEEP) /* until then they may be reassigned */
-        gr_timer_arm(c->sess->loop, &sess->retain, (GR_MIN((uint64_t)sess->params.time2wait, WAIT_MAX_S) + sess->params.time2retain) * 1000000000);
+        tgt_sess_retain(sess);
     else if (!sess->conns)
         tgt_sess_close(sess, why);
 }

@@ -62,12 +62,13 @@ void gate_conn_end(struct gate_conn *c)
     gate_pump_free(c);
     if (c->tls)
         gnutls_deinit(c->tls);
+    gr_buf_done(&c->shaken);
     close(c->fd);
     gr_strangers_remove(&g->strangers, c->slot);
     g->conns[c->slot] = NULL;
     g->n_conns--;
     free(c);
-    if (g->stopping && !g->n_conns)
+    if (g->retired && !g->n_conns)
         _exit(0);
 }
 
@@ -155,18 +156,23 @@ static void adopt(struct gate *g, int fd)
     comes(g, fd, &from, len);
 }
 
-static void stop(struct gate *g)
+static void go_deaf(struct gate *g)
 {
-    g->stopping = true;
     while (g->listeners) {
         struct gr_acceptor *a = g->listeners;
         g->listeners = a->next;
         gr_acceptor_stop(a);
         free(a);
     }
+}
+
+static void retire(struct gate *g, const char *why)
+{
+    go_deaf(g);
+    g->retired = true;
     for (uint32_t i = 0; i < GATE_SLOTS; i++)
         if (g->conns[i] && !g->conns[i]->pump)
-            gate_drop(g->conns[i], "the mover ends");
+            gate_drop(g->conns[i], why);
     if (!g->n_conns)
         _exit(0);
 }
@@ -197,8 +203,16 @@ static void from_parent(void *arg, int events)
     case GATE_ADOPT:
         adopt(g, fd);
         return;
+    case GATE_DEAF:
+        go_deaf(g);
+        gate_tell(g, NULL, GATE_IS_DEAF, -1);
+        return;
+    case GATE_RETIRE:
+        retire(g, "the daemon was replaced before it had proved anything");
+        return;
     case GATE_STOP:
-        stop(g);
+        g->hurries = true;
+        retire(g, "the mover ends");
         return;
     case GATE_PING:
         gate_tell(g, NULL, GATE_PONG, -1);
@@ -256,7 +270,7 @@ int mover_gate_main(int argc, char **argv)
     if (argc != 2 || strcmp(argv[1], GATE_FLAG) != 0)
         return -1;
     /* No lower priority: it would slow down those who have proved themselves, whose records are opened and made here. */
-    const struct gr_sandbox rights = {.name = "granary-gate", .max_fds = 2 * GATE_SLOTS + 64, .max_memory = MEMORY_LIMIT};
+    const struct gr_sandbox rights = {.name = "granary-gate", .max_fds = 2 * GATE_SLOTS + 64, .max_memory = MEMORY_LIMIT, .outlives = true};
     static struct gate gate; /* the process's one object */
     struct gate *g = &gate;
     struct gr_loop_opts o = {.engine = GR_ENGINE_SYNC};

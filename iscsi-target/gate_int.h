@@ -7,6 +7,7 @@
  * without a fiber. */
 #ifndef GATE_INT_H
 #define GATE_INT_H
+#include "common/buf.h"
 #include "common/fiber.h"
 #include "iscsi-target/gate_ipc.h"
 #include "iscsi-target/gate_nego.h"
@@ -29,6 +30,9 @@ struct gate_conn {
     bool waiting;             /* for storaged's answer */
     struct gate_answer answer;
     char user[GATE_NAME_MAX + 1]; /* whose key he claims to have */
+    struct gr_buf shaken;         /* the handshake's messages up to his signature */
+    bool signed_by_him;
+    uint32_t shake_got;           /* bytes received in the handshake */
     struct gate_pump *pump;
 };
 struct gate {
@@ -38,7 +42,8 @@ struct gate {
     struct gate_creds *creds;
     uint32_t max_connections, negotiate_ms, stall_ms;
     uint32_t n_conns, next_gen;
-    bool stopping;
+    bool retired; /* ends with its last connection */
+    bool hurries; /* does not wait for clients to close */
     struct gate_msg out, in;
     struct gate_conn *shaking; /* whose handshake runs: GnuTLS does not tell who wants the signature */
     struct gr_strangers strangers;
@@ -62,8 +67,8 @@ void gate_conn_end(struct gate_conn *c);
 int gate_creds_new(struct gate *g, const struct gate_msg *start, const uint8_t *pem);
 /* A session for @c over its socket; 0 or -ENOMEM. */
 int gate_session_new(struct gate_conn *c);
-/* After the handshake: who is there. NULL and what storaged is to be told, else the reason why not (static or in @text). */
-const char *gate_check_peer(struct gate_conn *c, struct gate_msg *ret, char text[256]);
+/* After the handshake: how did he prove himself? NULL, else the reason why not (static or in @text). */
+const char *gate_check_peer(struct gate_conn *c, enum gate_proof *ret, char text[256]);
 
 /* ---- gate_shake.c ---- */
 void gate_stranger(void *arg); /* fiber: struct gate_conn */

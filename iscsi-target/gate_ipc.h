@@ -8,26 +8,32 @@
 #include "common/strangers.h"
 
 #define GATE_FLAG "--granary-mover-gate"
-#define GATE_IPC_MAGIC 0x67726d31u /* changes with every change of this file */
+#define GATE_IPC_MAGIC 0x67726d32u /* changes with every change of this file */
 #define GATE_SLOTS GR_STRANGERS_MAX
 #define GATE_DIGEST_LEN 32u  /* SHA-256: all that is signed */
 #define GATE_ANSWER_BYTES 80u /* a signature of ECDSA P-256 (DER), or a key */
 #define GATE_NAME_MAX 255u
+#define GATE_PROOF_PIECE 4096u
+#define GATE_PROOF_MAX (32u << 10) /* bytes of a handshake up to the client's signature */
 
 enum gate_msg_type {
     /* to storaged */
     GATE_OPENED = 1,  /* a stranger has come */
     GATE_SIGN,        /* asks for a signature of the server's key */
     GATE_KEY,         /* asks for the key of a user */
+    GATE_PROOF,       /* before PROVEN by a certificate: a piece of the handshake that proves it (mover_proof.h) */
     GATE_PROVEN,      /* carries a socket: the stranger is none any more, and his bytes come there */
     GATE_ENDED,       /* a stranger has left or was refused */
     GATE_TURNED_AWAY, /* one was not let in at all; no slot */
     GATE_PONG,
+    GATE_IS_DEAF, /* nobody comes any more */
     /* to the gate */
     GATE_START,  /* first of all; carries a file: CA certificates and the server's own, PEM */
     GATE_LISTEN, /* carries a listening socket */
     GATE_ADOPT,  /* carries a connected one */
-    GATE_STOP,   /* no more strangers; end when the others have ended */
+    GATE_DEAF,   /* accept nobody until the next LISTEN; those who are there go on */
+    GATE_RETIRE, /* no more strangers; end when the others have ended */
+    GATE_STOP,   /* the same, and do not wait for clients to close */
     GATE_ANSWER, /* to SIGN and KEY */
     GATE_PING,
     GATE_TYPES
@@ -47,8 +53,12 @@ struct gate_msg {
         } key;
         struct {
             uint32_t proof, no_zeroes, spent_ms; /* spent_ms: since it came */
-            char name[GATE_NAME_MAX + 1]; /* of the certificate or the key, for people */
+            char name[GATE_NAME_MAX + 1]; /* of the key, for people; a certificate's is found in the proof */
         } proven;
+        struct {
+            uint32_t len;
+            uint8_t bytes[GATE_PROOF_PIECE];
+        } proof;
         struct {
             char reason[256]; /* empty: it left in order */
         } ended;

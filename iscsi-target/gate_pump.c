@@ -173,7 +173,7 @@ static bool go_down(struct gate_pump *p)
 /* After our good-bye is out: until the client closes, what it still says is thrown away. */
 static bool linger(struct gate_pump *p)
 {
-    if (p->conn->gate->stopping)
+    if (p->conn->gate->hurries)
         return false;
     if (!p->lingers) {
         p->lingers = true;

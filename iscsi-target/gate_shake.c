@@ -88,8 +88,18 @@ static const char *handshake(struct gate_conn *c, char text[256])
     }
 }
 
+static void tell_proof(struct gate_conn *c)
+{
+    struct gate *g = c->gate;
+    for (size_t at = 0; at < c->shaken.len; at += g->out.u.proof.len) {
+        g->out.u.proof.len = (uint32_t)GR_MIN(c->shaken.len - at, (size_t)GATE_PROOF_PIECE);
+        memcpy(g->out.u.proof.bytes, c->shaken.data + at, g->out.u.proof.len);
+        gate_tell(g, c, GATE_PROOF, -1);
+    }
+}
+
 /* He has proved himself: storaged gets one end of a pair, the pump the other. */
-static const char *let_in(struct gate_conn *c)
+static const char *let_in(struct gate_conn *c, enum gate_proof proof)
 {
     struct gate *g = c->gate;
     int pair[2];
@@ -98,6 +108,12 @@ static const char *let_in(struct gate_conn *c)
     gr_auto_close int theirs = pair[1];
     if (gate_pump_start(c, pair[0]) < 0)
         return "out of memory";
+    if (proof == GATE_BY_CERTIFICATE)
+        tell_proof(c);
+    gr_buf_done(&c->shaken);
+    memset(&g->out.u.proven, 0, sizeof g->out.u.proven);
+    g->out.u.proven.proof = proof;
+    memcpy(g->out.u.proven.name, c->user, sizeof c->user);
     g->out.u.proven.no_zeroes = c->nego.no_zeroes;
     g->out.u.proven.spent_ms = (uint32_t)((gr_loop_now_ns(g->loop) - c->came_ns) / 1000000);
     gate_tell(g, c, GATE_PROVEN, theirs);
@@ -114,10 +130,11 @@ static const char *prove(struct gate_conn *c, char text[256])
         why = handshake(c, text);
     if (why)
         return why;
-    why = gate_check_peer(c, &c->gate->out, text);
+    enum gate_proof proof = GATE_BY_KEY;
+    why = gate_check_peer(c, &proof, text);
     if (why)
         (void)gnutls_alert_send(c->tls, GNUTLS_AL_FATAL, GNUTLS_A_BAD_CERTIFICATE);
-    return why ? why : let_in(c);
+    return why ? why : let_in(c, proof);
 }
 
 void gate_stranger(void *arg)

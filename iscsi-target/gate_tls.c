@@ -2,16 +2,19 @@
  * of our CA that is made for clients, or a pre-shared key; there is no anonymous or server-only mode. No tickets, so no resumed session can
  * skip the check. The signature of a handshake is made by storaged, and the pre-shared key of the one user who is named comes from there. */
 #include "common/cleanup.h"
-#include "common/buf.h"
+#include "common/endian.h"
 #include "iscsi-target/gate_int.h"
 #include <gnutls/abstract.h>
 #include <gnutls/x509.h>
+#include <sys/socket.h>
 #include <malloc.h>
 #include <string.h>
 
 #define PRIORITY "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"
 #define PRIORITY_PSK PRIORITY ":+ECDHE-PSK:+DHE-PSK"
-#define HANDSHAKE_MAX (32u << 10) /* bytes of one handshake message: a client's certificates */
+#define HANDSHAKE_MAX (16u << 10) /* bytes of one handshake message: a client's certificates */
+#define SHAKE_MAX (GATE_PROOF_MAX + 4096u) /* bytes that a stranger may send: GnuTLS looks at the length of a message when it is whole */
+_Static_assert(2 * HANDSHAKE_MAX <= GATE_PROOF_MAX, "a handshake that is let in can be told");
 
 struct gate_creds {
     struct gate *gate;
@@ -120,6 +123,35 @@ int gate_creds_new(struct gate *g, const struct gate_msg *start, const uint8_t *
     return r < 0 ? r : gnutls_priority_init(&c->priority, c->psk ? PRIORITY_PSK : PRIORITY, NULL);
 }
 
+static ssize_t pull(gnutls_transport_ptr_t arg, void *to, size_t len)
+{
+    struct gate_conn *c = arg;
+    ssize_t n = recv(c->fd, to, len, MSG_DONTWAIT);
+    if (n < 0 || c->pump)
+        return n; /* with errno; or he has proved himself */
+    c->shake_got += (uint32_t)n;
+    if (c->shake_got <= SHAKE_MAX)
+        return n;
+    gate_drop(c, "it sent more than a TLS handshake has");
+    errno = EMSGSIZE;
+    return -1;
+}
+
+/* Keeps what is said, as it is said, up to the client's signature: storaged believes that, not us. */
+static int on_message(gnutls_session_t s, unsigned type, unsigned when, unsigned incoming, const gnutls_datum_t *body)
+{
+    struct gate_conn *c = gnutls_session_get_ptr(s);
+    if (c->signed_by_him || type == GNUTLS_HANDSHAKE_CHANGE_CIPHER_SPEC)
+        return 0;
+    uint8_t head[4] = {type == GNUTLS_HANDSHAKE_HELLO_RETRY_REQUEST ? GNUTLS_HANDSHAKE_SERVER_HELLO : (uint8_t)type};
+    gr_put_be24(head + 1, body->size);
+    if (body->size > GATE_PROOF_MAX || c->shaken.len + sizeof head + body->size > GATE_PROOF_MAX || gr_buf_add(&c->shaken, head, sizeof head) < 0 ||
+        gr_buf_add(&c->shaken, body->data, body->size) < 0)
+        return GNUTLS_E_HANDSHAKE_TOO_LARGE;
+    c->signed_by_him = incoming && type == GNUTLS_HANDSHAKE_CERTIFICATE_VERIFY;
+    return 0;
+}
+
 int gate_session_new(struct gate_conn *c)
 {
     const struct gate_creds *k = c->gate->creds;
@@ -136,27 +168,15 @@ int gate_session_new(struct gate_conn *c)
     gnutls_certificate_server_set_request(s, GNUTLS_CERT_REQUIRE);
     gnutls_handshake_set_timeout(s, GNUTLS_INDEFINITE_TIMEOUT);
     gnutls_handshake_set_max_packet_length(s, HANDSHAKE_MAX);
-    gnutls_transport_set_int(s, c->fd);
+    gnutls_handshake_set_hook_function(s, GNUTLS_HANDSHAKE_ANY, GNUTLS_HOOK_PRE, on_message);
+    gnutls_transport_set_ptr2(s, c, (gnutls_transport_ptr_t)(intptr_t)c->fd);
+    gnutls_transport_set_pull_function(s, pull);
     return r < 0 ? -ENOMEM : 0;
 }
 
 /* ---- the proof ---- */
 
-static void certificate_name(gnutls_session_t s, char ret[GATE_NAME_MAX + 1])
-{
-    unsigned n = 0;
-    const gnutls_datum_t *chain = gnutls_certificate_get_peers(s, &n);
-    gnutls_x509_crt_t crt = NULL;
-    size_t len = GATE_NAME_MAX + 1;
-    bool good = n && gnutls_x509_crt_init(&crt) >= 0 && gnutls_x509_crt_import(crt, &chain[0], GNUTLS_X509_FMT_DER) >= 0 &&
-                gnutls_x509_crt_get_dn_by_oid(crt, GNUTLS_OID_X520_COMMON_NAME, 0, 0, ret, &len) >= 0 && gr_utf8_ok(ret, strlen(ret));
-    if (!good)
-        ret[0] = 0;
-    if (crt)
-        gnutls_x509_crt_deinit(crt);
-}
-
-static const char *check_certificate(gnutls_session_t s, struct gate_msg *ret, char text[256])
+static const char *check_certificate(gnutls_session_t s, char text[256])
 {
     gnutls_typed_vdata_st purpose = {.type = GNUTLS_DT_KEY_PURPOSE_OID, .data = (unsigned char *)(uintptr_t)GNUTLS_KP_TLS_WWW_CLIENT};
     unsigned status = 0;
@@ -172,21 +192,18 @@ static const char *check_certificate(gnutls_session_t s, struct gate_msg *ret, c
         gnutls_free(why.data);
         return text;
     }
-    ret->u.proven.proof = GATE_BY_CERTIFICATE;
-    certificate_name(s, ret->u.proven.name);
     return NULL;
 }
 
-const char *gate_check_peer(struct gate_conn *c, struct gate_msg *ret, char text[256])
+const char *gate_check_peer(struct gate_conn *c, enum gate_proof *ret, char text[256])
 {
-    memset(&ret->u.proven, 0, sizeof ret->u.proven);
     switch (gnutls_auth_client_get_type(c->tls)) {
     case GNUTLS_CRD_PSK: /* the handshake ends only with the right key */
-        ret->u.proven.proof = GATE_BY_KEY;
-        memcpy(ret->u.proven.name, c->user, sizeof c->user);
+        *ret = GATE_BY_KEY;
         return NULL;
     case GNUTLS_CRD_CERTIFICATE:
-        return check_certificate(c->tls, ret, text);
+        *ret = GATE_BY_CERTIFICATE;
+        return check_certificate(c->tls, text);
     case GNUTLS_CRD_ANON:
     case GNUTLS_CRD_SRP:
     case GNUTLS_CRD_IA:

@@ -3,7 +3,9 @@
  *  "units":[{"disk","standby","reservations"?:{as stored, "aptpl"},"write-protected","descriptor-sense","ejected"}],
  *  "statistics":[{"disk","ended":{…}}],  what sessions that have ended counted, also of disks that nobody uses now
  *  "sessions":[{"id","disk","initiator","address","isid","tsih","age-ms","cmdsn","attentions":[…],"prevents","reserves","params":[…],
- *               "statistics":{…},"connections":[{"fd","cid","address","statsn","acked","header-digest","data-digest","segment","pings","unread"?:base64}]}]}
+ *               "statistics":{…},"unassigned":[…],
+ *               "connections":[{"fd","cid","address","statsn","acked","header-digest","data-digest","segment","pings","unread"?:base64,"kept"?:[…]}]}],
+ *  "kept-data"?:{"fd"}}  answers that may be asked for again, and a file of their data: kept.c
  * params: the fields of struct tgt_params in their order; later versions append. Statistics: as stats.c tells them; who sees them sees counters
  * that never go back. */
 #include "iscsi-target/handover.h"
@@ -27,7 +29,7 @@ static void hex(const uint8_t *p, size_t n, char *ret)
         snprintf(ret + 2 * i, 3, "%02x", p[i]);
 }
 
-static json_t *describe_conn(struct tgt_heritage *h, struct tgt_conn *c)
+static json_t *describe_conn(struct tgt_heritage *h, struct tgt_conn *c, struct tgt_kept_data *data)
 {
     int fd = tgt_conn_unread(c) < 0 ? -ENOMEM : tgt_heritage_keep(h, c->fd);
     if (fd < 0)
@@ -36,6 +38,8 @@ static json_t *describe_conn(struct tgt_heritage *h, struct tgt_conn *c)
                           (json_int_t)c->statsn, "acked", (json_int_t)c->acked,
                           "header-digest", (int)c->params.header_digest, "data-digest", (int)c->params.data_digest, "segment",
                           (json_int_t)c->params.max_send_dsl, "pings", (int)c->nop_outstanding);
+    if (o && c->unacked)
+        json_object_set_new(o, "kept", tgt_kept_save(c, data));
     gr_auto_free char *unread = c->replay.len ? gr_b64_encode(c->replay.data, c->replay.len) : NULL;
     if (o && unread)
         json_object_set_new(o, "unread", json_string(unread));
@@ -52,20 +56,21 @@ static json_t *describe_params(const struct tgt_params *p)
     return a;
 }
 
-static json_t *describe_sess(struct tgt_heritage *h, struct tgt_sess *o)
+static json_t *describe_sess(struct tgt_heritage *h, struct tgt_sess *o, struct tgt_kept_data *data)
 {
     char isid[2 * TGT_ISID_LEN + 1];
     hex(o->isid, TGT_ISID_LEN, isid);
     json_t *conns = json_array(), *attentions = json_array();
     for (struct tgt_conn *c = o->conns; c; c = c->next)
-        if (json_array_append_new(conns, describe_conn(h, c)) < 0)
+        if (json_array_append_new(conns, describe_conn(h, c, data)) < 0)
             json_array_append_new(conns, json_null()); /* that one is lost */
     for (unsigned i = 0; i < o->n_ua; i++)
         json_array_append_new(attentions, json_integer(o->ua[i]));
-    return json_pack("{s:I,s:s,s:s,s:s,s:s,s:i,s:I,s:I,s:b,s:b,s:o,s:o,s:o,s:o*}", "id", (json_int_t)o->id, "disk", o->lu->disk, "initiator", o->initiator, "address", o->address, "isid",
+    return json_pack("{s:I,s:s,s:s,s:s,s:s,s:i,s:I,s:I,s:b,s:b,s:o,s:o,s:o,s:o*,s:o*}", "id", (json_int_t)o->id, "disk", o->lu->disk, "initiator", o->initiator, "address", o->address, "isid",
                      isid, "tsih", (int)o->tsih, "age-ms", (json_int_t)((gr_loop_now_ns(o->server->loop) - o->started_ns) / 1000000), "cmdsn",
                      (json_int_t)o->expcmdsn, "prevents", o->prevents, "reserves", o->lu->reserved == o, "attentions", attentions, "params",
-                     describe_params(&o->params), "connections", conns, "statistics", tgt_stats_save(&o->stats));
+                     describe_params(&o->params), "connections", conns, "statistics", tgt_stats_save(&o->stats),
+                     "unassigned", tgt_unassigned_save(o, data));
 }
 
 static json_t *describe_unit(const struct tgt_lu *lu)
@@ -77,6 +82,7 @@ static json_t *describe_unit(const struct tgt_lu *lu)
 static json_t *describe(struct tgt_server *s, struct tgt_heritage *h)
 {
     json_t *portals = json_array(), *units = json_array(), *sessions = json_array(), *statistics = json_array();
+    struct tgt_kept_data data = {.file = -1};
     for (unsigned i = 0; i < s->n_portals; i++) {
         int fd = tgt_heritage_keep(h, s->portals[i].fd);
         if (fd >= 0)
@@ -88,9 +94,14 @@ static json_t *describe(struct tgt_server *s, struct tgt_heritage *h)
     for (const struct tgt_lu *lu = s->lus; lu; lu = lu->next)
         json_array_append_new(statistics, json_pack("{s:s,s:o}", "disk", lu->disk, "ended", tgt_stats_save(&lu->stats)));
     for (struct tgt_sess *o = s->sessions; o; o = o->next)
-        json_array_append_new(sessions, describe_sess(h, o));
-    return json_pack("{s:i,s:I,s:o,s:o,s:o,s:o}", "version", TGT_HERITAGE_VERSION, "rest-ns", (json_int_t)s->rest_ns, "portals", portals, "units", units, "sessions",
+        json_array_append_new(sessions, describe_sess(h, o, &data));
+    int kept = data.file < 0 ? -1 : tgt_heritage_keep(h, data.file);
+    gr_closep(&data.file);
+    json_t *doc = json_pack("{s:i,s:I,s:o,s:o,s:o,s:o}", "version", TGT_HERITAGE_VERSION, "rest-ns", (json_int_t)s->rest_ns, "portals", portals, "units", units, "sessions",
                      sessions, "statistics", statistics);
+    if (doc && kept >= 0)
+        json_object_set_new(doc, "kept-data", json_pack("{s:i}", "fd", kept));
+    return doc;
 }
 
 int tgt_server_bequeath(struct tgt_server *s, struct tgt_heritage *ret, struct gr_err *err)
@@ -157,7 +168,7 @@ static bool params(json_t *a, struct tgt_params *ret)
     return tgt_params_ok(ret);
 }
 
-static int conn(struct tgt_sess *sess, struct tgt_sess_start *start, json_t *o, int fd)
+static int conn(struct tgt_sess *sess, struct tgt_sess_start *start, json_t *o, int fd, const struct tgt_kept_data *data)
 {
     struct tgt_conn *c = NULL;
     const char *address = json_string_value(json_object_get(o, "address")), *unread = json_string_value(json_object_get(o, "unread"));
@@ -175,24 +186,29 @@ static int conn(struct tgt_sess *sess, struct tgt_sess_start *start, json_t *o, 
     int r = tgt_conn_new(sess, start, &c);
     if (r < 0)
         return r;
+    tgt_kept_load(c, json_object_get(o, "kept"), data);
     c->nop_outstanding = (unsigned)json_integer_value(json_object_get(o, "pings"));
     if (unread && gr_b64_decode(unread, strlen(unread), &c->replay) < 0)
         tgt_conn_lost(c, "what was not read yet cannot be read");
     return 0;
 }
 
-static void conns(struct tgt_heritage *h, struct tgt_sess *sess, struct tgt_sess_start *start, json_t *list)
+static void conns(struct tgt_heritage *h, struct tgt_sess *sess, struct tgt_sess_start *start, json_t *told, const struct tgt_kept_data *data)
 {
-    json_t *o;
+    json_t *list = json_object_get(told, "connections"), *unassigned = json_object_get(told, "unassigned"), *o;
     size_t i;
+    tgt_unassigned_load(sess, unassigned, data);
     sess->holds++; /* whatever happens to its connections */
     json_array_foreach(list, i, o)
     {
         int fd = tgt_heritage_take_fd(h, o);
-        if (fd >= 0 && conn(sess, start, o, fd) < 0)
+        if (fd >= 0 && conn(sess, start, o, fd, data) < 0)
             close(fd);
     }
-    if (!sess->conns && !sess->ended)
+    bool waits = json_array_size(unassigned) || (!json_array_size(list) && sess->params.error_recovery_level == 2);
+    if (waits && !sess->ended)
+        tgt_sess_retain(sess); /* what waits to be reassigned has its time anew */
+    else if (!sess->conns && !sess->ended)
         tgt_sess_close(sess, "none of its connections could be taken over");
     struct tgt_conn *next;
     for (struct tgt_conn *c = sess->conns; c; c = next) { /* what came meanwhile */
@@ -210,7 +226,7 @@ static void count_ended(struct tgt_server *s, const char *disk, json_t *statisti
         tgt_stats_load(&lu->stats, statistics);
 }
 
-static bool session(struct tgt_server *s, struct tgt_heritage *h, json_t *o)
+static bool session(struct tgt_server *s, struct tgt_heritage *h, json_t *o, const struct tgt_kept_data *data)
 {
     struct gr_err err = {0};
     struct tgt_lu *lu = NULL;
@@ -245,7 +261,7 @@ static bool session(struct tgt_server *s, struct tgt_heritage *h, json_t *o)
     size_t i;
     json_array_foreach(list, i, v)
         tgt_sess_ua(sess, (uint16_t)json_integer_value(v));
-    conns(h, sess, &start, json_object_get(o, "connections"));
+    conns(h, sess, &start, o, data);
     return true;
 }
 
@@ -291,12 +307,14 @@ int tgt_server_inherit_sessions(struct tgt_server *s, struct tgt_heritage *h)
     size_t i;
     json_array_foreach(json_object_get(h->doc, "statistics"), i, o)
         count_ended(s, json_string_value(json_object_get(o, "disk")), json_object_get(o, "ended"));
+    struct tgt_kept_data data = {.file = tgt_heritage_take_fd(h, json_object_get(h->doc, "kept-data"))};
     struct tgt_lu **held = gr_zalloc((json_array_size(units) + 1) * sizeof *held);
     json_array_foreach(units, i, o)
         if (held)
             held[i] = unit(s, o, sessions);
     json_array_foreach(sessions, i, o)
-        lost += !session(s, h, o);
+        lost += !session(s, h, o, &data);
+    gr_closep(&data.file);
     for (i = 0; held && i < json_array_size(units); i++)
         if (held[i])
             tgt_lu_user_put(held[i]);

@@ -325,13 +325,54 @@ static int op_ping(void *arg, struct gr_rpc_call *call, json_t *params, json_t *
     return 0;
 }
 
-/* Something that a hand-over would cut off. */
-static int busy_for_hand_over(struct daemon *d, struct gr_err *err)
+struct sought {
+    struct daemon *d;
+    struct gr_err *err;
+    const char *snapshot;
+    bool found;
+};
+
+static int is_sought(void *arg, const struct snap_info *info)
 {
-    struct mover_stats ms = {0};
-    mover_server_stats(d->mover, &ms);
-    unsigned guests = ms.connections - ms.strangers; /* who has proved nothing holds nothing up */
-    return guests ? gr_fail(err, -EBUSY, "%u connections of the mover are in use: wait until backups and restores have ended", guests) : 0;
+    struct sought *w = arg;
+    w->found |= !info->is_bookmark && !info->deleting && strcmp(info->name, w->snapshot) == 0;
+    return 0;
+}
+
+/* A snapshot that was deleted stays, hidden, for who still reads it; but the next process could not find it. */
+static int outlives_us(void *arg, const char *name, const char *peer)
+{
+    struct sought *w = arg;
+    const char *at = strchr(name, '@');
+    gr_auto_free char *disk = gr_asprintf("%.*s", at ? (int)(at - name) : 0, name);
+    if (!at || !disk)
+        return 0;
+    w->snapshot = at + 1;
+    w->found = false;
+    int r = snap_svc_each_snapshot(w->d->svc, disk, is_sought, w, w->err);
+    if (r < 0 || w->found)
+        return GR_MIN(r, 0);
+    return gr_fail(w->err, -EBUSY, "%s is deleted as soon as %s has read it over the data mover: wait until then", name, peer);
+}
+
+/* What the next process goes on with comes to rest, initiators last; or everything goes on. */
+static int come_to_rest(struct daemon *d, const struct gr_rpc_call *call, struct gr_err *err)
+{
+    struct sought w = {.d = d, .err = err};
+    int r = mover_server_each_export(d->mover, outlives_us, &w);
+    if (r < 0)
+        return r;
+    unsigned late = gr_rpc_server_rest(d->rpc, call, REQUESTS_MS);
+    if (late)
+        gr_log(GR_LOG_WARN, "%u requests are still at work: they are cut off", late);
+    r = snap_svc_checkpoint(d->svc, err); /* while initiators work: what is left for later is little */
+    if (r == 0)
+        r = mover_server_rest(d->mover, REST_MS, err);
+    if (r == 0 && (r = tgt_server_rest(d->tgt, REST_MS, err)) < 0)
+        mover_server_resume(d->mover);
+    if (r < 0)
+        gr_rpc_server_resume(d->rpc);
+    return r;
 }
 
 /* daemon.hand-over {"socket","versions":[oldest,newest]}: who listens there takes our place. When it is answered, sessions are at rest, and we end. */
@@ -344,20 +385,11 @@ static int op_hand_over(void *arg, struct gr_rpc_call *call, json_t *params, jso
     if (r == 0)
         r = tgt_heritage_readable(params, err);
     if (r == 0)
-        r = d->stop ? gr_fail(err, -EBUSY, "the daemon ends already") : busy_for_hand_over(d, err);
+        r = d->stop ? gr_fail(err, -EBUSY, "the daemon ends already") : gr_unix_connect(path, &heir, err);
     if (r == 0)
-        r = gr_unix_connect(path, &heir, err);
-    unsigned late = r == 0 ? gr_rpc_server_rest(d->rpc, call, REQUESTS_MS) : 0;
-    if (late)
-        gr_log(GR_LOG_WARN, "%u requests are still at work: they are cut off", late);
-    if (r == 0)
-        r = snap_svc_checkpoint(d->svc, err); /* while initiators work: what is left for later is little */
-    if (r == 0)
-        r = tgt_server_rest(d->tgt, REST_MS, err);
-    if (r < 0) {
-        gr_rpc_server_resume(d->rpc);
+        r = come_to_rest(d, call, err);
+    if (r < 0)
         return r;
-    }
     d->heir = gr_take_fd(&heir);
     d->stop = true;
     gr_fqueue_wake_all(&d->stop_wait);
@@ -450,8 +482,9 @@ static int start_target(struct daemon *d, struct gr_err *err)
     return r < 0 ? r : tgt_raw_serve(d->raw, d->tgt, log_note, NULL, d->heritage.doc ? 0 : TGT_RAW_GHOST_MS, err);
 }
 
-/* The host part of HOST:PORT goes into the server's certificate. */
-static int start_mover(struct daemon *d, struct gr_err *err)
+/* All that takes time before anybody is listened to, who takes over does before he asks: certificates and the gate. The host part of HOST:PORT
+ * goes into the server's certificate. */
+static int make_mover(struct daemon *d, struct gr_err *err)
 {
     char host[TGT_SHOWN];
     tgt_portal_host(d->o.mover ? d->o.mover : TGT_MOVER_DEFAULT, host);
@@ -465,7 +498,12 @@ static int start_mover(struct daemon *d, struct gr_err *err)
         .dir = {.arg = d, .open = export_open, .list = export_list, .resolve_base = export_base, .list_bases = export_bases},
         .log = log_mover,
     };
-    r = mover_server_new(d->loop, &o, &d->mover, err);
+    return mover_server_new(d->loop, &o, &d->mover, err);
+}
+
+static int start_mover(struct daemon *d, struct gr_err *err)
+{
+    int r = d->mover ? 0 : make_mover(d, err);
     if (r == 0)
         r = tgt_mover_inherit(d->mover, &d->heritage, d->mover_addr, err);
     return r == 0 ? tgt_mover_open(d->mover, d->home, d->o.mover, d->mover_addr, err) : GR_MIN(r, 0);
@@ -540,7 +578,9 @@ static int serve_requests(struct daemon *d, struct gr_err *err)
 
 static int start_all(struct daemon *d, struct gr_err *err)
 {
-    int r = d->o.take_over ? tgt_heritage_ask(d->loop, d->home, &d->heritage, err) : 0;
+    int r = d->o.take_over ? make_mover(d, err) : 0;
+    if (r == 0 && d->o.take_over)
+        r = tgt_heritage_ask(d->loop, d->home, &d->heritage, err);
     if (r == 0)
         r = take_lock(d, err);
     if (r == 0)
@@ -549,10 +589,10 @@ static int start_all(struct daemon *d, struct gr_err *err)
         r = start_target(d, err);
     if (r == 0)
         r = start_portals(d, err);
-    if (r == 0 && d->o.isns)
-        r = start_isns(d, err);
     if (r == 0)
         r = start_mover(d, err);
+    if (r == 0 && d->o.isns)
+        r = start_isns(d, err);
     if (r == 0)
         r = tgt_portals_save(&d->portals, err);
     if (r == 0)
@@ -581,7 +621,7 @@ static void stop_all(struct daemon *d)
         gr_log(GR_LOG_ERR, "%s", err.text);
     int r = heritage.doc ? tgt_mover_bequeath(d->mover, d->mover_addr, &heritage) : 0;
     if (r < 0)
-        gr_log(GR_LOG_WARN, "a listening socket of the mover cannot be handed over: %s, ignoring", gr_code_text(r));
+        gr_log(GR_LOG_WARN, "some of the mover cannot be handed over: %s, ignoring", gr_code_text(r));
     if (heritage.doc) {
         json_object_set_new(heritage.doc, "exposures", snap_exposures_save(d->exposures));
         r = tgt_heritage_add_requests(&heritage, d->rpc);

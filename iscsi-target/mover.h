@@ -78,6 +78,19 @@ int mover_server_listen_fd(struct mover_server *s, int fd, struct gr_err *err);
 int mover_server_adopt(struct mover_server *s, int fd, struct gr_err *err);
 /* The @i-th listening socket, for a hand-over; borrowed. -1: there are not so many. */
 int mover_server_listener(const struct mover_server *s, unsigned i);
+/* ---- another process takes this one's place, and clients see a pause ---- */
+/* Fiber. Nobody new is let in, and connections stay at their next boundary between messages, with no request at work. -EBUSY: names one that does
+ * not come to rest, and everything goes on as before. Else mover_server_bequeath() is next, or resume. */
+int mover_server_rest(struct mover_server *s, uint64_t timeout_ms, struct gr_err *err);
+void mover_server_resume(struct mover_server *s);
+/* At rest: connections, and the gates that speak TLS for them, go along. What cannot is cut when the server is stopped, which is next. 0, or what
+ * stood in the way of one. */
+struct tgt_heritage;
+int mover_server_bequeath(struct mover_server *s, struct tgt_heritage *h);
+/* Fiber. Go on with them; returns when each has its export open again, or is lost (and told in the log): how many are. */
+int mover_server_inherit(struct mover_server *s, struct tgt_heritage *h);
+/* @fn for each export that is open, borrowed; what it returns that is not 0 ends it, and is returned. */
+int mover_server_each_export(const struct mover_server *s, int (*fn)(void *arg, const char *name, const char *peer), void *arg);
 /* First bound port (host order); 0 when not listening. */
 unsigned mover_server_port(const struct mover_server *s);
 /* Fiber. End every connection whose export is @name or, with @prefix, starts with it, and wait until the mover holds no

@@ -1,32 +1,35 @@
-/* storaged's side of the gate: starts it, signs for it, takes over those who have proved themselves there. Everything it says is checked:
- * it talks to strangers. Only who proved himself cannot be: docs/mover.md says what follows from that. */
+/* storaged's side of the gate: starts it, signs for it, takes over those who have proved themselves there. Everything it says is checked, it
+ * talks to strangers: also who proved himself, as far as that can be seen from here (mover_proof.h, docs/mover.md). */
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/helper.h"
 #include "iscsi-target/mover_int.h"
 #include <string.h>
 
-#define LEAVE_MS 1000u /* to send what it has when the mover ends */
 /* A gate in wrong hands could ask for signatures without end: after a burst they come at this rate, which is more than it can use, and each
  * stranger's in his turn. */
 #define SIGN_BURST 64u
 #define SIGN_EVERY_NS UINT64_C(200000)
 
 struct stranger {
-    bool there, wants_signature, was_signed, was_keyed;
+    bool there, wants_signature, was_signed, was_named, was_keyed;
     uint32_t gen;
     struct sockaddr_storage addr;
     uint8_t digest[GATE_DIGEST_LEN];
+    struct gate_answer signature; /* of @digest; length 0: not made yet */
     char user[GATE_NAME_MAX + 1];
 };
 struct mover_gate {
     struct mover_server *s;
     struct gr_helper process;
+    bool deaf;
     struct gate_msg in, out;
     unsigned n_strangers;
     uint64_t signed_until_ns; /* up to which moment signatures are used up */
     uint32_t turn;            /* who is looked at first */
     struct gr_timer sign_timer;
+    struct gr_buf proof; /* pieces that have come */
+    uint32_t proof_slot; /* of whom */
     struct stranger strangers[GATE_SLOTS];
 };
 
@@ -40,6 +43,8 @@ static int say(struct mover_gate *g, enum gate_msg_type type, int fd)
 static void forget(struct mover_gate *g, struct stranger *c)
 {
     g->n_strangers -= c->there;
+    if (g->proof_slot == (uint32_t)(c - g->strangers))
+        gr_buf_done(&g->proof);
     memset(c, 0, sizeof(*c));
 }
 
@@ -113,7 +118,8 @@ static void sign_some(void *arg)
             c->wants_signature = false;
             g->signed_until_ns += SIGN_EVERY_NS;
             g->s->stats.signatures++;
-            mover_creds_sign(g->s->creds, c->digest, &g->out.u.answer);
+            mover_creds_sign(g->s->creds, c->digest, &c->signature);
+            g->out.u.answer = c->signature;
             answer(g, g->turn % GATE_SLOTS);
         }
         g->turn++;
@@ -133,11 +139,12 @@ static bool on_sign(struct mover_gate *g, struct stranger *c)
 static bool on_key(struct mover_gate *g, struct stranger *c)
 {
     const char *user = g->in.u.key.user;
-    if (!memchr(user, 0, sizeof(g->in.u.key.user)) || (c->was_keyed && strcmp(c->user, user) != 0))
+    if (!memchr(user, 0, sizeof(g->in.u.key.user)) || (c->was_named && strcmp(c->user, user) != 0))
         return false;
-    c->was_keyed = true;
     memcpy(c->user, user, sizeof(c->user));
     mover_creds_key(g->s->creds, user, &g->out.u.answer);
+    c->was_named = true;
+    c->was_keyed = g->out.u.answer.len > 0;
     answer(g, g->in.slot);
     return true;
 }
@@ -171,21 +178,60 @@ static bool readable_text(const char *s, size_t size)
     return end && (end == s || gr_utf8_ok(s, (size_t)(end - s)));
 }
 
+/* Pieces come without anything in between, and then PROVEN. */
+static bool on_proof(struct mover_gate *g, struct stranger *c)
+{
+    uint32_t len = g->in.u.proof.len;
+    if (!c->signature.len || !len || len > GATE_PROOF_PIECE || g->proof.len + len > GATE_PROOF_MAX || (g->proof.len && g->proof_slot != g->in.slot))
+        return false;
+    g->proof_slot = g->in.slot;
+    return gr_buf_add(&g->proof, g->in.u.proof.bytes, len) == 0;
+}
+
+/* Who is it, by what the handshake itself says? As mover_cas_vouch(). */
+static int vouch(struct mover_gate *g, const struct stranger *c, char ret_name[GATE_NAME_MAX + 1], struct gr_err *err)
+{
+    struct mover_proof proof;
+    gr_auto_buf struct gr_buf said = g->proof;
+    g->proof = (struct gr_buf){0};
+    if (!said.len || g->proof_slot != (uint32_t)(c - g->strangers))
+        return gr_fail(err, -GR_EPROTO, "the gate does not tell of the handshake");
+    int r = mover_proof_read((const uint8_t *)said.data, said.len, c->digest, &c->signature, &proof, err);
+    return r < 0 ? r : mover_cas_vouch(mover_creds_cas(g->s->creds), &proof, ret_name, err);
+}
+
+/* By a key that was given to it for him: nothing more can be known here. False: it lies. */
+static bool by_key(struct mover_gate *g, const struct stranger *c, char ret_name[GATE_NAME_MAX + 1])
+{
+    snprintf(ret_name, GATE_NAME_MAX + 1, "%s", c->user);
+    return g->in.u.proven.proof == GATE_BY_KEY && c->was_keyed && !strcmp(g->in.u.proven.name, c->user);
+}
+
 static bool on_proven(struct mover_gate *g, struct stranger *who, int *fd)
 {
     struct mover_server *s = g->s;
+    struct gr_err err = {0};
     bool by_certificate = g->in.u.proven.proof == GATE_BY_CERTIFICATE;
-    const char *name = g->in.u.proven.name;
-    if (*fd < 0 || !is_local_stream(*fd) || !readable_text(name, sizeof(g->in.u.proven.name)) ||
-        !(by_certificate ? who->was_signed : g->in.u.proven.proof == GATE_BY_KEY && who->was_keyed))
+    char name[GATE_NAME_MAX + 1] = "";
+    int r = 0;
+    if (*fd < 0 || !is_local_stream(*fd) || !readable_text(g->in.u.proven.name, sizeof(g->in.u.proven.name)) || g->in.u.proven.no_zeroes > 1 ||
+        !(by_certificate || by_key(g, who, name)))
         return false;
+    if (by_certificate)
+        r = vouch(g, who, name, &err);
     struct sockaddr_storage addr = who->addr;
+    if (r < 0)
+        mover_refuse(s, &addr, sizeof(addr), gr_err_text(&err, r));
+    if (r == -GR_EPROTO)
+        return false;
     forget(g, who);
+    if (r < 0)
+        return true; /* that client alone; his end of the socket closes */
     struct mover_conn *c;
     if (g->process.stopping || mover_conn_new(s, gr_take_fd(fd), &addr, sizeof(addr), &c) < 0)
         return true;
     c->tls = true;
-    c->no_zeroes = g->in.u.proven.no_zeroes;
+    c->no_zeroes = g->in.u.proven.no_zeroes != 0;
     c->deadline_ns -= GR_MIN((uint64_t)g->in.u.proven.spent_ms, s->opts.negotiate_timeout_ms) * 1000000;
     snprintf(c->how, sizeof(c->how), "TLS, %s %s", by_certificate ? "certificate of" : "key of", name[0] ? name : "somebody");
     return true;
@@ -217,6 +263,10 @@ static bool message(struct mover_gate *g, int *fd)
         gr_helper_pong(&g->process);
         return true;
     }
+    if (g->in.type == GATE_IS_DEAF) {
+        g->deaf = true;
+        return true;
+    }
     if (g->in.type == GATE_TURNED_AWAY)
         return on_turned_away(g);
     struct stranger *c = g->in.slot < GATE_SLOTS ? &g->strangers[g->in.slot] : NULL;
@@ -229,6 +279,8 @@ static bool message(struct mover_gate *g, int *fd)
         return on_sign(g, c);
     case GATE_KEY:
         return on_key(g, c);
+    case GATE_PROOF:
+        return on_proof(g, c);
     case GATE_PROVEN:
         return on_proven(g, c, fd);
     case GATE_ENDED:
@@ -288,6 +340,37 @@ unsigned mover_gate_strangers(const struct mover_server *s)
     return s->gate ? s->gate->n_strangers : 0;
 }
 
+void mover_gate_rest(struct mover_server *s, uint64_t timeout_ms)
+{
+    struct mover_gate *g = s->gate;
+    uint64_t deadline = gr_loop_now_ns(s->loop) + timeout_ms * 1000000;
+    if (!g)
+        return;
+    g->deaf = false;
+    (void)say(g, GATE_DEAF, -1);
+    while ((!g->deaf || g->n_strangers) && g->process.sock >= 0 && gr_loop_now_ns(s->loop) < deadline)
+        gr_fiber_sleep_ms(1);
+}
+
+void mover_gate_resume(struct mover_server *s)
+{
+    for (const struct mover_listen *l = s->gate ? s->listens : NULL; l; l = l->next)
+        (void)say(s->gate, GATE_LISTEN, l->acceptor.fd);
+}
+
+int mover_gate_leave(struct mover_server *s)
+{
+    struct mover_gate *g = s->gate;
+    if (!g || g->process.sock < 0)
+        return -1;
+    (void)say(g, GATE_RETIRE, -1);
+    int sock = gr_helper_leave(&g->process);
+    gr_timer_cancel(s->loop, &g->sign_timer);
+    free(g);
+    s->gate = NULL;
+    return sock;
+}
+
 void mover_gate_close(struct mover_server *s)
 {
     if (!s->gate)
@@ -301,12 +384,13 @@ void mover_gate_free(struct mover_server *s)
     struct mover_gate *g = s->gate;
     if (!g)
         return;
-    while (g->process.pid > 0 && gr_fqueue_wait_ms(&s->ended, LEAVE_MS) == 0) {
+    while (g->process.pid > 0 && gr_fqueue_wait_ms(&s->ended, GATE_LEAVE_MS) == 0) {
     }
     gr_helper_stop(&g->process);
     while (g->process.pid > 0) /* reaped by the loop */
         gr_fqueue_wait(&s->ended);
     gr_timer_cancel(s->loop, &g->sign_timer);
+    gr_buf_done(&g->proof);
     free(g);
     s->gate = NULL;
 }

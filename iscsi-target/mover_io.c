@@ -8,7 +8,6 @@
 #include <poll.h>
 #include <string.h>
 
-#define IN_SIZE (64u << 10)
 #define SEND_IOV 64
 
 static void io_update(struct mover_io *io)
@@ -46,7 +45,8 @@ void mover_io_fail(struct mover_io *io, int code)
     }
     gr_timer_cancel(io->loop, &io->stall_timer);
     gr_loop_defer_cancel(io->loop, &io->flush);
-    shutdown(io->fd, SHUT_RDWR);
+    if (!io->left)
+        shutdown(io->fd, SHUT_RDWR);
     while (io->head) {
         struct mover_out *o = io->head;
         io->head = o->next;
@@ -106,7 +106,7 @@ int mover_io_open(struct mover_io *io, struct gr_loop *loop, int fd, uint64_t st
     io->stall_timer = (struct gr_timer){.fn = on_stall, .arg = io};
     io->flush = (struct gr_defer){.fn = on_flush, .arg = io};
     io->watch = (struct gr_watch){.fn = on_ready, .arg = io, .fd = fd, .events = 0};
-    io->in = gr_alloc(IN_SIZE);
+    io->in = gr_alloc(MOVER_IN_SIZE);
     if (!io->in)
         return -ENOMEM;
     int r = gr_watch_add(loop, &io->watch);
@@ -145,11 +145,11 @@ int mover_io_wait(struct mover_io *io, uint64_t deadline_ns)
             return r;
         }
     }
-    while (!io->in_ready && !io->timed_out && !io->error)
+    while (!io->in_ready && !io->timed_out && !io->error && !(io->at_boundary && io->called))
         gr_fiber_suspend();
     io->reader = NULL;
     gr_timer_cancel(io->loop, &io->in_timer);
-    return io->error ? io->error : io->in_ready ? 0 : -ETIMEDOUT;
+    return io->error ? io->error : io->in_ready ? 0 : io->timed_out ? -ETIMEDOUT : -EINTR;
 }
 
 /* recv(2) that says -EAGAIN. */
@@ -167,9 +167,9 @@ static int64_t raw_recv(struct mover_io *io, void *buf, size_t len)
 static int64_t raw_read(struct mover_io *io, void *buf, size_t len)
 {
     if (io->in_pos == io->in_len) {
-        if (len >= IN_SIZE / 2)
+        if (len >= MOVER_IN_SIZE / 2)
             return raw_recv(io, buf, len);
-        int64_t n = raw_recv(io, io->in, IN_SIZE);
+        int64_t n = raw_recv(io, io->in, MOVER_IN_SIZE);
         if (n <= 0)
             return n;
         io->in_pos = 0;
@@ -179,6 +179,35 @@ static int64_t raw_read(struct mover_io *io, void *buf, size_t len)
     memcpy(buf, io->in + io->in_pos, n);
     io->in_pos += n;
     return (int64_t)n;
+}
+
+void mover_io_call(struct mover_io *io)
+{
+    io->called = true;
+    if (io->at_boundary)
+        io_wake(io);
+}
+
+int64_t mover_io_more(struct mover_io *io, uint64_t deadline_ns)
+{
+    if (io->in_pos) {
+        memmove(io->in, io->in + io->in_pos, io->in_len - io->in_pos);
+        io->in_len -= io->in_pos;
+        io->in_pos = 0;
+    }
+    for (;;) {
+        int64_t n = io->error ? io->error : raw_recv(io, io->in + io->in_len, MOVER_IN_SIZE - io->in_len);
+        if (n != -EAGAIN) {
+            io->in_len += n > 0 ? (size_t)n : 0;
+            return n;
+        }
+        io->at_boundary = true;
+        io->called = false;
+        int r = mover_io_wait(io, deadline_ns);
+        io->at_boundary = false;
+        if (r < 0)
+            return r;
+    }
 }
 
 int64_t mover_io_read_some(struct mover_io *io, void *buf, size_t len, uint64_t deadline_ns)

@@ -17,6 +17,7 @@ struct psk {
 };
 struct mover_creds {
     struct gr_buf ca, cert; /* PEM; empty: no certificates */
+    struct mover_cas cas;
     gnutls_privkey_t key;
     struct psk *keys;
     size_t n_keys;
@@ -28,6 +29,9 @@ void mover_creds_free(struct mover_creds *c)
         return;
     gr_buf_done(&c->ca);
     gr_buf_done(&c->cert);
+    for (unsigned i = 0; i < c->cas.n; i++)
+        gnutls_x509_crt_deinit(c->cas.list[i]);
+    gnutls_free(c->cas.list);
     if (c->key)
         gnutls_privkey_deinit(c->key);
     for (size_t i = 0; i < c->n_keys; i++)
@@ -85,17 +89,15 @@ static int load_key(struct mover_creds *c, const char *cert, const char *path, s
     return 0;
 }
 
-static bool some_certificate(const struct gr_buf *pem)
+static bool read_cas(const struct gr_buf *pem, struct mover_cas *ret)
 {
-    gnutls_x509_crt_t *list = NULL;
-    unsigned n = 0;
     gnutls_datum_t d = {(unsigned char *)pem->data, (unsigned)pem->len};
-    if (gnutls_x509_crt_list_import2(&list, &n, &d, GNUTLS_X509_FMT_PEM, 0) < 0)
-        return false;
-    for (unsigned i = 0; i < n; i++)
-        gnutls_x509_crt_deinit(list[i]);
-    gnutls_free(list);
-    return n > 0;
+    return gnutls_x509_crt_list_import2(&ret->list, &ret->n, &d, GNUTLS_X509_FMT_PEM, 0) >= 0 && ret->n > 0;
+}
+
+const struct mover_cas *mover_creds_cas(const struct mover_creds *c)
+{
+    return &c->cas;
 }
 
 static int load_x509(struct mover_creds *c, const char *dir, struct gr_err *err)
@@ -110,7 +112,7 @@ static int load_x509(struct mover_creds *c, const char *dir, struct gr_err *err)
         r = gr_file_read(cert, MAX_PEM, &c->cert, err);
     if (r < 0)
         return r;
-    if (!some_certificate(&c->ca))
+    if (!read_cas(&c->ca, &c->cas))
         return gr_fail(err, -GR_EFORMAT, "%s: no CA certificate can be read from it", ca);
     return load_key(c, cert, key, err);
 }

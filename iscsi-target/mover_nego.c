@@ -371,10 +371,11 @@ static int handle(struct mover_conn *c, const struct option *o, struct gr_err *e
 static int one_option(struct mover_conn *c, struct gr_err *err)
 {
     uint8_t head[sizeof(struct nbd_opt_wire)];
-    int64_t n = mover_io_read_some(&c->io, head, sizeof(head), c->deadline_ns);
-    if (n == 0)
+    int r = mover_next(c, sizeof(head), c->deadline_ns, 0);
+    if (r == 0)
         return STEP_LEFT;
-    int r = n < 0 ? (int)n : mover_io_read(&c->io, head + n, sizeof(head) - (size_t)n, c->deadline_ns);
+    if (r > 0)
+        r = mover_io_read(&c->io, head, sizeof(head), 0);
     if (r < 0)
         return gr_fail(err, r, "connection lost between options: %s", gr_code_text(r));
     uint32_t len = gr_get_be32(head + 12);
@@ -408,26 +409,30 @@ static int greet(struct mover_conn *c, struct gr_err *err)
     gr_put_be64(hello, NBD_MAGIC);
     gr_put_be64(hello + 8, NBD_OPTS_MAGIC);
     gr_put_be16(hello + 16, NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES);
-    int r = mover_io_send_copy(&c->io, hello, sizeof(hello));
+    int r = c->greets ? 0 : mover_io_send_copy(&c->io, hello, sizeof(hello));
+    c->greets = true;
     if (r >= 0)
-        r = mover_io_read(&c->io, flags, sizeof(flags), c->deadline_ns);
-    if (r == -EPIPE)
+        r = mover_next(c, sizeof(flags), c->deadline_ns, 0);
+    if (r == 0 || r == -EPIPE)
         return 1;
+    if (r > 0)
+        r = mover_io_read(&c->io, flags, sizeof(flags), 0);
     if (r < 0)
         return gr_fail(err, r, "no answer to the greeting: %s", gr_code_text(r));
     uint32_t f = gr_get_be32(flags);
     if ((f & ~(uint32_t)(NBD_FLAG_FIXED_NEWSTYLE | NBD_FLAG_NO_ZEROES)) || !(f & NBD_FLAG_FIXED_NEWSTYLE))
         return gr_fail(err, -GR_EPROTO, "client flags %#x: not a fixed newstyle client", f);
     c->no_zeroes = f & NBD_FLAG_NO_ZEROES;
+    c->greeted = true;
     return 0;
 }
 
 int mover_negotiate(struct mover_conn *c, struct gr_err *err)
 {
-    int r = c->tls ? 0 : greet(c, err);
+    int r = c->tls || c->greeted ? 0 : greet(c, err);
     if (r)
         return r;
-    for (unsigned n = 0; n < MOVER_MAX_OPTIONS; n++) {
+    for (; c->n_options < MOVER_MAX_OPTIONS; c->n_options++) {
         r = one_option(c, err);
         if (r == STEP_SERVE) {
             if (!c->meta_name || strcmp(c->meta_name, c->name))

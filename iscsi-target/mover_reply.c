@@ -31,11 +31,14 @@ uint32_t mover_errno(int code)
 
 static void req_sent(struct mover_out *out)
 {
-    mover_req_free(gr_container_of(out, struct mover_req, out));
+    struct mover_req *r = gr_container_of(out, struct mover_req, out);
+    r->conn->queued--;
+    mover_req_free(r);
 }
 
 static void req_send(struct mover_req *r, int iovcnt)
 {
+    r->conn->queued++;
     r->out = (struct mover_out){.iov = r->iov, .iovcnt = iovcnt, .done = req_sent};
     mover_io_send(&r->conn->io, &r->out);
 }

@@ -288,10 +288,8 @@ static int read_header(struct mover_conn *c, uint8_t head[28])
 {
     uint64_t idle = c->server->opts.idle_timeout_ms;
     uint64_t until = idle ? gr_loop_now_ns(c->server->loop) + idle * 1000000 : 0;
-    int64_t n = mover_io_read_some(&c->io, head, 28, until);
-    if (n <= 0)
-        return n < 0 ? (int)n : -EPIPE;
-    return n == 28 ? 0 : mover_io_read(&c->io, head + n, 28 - (size_t)n, deadline(c, 0));
+    int r = mover_next(c, 28, until, c->server->opts.stall_timeout_ms);
+    return r > 0 ? mover_io_read(&c->io, head, 28, 0) : r < 0 ? r : -EPIPE;
 }
 
 int mover_serve(struct mover_conn *c)

@@ -85,6 +85,7 @@ static void conn_free(struct mover_conn *c)
     s->stats.connections--;
     s->stats.negotiating -= c->negotiating;
     free(c->meta_name);
+    json_decref(c->inherited);
     free(c);
     gr_fqueue_wake_all(&s->ended);
 }
@@ -121,16 +122,20 @@ static void conn_run(void *arg)
     struct mover_conn *c = arg;
     struct mover_server *s = c->server;
     struct gr_err err = {0};
-    int r = mover_negotiate(c, &err);
+    int r = c->inherited ? mover_conn_go_on(c, &err) : 0;
+    if (r == 0 && c->negotiating) {
+        r = mover_negotiate(c, &err);
+        if (r == 0)
+            mover_log(s, MOVER_LOG_INFO, "data mover: %s opened %s (%s%s)", c->peer, c->name, c->tls ? c->how : "plain text",
+                      c->exp.writable ? ", writable" : "");
+    }
     if (r == 0) {
+        s->stats.negotiating -= c->negotiating;
         c->negotiating = false;
-        s->stats.negotiating--;
-        mover_log(s, MOVER_LOG_INFO, "data mover: %s opened %s (%s%s)", c->peer, c->name, c->tls ? c->how : "plain text",
-                  c->exp.writable ? ", writable" : "");
         r = mover_serve(c);
-        if (r < 0)
+        if (r < 0 && !c->io.left)
             mover_log(s, MOVER_LOG_INFO, "data mover: %s on %s ended: %s", c->peer, c->name, gr_code_text(r));
-    } else if (r < 0) {
+    } else if (r < 0 && !c->io.left) {
         mover_refuse(s, &c->addr, sizeof(c->addr), gr_err_text(&err, r));
     }
     if (r >= 0 && !c->io.error)
@@ -414,5 +419,6 @@ void mover_server_stop(struct mover_server *s)
     while (s->conns)
         gr_fqueue_wait(&s->ended);
     mover_gate_free(s);
+    mover_old_gates_stop(s);
     server_free(s);
 }

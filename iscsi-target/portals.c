@@ -307,7 +307,7 @@ int tgt_mover_bequeath(struct mover_server *s, const char *shown, struct tgt_her
     for (unsigned i = 0; r == 0 && (fd = mover_server_listener(s, i)) >= 0; i++)
         r = tgt_heritage_add(h, "mover", fd);
     json_object_set_new(h->doc, "mover-address", json_string(shown));
-    return r;
+    return r < 0 ? r : mover_server_bequeath(s, h);
 }
 
 int tgt_mover_inherit(struct mover_server *s, struct tgt_heritage *h, char ret_shown[TGT_SHOWN], struct gr_err *err)
@@ -321,5 +321,7 @@ int tgt_mover_inherit(struct mover_server *s, struct tgt_heritage *h, char ret_s
     }
     if (n)
         snprintf(ret_shown, TGT_SHOWN, "%s", address);
+    if (r >= 0)
+        mover_server_inherit(s, h);
     return r < 0 ? r : n > 0;
 }

@@ -41,8 +41,8 @@ extern const struct gr_rpc_method tgt_portal_methods[];
 
 /* (fiber) Listen on @wanted, or, when NULL, on the default, or, when that is taken, on any free port of the loopback. */
 int tgt_mover_open(struct mover_server *s, struct gr_home *home, const char *wanted, char ret_shown[TGT_SHOWN], struct gr_err *err);
-/* Its listening sockets go along in a hand-over: who connects meanwhile waits. bequeath: 0 or what stood in the way of one; inherit: 1 they
- * are ours, 0 there are none. @shown: as tgt_mover_open() told. */
+/* (fiber) Its listening sockets go along in a hand-over, and its connections: who connects meanwhile waits. bequeath: 0 or what stood in the way of
+ * one; inherit: 1 they are ours, 0 there are none. @shown: as tgt_mover_open() told. */
 struct tgt_heritage;
 int tgt_mover_bequeath(struct mover_server *s, const char *shown, struct tgt_heritage *h);
 int tgt_mover_inherit(struct mover_server *s, struct tgt_heritage *h, char ret_shown[TGT_SHOWN], struct gr_err *err);

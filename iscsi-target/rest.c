@@ -1,6 +1,7 @@
 /* Bringing sessions to rest, so that another process can go on with them (handover.c): what was begun is finished and answered, nothing new
  * is begun. Requests that come meanwhile stay in the socket; where data of a command that was begun lies behind them in the stream, they
- * are read past it and kept as they came. At rest a session is its numbers, its parameters and unread bytes; it has no tasks. */
+ * are read past it and kept as they came. At rest a session is its numbers, its parameters and unread bytes; it has no tasks
+ * but those whose answer is kept until it is acknowledged. */
 #include "common/cleanup.h"
 #include "common/fiber.h"
 #include "iscsi-target/handover.h"
@@ -14,10 +15,10 @@ static bool awaits_data(const struct tgt_conn *c)
     return false;
 }
 
-/* A request that was taken waits for one with a lower CmdSN: it must be let in. */
+/* A request that was taken waits for one with a lower CmdSN, or a response for acknowledgements (ack_fence.c): they must be let in. */
 static bool others_wait(const struct tgt_sess *sess)
 {
-    return sess->held || sess->held_requests;
+    return sess->held || sess->held_requests || sess->fenced || sess->first;
 }
 
 enum tgt_rest tgt_rest_of(const struct tgt_conn *c, const uint8_t *b)
@@ -44,9 +45,18 @@ static bool conn_rests(const struct tgt_conn *c)
            (c->rx_phase == RX_HEADER || c->rx_phase == RX_PARK);
 }
 
+/* Answers that are kept (recovery levels 1 and 2) do not disturb the rest. */
+static bool tasks_rest(const struct tgt_sess *sess)
+{
+    unsigned n = sess->n_free;
+    for (unsigned i = 0; n < TGT_TASKS && i < TGT_TASKS; i++)
+        n += sess->tasks[i].state != TASK_FREE && tgt_task_kept(&sess->tasks[i]);
+    return n == TGT_TASKS;
+}
+
 bool tgt_sess_rests(const struct tgt_sess *sess)
 {
-    if (sess->n_free != TGT_TASKS || sess->running || others_wait(sess))
+    if (sess->running || others_wait(sess) || !tasks_rest(sess))
         return false;
     for (const struct tgt_conn *c = sess->conns; c; c = c->next)
         if (!conn_rests(c))

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#define WAIT_MAX_S 60ull /* DefaultTime2Wait may be an hour: so long nobody's tasks are kept */
+
 uint32_t tgt_sess_maxcmdsn(const struct tgt_sess *sess)
 {
     return sess->expcmdsn + (TGT_WINDOW - sess->outstanding) - 1;
@@ -111,6 +113,11 @@ static void retain_over(void *arg)
     for (unsigned i = 0; i < TGT_TASKS; i++)
         if (sess->tasks[i].state != TASK_FREE && !sess->tasks[i].conn)
             tgt_task_leave(&sess->tasks[i], LEAVE_DROP);
+}
+
+void tgt_sess_retain(struct tgt_sess *sess)
+{
+    gr_timer_arm(sess->loop, &sess->retain, (GR_MIN((uint64_t)sess->params.time2wait, WAIT_MAX_S) + sess->params.time2retain) * 1000000000);
 }
 
 /* ---- login ---- */

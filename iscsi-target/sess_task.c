@@ -16,21 +16,14 @@ struct tgt_task *tgt_task_find(struct tgt_sess *sess, uint32_t itt)
     return t;
 }
 
-static struct tgt_task *task_new(struct tgt_conn *c)
+struct tgt_task *tgt_task_blank(struct tgt_sess *sess, uint32_t itt)
 {
-    struct tgt_sess *sess = c->sess;
     struct tgt_task *t = sess->free_tasks;
-    const uint8_t *b = c->rx_bhs;
-    t->conn = c;
+    t->conn = NULL;
     sess->free_tasks = t->hash_next;
     sess->n_free--;
-    t->flags = b[1];
-    t->immediate = tgt_bhs_immediate(b);
-    t->itt = tgt_bhs_itt(b);
-    t->cmdsn = tgt_bhs_cmdsn(b);
-    t->edtl = gr_get_be32(b + 20);
-    memcpy(t->cdb, b + 32, 16);
-    t->lun_ok = tgt_bhs_lun0(b);
+    t->itt = itt;
+    t->immediate = false;
     t->counted = t->in_tx = t->aborted = t->waiting_buf = t->waiting_fiber = t->failed_early = t->unsolicited = t->in_fiber = false;
     t->receiving = t->unsol_broken = t->answered = t->collapsed = t->separate = false;
     t->unacked = (struct tgt_unacked){.is_task = true};
@@ -50,6 +43,20 @@ static struct tgt_task *task_new(struct tgt_conn *c)
     struct tgt_task **slot = bucket(sess, t->itt);
     t->hash_next = *slot;
     *slot = t;
+    return t;
+}
+
+static struct tgt_task *task_new(struct tgt_conn *c)
+{
+    const uint8_t *b = c->rx_bhs;
+    struct tgt_task *t = tgt_task_blank(c->sess, tgt_bhs_itt(b));
+    t->conn = c;
+    t->flags = b[1];
+    t->immediate = tgt_bhs_immediate(b);
+    t->cmdsn = tgt_bhs_cmdsn(b);
+    t->edtl = gr_get_be32(b + 20);
+    memcpy(t->cdb, b + 32, 16);
+    t->lun_ok = tgt_bhs_lun0(b);
     return t;
 }
 

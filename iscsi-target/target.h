@@ -124,6 +124,7 @@ int tgt_disk_of(const char *name, char *ret, size_t size);
 /* RPC: add with arg = the server.
  *   lun.list {"disk"?}                    → [{"disk","target","iscsi-url","nbd-url","file","masked","size","initiators":[…],"chap-user","mutual-user","sessions"}];
  *                                         of raw LUNs also "uuid","read-only","iops","bandwidth","burst-ms","redirect","error"
+ *   (in answers of lun.mask, lun.unmask, lun.acl, lun.chap: "warning"? names a host that could not be told)
  *   lun.mask {"disk"} | lun.unmask        a masked disk cannot be found or logged in to; its sessions end
  *   lun.acl {"disk","allow":[…]?,"deny":[…]?}  → {"disk","initiators":[…]}; deny drops that initiator's sessions
  *   lun.chap {"disk","user","secret","mutual-user"?,"mutual-secret"?} | {"disk","off":true}; secrets are never shown; disk "discovery": of discovery
@@ -132,7 +133,7 @@ int tgt_disk_of(const char *name, char *ret, size_t size);
  *   session.list {"disk"?}                → [{"id","disk","initiator","address","isid","age","depth","reads","writes",…}]
  *   session.drop {"id"}                   cut it (the initiator may log in again) */
 extern const struct gr_rpc_method tgt_service[];
-/* Those that other hosts call: iscsi-target/pr_remote.c has them. */
+/* Those that other hosts call: iscsi-target/pr_remote.c has them, and lun.rules-changed {"disks":[…]}: their rules in the datastore were changed. */
 extern const struct gr_rpc_method tgt_host_methods[];
 /* Commands "portal list|add|remove"; iscsi-target/portals.h has the methods. */
 extern const struct gr_cmd tgt_portal_commands[];

@@ -418,6 +418,7 @@ unsigned tgt_sess_joinable(struct tgt_server *s, const struct tgt_sess_start *st
 /* End it now: sockets closed, tasks dropped, those with the device orphaned. The memory goes from the loop later. */
 void tgt_sess_close(struct tgt_sess *sess, const char *why);
 void tgt_sess_unhold(struct tgt_sess *sess);
+void tgt_sess_retain(struct tgt_sess *sess); /* a connection is gone: its tasks may be reassigned for as long as was agreed on */
 void tgt_sess_ask_logout(struct tgt_sess *sess); /* async message: please log out */
 void tgt_sess_ua(struct tgt_sess *sess, uint16_t ua);
 void tgt_sess_tick(struct tgt_sess *sess);    /* every few seconds */
@@ -465,10 +466,22 @@ void tgt_unacked_remove(struct tgt_conn *c, struct tgt_unacked *u);
 void tgt_snack(struct tgt_conn *c);
 uint8_t tgt_reassign(struct tgt_conn *c, const uint8_t *bhs); /* TASK REASSIGN: the response */
 uint32_t tgt_data_in_off(const struct tgt_task *t, uint32_t sn);
+/* ---- kept.c: answers that another process goes on keeping ---- */
+#define TGT_KEPT_BYTES (64u << 20) /* data of all that are carried; of each session not more than it keeps. Beyond that the oldest are given up */
+struct tgt_kept_data {
+    int file; /* -1: none yet, or none came */
+    uint64_t used;
+};
+bool tgt_task_kept(const struct tgt_task *t); /* nothing is at work for it: it is there to be asked for again, or to be reassigned */
+json_t *tgt_kept_save(struct tgt_conn *c, struct tgt_kept_data *data);       /* new: what is kept of @c; NULL: out of memory */
+json_t *tgt_unassigned_save(struct tgt_sess *sess, struct tgt_kept_data *data); /* new: tasks whose connection was lost */
+void tgt_kept_load(struct tgt_conn *c, json_t *list, const struct tgt_kept_data *data); /* what cannot be is not kept: a SNACK for it is refused */
+void tgt_unassigned_load(struct tgt_sess *sess, json_t *list, const struct tgt_kept_data *data);
 /* ---- text in full feature phase: ffp_text.c ---- */
 void tgt_ffp_text(struct tgt_conn *c, const struct tgt_request *rq);
 /* ---- sess_task.c ---- */
 struct tgt_task *tgt_task_find(struct tgt_sess *sess, uint32_t itt);
+struct tgt_task *tgt_task_blank(struct tgt_sess *sess, uint32_t itt); /* one of the free ones, which there must be; of no connection */
 void tgt_task_command(struct tgt_conn *c, bool bad_ahs);     /* header of a SCSI command */
 void tgt_task_data_out(struct tgt_conn *c);
 void tgt_task_segment(struct tgt_task *t);     /* the segment being received for it is whole */

@@ -47,6 +47,11 @@ static const struct gr_col device_cols[] = {
     {NULL},
 };
 
+static const struct gr_col member_cols[] = {
+    {"number", "NUMBER", GR_COL_NUMBER}, {"device", "DEVICE", GR_COL_TEXT},   {"missing", "MISSING", GR_COL_BOOL}, {"leaving", "LEAVING", GR_COL_BOOL},
+    {"tested", "TESTED", GR_COL_LIST},   {"tested-at", "AT", GR_COL_TIME}, {NULL},
+};
+
 static int named(struct gr_cmd_ctx *c, const char *method, json_t **ret, struct gr_err *err)
 {
     const char *name = gr_cmd_arg(c, 0);
@@ -134,6 +139,8 @@ static int cmd_join(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     json_t *params = NULL, *res = NULL;
     int r = name_devices(c, &params, err);
+    if (r == 0 && gr_cmd_flag(c, "degraded"))
+        json_object_set_new(params, "degraded", json_true());
     if (r == 0)
         r = snap_cmd_call(c, "datastore.join", params, NULL, NULL, &res, err);
     if (r == 0)
@@ -201,6 +208,8 @@ static int cmd_info(struct gr_cmd_ctx *c, struct gr_err *err)
         r = gr_cmd_rows(c, owners ? owner_cols : host_cols, json_object_get(res, "hosts"));
     if (r == 0 && !gr_cmd_json(c))
         r = gr_cmd_rows(c, wait_cols, json_object_get(res, "waits"));
+    if (r == 0 && !gr_cmd_json(c))
+        r = gr_cmd_rows(c, member_cols, json_object_get(res, "members"));
     json_decref(res);
     return r;
 }
@@ -348,8 +357,12 @@ static const struct gr_opt create_opts[] = {
     LOGIN_OPTS,
     {NULL},
 };
-static const struct gr_opt join_opts[] = {LOGIN_OPTS, {NULL}};
 static const struct gr_opt info_opts[] = {{"owners", NULL, "count the disks that each host owns"}, {NULL}};
+static const struct gr_opt join_opts[] = {
+    {"degraded", NULL, "also when devices are missing: what lies on them cannot be read"},
+    LOGIN_OPTS,
+    {NULL},
+};
 static const struct gr_opt add_opts[] = {
     {"size", "SIZE", "length of the device file when it is missing"},
     {"force", NULL, "over foreign data (never over a datastore)"},

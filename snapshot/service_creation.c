@@ -1,6 +1,7 @@
 /* Devices before they are part of a datastore: made, looked at, tried, and what was made undone. */
 #include "snapshot/service_creation.h"
 #include "common/bdev_probe.h"
+#include "vmfs/format.h"
 #include <fcntl.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -73,6 +74,28 @@ int snap_creation_enter(const struct snap_creation *c, struct gr_bdev *bdev, str
     return bdev->fence && !c->one_host ? bdev->fence->enter(bdev, key, err) : 0;
 }
 
+static const char *const tested_names[] = {"fence", "shuts-out-writes", "shuts-out-reads", "joint", "swaps", "miscompares", "one-winner", "ejects",
+                                           "drains", "outlasts-session", "outlasts-power"};
+
+json_t *snap_tested_row(uint32_t tested)
+{
+    json_t *a = json_array();
+    for (size_t i = 0; a && i < GR_ARRAY_LEN(tested_names); i++)
+        if (tested >> i & 1)
+            json_array_append_new(a, json_string(tested_names[i]));
+    return a;
+}
+
+static uint32_t tested_bits(const struct gr_probe *p)
+{
+    const bool seen[] = {p->fence, p->shuts_out_writes, p->shuts_out_reads, p->joint, p->swaps, p->miscompares, p->one_winner, p->ejects,
+                         p->drains, p->outlasts_session, p->outlasts_power};
+    uint32_t bits = 0;
+    for (size_t i = 0; i < GR_ARRAY_LEN(seen); i++)
+        bits |= (uint32_t)seen[i] << i;
+    return bits;
+}
+
 /* What several hosts on a LUN rely on is tried, with a second nexus, before they do. Unit 0 is nobody's in a datastore. */
 static int device_try(struct snap_creation *c, unsigned i, struct gr_err *err)
 {
@@ -84,6 +107,7 @@ static int device_try(struct snap_creation *c, unsigned i, struct gr_err *err)
     if (r == 0)
         r = gr_bdev_probe(c->bdevs[i], other, &o, &seen, err);
     gr_bdev_put(other);
+    c->tested[i] = r == 0 ? tested_bits(&seen) : 0;
     return r;
 }
 

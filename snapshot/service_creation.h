@@ -10,6 +10,7 @@ struct snap_creation {
     bool was_empty[VMFS_DEVICES_MAX];
     struct gr_bdev *bdevs[VMFS_DEVICES_MAX];
     unsigned n;
+    uint32_t tested[VMFS_DEVICES_MAX]; /* VMFS_TESTED_* of those that were tried */
     uint64_t size;
     bool has_size;
     enum vmfs_timing timing;
@@ -28,5 +29,7 @@ int snap_creation_check(struct snap_creation *c, unsigned i, bool force, const c
 int snap_creation_enter(const struct snap_creation *c, struct gr_bdev *bdev, struct gr_err *err);
 /* Even --force does not take a device of a datastore that is registered here, joined or not. @but: not asked; may be NULL. */
 int snap_creation_free_of(struct snap_svc *s, const struct snap_creation *c, const struct snap_ds *but, struct gr_err *err);
+/* VMFS_TESTED_* by their names. */
+json_t *snap_tested_row(uint32_t tested);
 bool snap_same_device(const char *one, const char *other);
 #endif

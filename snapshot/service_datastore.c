@@ -55,6 +55,11 @@ static json_t *stats_row(struct vmfs *v)
     return o;
 }
 
+static const char *state_of(const struct vmfs_info *i)
+{
+    return i->fenced ? "fenced" : i->n_missing ? "degraded" : "joined";
+}
+
 /* Who waits is looked at first: asking who is silent may take longer than the waiting. */
 static int info_parts(struct snap_ds *ds, bool owners, json_t **ret_waits, json_t **ret_hosts, struct gr_err *err)
 {
@@ -81,13 +86,22 @@ static json_t *info_row(struct snap_ds *ds, bool owners, struct gr_err *err)
         return NULL;
     vmfs_info(ds->v, &i);
     gr_uuid_format(i.uuid, uuid);
+    json_t *members = snap_member_rows(ds, err);
+    if (!members) {
+        json_decref(hosts);
+        json_decref(waits);
+        return NULL;
+    }
     json_t *o = json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:I,s:o,s:o,s:o,s:i,s:I,s:I,s:i,s:i,s:o}", "name", ds->name, "state",
-                          i.fenced ? "fenced" : "joined", "uuid", uuid, "size", (json_int_t)i.size, "free", (json_int_t)i.free, "used",
+                          state_of(&i), "uuid", uuid, "size", (json_int_t)i.size, "free", (json_int_t)i.free, "used",
                           (json_int_t)(i.size - GR_MIN(i.free, i.size)), "metadata", (json_int_t)i.metadata, "reserved",
                           (json_int_t)i.reserved, "devices", devices_row(ds), "hosts", hosts, "waits", waits, "regions", (int)i.n_regions, "region-size",
                           (json_int_t)i.region_bytes, "journal-size", (json_int_t)i.journal_bytes, "version", (int)i.version, "slots",
                           (int)i.n_slots, "stats", stats_row(ds->v));
+    if (!o)
+        json_decref(members);
     if (o) {
+        json_object_set_new(o, "members", members);
         if (ds->login_row)
             json_object_set(o, "login", ds->login_row);
         json_object_set_new(o, "shared-luns", json_boolean(i.shared_luns));
@@ -123,7 +137,7 @@ static json_t *list_row(struct snap_ds *ds)
 {
     struct vmfs_info i;
     vmfs_info(ds->v, &i);
-    json_t *o = json_pack("{s:s,s:s,s:I,s:I,s:I,s:o}", "name", ds->name, "state", i.fenced ? "fenced" : "joined", "size", (json_int_t)i.size,
+    json_t *o = json_pack("{s:s,s:s,s:I,s:I,s:I,s:o}", "name", ds->name, "state", state_of(&i), "size", (json_int_t)i.size,
                           "free", (json_int_t)i.free, "used", (json_int_t)(i.size - GR_MIN(i.free, i.size)), "devices", devices_row(ds));
     if (o && i.fenced)
         json_object_set_new(o, "error", json_string(i.fence_reason));
@@ -182,9 +196,13 @@ int snap_op_register(struct snap_op *op, const char *name, json_t *devices, stru
 {
     struct snap_svc *s = op->s;
     struct snap_ds *ds = NULL;
-    int r = snap_ds_add(s, name, devices, json_object_get(op->params, "login"), &ds, op->err);
+    bool degraded = false;
+    int r = gr_json_opt_bool(op->params, "degraded", &degraded, op->err);
+    if (r == 0)
+        r = snap_ds_add(s, name, devices, json_object_get(op->params, "login"), &ds, op->err);
     if (r < 0)
         return r;
+    ds->degraded = degraded;
     r = snap_ds_join(s, ds, op->err);
     if (r == 0)
         r = snap_registry_save(s, op->err);

@@ -87,6 +87,7 @@ static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *er
     if (!name)
         return gr_fail(err, -ENOMEM, "out of memory");
     o.host_name = name;
+    o.degraded = ds->degraded;
     struct gr_device_opts device = {.host_uuid = o.host_uuid, .login = ds->login};
     struct gr_bdev *open[VMFS_DEVICES_MAX];
     struct gr_err missing = {0};
@@ -126,7 +127,8 @@ int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
     if (r < 0) {
         close_devices(ds);
     } else {
-        snap_ds_prune(s, ds);
+        if (!ds->degraded)
+            snap_ds_prune(s, ds);
         snap_clean_tmp(s, ds);
         snap_clean_groups(ds);
     }

@@ -22,7 +22,7 @@ static int format_devices(struct snap_op *op, const char *name, struct snap_crea
         r = snap_creation_check(c, i, force, NULL, op->err);
     if (r < 0)
         return r;
-    struct vmfs_format_opts fo = {.name = name, .force = force, .preallocate = preallocate, .timing = c->timing, .one_host = c->one_host};
+    struct vmfs_format_opts fo = {.name = name, .force = force, .preallocate = preallocate, .timing = c->timing, .one_host = c->one_host, .tested = c->tested};
     return vmfs_format(c->loop, c->bdevs, c->n, &fo, op->err);
 }
 

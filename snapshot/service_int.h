@@ -43,6 +43,7 @@ struct snap_ds {
     char name[VMFS_VOLUME_NAME_MAX + 1];
     char *devices[VMFS_DEVICES_MAX]; /* names, as in common/bdev_open.h */
     unsigned n_devices;
+    bool degraded;                /* join also when a device is missing */
     json_t *login_row;            /* NULL: without */
     struct gr_device_login login; /* strings of login_row */
     struct gr_bdev *bdevs[VMFS_DEVICES_MAX]; /* while joined */
@@ -56,10 +57,10 @@ struct snap_ds {
     struct snap_moving *moving;
     struct snap_wait *waits;
     struct {
-        uint64_t id;  /* of the object they were read from; 0: there is none */
-        json_t *doc;  /* NULL: none */
+        uint64_t id, version; /* of the object that has them, and what was read of it last; 0: none */
+        json_t *rows;         /* by UUID; NULL: none */
         struct gr_fmutex reading, changing;
-    } rules;          /* service_rules.c */
+    } rules; /* service_rules.c */
 };
 struct snap_svc {
     struct snap_svc_opts o;
@@ -218,6 +219,8 @@ int snap_op_datastore(struct snap_op *op, struct snap_ds *ds);
 int snap_op_datastore_create(struct snap_op *op);
 int snap_op_datastore_destroy(struct snap_op *op);
 int snap_op_datastore_recover(struct snap_op *op);
+/* The devices of a joined datastore, as datastore.devices has them; NULL with *err, or out of memory. */
+json_t *snap_member_rows(struct snap_ds *ds, struct gr_err *err);
 int snap_op_devices_list(struct snap_op *op);
 int snap_op_device_add(struct snap_op *op);
 int snap_op_device_open(struct snap_op *op);

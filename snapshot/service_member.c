@@ -28,10 +28,25 @@ static void add_row(void *arg, const struct vmfs_device_info *d)
     for (unsigned i = 0; i < r->ds->n_devices; i++)
         if (vmfs_device_number(r->ds->v, r->ds->bdevs[i]) == (int)d->number)
             name = r->ds->devices[i];
-    json_array_append_new(r->a, json_pack("{s:i,s:s,s:s,s:I,s:I,s:I,s:I,s:i,s:b,s:b}", "number", (int)d->number, "device", name, "uuid", uuid, "size",
+    json_t *row = json_pack("{s:i,s:s,s:s,s:I,s:I,s:I,s:I,s:i,s:b,s:b}", "number", (int)d->number, "device", name, "uuid", uuid, "size",
                                           (json_int_t)d->size, "free", (json_int_t)d->free, "used",
                                           (json_int_t)(d->size - GR_MIN(d->size, d->free + d->metadata)), "metadata", (json_int_t)d->metadata,
-                                          "regions", (int)d->regions, "added", d->added, "leaving", d->leaving));
+                                          "regions", (int)d->regions, "added", d->added, "leaving", d->leaving);
+    json_object_set_new(row, "missing", json_boolean(d->missing));
+    json_object_set_new(row, "tested", snap_tested_row(d->tested));
+    if (d->tested_s)
+        json_object_set_new(row, "tested-at", json_integer(d->tested_s));
+    json_array_append_new(r->a, row);
+}
+
+json_t *snap_member_rows(struct snap_ds *ds, struct gr_err *err)
+{
+    struct rows rows = {ds, json_array()};
+    if (rows.a && vmfs_devices(ds->v, add_row, &rows, err) < 0) {
+        json_decref(rows.a);
+        rows.a = NULL;
+    }
+    return rows.a;
 }
 
 int snap_op_devices_list(struct snap_op *op)
@@ -43,13 +58,9 @@ int snap_op_devices_list(struct snap_op *op)
         r = snap_ds_get(op->s, name, &ds, op->err);
     if (r < 0)
         return r;
-    struct rows rows = {ds, json_array()};
-    r = rows.a ? vmfs_devices(ds->v, add_row, &rows, op->err) : gr_fail(op->err, -ENOMEM, "out of memory");
+    json_t *a = snap_member_rows(ds, op->err);
     snap_ds_put(ds);
-    if (r == 0)
-        return snap_op_result(op, rows.a);
-    json_decref(rows.a);
-    return r;
+    return a || op->err->code == 0 ? snap_op_result(op, a) : op->err->code;
 }
 
 /* ---- the registry ---- */
@@ -152,7 +163,7 @@ static int add_to(struct snap_op *op, struct adding *a, struct snap_creation *c,
     if (r < 0)
         return r;
     a->bdev = c->bdevs[0];
-    struct vmfs_device_add add = {.force = force, .confirm = confirm, .arg = a};
+    struct vmfs_device_add add = {.force = force, .tested = c->tested[0], .confirm = confirm, .arg = a};
     r = vmfs_device_add(a->ds->v, a->bdev, &add, op->err);
     if (r == 0)
         r = keep(op->s, a->ds, a->device, a->bdev, op->err); /* one that was a member already was not confirmed */

@@ -1,64 +1,63 @@
-/* Access rules of disks (common/rules.h), kept in their datastore: the file granary.access/rules,
+/* Access rules of disks (common/rules.h), kept in their datastore: attributes of the object granary.access, an empty file that no name can reach,
  *
- *   {"version": 1, "disks": {UUID: {"rules": ENTRY, "snapshots": {NAME: ENTRY}}}}
+ *   "format" = "1"     UUID of a disk, 32 hexadecimal digits = {"rules"?: ENTRY, "snapshots"?: {NAME: ENTRY}}
  *
- * UUID is the disk's own (VPD 83): so its rules stay with it when it is renamed or changes hands, and a new disk of an old name has none. The
- * file is replaced as a whole, by a new object, whose number tells readers that they have to read again. Who changes it holds the lock of the
- * object granary.access/lock from reading to writing; a host that dies with it is recovered by the next one, as with any object. */
+ * By UUID (VPD 83) rules stay with their disk when it is renamed or changes hands, and a new disk of an old name has none. Attributes are metadata:
+ * they can be changed when the datastore is full. Who changes them holds the object's lock from reading to bringing them home; a host that dies with
+ * it is recovered by the next one, as with any object. */
 #include "common/buf.h"
 #include "snapshot/service_int.h"
 #include <string.h>
 
-#define FOLDER "granary.access"
-#define FILE_PATH FOLDER "/rules"
-#define LOCK_PATH FOLDER "/lock"
-#define SIZE_MAX_BYTES (16u << 20)
+#define PLACE "granary.access"
+#define FORMAT_KEY "format"
+#define FORMAT "1"
+#define ROW_MAX 65536u /* bytes, as of any attribute */
 #define LOCK_MS 15000u
 #define LOCK_STEP_MS 15u
-#define READ_TRIES 20u
 
 /* ---- reading ---- */
-static int parse(const void *text, size_t len, json_t **ret, struct gr_err *err)
+struct reading {
+    json_t *rows; /* {UUID: row}; null: it is damaged */
+    bool unknown; /* of another format */
+    bool failed;  /* no memory: what is there is not all */
+};
+
+static void read_attr(void *arg, const char *key, const void *val, size_t len)
 {
-    json_error_t je;
-    json_t *doc = json_loadb(text, len, 0, &je);
-    int r = 0;
-    if (!json_is_object(json_object_get(doc, "disks")))
-        r = gr_fail(err, -GR_EFORMAT, "they are damaged");
-    else if (json_integer_value(json_object_get(doc, "version")) != 1)
-        r = gr_fail(err, -GR_EVERSION, "they are of a version that this build does not know: update this host");
-    if (r < 0)
-        json_decref(doc);
-    else
-        *ret = doc;
-    return r;
+    struct reading *rd = arg;
+    if (strcmp(key, FORMAT_KEY) == 0) {
+        rd->unknown = len != strlen(FORMAT) || memcmp(val, FORMAT, len) != 0;
+    } else {
+        json_t *row = json_loadb(val, len, 0, NULL);
+        rd->failed |= json_object_set_new(rd->rows, key, json_is_object(row) ? json_incref(row) : json_null()) < 0;
+        json_decref(row);
+    }
 }
 
-static void rules_set(struct snap_ds *ds, uint64_t id, json_t *doc)
+void snap_rules_free(struct snap_ds *ds)
 {
-    json_decref(ds->rules.doc);
-    ds->rules.doc = doc;
-    ds->rules.id = id;
+    json_decref(ds->rules.rows);
+    ds->rules.rows = NULL;
+    ds->rules.id = ds->rules.version = 0;
 }
 
-static int read_again(struct snap_ds *ds, uint64_t id, struct gr_err *err)
+static int read_again(struct snap_ds *ds, struct gr_err *err)
 {
-    gr_auto_free void *text = NULL;
-    size_t len = 0;
-    json_t *doc = NULL;
-    int r = vmfs_file_read(ds->v, FILE_PATH, SIZE_MAX_BYTES, &text, &len, err);
-    if (r == 0)
-        r = parse(text, len, &doc, err);
-    if (r == 0)
-        rules_set(ds, id, doc);
-    return r;
-}
-
-/* Nothing is under that name: were there ever rules? The lock is older than they are, and stays. */
-static bool never_written(struct snap_ds *ds, unsigned tries)
-{
-    struct vmfs_stat st;
-    return !ds->rules.id && (vmfs_stat(ds->v, LOCK_PATH, &st, NULL) == -ENOENT || tries > 3);
+    uint64_t version = ds->rules.version;
+    struct reading rd = {.rows = json_object()};
+    int r = rd.rows ? vmfs_attrs(ds->v, ds->rules.id, &version, read_attr, &rd, err) : gr_fail(err, -ENOMEM, "out of memory");
+    if (r > 0 && rd.failed)
+        r = gr_fail(err, -ENOMEM, "out of memory");
+    else if (r > 0 && rd.unknown)
+        r = gr_fail(err, -GR_EVERSION, "they are of a format that this build does not know: update this host");
+    if (r > 0) {
+        json_decref(ds->rules.rows);
+        ds->rules.rows = json_incref(rd.rows);
+        ds->rules.version = version;
+    }
+    json_decref(rd.rows);
+    return GR_MIN(r, 0);
 }
 
 /* ds->rules as they are now. One at a time, so that nobody puts older ones in the place of newer ones. */
@@ -66,37 +65,35 @@ static int look(struct snap_ds *ds, struct gr_err *err)
 {
     struct vmfs_stat st;
     struct gr_err why = {0};
-    int r = -EAGAIN;
+    int r = 0;
     gr_fmutex_lock(&ds->rules.reading);
-    for (unsigned tries = 0; tries < READ_TRIES; tries++) {
-        why = (struct gr_err){0};
-        r = vmfs_stat(ds->v, FILE_PATH, &st, &why);
-        if (r == 0 && st.id != ds->rules.id)
-            r = read_again(ds, st.id, &why);
-        else if (r == -ENOENT && never_written(ds, tries))
-            r = 0;
-        if (r != -ENOENT && r != -EAGAIN)
-            break;
-        gr_fiber_sleep_ms(2); /* they are just being replaced */
-    }
+    if (!ds->rules.id && (r = vmfs_stat(ds->v, PLACE, &st, &why)) == 0)
+        ds->rules.id = st.id; /* for ever */
+    bool never_made = r == -ENOENT;
+    if (r == 0)
+        r = read_again(ds, &why);
     gr_fmutex_unlock(&ds->rules.reading);
-    if (r < 0)
-        return gr_fail(err, r == -ENOENT ? -EAGAIN : r, "datastore '%s': its access rules cannot be read: %s", ds->name, gr_err_text(&why, r));
-    return 0;
+    if (r == 0 || never_made)
+        return 0;
+    r = r == -ENOENT ? -GR_ECORRUPT : r; /* it is not a disk that is missing */
+    return gr_fail(err, r, "datastore '%s': its access rules cannot be read: %s", ds->name, gr_err_text(&why, r));
 }
 
-void snap_rules_free(struct snap_ds *ds)
+/* What is known of the disk: borrowed, NULL: nothing. */
+static int row_of(const struct snap_ds *ds, const char *uuid, json_t **ret, struct gr_err *err)
 {
-    rules_set(ds, 0, NULL);
+    *ret = json_object_get(ds->rules.rows, uuid);
+    return json_is_null(*ret) ? gr_fail(err, -GR_EFORMAT, "datastore '%s': the access rules of the disk with UUID %s are damaged", ds->name, uuid) : 0;
 }
 
-static json_t *row_of(const struct snap_ds *ds, const char *uuid)
+static void key_of(const uint8_t uuid[16], char ret[33])
 {
-    return json_object_get(json_object_get(ds->rules.doc, "disks"), uuid);
+    for (unsigned i = 0; i < 16; i++)
+        snprintf(ret + 2 * i, 3, "%02x", uuid[i]);
 }
 
-/* The disk's UUID as text. */
-static int identify(struct snap_ds *ds, const char *path, char ret[37], struct gr_err *err)
+/* The key of the disk's rules. */
+static int identify(struct snap_ds *ds, const char *path, char ret[33], struct gr_err *err)
 {
     struct vmfs_stat st;
     const struct snap_handle *h = snap_handle_find(ds, path);
@@ -108,7 +105,7 @@ static int identify(struct snap_ds *ds, const char *path, char ret[37], struct g
     if (r == 0 && st.type != VMFS_DISK)
         r = gr_fail(err, -ENOENT, "%s/%s is not a disk", ds->name, path);
     if (r == 0)
-        gr_uuid_format(st.uuid, ret);
+        key_of(st.uuid, ret);
     return r;
 }
 
@@ -131,7 +128,8 @@ static int rules_get(void *arg, const char *disk, json_t **ret, struct gr_err *e
     struct gr_err *e = err ? err : &scratch;
     struct snap_path p;
     struct snap_ds *ds = NULL;
-    char uuid[37];
+    char uuid[33];
+    json_t *row;
     int r = datastore_of(arg, disk, &p, &ds, e);
     if (r < 0)
         return r;
@@ -139,7 +137,9 @@ static int rules_get(void *arg, const char *disk, json_t **ret, struct gr_err *e
     if (r == 0)
         r = look(ds, e);
     if (r == 0)
-        *ret = json_incref(row_of(ds, uuid));
+        r = row_of(ds, uuid, &row, e);
+    if (r == 0)
+        *ret = json_incref(row);
     snap_ds_put(ds);
     return r;
 }
@@ -148,9 +148,9 @@ static int rules_get(void *arg, const char *disk, json_t **ret, struct gr_err *e
 static int lock_make(struct snap_ds *ds, struct gr_err *err)
 {
     struct vmfs_stat st;
-    int r = vmfs_stat(ds->v, LOCK_PATH, &st, err);
+    int r = vmfs_stat(ds->v, PLACE, &st, err);
     if (r == -ENOENT)
-        r = vmfs_create(ds->v, LOCK_PATH, VMFS_FILE, 0, VMFS_THIN, err);
+        r = vmfs_create(ds->v, PLACE, VMFS_FILE, 0, VMFS_THIN, err);
     return r == -EEXIST ? 0 : r; /* another host was quicker */
 }
 
@@ -161,7 +161,7 @@ static int lock_take(struct snap_ds *ds, struct vmfs_disk **ret, struct gr_err *
     gr_fmutex_lock(&ds->rules.changing);
     struct gr_err why = {0};
     int r = lock_make(ds, &why);
-    while (r == 0 && (r = vmfs_open(ds->v, LOCK_PATH, ret, NULL, &why)) == -GR_ELOCKED && gr_loop_now_ns(ds->svc->o.loop) < end) {
+    while (r == 0 && (r = vmfs_open(ds->v, PLACE, ret, NULL, &why)) == -GR_ELOCKED && gr_loop_now_ns(ds->svc->o.loop) < end) {
         gr_fiber_sleep_ms(LOCK_STEP_MS);
         r = 0;
     }
@@ -171,64 +171,54 @@ static int lock_take(struct snap_ds *ds, struct vmfs_disk **ret, struct gr_err *
     return gr_fail(err, r, "datastore '%s': its access rules cannot be locked: %s", ds->name, gr_err_text(&why, r));
 }
 
-static void lock_give(struct snap_ds *ds, struct vmfs_disk *lock)
+/* Home with them, where others read, and the lock is free. */
+static int lock_give(struct snap_ds *ds, struct vmfs_disk *lock, struct gr_err *err)
 {
-    struct gr_err err = {0};
     vmfs_close(lock);
-    if (vmfs_release(ds->v, LOCK_PATH, &err) < 0)
-        snap_warn(ds->svc, "datastore '%s': the lock of its access rules stays with this host: %s", ds->name, err.text);
+    int r = vmfs_release(ds->v, PLACE, err);
     gr_fmutex_unlock(&ds->rules.changing);
+    return r < 0 ? gr_prefix(err, r, "datastore '%s': other hosts may not see the changed access rules", ds->name) : 0;
 }
 
-struct leftover {
-    char path[sizeof(FOLDER) + VMFS_NAME_MAX + 2];
-};
-
-static int find_leftover(void *arg, const char *name, const struct vmfs_stat *st)
+static int put(struct vmfs_disk *lock, const char *key, const char *text, size_t len, struct gr_err *err)
 {
-    struct leftover *l = arg;
-    if (name[0] != '.')
-        return 0;
-    snprintf(l->path, sizeof(l->path), FOLDER "/%s", name);
-    return -ECANCELED;
+    struct gr_bdev *b = vmfs_bdev(lock);
+    return b->ops->attr_set(b, key, text, len, err);
 }
 
-/* What a host that died had written, but not put in place. Only who has the lock writes there. */
-static void tidy(struct snap_ds *ds)
+/* @row NULL or empty: nothing is kept. */
+static int put_row(const struct snap_ds *ds, struct vmfs_disk *lock, const char *uuid, json_t *row, struct gr_err *err)
 {
-    struct leftover l;
-    while (vmfs_readdir(ds->v, FOLDER, find_leftover, &l, NULL) == -ECANCELED && vmfs_remove(ds->v, l.path, NULL) == 0)
-        ;
-}
-
-static int write_doc(struct snap_ds *ds, json_t *doc, struct gr_err *err)
-{
-    gr_auto_free char *text = json_dumps(doc, JSON_COMPACT | JSON_SORT_KEYS);
-    if (!text)
+    gr_auto_free char *text = json_object_size(row) ? json_dumps(row, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
+    if (!text && json_object_size(row))
         return gr_fail(err, -ENOMEM, "access rules: out of memory");
-    if (strlen(text) > SIZE_MAX_BYTES)
-        return gr_fail(err, -EFBIG, "datastore '%s': %zu bytes of access rules are too many", ds->name, strlen(text));
-    tidy(ds);
-    int r = vmfs_file_write(ds->v, FILE_PATH, text, strlen(text), err);
-    return r < 0 ? gr_prefix(err, r, "datastore '%s': its access rules are as they were", ds->name) : 0;
+    if (text && strlen(text) > ROW_MAX)
+        return gr_fail(err, -EFBIG, "a disk's rules of %zu bytes, at most %u are kept: name initiators by patterns", strlen(text), ROW_MAX);
+    int r = json_object_size(ds->rules.rows) == 0 ? put(lock, FORMAT_KEY, FORMAT, strlen(FORMAT), err) : 0;
+    return r < 0 ? r : put(lock, uuid, text ? text : "", text ? strlen(text) : 0, err);
 }
 
-/* With the lock: @fn changes a copy of the document; 1: it is written, 0: nothing has changed. */
-typedef int (*doc_fn)(void *arg, struct snap_ds *ds, json_t *disks, struct gr_err *err);
-static int change_doc(struct snap_ds *ds, doc_fn fn, void *arg, struct gr_err *err)
+/* fn(arg) gives rows that are to be kept, {UUID: row}, from those that are, with the lock. */
+typedef int (*rows_fn)(void *arg, struct snap_ds *ds, json_t *ret_rows, struct gr_err *err);
+static int change_rows(struct snap_ds *ds, rows_fn fn, void *arg, struct gr_err *err)
 {
     struct vmfs_disk *lock = NULL;
-    int r = lock_take(ds, &lock, err);
+    const char *uuid;
+    json_t *row;
+    snap_auto_json json_t *rows = json_object();
+    int r = rows ? lock_take(ds, &lock, err) : gr_fail(err, -ENOMEM, "access rules: out of memory");
     if (r < 0)
         return r;
-    r = look(ds, err);
-    snap_auto_json json_t *doc = r < 0 ? NULL : ds->rules.doc ? json_deep_copy(ds->rules.doc) : json_pack("{s:i,s:{}}", "version", 1, "disks");
+    r = look(ds, err); /* at home nobody changes them now */
     if (r == 0)
-        r = doc ? fn(arg, ds, json_object_get(doc, "disks"), err) : gr_fail(err, -ENOMEM, "access rules: out of memory");
-    if (r > 0)
-        r = write_doc(ds, doc, err);
-    lock_give(ds, lock);
-    return r;
+        r = fn(arg, ds, rows, err);
+    json_object_foreach(rows, uuid, row)
+    {
+        if (r == 0 && (r = put_row(ds, lock, uuid, row, err)) < 0)
+            gr_prefix(err, r, "datastore '%s': the access rules are not changed", ds->name);
+    }
+    int given = lock_give(ds, lock, r < 0 ? NULL : err);
+    return r < 0 ? r : given;
 }
 
 struct editing {
@@ -237,32 +227,30 @@ struct editing {
     void *arg;
 };
 
-/* The place of an entry: its object and its key there. */
-static json_t *place(json_t *disks, const char *uuid, const char *snap, const char **ret_key)
+/* @new in its place in @row. */
+static int place(json_t *row, const char *snap, json_t *new)
 {
-    json_t *row = json_object_get(disks, uuid), *snaps = json_object_get(row, "snapshots");
-    *ret_key = snap[0] ? snap : "rules";
-    if (!row && json_object_set_new(disks, uuid, row = json_object()) < 0)
-        return NULL;
+    json_t *snaps = json_object_get(row, "snapshots");
     if (!snap[0])
-        return row;
+        return json_object_set_new(row, "rules", new);
     if (!snaps && json_object_set_new(row, "snapshots", snaps = json_object()) < 0)
-        return NULL;
-    return snaps;
+        snaps = NULL;
+    return json_object_set_new(snaps, snap, new);
 }
 
-static int edit_one(const struct editing *e, struct snap_ds *ds, json_t *disks, const char *name, struct gr_err *err)
+static int edit_one(const struct editing *e, struct snap_ds *ds, json_t *rows, const char *name, struct gr_err *err)
 {
     struct snap_path p;
-    char uuid[37];
-    const char *key;
-    json_t *new = NULL;
+    char uuid[33];
+    json_t *row = NULL, *new = NULL;
     int r = snap_path_parse(name, SNAP_PATH_EITHER, &p, err);
     if (r == 0)
         r = identify(ds, p.path, uuid, err);
+    if (r == 0 && !(row = json_object_get(rows, uuid)))
+        r = row_of(ds, uuid, &row, err);
     if (r < 0)
         return r;
-    const json_t *row = json_object_get(disks, uuid), *own = json_object_get(row, "rules"), *above = NULL;
+    const json_t *own = json_object_get(row, "rules"), *above = NULL;
     if (p.snap[0]) {
         above = own;
         own = json_object_get(json_object_get(row, "snapshots"), p.snap);
@@ -270,24 +258,24 @@ static int edit_one(const struct editing *e, struct snap_ds *ds, json_t *disks, 
     r = e->edit(e->arg, name, own, above, &new, err);
     if (r < 0 || !new)
         return r;
-    json_t *at = place(disks, uuid, p.snap, &key);
-    return json_object_set_new(at, key, new) < 0 ? gr_fail(err, -ENOMEM, "access rules: out of memory") : 1;
+    snap_auto_json json_t *changed = row ? json_deep_copy(row) : json_object();
+    if (place(changed, p.snap, new) < 0 || json_object_set(rows, uuid, changed) < 0)
+        return gr_fail(err, -ENOMEM, "access rules: out of memory");
+    return 0;
 }
 
-static int edit_all(void *arg, struct snap_ds *ds, json_t *disks, struct gr_err *err)
+static int edit_all(void *arg, struct snap_ds *ds, json_t *rows, struct gr_err *err)
 {
     const struct editing *e = arg;
     json_t *name;
     size_t i;
-    int changed = 0;
+    int r = 0;
     json_array_foreach(e->names, i, name)
     {
-        int r = edit_one(e, ds, disks, json_string_value(name), err);
-        if (r < 0)
-            return r;
-        changed |= r;
+        if (r == 0)
+            r = edit_one(e, ds, rows, json_string_value(name), err);
     }
-    return changed;
+    return r;
 }
 
 /* A sentence about hosts that do not know yet. */
@@ -311,7 +299,7 @@ static int rules_change(void *arg, json_t *names, gr_rules_edit edit, void *edit
     int r = datastore_of(arg, first ? first : "", &p, &ds, e);
     if (r < 0)
         return r;
-    r = change_doc(ds, edit_all, &editing, e);
+    r = change_rows(ds, edit_all, &editing, e);
     char *untold = r == 0 ? tell(ds, names) : NULL;
     snap_ds_put(ds);
     if (ret_untold && r == 0)
@@ -327,26 +315,31 @@ struct gr_rules snap_svc_rules(struct snap_svc *s)
 
 /* ---- what is deleted ---- */
 struct gone {
-    char uuid[37];
+    char uuid[33];
     const char *snap; /* NULL: the disk */
 };
 
-static int forget(void *arg, struct snap_ds *ds, json_t *disks, struct gr_err *err)
+static int forget(void *arg, struct snap_ds *ds, json_t *rows, struct gr_err *err)
 {
     const struct gone *g = arg;
-    json_t *o = g->snap ? json_object_get(json_object_get(disks, g->uuid), "snapshots") : disks;
-    return json_object_del(o, g->snap ? g->snap : g->uuid) == 0;
+    json_t *row = json_object_get(ds->rules.rows, g->uuid);
+    json_t *left = g->snap ? json_deep_copy(row) : json_object();
+    json_t *snaps = json_object_get(left, "snapshots");
+    json_object_del(snaps, g->snap ? g->snap : "");
+    if (!json_object_size(snaps))
+        json_object_del(left, "snapshots");
+    return json_object_set_new(rows, g->uuid, left) < 0 ? gr_fail(err, -ENOMEM, "out of memory") : 0;
 }
 
 void snap_rules_forget(struct snap_ds *ds, const uint8_t uuid[16], const char *snap)
 {
     struct gone g = {.snap = snap};
     struct gr_err err = {0};
-    gr_uuid_format(uuid, g.uuid);
+    key_of(uuid, g.uuid);
     int r = look(ds, &err);
-    json_t *row = r == 0 ? row_of(ds, g.uuid) : NULL;
+    json_t *row = r == 0 ? json_object_get(ds->rules.rows, g.uuid) : NULL;
     if (row && (!snap || json_object_get(json_object_get(row, "snapshots"), snap)))
-        r = change_doc(ds, forget, &g, &err);
+        r = change_rows(ds, forget, &g, &err);
     if (r < 0)
         snap_warn(ds->svc, "the access rules of what was deleted stay, and rule nothing: %s", gr_err_text(&err, r));
 }

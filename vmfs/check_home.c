@@ -28,9 +28,9 @@ static uint64_t generation(const uint8_t *b)
 }
 
 /* Compare-and-write: whoever wrote the block meanwhile wins. */
-static void repair(struct scan *s, uint64_t addr, const uint8_t *bad, const uint8_t *good, const struct gr_err *why)
+static void repair(struct chk *c, uint64_t addr, const uint8_t *bad, const uint8_t *good, const struct gr_err *why)
 {
-    struct vmfs *v = s->c->v;
+    struct vmfs *v = c->v;
     uint8_t *now = vunits_alloc(1);
     int r = now ? 0 : -ENOMEM;
     if (r == 0) {
@@ -40,11 +40,11 @@ static void repair(struct scan *s, uint64_t addr, const uint8_t *bad, const uint
     }
     free(now);
     if (r == 0)
-        s->c->repaired++;
+        c->repaired++;
     if (r == 0)
-        chk_note(s->c, "%s: repaired from its other copy", why->text);
+        chk_note(c, "%s: repaired from its other copy", why->text);
     else if (r != -GR_EMISCOMPARE)
-        chk_error(s->c, "%s: cannot be repaired from its other copy: %s", why->text, gr_code_text(r));
+        chk_error(c, "%s: cannot be repaired from its other copy: %s", why->text, gr_code_text(r));
 }
 
 static void one_block(struct scan *s, uint32_t at, uint32_t k)
@@ -70,9 +70,9 @@ static void one_block(struct scan *s, uint32_t at, uint32_t k)
         return;
     }
     if (ra < 0)
-        repair(s, addr_a, a, b, &ea);
+        repair(s->c, addr_a, a, b, &ea);
     if (rb < 0)
-        repair(s, addr_b, b, a, &eb);
+        repair(s->c, addr_b, b, a, &eb);
     good = ra != 0 || (rb == 0 && generation(b) > generation(a)) ? b : a;
     if (good == b)
         vhdr_move(good, 1, addr_a);
@@ -347,6 +347,8 @@ static void blob_take(struct chk *k, struct chk_obj *c, const void *blob)
     c->decoded = true;
     c->bad = r < 0;
     k->blind |= r < 0;
+    if (o)
+        o->reserved_units = 0; /* it was only read: what it was promised is counted with who holds it */
     vobj_free(o);
 }
 
@@ -399,7 +401,7 @@ static int regions_scan(struct chk *c)
     struct scan s = { c, &sb->regions, "region", VMFS_T_REGION, VMFS_T_BITMAP, 0, common, region_block, NULL, NULL, 0 };
     r = table_scan(&s);
     for (unsigned d = 0; r == 0 && d < sb->n_devices; d++) {
-        if (!sb->dev[d].table.entries || sb->dev[d].state == VMFS_DEVICE_GONE)
+        if (!sb->dev[d].table.entries || sb->dev[d].state == VMFS_DEVICE_GONE || vdev_missing(c->v, d))
             continue;
         s.t = &sb->dev[d].table;
         s.end = sb->dev[d].regions;
@@ -454,22 +456,36 @@ struct area {
     char what[24];
 };
 
-static void super_copy(struct chk *c, unsigned dev, uint64_t unit, uint8_t *b)
+static int super_read(struct chk *c, uint64_t addr, uint8_t *b, struct gr_err *err)
 {
-    uint64_t addr = vmfs_addr(dev, unit);
-    struct gr_err err = { 0 };
+    unsigned dev = vmfs_addr_dev(addr);
     struct vsuper s;
     int r = vdev_read(c->v, addr, 1, b);
     if (r < 0)
-        gr_fail(&err, r, "device %u unit %llu: %s", dev, (unsigned long long)unit, gr_code_text(r));
+        gr_fail(err, r, "device %u unit %llu: %s", dev, (unsigned long long)vmfs_addr_unit(addr), gr_code_text(r));
     else
-        r = vhdr_check(c->v->sb.uuid, b, VMFS_T_SUPER, 1, addr, &err);
+        r = vhdr_check(c->v->sb.uuid, b, VMFS_T_SUPER, 1, addr, err);
     if (r == 0)
-        r = vsuper_decode(b, &s, &err);
+        r = vsuper_decode(b, &s, err);
     if (r == 0 && s.this_device != dev)
-        r = gr_fail(&err, -GR_ECORRUPT, "device %u unit %llu: rule 7: superblock of device %u", dev, (unsigned long long)unit, s.this_device);
-    if (r < 0)
-        chk_error(c, "superblock %s: %s", unit == VMFS_SUPER_A ? "A" : "B", err.text);
+        r = gr_fail(err, -GR_ECORRUPT, "device %u unit %llu: rule 7: superblock of device %u", dev, (unsigned long long)vmfs_addr_unit(addr), s.this_device);
+    return r;
+}
+
+/* A copy that was torn, or has rotted, is written from the other. */
+static void super_copy(struct chk *c, unsigned dev, uint64_t unit, uint8_t *b)
+{
+    uint64_t other = vmfs_addr(dev, unit == VMFS_SUPER_A ? VMFS_SUPER_B : VMFS_SUPER_A);
+    struct gr_err err = { 0 }, why;
+    if (super_read(c, vmfs_addr(dev, unit), b, &err) == 0)
+        return;
+    uint8_t *good = vunits_alloc(1);
+    gr_fail(&why, err.code, "superblock %s: %s", unit == VMFS_SUPER_A ? "A" : "B", err.text);
+    if (good && err.code == -GR_ECORRUPT && super_read(c, other, good, &err) == 0)
+        repair(c, vmfs_addr(dev, unit), b, good, &why);
+    else
+        chk_error(c, "%s", why.text);
+    free(good);
 }
 
 static void areas_apart(struct chk *c, const struct area *a, size_t n)
@@ -485,9 +501,17 @@ static void areas_apart(struct chk *c, const struct area *a, size_t n)
     }
 }
 
+static void note_missing(struct chk *c)
+{
+    for (unsigned d = 0; d < c->v->sb.n_devices; d++)
+        if (vdev_missing(c->v, d))
+            chk_note(c, "device %u is missing: what lies there was not looked at", d);
+}
+
 int chk_supers(struct chk *c)
 {
     struct vmfs *v = c->v;
+    note_missing(c);
     const struct vtable *t[] = { &v->sb.slots, &v->sb.regions, &v->sb.inodes };
     static const char *const names[] = { "slot table", "region table", "inode table" };
     struct area *a = gr_zalloc((6 + 4u * VMFS_DEVICES_MAX + v->sb.slots.entries) * sizeof *a);
@@ -504,7 +528,7 @@ int chk_supers(struct chk *c)
         a[n++] = x;
     }
     for (unsigned d = 0; d < v->sb.n_devices; d++)
-        for (unsigned copy = 0; v->sb.dev[d].state != VMFS_DEVICE_GONE && copy < 2; copy++) {
+        for (unsigned copy = 0; v->dev[d].ch && copy < 2; copy++) {
             struct area x = { vmfs_addr(d, copy ? VMFS_SUPER_B : VMFS_SUPER_A), 1, "" };
             snprintf(x.what, sizeof x.what, "superblock %c", copy ? 'B' : 'A');
             a[n++] = x;

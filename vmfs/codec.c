@@ -132,7 +132,7 @@ static int super_ranges_ok(const struct vsuper *s, struct gr_err *err)
         return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: %llu regions in a table of %u", (unsigned long long)regions, s->regions.entries);
     if (s->timing > VMFS_TIMING_FAST)
         return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: timing %u", s->timing);
-    if (s->slots.entries > 4096 || s->inodes.entries < 16)
+    if (s->slots.entries > VMFS_SLOTS_MAX || s->inodes.entries < 16)
         return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: %u slots, %u inodes", s->slots.entries, s->inodes.entries);
     r = table_ok(s, &s->slots, s->incompat & VMFS_INCOMPAT_ALARMS ? VMFS_SLOT_UNITS : 2, "slot", err);
     if (r == 0)
@@ -159,6 +159,8 @@ static void member_put(const struct vdevinfo *i, struct vmfs_member_disk *d)
     d->moved_addr = gr_le64_of(i->moved_addr);
     d->moved_bytes = gr_le32_of(i->moved_bytes);
     d->moved_units = gr_le32_of(i->moved_units);
+    d->tested = gr_le32_of(i->tested);
+    d->tested_s = gr_le64_of(i->tested_s);
 }
 
 int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
@@ -192,6 +194,8 @@ int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
         s.dev[i].first_unit = gr_le64_get(d->devices[i].first_unit);
         s.dev[i].first_region = gr_le32_get(d->devices[i].first_region);
         s.dev[i].regions = gr_le32_get(d->devices[i].regions);
+        s.dev[i].tested = gr_le32_get(d->members[i].tested);
+        s.dev[i].tested_s = gr_le64_get(d->members[i].tested_s);
         if (s.incompat & (VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED))
             member_get(&d->members[i], &s.dev[i]);
     }

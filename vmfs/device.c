@@ -21,11 +21,25 @@ static struct vdev *device_of(struct vmfs *v, uint64_t *addr, uint32_t units)
     return &v->dev[dev];
 }
 
+static int no_device(const struct vmfs *v, uint64_t addr)
+{
+    unsigned dev = vmfs_addr_dev(moved_addr(v, addr, 1, NULL));
+    return dev < v->sb.n_devices && vdev_missing(v, dev) ? -EIO : -GR_ECORRUPT;
+}
+
+int vdev_all_here(struct vmfs *v, const char *what, struct gr_err *err)
+{
+    for (unsigned i = 0; i < v->sb.n_devices; i++)
+        if (vdev_missing(v, i))
+            return gr_fail(err, -ENODEV, "datastore '%s' was joined without its device %u: %s; join it with all devices first", v->sb.name, i, what);
+    return 0;
+}
+
 int vdev_read(struct vmfs *v, uint64_t addr, uint32_t units, void *buf)
 {
     struct vdev *d = device_of(v, &addr, units);
     if (!d)
-        return -GR_ECORRUPT;
+        return no_device(v, addr);
     d->users++;
     int r = gr_pread(d->ch, buf, (size_t)units * VMFS_UNIT, vmfs_addr_unit(addr) * VMFS_UNIT);
     d->users--;
@@ -38,7 +52,7 @@ int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, u
     if (v->fenced)
         return -GR_EFENCED;
     if (!d)
-        return -GR_ECORRUPT;
+        return no_device(v, addr);
     d->users++;
     int r = gr_pwrite(d->ch, buf, (size_t)units * VMFS_UNIT, vmfs_addr_unit(addr) * VMFS_UNIT, flags);
     d->users--;

@@ -8,29 +8,11 @@
  *
  * Cut anywhere, what the last checkpoint took over stays moved; the rest is copied again by the next attempt. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/evacuate.h"
 
-#define COPY_UNITS 1024u          /* read at once, unless one block is longer */
 #define PUBLISH_UNITS 262144u     /* 1 GiB: so much is copied before a checkpoint takes it over */
 #define PUBLISH_ENTRIES 65536u
 #define PUBLISH_IMAGES 8u         /* … or as many home blocks are changed as fill this part of the journal */
-struct evac {
-    struct vmfs *v;
-    unsigned dev;
-    struct vmoved copied;  /* not taken over yet: their units there are reserved */
-    uint64_t pending;      /* units of them */
-    struct vmoved taken;   /* the list as it will be: of a capture whose images are not durable yet */
-    bool captured;
-    uint64_t blob_addr;    /* reserved for the list */
-    uint32_t blob_units;
-    uint64_t units, done;  /* to be moved, and moved */
-    uint64_t *touched;     /* regions that what was copied comes from or goes to */
-    uint32_t n_touched;
-    const struct vmfs_device_remove *opts;
-    uint8_t *buf;
-    uint32_t buf_units;
-};
-
 const struct vmoved *evac_pending(const struct evac *e, unsigned dev)
 {
     return e->captured && dev == e->dev ? &e->taken : NULL;
@@ -139,112 +121,6 @@ void evac_capture(struct ckpt *c)
     e->captured = true;
 }
 
-/* ---- copying ---- */
-/* Units from buf[at] on that must stay together: a block of metadata that begins there, or one. *@ret_units counts none behind @have. */
-static uint32_t block_at(const struct evac *e, const uint8_t *p, uint64_t addr, uint32_t run)
-{
-    const struct vmfs_hdr_disk *h = (const struct vmfs_hdr_disk *)p;
-    uint32_t units = gr_le32_get(h->units);
-    unsigned type = gr_le16_get(h->type);
-    if (gr_le32_get(h->magic) != VMFS_MAGIC || units < 2 || units > run || (type != VMFS_T_LEAF && type != VMFS_T_BLOB) ||
-        memcmp(h->volume, e->v->sb.uuid, 16) != 0)
-        return 1;
-    uint64_t self = gr_le64_get(h->self);
-    bool here = self == addr || (vmfs_addr_dev(self) < e->v->sb.n_devices && moved_addr(e->v, self, units, NULL) == addr);
-    return here ? units : 1;
-}
-
-static int buf_room(struct evac *e, uint32_t units)
-{
-    if (units <= e->buf_units)
-        return 0;
-    free(e->buf);
-    e->buf = vunits_alloc(units);
-    e->buf_units = e->buf ? units : 0;
-    return e->buf ? 0 : -ENOMEM;
-}
-
-/* Read from @addr on, at most @run units: as many as there are whole blocks of, at least one block. */
-static int read_blocks(struct evac *e, uint64_t addr, uint32_t run, uint32_t *ret_units)
-{
-    uint32_t n = GR_MIN(run, COPY_UNITS), at = 0, block = 0;
-    int r = buf_room(e, COPY_UNITS);
-    if (r == 0)
-        r = vdev_read(e->v, addr, n, e->buf);
-    while (r == 0 && at < n) {
-        block = block_at(e, e->buf + (size_t)at * VMFS_UNIT, addr + at, run - at);
-        if (at + block > n)
-            break;
-        at += block;
-    }
-    if (r == 0 && at == 0) { /* the first one is longer */
-        at = block;
-        r = buf_room(e, at);
-        if (r == 0)
-            r = vdev_read(e->v, addr, at, e->buf);
-    }
-    *ret_units = at;
-    return r;
-}
-
-/* The largest part of @n units in the buffer that is no longer than @got and ends with a block. 0: the first block is longer. */
-static uint32_t fitting(const struct evac *e, uint64_t addr, uint32_t n, uint32_t got)
-{
-    uint32_t at = 0, block;
-    while (at < n && (block = block_at(e, e->buf + (size_t)at * VMFS_UNIT, addr + at, n - at)) <= got - at)
-        at += block;
-    return at;
-}
-
-/* Room on the others for @want units behind each other, or fewer. What checkpoints need and what was promised stays. */
-static int room_for(struct evac *e, uint32_t want, uint64_t *ret_addr, uint32_t *ret_got, struct gr_err *err)
-{
-    struct vmfs *v = e->v;
-    uint64_t keep = space_meta_reserve(v) + v->reserved_units, free_units = space_free_units(v);
-    int r = free_units < want + keep ? -GR_ENOSPACE : space_ensure(v, want + space_meta_reserve(v));
-    *ret_addr = r == 0 ? space_take_run(v, want, ret_got) : 0;
-    if (*ret_addr)
-        return 0;
-    return gr_fail(err, r < 0 ? r : -GR_ENOSPACE, "datastore '%s': the other devices have no room for what is left on '%s': %llu MiB of it, and %llu MiB free of which %llu MiB are kept back",
-                   v->sb.name, v->dev[e->dev].bdev->name, (unsigned long long)((e->units - GR_MIN(e->units, e->done)) * VMFS_UNIT >> 20),
-                   (unsigned long long)(free_units * VMFS_UNIT >> 20), (unsigned long long)(keep * VMFS_UNIT >> 20));
-}
-
-/* Units [at, at + run) of the region, all in use, or some of them: *@ret_units were copied. */
-static int copy_some(struct evac *e, struct vregion *r, uint32_t at, uint32_t run, uint32_t *ret_units, struct gr_err *err)
-{
-    struct vmfs *v = e->v;
-    uint64_t addr = r->first + at, to = 0;
-    uint32_t n = 0, got = 0;
-    int rc = read_blocks(e, addr, run, &n);
-    if (rc < 0)
-        return gr_fail(err, rc, "'%s' cannot be read at byte %llu: %s; its content stays where it is", v->dev[e->dev].bdev->name,
-                       (unsigned long long)(vmfs_addr_unit(addr) * VMFS_UNIT), gr_code_text(rc));
-    rc = room_for(e, n, &to, &got, err);
-    if (rc < 0)
-        return rc;
-    uint32_t fit = got < n ? fitting(e, addr, n, got) : n;
-    if (fit < got)
-        space_unreserve(v, to + fit, got - fit);
-    if (fit == 0)
-        return gr_fail(err, -GR_ENOSPACE, "datastore '%s': free space on the other devices is in splinters: no %u blocks of 4096 bytes lie behind each other",
-                       v->sb.name, n);
-    rc = vdev_write(v, to, fit, e->buf, 0);
-    if (rc == 0)
-        rc = moved_add(&e->copied, (struct vmove){ vmfs_addr_unit(addr), to, fit });
-    if (rc == 0) {
-        e->pending += fit;
-        e->n_touched += bits_set(e->touched, r->index, 1, true);
-        e->n_touched += bits_set(e->touched, space_region_index(v, to), 1, true);
-    }
-    if (rc < 0) {
-        space_unreserve(v, to, fit);
-        return gr_fail(err, rc, "datastore '%s': what lies on '%s' cannot be written elsewhere: %s", v->sb.name, v->dev[e->dev].bdev->name, gr_code_text(rc));
-    }
-    *ret_units = fit;
-    return 0;
-}
-
 /* ---- taking over ---- */
 static void copied_drop(struct evac *e)
 {
@@ -261,12 +137,13 @@ static int list_room(struct evac *e, struct gr_err *err)
     uint32_t want = (uint32_t)((most * sizeof(struct vmfs_moved_disk) + sizeof(struct vmfs_hdr_disk) + VMFS_UNIT - 1) / VMFS_UNIT), got = 0;
     uint64_t addr = 0;
     int r = want > VMFS_BLOB_UNITS_MAX ? gr_fail(err, -GR_ENOSPACE, "datastore '%s': too many pieces lie on the device to be listed", e->v->sb.name)
-                                       : room_for(e, want, &addr, &got, err);
-    if (r == 0 && got < want) {
-        space_unreserve(e->v, addr, got);
-        r = gr_fail(err, -GR_ENOSPACE, "datastore '%s': free space on the other devices is in splinters: no %u blocks of 4096 bytes lie behind each other",
-                    e->v->sb.name, want);
-    }
+                                       : 0;
+    if (r == 0 && e->v->sp.pool_units >= 4ull * want) /* long runs are kept for checkpoints, of which this is a part */
+        addr = space_pool_take(e->v, want, &got);
+    if (addr && got > want)
+        space_unreserve(e->v, addr + want, got - want);
+    if (r == 0 && !addr)
+        r = evac_room(e, want, want, &addr, &got, err);
     e->blob_addr = addr;
     e->blob_units = r == 0 ? want : 0;
     return r;
@@ -320,7 +197,7 @@ static int region_move(struct evac *e, struct vregion *r, struct gr_err *err)
             run++;
         if (e->v->leaving)
             return gr_fail(err, -ECANCELED, "datastore '%s' is being left", e->v->sb.name);
-        rc = copy_some(e, r, at, run, &n, err);
+        rc = evac_copy(e, r, at, run, &n, err);
         at += n;
         if (rc == 0 && e->opts->progress)
             rc = e->opts->progress(e->opts->arg, (e->done + e->pending) * VMFS_UNIT, GR_MAX(e->units, e->done + e->pending) * VMFS_UNIT, err);
@@ -374,6 +251,7 @@ static int state_write(struct vmfs *v, unsigned dev, uint32_t state, uint32_t mo
             vmfs_fence(v, "a superblock could not be written: nobody knows what it says");
         else
             v->sb = s;
+        space_close(v);
     }
     gr_fmutex_unlock(&v->ckpt_lock);
     return ns_end(v, r, err);
@@ -452,24 +330,22 @@ static int let_go(struct vmfs *v, unsigned dev, struct gr_err *err)
 static int remove_locked(struct evac *e, struct gr_err *err)
 {
     struct vmfs *v = e->v;
-    uint64_t free_units = space_free_units(v), leased = 0;
     uint32_t was = v->sb.dev[e->dev].state;
-    int r = state_write(v, e->dev, VMFS_DEVICE_LEAVING, v->slot + 1, err);
-    if (r == 0)
-        r = refuse_others(v, err);
+    int r = refuse_others(v, err);
     if (r == 0)
         r = lease_all(v, e->dev, &e->units, err);
+    if (r == 0)
+        r = state_write(v, e->dev, VMFS_DEVICE_LEAVING, v->slot + 1, err);
+    if (r < 0)
+        return r;
+    r = refuse_others(v, err); /* who joins from here on sees that we are at it */
     if (r == 0 && was == VMFS_DEVICE_IN_USE) {
-        for (uint32_t i = v->sb.dev[e->dev].first_region; i < v->sb.dev[e->dev].first_region + v->sb.dev[e->dev].regions; i++)
-            leased += v->sp.by_index[i]->free_used;
-        free_units = space_free_units(v) - leased;
-        uint64_t keep = space_meta_reserve(v) + v->reserved_units;
+        uint64_t free_units = space_free_units(v), keep = space_meta_reserve(v) + v->reserved_units;
         if (free_units < e->units + keep)
             r = gr_fail(err, -GR_ENOSPACE, "datastore '%s': %llu MiB lie on '%s', and the other devices have %llu MiB free, of which %llu MiB are kept back: make room, or add a device first",
                         v->sb.name, (unsigned long long)(e->units * VMFS_UNIT >> 20), v->dev[e->dev].bdev->name,
                         (unsigned long long)(free_units * VMFS_UNIT >> 20), (unsigned long long)(keep * VMFS_UNIT >> 20));
     }
-    space_close(v);
     if (r == 0)
         r = quiesce(v, e->dev, err);
     v->sp.evac = e;
@@ -481,10 +357,8 @@ static int remove_locked(struct evac *e, struct gr_err *err)
     copied_drop(e);
     if (e->blob_units)
         space_unreserve(v, e->blob_addr, e->blob_units);
-    if (!v->fenced) { /* what has moved stays moved; a device that nothing was moved from is in use again */
+    if (!v->fenced) /* what has moved stays moved; a device that nothing was moved from is in use again */
         state_write(v, e->dev, v->sb.dev[e->dev].moved_addr ? VMFS_DEVICE_LEAVING : VMFS_DEVICE_IN_USE, 0, NULL);
-        space_close(v);
-    }
     return r;
 }
 
@@ -493,8 +367,10 @@ int vmfs_device_remove(struct vmfs *v, unsigned number, const struct vmfs_device
     struct evac e = { .v = v, .dev = number, .opts = opts };
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
+    int r = vdev_all_here(v, "no device can be emptied", err);
+    if (r < 0)
+        return r;
     gr_fmutex_lock(&v->member_lock);
-    int r = 0;
     if (number >= v->sb.n_devices || v->sb.dev[number].state == VMFS_DEVICE_GONE)
         r = gr_fail(err, -ENOENT, "datastore '%s' has no device %u", v->sb.name, number);
     else if (has_tables(v, number))

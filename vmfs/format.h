@@ -50,6 +50,7 @@
 #define VMFS_MIN_UNITS 8192u            /* 32 MiB: smallest device 0 */
 #define VMFS_MAX_UNITS (1ull << 44)     /* 64 PiB per device */
 #define VMFS_SLOTS_DEFAULT 64u
+#define VMFS_SLOTS_MAX 4096u
 #define VMFS_BITMAP_BITS 32256u         /* units described by one bitmap block: 4032 bytes */
 #define VMFS_FANOUT 128u                /* children of a node, blocks of a leaf */
 #define VMFS_BLOCK_PIECES 16u
@@ -122,9 +123,25 @@ struct vmfs_member_disk {
     gr_le32 mover;                  /* LEAVING: slot + 1 of the host that is at it, alone; 0: nobody is */
     gr_le64 moved_addr;             /* LEAVING, GONE: blob of struct vmfs_moved_disk, ascending, apart; 0: nothing moved */
     gr_le32 moved_bytes, moved_units;
-    gr_le64 reserved[2];
+    gr_le32 tested, reserved;       /* VMFS_TESTED_*: what was seen before it became part of a datastore that hosts share; 0: not tried */
+    gr_le64 tested_s;               /* when */
 } __attribute__((packed));
 GR_SIZE(struct vmfs_member_disk, 64);
+GR_LAYOUT(struct vmfs_member_disk, tested, 48);
+/* The fence: there is one, it shuts out the writes and the reads of who is not registered, and lets whoever is work. Compare-and-writes: what
+ * compares equal is replaced, what does not is left alone, one of two at a time wins. Ejecting: it shuts out, nothing lands afterwards, a
+ * second session is outside too, registrations outlast a loss of power. */
+#define VMFS_TESTED_FENCE 1u
+#define VMFS_TESTED_SHUTS_OUT_WRITES 2u
+#define VMFS_TESTED_SHUTS_OUT_READS 4u
+#define VMFS_TESTED_JOINT 8u
+#define VMFS_TESTED_SWAPS 16u
+#define VMFS_TESTED_MISCOMPARES 32u
+#define VMFS_TESTED_ONE_WINNER 64u
+#define VMFS_TESTED_EJECTS 128u
+#define VMFS_TESTED_DRAINS 256u
+#define VMFS_TESTED_OUTLASTS_SESSION 512u
+#define VMFS_TESTED_OUTLASTS_POWER 1024u
 enum vmfs_device_state { VMFS_DEVICE_IN_USE = 0, VMFS_DEVICE_LEAVING = 1, VMFS_DEVICE_GONE = 2 };
 /* Units [from, from + units) of the device lie at address @to (which may have moved, too) and behind. A block of several units is never cut. */
 struct vmfs_moved_disk {

@@ -30,6 +30,9 @@ static int grow(struct vmfs *v, struct gr_err *err)
     struct gr_geometry g;
     struct vsuper s;
     struct vobj *root;
+    int here = vdev_all_here(v, "it cannot grow", err);
+    if (here < 0)
+        return here;
     struct gr_bdev *last = v->dev[v->sb.n_devices - 1].bdev;
     int r = last ? gr_bdev_geometry(last, &g) : vmfs_refresh(v, err);
     if (!last)

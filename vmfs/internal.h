@@ -33,6 +33,8 @@ struct vdevinfo {
     uint32_t state, mover;
     uint64_t moved_addr;
     uint32_t moved_bytes, moved_units;
+    uint32_t tested;   /* VMFS_TESTED_* */
+    uint64_t tested_s;
 };
 struct vsuper {
     uint8_t uuid[16];
@@ -453,6 +455,8 @@ int vlife_watch(struct vmfs *v, struct gr_err *err); /* answer alarms from now o
 void vlife_stop(struct vmfs *v, bool orderly);
 int vlife_answer_for(struct vmfs *v, unsigned slot);
 void vlife_answer_no_more(struct vmfs *v, unsigned slot);
+/* honour.c: do the devices still do what was seen when they were tried? Ours is the slot. -EOPNOTSUPP and what they do not (fiber). */
+int vhonour_check(struct vmfs *v, struct gr_err *err);
 int vlife_claim(struct vmfs *v, unsigned slot); /* before a free slot is taken: its life lock, where there are such. -EBUSY */
 void vlife_unclaim(struct vmfs *v, unsigned slot);
 /* See to it that nothing of who answers for @slot, read as @s, reaches the devices any more, if it is gone; may take as long as the
@@ -557,10 +561,16 @@ uint64_t space_meta_reserve(const struct vmfs *v); /* units kept back for metada
 void ticket_open(struct vmfs *v, struct vticket *t);
 void ticket_close(struct vmfs *v, struct vticket *t);
 
+static inline bool vdev_missing(const struct vmfs *v, unsigned dev) /* a device that we joined without [sync] */
+{
+    return !v->dev[dev].ch && v->sb.dev[dev].state != VMFS_DEVICE_GONE;
+}
 static inline bool space_leaving(const struct vmfs *v, uint64_t addr) /* nothing there is overwritten, shared or added to [sync] */
 {
-    return v->sb.dev[vmfs_addr_dev(addr)].state != VMFS_DEVICE_IN_USE;
+    unsigned dev = vmfs_addr_dev(addr);
+    return v->sb.dev[dev].state != VMFS_DEVICE_IN_USE || vdev_missing(v, dev);
 }
+int vdev_all_here(struct vmfs *v, const char *what, struct gr_err *err); /* -ENODEV when one is missing: @what cannot be done */
 void space_close(struct vmfs *v);                 /* regions of devices that leave are closed, those of others open [sync] */
 int space_left(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units); /* they lie elsewhere now. 0; -ENOMEM [sync] */
 void space_forget(struct vmfs *v, unsigned dev);  /* it is gone, and its regions with it [sync] */

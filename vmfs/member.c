@@ -113,8 +113,9 @@ static int refuse_used(struct vmfs *v, unsigned n, bool force, struct gr_err *er
 }
 
 /* The superblock as it will be with device @n. */
-static int with_member(struct vmfs *v, unsigned n, struct vsuper *s, struct gr_err *err)
+static int with_member(struct vmfs *v, unsigned n, uint32_t tested, struct vsuper *s, struct gr_err *err)
 {
+    const struct gr_world *w = gr_loop_world(v->loop);
     struct gr_geometry g;
     int r = gr_bdev_geometry(v->dev[n].bdev, &g);
     uint64_t units = r < 0 ? 0 : g.size / VMFS_UNIT;
@@ -128,6 +129,8 @@ static int with_member(struct vmfs *v, unsigned n, struct vsuper *s, struct gr_e
     s->incompat |= VMFS_INCOMPAT_MEMBERS;
     s->generation++;
     mkfs_uuid(v, s->dev[n].uuid);
+    s->dev[n].tested = tested;
+    s->dev[n].tested_s = tested ? (uint64_t)w->wall_s(w->arg) : 0;
     return mkfs_member(s, n, units, err);
 }
 
@@ -139,7 +142,7 @@ static int add_locked(struct vmfs *v, unsigned n, const struct vmfs_device_add *
     if (r == 0 && v->sb.n_devices != n)
         r = gr_fail(err, -EAGAIN, "datastore '%s': another host added a device meanwhile: try again", v->sb.name);
     if (r == 0)
-        r = with_member(v, n, &s, err);
+        r = with_member(v, n, add->tested, &s, err);
     if (r == 0)
         r = vsuper_write(v, &s, n, err);
     if (r == 0)
@@ -169,13 +172,17 @@ int vmfs_device_add(struct vmfs *v, struct gr_bdev *bdev, const struct vmfs_devi
     struct vsuper s;
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
+    int r = vdev_all_here(v, "no device can be added", err);
+    if (r < 0)
+        return r;
     gr_fmutex_lock(&v->member_lock);
     close_stale(v);
-    int n = vmember_open(v, bdev, err), r = n;
+    int n = vmember_open(v, bdev, err);
+    r = n;
     if (n >= 0) {
         r = refuse_used(v, (unsigned)n, add->force, err);
         if (r == 0)
-            r = with_member(v, (unsigned)n, &s, err);
+            r = with_member(v, (unsigned)n, add->tested, &s, err);
         if (r == 0)
             r = clear_tables(v, (unsigned)n, s.dev[n].first_unit, err);
         if (r == 0 && (r = ns_begin(v, &root, err)) == 0)
@@ -211,11 +218,13 @@ int vmfs_devices(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_device_
         if (d->state == VMFS_DEVICE_GONE)
             continue;
         struct vmfs_device_info info = { .number = i, .size = d->units * VMFS_UNIT, .metadata = d->first_unit * VMFS_UNIT, .regions = d->regions,
-                                         .added = d->table.entries != 0, .leaving = d->state == VMFS_DEVICE_LEAVING };
+                                         .added = d->table.entries != 0, .leaving = d->state == VMFS_DEVICE_LEAVING, .tested = d->tested, .tested_s = (int64_t)d->tested_s };
         uint64_t free_units = 0;
         memcpy(info.uuid, d->uuid, 16);
-        snprintf(info.name, sizeof info.name, "%s", v->dev[i].bdev->name);
-        r = d->state == VMFS_DEVICE_IN_USE ? free_of(v, i, &free_units, err) : 0;
+        info.missing = vdev_missing(v, i);
+        if (!info.missing)
+            snprintf(info.name, sizeof info.name, "%s", v->dev[i].bdev->name);
+        r = d->state == VMFS_DEVICE_IN_USE && !info.missing ? free_of(v, i, &free_units, err) : 0;
         info.free = free_units * VMFS_UNIT;
         if (r == 0)
             fn(arg, &info);

@@ -148,7 +148,7 @@ static uint32_t round_block(uint64_t units)
 static void choose_sizes(struct vsuper *s, const struct vmfs_format_opts *o, uint64_t total, uint32_t *ret_slots, uint32_t *ret_inodes)
 {
     uint64_t gib = 262144; /* units */
-    *ret_slots = total < 4 * gib ? 8 : total < 16 * gib ? 16 : total < 64 * gib ? 32 : VMFS_SLOTS_DEFAULT;
+    *ret_slots = o->slots ? GR_MIN(o->slots, VMFS_SLOTS_MAX) : total < 4 * gib ? 8 : total < 16 * gib ? 16 : total < 64 * gib ? 32 : VMFS_SLOTS_DEFAULT;
     uint64_t inodes = total / 1024;
     if (inodes < 2048 && total >= gib / 4)
         inodes = 2048;
@@ -331,8 +331,11 @@ static int format_devices(struct vmfs *v, const struct vmfs_format_opts *o, stru
     if (r < 0)
         return r;
     mkfs_uuid(v, v->sb.uuid);
-    for (unsigned i = 0; i < v->n_dev; i++)
+    for (unsigned i = 0; i < v->n_dev; i++) {
         mkfs_uuid(v, v->sb.dev[i].uuid);
+        v->sb.dev[i].tested = o->tested ? o->tested[i] : 0;
+        v->sb.dev[i].tested_s = v->sb.dev[i].tested ? (uint64_t)w->wall_s(w->arg) : 0;
+    }
     v->sb.generation = 1;
     v->sb.created_s = (uint64_t)w->wall_s(w->arg);
     snprintf(v->sb.name, sizeof v->sb.name, "%s", o->name);

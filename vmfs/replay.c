@@ -127,6 +127,8 @@ static int replay_map(struct vobj *o, const struct vmfs_rec_map_disk *d, uint64_
     int r = load_trees(o, d, err);
     if (r < 0)
         return r;
+    if (gr_le32_get(d->state) != VMFS_P_HOLE && vmfs_addr_dev(addr) < o->v->sb.n_devices && vdev_missing(o->v, vmfs_addr_dev(addr)))
+        return gr_fail(err, -EIO, "its journal tells of data on device %u, which is missing", vmfs_addr_dev(addr)); /* its bitmap must say so */
     if (!doubt || gr_le32_get(d->state) != VMFS_P_DATA || (gr_le16_get(d->r.flags) & VMFS_RF_TRUSTED))
         return record_apply(o, d, seq, err);
     uint8_t *buf = vunits_alloc(count);

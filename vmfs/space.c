@@ -202,8 +202,11 @@ int space_region_free(struct vmfs *v, uint32_t index, uint64_t *ret, struct gr_e
 /* 0 leased (or was already), 1 held by another, negative error. */
 static int lease(struct vmfs *v, uint32_t index, struct gr_err *err)
 {
+    uint32_t len;
     if (v->sp.by_index[index])
         return 0;
+    if (vdev_missing(v, vmfs_addr_dev(space_region_first(v, index, &len))))
+        return 1; /* what is freed there waits until it is back */
     struct vmfs_region_disk *h = vunits_alloc(1), *h2 = vunits_alloc(1);
     struct vregion *r = region_new(v, index);
     uint32_t at = index;
@@ -762,8 +765,8 @@ static int scan_regions(struct vmfs *v, struct gr_err *err)
     for (uint32_t i = 0; r == 0 && i < space_n_regions(v); i++) {
         struct vlock l;
         uint32_t at = i, units;
-        unsigned state = v->sb.dev[vmfs_addr_dev(space_region_first(v, i, &units))].state;
-        if (state == VMFS_DEVICE_GONE)
+        unsigned dev = vmfs_addr_dev(space_region_first(v, i, &units)), state = v->sb.dev[dev].state;
+        if (state == VMFS_DEVICE_GONE || vdev_missing(v, dev))
             continue;
         const struct vtable *t = space_table(v, &at);
         r = vhome_read(v, t, at, 0, VMFS_T_REGION, h, err);

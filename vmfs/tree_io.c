@@ -124,7 +124,10 @@ static int read_segments(struct rop *r, const struct seg *s, unsigned n)
         k->done = kid_done;
         k->arg = r;
         r->kids++;
-        gr_submit(v->dev[vmfs_addr_dev(s[i].addr)].ch, k);
+        if (vdev_missing(v, vmfs_addr_dev(s[i].addr)))
+            gr_bio_end(k, -EIO);
+        else
+            gr_submit(v->dev[vmfs_addr_dev(s[i].addr)].ch, k);
     }
     rop_put(r);
     return 0;

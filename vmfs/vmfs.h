@@ -34,9 +34,11 @@ struct vmfs_format_opts {
     bool force;             /* format over foreign data (never over a volume with a living slot) */
     unsigned journal_units; /* 0: by volume size */
     unsigned region_units;  /* 0: by volume size */
+    unsigned slots;         /* how many hosts and readers can have joined at once, at most 4096; 0: by volume size, 8 to 64 */
     bool preallocate;       /* write the devices' blocks out first, so that later writes hit allocated space */
     enum vmfs_timing timing;
     bool one_host; /* logical units that fence nobody: one host at a time may join, and nobody takes over but by hand (vmfs_join_opts.gone) */
+    const uint32_t *tested; /* of each device: VMFS_TESTED_* (vmfs/format.h), kept for later joins; NULL: none was tried */
 };
 /* Write a new, empty volume. Refuses anything that already holds data and names it (file system, partition table, volume). */
 int vmfs_format(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_format_opts *opts, struct gr_err *err);
@@ -57,6 +59,7 @@ struct vmfs_join_opts {
     const uint8_t *link_key; /* 32 bytes, copied: by which other hosts know this one on links (common/link.h); NULL: no links */
     const char *gone;       /* where nothing fences: the name of a host of which the caller knows that it is off and stays off: it is taken over
                                from, unless it answers. -ENOENT: no such host has joined. Borrowed until vmfs_join() returns; NULL: none */
+    bool degraded;          /* join also without devices that hold no tables: what lies on them cannot be read, all else works */
     size_t map_cache_bytes; /* limit of cached map nodes; 0: 256 MiB */
     void (*ejected)(void *arg); /* another host has taken our place: nothing works any more, vmfs_leave() or vmfs_abandon() it and join
                                    again. Any context, nothing of the volume may be called in it; argument as for warn; may be NULL */
@@ -65,6 +68,7 @@ struct vmfs_join_opts {
 };
 /* Join: read the superblock (second copy with a warning when the first is damaged), recover dead hosts' slots, take a slot. A device that
  * was about to be added when that ended is left alone, with a warning (vmfs_device_number()).
+ * Devices that were tried before they were shared are looked at again: -EOPNOTSUPP when they do not honour any more what they did.
  * Errors: -GR_EFORMAT no datastore, -GR_EVERSION, -GR_ECORRUPT, -GR_ELOCKED no free slot (one_host: another host has one), -ENODEV device missing. */
 int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_join_opts *opts, struct vmfs **ret,
               struct gr_err *err);
@@ -85,6 +89,7 @@ struct vmfs_info {
     unsigned version;
     enum vmfs_timing timing;
     bool one_host;    /* its devices are logical units that fence nobody: no other host can join meanwhile */
+    unsigned n_missing; /* devices it was joined without */
     bool shared_luns; /* its devices are logical units that fence lost hosts */
     bool fenced; /* this host gave the volume up; `fence_reason` says why */
     char fence_reason[160];
@@ -130,11 +135,15 @@ struct vmfs_device_info {
     uint64_t size, free, metadata; /* bytes; free as vmfs_info has it */
     unsigned regions;
     bool added;             /* after the format */
+    uint32_t tested;        /* VMFS_TESTED_*: what was seen when it was tried, */
+    int64_t tested_s;       /* and when (seconds since 1970); 0: it was not */
+    bool missing;           /* joined without it */
     bool leaving;           /* what lies on it is being moved to the others, or was until that was broken off */
 };
 int vmfs_devices(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_device_info *d), void *arg, struct gr_err *err);
 struct vmfs_device_add {
-    bool force; /* over foreign data; never over a datastore */
+    bool force;      /* over foreign data; never over a datastore */
+    uint32_t tested; /* VMFS_TESTED_*, as in struct vmfs_format_opts */
     /* Every other host that has joined has opened the device (vmfs_device_open): 0, or why not. In the fiber; the namespace is locked;
      * NULL: there are no others. */
     int (*confirm)(void *arg, struct gr_err *err);
@@ -237,6 +246,12 @@ int vmfs_set_lun(struct vmfs_disk *d, const struct vmfs_lun *lun, struct gr_err 
 /* Whole small files (configuration): read at most @max bytes into new memory; replace atomically. */
 int vmfs_file_read(struct vmfs *v, const char *path, size_t max, void **ret, size_t *ret_len, struct gr_err *err);
 int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t len, struct gr_err *err);
+
+/* Attributes of the file @id (set through its bdev by who holds it), held or not: as its holder last brought them home, which vmfs_release() does.
+ * 1: fn(arg, key, value, length) was called for each, and *version is set; 0: they are still those of *version (0: none is known). fn must not
+ * suspend. */
+int vmfs_attrs(struct vmfs *v, uint64_t id, uint64_t *version, void (*fn)(void *arg, const char *key, const void *val, size_t len), void *arg,
+               struct gr_err *err);
 
 /* ---- check ---- */
 struct vmfs_check_report {

@@ -53,6 +53,19 @@ static const char *no_member(const struct vmfs *v, const struct vsuper *s, const
     return v->sb.dev[at].state == VMFS_DEVICE_GONE ? "it was removed" : NULL;
 }
 
+/* Asked for, and the device holds nothing that all depends on. */
+static bool do_without(struct vmfs *v, unsigned dev)
+{
+    const struct vtable *t[] = { &v->sb.slots, &v->sb.regions, &v->sb.inodes };
+    bool tables = false;
+    for (unsigned i = 0; i < 3; i++)
+        tables |= vmfs_addr_dev(t[i]->addr_a) == dev || vmfs_addr_dev(t[i]->addr_b) == dev; /* journals lie beside copies B */
+    if (tables || !v->opts.degraded)
+        return false;
+    vmfs_warn(v, "datastore '%s' is joined without its device %u: what lies there cannot be read until it is joined with it again", v->sb.name, dev);
+    return true;
+}
+
 /* The devices in the volume's order; their superblocks are in @s, that of @first is one. */
 static int devices_sort(struct vmfs *v, const struct vsuper *s, unsigned first, struct gr_err *err)
 {
@@ -75,7 +88,7 @@ static int devices_sort(struct vmfs *v, const struct vsuper *s, unsigned first, 
     memcpy(v->dev, sorted, sizeof sorted);
     v->n_dev = v->sb.n_devices;
     for (unsigned i = 0; i < v->sb.n_devices; i++)
-        if (!sorted[i].bdev && v->sb.dev[i].state != VMFS_DEVICE_GONE)
+        if (!sorted[i].bdev && v->sb.dev[i].state != VMFS_DEVICE_GONE && !do_without(v, i))
             return gr_fail(err, -ENODEV, "datastore '%s': %u devices were given, number %u of %u is missing", v->sb.name, given, i, v->sb.n_devices);
     return 0;
 }
@@ -181,6 +194,8 @@ static int join_host(struct vmfs *v, struct gr_err *err)
         r = vmfs_refresh(v, err); /* behind our own recovery; and from here on who empties a device sees us, or we see him */
     if (r == 0)
         r = refuse_mover(v, err);
+    if (r == 0 && (r = vhonour_check(v, err)) < 0)
+        vslot_free_mine(v, NULL);
     if (r == 0) {
         journal_start(v);
         r = space_init(v, err);
@@ -321,6 +336,7 @@ void vmfs_info(struct vmfs *v, struct vmfs_info *ret)
         if (v->sb.dev[d].state == VMFS_DEVICE_GONE)
             continue;
         n_devices++;
+        i.n_missing += vdev_missing(v, d);
         i.size += v->sb.dev[d].units * VMFS_UNIT;
         i.n_regions += v->sb.dev[d].regions;
         in_regions += (v->sb.dev[d].units - v->sb.dev[d].first_unit) * VMFS_UNIT;

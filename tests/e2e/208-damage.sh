@@ -78,7 +78,7 @@ run_mustfail 1 'not a Granary datastore' granary datastore join ds "$T/ds.img"
 run_check granary datastore create two "$T/d1.img" "$T/d2.img" --size 256M
 run_check granary disk create two/x --size 1M
 run_check granary datastore leave two
-run_mustfail 1 '2 devices' granary datastore join two "$T/d1.img"
+run_mustfail 1 'number 1 of 2 is missing' granary datastore join two "$T/d1.img"
 run_mustfail 1 "good.img.*belongs to" granary datastore join two "$T/d1.img" "$T/good.img"
 run_check granary datastore join two "$T/d2.img" "$T/d1.img"
 run_check granary datastore check two

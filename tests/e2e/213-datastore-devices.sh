@@ -116,6 +116,35 @@ run_check a up --portal 127.0.0.1:0
 run_check a datastore check ds
 run_check qemu-io -r -f raw -c 'read -P 0x61 0 300M' "$(url a ds/clone)"
 check 'the clone is whole' grep -q 'read 314572800/314572800' "$T/out"
+run_check a disk create ds/small --size 1M
+run_check a down
+
+# --- a device is lost: never silently; the rest goes on, and nothing is lost when it is back
+all=$(a datastore devices ds --json | jq -r '.[].device')
+run_check a datastore leave ds
+run_check b datastore leave ds
+mv "$T/three.img" "$T/lost"
+# shellcheck disable=SC2086 # one word each
+run_mustfail 1 'three.img: no such' a datastore join ds $all
+# shellcheck disable=SC2086
+run_check a datastore join ds $all --degraded
+run_check a up --portal 127.0.0.1:0
+run_check a datastore info ds --json
+check 'it says so' jq -e '.state == "degraded" and ([.members[] | select(.missing)] | length == 1)' "$T/out"
+run_check qemu-io -f raw -c 'write -P 0x64 0 1M' -c flush "$(url a ds/small)"
+run_mustfail 5 'damaged' a datastore check ds
+run_mustfail 1 'without its device' a datastore add-device ds "$T/fs2.img" --size 64M
+run_check a down
+run_check a datastore leave ds
+mv "$T/lost" "$T/three.img"
+# shellcheck disable=SC2086
+run_check a datastore join ds $all
+run_check a datastore check ds
+run_check a up --portal 127.0.0.1:0
+run_check qemu-io -r -f raw -c 'read -P 0x64 0 1M' "$(url a ds/small)"
+check 'what was written meanwhile is there' grep -q 'read 1048576/1048576' "$T/out"
+run_check qemu-io -r -f raw -c 'read -P 0x61 0 300M' "$(url a ds/clone)"
+check 'and what was there before' grep -q 'read 314572800/314572800' "$T/out"
 run_check a down
 
 # --- LUNs, two hosts, one of which is killed afterwards
@@ -137,6 +166,9 @@ run_check a datastore add-device lds "$lun2"
 run_check qemu-io -f raw -c 'write -P 0x62 64M 500M' -c flush "$(url a lds/d)"
 b datastore devices lds --json > "$T/out"
 check 'b sees the second LUN' jq -e 'length == 2' "$T/out"
+a datastore devices lds --json > "$T/out"
+run_check a datastore info lds --json
+check 'what was seen when they were tried is kept' jq -e '.members | length == 2 and all((.tested | index("drains") and index("outlasts-power")) and ."tested-at" > 1000000000)' "$T/out"
 a datastore devices lds --json > "$T/out"
 check 'there is data on it' jq -e 'length == 2 and .[1].used > 30000000' "$T/out"
 kill -KILL "$(cat "$A/run/storaged.pid")"

@@ -26,6 +26,10 @@ check "the log warned once" test "$(warned)" = 1
 qemu-io -r -f raw -c 'read -P 1 0 300M' "$(url ds/fills)" > "$T/io" 2>&1 && grep -q 'read 314572800/314572800' "$T/io" || { cat "$T/io"; fail "what was written is there"; }
 fill 3 0 8M || { cat "$T/io"; fail "what has its place is overwritten"; }
 run_mustfail 1 'does not fit' granary disk create ds/thick --size 64M --provision thick
+# who may use what can be said all the same
+run_check granary lun acl ds/waits --allow iqn.2026-11.org.example:me
+run_check granary lun mask ds/fills
+run_check granary lun unmask ds/fills
 # room is made: all goes on
 run_check granary datastore grow ds 700M
 fill 4 900M 8M || { cat "$T/io"; fail "there is room again"; }

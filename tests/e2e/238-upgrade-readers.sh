@@ -3,7 +3,7 @@
 # timeout: 600
 # alone
 . "$(dirname "$0")/lib.sh"
-requires jq qemu-img qemu-io nbdcopy nbdinfo cmp
+requires jq qemu-img qemu-io nbdcopy nbdinfo nbdsh cmp
 rpc=$BUILD/tests/tools/rpc_call
 [ -x "$rpc" ] || skip 'tests/tools/rpc_call is not built: make tools'
 ask() { "$rpc" "$GRANARY_HOME/run/storaged.sock" "$@" > "$T/answer" 2> "$T/err"; }
@@ -64,14 +64,14 @@ run_check granary snapshot delete ds/a@s --settle
 run_check qemu-img convert -n -f raw -O raw "$T/data" "$live"
 backup() { # TRANSPORT
     local n=0
-    start "backup-$1" granary backup run --disk ds/a --disk ds/a2 --disk ds/a3 --name "$1" --repo "$T/repo" --transport "$1" --json
-    while alive "$(cat "$T/backup-$1.pid")"; do sleep 0.3
+    start "backup-$1" granary backup run --disk ds/a --disk ds/a2 --disk ds/a3 --name "$1" --repo "$T/repo-$1" --transport "$1" --json
+    while alive "$(cat "$T/backup-$1.pid")"; do sleep 0.2
         run_check granary upgrade
         n=$((n + 1))
     done
     check "it was a whole one" jq -e 'length == 1 and .[0].kind == "full"' "$T/backup-$1.log"
-    check "replaced meanwhile, $n times" test "$n" -ge 3
-    run_check granary backup export "$1:a" "$T/back-$1" --format raw --repo "$T/repo"
+    check "replaced meanwhile, $n times" test "$n" -ge 2
+    run_check granary backup export "$1:a" "$T/back-$1" --format raw --repo "$T/repo-$1"
     check "$1: every byte" cmp "$T/data" "$T/back-$1"
     check "no snapshot stays" test "$(granary snapshot list ds/a --json | jq length)" = 0
 }
@@ -80,6 +80,86 @@ for d in a2 a3; do
     run_check granary disk import "$T/more" "ds/$d" --format raw
 done
 backup san
+backup lan
+
+# --- stock clients of the mover, and the daemon is replaced again and again meanwhile
+nbd() { granary lun list "$1" --json | jq -r '.[0]."nbd-url"'; }
+run_check granary snapshot create ds/a --name t
+run_check granary disk create ds/w --size 64M
+url=$(nbd ds/a) url=${url/a\?/a%40t?} write=$(nbd ds/w)
+cat > "$T/client.py" << EOF
+import os, random, time
+h.set_uri_allow_local_file(True)
+h.add_meta_context("base:allocation")
+h.connect_uri("$url")
+w = nbd.NBD()
+w.set_uri_allow_local_file(True)
+w.connect_uri("$write")
+data = open("$T/data", "rb").read()
+mine = bytearray(64 << 20)
+longest, n, extents = 0, 0, []
+random.seed(7)
+def took(since):
+    global longest, n
+    longest, n = max(longest, time.time() - since), n + 1
+while not os.path.exists("$T/enough"):
+    began = time.time()
+    asked = [(random.randrange(0, len(data) - 300000), random.randrange(1, 300000)) for i in range(40)]
+    bufs = [(nbd.Buffer(size), at) for at, size in asked]
+    cookies = [h.aio_pread(b, at) for b, at in bufs]
+    while h.aio_in_flight() > 0: h.poll(-1)
+    assert all(h.aio_command_completed(c) for c in cookies)
+    for (b, at), (_, size) in zip(bufs, asked): assert b.to_bytearray() == data[at:at + size], at
+    took(began)
+    at, what = random.randrange(0, 63) << 20, os.urandom(1 << 20)
+    began = time.time()
+    w.pwrite(what, at, nbd.CMD_FLAG_FUA)
+    took(began)
+    mine[at:at + (1 << 20)] = what
+    began = time.time()
+    h.block_status(1 << 20, 0, lambda context, offset, e, err: extents.append(context) and 0 or 0)
+    took(began)
+for at in range(0, 64): assert w.pread(1 << 20, at << 20) == mine[at << 20:(at + 1) << 20], at
+assert extents and set(extents) == {"base:allocation"}
+print('{"requests": %d, "longest-ms": %.1f}' % (n, longest * 1000))
+EOF
+start client env PATH=/usr/bin:/bin nbdsh -c "$(cat "$T/client.py")"
+# somebody always comes
+start comes bash -c 'while [ ! -e "$1/enough" ]; do nbdinfo --size "$0" || echo failed; done' "$url" "$T"
+start copies bash -c 'set -e; while [ ! -e "$1/enough" ]; do nbdcopy "$0" "$1/nbd.copy"; cmp "$1/data" "$1/nbd.copy"; echo copied; done' "$url" "$T"
+wait_for 20 grep -q copied "$T/copies.log"
+for round in 1 2 3 4 5; do
+    before=$(pid)
+    run_check granary upgrade --json
+    check "another process" test "$(pid)" != "$before"
+    sleep 0.7
+done
+touch "$T/enough"
+for l in client comes copies; do wait_for 60 eval "! alive $(cat "$T/$l.pid")"; done
+echo "# client: $(cat "$T/client.log")"
+check "the client saw no error" jq -e '.requests > 50 and ."longest-ms" < 3000' "$T/client.log"
+check "copies were made, $(grep -c copied "$T/copies.log")" sh -c '! grep -v copied "$0"' "$T/copies.log"
+check "who came in the middle came in" sh -c '[ "$(wc -l < "$0")" -gt 20 ] && ! grep -v "^100663296$" "$0"' "$T/comes.log"
+
+# --- one whose snapshot is deleted while he reads would not find it again
+mkfifo "$T/go-on"
+cat > "$T/last.py" << EOF
+h.set_uri_allow_local_file(True)
+h.connect_uri("$url")
+h.pread(512, 0)
+open("$T/reading", "w")
+open("$T/go-on").read()
+assert h.pread(1 << 20, 1 << 20) == open("$T/data", "rb").read()[1 << 20:2 << 20]
+EOF
+start last env PATH=/usr/bin:/bin nbdsh -c "$(cat "$T/last.py")"
+exec 9> "$T/go-on"
+wait_for 10 test -e "$T/reading"
+run_check granary snapshot delete ds/a@t 9>&-
+run_mustfail 1 'is deleted as soon as' granary upgrade 9>&-
+exec 9>&-
+wait_for 10 eval "! alive $(cat "$T/last.pid")"
+check "it read on" sh -c '! grep . "$0"' "$T/last.log"
+wait_for 10 granary upgrade
 
 grep -h 'taken over' "$GRANARY_HOME/log/storaged.log" | sed 's/^/# /'
 run_check granary datastore check ds --json

@@ -16,6 +16,7 @@ struct sim {
     uint64_t now_ns, random;
     struct gr_loop *net;
     struct sim_host *hosts;
+    struct sim_watcher watcher;
     void (*on_eject)(void *arg, struct sim_host *h);
     void *on_eject_arg;
 };
@@ -206,6 +207,9 @@ static void arrived(void *arg) /* on the host's loop */
 static void device_done(struct gr_bio *low)
 {
     struct trip *t = low->arg;
+    const struct sim_watcher *w = &t->path->host->sim->watcher;
+    if (w->request)
+        w->request(w->arg, t->path->host, &t->path->base, low, low->status);
     if (low->op == GR_OP_COMPARE_WRITE && !t->again && t->path->lose && sim_below(t->path->host->sim, t->path->lose) == 0)
         t->again = true; /* the answer is lost */
     else
@@ -261,6 +265,13 @@ static void path_close(struct gr_bdev *b)
     free(p);
 }
 
+static void tell_fence(struct path *p, enum sim_fence what, uint64_t key)
+{
+    const struct sim_watcher *w = &p->host->sim->watcher;
+    if (w->fence)
+        w->fence(w->arg, p->host, &p->base, what, key);
+}
+
 static struct path *travel(struct gr_bdev *b) /* in a fiber of the host: there, and no further while the path is cut */
 {
     struct path *p = (struct path *)b;
@@ -274,17 +285,24 @@ static int path_enter(struct gr_bdev *b, uint64_t key, struct gr_err *err)
     struct path *p = travel(b);
     int r = p->lower->fence->enter(p->lower, key, err);
     p->told = r == 0 ? false : p->told;
+    if (r == 0)
+        tell_fence(p, SIM_ENTERED, key);
     return r;
 }
 static int path_leave(struct gr_bdev *b, struct gr_err *err)
 {
     struct path *p = travel(b);
-    return p->lower->fence->leave(p->lower, err);
+    int r = p->lower->fence->leave(p->lower, err);
+    if (r == 0)
+        tell_fence(p, SIM_LEFT, 0);
+    return r;
 }
 static int path_eject(struct gr_bdev *b, uint64_t key, struct gr_err *err)
 {
     struct path *p = travel(b);
     int r = p->lower->fence->eject(p->lower, key, err);
+    if (r == 0)
+        tell_fence(p, SIM_EJECTED, key);
     if (r == 0 && p->host->sim->on_eject)
         p->host->sim->on_eject(p->host->sim->on_eject_arg, p->host);
     return r;
@@ -322,6 +340,11 @@ void sim_on_eject(struct sim *s, void (*fn)(void *arg, struct sim_host *h), void
 {
     s->on_eject = fn;
     s->on_eject_arg = arg;
+}
+
+void sim_watch(struct sim *s, const struct sim_watcher *w)
+{
+    s->watcher = w ? *w : (struct sim_watcher){ 0 };
 }
 
 void sim_path_cut(struct gr_bdev *b, bool cut)

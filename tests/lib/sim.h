@@ -10,6 +10,7 @@
 
 struct sim;
 struct sim_host;
+enum sim_fence { SIM_ENTERED, SIM_LEFT, SIM_EJECTED };
 struct sim *sim_new(uint64_t seed);
 void sim_free(struct sim *s);          /* after all hosts */
 uint64_t sim_now_ns(const struct sim *s);
@@ -30,6 +31,14 @@ bool sim_stopped(const struct sim_host *h);
 int sim_path_open(struct sim_host *h, struct gr_bdev *lower, uint64_t min_ns, uint64_t max_ns, struct gr_bdev **ret);
 /* Called on the host's loop when a host has ejected another (the beginning of a take-over). */
 void sim_on_eject(struct sim *s, void (*fn)(void *arg, struct sim_host *h), void *arg);
+/* What the devices see, in the order in which they do it: requests that were done, with their status, and fences. On the net's loop, or on
+ * the host's. @path: of sim_path_open(). */
+struct sim_watcher {
+    void (*request)(void *arg, struct sim_host *h, struct gr_bdev *path, const struct gr_bio *bio, int status);
+    void (*fence)(void *arg, struct sim_host *h, struct gr_bdev *path, enum sim_fence what, uint64_t key);
+    void *arg;
+};
+void sim_watch(struct sim *s, const struct sim_watcher *w); /* NULL: no longer */
 void sim_path_cut(struct gr_bdev *path, bool cut);
 /* One compare-and-write in @n gets its answer lost, and is done again, as an initiator does that reconnects. 0: none. */
 void sim_path_lose(struct gr_bdev *path, unsigned n);

@@ -25,9 +25,12 @@ static int locked(struct step *s)
     struct m_disk *d = disk(s);
     *hold(s) = (struct m_hold){ .phase = MK_OPEN, .pending = hold(s)->pending };
     d->owner = s->a.p + 1u;
-    for (unsigned q = 0; q < s->m->procs; q++)
-        if (q != s->a.p && m_hold(s->m, s->st, q, s->a.a)->phase >= MK_OPEN && m_proc(s->m, s->st, q)->reg)
+    for (unsigned q = 0; q < s->m->procs; q++) {
+        unsigned phase = m_hold(s->m, s->st, q, s->a.a)->phase;
+        bool has = phase == MK_OPEN || (phase == MK_HALF && !m_without(s, MX_RELEASE_LAST));
+        if (q != s->a.p && has && m_proc(s->m, s->st, q)->reg)
             return m_broken(s, "a disk has two owners, and the devices listen to both");
+    }
     return d->home_ok || s->m->observed ? 1 : m_broken(s, "the new owner does not find what was acknowledged");
 }
 
@@ -37,6 +40,8 @@ int m_read_lock(struct step *s)
     const struct m_disk *d = disk(s);
     if (s->p->status != MP_JOINED || h->unsure || h->phase > (s->m->observed ? MK_COUNTS : MK_NONE) || !m_reaches(s, 0))
         return m_no(s, "it has the lock");
+    if (s->m->observed && h->phase == MK_VOID && h->same)
+        return 1; /* it did not change since */
     for (unsigned k = 0; k < s->m->disks && !s->m->observed; k++) {
         unsigned phase = m_hold(s->m, s->st, s->a.p, k)->phase;
         if (phase >= MK_READ && phase <= MK_COUNTS)
@@ -140,8 +145,11 @@ int m_checkpoint(struct step *s)
 
 int m_tail(struct step *s)
 {
-    if (s->p->status != MP_JOINED || s->p->slot != s->a.a + 1u || !m_reaches(s, 0))
-        return m_no(s, "it is not its slot");
+    bool replays = m_take(s->m, s->st, s->a.p, s->a.a)->phase == MT_REPLAY;
+    if ((s->p->status != MP_JOINED || s->p->slot != s->a.a + 1u) && !replays)
+        return m_no(s, "a slot is written by who has it, or replays it");
+    if (!m_reaches(s, 0))
+        return m_no(s, "it is ejected");
     m_slot_written(s, s->a.a, false);
     return m_slot(s->m, s->st, s->a.a)->key == s->a.p + 1u ? 1 : m_broken(s, "a slot that another process has by now is written");
 }

@@ -55,6 +55,12 @@ static bool wants(const struct step *s) /* a reason to read it: it keeps the num
     return false;
 }
 
+/* It has asked. Observed, it may go on looking for longer than it must. */
+static bool waits(const struct step *s, const struct m_take *t)
+{
+    return t->phase == MT_ASKED || (s->m->observed && t->phase == MT_SILENT && !t->ejected);
+}
+
 int m_read_slot(struct step *s)
 {
     struct m_take *t = mine(s);
@@ -69,6 +75,8 @@ int m_read_slot(struct step *s)
         t->same_block = 1;
         return 1;
     }
+    if (s->m->observed && ((waits(s, t) && !t->same_gen) || (t->phase == MT_SECOND && !t->same_block)))
+        t->phase = MT_READ; /* the slot has passed on: that is an answer, or somebody was quicker */
     if (t->phase > MT_READ) {
         judge_locks(s);
         return s->m->observed;
@@ -132,8 +140,12 @@ int m_look(struct step *s)
 {
     struct m_take *t = mine(s);
     bool answers = m_reaches(s, 0), counts = answers || (m_without(s, MX_OWN_LOOKS) && (s->p->reg & 1));
-    if (t->phase != MT_ASKED || t->looked || !counts)
+    if (!waits(s, t) || t->looked || !counts)
         return m_no(s, "nothing was asked");
+    if (answers && s->m->observed && (!t->standing || !t->same_gen)) { /* it may ask again at once */
+        t->phase = MT_READ;
+        return 1;
+    }
     if (answers && (!t->standing || !t->same_gen))
         return drop(s);
     t->looks += t->looks < 31;
@@ -145,8 +157,10 @@ int m_look(struct step *s)
 
 int m_answer(struct step *s)
 {
-    bool own = s->a.a + 1u == s->p->slot;
-    if (!(s->p->charge & M_BIT(s->a.a)) || !slot(s)->asked || !m_reaches(s, 0) || (own && m_without(s, MX_ANSWER)))
+    const struct m_take *t = mine(s);
+    bool own = s->a.a + 1u == s->p->slot, claims = s->p->status == MP_JOINING && t->phase == MT_READ && t->state == MS_FREE;
+    bool about_to = (t->phase == MT_SECOND || claims) && !m_without(s, MX_ANSWER_FIRST) && !m_without(s, MX_ANSWER_FOR);
+    if (!((s->p->charge & M_BIT(s->a.a)) || about_to) || !slot(s)->asked || !m_reaches(s, 0) || (own && m_without(s, MX_ANSWER)))
         return m_no(s, "it does not answer for that slot, or was not asked");
     slot(s)->asked = slot(s)->old = 0;
     for (unsigned q = 0; q < s->m->procs; q++)
@@ -302,6 +316,8 @@ int m_leave(struct step *s)
     *now = (struct m_slot){ .home = now->home, .asked = now->asked, .old = now->old };
     m_slot_written(s, s->a.a, true);
     m_new_generation(s, s->a.a);
+    for (unsigned k = 0; k < s->m->disks; k++)
+        *m_hold(s->m, s->st, s->a.p, k) = (struct m_hold){ 0 };
     s->p->status = MP_OVER;
     s->p->charge = s->p->slot = s->p->slot_valid = 0;
     s->p->reg = s->m->observed ? s->p->reg : 0;

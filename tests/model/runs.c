@@ -18,10 +18,14 @@ const struct run_config run_small[RUN_SIZES] = {
 };
 
 const struct run_config run_large[] = {
-    { "2 hosts and one that starts again, 2 disks, 2 devices, 2 lost answers, slow devices, no clock",
-      { .hosts = 2, .procs = 3, .slots = 2, .disks = 2, .devices = 2, .losses = 2, .restarts = 1, .looks = 1, .slow_devices = true, .without = NOBODY_ASKS } },
+    { "3 hosts, 2 disks, 2 devices, 2 faults out of crash, pause, lost answer and cut path",
+      { .hosts = 3, .procs = 3, .slots = 3, .disks = 2, .devices = 2, .clock = true, .still = true, .faults = 2, .fault_kinds = CRASH_PAUSE_LOST_CUT, .looks = 3 } },
+    { "3 hosts, 2 disks, 2 devices, 1 lost answer, no clock",
+      { .hosts = 3, .procs = 3, .slots = 3, .disks = 2, .devices = 2, .losses = 1, .looks = 1, .without = NOBODY_ASKS } },
     { "3 hosts and one that starts again, 1 disk, 2 devices, 1 lost answer, no clock",
       { .hosts = 3, .procs = 4, .slots = 3, .disks = 1, .devices = 2, .losses = 1, .restarts = 1, .looks = 1, .without = NOBODY_ASKS } },
+    { "2 hosts and one that starts again, 2 disks, 2 devices that take writes in and do them later, 1 lost answer, no clock",
+      { .hosts = 2, .procs = 3, .slots = 2, .disks = 2, .devices = 2, .losses = 1, .restarts = 1, .looks = 1, .slow_devices = true, .without = NOBODY_ASKS } },
 };
 const unsigned run_n_large = sizeof run_large / sizeof run_large[0];
 

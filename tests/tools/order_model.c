@@ -2,6 +2,7 @@
  *   order_model [--quiet] [--max STATES]
  * Prints the number of states of each size, and one way to the broken promise for each step that is left out. Exit 1 when a promise is broken
  * by the full order, or kept without a step. */
+#include "tests/model/pins.h"
 #include "tests/model/runs.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -41,6 +42,26 @@ static int each_is_missed(bool quiet)
     return bad;
 }
 
+static int pins(bool quiet)
+{
+    int bad = 0;
+    for (int i = -1; i < PINS_N_STEPS; i++) {
+        struct ex_result r;
+        char what[160];
+        int e = pins_run(i < 0 ? 0 : 1u << i, &r);
+        if (i < 0)
+            snprintf(what, sizeof what, "pins of 2 readers");
+        else
+            snprintf(what, sizeof what, "pins without \"%s\"", pins_step_text[i]);
+        run_line(what, &r);
+        if (e == 1 && !quiet)
+            pins_print(&r);
+        bad += e != (i >= 0);
+        ex_done(&r);
+    }
+    return bad;
+}
+
 int main(int argc, char **argv)
 {
     uint64_t max_states = 150000000;
@@ -55,7 +76,7 @@ int main(int argc, char **argv)
             return 2;
         }
     }
-    int bad = all_hold(run_small, RUN_SIZES, max_states) + each_is_missed(quiet) + all_hold(run_large, run_n_large, max_states);
+    int bad = all_hold(run_small, RUN_SIZES, max_states) + each_is_missed(quiet) + pins(quiet) + all_hold(run_large, run_n_large, max_states);
     printf("%s\n", bad ? "NOT as it should be" : "the order holds, and every step of it is missed when it is left out");
     return bad != 0;
 }

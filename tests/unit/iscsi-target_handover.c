@@ -248,6 +248,194 @@ static void several_connections(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
+/* Acknowledge, as the target asks by a NOP-In. */
+static void pong(struct ini *i)
+{
+    uint8_t ping[TGT_BHS_LEN], b[TGT_BHS_LEN];
+    inix_expect(i, ping, TGT_OP_NOP_IN);
+    tgt_bhs_start(b, TGT_OP_NOP_OUT, TGT_FINAL, TGT_TAG_NONE, 0);
+    b[0] |= TGT_IMMEDIATE;
+    gr_put_be32(b + 20, tgt_bhs_ttt(ping));
+    gr_put_be32(b + 24, i->cmdsn);
+    gr_put_be32(b + 28, i->expstatsn);
+    assert_int_equal(ini_send(i, b, NULL, 0), 0);
+}
+
+/* The response to a function that ends tasks is not acknowledged yet: until it is nothing may overtake it, in no process. */
+static void behind_a_fence(void **state)
+{
+    struct ini a, b;
+    uint8_t p[TGT_BHS_LEN];
+    pthread_t thread;
+    int result = -1;
+    LEAD(&a, TGTFIX_TARGET, KEYS_ERL0);
+    assert_int_equal(JOIN(&b, &a, 1, TGTFIX_TARGET), 0);
+    inix_ready(&a);
+    tgt_bhs_start(p, TGT_OP_TMF, TGT_FINAL | TGT_TMF_ABORT_TASK_SET, 0x30, 0);
+    p[0] |= TGT_IMMEDIATE;
+    gr_put_be32(p + 20, TGT_TAG_NONE);
+    gr_put_be32(p + 24, a.cmdsn);
+    gr_put_be32(p + 28, a.expstatsn);
+    assert_int_equal(ini_send(&a, p, NULL, 0), 0);
+    b.cmdsn = a.cmdsn;
+    pong(&b); /* what it was told at the login has come */
+    inix_expect(&a, p, TGT_OP_TMF_RSP);
+    inix_take_status(&a, p);
+    assert_int_equal(pthread_create(&thread, NULL, hand_over_thread, &result), 0);
+    usleep(50000);
+    assert_int_equal(inix_send_rw(&b, a.cmdsn, 0x31, false, 0, 8), 0);
+    inix_silent(&b, 50);
+    assert_int_equal(result, -1);
+    pong(&a);
+    inix_expect(&b, p, TGT_OP_DATA_IN);
+    inix_take_status(&b, p);
+    pthread_join(thread, NULL);
+    assert_int_equal(result, 0);
+    ini_close(&a);
+    ini_close(&b);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+/* Answers that are not acknowledged: SNACK has them sent again by whoever is there, as they were. */
+static void kept_answers(void **state)
+{
+    static uint8_t out[40960], in[40960];
+    uint8_t got[10][TGT_BHS_LEN], sense[TGT_BHS_LEN], tmf[TGT_BHS_LEN], b[TGT_BHS_LEN], cdb[10], said[64];
+    struct ini i;
+    struct ini_result r;
+    inix_pattern(out, sizeof out, 4);
+    for (uint32_t k = 0; k < 80; k++) /* no block is like another */
+        gr_put_be32(out + k * INIX_BLOCK, k);
+    LEAD(&i, TGTFIX_TARGET, KEYS_ERL1);
+    inix_rw_cdb(cdb, true, 500, 80);
+    assert_int_equal(ini_cmd(&i, cdb, 10, out, sizeof out, NULL, 0, &r), 0);
+    uint32_t sn = i.cmdsn, stuck = i.expstatsn;
+    assert_int_equal(inix_send_rw(&i, sn, 70, false, 500, 80), 0);
+    for (unsigned k = 0; k < 10; k++)
+        assert_int_equal(inix_expect(&i, got[k], TGT_OP_DATA_IN), 4096);
+    inix_rw_cdb(cdb, false, 0xfffffff0, 1); /* behind the end */
+    ini_cmd_bhs(&i, b, cdb, 10, TGT_FINAL | TGT_CMD_READ, 512);
+    gr_put_be32(b + 16, 71);
+    gr_put_be32(b + 24, sn + 1);
+    gr_put_be32(b + 28, stuck);
+    assert_int_equal(ini_send(&i, b, NULL, 0), 0);
+    int said_len = inix_expect(&i, sense, TGT_OP_SCSI_RSP);
+    assert_true(said_len > 2 && said_len <= (int)sizeof said);
+    memcpy(said, inix_seg, (size_t)said_len);
+    tgt_bhs_start(b, TGT_OP_TMF, TGT_FINAL | TGT_TMF_ABORT_TASK_SET, 800, 0);
+    b[0] |= TGT_IMMEDIATE;
+    gr_put_be32(b + 24, sn + 2);
+    gr_put_be32(b + 28, stuck);
+    assert_int_equal(ini_send(&i, b, NULL, 0), 0);
+    inix_expect(&i, tmf, TGT_OP_TMF_RSP);
+    for (int k = 0; k < 2; k++)
+        assert_int_equal(tgtfix_call(&fix, hand_over, NULL), 0);
+    i.expstatsn = stuck;
+    inix_snack(&i, 0, 70, TGT_TAG_NONE, 3, 3);
+    for (unsigned k = 3; k < 6; k++) {
+        assert_int_equal(inix_expect(&i, b, TGT_OP_DATA_IN), 4096);
+        assert_memory_equal(b, got[k], 28);
+        assert_memory_equal(b + 36, got[k] + 36, 12);
+        assert_memory_equal(inix_seg, out + 4096 * k, 4096);
+    }
+    inix_snack(&i, 1, TGT_TAG_NONE, TGT_TAG_NONE, gr_get_be32(got[9] + 24), 3); /* the three answers */
+    inix_expect(&i, b, TGT_OP_TMF_RSP); /* what is of no command goes first */
+    assert_memory_equal(b, tmf, 28);
+    assert_int_equal(inix_expect(&i, b, TGT_OP_DATA_IN), 4096);
+    assert_memory_equal(b, got[9], 28);
+    assert_memory_equal(inix_seg, out + 9 * 4096, 4096);
+    assert_int_equal(inix_expect(&i, b, TGT_OP_SCSI_RSP), said_len);
+    assert_memory_equal(b, sense, 28);
+    assert_memory_equal(b + 36, sense + 36, 12);
+    assert_memory_equal(inix_seg, said, said_len);
+    inix_snack(&i, 3, 70, 0xabcd, 0, 0); /* all of it anew */
+    memset(in, 0, sizeof in);
+    for (unsigned k = 0; k < 10; k++) {
+        assert_int_equal(inix_expect(&i, b, TGT_OP_DATA_IN), 4096);
+        memcpy(in + gr_get_be32(b + 40), inix_seg, 4096);
+    }
+    assert_memory_equal(in, out, sizeof in);
+    inix_expect(&i, b, TGT_OP_SCSI_RSP);
+    inix_take_status(&i, b); /* all of them */
+    inix_snack(&i, 0, 70, TGT_TAG_NONE, 0, 0);
+    inix_expect(&i, b, TGT_OP_REJECT);
+    assert_int_equal(b[2], TGT_REJECT_SNACK);
+    inix_take_status(&i, b);
+    i.cmdsn = sn + 2;
+    inix_ready(&i);
+    /* it never acknowledges anything, and keeps more than is carried */
+    stuck = i.expstatsn;
+    for (uint32_t k = 0; k < 300; k++) {
+        i.expstatsn = stuck;
+        assert_int_equal(inix_send_rw(&i, i.cmdsn, 1000 + k, false, 500, 80), 0);
+        for (unsigned n = 0; n < 10; n++)
+            inix_expect(&i, b, TGT_OP_DATA_IN);
+    }
+    assert_int_equal(inix_send_rw(&i, i.cmdsn, 1300, false, 524, 8), 0);
+    inix_expect(&i, b, TGT_OP_DATA_IN);
+    for (uint32_t k = 0; k < 70; k++) {
+        tgt_bhs_start(b, TGT_OP_NOP_OUT, TGT_FINAL, 2000 + k, 0);
+        b[0] |= TGT_IMMEDIATE;
+        gr_put_be32(b + 20, TGT_TAG_NONE);
+        gr_put_be32(b + 24, i.cmdsn);
+        gr_put_be32(b + 28, stuck);
+        assert_int_equal(ini_send(&i, b, NULL, 0), 0);
+        inix_expect(&i, b, TGT_OP_NOP_IN);
+    }
+    assert_int_equal(tgtfix_call(&fix, hand_over, NULL), 0);
+    i.expstatsn = stuck;
+    inix_snack(&i, 0, 1299, TGT_TAG_NONE, 0, 1);
+    assert_int_equal(inix_expect(&i, b, TGT_OP_DATA_IN), 4096);
+    assert_memory_equal(inix_seg, out, 4096);
+    inix_snack(&i, 0, 1300, TGT_TAG_NONE, 0, 1);
+    assert_int_equal(inix_expect(&i, b, TGT_OP_DATA_IN), 4096);
+    assert_memory_equal(inix_seg, out + 12288, 4096);
+    ini_close(&i);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+/* The connection of a command is lost (recovery level 2), and the server is another one before it is reassigned. */
+static void reassigned(void **state)
+{
+    static uint8_t out[40960], in[40960];
+    uint8_t b[TGT_BHS_LEN], cdb[10];
+    struct ini a, c;
+    struct ini_result r;
+    inix_pattern(out, sizeof out, 5);
+    for (uint32_t k = 0; k < 80; k++)
+        gr_put_be32(out + k * INIX_BLOCK, k);
+    LEAD(&a, TGTFIX_TARGET, KEYS_ERL2);
+    inix_rw_cdb(cdb, true, 1000, 80);
+    assert_int_equal(ini_cmd(&a, cdb, 10, out, sizeof out, NULL, 0, &r), 0);
+    assert_int_equal(inix_send_rw(&a, a.cmdsn, 80, false, 1000, 80), 0);
+    for (unsigned k = 0; k < 4; k++) {
+        inix_expect(&a, b, TGT_OP_DATA_IN);
+        memcpy(in + gr_get_be32(b + 40), inix_seg, 4096);
+    }
+    ini_close(&a); /* its only connection */
+    usleep(20000);
+    for (int k = 0; k < 2; k++)
+        assert_int_equal(tgtfix_call(&fix, hand_over, NULL), 0);
+    assert_int_equal(inisess_open(&fix, &c, &a, 1, TGTFIX_TARGET, "MaxRecvDataSegmentLength=8192", 30), 0);
+    c.cmdsn = a.cmdsn;
+    assert_int_equal(inix_reassign(&c, 4711, 0), TGT_TMF_NO_TASK);
+    assert_int_equal(inix_reassign(&c, 80, 4), TGT_TMF_DONE);
+    for (uint32_t at = 4 * 4096; at < sizeof in;) {
+        int len = inix_expect(&c, b, TGT_OP_DATA_IN);
+        assert_int_equal(gr_get_be32(b + 40), at);
+        memcpy(in + at, inix_seg, (size_t)len);
+        at += (uint32_t)len;
+    }
+    assert_int_equal(b[1] & 1, 1);
+    inix_take_status(&c, b);
+    assert_memory_equal(in, out, sizeof in);
+    inix_ready(&c);
+    ini_close(&c);
+    usleep(20000);
+    assert_int_equal(tgtfix_call(&fix, hand_over, NULL), 0);
+    tgtfix_wait_sessions(&fix, 0); /* nobody comes back: not for ever */
+}
+
 /* One that never sends its data: it is named, and everything goes on as before, what was left unread included. */
 static void no_rest(void **state)
 {
@@ -294,4 +482,4 @@ static void under_load(void **state)
 }
 
 TGTFIX_MAIN(NULL, NULL,
-    TGTFIX_CASE(idle), TGTFIX_CASE(statistics), TGTFIX_CASE(in_the_stream), TGTFIX_CASE(several_connections), TGTFIX_CASE(no_rest), TGTFIX_CASE(under_load))
+    TGTFIX_CASE(idle), TGTFIX_CASE(statistics), TGTFIX_CASE(in_the_stream), TGTFIX_CASE(several_connections), TGTFIX_CASE(behind_a_fence), TGTFIX_CASE(kept_answers), TGTFIX_CASE(reassigned), TGTFIX_CASE(no_rest), TGTFIX_CASE(under_load))

@@ -27,8 +27,8 @@ static int set_chap(struct tgtfix *f, void *arg)
 {
     const struct chap_rule *c = arg;
     const struct gr_rpc_method *m = tgt_service;
-    json_t *ret = NULL, *params = json_pack("{s:s,s:s,s:s,s:s,s:s}", "disk", c->disk, "user", c->user, "secret", c->secret, "mutual-user",
-                                            c->mutual_user, "mutual-secret", c->mutual_secret);
+    json_t *ret = NULL, *params = json_pack("{s:s,s:s*,s:s*,s:s*,s:s*,s:b}", "disk", c->disk, "user", c->user, "secret", c->secret, "mutual-user",
+                                            c->mutual_user, "mutual-secret", c->mutual_secret, "off", !c->user);
     while (strcmp(m->name, "lun.chap") != 0)
         m++;
     int r = m->fn(f->server, NULL, params, &ret, NULL);
@@ -190,6 +190,24 @@ static void i20_no_authentication(void **state)
     ini_close(&i);
 }
 
+/* No proof was needed when the login began, and one is when it ends. */
+static void late_rule(void **state)
+{
+    static const char none[] = "InitiatorName=" NAME "\0TargetName=" TGTFIX_ELSEWHERE "\0SessionType=Normal\0AuthMethod=None";
+    struct ini i;
+    for (int late = 0; late < 2; late++) {
+        assert_int_equal(tgtfix_call(&fix, set_chap, &(struct chap_rule){.disk = "t/elsewhere"}), 0);
+        assert_int_equal(ini_connect(&i, "127.0.0.1", fix.port), 0);
+        assert_true(ini_login_request(&i, 0, 1, 1, none, sizeof none) >= 0);
+        assert_int_equal(i.login_status, 0);
+        if (late)
+            assert_int_equal(tgtfix_call(&fix, set_chap, &(struct chap_rule){"t/elsewhere", "joe", SECRET, "us", OURS}), 0);
+        int r = ini_login_request(&i, 1, 3, 1, NULL, 0);
+        assert_int_equal(r < 0, late);
+        ini_close(&i);
+    }
+}
+
 static void i21_algorithms(void **state)
 {
     static const char *const bad[] = {"6", "0", "256", "5x", "", "6,9,55"};
@@ -339,4 +357,4 @@ static void guesses(void **state)
 #define CASE(f) {#f, f, setup, teardown, NULL}
 TGTFIX_MAIN(NULL, NULL,
     CASE(i16_reflected_challenges), CASE(i17_i25_secrets), CASE(i18_responses), CASE(i19_identifiers), CASE(i20_no_authentication),
-    CASE(i21_algorithms), TEST(i22_timing), CASE(i23_challenges), CASE(i24_guessing), TEST(guesses))
+    CASE(late_rule), CASE(i21_algorithms), TEST(i22_timing), CASE(i23_challenges), CASE(i24_guessing), TEST(guesses))

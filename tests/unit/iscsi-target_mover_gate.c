@@ -9,6 +9,7 @@
 #include "tests/lib/nbdc.h"
 #include "tests/lib/test.h"
 #include "tests/lib/tlsc.h"
+#include "tests/lib/tlsproof.h"
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -30,7 +31,7 @@ struct world {
     struct gr_bdev *disk;
     char *pki, *other, *bare, *key;
     char last[512];
-    unsigned refusals, lies, restarts;
+    unsigned refusals, lies, restarts, signatures; /* signatures: as many as there may be */
     void (*body)(struct world *w);
 };
 
@@ -89,17 +90,33 @@ static void credentials(struct world *w)
     w->opts.psk_file = gr_take(psk);
 }
 
+static void world_done(struct world *w)
+{
+    free(w->pki);
+    free(w->other);
+    free(w->key);
+    free((char *)(uintptr_t)w->opts.psk_file);
+}
+
+static void in_world(struct world *w)
+{
+    credentials(w);
+    assert_int_equal(gr_loop_new(NULL, &w->loop, NULL), 0);
+    assert_int_equal(gr_fiber_run(w->loop, run, w), 0);
+    gr_loop_free(w->loop);
+    world_done(w);
+}
+
 static void with_gate(struct mover_opts opts, void (*body)(struct world *w))
 {
     struct world w = {.opts = opts, .body = body};
-    credentials(&w);
-    assert_int_equal(gr_loop_new(NULL, &w.loop, NULL), 0);
-    assert_int_equal(gr_fiber_run(w.loop, run, &w), 0);
-    gr_loop_free(w.loop);
-    free(w.pki);
-    free(w.other);
-    free(w.key);
-    free((char *)(uintptr_t)w.opts.psk_file);
+    in_world(&w);
+}
+
+static void with_signatures(unsigned n, void (*body)(struct world *w))
+{
+    struct world w = {.signatures = n, .body = body};
+    in_world(&w);
 }
 
 /* ---- who is let in ---- */
@@ -310,6 +327,26 @@ static int gate_pid(void) /* 0: none */
     return fscanf(f, "%d", &pid) == 1 ? pid : 0;
 }
 
+/* The beginning of a message without end: GnuTLS would wait for the end of it. */
+static void endless(struct world *w)
+{
+    struct tlsc c;
+    uint8_t record[5 + 4096] = {22, 3, 1, 16, 0, 1, 0x80, 0, 0};
+    unsigned sent = 0;
+    tlsc_connect(&c, w->server);
+    while (sent < (1u << 20) && send(c.fd, record, sizeof(record), MSG_NOSIGNAL) == (ssize_t)sizeof(record)) {
+        memset(record + 5, 0, 4);
+        sent += 4096;
+        gr_fiber_sleep_ms(1);
+    }
+    assert_true(sent < (256u << 10));
+    for (unsigned i = 0; i < 2000 && !w->refusals; i++)
+        gr_fiber_sleep_ms(1);
+    assert_non_null(strstr(w->last, "it sent more than a TLS handshake has"));
+    close(c.fd);
+    assert_true(comes_in(w, TLS13, w->pki, NULL, NULL));
+}
+
 static void killed(struct world *w)
 {
     struct tlsc c;
@@ -330,10 +367,75 @@ static void killed(struct world *w)
 
 /* ---- a gate that lies ---- */
 
-#define LIES 16
+#define LIES 23
+#define TWO_SIGNATURES 19 /* the only one that is given so many */
 static void say(struct gate_msg *m, enum gate_msg_type type, int fd)
 {
     (void)gate_msg_send(GR_IPC_FD, m, type, fd, 0);
+}
+
+/* A handshake that was seen once, with another signature of the same by now. */
+static void old_proof(struct gate_msg *m, int fd)
+{
+    gr_auto_buf struct gr_buf seen = {0};
+    if (gr_file_read("seen", sizeof(struct tlsproof), &seen, NULL) < 0)
+        return;
+    const struct tlsproof *p = (const struct tlsproof *)(const void *)seen.data;
+    memcpy(m->u.sign.digest, p->digest, sizeof(m->u.sign.digest));
+    say(m, GATE_SIGN, -1);
+    for (size_t at = 0; at < p->len; at += m->u.proof.len) {
+        m->u.proof.len = (uint32_t)GR_MIN(p->len - at, (size_t)GATE_PROOF_PIECE);
+        memcpy(m->u.proof.bytes, p->said + at, m->u.proof.len);
+        say(m, GATE_PROOF, -1);
+    }
+    memset(&m->u, 0, sizeof(m->u));
+    m->u.proven.proof = GATE_BY_CERTIFICATE;
+    say(m, GATE_PROVEN, fd);
+}
+
+/* What it says of proofs. */
+static void lie_of_proofs(int which, struct gate_msg *m, int fd)
+{
+    switch (which) {
+    case 16: /* by a key that there is not */
+    case 17: /* by another one's */
+        snprintf(m->u.key.user, sizeof(m->u.key.user), "%s", which == 16 ? "mallory" : "alice");
+        say(m, GATE_KEY, -1);
+        memset(&m->u, 0, sizeof(m->u));
+        m->u.proven.proof = GATE_BY_KEY;
+        snprintf(m->u.proven.name, sizeof(m->u.proven.name), "mallory");
+        say(m, GATE_PROVEN, fd);
+        break;
+    case 18: /* before anything was signed */
+        m->u.proof.len = 1;
+        say(m, GATE_PROOF, -1);
+        break;
+    case TWO_SIGNATURES: /* of two at once */
+        say(m, GATE_SIGN, -1);
+        m->slot = 1;
+        say(m, GATE_OPENED, -1);
+        say(m, GATE_SIGN, -1);
+        m->u.proof.len = 1;
+        say(m, GATE_PROOF, -1);
+        m->slot = 0;
+        say(m, GATE_PROOF, -1);
+        break;
+    case 20: /* without an end */
+        say(m, GATE_SIGN, -1);
+        m->u.proof.len = GATE_PROOF_PIECE;
+        for (unsigned i = 0; i <= GATE_PROOF_MAX / GATE_PROOF_PIECE; i++)
+            say(m, GATE_PROOF, -1);
+        break;
+    case 21: /* none at all */
+        say(m, GATE_SIGN, -1);
+        memset(&m->u, 0, sizeof(m->u));
+        m->u.proven.proof = GATE_BY_CERTIFICATE;
+        say(m, GATE_PROVEN, fd);
+        break;
+    case 22:
+        old_proof(m, fd);
+        break;
+    }
 }
 
 /* Claims one thing that storaged must not believe, then waits for its end. */
@@ -350,6 +452,7 @@ static int lie(int which)
     if (which != 0 && which != 9)
         say(&m, GATE_OPENED, -1);
     memset(&m.u, 0, sizeof(m.u));
+    lie_of_proofs(which, &m, pair[0]);
     m.u.proven.proof = GATE_BY_CERTIFICATE;
     switch (which) {
     case 0: /* nobody came */
@@ -416,18 +519,37 @@ static void lies(struct world *w)
     mover_server_stats(w->server, &st);
     assert_int_equal(w->lies, 1);
     assert_int_equal(st.connections, 0);
-    assert_true(st.signatures <= 1);
+    assert_true(st.signatures <= w->signatures);
+}
+
+static void see_one(void)
+{
+    struct tlsproof_id server, client;
+    gr_auto_free char *pki = test_path("pki");
+    gr_auto_free struct tlsproof *p = malloc(sizeof(*p));
+    tlsproof_load(&server, pki, "server");
+    tlsproof_load(&client, pki, "client");
+    const struct tlsproof_id *chain = &client;
+    tlsproof_shake(p, &server, &chain, 1, TLS13, TLS13);
+    assert_int_equal(gr_file_replace("seen", p, sizeof(*p), 0600, NULL), 0);
+    tlsproof_done(&server);
+    tlsproof_done(&client);
 }
 
 static void t_lies(void **state)
 {
+    struct world w = {0};
+    credentials(&w); /* made, if no other test has */
+    world_done(&w);
+    see_one();
     for (int i = 0; i < LIES; i++) {
         char text[8];
         snprintf(text, sizeof(text), "%d", i);
         assert_int_equal(gr_file_replace("lies", text, strlen(text), 0600, NULL), 0);
-        with_gate((struct mover_opts){0}, lies);
+        with_signatures(i == TWO_SIGNATURES ? 2 : 1, lies);
     }
     unlink("lies");
+    unlink("seen");
 }
 
 static void t_proofs(void **state)
@@ -450,6 +572,10 @@ static void t_too_many_of_one(void **state)
 {
     with_gate((struct mover_opts){0}, too_many_of_one);
 }
+static void t_endless(void **state)
+{
+    with_gate((struct mover_opts){0}, endless);
+}
 static void t_killed(void **state)
 {
     with_gate((struct mover_opts){0}, killed);
@@ -467,6 +593,6 @@ int main(int argc, char **argv)
     if (chdir(test_dir()) < 0)
         return 1;
     const struct CMUnitTest tests[] = {TEST(t_proofs), TEST(t_bytes), TEST(t_takes_nothing), TEST(t_slow), TEST(t_too_many_of_one),
-                                       TEST(t_killed), TEST(t_lies)};
+                                       TEST(t_endless), TEST(t_killed), TEST(t_lies)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

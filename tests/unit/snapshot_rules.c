@@ -122,15 +122,33 @@ static struct vmfs *volume(struct home *h)
     return snap_client_local(h->c)->list->v;
 }
 
-static void put(struct home *h, const char *path, const char *text)
+/* What nobody should do: an attribute by hand. */
+static void put(struct home *h, const char *key, const char *text)
 {
-    assert_int_equal(vmfs_file_write(volume(h), path, text, strlen(text), &err), 0);
+    struct vmfs_disk *d = NULL;
+    assert_int_equal(vmfs_open(volume(h), "granary.access", &d, NULL, &err), 0);
+    struct gr_bdev *b = vmfs_bdev(d);
+    assert_int_equal(b->ops->attr_set(b, key, text, strlen(text), &err), 0);
+    vmfs_close(d);
+    assert_int_equal(vmfs_release(volume(h), "granary.access", &err), 0);
 }
 
-static int count(void *arg, const char *name, const struct vmfs_stat *st)
+static void count_attr(void *arg, const char *key, const void *val, size_t len)
 {
     ++*(int *)arg;
-    return 0;
+}
+
+static int attrs(struct home *h)
+{
+    struct vmfs_stat st;
+    uint64_t version = 0;
+    int n = 0;
+    assert_int_equal(vmfs_stat(volume(h), "granary.access", &st, &err), 0);
+    assert_int_equal(vmfs_attrs(volume(h), st.id, &version, count_attr, &n, &err), 1);
+    int again = n;
+    assert_int_equal(vmfs_attrs(volume(h), st.id, &version, count_attr, &n, &err), 0);
+    assert_int_equal(n, again);
+    return n;
 }
 
 /* ---- they go with the disk ---- */
@@ -179,13 +197,7 @@ static int follow_body(void *arg)
     assert_int_equal(get(&h, "ds/x@s"), 0);
     assert_int_equal(get(&h, "ds/x"), 1);
     ok(&h, "disk.delete", json_pack("{s:s}", "disk", "ds/x"));
-    void *text = NULL;
-    size_t len = 0;
-    assert_int_equal(vmfs_file_read(volume(&h), "granary.access/rules", 65536, &text, &len, &err), 0);
-    json_t *doc = json_loadb(text, len, 0, NULL);
-    free(text);
-    assert_int_equal(json_object_size(json_object_get(doc, "disks")), 1);
-    json_decref(doc);
+    assert_int_equal(attrs(&h), 2); /* the format, and those of ds/e/b */
     home_close(&h);
     home_open(&h, "home");
     assert_int_equal(get(&h, "ds/e/b"), 2);
@@ -208,34 +220,38 @@ static int closed_body(void *arg)
     disk(&h, "ds/a");
     set(&h, "ds/a", 1);
     static const char *const methods[][2] = {{"file.read", "path"}, {"dir.stat", "path"}, {"dir.list", "path"}, {"dir.remove", "path"}, {"dir.make", "path"}, {"file.list", "path"}, {"disk.info", "disk"}};
-    static const char *const paths[] = {"ds/granary.access", "ds/granary.access/rules", "ds/granary.access/lock"};
+    static const char *const paths[] = {"ds/granary.access", "ds/granary.access/x"};
     for (size_t i = 0; i < GR_ARRAY_LEN(methods); i++)
         for (size_t k = 0; k < GR_ARRAY_LEN(paths); k++)
             assert_int_equal(call(&h, methods[i][0], json_pack("{s:s}", methods[i][1], paths[k])), -GR_EUSAGE);
-    assert_int_equal(call(&h, "file.write", json_pack("{s:s,s:s}", "path", paths[1], "data-b64", "")), -GR_EUSAGE);
-    assert_int_equal(call(&h, "dir.rename", json_pack("{s:s,s:s}", "from", paths[1], "to", "ds/mine")), -GR_EUSAGE);
-    assert_int_equal(call(&h, "dir.rename", json_pack("{s:s,s:s}", "from", "ds/a", "to", paths[1])), -GR_EUSAGE);
+    assert_int_equal(call(&h, "file.write", json_pack("{s:s,s:s}", "path", paths[0], "data-b64", "")), -GR_EUSAGE);
+    assert_int_equal(call(&h, "dir.rename", json_pack("{s:s,s:s}", "from", paths[0], "to", "ds/mine")), -GR_EUSAGE);
+    assert_int_equal(call(&h, "dir.rename", json_pack("{s:s,s:s}", "from", "ds/a", "to", paths[0])), -GR_EUSAGE);
     json_t *res = NULL;
     assert_int_equal(snap_client_call(h.c, "dir.list", json_pack("{s:s}", "path", "ds"), NULL, NULL, &res, &err), 0);
     assert_int_equal(json_array_size(res), 1);
     json_decref(res);
-    /* left by a host that died between writing and putting in place */
-    put(&h, "granary.access/.left", "x");
-    put(&h, "granary.access/.left2", "x");
-    set(&h, "ds/a", 2);
-    int n = 0;
-    assert_int_equal(vmfs_readdir(volume(&h), "granary.access", count, &n, &err), 0);
-    assert_int_equal(n, 2);
     /* what cannot be read lets nobody in, and nothing takes its place */
-    static const char *const bad[] = {"", "[]", "{\"version\":1}", "{\"version\":2,\"disks\":{}}"};
+    static const char *const bad[] = {"{", "[]", "3"};
+    struct vmfs_stat st;
+    struct setting s = {.n = 3};
+    char key[33];
+    disk(&h, "ds/b");
+    assert_int_equal(vmfs_stat(volume(&h), "a", &st, &err), 0);
+    for (unsigned i = 0; i < 16; i++)
+        snprintf(key + 2 * i, 3, "%02x", st.uuid[i]);
     for (size_t i = 0; i < GR_ARRAY_LEN(bad); i++) {
-        struct setting s = {.n = 3};
-        put(&h, "granary.access/rules", bad[i]);
-        int r = get(&h, "ds/a");
-        assert_true(r == -GR_EFORMAT || r == -GR_EVERSION);
+        put(&h, key, bad[i]);
+        assert_int_equal(get(&h, "ds/a"), -GR_EFORMAT);
         assert_non_null(strstr(err.text, "'ds'"));
-        assert_int_equal(change(&h, "ds/a", &s), r);
+        assert_int_equal(change(&h, "ds/a", &s), -GR_EFORMAT);
+        assert_int_equal(get(&h, "ds/b"), 0);
     }
+    put(&h, "format", "2");
+    assert_int_equal(get(&h, "ds/b"), -GR_EVERSION);
+    assert_int_equal(change(&h, "ds/b", &s), -GR_EVERSION);
+    put(&h, "format", "1");
+    assert_int_equal(change(&h, "ds/b", &s), 0);
     home_close(&h);
     return 0;
 }
@@ -246,8 +262,86 @@ static void closed(void **state)
     test_in_fiber(closed_body, NULL);
 }
 
+/* ---- limits ---- */
+static int set_long(void *arg, const char *name, const json_t *own, const json_t *above, json_t **ret, struct gr_err *e)
+{
+    size_t n = *(size_t *)arg;
+    char *text = malloc(n + 1);
+    assert_non_null(text);
+    memset(text, 'x', n);
+    text[n] = 0;
+    *ret = json_pack("{s:i,s:s}", "n", 9, "text", text);
+    free(text);
+    return 0;
+}
+
+/* A disk's rules have their limit; so many disks' have none, also when what they fill no longer fits into one block of the volume. */
+static int limits_body(void *arg)
+{
+    struct home h = {0};
+    home_open(&h, "home");
+    datastore(&h, "datastore.create");
+    disk(&h, "ds/a");
+    disk(&h, "ds/b");
+    json_t *both = json_pack("[s,s]", "ds/a", "ds/b");
+    size_t n = 65000;
+    assert_int_equal(h.rules.change(h.rules.arg, both, set_long, &n, NULL, &err), 0);
+    assert_int_equal(get(&h, "ds/a"), 9);
+    assert_int_equal(get(&h, "ds/b"), 9);
+    n = 65536;
+    err = (struct gr_err){0};
+    assert_int_equal(h.rules.change(h.rules.arg, both, set_long, &n, NULL, &err), -EFBIG);
+    assert_non_null(strstr(err.text, "at most 65536"));
+    set(&h, "ds/a", 4);
+    assert_int_equal(get(&h, "ds/b"), 9);
+    json_decref(both);
+    home_close(&h);
+    home_open(&h, "home");
+    assert_int_equal(get(&h, "ds/a"), 4);
+    assert_int_equal(get(&h, "ds/b"), 9);
+    ok(&h, "datastore.check", json_pack("{s:s}", "name", "ds"));
+    home_close(&h);
+    return 0;
+}
+
+static void limits(void **state)
+{
+    place = "limits";
+    test_in_fiber(limits_body, NULL);
+}
+
 /* ---- two hosts ---- */
-#define ROUNDS 25
+static int rounds;
+
+struct waiting {
+    struct home *h;
+    bool done;
+};
+
+static void change_fiber(void *arg)
+{
+    struct waiting *w = arg;
+    set(w->h, "ds/b", 77);
+    w->done = true;
+}
+
+/* Who changes them waits for who is at it, and reads what that one wrote. */
+static void takes_turns(struct home *a, struct home *b)
+{
+    struct vmfs_disk *lock = NULL;
+    struct waiting w = {.h = b};
+    assert_int_equal(vmfs_open(volume(a), "granary.access", &lock, NULL, &err), 0);
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), change_fiber, &w), 0);
+    gr_fiber_sleep_ms(150);
+    assert_false(w.done);
+    assert_int_equal(get(b, "ds/a"), get(a, "ds/a")); /* logins do not wait */
+    vmfs_close(lock);
+    assert_int_equal(vmfs_release(volume(a), "granary.access", &err), 0);
+    for (int i = 0; i < 1000 && !w.done; i++)
+        gr_fiber_sleep_ms(10);
+    assert_true(w.done);
+    assert_int_equal(get(a, "ds/b"), 77);
+}
 
 static int together_body(void *arg)
 {
@@ -259,7 +353,7 @@ static int together_body(void *arg)
     home_open(&b, "b");
     datastore(&b, "datastore.join");
     assert_int_equal(get(&b, "ds/a"), 0);
-    for (int i = 1; i <= 5; i++) { /* whatever one says, the other sees at once */
+    for (int i = 1; i <= 2; i++) { /* whatever one says, the other sees at once */
         set(&a, "ds/a", i);
         assert_int_equal(get(&b, "ds/a"), i);
         set(&b, "ds/b", 10 * i);
@@ -268,12 +362,13 @@ static int together_body(void *arg)
     }
     uint64_t begin = gr_loop_now_ns(gr_fiber_loop());
     for (int i = 0; i < 100; i++)
-        assert_int_equal(get(&b, "ds/a"), 5);
+        assert_int_equal(get(&b, "ds/a"), 2);
     uint64_t looked = gr_loop_now_ns(gr_fiber_loop());
-    for (int i = 1; i <= 10; i++)
+    for (int i = 1; i <= 4; i++)
         set(&a, "ds/a", i);
     printf("# a look takes %llu us, a change %llu us\n", (unsigned long long)(looked - begin) / 100000,
-           (unsigned long long)(gr_loop_now_ns(gr_fiber_loop()) - looked) / 10000);
+           (unsigned long long)(gr_loop_now_ns(gr_fiber_loop()) - looked) / 4000);
+    takes_turns(&a, &b);
     home_close(&b);
     home_close(&a);
     return 0;
@@ -292,16 +387,25 @@ static int add_one(void *arg, const char *name, const json_t *own, const json_t 
     return 0;
 }
 
+struct host {
+    const char *name;
+    int ready[2], go[2]; /* pipes: none begins before all have joined */
+    pid_t pid;
+};
+
 static int adding_body(void *arg)
 {
-    const char *mine = arg;
+    const struct host *host = arg;
+    const char *mine = host->name;
     struct home h = {0};
     char name[16];
     home_open(&h, mine);
     datastore(&h, "datastore.join");
+    assert_int_equal(write(host->ready[1], "r", 1), 1);
+    assert_int_equal(read(host->go[0], name, 1), 1);
     snprintf(name, sizeof(name), "ds/%s", mine);
     json_t *own = json_pack("[s]", name), *both = json_pack("[s,s]", name, "ds/common");
-    for (int i = 0; i < ROUNDS; i++) {
+    for (int i = 0; i < rounds; i++) {
         int r = h.rules.change(h.rules.arg, i % 2 ? own : both, add_one, NULL, NULL, &err);
         if (r < 0)
             fail_msg("%s: %s", mine, gr_err_text(&err, r));
@@ -314,10 +418,15 @@ static int adding_body(void *arg)
     return 0;
 }
 
-static void adding(char *name)
+static void host_start(struct host *host)
 {
-    test_in_fiber(adding_body, name);
-    _exit(0);
+    assert_int_equal(pipe(host->ready) | pipe(host->go), 0);
+    fflush(NULL);
+    host->pid = fork();
+    if (host->pid == 0) {
+        test_in_fiber(adding_body, host);
+        _exit(0);
+    }
 }
 
 static int made_body(void *arg)
@@ -330,9 +439,9 @@ static int made_body(void *arg)
         disk(&h, "ds/b");
         disk(&h, "ds/common");
     } else {
-        assert_int_equal(get(&h, "ds/a"), ROUNDS);
-        assert_int_equal(get(&h, "ds/b"), ROUNDS);
-        assert_int_equal(get(&h, "ds/common"), 2 * ((ROUNDS + 1) / 2));
+        assert_int_equal(get(&h, "ds/a"), rounds);
+        assert_int_equal(get(&h, "ds/b"), rounds);
+        assert_int_equal(get(&h, "ds/common"), 2 * ((rounds + 1) / 2));
         ok(&h, "datastore.check", json_pack("{s:s}", "name", "ds"));
     }
     home_close(&h);
@@ -341,22 +450,27 @@ static int made_body(void *arg)
 
 static void at_once(void **state)
 {
+    struct host hosts[2] = {{.name = "a"}, {.name = "b"}};
+    char c;
     place = "at_once";
-    static char names[2][2] = {"a", "b"};
-    pid_t pid[2];
+    rounds = (int)test_cases(4);
     test_in_fiber(made_body, NULL);
-    fflush(NULL);
-    for (int i = 0; i < 2; i++) {
-        pid[i] = fork();
-        if (pid[i] == 0)
-            adding(names[i]);
-    }
+    for (int i = 0; i < 2; i++)
+        host_start(&hosts[i]);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(read(hosts[i].ready[0], &c, 1), 1);
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(write(hosts[i].go[1], "g", 1), 1);
     for (int i = 0; i < 2; i++) {
         int status = -1;
-        assert_int_equal(waitpid(pid[i], &status, 0), pid[i]);
+        assert_int_equal(waitpid(hosts[i].pid, &status, 0), hosts[i].pid);
         assert_int_equal(status, 0);
+        for (int end = 0; end < 2; end++) {
+            close(hosts[i].ready[end]);
+            close(hosts[i].go[end]);
+        }
     }
-    test_in_fiber(made_body, names);
+    test_in_fiber(made_body, hosts);
 }
 
-TEST_MAIN(TEST(follow), TEST(closed), TEST(together), TEST(at_once))
+TEST_MAIN(TEST(follow), TEST(closed), TEST(limits), TEST(together), TEST(at_once))

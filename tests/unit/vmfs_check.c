@@ -403,7 +403,7 @@ static void one_damaged_copy(void **state)
     test_in_fiber(one_copy_fn, NULL);
 }
 
-/* Superblocks: A damaged: B with a warning, and the check tells; both: a clear error. */
+/* Superblocks: A damaged: B with a warning, and the check tells and mends it; both: a clear error. */
 static int supers_fn(void *arg)
 {
     struct site s = { 0 };
@@ -416,9 +416,13 @@ static int supers_fn(void *arg)
     put(s.ch, VMFS_SUPER_A * 4096 + 512, 512, 0x11);
     join(&s);
     assert_true(s.warnings > 0);
-    assert_int_equal(check(&s, &rep), -GR_ECORRUPT);
+    assert_int_equal(check(&s, &rep), 0);
+    assert_int_equal(rep.repaired, 1);
     assert_non_null(strstr(s.found, "superblock A"));
+    assert_int_equal(check(&s, &rep), 0);
+    assert_int_equal(rep.repaired, 0);
     rest(&s);
+    put(s.ch, VMFS_SUPER_A * 4096 + 512, 512, 0x11);
     put(s.ch, VMFS_SUPER_B * 4096 + 512, 512, 0x11);
     assert_int_equal(vmfs_join(s.loop, &s.dev, 1, &o, &s.v, &err), -GR_ECORRUPT);
     assert_non_null(strstr(err.text, "both superblocks"));

@@ -6,6 +6,8 @@
 #include <stddef.h>
 #include <cmocka.h>
 #include "tests/lib/sim.h"
+#include "tests/model/conform.h"
+#include "tests/model/order.h"
 #include "tests/lib/test.h"
 #include "vmfs/vmfs.h"
 #include <stdio.h>
@@ -15,8 +17,10 @@
 #define S 1000000000ull
 #define MS 1000000ull
 #define PIECES 48u /* of a disk that are used */
-#define HOSTS 6u /* the volume has 8 slots */
+#define HOSTS 6u /* of a small site, whose volume has 8 slots */
 #define DISKS 6u
+#define HOSTS_MAX 256u
+#define DISKS_MAX 4096u
 #define DEVICES_MAX 2u
 
 /* ---- what may be read ---- */
@@ -37,6 +41,12 @@ struct odisk {
     struct piece piece[PIECES];
 };
 
+/* What struck a host, and how far it was in taking another's slot over: each of these must have led to take-overs. */
+enum { STOPPED, KILLED, CUT, KINDS };
+enum { AT_WORK, JOINING, ASKING, EJECTING, EJECTED, REPLAYING, PLACES };
+static const char *const kind_names[KINDS] = { "stopped", "killed", "cut off" };
+static const char *const place_names[PLACES] = { "at work", "joining", "asking", "ejecting", "having ejected", "replaying" };
+
 struct trial;
 struct inc { /* one start of a host */
     struct trial *t;
@@ -45,20 +55,24 @@ struct inc { /* one start of a host */
     struct gr_bdev *path[DEVICES_MAX];
     struct vmfs *v;
     bool disturbed, dead, over, fenced, told;
+    unsigned struck; /* kind * PLACES + place + 1 of what befell it last */
     bool corpse;   /* dead in earnest: woken when everybody else is gone, to see what it does */
     unsigned home; /* starts of one home never run at once */
     struct inc *next;
 };
 struct trial {
     struct sim *sim;
+    struct conform *conform;
     struct gr_mem *mem[DEVICES_MAX];
-    unsigned n_devices, running, hosts, corpses, homes[HOSTS];
+    unsigned n_devices, n_disks, running, hosts, corpses, homes[HOSTS_MAX];
+    unsigned span_s, burst; /* how long it lasts; writes of a visit, at most */
     bool fast, stopping, stalled, quiet, checked;
-    struct odisk disk[DISKS];
+    struct odisk *disk;
     struct inc *incs;
     unsigned sessions;
     uint64_t slowest_ns; /* one way to a device */
-    uint64_t numbers, acked, takeovers, ejected, stops, cuts, stalls, deaths, halves, reads;
+    uint64_t cells[KINDS * PLACES]; /* take-overs from hosts that were struck so */
+    uint64_t numbers, acked, takeovers, ejected, stops, cuts, stalls, deaths, halves, steps, unaware, reads;
 };
 
 static void fill(uint8_t *b, unsigned disk, unsigned piece, uint64_t number)
@@ -195,6 +209,10 @@ static int take_over(struct inc *h, struct gr_chan *ch, unsigned disk, unsigned 
     }
     if (t->disk[disk].session != before) /* slept through all of that: it was ours, and is another's */
         return -GR_EFENCED;
+    if (t->conform && conform_ejected(t->conform, h->sim)) { /* what was never written is read from memory: it does not know yet */
+        t->unaware++;
+        return -GR_EFENCED;
+    }
     t->takeovers += before != 0;
     t->disk[disk].session = session;
     for (unsigned i = 0; i < PIECES; i++)
@@ -206,7 +224,7 @@ static int work_on(struct inc *h, unsigned disk, unsigned session, struct gr_cha
 {
     struct trial *t = h->t;
     bool busy[PIECES] = { false };
-    unsigned under_way = 0, depth = 1 + (unsigned)sim_below(t->sim, 16), n = (unsigned)sim_below(t->sim, 200);
+    unsigned under_way = 0, depth = 1 + (unsigned)sim_below(t->sim, 16), n = (unsigned)sim_below(t->sim, t->burst);
     struct gr_fqueue q = { 0 };
     int r = 0;
     for (unsigned i = 0; i < n && r == 0 && !t->stopping; i++) {
@@ -243,7 +261,7 @@ static void one_visit(struct inc *h)
     struct vmfs_disk *d;
     struct gr_chan *ch;
     char path[16];
-    unsigned disk = (unsigned)sim_below(t->sim, DISKS);
+    unsigned disk = (unsigned)sim_below(t->sim, t->n_disks);
     snprintf(path, sizeof path, "d%u", disk);
     int r = vmfs_open(h->v, path, &d, NULL, NULL);
     if (r < 0) {
@@ -304,7 +322,8 @@ static void inc_fiber(void *arg)
     if (r == 0)
         vmfs_info(h->v, &info);
     h->fenced = r < 0 || info.fenced;
-    assert_true(h->told == info.fenced);
+    if (r == 0)
+        assert_true(h->told == info.fenced);
     if (info.fenced && !h->disturbed)
         fail_msg("host %u did answer, and was ejected: %s", h->host, info.fence_reason);
     if (r == 0 && (info.fenced || vmfs_leave(h->v, &err) < 0)) {
@@ -336,6 +355,10 @@ static void inc_start(struct trial *t, unsigned host)
         sim_path_lose(h->path[i], 4);
         sim_path_cut(h->path[i], t->stalled);
     }
+    char home[32];
+    snprintf(home, sizeof home, "%u/%u", host, h->home);
+    if (t->conform)
+        conform_host(t->conform, h->sim, h->path, home);
     assert_int_equal(gr_fiber_start(sim_host_loop(h->sim), inc_fiber, h), 0);
 }
 
@@ -355,12 +378,29 @@ static void nap(struct trial *t, uint64_t max_ms)
         gr_fiber_sleep_ms(ms < 100 ? ms : 100);
 }
 
+static void strike(struct inc *h, unsigned kind)
+{
+    static const unsigned char places[] = { [MT_ASKED] = ASKING, [MT_SILENT] = EJECTING, [MT_ENDED] = EJECTED, [MT_SECOND] = EJECTED, [MT_MARKED] = REPLAYING,
+                                            [MT_REPLAY] = REPLAYING };
+    unsigned phase = h->t->conform ? conform_phase(h->t->conform, h->sim) : MT_NONE;
+    h->disturbed = true;
+    h->struck = kind * PLACES + (phase >= MT_ASKED ? places[phase] : h->v ? AT_WORK : JOINING) + 1;
+}
+
+static void on_victim(void *arg, struct sim_host *victim)
+{
+    struct trial *t = arg;
+    for (struct inc *h = t->incs; h; h = h->next)
+        if (h->sim == victim && h->struck)
+            t->cells[h->struck - 1]++;
+}
+
 static void stopped_for_a_while(void *arg)
 {
     struct inc *h = arg;
     if (h->t->stopping || h->over)
         return;
-    h->disturbed = true;
+    strike(h, STOPPED);
     h->t->stops++;
     loud(h, "is stopped");
     sim_stop(h->sim, true);
@@ -375,7 +415,8 @@ static void killed(void *arg) /* or stopped for so long that another takes its n
     struct inc *h = arg;
     if (h->t->stopping || h->over)
         return;
-    h->disturbed = h->dead = true;
+    strike(h, KILLED);
+    h->dead = true;
     h->t->deaths++;
     loud(h, "dies");
     h->corpse = sim_below(h->t->sim, 2);
@@ -396,7 +437,7 @@ static void cut_off(void *arg)
     if (h->t->stopping || h->over)
         return;
     struct gr_bdev *path = gr_bdev_get(h->path[sim_below(h->t->sim, h->t->n_devices)]);
-    h->disturbed = true;
+    strike(h, CUT);
     h->t->cuts++;
     loud(h, "is cut off");
     sim_path_cut(path, true);
@@ -416,7 +457,7 @@ static void cut_all(struct trial *t, bool cut)
 /* Whoever takes over is stopped, or dies, at any step of it. */
 struct blow {
     struct inc *h;
-    bool kill;
+    unsigned kind;
     uint64_t after_ms;
 };
 static void half_way(void *arg)
@@ -428,8 +469,10 @@ static void half_way(void *arg)
     if (b.h->over || b.h->dead || sim_stopped(b.h->sim))
         return;
     b.h->t->halves++;
-    if (b.kill)
+    if (b.kind == KILLED)
         killed(b.h);
+    else if (b.kind == CUT)
+        cut_off(b.h);
     else
         stopped_for_a_while(b.h);
 }
@@ -440,7 +483,7 @@ static void on_eject(void *arg, struct sim_host *sim)
     for (struct inc *h = t->incs; h; h = h->next)
         if (h->sim == sim && sim_below(t->sim, 3) == 0) {
             struct blow *b = calloc(1, sizeof *b);
-            *b = (struct blow){ h, sim_below(t->sim, 2), sim_below(t->sim, 40) };
+            *b = (struct blow){ h, (unsigned)sim_below(t->sim, KINDS), sim_below(t->sim, 40) };
             assert_int_equal(gr_fiber_start(sim_net(t->sim), half_way, b), 0);
         }
 }
@@ -448,12 +491,12 @@ static void on_eject(void *arg, struct sim_host *sim)
 static void nemesis(void *arg)
 {
     struct trial *t = arg;
-    uint64_t end = sim_now_ns(t->sim) + (40 + sim_below(t->sim, 120)) * S;
+    uint64_t end = sim_now_ns(t->sim) + t->span_s * S, pause_ms = t->hosts > HOSTS ? 6000 * HOSTS / t->hosts : 6000;
     while (sim_now_ns(t->sim) < end) {
-        gr_fiber_sleep_ms(200 + sim_below(t->sim, 6000));
+        gr_fiber_sleep_ms(pause_ms / 30 + sim_below(t->sim, pause_ms));
         struct inc *h = any(t);
         unsigned what = (unsigned)sim_below(t->sim, 10);
-        if (h && !sim_stopped(h->sim) && h->v && what < 8)
+        if (h && !sim_stopped(h->sim) && what < 8)
             assert_int_equal(gr_fiber_start(sim_net(t->sim), what < 4 ? stopped_for_a_while : what < 6 ? killed : cut_off, h), 0);
         if (what == 9 && sim_below(t->sim, 4) == 0) {
             t->stalls++;
@@ -497,7 +540,8 @@ static bool visit_over(void *arg)
 static void make(struct inc *h)
 {
     struct trial *t = h->t;
-    struct vmfs_format_opts f = { .name = "ds", .timing = t->fast ? VMFS_TIMING_FAST : VMFS_TIMING_DEFAULT };
+    struct vmfs_format_opts f = { .name = "ds", .slots = t->hosts > HOSTS ? t->hosts * 2 : 0, .region_units = t->hosts > HOSTS ? 4096 : 0, .journal_units = t->hosts > HOSTS ? 256 : 0,
+                                  .timing = t->fast ? VMFS_TIMING_FAST : VMFS_TIMING_DEFAULT };
     struct gr_err err = { 0 };
     if (vmfs_format(sim_host_loop(h->sim), h->path, t->n_devices, &f, &err) < 0)
         fail_msg("%s", err.text);
@@ -506,7 +550,7 @@ static void make(struct inc *h)
 static void fill_in(struct inc *h)
 {
     struct gr_err err = { 0 };
-    for (unsigned i = 0; i < DISKS; i++) {
+    for (unsigned i = 0; i < h->t->n_disks; i++) {
         char path[16];
         snprintf(path, sizeof path, "d%u", i);
         if (vmfs_create(h->v, path, VMFS_DISK, 8 << 20, VMFS_THIN, &err) < 0)
@@ -525,7 +569,7 @@ static void look(struct inc *h)
     struct trial *t = h->t;
     struct vmfs_check_report rep;
     struct gr_err err = { 0 };
-    for (unsigned i = 0; i < DISKS; i++) {
+    for (unsigned i = 0; i < t->n_disks; i++) {
         char path[16];
         struct vmfs_disk *d;
         struct gr_chan *ch;
@@ -580,24 +624,40 @@ static void visit(struct trial *t, void (*fn)(struct inc *h))
     sim_host_free(h.sim);
 }
 
-static void trial(uint64_t seed, struct trial *ret)
+/* @hosts, @disks: of a large site; 0: a small one, whose steps are held to the order. */
+static void trial(uint64_t seed, unsigned hosts, unsigned disks, struct trial *ret)
 {
     struct trial t = { .sim = sim_new(seed) };
     t.n_devices = 1 + (unsigned)sim_below(t.sim, DEVICES_MAX);
-    t.hosts = 2 + (unsigned)sim_below(t.sim, HOSTS - 1);
+    t.hosts = hosts ? hosts : 2 + (unsigned)sim_below(t.sim, HOSTS - 1);
+    t.n_disks = disks ? disks : DISKS;
+    t.disk = calloc(t.n_disks, sizeof *t.disk);
+    assert_non_null(t.disk);
     t.fast = sim_below(t.sim, 2);
-    t.slowest_ns = sim_below(t.sim, 4) ? 400000 : 30 * MS; /* slow enough that a recovery lasts longer than anybody's patience */
+    t.slowest_ns = sim_below(t.sim, 4) || hosts ? 400000 : 30 * MS; /* slow enough that a recovery lasts longer than anybody's patience */
+    t.span_s = hosts ? 60 : 40 + (unsigned)sim_below(t.sim, 120);
+    t.burst = hosts ? 20 : 200;
     for (unsigned i = 0; i < t.n_devices; i++)
-        t.mem[i] = gr_mem_new(192 << 20);
+        t.mem[i] = gr_mem_new(hosts ? (uint64_t)hosts << 26 : 192 << 20);
     sim_on_eject(t.sim, on_eject, &t);
     visit(&t, make);
     visit(&t, fill_in);
+    if (!hosts) {
+        t.conform = conform_new(t.sim, t.mem, t.n_devices);
+        assert_non_null(t.conform);
+        conform_on_eject(t.conform, on_victim, &t);
+    }
     for (unsigned i = 0; i < t.hosts; i++)
         inc_start(&t, i);
     assert_int_equal(gr_fiber_start(sim_net(t.sim), nemesis, &t), 0);
     int r = sim_run(t.sim, all_over, &t, 7200 * S);
     if (r < 0)
         fail_msg("seed %llu: nothing goes on: %s (%u run)", (unsigned long long)seed, gr_code_text(r), t.running);
+    if (t.conform && conform_error(t.conform))
+        fail_msg("seed %llu: %s", (unsigned long long)seed, conform_error(t.conform));
+    t.steps = t.conform ? conform_steps(t.conform) : 0;
+    conform_free(t.conform);
+    t.conform = NULL;
     visit(&t, look);
     assert_true(t.checked);
     for (struct inc *h = t.incs, *next; h; h = next) {
@@ -607,10 +667,31 @@ static void trial(uint64_t seed, struct trial *ret)
     }
     for (unsigned i = 0; i < t.n_devices; i++)
         gr_mem_free(t.mem[i]);
-    uint64_t *sum = &ret->numbers, *one = &t.numbers;
-    for (size_t i = 0; i < offsetof(struct trial, reads) / 8 - offsetof(struct trial, numbers) / 8 + 1; i++)
+    uint64_t *sum = ret->cells, *one = t.cells;
+    for (size_t i = 0; i < offsetof(struct trial, reads) / 8 - offsetof(struct trial, cells) / 8 + 1; i++)
         sum[i] += one[i];
+    free(t.disk);
     sim_free(t.sim);
+}
+
+static void print_sum(const struct trial *sum)
+{
+    print_message("%llu writes (%llu acknowledged), %llu reads, %llu take-overs, %llu hosts ejected; %llu stops, %llu deaths, %llu of them in mid-recovery, %llu cuts, %llu stalls of all\n",
+                  (unsigned long long)sum->numbers, (unsigned long long)sum->acked, (unsigned long long)sum->reads, (unsigned long long)sum->takeovers,
+                  (unsigned long long)sum->ejected, (unsigned long long)sum->stops, (unsigned long long)sum->deaths, (unsigned long long)sum->halves,
+                  (unsigned long long)sum->cuts, (unsigned long long)sum->stalls);
+}
+
+/* Every fault at every place, and what came of it; so many trials must have seen them all. */
+static void print_cells(const struct trial *sum, unsigned trials)
+{
+    for (unsigned k = 0; k < KINDS; k++)
+        for (unsigned p = 0; p < PLACES; p++) {
+            unsigned long long n = sum->cells[k * PLACES + p];
+            print_message("%llu take-overs from hosts that were %s while %s\n", n, kind_names[k], place_names[p]);
+            if (n == 0 && trials >= 1000)
+                fail_msg("no take-over from a host that was %s while %s in %u trials", kind_names[k], place_names[p], trials);
+        }
 }
 
 static void site(void **state)
@@ -624,19 +705,30 @@ static void site(void **state)
     for (unsigned i = 0; i < trials; i++) {
         if (getenv("GRANARY_LOUD"))
             print_message("trial %llu\n", (unsigned long long)(seed + i));
-        trial(seed + i, &sum);
+        trial(seed + i, 0, 0, &sum);
     }
-    print_message("%llu writes (%llu acknowledged), %llu reads, %llu take-overs, %llu hosts ejected; %llu stops, %llu deaths, %llu of them in mid-recovery, %llu cuts, %llu stalls of all\n",
-                  (unsigned long long)sum.numbers, (unsigned long long)sum.acked, (unsigned long long)sum.reads, (unsigned long long)sum.takeovers,
-                  (unsigned long long)sum.ejected, (unsigned long long)sum.stops, (unsigned long long)sum.deaths, (unsigned long long)sum.halves,
-                  (unsigned long long)sum.cuts,
-                  (unsigned long long)sum.stalls);
+    print_sum(&sum);
+    print_message("%llu steps, all of them allowed by the order; %llu hosts read from memory a disk that was another's, not yet knowing that they were ejected\n",
+                  (unsigned long long)sum.steps, (unsigned long long)sum.unaware);
+    print_cells(&sum, trials);
 }
 
-int main(void)
+static unsigned number(const char *name, unsigned usual, unsigned most)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(site),
-    };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    const char *v = getenv(name);
+    unsigned n = v ? (unsigned)strtoul(v, NULL, 10) : usual;
+    return n < most ? n : most;
 }
+
+static void large_site(void **state)
+{
+    unsigned hosts = number("GRANARY_HOSTS", 24, HOSTS_MAX), disks = number("GRANARY_DISKS", 96, DISKS_MAX);
+    uint64_t seed = test_seed();
+    struct trial sum = { 0 };
+    (void)state;
+    print_message("seed %llu, %u hosts, %u disks\n", (unsigned long long)seed, hosts, disks);
+    trial(seed, hosts, disks, &sum);
+    print_sum(&sum);
+}
+
+TEST_MAIN(TEST(site), TEST(large_site))

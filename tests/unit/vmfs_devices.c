@@ -120,6 +120,11 @@ static void add(struct host *h, unsigned at, struct gr_mem *m, bool shared)
 }
 
 /* ---- one host ---- */
+static void keep_info(void *arg, const struct vmfs_device_info *d)
+{
+    *(struct vmfs_device_info *)arg = *d;
+}
+
 static void sum_free(void *arg, const struct vmfs_device_info *d)
 {
     uint64_t *free_bytes = arg;
@@ -268,6 +273,9 @@ static void two_hosts(bool shared)
     OK(try_join(&p.two, mem, 1, "two", shared, &err));
     p.one.dev[1] = open_mem(mem[1], shared);
     OK(vmfs_device_add(p.one.v, p.one.dev[1], &a, &err));
+    struct vmfs_device_remove rem = { 0 };
+    assert_int_equal(vmfs_device_remove(p.one.v, 1, &rem, &e), -GR_ELOCKED); /* it is to be alone for that */
+    assert_non_null(strstr(e.text, "'two'"));
     OK(vmfs_create(p.one.v, "d", VMFS_DISK, 1024 * MIB, VMFS_THIN, &err));
     content(&p.one, "d", 0, 80, 3, true);
     OK(vmfs_release(p.one.v, "d", &err));
@@ -417,4 +425,172 @@ static void cut_anywhere(void **state)
     test_in_fiber(cuts_fn, NULL);
 }
 
-TEST_MAIN(TEST(alone), TEST(refused), TEST(hosts_on_files), TEST(hosts_on_luns), TEST(unaware), TEST(cut_anywhere))
+/* ---- without a device ---- */
+static int try_join_degraded(struct host *h, struct gr_mem *mem, struct gr_err *err)
+{
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "one", .warn = warn, .warn_arg = h, .degraded = true };
+    *h = (struct host){ .dev = { open_mem(mem, false) } };
+    return vmfs_join(gr_fiber_loop(), h->dev, 1, &o, &h->v, err);
+}
+
+static int read_mib(struct host *h, const char *path, uint64_t at)
+{
+    static uint8_t buf[MIB];
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    OK(vmfs_open(h->v, path, &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    int r = gr_pread(ch, buf, MIB, at * MIB);
+    gr_chan_close(ch);
+    vmfs_close(d);
+    return r;
+}
+
+static int degraded_fn(void *arg)
+{
+    struct gr_mem *mem[] = { gr_mem_new(64 * MIB), gr_mem_new(256 * MIB) };
+    struct vmfs_device_add a = { 0 };
+    struct vmfs_info info;
+    struct vmfs_check_report rep;
+    struct host h;
+    struct gr_err e = { 0 };
+    (void)arg;
+    format(mem[0], false);
+    OK(try_join(&h, mem, 1, "one", false, &err));
+    OK(vmfs_create(h.v, "here", VMFS_DISK, 16 * MIB, VMFS_THICK, &err)); /* it has its space here */
+    content(&h, "here", 0, 8, 1, true);
+    OK(vmfs_create(h.v, "there", VMFS_DISK, 256 * MIB, VMFS_THIN, &err));
+    add(&h, 1, mem[1], false);
+    content(&h, "there", 0, 60, 2, true); /* begins on device 0, ends on device 1 */
+    leave(&h);
+
+    assert_int_equal(try_join(&h, mem, 1, "one", false, &e), -ENODEV); /* never silently */
+    put(&h);
+    for (int again = 0; again < 2; again++) {
+        OK(try_join_degraded(&h, mem[0], &err));
+        assert_true(h.warnings > 0); /* it is told */
+        vmfs_info(h.v, &info);
+        assert_int_equal(info.n_missing, 1);
+        content(&h, "here", 0, 8, 1, false); /* disks that have nothing there go on */
+        content(&h, "here", 0, 4, 1, true);
+        assert_int_equal(read_mib(&h, "there", 59 - again), -EIO);
+        content(&h, "here", 8, 12, 7, true);
+        assert_int_equal(vmfs_device_add(h.v, h.dev[0], &a, &e), -ENODEV);
+        assert_int_equal(vmfs_check(h.v, warn, NULL, &rep, &e), -GR_ECORRUPT); /* it tells what it cannot see */
+        assert_int_equal(rep.leaked_units, 0);
+        if (again)
+            leave(&h);
+        else {
+            vmfs_abandon(h.v);
+            put(&h);
+        }
+    }
+    OK(try_join(&h, mem, 2, "one", false, &err)); /* it is back */
+    content(&h, "here", 0, 8, 1, false);
+    content(&h, "here", 8, 12, 7, false);
+    content(&h, "there", 0, 60, 2, false);
+    OK(vmfs_checkpoint(h.v, &err)); /* what was freed there is given back */
+    sound(&h);
+    vmfs_info(h.v, &info);
+    assert_int_equal(info.n_missing, 0);
+    content(&h, "there", 60, 70, 2, true);
+    vmfs_abandon(h.v); /* not left in order: it has journal records about that device */
+    put(&h);
+    int r = try_join_degraded(&h, mem[0], &e);
+    if (r < 0) {
+        print_message("refused: %s\n", e.text);
+        put(&h);
+    } else {
+        leave(&h);
+    }
+    OK(try_join(&h, mem, 2, "one", false, &err));
+    content(&h, "there", 0, 60, 2, false);
+    content(&h, "there", 60, 70, 2, false);
+    sound(&h);
+    leave(&h);
+    gr_mem_free(mem[0]);
+    gr_mem_free(mem[1]);
+    return 0;
+}
+
+static void degraded(void **state)
+{
+    (void)state;
+    test_in_fiber(degraded_fn, NULL);
+}
+
+/* ---- what was tried before is looked at again ---- */
+static struct gr_fence_ops honest, lying; /* of the one device of the test below, while it lies */
+static struct gr_bdev_ops honest_ops, lying_ops;
+
+static int no_keys(struct gr_bdev *bdev, uint64_t *keys, unsigned max, unsigned *ret_n, struct gr_err *err)
+{
+    int r = honest.keys(bdev, keys, max, ret_n, err);
+    *ret_n = 0;
+    return r;
+}
+static int forgetful(struct gr_bdev *bdev, struct gr_err *err)
+{
+    return gr_fail(err, -EOPNOTSUPP, "no APTPL");
+}
+/* Whatever is compared is equal; what is written is a new block. */
+static void always_equal(struct gr_chan *ch, struct gr_bio *bio)
+{
+    if (bio->op == GR_OP_COMPARE_WRITE) {
+        bio->op = GR_OP_WRITE;
+        bio->iov = bio->iov2;
+        bio->iovcnt = bio->iovcnt2;
+    }
+    honest_ops.submit(ch, bio);
+}
+
+static int honour_fn(void *arg)
+{
+    static const char *const says[] = { "registered", "power", "compare-and-write" };
+    struct gr_mem *mem = gr_mem_new(64 * MIB);
+    uint32_t tested = VMFS_TESTED_FENCE | VMFS_TESTED_OUTLASTS_POWER | VMFS_TESTED_MISCOMPARES;
+    struct vmfs_format_opts f = { .name = "ds1", .tested = &tested };
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "one", .warn = warn };
+    struct gr_bdev *dev = open_mem(mem, true);
+    struct vmfs_device_info seen = { 0 };
+    (void)arg;
+    OK(vmfs_format(gr_fiber_loop(), &dev, 1, &f, &err));
+    for (int lie = -1; lie < 4; lie++) {
+        struct gr_err e = { 0 };
+        struct vmfs *v;
+        gr_bdev_put(dev);
+        dev = open_mem(mem, true);
+        honest = lying = *dev->fence;
+        honest_ops = lying_ops = *dev->ops;
+        if (lie == 0)
+            lying.keys = no_keys;
+        if (lie == 1)
+            lying.persists = forgetful;
+        if (lie == 2)
+            lying_ops.submit = always_equal;
+        dev->fence = &lying;
+        dev->ops = &lying_ops;
+        int r = vmfs_join(gr_fiber_loop(), &dev, 1, &o, &v, &e);
+        if (lie < 0 || lie == 3) { /* honest before and afterwards: nobody is kept out for good */
+            assert_int_equal(r, 0);
+            OK(vmfs_devices(v, keep_info, &seen, &err));
+            assert_int_equal(seen.tested, tested);
+            OK(vmfs_leave(v, &err));
+            continue;
+        }
+        assert_int_equal(r, -EOPNOTSUPP);
+        assert_non_null(strstr(e.text, says[lie]));
+        assert_non_null(strstr(e.text, "does not honour any more"));
+    }
+    gr_bdev_put(dev);
+    gr_mem_free(mem);
+    return 0;
+}
+
+static void honour(void **state)
+{
+    (void)state;
+    test_in_fiber(honour_fn, NULL);
+}
+
+TEST_MAIN(TEST(degraded), TEST(honour), TEST(alone), TEST(refused), TEST(hosts_on_files), TEST(hosts_on_luns), TEST(unaware), TEST(cut_anywhere))

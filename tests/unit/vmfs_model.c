@@ -1,4 +1,5 @@
 /* The order in which hosts take disks from each other, explored: small sizes only (make model: large ones). */
+#include "tests/model/pins.h"
 #include "tests/model/runs.h"
 #include "tests/lib/test.h"
 
@@ -49,4 +50,15 @@ static void every_step_is_missed(void **state)
     }
 }
 
-TEST_MAIN(TEST(no_clock), TEST(two_join), TEST(two_faults), TEST(stall), TEST(every_step_is_missed))
+static void pins(void **state)
+{
+    (void)state;
+    for (int i = -1; i < PINS_N_STEPS; i++) {
+        struct ex_result r;
+        if (pins_run(i < 0 ? 0 : 1u << i, &r) != (i >= 0))
+            fail_msg("pins: %s: %s", i < 0 ? "nothing is left out" : pins_step_text[i], r.why ? r.why : "no promise is broken");
+        ex_done(&r);
+    }
+}
+
+TEST_MAIN(TEST(no_clock), TEST(two_join), TEST(two_faults), TEST(stall), TEST(every_step_is_missed), TEST(pins))

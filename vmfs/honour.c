@@ -1,0 +1,70 @@
+/* What hosts that share logical units rely on was tried before they did (common/bdev_probe.h), and stands in the superblock. At each join
+ * the part of it is looked at again that costs a few requests and disturbs nobody: an array may have been replaced, or set up anew. */
+#include "common/seam.h"
+#include "vmfs/internal.h"
+
+#define KEYS_MAX 4096u
+
+static int lies(const struct vmfs *v, unsigned dev, const char *what, struct gr_err *err)
+{
+    return gr_fail(err, -EOPNOTSUPP, "'%s' does not honour any more what datastore '%s' relies on: %s; set the array up as it was, or move the disks elsewhere",
+                   v->dev[dev].bdev->name, v->sb.name, what);
+}
+
+static int registered(struct vmfs *v, unsigned dev, struct gr_err *err)
+{
+    struct gr_bdev *d = v->dev[dev].bdev;
+    uint64_t *keys = gr_alloc(KEYS_MAX * sizeof *keys);
+    unsigned n = 0;
+    bool found = false;
+    int r = keys ? d->fence->keys(d, keys, KEYS_MAX, &n, err) : gr_fail(err, -ENOMEM, "out of memory");
+    for (unsigned i = 0; r == 0 && i < GR_MIN(n, KEYS_MAX); i++)
+        found |= keys[i] == v->life.key;
+    free(keys);
+    return r < 0 ? r : found || n > KEYS_MAX ? 0 : lies(v, dev, "it does not know that this host is registered", err);
+}
+
+/* A compare-and-write of our own slot's block that must not compare equal; what it would write is what is there. */
+static int miscompares(struct vmfs *v, struct gr_err *err)
+{
+    uint64_t a = vhome_addr(&v->sb.slots, v->slot, 0, 0), at = 0;
+    unsigned dev = vmfs_addr_dev(a);
+    uint8_t *is = vunits_alloc(1), *other = vunits_alloc(1);
+    int r = is && other ? vdev_read(v, a, 1, is) : -ENOMEM;
+    if (r == 0) {
+        memcpy(other, is, VMFS_UNIT);
+        other[VMFS_UNIT - 1] ^= 1;
+        r = gr_compare_write(v->dev[dev].ch, vmfs_addr_unit(a) * VMFS_UNIT, other, is, VMFS_UNIT, &at);
+        if (r == 0)
+            r = lies(v, dev, "a compare-and-write of what is not there went through", err);
+        else if (r == -GR_EMISCOMPARE)
+            r = 0;
+        else
+            gr_fail(err, r, "'%s' cannot compare and write: %s", v->dev[dev].bdev->name, gr_code_text(r));
+    } else {
+        gr_fail(err, r, "slot %u cannot be read: %s", v->slot, gr_code_text(r));
+    }
+    free(is);
+    free(other);
+    return r;
+}
+
+int vhonour_check(struct vmfs *v, struct gr_err *err)
+{
+    int r = 0;
+    bool compare = false;
+    if (!v->life.fences)
+        return 0;
+    for (unsigned i = 0; r == 0 && i < v->sb.n_devices; i++) {
+        const struct vdevinfo *d = &v->sb.dev[i];
+        struct gr_bdev *b = v->dev[i].bdev;
+        if (!b)
+            continue;
+        if (d->tested & VMFS_TESTED_FENCE)
+            r = registered(v, i, err);
+        if (r == 0 && (d->tested & VMFS_TESTED_OUTLASTS_POWER) && b->fence->persists && (r = b->fence->persists(b, err)) == -EOPNOTSUPP)
+            r = lies(v, i, "registrations and reservation do not outlast a loss of its power", err);
+        compare |= (d->tested & VMFS_TESTED_MISCOMPARES) && vmfs_addr_dev(v->sb.slots.addr_a) == i;
+    }
+    return r == 0 && compare ? miscompares(v, err) : r;
+}

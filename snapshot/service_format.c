@@ -6,17 +6,19 @@
 /* ---- create ---- */
 static int format_devices(struct snap_op *op, const char *name, struct snap_creation *c)
 {
-    bool force = false, preallocate = false;
+    bool force = false, preallocate = false, data_crc = false;
     int r = gr_json_opt_bool(op->params, "force", &force, op->err);
     if (r == 0)
         r = gr_json_opt_bool(op->params, "preallocate", &preallocate, op->err);
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "data-crc", &data_crc, op->err);
     for (unsigned i = 0; i < c->n && r == 0; i++)
         r = snap_creation_prepare(c, i, op->err);
     for (unsigned i = 0; i < c->n && r == 0; i++)
         r = snap_creation_check(c, i, force, NULL, op->err);
     if (r < 0)
         return r;
-    struct vmfs_format_opts fo = {.name = name, .force = force, .preallocate = preallocate, .timing = c->timing, .tested = c->tested};
+    struct vmfs_format_opts fo = {.name = name, .force = force, .preallocate = preallocate, .timing = c->timing, .data_crc = data_crc, .tested = c->tested};
     return vmfs_format(c->loop, c->bdevs, c->n, &fo, op->err);
 }
 

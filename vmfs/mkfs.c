@@ -202,6 +202,8 @@ static int layout(struct vsuper *s, const uint64_t *units, unsigned n, const str
         total += units[i];
     s->incompat = VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS;
     s->timing = o->timing;
+    s->data_crc = o->data_crc;
+    s->incompat |= o->data_crc ? VMFS_INCOMPAT_DATA_CRC : 0;
     choose_sizes(s, o, total, &slots, &inodes);
     for (unsigned i = 0; i < n; i++)
         regions += (uint32_t)(units[i] / s->region_units + 1);

@@ -24,6 +24,7 @@ static const struct gr_col info_cols[] = {
     {"version", "Format version", GR_COL_NUMBER},
     {"shared-luns", "Shared LUNs", GR_COL_BOOL},
     {"one-host", "For one host", GR_COL_BOOL},
+    {"data-crc", "Data CRCs", GR_COL_BOOL},
     {"timing", "Timing", GR_COL_TEXT},
     {NULL},
 };
@@ -122,6 +123,8 @@ static int cmd_create(struct gr_cmd_ctx *c, struct gr_err *err)
         json_object_set_new(params, "size", json_integer((json_int_t)size));
     if (gr_cmd_opt(c, "timing"))
         json_object_set_new(params, "timing", json_string(gr_cmd_opt(c, "timing")));
+    if (gr_cmd_flag(c, "data-crc"))
+        json_object_set_new(params, "data-crc", json_true());
     if (gr_cmd_flag(c, "preallocate"))
         json_object_set_new(params, "preallocate", json_true());
     if (gr_cmd_flag(c, "force"))
@@ -352,6 +355,7 @@ static const struct gr_opt create_opts[] = {
     {"size", "SIZE", "length of each device file that is missing"},
     {"timing", "default|fast", "on shared LUNs: how soon a silent host counts as lost, 5 s or 1.5 s"},
     {"preallocate", NULL, "take the space of the devices at once"},
+    {"data-crc", NULL, "keep a checksum of all data and compare it at each read"},
     {"force", NULL, "format over foreign data (never over a datastore in use)"},
     {"one-host", NULL, "on LUNs that cannot keep a lost host out: one host at a time, and no take-over but by hand"},
     LOGIN_OPTS,

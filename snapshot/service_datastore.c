@@ -48,6 +48,7 @@ static json_t *stats_row(struct vmfs *v)
         {"replayed-records", st.replayed_records},
         {"dropped-pieces", st.dropped_pieces},
         {"takeovers", st.takeovers},
+        {"rotten-reads", st.rotten},
     };
     json_t *o = json_object();
     for (size_t i = 0; o && i < GR_ARRAY_LEN(rows); i++)
@@ -106,6 +107,7 @@ static json_t *info_row(struct snap_ds *ds, bool owners, struct gr_err *err)
             json_object_set(o, "login", ds->login_row);
         json_object_set_new(o, "shared-luns", json_boolean(i.shared_luns));
         json_object_set_new(o, "one-host", json_boolean(i.one_host));
+        json_object_set_new(o, "data-crc", json_boolean(i.data_crc));
         json_object_set_new(o, "timing", json_string(i.timing == VMFS_TIMING_FAST ? "fast" : "default"));
     }
     if (o && i.fenced)

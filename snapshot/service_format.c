@@ -6,12 +6,14 @@
 /* ---- create ---- */
 static int format_devices(struct snap_op *op, const char *name, struct snap_creation *c)
 {
-    bool force = false, preallocate = false;
+    bool force = false, preallocate = false, data_crc = false;
     int r = gr_json_opt_bool(op->params, "force", &force, op->err);
     if (r == 0)
         r = gr_json_opt_bool(op->params, "preallocate", &preallocate, op->err);
     if (r == 0)
         r = gr_json_opt_bool(op->params, "one-host", &c->one_host, op->err);
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "data-crc", &data_crc, op->err);
     for (unsigned i = 0; i < c->n && r == 0 && c->one_host; i++)
         if (!gr_device_is_lun(c->paths[i]))
             r = gr_fail(op->err, -GR_EUSAGE, "%s: --one-host is for LUNs that cannot keep a lost host out; on files and block devices hosts are told apart by locks",
@@ -22,7 +24,8 @@ static int format_devices(struct snap_op *op, const char *name, struct snap_crea
         r = snap_creation_check(c, i, force, NULL, op->err);
     if (r < 0)
         return r;
-    struct vmfs_format_opts fo = {.name = name, .force = force, .preallocate = preallocate, .timing = c->timing, .one_host = c->one_host, .tested = c->tested};
+    struct vmfs_format_opts fo = {.name = name, .force = force, .preallocate = preallocate, .timing = c->timing, .one_host = c->one_host,
+                                  .data_crc = data_crc, .tested = c->tested};
     return vmfs_format(c->loop, c->bdevs, c->n, &fo, op->err);
 }
 

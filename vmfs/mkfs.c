@@ -204,6 +204,8 @@ static int layout(struct vsuper *s, const uint64_t *units, unsigned n, const str
     if (o->one_host)
         s->incompat |= VMFS_INCOMPAT_ONE_HOST;
     s->timing = o->timing;
+    s->data_crc = o->data_crc;
+    s->incompat |= o->data_crc ? VMFS_INCOMPAT_DATA_CRC : 0;
     choose_sizes(s, o, total, &slots, &inodes);
     for (unsigned i = 0; i < n; i++)
         regions += (uint32_t)(units[i] / s->region_units + 1);

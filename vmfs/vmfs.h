@@ -38,6 +38,7 @@ struct vmfs_format_opts {
     bool preallocate;       /* write the devices' blocks out first, so that later writes hit allocated space */
     enum vmfs_timing timing;
     bool one_host; /* logical units that fence nobody: one host at a time may join, and nobody takes over but by hand (vmfs_join_opts.gone) */
+    bool data_crc;          /* keep a CRC32C of every piece of data, compared at each read; writes then never go where the old data is */
     const uint32_t *tested; /* of each device: VMFS_TESTED_* (vmfs/format.h), kept for later joins; NULL: none was tried */
 };
 /* Write a new, empty volume. Refuses anything that already holds data and names it (file system, partition table, volume). */
@@ -89,6 +90,7 @@ struct vmfs_info {
     unsigned version;
     enum vmfs_timing timing;
     bool one_host;    /* its devices are logical units that fence nobody: no other host can join meanwhile */
+    bool data_crc;      /* pieces of data have a CRC32C */
     unsigned n_missing; /* devices it was joined without */
     bool shared_luns; /* its devices are logical units that fence lost hosts */
     bool fenced; /* this host gave the volume up; `fence_reason` says why */
@@ -181,6 +183,7 @@ int vmfs_checkpoint(struct vmfs *v, struct gr_err *err);
 struct vmfs_stats {
     uint64_t reads, writes_in_place, writes_redirected, splits, merges, unmaps, flushes;
     uint64_t copies_shared; /* copies that moved no data */
+    uint64_t rotten;        /* reads that found a piece that is not what was written: they end with -EIO */
     uint64_t journal_frames, journal_bytes, checkpoints, node_bytes, device_flushes;
     uint64_t replays, replayed_records, dropped_pieces, takeovers;
     uint64_t capture_ns_max; /* longest instant a checkpoint held the loop */

@@ -1,6 +1,7 @@
 /* Opening, closing and handing back objects with content; whole small files. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
+#include "vmfs/keys.h"
 
 static int find_id(struct vmfs *v, const char *path, uint64_t *ret, struct gr_err *err)
 {
@@ -28,6 +29,16 @@ int vmfs_open(struct vmfs *v, const char *path, struct vmfs_disk **ret, int *ret
         return r;
     if (o->dying)
         return gr_fail(err, -ENOENT, "'%s/%s' is being removed", v->sb.name, path);
+    if (vkeys_locked(o)) {
+        o->users++; /* nobody gives it up meanwhile */
+        r = vkeys_open(o, err);
+        o->users--;
+        gr_fqueue_wake_all(&o->settled);
+        if (r == 0 && o->dying)
+            r = gr_fail(err, -ENOENT, "it is being removed");
+        if (r < 0)
+            return gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
+    }
     if (!o->handle) {
         struct vmfs_disk *d = gr_zalloc(sizeof *d);
         char name[128];

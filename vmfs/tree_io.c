@@ -1,12 +1,19 @@
 /* Reading trees: bytes, extents, what changed since. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
+#include "vmfs/keys.h"
 
 /* ---- segments: runs of a request that are contiguous on a device, or zeros ---- */
 struct seg {
     uint64_t addr; /* of the first piece; 0: zeros */
     size_t off, len; /* bytes of the request */
     size_t skip;     /* bytes into the first piece */
+    int key;         /* of an encrypted disk: that of its pieces */
+};
+struct rkid { /* the read of one */
+    struct gr_bio bio; /* first member */
+    size_t off;        /* bytes of the request */
+    int key;
 };
 #define SEGS_INLINE 8
 #define IOV_INLINE 16
@@ -15,18 +22,21 @@ struct rop { /* one READ */
     struct vobj *o;
     struct mtree *t;
     struct gr_bio *bio;
+    struct vcipher *cipher; /* a reference; NULL: not encrypted */
     struct vticket ticket;
     unsigned kids;
     int status;
-    struct gr_bio *kid;
+    struct rkid *kid;
     struct iovec *iov;
-    struct gr_bio kid_inline[SEGS_INLINE];
+    struct rkid kid_inline[SEGS_INLINE];
     struct iovec iov_inline[IOV_INLINE];
 };
 
 /* Segments of [off, off+len): how many, or -EAGAIN when the map must be loaded (at *ret_piece). @out may be NULL to count. */
-static int segments(const struct vmfs *v, struct mtree *t, uint64_t off, size_t len, struct seg *out, unsigned max, uint64_t *ret_piece)
+static int segments(const struct rop *rop, uint64_t off, size_t len, struct seg *out, unsigned max, uint64_t *ret_piece)
 {
+    const struct vmfs *v = rop->o->v;
+    struct mtree *t = rop->t;
     unsigned n = 0;
     struct seg cur = { 0 };
     struct mnode *leaf = NULL;
@@ -47,7 +57,10 @@ static int segments(const struct vmfs *v, struct mtree *t, uint64_t off, size_t 
         if (!addr && p.state == VMFS_P_DATA)
             return -GR_ECORRUPT;
         size_t take = GR_MIN(len - at, VMFS_PIECE - skip);
-        bool joins = !fresh && (addr ? cur.addr && cur.addr + (cur.skip + cur.len) / VMFS_PIECE == addr : cur.addr == 0);
+        int key = addr && rop->cipher ? vcipher_key(rop->cipher, p.birth) : 0;
+        if (key < 0)
+            return key;
+        bool joins = !fresh && (addr ? cur.addr && cur.key == key && cur.addr + (cur.skip + cur.len) / VMFS_PIECE == addr : cur.addr == 0);
         if (joins) {
             cur.len += take;
         } else {
@@ -56,7 +69,7 @@ static int segments(const struct vmfs *v, struct mtree *t, uint64_t off, size_t 
                     out[n] = cur;
                 n++;
             }
-            cur = (struct seg){ addr, at, take, skip };
+            cur = (struct seg){ addr, at, take, skip, key };
         }
         fresh = false;
         at += take;
@@ -70,6 +83,7 @@ static int segments(const struct vmfs *v, struct mtree *t, uint64_t off, size_t 
 static void rop_free(struct rop *r)
 {
     ticket_close(r->o->v, &r->ticket);
+    vcipher_put(r->cipher);
     if (r->kid != r->kid_inline)
         free(r->kid);
     if (r->iov != r->iov_inline)
@@ -92,8 +106,11 @@ static void rop_put(struct rop *r)
 static void kid_done(struct gr_bio *kid)
 {
     struct rop *r = kid->arg;
+    const struct rkid *k = gr_container_of(kid, struct rkid, bio);
     if (kid->status < 0 && r->status == 0)
         r->status = kid->status;
+    else if (kid->status == 0 && r->cipher)
+        vcipher_decrypt_iov(r->cipher, k->key, r->bio->off + k->off, kid->iov, kid->iovcnt, kid->len);
     rop_put(r);
 }
 
@@ -113,7 +130,9 @@ static int read_segments(struct rop *r, const struct seg *s, unsigned n)
             gr_iov_zero(bio->iov, bio->iovcnt, s[i].off, s[i].len);
             continue;
         }
-        struct gr_bio *k = &r->kid[i];
+        struct gr_bio *k = &r->kid[i].bio;
+        r->kid[i].off = s[i].off;
+        r->kid[i].key = s[i].key;
         memset(k, 0, sizeof *k);
         k->op = GR_OP_READ;
         k->off = vmfs_addr_unit(s[i].addr) * VMFS_UNIT + s[i].skip;
@@ -138,14 +157,14 @@ static int read_try(struct rop *r, uint64_t *ret_piece)
 {
     struct seg inline_segs[32], *s = inline_segs;
     unsigned max = GR_ARRAY_LEN(inline_segs);
-    int n = segments(r->o->v, r->t, r->bio->off, r->bio->len, s, max, ret_piece);
+    int n = segments(r, r->bio->off, r->bio->len, s, max, ret_piece);
     if (n < 0)
         return n;
     if ((unsigned)n > max) {
         s = gr_alloc((size_t)n * sizeof *s);
         if (!s)
             return -ENOMEM;
-        n = segments(r->o->v, r->t, r->bio->off, r->bio->len, s, (unsigned)n, ret_piece);
+        n = segments(r, r->bio->off, r->bio->len, s, (unsigned)n, ret_piece);
     }
     n = n < 0 ? n : read_segments(r, s, (unsigned)n);
     if (s != inline_segs)
@@ -189,9 +208,10 @@ void tree_read(struct vobj *o, struct mtree *t, struct gr_bio *bio)
     r->status = 0;
     r->kid = r->kid_inline;
     r->iov = r->iov_inline;
+    r->cipher = vcipher_get(o->cipher);
     ticket_open(v, &r->ticket);
     v->stats.reads++;
-    int rc = bio->len ? read_try(r, &piece) : -ENODATA;
+    int rc = vkeys_locked(o) ? -ENOKEY : bio->len ? read_try(r, &piece) : -ENODATA;
     if (rc == -EAGAIN)
         rc = gr_fiber_start(v->loop, read_slow, r);
     if (rc < 0)

@@ -283,12 +283,12 @@ int vkeys_make(struct vmfs *v, uint64_t kek_id, struct vobj *origin, uint64_t ep
         r = vkeys_read(origin, &k, err);
         if (r == 0 && k.erased)
             r = gr_fail(err, -ENOKEY, "its origin was erased: its keys are destroyed");
-        while (r == 0 && k.n > 1 && k.key[k.n - 1].from > epoch)
-            k.n--; /* of what came later than the snapshot */
         kek_id = r == 0 ? k.key[k.n - 1].kek : 0;
+        while (k.n && k.key[k.n - 1].from > epoch)
+            k.n--; /* what came later than the snapshot; all, if those before went because it has no data */
     }
     if (r == 0 && (!k.n || k.n < VMFS_KEYS_MAX)) /* one of its own for what it writes, as long as there is room */
-        r = vkeys_add(v, &k, kek_id, origin ? epoch + 1 : 0, err);
+        r = vkeys_add(v, &k, kek_id, k.n ? epoch + 1 : 0, err);
     if (r == 0)
         r = place(v, ret, err);
     if (r == 0)

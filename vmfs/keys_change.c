@@ -47,7 +47,9 @@ static int rotate_frozen(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *er
     struct vobj *o = d->o;
     int r = vkeys_read(o, &k, err);
     if (r == 0 && k.key[k.n - 1].from <= o->epoch) { /* else one is there that was never used: a cut came between */
-        r = vkeys_add(o->v, &k, kek_id, o->epoch + 1, err);
+        r = vkeys_rewrap(o->v, &k, kek_id, err); /* one key opens all of them */
+        if (r == 0)
+            r = vkeys_add(o->v, &k, kek_id, o->epoch + 1, err);
         if (r == 0)
             r = vkeys_write(o, &k, err);
     }

@@ -74,8 +74,8 @@ static int read_copy(struct vmfs *v, uint64_t addr, struct vkeys *ret, struct gr
     return r;
 }
 
-/* The newer valid copy. */
-int vkeys_read(struct vobj *o, struct vkeys *ret, struct gr_err *err)
+/* The newer valid copy; *ret_alike: the other is the same. */
+static int read_block(struct vobj *o, struct vkeys *ret, bool *ret_alike, struct gr_err *err)
 {
     struct gr_err ea = { 0 }, eb = { 0 };
     struct vkeys a, b;
@@ -86,10 +86,17 @@ int vkeys_read(struct vobj *o, struct vkeys *ret, struct gr_err *err)
     if (ra < 0 && rb < 0)
         return gr_fail(err, ra, "its keys cannot be read: %s; %s", gr_err_text(&ea, ra), gr_err_text(&eb, rb));
     *ret = ra < 0 || (rb == 0 && b.generation > a.generation) ? b : a;
+    *ret_alike = ra == 0 && rb == 0 && a.generation == b.generation;
     return 0;
 }
 
-/* Both copies, durable; the generation grows. */
+int vkeys_read(struct vobj *o, struct vkeys *ret, struct gr_err *err)
+{
+    bool alike;
+    return read_block(o, ret, &alike, err);
+}
+
+/* Both copies, durable; the generation grows. When it fails one of them may say the one, the other the other. */
 static int write_block(struct vmfs *v, const uint64_t addr[2], struct vkeys *k, struct gr_err *err)
 {
     void *block = vunits_alloc(1);
@@ -97,10 +104,6 @@ static int write_block(struct vmfs *v, const uint64_t addr[2], struct vkeys *k, 
     k->generation++;
     for (int copy = 1; r == 0 && copy >= 0; copy--) {
         uint64_t at = moved_addr(v, addr[copy], 1, NULL);
-        if (!at || space_leaving(v, at)) {
-            r = gr_fail(err, -EBUSY, "its keys lie on a device that is missing or being emptied: try again when that is over");
-            break;
-        }
         encode(v, k, at, block);
         r = vdev_write(v, at, 1, block, GR_BIO_FUA);
         if (r < 0)
@@ -110,15 +113,29 @@ static int write_block(struct vmfs *v, const uint64_t addr[2], struct vkeys *k, 
     return r;
 }
 
+/* [sync] May the block be written where it is? */
+static int writable(struct vobj *o, uint64_t at[2], struct gr_err *err)
+{
+    if (!vkeys_at(o, at))
+        return gr_fail(err, -GR_ECORRUPT, "object %llu: rule 7: encrypted, but it does not say where its keys are", (unsigned long long)o->id);
+    for (unsigned i = 0; i < 2; i++) {
+        uint64_t now = space_addr_ok(o->v, at[i], 1) ? moved_addr(o->v, at[i], 1, NULL) : 0;
+        if (!now)
+            return gr_fail(err, -GR_ECORRUPT, "object %llu: rule 7: a block of keys outside the regions", (unsigned long long)o->id);
+        if (space_leaving(o->v, now))
+            return gr_fail(err, -EBUSY, "its keys lie on a device that is missing or being emptied: try again when that is over");
+    }
+    return 0;
+}
+
 int vkeys_write(struct vobj *o, struct vkeys *k, struct gr_err *err)
 {
     uint64_t at[2];
-    if (!vkeys_at(o, at))
-        return gr_fail(err, -GR_ECORRUPT, "object %llu: rule 7: encrypted, but it does not say where its keys are", (unsigned long long)o->id);
-    for (unsigned i = 0; i < 2; i++)
-        if (!space_addr_ok(o->v, at[i], 1))
-            return gr_fail(err, -GR_ECORRUPT, "object %llu: rule 7: a block of keys outside the regions", (unsigned long long)o->id);
-    int r = write_block(o->v, at, k, err);
+    int r = writable(o, at, err);
+    if (r < 0)
+        return r;
+    if ((r = write_block(o->v, at, k, err)) < 0) /* as much as with a superblock */
+        vmfs_fence(o->v, "the keys of object %llu could not be written: nobody knows what they say", (unsigned long long)o->id);
     uint64_t id = k->erased ? VMFS_KEY_ERASED : k->key[k->n - 1].kek;
     if (r == 0 && o->ino.key_id != id) {
         o->ino.key_id = id;
@@ -220,12 +237,18 @@ int vkeys_unlock(struct vobj *o, const struct vkeys *k, struct gr_err *err)
 int vkeys_open(struct vobj *o, struct gr_err *err)
 {
     struct vkeys k;
+    bool alike = true;
     if (!o->ino.key_id || o->cipher)
         return 0;
-    int r = vkeys_read(o, &k, err);
+    int r = read_block(o, &k, &alike, err);
     if (r == 0 && k.erased)
         r = gr_fail(err, -ENOKEY, "it was erased: its keys are destroyed, and what it held cannot be read any more");
-    return r == 0 ? vkeys_unlock(o, &k, err) : r;
+    if (r == 0)
+        r = vkeys_unlock(o, &k, err);
+    uint64_t at[2];
+    if (r == 0 && !alike && vobj_find(o->v, o->id) == o && writable(o, at, NULL) == 0 && (r = vkeys_write(o, &k, err)) < 0)
+        vkeys_close(o); /* a cut came between the copies: the older one must not be all that is left one day */
+    return r;
 }
 
 void vkeys_close(struct vobj *o)

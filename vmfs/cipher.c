@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #define PIECE VMFS_UNIT
+#define STRETCH 64u /* blocks: 1 KiB and its tweaks stay in the nearest cache */
 
 struct data_key {
     uint64_t from;
@@ -134,45 +135,51 @@ int vcipher_key(const struct vcipher *c, uint64_t birth)
 /* ---- XTS ---- */
 typedef uint64_t block __attribute__((vector_size(16), aligned(1), may_alias));
 
-/* The tweaks of blocks [skip / 16, + n) of a data unit: that of block j is E(unit) times x to the power of j. */
-static void tweaks(const struct data_key *k, uint64_t piece, size_t skip, size_t n, block *ret)
+/* The first tweak: E(unit), times x to the power of the block where we begin. */
+static block tweak_at(const struct data_key *k, uint64_t piece, size_t skip)
 {
     uint64_t unit[2] = { htole64(piece), 0 };
     aes256_encrypt(&k->tweak, sizeof unit, (uint8_t *)unit, (const uint8_t *)unit);
     uint64_t lo = le64toh(unit[0]), hi = le64toh(unit[1]);
-    size_t j = skip / VCIPHER_BLOCK;
-    for (size_t i = 0; i < j + n; i++) {
-        if (i >= j)
-            ret[i - j] = (block){ htole64(lo), htole64(hi) };
-        uint64_t carry = hi >> 63 ? 0x87 : 0;
+    for (size_t j = skip / VCIPHER_BLOCK; j; j--) {
+        uint64_t carry = (uint64_t)((int64_t)hi >> 63) & 0x87;
         hi = hi << 1 | lo >> 63;
         lo = lo << 1 ^ carry;
     }
+    return (block){ lo, hi };
 }
 
-static void mix(uint8_t *bytes, const block *tweak, size_t n)
+typedef void (*aes)(const struct aes256_ctx *ctx, size_t len, uint8_t *dst, const uint8_t *src);
+
+/* A stretch at a time: the bytes with their tweaks, through AES, and with the tweaks again. */
+static void xts(const struct data_key *k, const struct aes256_ctx *ctx, aes fn, uint64_t piece, size_t skip, uint8_t *bytes, size_t len)
 {
-    block *b = (block *)bytes;
-    for (size_t i = 0; i < n; i++)
-        b[i] ^= tweak[i];
+    block t[STRETCH], at = tweak_at(k, piece, skip);
+    uint64_t lo = at[0], hi = at[1];
+    for (size_t n; len; bytes += n * VCIPHER_BLOCK, len -= n * VCIPHER_BLOCK) {
+        block *b = (block *)bytes;
+        n = GR_MIN(len / VCIPHER_BLOCK, STRETCH);
+        for (size_t i = 0; i < n; i++) {
+            t[i] = (block){ htole64(lo), htole64(hi) };
+            b[i] ^= t[i];
+            uint64_t carry = (uint64_t)((int64_t)hi >> 63) & 0x87;
+            hi = hi << 1 | lo >> 63;
+            lo = lo << 1 ^ carry;
+        }
+        fn(ctx, n * VCIPHER_BLOCK, bytes, bytes);
+        for (size_t i = 0; i < n; i++)
+            b[i] ^= t[i];
+    }
 }
 
 void vcipher_encrypt(const struct vcipher *c, int key, uint64_t piece, size_t skip, uint8_t *bytes, size_t len)
 {
-    block t[PIECE / VCIPHER_BLOCK];
-    tweaks(&c->key[key], piece, skip, len / VCIPHER_BLOCK, t);
-    mix(bytes, t, len / VCIPHER_BLOCK);
-    aes256_encrypt(&c->key[key].encrypt, len, bytes, bytes);
-    mix(bytes, t, len / VCIPHER_BLOCK);
+    xts(&c->key[key], &c->key[key].encrypt, aes256_encrypt, piece, skip, bytes, len);
 }
 
 void vcipher_decrypt(const struct vcipher *c, int key, uint64_t piece, size_t skip, uint8_t *bytes, size_t len)
 {
-    block t[PIECE / VCIPHER_BLOCK];
-    tweaks(&c->key[key], piece, skip, len / VCIPHER_BLOCK, t);
-    mix(bytes, t, len / VCIPHER_BLOCK);
-    aes256_decrypt(&c->key[key].decrypt, len, bytes, bytes);
-    mix(bytes, t, len / VCIPHER_BLOCK);
+    xts(&c->key[key], &c->key[key].decrypt, aes256_decrypt, piece, skip, bytes, len);
 }
 
 void vcipher_encrypt_range(const struct vcipher *c, int key, uint64_t off, uint8_t *bytes, size_t len)

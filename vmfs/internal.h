@@ -739,6 +739,9 @@ int record_epoch(struct vobj *o);
 /* Is a unit born at @birth at @piece still needed by a snapshot (or origin) the tree with parent @parent_snap grew from? */
 bool held_by_ancestors(struct vobj *o, uint64_t parent_snap, uint64_t birth, uint64_t piece_end);
 
+/* What a thick or eager disk needs to overwrite all it has, when nothing may be overwritten where it lies any more; thin: 0 [sync]. */
+uint64_t vobj_overwrite_units(const struct vobj *o);
+int record_promise(struct vobj *o, struct gr_err *err); /* so much is promised to it from now on */
 void reserve_set(struct vobj *o, uint64_t units); /* promised overwrite space, counted for the volume [sync] */
 
 /* ---------- ckpt.c ---------- */

@@ -40,12 +40,25 @@ int vmfs_keys_rewrap(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *err)
     return vmfs_checkpoint(v, err); /* what listings say */
 }
 
+/* Nothing is overwritten where it lies any more: a thick disk must have room for that, as with a snapshot. */
+static int has_room(const struct vobj *o, struct gr_err *err)
+{
+    struct vmfs *v = o->v;
+    uint64_t all = vobj_overwrite_units(o), more = all - GR_MIN(all, o->reserved_units);
+    uint64_t need = space_meta_reserve(v) + v->reserved_units + more, have = space_free_units(v);
+    return more && have < need ? gr_fail(err, -GR_ENOSPACE, "a new data key of a %s disk needs %llu bytes to overwrite, %llu bytes are missing",
+                                         o->ino.provision == VMFS_EAGER ? "eager" : "thick", (unsigned long long)more * VMFS_UNIT,
+                                         (unsigned long long)(need - have) * VMFS_UNIT) : 0;
+}
+
 /* No write is under way. The block of keys, and then the epoch. */
 static int rotate_frozen(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *err)
 {
     struct vkeys k;
     struct vobj *o = d->o;
-    int r = vkeys_read(o, &k, err);
+    int r = has_room(o, err);
+    if (r == 0)
+        r = vkeys_read(o, &k, err);
     if (r == 0 && k.key[k.n - 1].from <= o->epoch) { /* else one is there that was never used: a cut came between */
         r = vkeys_rewrap(o->v, &k, kek_id, err); /* one key opens all of them */
         if (r == 0)
@@ -57,6 +70,8 @@ static int rotate_frozen(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *er
         r = vkeys_unlock(o, &k, err);
     if (r == 0)
         r = usable(d, err);
+    if (r == 0)
+        r = record_promise(o, err);
     if (r == 0 && (r = record_epoch(o)) < 0)
         gr_fail(err, r, "the new key cannot be begun: %s", gr_code_text(r));
     return r;

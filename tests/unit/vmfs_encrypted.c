@@ -488,10 +488,49 @@ static int old_keys_go(void *arg)
     return 0;
 }
 
+/* A thick disk can be written all over when the volume is full, also after its key changed; else it does not change. */
+static int thick_on_full(void *arg)
+{
+    struct site s;
+    struct gr_chan *ch, *other;
+    struct vmfs_info info;
+    struct gr_err e = { 0 };
+    uint8_t *b = aligned_alloc(4096, 1 << 20);
+    make(&s);
+    create(&s, "thick", VMFS_THICK);
+    vmfs_info(s.v, &info);
+    OK(vmfs_create(s.v, "rest", VMFS_DISK, (info.free - (8u << 20)) & ~65535ull, VMFS_THICK, &err));
+    struct vmfs_disk *d = open_disk(&s, "thick", &ch);
+    memset(b, 5, 1 << 20);
+    for (size_t at = 0; at < DISK; at += 1 << 20)
+        assert_int_equal(gr_pwrite(ch, b, 1 << 20, at, 0), 0);
+    assert_int_equal(vmfs_keys_rotate(d, vmfs_kek_id(s.kek[0]), &e), -GR_ENOSPACE);
+    assert_non_null(strstr(e.text, "bytes are missing"));
+    OK(vmfs_remove(s.v, "rest", &err));
+    OK(vmfs_settle(s.v, 5000));
+    OK(vmfs_keys_rotate(d, vmfs_kek_id(s.kek[0]), &err));
+    OK(vmfs_create(s.v, "glutton", VMFS_DISK, SIZE, VMFS_THIN, &err));
+    struct vmfs_disk *g = open_disk(&s, "glutton", &other);
+    int r = 0;
+    for (size_t at = 0; r == 0 && at < SIZE; at += 1 << 20)
+        r = gr_pwrite(other, b, 1 << 20, at, 0);
+    assert_int_equal(r, -GR_ENOSPACE);
+    memset(b, 6, 1 << 20);
+    for (size_t at = 0; at < DISK; at += 1 << 20)
+        assert_int_equal(gr_pwrite(ch, b, 1 << 20, at, 0), 0);
+    close_disk(g, other);
+    close_disk(d, ch);
+    check(&s);
+    free(b);
+    unmake(&s);
+    return 0;
+}
+
+static void test_thick(void **state) { test_in_fiber(thick_on_full, NULL); }
 static void test_no_plaintext(void **state) { test_in_fiber(no_plaintext, NULL); }
 static void test_without_key(void **state) { test_in_fiber(without_key, NULL); }
 static void test_erased(void **state) { test_in_fiber(erased, NULL); }
 static void test_oracle(void **state) { test_in_fiber(against_oracle, NULL); }
 static void test_old_keys(void **state) { test_in_fiber(old_keys_go, NULL); }
 
-TEST_MAIN(TEST(test_no_plaintext), TEST(test_without_key), TEST(test_erased), TEST(test_oracle), TEST(test_old_keys))
+TEST_MAIN(TEST(test_no_plaintext), TEST(test_without_key), TEST(test_erased), TEST(test_oracle), TEST(test_thick), TEST(test_old_keys))

@@ -526,6 +526,74 @@ static int thick_on_full(void *arg)
     return 0;
 }
 
+/* The block of keys lies on a device that leaves: it is found at its new place, and cannot change while it moves. */
+struct leaving {
+    struct vmfs_disk *d;
+    struct site *s;
+    unsigned refused;
+};
+static int while_it_leaves(void *arg, uint64_t done, uint64_t all, struct gr_err *err)
+{
+    struct leaving *l = arg;
+    l->refused += vmfs_keys_rewrap(l->d, vmfs_kek_id(l->s->kek[1]), NULL) == -EBUSY;
+    return 0;
+}
+
+static int device_leaves(void *arg)
+{
+    struct site s;
+    struct gr_chan *ch;
+    struct vmfs_info info;
+    struct gr_bdev *more[2];
+    struct gr_mem *mem[2];
+    struct vmfs_device_add add = { 0 };
+    uint64_t at;
+    make(&s);
+    vmfs_info(s.v, &info);
+    OK(vmfs_create(s.v, "filler", VMFS_DISK, (info.free - (5u << 20)) & ~65535ull, VMFS_THICK, &err));
+    for (unsigned i = 0; i < 2; i++) {
+        mem[i] = gr_mem_new(128 << 20);
+        assert_int_equal(gr_bdev_mem_open(s.loop, mem[i], &more[i]), 0);
+    }
+    OK(vmfs_device_add(s.v, more[0], &add, &err));
+    for (unsigned i = 0;; i++) { /* until one has its keys on it */
+        char name[8];
+        snprintf(name, sizeof name, "d%u", i);
+        assert_true(i < 2000);
+        create(&s, name, VMFS_THIN);
+        struct vmfs_disk *d = open_disk(&s, name, &ch);
+        assert_true(vkeys_where(d->o, 0, &at));
+        if (vmfs_addr_dev(at) == 1) {
+            fill(ch, "carried elsewhere");
+            OK(snap_create(&d, 1, "s", &err));
+            OK(vmfs_device_add(s.v, more[1], &add, &err));
+            struct leaving l = { d, &s, 0 };
+            OK(vmfs_device_remove(s.v, 1, &(struct vmfs_device_remove){ .progress = while_it_leaves, .arg = &l }, &err));
+            assert_true(l.refused);
+            OK(vmfs_keys_rewrap(d, vmfs_kek_id(s.kek[1]), &err));
+            close_disk(d, ch);
+            check(&s);
+            uint8_t b[4096];
+            d = open_disk(&s, name, &ch);
+            assert_int_equal(gr_pread(ch, b, 4096, 1 << 20), 0);
+            assert_memory_equal(b, "carried elsewhere", 16);
+            close_disk(d, ch);
+            OK(vmfs_remove(s.v, name, &err));
+            OK(vmfs_settle(s.v, 5000));
+            break;
+        }
+        close_disk(d, ch);
+    }
+    check(&s);
+    unmake(&s);
+    for (unsigned i = 0; i < 2; i++) {
+        gr_bdev_put(more[i]);
+        gr_mem_free(mem[i]);
+    }
+    return 0;
+}
+
+static void test_leaves(void **state) { test_in_fiber(device_leaves, NULL); }
 static void test_thick(void **state) { test_in_fiber(thick_on_full, NULL); }
 static void test_no_plaintext(void **state) { test_in_fiber(no_plaintext, NULL); }
 static void test_without_key(void **state) { test_in_fiber(without_key, NULL); }
@@ -533,4 +601,4 @@ static void test_erased(void **state) { test_in_fiber(erased, NULL); }
 static void test_oracle(void **state) { test_in_fiber(against_oracle, NULL); }
 static void test_old_keys(void **state) { test_in_fiber(old_keys_go, NULL); }
 
-TEST_MAIN(TEST(test_no_plaintext), TEST(test_without_key), TEST(test_erased), TEST(test_oracle), TEST(test_thick), TEST(test_old_keys))
+TEST_MAIN(TEST(test_no_plaintext), TEST(test_without_key), TEST(test_erased), TEST(test_oracle), TEST(test_thick), TEST(test_leaves), TEST(test_old_keys))

@@ -148,10 +148,13 @@ int snap_key_delete(struct gr_home *home, uint64_t id, struct gr_err *err)
         r = gr_fail(err, -EBUSY, "new disks get this key: granary key use names another");
     if (r < 0)
         return r;
-    r = key_write(path, (const uint8_t[SNAP_KEY_BYTES]){0}, err); /* its blocks, as far as the file system writes in place */
-    if (r == 0 && (unlink(path) < 0 || gr_sync_parent(path) < 0))
-        r = gr_fail(err, -errno, "%s: %s", path, strerror(errno));
-    return r;
+    char zero[64] = "";
+    gr_auto_close int fd = open(path, O_WRONLY | O_CLOEXEC | O_NOFOLLOW);
+    bool gone = fd >= 0 && pwrite(fd, zero, sizeof(zero), 0) == sizeof(zero) && fsync(fd) == 0; /* as far as the file system writes in place */
+    if (!gone || unlink(path) < 0)
+        return gr_fail(err, -errno, "%s: %s", path, strerror(errno));
+    r = gr_sync_parent(path);
+    return r < 0 ? gr_fail(err, r, "%s: its removal is not durable: %s", path, gr_code_text(r)) : 0;
 }
 
 int snap_key_current(struct gr_home *home, uint64_t *ret, struct gr_err *err)

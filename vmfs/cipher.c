@@ -135,17 +135,22 @@ int vcipher_key(const struct vcipher *c, uint64_t birth)
 /* ---- XTS ---- */
 typedef uint64_t block __attribute__((vector_size(16), aligned(1), may_alias));
 
+/* A tweak times x, in the field of XTS. */
+static inline void twice(uint64_t *lo, uint64_t *hi)
+{
+    uint64_t carry = (0 - (*hi >> 63)) & 0x87;
+    *hi = *hi << 1 | *lo >> 63;
+    *lo = *lo << 1 ^ carry;
+}
+
 /* The first tweak: E(unit), times x to the power of the block where we begin. */
 static block tweak_at(const struct data_key *k, uint64_t piece, size_t skip)
 {
     uint64_t unit[2] = { htole64(piece), 0 };
     aes256_encrypt(&k->tweak, sizeof unit, (uint8_t *)unit, (const uint8_t *)unit);
     uint64_t lo = le64toh(unit[0]), hi = le64toh(unit[1]);
-    for (size_t j = skip / VCIPHER_BLOCK; j; j--) {
-        uint64_t carry = (uint64_t)((int64_t)hi >> 63) & 0x87;
-        hi = hi << 1 | lo >> 63;
-        lo = lo << 1 ^ carry;
-    }
+    for (size_t j = skip / VCIPHER_BLOCK; j; j--)
+        twice(&lo, &hi);
     return (block){ lo, hi };
 }
 
@@ -162,9 +167,7 @@ static void xts(const struct data_key *k, const struct aes256_ctx *ctx, aes fn, 
         for (size_t i = 0; i < n; i++) {
             t[i] = (block){ htole64(lo), htole64(hi) };
             b[i] ^= t[i];
-            uint64_t carry = (uint64_t)((int64_t)hi >> 63) & 0x87;
-            hi = hi << 1 | lo >> 63;
-            lo = lo << 1 ^ carry;
+            twice(&lo, &hi);
         }
         fn(ctx, n * VCIPHER_BLOCK, bytes, bytes);
         for (size_t i = 0; i < n; i++)

@@ -37,7 +37,7 @@ static void repair(struct chk *c, uint64_t addr, const uint8_t *bad, const uint8
     if (r == 0) {
         memcpy(now, good, VMFS_UNIT);
         vhdr_move(now, 1, addr);
-        r = v->fenced ? -GR_EFENCED : gr_compare_write(v->dev[vmfs_addr_dev(addr)].ch, vmfs_addr_unit(addr) * VMFS_UNIT, bad, now, VMFS_UNIT, NULL);
+        r = vdev_swap(v, addr, bad, now);
     }
     free(now);
     if (r == 0)

@@ -48,9 +48,9 @@ static void join(struct site *s)
     OK(vmfs_join(s->loop, &s->dev, 1, &o, &s->v, &err));
 }
 
-static void make(struct site *s)
+static void make_with(struct site *s, bool data_crc)
 {
-    struct vmfs_format_opts f = { .name = "ds1" };
+    struct vmfs_format_opts f = { .name = "ds1", .data_crc = data_crc };
     *s = (struct site){ .loop = gr_fiber_loop(), .mem = gr_mem_new(SIZE), .have = { true, true, true } };
     for (unsigned i = 0; i < 3; i++)
         memset(s->kek[i], (int)(17 * i + 1), 32);
@@ -59,6 +59,8 @@ static void make(struct site *s)
     assert_int_equal(gr_chan_open(s->dev, s->loop, &s->raw), 0);
     join(s);
 }
+
+static void make(struct site *s) { make_with(s, false); }
 
 static void unmake(struct site *s)
 {
@@ -134,7 +136,7 @@ static int no_plaintext(void *arg)
     struct site s;
     struct gr_chan *ch;
     static const char plain[] = "a plain disk 4711", secret[] = "a secret disk 08/", late[] = "after a snapshot.";
-    make(&s);
+    make_with(&s, arg);
     OK(vmfs_create(s.v, "plain", VMFS_DISK, DISK, VMFS_THIN, &err));
     for (unsigned p = 0; p < 3; p++) {
         char name[8] = { 'd', (char)('0' + p) };
@@ -422,8 +424,8 @@ static void again(struct world *w)
 static int against_oracle(void *arg)
 {
     struct world w = { .seed = test_seed(), .now = calloc(1, DISK) };
-    for (unsigned n = test_cases(3); n; n--) {
-        make(&w.s);
+    for (unsigned n = test_cases(4); n; n--) {
+        make_with(&w.s, n % 2);
         w.kek = 0;
         create(&w.s, "disk", (enum vmfs_provision)(n % 3));
         w.d = open_disk(&w.s, "disk", &w.ch);
@@ -595,7 +597,11 @@ static int device_leaves(void *arg)
 
 static void test_leaves(void **state) { test_in_fiber(device_leaves, NULL); }
 static void test_thick(void **state) { test_in_fiber(thick_on_full, NULL); }
-static void test_no_plaintext(void **state) { test_in_fiber(no_plaintext, NULL); }
+static void test_no_plaintext(void **state)
+{
+    test_in_fiber(no_plaintext, NULL);
+    test_in_fiber(no_plaintext, &(int){ 1 }); /* with CRCs of data */
+}
 static void test_without_key(void **state) { test_in_fiber(without_key, NULL); }
 static void test_erased(void **state) { test_in_fiber(erased, NULL); }
 static void test_oracle(void **state) { test_in_fiber(against_oracle, NULL); }

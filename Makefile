@@ -19,7 +19,7 @@ deps_hv := common
 deps_backup-proxy := common
 # ---- external libraries (pkg-config names) of each module; a program gets those of its modules ----------------------
 pkgs_common := jansson liburing gnutls libseccomp libisal libiscsi
-pkgs_vmfs :=
+pkgs_vmfs := nettle
 pkgs_snapshot :=
 pkgs_iscsi-target := gnutls libseccomp
 pkgs_hv :=
@@ -44,6 +44,8 @@ mods_vmfs_data_crc := snapshot vmfs common
 mods_vmfs_faults := snapshot vmfs common
 mods_vmfs_processes := snapshot vmfs common
 mods_vmfs_crash := snapshot vmfs common
+mods_vmfs_cipher := vmfs common
+mods_vmfs_encrypted := snapshot vmfs common
 mods_mover_demo := iscsi-target common
 mods_order_model := common
 mods_source_cat := backup-proxy common

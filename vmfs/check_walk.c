@@ -76,6 +76,9 @@ static void piece_walk(struct chk_tree *t, uint64_t piece, const struct mpiece *
                   (unsigned long long)p->birth, (unsigned long long)t->epoch);
     if (p->state == VMFS_P_HOLE || piece < t->cursor)
         return;
+    if (p->state == VMFS_P_DATA && p->birth < t->o->key_from)
+        chk_error(t->c, "%s: piece %llu was born in epoch %llu, before the oldest key of the disk (%llu)", tree_name(t, name),
+                  (unsigned long long)piece, (unsigned long long)p->birth, (unsigned long long)t->o->key_from);
     if (piece >= t->end)
         chk_error(t->c, "%s: piece %llu lies behind the end", tree_name(t, name), (unsigned long long)piece);
     struct chk_use u = use_of(t, piece, piece + 1, p->birth, PRINT_DATA);
@@ -205,6 +208,8 @@ void chk_trees(struct chk *c)
         c->rep.objects++;
         if (o->blob_addr)
             blob_reach(c, o->id, o->blob_addr, o->blob_units);
+        if (!o->bad)
+            chk_keys(c, o);
         deepest = GR_MAX(deepest, depth(c, o));
     }
     for (unsigned d = 0; d <= deepest; d++)

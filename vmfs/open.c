@@ -1,33 +1,73 @@
 /* Opening, closing and handing back objects with content; whole small files. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
+#include "vmfs/keys.h"
 
-static int find_id(struct vmfs *v, const char *path, uint64_t *ret, struct gr_err *err)
+static int find(struct vmfs *v, const char *path, struct vmfs_stat *ret, struct gr_err *err)
 {
-    struct vmfs_stat st;
+    struct vmfs_stat st = { 0 };
     int r = vmfs_stat(v, path, &st, err);
     if (r < 0)
         return r;
     if (st.type == VMFS_DIR)
         return gr_fail(err, -EISDIR, "'%s/%s' is a directory", v->sb.name, path);
-    *ret = st.id;
+    *ret = st;
     return 0;
+}
+
+static int find_id(struct vmfs *v, const char *path, uint64_t *ret, struct gr_err *err)
+{
+    struct vmfs_stat st = { 0 };
+    int r = find(v, path, &st, err);
+    if (r == 0)
+        *ret = st.id;
+    return r;
+}
+
+/* Could we read it? Asked before its lock is taken, so that who has no key keeps nobody else from it. */
+static int key_is_here(struct vmfs *v, const struct vmfs_stat *st, struct gr_err *err)
+{
+    struct vobj *o;
+    if (!st->key_id)
+        return 0;
+    int r = vobj_peek(v, st->id, &o, err);
+    if (r < 0)
+        return r;
+    r = vkeys_open(o, err);
+    vobj_free(o);
+    return r;
 }
 
 #define OPEN_WAIT_MS 40u /* a dead owner's slot may just be taken by whoever recovers it */
 int vmfs_open(struct vmfs *v, const char *path, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err)
 {
-    uint64_t id = 0;
-    struct vobj *o;
+    struct vmfs_stat st = { 0 };
+    struct vobj *o = NULL;
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
-    int r = find_id(v, path, &id, err);
-    if (r == 0 && (r = vobj_hold(v, id, OPEN_WAIT_MS, &o, ret_owner_slot, err)) < 0)
-        return gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
+    int r = find(v, path, &st, err);
     if (r < 0)
         return r;
+    if (st.owner_slot < 0)
+        r = key_is_here(v, &st, err);
+    if (r == 0)
+        r = vobj_hold(v, st.id, OPEN_WAIT_MS, &o, ret_owner_slot, err);
+    if (r < 0)
+        return gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
     if (o->dying)
         return gr_fail(err, -ENOENT, "'%s/%s' is being removed", v->sb.name, path);
+    if (vkeys_locked(o)) {
+        o->users++; /* nobody gives it up meanwhile */
+        r = vkeys_open(o, err);
+        o->users--;
+        gr_fqueue_wake_all(&o->settled);
+        if (r == 0 && o->dying)
+            r = gr_fail(err, -ENOENT, "it is being removed");
+        if (r < 0) {
+            vobj_release_idle(v, st.id, NULL); /* others may have the key */
+            return gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
+        }
+    }
     usage_ready(o);
     if (!o->handle) {
         struct vmfs_disk *d = gr_zalloc(sizeof *d);
@@ -228,7 +268,7 @@ int vmfs_file_read(struct vmfs *v, const char *path, size_t max, void **ret, siz
 /* A new object with the content takes the name over. */
 int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t len, struct gr_err *err)
 {
-    struct vmfs_stat st;
+    struct vmfs_stat st = { 0 };
     char tmp[VMFS_PATH_MAX + 16];
     const struct gr_world *w = gr_loop_world(v->loop);
     uint32_t salt;

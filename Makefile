@@ -48,6 +48,8 @@ mods_order_model := common
 mods_source_cat := backup-proxy common
 mods_lun_work := common
 pkgs_lun_work := cmocka
+mods_fs_model := common
+pkgs_fs_model := cmocka
 mods_rpc_call := common
 mods_guest_file := backup-proxy common
 

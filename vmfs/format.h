@@ -59,7 +59,8 @@
 #define VMFS_INCOMPAT_ALARMS 2ull       /* slots have alarms: entries of three units; without it the volume lies on files or block devices */
 #define VMFS_INCOMPAT_MEMBERS 4ull      /* devices were added after format: struct vmfs_member_disk tells of them; without it all of it is zero */
 #define VMFS_INCOMPAT_MOVED 8ull        /* a device leaves or has left: addresses on it are looked up */
-#define VMFS_INCOMPAT_KNOWN (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED)
+#define VMFS_INCOMPAT_FILES 256ull      /* regular files of any length; owners, modes and times of files and directories: struct vmfs_posix_disk */
+#define VMFS_INCOMPAT_KNOWN (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED | VMFS_INCOMPAT_FILES)
 #define VMFS_RO_COMPAT_KNOWN 0ull
 
 #define VMFS_ADDR_NONE 0ull
@@ -266,13 +267,23 @@ GR_LAYOUT(struct vmfs_inode_disk, lock, 64);
 #define VMFS_BLOB_UNITS_MAX 65536u /* 256 MiB of names, snapshots or frees of one object */
 #define VMFS_INODE_BLOB_MAX sizeof(((struct vmfs_inode_disk *)0)->blob)
 
-/* Directory blob: entries one behind the other. */
+/* Directory blob: entries one behind the other. With VMFS_INCOMPAT_FILES the first may have id 0, type 0 and a struct vmfs_posix_disk in
+ * place of a name: the directory's own. */
 struct vmfs_dirent_disk {
     gr_le64 id;
     gr_le16 type, name_len;
     char name[];
 } __attribute__((packed));
 GR_SIZE(struct vmfs_dirent_disk, 12);
+
+/* Who owns a file or directory, and what others may do; of files and disks the value of the attribute "posix". Absent: the host that shows it
+ * chooses. Times are nanoseconds since 1970. */
+struct vmfs_posix_disk {
+    gr_le32 mode; /* 07777 */
+    gr_le32 uid, gid, reserved;
+    gr_le64 atime_ns, mtime_ns, ctime_ns;
+} __attribute__((packed));
+GR_SIZE(struct vmfs_posix_disk, 40);
 
 struct vmfs_ptr_disk {
     gr_le64 addr;  /* 0: nothing below was ever written */
@@ -316,8 +327,8 @@ struct vmfs_bookmark_disk {
     gr_le16 name_len;
     char name[];
 } __attribute__((packed));
-/* Keys are the owners' (reservations, incarnations …). The volume itself knows two: "physical-block", a gr_le32 of 512 for a disk that
- * reports 512-byte physical blocks (absent: 4096), and "lun", a struct vmfs_lun_disk (absent: zeros). */
+/* Keys are the owners' (reservations, incarnations …). The volume itself knows three: "physical-block", a gr_le32 of 512 for a disk that
+ * reports 512-byte physical blocks (absent: 4096), "lun", a struct vmfs_lun_disk (absent: zeros), and "posix", a struct vmfs_posix_disk. */
 struct vmfs_attr_disk {
     gr_le16 key_len, reserved;
     gr_le32 val_len;

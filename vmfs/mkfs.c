@@ -200,7 +200,7 @@ static int layout(struct vsuper *s, const uint64_t *units, unsigned n, const str
     uint32_t slots, inodes, regions = 0;
     for (unsigned i = 0; i < n; i++)
         total += units[i];
-    s->incompat = VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS;
+    s->incompat = VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_FILES;
     s->timing = o->timing;
     choose_sizes(s, o, total, &slots, &inodes);
     for (unsigned i = 0; i < n; i++)

@@ -185,6 +185,9 @@ int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
     s.bitmap_blocks = gr_le32_get(d->bitmap_blocks);
     s.journal_units = gr_le32_get(d->journal_units);
     s.timing = gr_le32_get(d->timing);
+    s.data_crc = gr_le64_get(d->data_crc);
+    if (s.data_crc != (s.incompat & VMFS_INCOMPAT_DATA_CRC ? 1 : 0))
+        return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: data CRCs of kind %llu", (unsigned long long)s.data_crc);
     table_get(&d->slots, &s.slots);
     table_get(&d->regions, &s.regions);
     table_get(&d->inodes, &s.inodes);
@@ -221,6 +224,7 @@ void vsuper_encode(const struct vsuper *s, uint64_t self, void *block)
     d->bitmap_blocks = gr_le32_of(s->bitmap_blocks);
     d->journal_units = gr_le32_of(s->journal_units);
     d->timing = gr_le32_of(s->timing);
+    d->data_crc = gr_le64_of(s->data_crc);
     table_put(&s->slots, &d->slots);
     table_put(&s->regions, &d->regions);
     table_put(&s->inodes, &d->inodes);

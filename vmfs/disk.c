@@ -57,6 +57,8 @@ static int in_place_runs(const struct dop *op, struct run *runs, unsigned max)
     struct vobj *o = op->o;
     unsigned n = 0;
     struct mnode *leaf = NULL;
+    if (vcrc_kept(o->v))
+        return -1;
     for (uint64_t p = op->range.first; p < op->range.end; p++) {
         if (p == op->range.first || p % VMFS_LEAF_PIECES == 0)
             if (mtree_peek(&o->live, p, &leaf) < 0 || !leaf)
@@ -210,7 +212,7 @@ static void scrub_work(void *arg)
 {
     struct gr_bio *bio = arg;
     struct vmfs_disk *d = disk_of(bio->layer[0]);
-    int r = d->o ? journal_seal(d->o->v) : -GR_EFENCED;
+    int r = d->o ? vcrc_kept(d->o->v) ? -EOPNOTSUPP : journal_seal(d->o->v) : -GR_EFENCED;
     if (r == 0 && (d->gone || !d->o)) /* it went while we waited */
         r = -GR_EFENCED;
     if (r < 0 || bio->len == 0)
@@ -364,6 +366,9 @@ static int exclusive(struct gr_bdev *bdev, struct gr_err *err)
     const struct vobj *o = d->o;
     if (!o || d->gone)
         return gr_fail(err, -GR_EFENCED, "'%s' is no longer ours", d->bdev.name);
+    if (vcrc_kept(o->v))
+        return gr_fail(err, -EOPNOTSUPP, "'%s' lies on a datastore with data CRCs, where what was overwritten stays on the device until its place is used again",
+                       d->bdev.name);
     for (size_t i = 0; i < o->n_snaps; i++)
         if (!(o->snaps[i]->flags & VMFS_SNAP_HIDDEN))
             return gr_fail(err, -EBUSY, "'%s' shares blocks with its snapshot '%s'", d->bdev.name, o->snaps[i]->name);

@@ -14,6 +14,7 @@
 #include "vmfs/busy.h"
 #include "vmfs/files.h"
 #include "vmfs/format.h"
+#include "vmfs/usage.h"
 #include "vmfs/vmfs.h"
 #include <string.h>
 
@@ -39,7 +40,7 @@ struct vdevinfo {
 };
 struct vsuper {
     uint8_t uuid[16];
-    uint64_t generation, compat, ro_compat, incompat, created_s;
+    uint64_t generation, compat, ro_compat, incompat, created_s, data_crc;
     char name[64];
     uint32_t n_devices, this_device, region_units, bitmap_blocks, journal_units, timing;
     uint32_t version;
@@ -89,6 +90,7 @@ struct mentry {
     uint64_t seq;   /* newest frame with a record for this block: in place only when sealed */
     uint16_t written, zero;
     struct mpieces *px; /* NULL: EXTENT (or never written: addr 0) */
+    uint32_t *crc;      /* of each piece with data; NULL: none has data, or the volume keeps none */
 };
 struct mnode;
 struct mchild {
@@ -121,6 +123,8 @@ struct vsnap {
     uint8_t group[16];
     char *name;
     struct mtree tree;
+    struct vusage use;
+    uint64_t passed; /* being given back: of its parent's own units, its successor has lost behind the cursor */
     unsigned open; /* bdevs reading it in this process */
 };
 struct vlineage {
@@ -173,6 +177,9 @@ struct vobj { /* an object this host holds the lock of */
     bool copied;                 /* VMFS_CONTENT_COPIED */
     uint64_t data_written;       /* v->j.data_written when data of it last reached the device */
     struct mtree live;
+    struct vusage use; /* of the live head */
+    bool counted;      /* the numbers of all trees are known */
+    bool counting;     /* a fiber is finding them out; walker is set, too */
     struct vsnap **snaps;
     size_t n_snaps;
     struct vlineage *lineages;
@@ -310,6 +317,8 @@ struct vseen { /* what is known of the process that answers for a slot */
 struct vlife {
     uint64_t key;              /* ours, at the fence of every device and in our slot */
     bool fences;               /* the devices are logical units with a fence */
+    bool alone;                /* logical units without: alone.c */
+    struct gr_fmutex swapping; /* vdev_swap() */
     bool ejected;              /* by another host */
     bool watching, stop;
     unsigned *charge, n_charge; /* slots we answer for */
@@ -363,6 +372,7 @@ struct vmfs {
     uint64_t aux_generation;
     uint32_t next_inode; /* where to look for a free one */
     struct vmfs_stats stats;
+    uint64_t rotten_addr, rotten_ns; /* what was told last of damaged data, and when */
     bool low;                     /* it was told that little space is left */
     struct rop *free_rops;        /* pool of tree_io.c */
     struct dop *free_dops;        /* pool of disk.c */
@@ -371,6 +381,8 @@ struct vmfs {
 /* ---------- device.c: synchronous-looking metadata I/O (fiber) ---------- */
 int vdev_read(struct vmfs *v, uint64_t addr, uint32_t units, void *buf);
 int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, uint32_t flags);
+/* Compare-and-write of one unit. Where one host is alone the device need not be able to. */
+int vdev_swap(struct vmfs *v, uint64_t addr, const void *was, const void *now);
 int vdev_flush(struct vmfs *v); /* all devices */
 void *vunits_alloc(uint32_t units); /* aligned, zeroed; free() */
 /* Give the volume up on this host: nothing is acknowledged any more. [sync] */
@@ -462,6 +474,13 @@ void vlife_unclaim(struct vmfs *v, unsigned slot);
  * datastore's timing says. 0: so it is, and no other fiber of ours does the same until vlife_end_done(); -EBUSY: it lives. */
 int vlife_end(struct vmfs *v, unsigned slot, const struct vslot *s, struct gr_err *err);
 void vlife_end_done(struct vmfs *v, unsigned slot);
+unsigned vlife_look_ms(const struct vmfs *v); /* between two looks of a host at its alarm */
+
+/* ---------- alone.c: logical units that fence nobody ---------- */
+bool valone_found(struct vmfs *v); /* the devices, which are open, hold such a volume; nothing is registered */
+int valone_join(struct vmfs *v, struct gr_err *err); /* a slot, when nobody else has one */
+bool valone_declared_gone(const struct vmfs *v, const struct vslot *s);
+bool valone_lost(struct vmfs *v); /* our slot is another's */
 bool vlife_shows(struct vmfs *v, unsigned slot, const struct vslot *s); /* it is there now, or nobody can tell */
 
 /* Claim a free slot (its life lock and block); give it back; drop the life lock only. */
@@ -614,6 +633,20 @@ void share_blob_encode(const struct vregion *r, void *units); /* behind the head
 /* Rule 7: ascending, apart, inside a region of @units. */
 bool share_list_ok(const struct vmfs_share_disk *d, size_t n, uint32_t units);
 
+/* ---------- data_crc.c: datastores that keep a CRC32C of every piece ---------- */
+static inline bool vcrc_kept(const struct vmfs *v) { return v->sb.incompat & VMFS_INCOMPAT_DATA_CRC; }
+static inline uint32_t leaf_units_max(const struct vmfs *v) { return vcrc_kept(v) ? VMFS_LEAF_UNITS_MAX_CRC : VMFS_LEAF_UNITS_MAX; }
+struct vcrc_want { /* a piece that is read */
+    uint64_t addr; /* 0: it has no data */
+    uint32_t crc;
+};
+/* Is what was read for @bio (whole pieces) what was written? 0; -EIO: it is told, counted, and bio->bad_off says where [sync]. */
+int vcrc_verify(struct vobj *o, struct gr_bio *bio, const struct vcrc_want *want);
+/* A read that begins or ends inside a piece: the whole pieces are read and verified (any context; completes the bio). */
+void vcrc_read_part(struct vobj *o, struct mtree *t, struct gr_bio *bio);
+/* CRCs of @count pieces of @iov; NULL: out of memory. */
+uint32_t *vcrc_of(const struct iovec *iov, int iovcnt, uint64_t count);
+
 /* ---------- map.c ---------- */
 struct mnode *mnode_new(struct vmfs *v, unsigned level);
 void mnode_put(struct vmfs *v, struct mnode *n);
@@ -648,12 +681,14 @@ void mtree_grow(struct vmfs *v, struct mtree *t, unsigned level, uint64_t birth)
 struct mpiece {
     uint64_t addr, birth;
     enum vmfs_piece_state state;
+    uint32_t crc; /* of data, where the volume keeps it */
 };
 static inline struct mpiece ment_piece(const struct mentry *e, unsigned i)
 {
     struct mpiece p;
     unsigned st = (e->written >> i & 1) | (e->zero >> i & 1) << 1;
     p.state = (enum vmfs_piece_state)st;
+    p.crc = e->crc ? e->crc[i] : 0;
     if (e->px) {
         p.addr = e->px->addr[i];
         p.birth = e->px->birth[i];
@@ -676,9 +711,17 @@ struct late {
 };
 /* The leaves to change: ret_leaves[i] of tree[i], NULL where an earlier one is shared. 0 or -ENOMEM. */
 int mtree_own_late(struct vobj *o, const struct late *l, struct mnode **ret_leaves);
-/* Change @count pieces of one leaf, already owned [sync]. Old units are handed to @dropped(arg, piece, old) when owned. */
-int mleaf_set(struct mnode *leaf, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, enum vmfs_piece_state state, uint64_t seq,
-              void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old), void *arg);
+/* What becomes of @count pieces from @piece on. */
+struct map_change {
+    uint64_t piece, addr, birth, seq;
+    uint32_t count;
+    enum vmfs_piece_state state;
+    const uint32_t *crc; /* DATA: of each piece; NULL: not known */
+    bool durable;        /* DATA: it was before the record */
+    bool shared;         /* … and is somebody's already */
+};
+/* Change pieces of one leaf, already owned [sync]. Old units are handed to @dropped(arg, piece, old) when owned. */
+int mleaf_set(const struct vmfs *v, struct mnode *leaf, const struct map_change *c, void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old), void *arg);
 void map_evict(struct vmfs *v); /* keep the cache within its limit [sync] */
 
 /* ---------- object.c ---------- */
@@ -723,10 +766,12 @@ struct vbookmark *vobj_bookmark_named(struct vobj *o, const char *name);
 /* Add the record to the journal and apply it [sync]. Everything it touches must be in memory. */
 int record_do(struct vobj *o, void *rec, size_t len, struct gr_err *err);
 int record_apply(struct vobj *o, const void *rec, uint64_t seq, struct gr_err *err);
-/* Map change of one leaf's range. crc NULL: TRUSTED (data already durable) or no data. Units must be reserved (space_take_*). */
+/* Map change of one leaf's range. @crc: of data that replay shall doubt. Units must be reserved (space_take_*). */
 int record_map(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, enum vmfs_piece_state state, const uint32_t *crc);
 /* Pieces become one more owner of units whose data is durable; behind it, without a suspension between, record_epoch(). */
-int record_share(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth);
+int record_share(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, const uint32_t *crc);
+/* Data that was durable before. @crc: NULL only where the volume keeps none. */
+int record_durable(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, const uint32_t *crc);
 int record_epoch(struct vobj *o);
 /* Is a unit born at @birth at @piece still needed by a snapshot (or origin) the tree with parent @parent_snap grew from? */
 bool held_by_ancestors(struct vobj *o, uint64_t parent_snap, uint64_t birth, uint64_t piece_end);
@@ -804,6 +849,8 @@ int disk_write_pieces(struct dop *op, uint64_t off, uint64_t len, const struct i
 /* Room for @units more data units of @o: leases, waits for frees; -GR_ENOSPACE when they would eat the metadata reserve or what
  * was promised to other disks (fiber). @epoch: of the write that asks; it gives up when it is late (dop_late). */
 int disk_room(struct vobj *o, uint64_t units, uint64_t epoch);
+/* The same for a write that lets go of as much as it takes (@replaces), and so may take from what is kept back for a moment. */
+int disk_room_for(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces);
 /* Give every piece of [first, end) its own reserved unit (thick, eager) (fiber). */
 int disk_reserve(struct vobj *o, uint64_t first, uint64_t end, uint64_t epoch);
 

@@ -23,6 +23,7 @@ int disk_open(struct vmfs *v, uint64_t id, const char *path, unsigned wait_ms, s
         return gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
     if (o->dying)
         return gr_fail(err, -ENOENT, "'%s/%s' is being removed", v->sb.name, path);
+    usage_ready(o);
     if (!o->handle) {
         struct vmfs_disk *d = gr_zalloc(sizeof *d);
         char name[128];

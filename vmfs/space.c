@@ -418,7 +418,7 @@ void space_pool_fill(struct vmfs *v)
     while (s->pool_units < pool_target(v) && s->n_pool < VSPACE_POOL) {
         uint32_t got = 0;
         uint64_t a = space_take_run(v, (uint32_t)GR_MAX(GR_MIN(pool_target(v) - s->pool_units, 512u), 64u), &got);
-        if (a && got < VMFS_LEAF_UNITS_MAX) {
+        if (a && got < leaf_units_max(v)) {
             space_unreserve(v, a, got);
             a = 0;
         }

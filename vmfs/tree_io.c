@@ -10,6 +10,7 @@ struct seg {
 };
 #define SEGS_INLINE 8
 #define IOV_INLINE 16
+#define WANT_INLINE 4
 struct rop { /* one READ */
     struct rop *next; /* pool; first member */
     struct vobj *o;
@@ -20,12 +21,16 @@ struct rop { /* one READ */
     int status;
     struct gr_bio *kid;
     struct iovec *iov;
+    struct vcrc_want *want; /* of each piece; NULL: nothing to compare with */
     struct gr_bio kid_inline[SEGS_INLINE];
     struct iovec iov_inline[IOV_INLINE];
+    struct vcrc_want want_inline[WANT_INLINE];
 };
 
-/* Segments of [off, off+len): how many, or -EAGAIN when the map must be loaded (at *ret_piece). @out may be NULL to count. */
-static int segments(const struct vmfs *v, struct mtree *t, uint64_t off, size_t len, struct seg *out, unsigned max, uint64_t *ret_piece)
+/* Segments of [off, off+len): how many, or -EAGAIN when the map must be loaded (at *ret_piece). @out may be NULL to count. @want: what each
+ * piece must be, or NULL. */
+static int segments(const struct vmfs *v, struct mtree *t, uint64_t off, size_t len, struct seg *out, unsigned max, struct vcrc_want *want,
+                    uint64_t *ret_piece)
 {
     unsigned n = 0;
     struct seg cur = { 0 };
@@ -46,6 +51,8 @@ static int segments(const struct vmfs *v, struct mtree *t, uint64_t off, size_t 
         uint64_t addr = p.state == VMFS_P_DATA ? moved_addr(v, p.addr, 1, NULL) : 0; /* trees that nobody else knows are not settled */
         if (!addr && p.state == VMFS_P_DATA)
             return -GR_ECORRUPT;
+        if (want)
+            *want++ = (struct vcrc_want){ addr, p.crc };
         size_t take = GR_MIN(len - at, VMFS_PIECE - skip);
         bool joins = !fresh && (addr ? cur.addr && cur.addr + (cur.skip + cur.len) / VMFS_PIECE == addr : cur.addr == 0);
         if (joins) {
@@ -74,6 +81,8 @@ static void rop_free(struct rop *r)
         free(r->kid);
     if (r->iov != r->iov_inline)
         free(r->iov);
+    if (r->want != r->want_inline)
+        free(r->want);
     struct vmfs *v = r->o->v;
     r->next = v->free_rops;
     v->free_rops = r;
@@ -85,6 +94,8 @@ static void rop_put(struct rop *r)
         return;
     struct gr_bio *bio = r->bio;
     int status = r->status;
+    if (status == 0 && r->want)
+        status = vcrc_verify(r->o, bio, r->want);
     rop_free(r);
     gr_bio_end(bio, status);
 }
@@ -138,14 +149,14 @@ static int read_try(struct rop *r, uint64_t *ret_piece)
 {
     struct seg inline_segs[32], *s = inline_segs;
     unsigned max = GR_ARRAY_LEN(inline_segs);
-    int n = segments(r->o->v, r->t, r->bio->off, r->bio->len, s, max, ret_piece);
+    int n = segments(r->o->v, r->t, r->bio->off, r->bio->len, s, max, r->want, ret_piece);
     if (n < 0)
         return n;
     if ((unsigned)n > max) {
         s = gr_alloc((size_t)n * sizeof *s);
         if (!s)
             return -ENOMEM;
-        n = segments(r->o->v, r->t, r->bio->off, r->bio->len, s, (unsigned)n, ret_piece);
+        n = segments(r->o->v, r->t, r->bio->off, r->bio->len, s, (unsigned)n, r->want, ret_piece);
     }
     n = n < 0 ? n : read_segments(r, s, (unsigned)n);
     if (s != inline_segs)
@@ -177,6 +188,10 @@ void tree_read(struct vobj *o, struct mtree *t, struct gr_bio *bio)
     struct vmfs *v = o->v;
     struct rop *r = v->free_rops;
     uint64_t piece;
+    if (vcrc_kept(v) && (bio->off | bio->len) % VMFS_PIECE) {
+        vcrc_read_part(o, t, bio);
+        return;
+    }
     if (r)
         v->free_rops = r->next;
     else if (!(r = gr_alloc(sizeof *r))) {
@@ -189,9 +204,10 @@ void tree_read(struct vobj *o, struct mtree *t, struct gr_bio *bio)
     r->status = 0;
     r->kid = r->kid_inline;
     r->iov = r->iov_inline;
+    r->want = !vcrc_kept(v) ? NULL : bio->len <= WANT_INLINE * VMFS_PIECE ? r->want_inline : gr_alloc(bio->len / VMFS_PIECE * sizeof *r->want);
     ticket_open(v, &r->ticket);
     v->stats.reads++;
-    int rc = bio->len ? read_try(r, &piece) : -ENODATA;
+    int rc = !bio->len ? -ENODATA : vcrc_kept(v) && !r->want ? -ENOMEM : read_try(r, &piece);
     if (rc == -EAGAIN)
         rc = gr_fiber_start(v->loop, read_slow, r);
     if (rc < 0)

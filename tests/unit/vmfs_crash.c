@@ -120,7 +120,8 @@ static void record(struct history *h)
 {
     static const unsigned journals[] = { 96, 128, 256 };
     bool roomy = h->seed % 4 == 2; /* there the images of all regions are as many as the journal has units: the worst that format makes */
-    struct vmfs_format_opts f = { .name = "crash", .journal_units = journals[h->seed % 3] * (roomy ? 4 : 1), .region_units = 1024 };
+    struct vmfs_format_opts f = { .name = "crash", .journal_units = journals[h->seed % 3] * (roomy ? 4 : 1), .region_units = 1024,
+                                  .data_crc = h->number % 3 == 2 };
     struct gr_err err = { 0 };
     struct vmfs_stats st;
     h->several = !roomy && h->number % 2 == 1;

@@ -13,6 +13,7 @@
 #include "common/iov.h"
 #include "vmfs/busy.h"
 #include "vmfs/cipher.h"
+#include "vmfs/files.h"
 #include "vmfs/format.h"
 #include "vmfs/usage.h"
 #include "vmfs/vmfs.h"
@@ -169,6 +170,8 @@ struct vobj { /* an object this host holds the lock of */
     /* directories */
     struct vdirent *ents;
     size_t n_ents, cap_ents;
+    bool has_posix;
+    struct vmfs_posix posix;
     /* disks and files */
     uint64_t epoch, lineage, parent_snap, next_snap;
     uint64_t origin_object, origin_snap, origin_epoch;
@@ -879,7 +882,25 @@ void vbounce_done(struct vmfs *v); /* [sync] */
 void reap_kick(struct vobj *o);    /* give back deleted snapshots in the background [sync] */
 bool reap_pending(struct vobj *o); /* something is being given back, or could be [sync] */
 
+/* ---------- disk.c, open.c: what files.c does differently ---------- */
+int disk_attr_record(struct vmfs_disk *d, const char *key, const void *val, size_t len, struct gr_err *err); /* not durable yet */
+int disk_open(struct vmfs *v, uint64_t id, const char *path, unsigned wait_ms, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err);
+int disk_give_up(struct vmfs *v, uint64_t id, const char *path, struct gr_err *err);
+/* Cut or grow, frozen (fiber). */
+int disk_set_size(struct vmfs_disk *d, uint64_t size, struct gr_err *err);
+
+/* ---------- files.c ---------- */
+#define VMFS_ATTR_POSIX "posix"
+void vposix_put(const struct vmfs_posix *p, struct vmfs_posix_disk *d); /* [sync] */
+bool vposix_get(const struct vmfs_posix_disk *d, struct vmfs_posix *ret); /* false: rule 7 [sync] */
+
 /* ---------- ns.c ---------- */
+/* Between ns_begin() and ns_end(): a directory of the tree, its entries. */
+int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err);
+struct vdirent *dir_find(struct vobj *dir, const char *name, size_t n);                    /* [sync] */
+int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, uint16_t type);     /* [sync] */
+void dir_remove(struct vobj *dir, uint64_t id);                                            /* [sync] */
+int dying_add(struct vmfs *v, uint64_t id, uint16_t type, struct gr_err *err);
 /* Lock the namespace; home with what changed (unless @r < 0) and unlock. */
 int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err);
 int ns_end(struct vmfs *v, int r, struct gr_err *err);

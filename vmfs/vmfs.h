@@ -68,6 +68,7 @@ struct vmfs_join_opts {
     size_t map_cache_bytes; /* limit of cached map nodes; 0: 256 MiB */
     void (*ejected)(void *arg); /* another host has taken our place: nothing works any more, vmfs_leave() or vmfs_abandon() it and join
                                    again. Any context, nothing of the volume may be called in it; argument as for warn; may be NULL */
+    bool (*in_use)(void *arg, uint64_t id);   /* an object without a name: does another host have it open? Fiber; argument as for warn; may be NULL */
     void (*warn)(void *arg, const char *text); /* damage repaired from a copy, slots recovered, …; may be NULL */
     void *warn_arg;
 };

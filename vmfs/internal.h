@@ -36,6 +36,9 @@ struct vdevinfo {
     uint32_t tested;   /* VMFS_TESTED_* */
     uint64_t tested_s;
 };
+struct vscrub { /* the last one: struct vmfs_scrub_disk */
+    uint64_t started_s, ended_s, object, snapshot, piece, bytes, bad_pieces, errors;
+};
 struct vsuper {
     uint8_t uuid[16];
     uint64_t generation, compat, ro_compat, incompat, created_s, data_crc;
@@ -43,6 +46,7 @@ struct vsuper {
     uint32_t n_devices, this_device, region_units, bitmap_blocks, journal_units, timing;
     uint32_t version;
     struct vtable slots, regions, inodes;
+    struct vscrub scrub;
     struct vdevinfo dev[VMFS_DEVICES_MAX];
 };
 struct vslot {
@@ -362,6 +366,7 @@ struct vmfs {
     uint32_t next_inode; /* where to look for a free one */
     struct vmfs_stats stats;
     uint64_t rotten_addr, rotten_ns; /* what was told last of damaged data, and when */
+    bool scrubbing;
     bool low;                     /* it was told that little space is left */
     struct rop *free_rops;        /* pool of tree_io.c */
     struct dop *free_dops;        /* pool of disk.c */

@@ -42,6 +42,7 @@ mods_vmfs_check := snapshot vmfs common
 mods_vmfs_mutated := snapshot vmfs common
 mods_vmfs_data_crc := snapshot vmfs common
 mods_vmfs_scrub := snapshot vmfs common
+mods_vmfs_repair := snapshot vmfs common
 mods_vmfs_faults := snapshot vmfs common
 mods_vmfs_processes := snapshot vmfs common
 mods_vmfs_crash := snapshot vmfs common

@@ -21,11 +21,12 @@ static int check_line(void *arg, json_t *part)
 int snap_cmd_check(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     const char *name = gr_cmd_arg(c, 0);
+    bool repair = gr_cmd_flag(c, "repair");
     json_t *res = NULL;
     struct check k = {c, json_array()};
     int r = snap_datastore_name_check(name, err);
     if (r == 0)
-        r = snap_cmd_call(c, "datastore.check", json_pack("{s:s}", "name", name), check_line, &k, &res, err);
+        r = snap_cmd_call(c, repair ? "datastore.repair" : "datastore.check", json_pack("{s:s}", "name", name), check_line, &k, &res, err);
     if (r < 0) {
         json_decref(k.lines);
         return r;
@@ -33,7 +34,10 @@ int snap_cmd_check(struct gr_cmd_ctx *c, struct gr_err *err)
     bool sound = json_is_true(json_object_get(res, "sound"));
     long long errors = json_integer_value(json_object_get(res, "errors"));
     long long leaked = json_integer_value(json_object_get(res, "leaked-units"));
+    long long mended = json_integer_value(json_object_get(res, "mended"));
     json_object_set_new(res, "broken", k.lines);
+    if (repair && !gr_cmd_json(c))
+        gr_cmd_done(c, NULL, "datastore '%s': %lld rules were broken and are repaired", name, mended);
     if (sound)
         r = gr_cmd_done(c, res, "datastore '%s' is sound: %lld objects, %lld metadata nodes, %lld pieces (%lld shared)", name,
                         json_integer_value(json_object_get(res, "objects")), json_integer_value(json_object_get(res, "nodes")),
@@ -43,6 +47,11 @@ int snap_cmd_check(struct gr_cmd_ctx *c, struct gr_err *err)
     json_decref(res);
     return sound ? r : gr_fail(err, -GR_ECORRUPT, "datastore '%s' is damaged: %lld rules broken, %lld units leaked", name, errors, leaked);
 }
+
+const struct gr_opt snap_check_opts[] = {
+    {"repair", NULL, "and repair what can be repaired without guessing"},
+    {NULL},
+};
 
 /* ---- scrub ---- */
 static int scrub_part(void *arg, json_t *part)
@@ -68,8 +77,8 @@ int snap_cmd_scrub(struct gr_cmd_ctx *c, struct gr_err *err)
     uint64_t bytes = 0;
     char size[16];
     int r = snap_datastore_name_check(name, err);
-    if (r == 0 && rate && (r = snap_cmd_size(c, rate, &bytes, err)) == 0 && bytes == 0)
-        r = gr_fail(err, -GR_EUSAGE, "--rate 0: it is at least 1 byte a second");
+    if (r == 0 && rate)
+        r = snap_cmd_size(c, rate, &bytes, err);
     if (r < 0)
         return r;
     struct check k = {c, json_array()};

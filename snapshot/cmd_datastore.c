@@ -324,7 +324,7 @@ const struct gr_cmd snap_datastore_commands[] = {
     {"datastore", "destroy", "NAME", 1, 1, "remove a datastore and everything in it", destroy_opts, cmd_destroy},
     {"datastore", "list", "", 0, 0, "list the datastores of this host", NULL, cmd_list},
     {"datastore", "info", "NAME", 1, 1, "show one datastore, the hosts joined to it, and who waits for whom", info_opts, cmd_info},
-    {"datastore", "check", "NAME", 1, 1, "prove that a datastore is sound", NULL, snap_cmd_check},
+    {"datastore", "check", "NAME", 1, 1, "prove that a datastore is sound", snap_check_opts, snap_cmd_check},
     {"datastore", "scrub", "NAME", 1, 1, "read all of a datastore, so that damage is found in time", snap_scrub_opts, snap_cmd_scrub},
     {"datastore", "grow", "NAME SIZE", 2, 2, "make a datastore (its last device file) larger", NULL, cmd_grow},
     {"datastore", "devices", "NAME", 1, 1, "list the devices of a datastore", NULL, cmd_devices},

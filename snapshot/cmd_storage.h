@@ -15,5 +15,5 @@ int snap_cmd_size(struct gr_cmd_ctx *c, const char *text, uint64_t *ret, struct 
 /* cmd_check.c */
 int snap_cmd_check(struct gr_cmd_ctx *c, struct gr_err *err);
 int snap_cmd_scrub(struct gr_cmd_ctx *c, struct gr_err *err);
-extern const struct gr_opt snap_scrub_opts[];
+extern const struct gr_opt snap_check_opts[], snap_scrub_opts[];
 #endif

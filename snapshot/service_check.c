@@ -1,4 +1,4 @@
-/* Methods that prove a datastore or read all of it: datastore.check, datastore.scrub. */
+/* Methods that prove a datastore or read all of it: datastore.check, datastore.repair, datastore.scrub. */
 #include "snapshot/service_int.h"
 
 /* A line of what is wrong. */
@@ -8,24 +8,35 @@ static void tell_line(void *arg, const char *text)
     (void)gr_rpc_part(op->call, json_pack("{s:s}", "line", text)); /* nobody listens any more: the report still counts */
 }
 
-int snap_op_check(struct snap_op *op)
+static int prove(struct snap_op *op, bool repair)
 {
     struct snap_ds *ds = NULL;
     struct vmfs_check_report rep = {0};
     int r = snap_op_ds(op, &ds);
     if (r < 0)
         return r;
-    r = vmfs_check(ds->v, tell_line, op, &rep, op->err);
-    json_t *o = json_pack("{s:s,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "name", ds->name, "sound", r == 0, "errors", (json_int_t)rep.errors,
+    r = (repair ? vmfs_repair : vmfs_check)(ds->v, tell_line, op, &rep, op->err);
+    json_t *o = json_pack("{s:s,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "name", ds->name, "sound", r == 0, "errors", (json_int_t)rep.errors,
                           "leaked-units", (json_int_t)rep.leaked_units, "objects", (json_int_t)rep.objects, "nodes", (json_int_t)rep.nodes,
                           "pieces", (json_int_t)rep.pieces, "shared-pieces", (json_int_t)rep.shared_pieces, "regions",
-                          (json_int_t)rep.regions);
+                          (json_int_t)rep.regions, "repaired", (json_int_t)rep.repaired, "mended", (json_int_t)rep.mended, "memory",
+                          (json_int_t)rep.memory);
     snap_ds_put(ds);
     if (r < 0 && (r != -GR_ECORRUPT || (rep.errors == 0 && rep.leaked_units == 0))) {
         json_decref(o);
         return r;
     }
     return snap_op_result(op, o);
+}
+
+int snap_op_check(struct snap_op *op)
+{
+    return prove(op, false);
+}
+
+int snap_op_repair(struct snap_op *op)
+{
+    return prove(op, true);
 }
 
 /* ---- scrub ---- */

@@ -393,6 +393,7 @@ SNAP_METHOD(op_recover, "datastore.recover")
 SNAP_METHOD(snap_op_datastore_create, "datastore.create")
 SNAP_METHOD(snap_op_datastore_destroy, "datastore.destroy")
 SNAP_METHOD(snap_op_check, "datastore.check")
+SNAP_METHOD(snap_op_repair, "datastore.repair")
 SNAP_METHOD(snap_op_scrub, "datastore.scrub")
 SNAP_METHOD(snap_op_devices_list, "datastore.devices")
 SNAP_METHOD(snap_op_device_add, "datastore.add-device")
@@ -402,7 +403,8 @@ SNAP_METHOD(snap_op_device_remove, "datastore.remove-device")
 const struct gr_rpc_method snap_datastore_methods[] = {
     {"datastore.create", rpc_snap_op_datastore_create},   {"datastore.join", rpc_op_join},   {"datastore.leave", rpc_op_leave},
     {"datastore.destroy", rpc_snap_op_datastore_destroy}, {"datastore.list", rpc_op_list, true},   {"datastore.info", rpc_op_info, true},
-    {"datastore.check", rpc_snap_op_check, true}, {"datastore.scrub", rpc_snap_op_scrub}, {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
+    {"datastore.check", rpc_snap_op_check, true}, {"datastore.repair", rpc_snap_op_repair},
+    {"datastore.scrub", rpc_snap_op_scrub}, {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
     {"datastore.recover", rpc_op_recover}, {"datastore.devices", rpc_snap_op_devices_list, true},
     {"datastore.add-device", rpc_snap_op_device_add}, {"datastore.open-device", rpc_snap_op_device_open},
     {"datastore.remove-device", rpc_snap_op_device_remove},

@@ -550,6 +550,7 @@ int space_share(struct vmfs *v, uint64_t addr, uint32_t units);
 int space_shared(struct vmfs *v, uint64_t addr);
 /* How many images of home blocks the next checkpoint may have to put into the journal. */
 uint64_t ckpt_images_due(const struct vmfs *v);
+void space_touch(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units); /* its header, and the bitmap of these units, go home [sync] */
 void space_reclaim(struct vmfs *v); /* pending frees that became reusable [sync] */
 uint64_t space_free_units(const struct vmfs *v); /* here and elsewhere */
 uint64_t space_free_here(const struct vmfs *v);
@@ -850,6 +851,10 @@ bool reap_pending(struct vobj *o); /* something is being given back, or could be
 /* Lock the namespace; home with what changed (unless @r < 0) and unlock. */
 int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err);
 int ns_end(struct vmfs *v, int r, struct gr_err *err);
+/* In between: a directory; its entries [sync]. */
+int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err);
+int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, uint16_t type);
+void dir_remove(struct vobj *dir, uint64_t id);
 int vmfs_refresh(struct vmfs *v, struct gr_err *err); /* grow.c: learn that another host grew the volume */
 void vobj_adopt(struct vobj *o); /* object.c: a peeked object joins the table of those held here [sync] */
 /* New object at @path; init(arg, o) [sync] fills its content before it becomes visible. */

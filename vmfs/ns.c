@@ -45,7 +45,7 @@ static struct vdirent *dir_find(struct vobj *dir, const char *name, size_t n)
     return NULL;
 }
 
-static int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, uint16_t type)
+int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, uint16_t type)
 {
     if (dir->n_ents == dir->cap_ents) {
         size_t cap = dir->cap_ents ? dir->cap_ents * 2 : 16;
@@ -64,7 +64,7 @@ static int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, ui
     return 0;
 }
 
-static void dir_remove(struct vobj *dir, uint64_t id)
+void dir_remove(struct vobj *dir, uint64_t id)
 {
     for (size_t i = 0; i < dir->n_ents; i++)
         if (dir->ents[i].id == id) {
@@ -113,7 +113,7 @@ int ns_end(struct vmfs *v, int r, struct gr_err *err)
 }
 
 /* A directory of the tree while the namespace lock is held. */
-static int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err)
+int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err)
 {
     struct vobj *o = vobj_find(v, id);
     int r = 0;

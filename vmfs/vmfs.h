@@ -262,10 +262,18 @@ struct vmfs_check_report {
     uint64_t errors;                                         /* broken rules */
     uint64_t leaked_units;                                   /* allocated, reachable from nowhere */
     uint64_t repaired;                                       /* home blocks with one damaged copy, rewritten from the other */
+    uint64_t mended;                                         /* vmfs_repair(): broken rules that were mended */
+    uint64_t memory;                                         /* bytes of memory that it took by the size of the volume */
 };
 /* Prove the volume while it is in use: every metadata block valid, reachable ∪ journals ∪ tables ∪ pending frees ∪ free = all, disjoint but for
  * sharing that births explain. One line per broken rule goes to @line. 0: sound; -GR_ECORRUPT: @ret counts what is wrong. */
 int vmfs_check(struct vmfs *v, void (*line)(void *arg, const char *text), void *arg, struct vmfs_check_report *ret, struct gr_err *err);
+/* The same, and mend what can be mended without guessing; then prove it anew: @ret and the result are those of the last look. A line tells
+ * what was found and what was done: allocated space that nothing uses is given back (when nothing else is broken that is left as it is), used space
+ * allocated, counts and lists of owners put right, names that lead nowhere removed, and objects without a name put into the folder
+ * VMFS_LOST. No data is discarded, nor a name of what cannot be read. -GR_ELOCKED: another host that lives has joined, or a device leaves. */
+#define VMFS_LOST "lost+found"
+int vmfs_repair(struct vmfs *v, void (*line)(void *arg, const char *text), void *arg, struct vmfs_check_report *ret, struct gr_err *err);
 
 /* ---- scrub ---- */
 struct vmfs_scrub_opts {

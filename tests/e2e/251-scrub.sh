@@ -50,6 +50,6 @@ status=0
 granary datastore scrub ds --json > "$T/out" 2> "$T/err" || status=$?
 check 'it went on' jq -e '.resumed == true and .bytes == 41943040' "$T/out"
 run_mustfail 5 'is damaged: 1 pieces' granary datastore scrub ds --restart
-run_mustfail 2 'rate' granary datastore scrub ds --rate 0
+run_mustfail 2 'size of 0' granary datastore scrub ds --rate 0
 run_mustfail 1 'no datastore' granary datastore scrub nothing
 if grep -sq Sanitizer "$T"/home/log/*.log; then fail 'a sanitizer complains'; fi

@@ -23,6 +23,7 @@ static const struct gr_col info_cols[] = {
     {"journal-size", "Journal", GR_COL_SIZE},
     {"version", "Format version", GR_COL_NUMBER},
     {"shared-luns", "Shared LUNs", GR_COL_BOOL},
+    {"one-host", "For one host", GR_COL_BOOL},
     {"data-crc", "Data CRCs", GR_COL_BOOL},
     {"timing", "Timing", GR_COL_TEXT},
     {NULL},
@@ -133,6 +134,8 @@ static int cmd_create(struct gr_cmd_ctx *c, struct gr_err *err)
         json_object_set_new(params, "preallocate", json_true());
     if (gr_cmd_flag(c, "force"))
         json_object_set_new(params, "force", json_true());
+    if (gr_cmd_flag(c, "one-host"))
+        json_object_set_new(params, "one-host", json_true());
     r = snap_cmd_call(c, "datastore.create", params, NULL, NULL, &res, err);
     if (r == 0)
         r = gr_cmd_done(c, res, "datastore '%s' created and joined", gr_cmd_arg(c, 0));
@@ -150,6 +153,24 @@ static int cmd_join(struct gr_cmd_ctx *c, struct gr_err *err)
         r = snap_cmd_call(c, "datastore.join", params, NULL, NULL, &res, err);
     if (r == 0)
         r = gr_cmd_done(c, res, "datastore '%s' joined", gr_cmd_arg(c, 0));
+    json_decref(res);
+    return r;
+}
+
+static int cmd_recover(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *params = NULL, *res = NULL;
+    const char *name = gr_cmd_arg(c, 0), *host = gr_cmd_opt(c, "host");
+    if (!host)
+        return gr_fail(err, -GR_EUSAGE, "say with --host which host is gone: granary datastore info, or the refusal to join, names it");
+    int r = name_devices(c, &params, err);
+    if (r < 0)
+        return r;
+    json_object_set_new(params, "host", json_string(host));
+    json_object_set_new(params, "yes", json_boolean(gr_cmd_flag(c, "yes")));
+    r = snap_cmd_call(c, "datastore.recover", params, NULL, NULL, &res, err);
+    if (r == 0)
+        r = gr_cmd_done(c, res, "datastore '%s' is taken over from host '%s'", name, host);
     json_decref(res);
     return r;
 }
@@ -301,6 +322,7 @@ static const struct gr_opt create_opts[] = {
     {"preallocate", NULL, "take the space of the devices at once"},
     {"data-crc", NULL, "keep a checksum of all data and compare it at each read"},
     {"force", NULL, "format over foreign data (never over a datastore in use)"},
+    {"one-host", NULL, "on LUNs that cannot keep a lost host out: one host at a time, and no take-over but by hand"},
     LOGIN_OPTS,
     {NULL},
 };
@@ -315,11 +337,18 @@ static const struct gr_opt add_opts[] = {
     {"force", NULL, "over foreign data (never over a datastore)"},
     {NULL},
 };
+static const struct gr_opt recover_opts[] = {
+    {"host", "HOST", "the name of the host that is gone"},
+    {"yes", NULL, "yes, it is off and stays off"},
+    LOGIN_OPTS,
+    {NULL},
+};
 static const struct gr_opt destroy_opts[] = {{"yes", NULL, "yes, all of it shall be gone"}, {NULL}};
 
 const struct gr_cmd snap_datastore_commands[] = {
     {"datastore", "create", "NAME DEVICE...", 2, -1, "format devices as a new datastore and join it", create_opts, cmd_create},
     {"datastore", "join", "NAME DEVICE...", 2, -1, "register an existing datastore here and join it", join_opts, cmd_join},
+    {"datastore", "recover", "NAME [DEVICE...]", 1, -1, "take over from a host that is gone", recover_opts, cmd_recover},
     {"datastore", "leave", "NAME", 1, 1, "leave a datastore and forget it here; its content stays", NULL, cmd_leave},
     {"datastore", "destroy", "NAME", 1, 1, "remove a datastore and everything in it", destroy_opts, cmd_destroy},
     {"datastore", "list", "", 0, 0, "list the datastores of this host", NULL, cmd_list},

@@ -1,4 +1,4 @@
-/* Methods datastore.*: join, leave, list, info, grow, recover. Create and destroy: service_format.c; check and scrub: service_check.c. */
+/* Methods datastore.*: join, leave, list, info, grow. Create and destroy: service_format.c; check and scrub: service_check.c. */
 #include "common/buf.h"
 #include "snapshot/service_int.h"
 #include <string.h>
@@ -115,6 +115,7 @@ static json_t *info_row(struct snap_ds *ds, bool owners, struct gr_err *err)
         if (ds->login_row)
             json_object_set(o, "login", ds->login_row);
         json_object_set_new(o, "shared-luns", json_boolean(i.shared_luns));
+        json_object_set_new(o, "one-host", json_boolean(i.one_host));
         json_object_set_new(o, "data-crc", json_boolean(i.data_crc));
         json_object_set_new(o, "scrub", scrub_row(&i.scrubbed));
         json_object_set_new(o, "timing", json_string(i.timing == VMFS_TIMING_FAST ? "fast" : "default"));
@@ -378,18 +379,7 @@ static int op_rescan(struct snap_op *op)
 }
 SNAP_METHOD(op_rescan, "datastore.rescan")
 
-static int op_recover(struct snap_op *op)
-{
-    struct snap_ds *ds = NULL;
-    int r = snap_op_ds(op, &ds);
-    if (r < 0)
-        return r;
-    r = vmfs_recover(ds->v, op->err);
-    snap_ds_put(ds);
-    return r < 0 ? r : snap_op_result(op, json_pack("{s:i}", "recovered", r));
-}
-SNAP_METHOD(op_recover, "datastore.recover")
-
+SNAP_METHOD(snap_op_datastore_recover, "datastore.recover")
 SNAP_METHOD(snap_op_datastore_create, "datastore.create")
 SNAP_METHOD(snap_op_datastore_destroy, "datastore.destroy")
 SNAP_METHOD(snap_op_check, "datastore.check")
@@ -405,7 +395,7 @@ const struct gr_rpc_method snap_datastore_methods[] = {
     {"datastore.destroy", rpc_snap_op_datastore_destroy}, {"datastore.list", rpc_op_list, true},   {"datastore.info", rpc_op_info, true},
     {"datastore.check", rpc_snap_op_check, true}, {"datastore.repair", rpc_snap_op_repair},
     {"datastore.scrub", rpc_snap_op_scrub}, {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
-    {"datastore.recover", rpc_op_recover}, {"datastore.devices", rpc_snap_op_devices_list, true},
+    {"datastore.recover", rpc_snap_op_datastore_recover}, {"datastore.devices", rpc_snap_op_devices_list, true},
     {"datastore.add-device", rpc_snap_op_device_add}, {"datastore.open-device", rpc_snap_op_device_open},
     {"datastore.remove-device", rpc_snap_op_device_remove},
     {NULL, NULL},

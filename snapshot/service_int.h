@@ -70,6 +70,7 @@ struct snap_svc {
     unsigned rejoining, parts; /* fibers */
     struct snap_group *groups; /* parts of instants of several hosts, under way or just over */
     bool ending;
+    const char *gone; /* while a datastore is joined: vmfs_join_opts.gone */
     struct gr_fqueue wake;
     struct gr_rpc_server *server; /* that has our methods */
     struct {
@@ -186,6 +187,8 @@ int snap_walk(struct snap_ds *ds, const char *dir, snap_walk_fn fn, void *arg, s
 
 /* Result rows. */
 json_t *snap_disk_row(struct snap_ds *ds, const char *path, const struct vmfs_stat *st);
+/* How much of its space is its own, for a row of a disk or a snapshot: bytes. */
+void snap_usage_row(json_t *row, uint64_t used, uint64_t unique);
 json_t *snap_info_row(const char *ds, const char *path, const struct snap_info *info);
 static inline void snap_json_decref(json_t **o)
 {
@@ -221,6 +224,7 @@ int snap_op_register(struct snap_op *op, const char *name, json_t *devices, stru
 int snap_op_datastore(struct snap_op *op, struct snap_ds *ds);
 int snap_op_datastore_create(struct snap_op *op);
 int snap_op_datastore_destroy(struct snap_op *op);
+int snap_op_datastore_recover(struct snap_op *op);
 /* The devices of a joined datastore, as datastore.devices has them; NULL with *err, or out of memory. */
 json_t *snap_member_rows(struct snap_ds *ds, struct gr_err *err);
 int snap_op_devices_list(struct snap_op *op);

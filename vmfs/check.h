@@ -3,6 +3,7 @@
  *   check_homeblock.c   copies the home blocks at one instant: slots, lists of foreign frees, regions, inodes
  *   check_walk.c   walks every tree and says which unit belongs to what
  *   check_space.c  remembers what was reached, by unit, and compares with the bitmaps
+ *   check_usage.c  counts again how much space each tree has
  *   check_names.c  directories, links between objects, counters
  *   check_repair.c what can be mended without guessing */
 #ifndef VMFS_CHECK_H
@@ -15,6 +16,8 @@ struct chk_snap {
     uint32_t flags, clones, clones_found;
     struct mptr root;
     uint8_t level;
+    struct vusage use;
+    uint64_t own_found;
 };
 struct chk_ent {
     uint64_t id;
@@ -24,7 +27,7 @@ struct chk_obj {
     uint64_t id;
     uint16_t type;
     uint32_t n_snapshots; /* as the inode says */
-    uint64_t size;
+    uint64_t size, used_units;
     uint64_t blob_addr;
     uint32_t blob_bytes, blob_units;
     bool decoded, bad;
@@ -38,6 +41,9 @@ struct chk_obj {
     uint8_t level;
     struct chk_snap *snaps;
     size_t n_snaps;
+    bool counted;
+    struct vusage use; /* of the live head */
+    uint64_t own_found;
 };
 /* A region, as its home blocks say. */
 struct chk_region {
@@ -123,6 +129,9 @@ const char *chk_unit(uint64_t addr, char out[40]); /* "device 0 unit 5" */
 
 /* check_walk.c */
 void chk_trees(struct chk *c);
+
+/* check_usage.c: after chk_trees() */
+void chk_usage(struct chk *c);
 
 /* check_names.c */
 struct chk_obj *chk_find(struct chk *c, uint64_t id); /* NULL: no such object */

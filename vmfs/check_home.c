@@ -36,7 +36,7 @@ static void repair(struct chk *c, uint64_t addr, const uint8_t *bad, const uint8
     if (r == 0) {
         memcpy(now, good, VMFS_UNIT);
         vhdr_move(now, 1, addr);
-        r = v->fenced ? -GR_EFENCED : gr_compare_write(v->dev[vmfs_addr_dev(addr)].ch, vmfs_addr_unit(addr) * VMFS_UNIT, bad, now, VMFS_UNIT, NULL);
+        r = vdev_swap(v, addr, bad, now);
     }
     free(now);
     if (r == 0)
@@ -316,8 +316,10 @@ static int content_take(struct chk_obj *c, const struct vobj *o)
     for (size_t i = 0; i < o->n_snaps; i++) {
         const struct vsnap *s = o->snaps[i];
         c->snaps[i] = (struct chk_snap){ .id = s->id, .parent = s->parent, .epoch = s->epoch, .cursor = s->cursor, .size = s->size,
-                                         .flags = s->flags, .clones = s->clones, .root = s->tree.root.ptr, .level = s->tree.level };
+                                         .flags = s->flags, .clones = s->clones, .root = s->tree.root.ptr, .level = s->tree.level, .use = s->use };
     }
+    c->counted = o->counted;
+    c->use = o->use;
     return 0;
 }
 
@@ -402,7 +404,7 @@ static void inode_block(struct chk *c, uint32_t index, uint32_t sub, const uint8
         c->cap_objs = cap;
     }
     struct chk_obj *o = &c->objs[c->n_objs++];
-    *o = (struct chk_obj){ .id = i.id, .type = i.type, .n_snapshots = i.n_snapshots, .size = i.size, .blob_addr = moved_addr(c->v, i.blob_addr, i.blob_units, NULL),
+    *o = (struct chk_obj){ .id = i.id, .type = i.type, .n_snapshots = i.n_snapshots, .size = i.size, .used_units = i.used_units, .blob_addr = moved_addr(c->v, i.blob_addr, i.blob_units, NULL),
                            .blob_bytes = i.blob_bytes, .blob_units = i.blob_units };
     if (!i.blob_addr)
         blob_take(c, o, i.inline_blob);

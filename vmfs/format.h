@@ -36,7 +36,9 @@
  * LOCKS. A lock names slot, slot generation and token. It counts while that slot is in use under that generation.
  * Every compare-and-write carries a fresh nonce. On files and block devices, life locks are byte locks of the device (key = slot
  * number) held by the process itself: getting another's proves that its process is gone. On logical units each process registers
- * a key of its own (the slot's nonce) with all devices; who does not answer the alarm of its slot is ejected from all of them. */
+ * a key of its own (the slot's nonce) with all devices; who does not answer the alarm of its slot is ejected from all of them. Where nothing
+ * fences (ONE_HOST) a slot in use shuts every other host out, until it is given back: by its host, by an earlier start of that home that comes
+ * back, or by a recoverer whom an administrator has told that this host is gone. Nobody registers anything then, and alarms only tell who lives. */
 #ifndef VMFS_FORMAT_H
 #define VMFS_FORMAT_H
 #include "common/endian.h"
@@ -59,8 +61,11 @@
 #define VMFS_INCOMPAT_ALARMS 2ull       /* slots have alarms: entries of three units; without it the volume lies on files or block devices */
 #define VMFS_INCOMPAT_MEMBERS 4ull      /* devices were added after format: struct vmfs_member_disk tells of them; without it all of it is zero */
 #define VMFS_INCOMPAT_MOVED 8ull        /* a device leaves or has left: addresses on it are looked up */
+#define VMFS_INCOMPAT_ONE_HOST 16ull    /* logical units that fence nobody: one host at a time, no take-over but by hand */
 #define VMFS_INCOMPAT_DATA_CRC 64ull    /* every piece with data has a CRC32C in the map, and is never overwritten where it lies */
-#define VMFS_INCOMPAT_KNOWN (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED | VMFS_INCOMPAT_DATA_CRC)
+#define VMFS_INCOMPAT_KNOWN                                                                                                                  \
+    (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED | VMFS_INCOMPAT_ONE_HOST |                     \
+     VMFS_INCOMPAT_DATA_CRC)
 #define VMFS_RO_COMPAT_KNOWN 0ull
 
 #define VMFS_ADDR_NONE 0ull
@@ -305,6 +310,13 @@ struct vmfs_content_disk {
     gr_le32 n_snaps, n_lineages, n_bookmarks, n_attrs;
 } __attribute__((packed));
 GR_SIZE(struct vmfs_content_disk, 104);
+#define VMFS_CONTENT_COUNTED 256u /* behind the attributes: a struct vmfs_usage_disk of each snapshot, in order, and of the live head */
+/* vmfs/usage.h says what is counted, in units. Hosts that do not know of it leave flag and numbers out, and the next one counts again. */
+struct vmfs_usage_disk {
+    gr_le64 used, own, lost;
+    gr_le64 passed; /* snapshots that are being given back; else zero */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_usage_disk, 32);
 #define VMFS_CONTENT_COPIED 1u /* units of it may have other owners: it was copied from, or to, by sharing */
 struct vmfs_snap_disk {
     gr_le64 id, parent, epoch, lineage, size;
@@ -423,11 +435,22 @@ struct vmfs_rec_snap_disk { /* SNAP_ADD, SNAP_FLAGS (flags), SNAP_DROP, REVERT (
 } __attribute__((packed));
 GR_SIZE(struct vmfs_rec_snap_disk, 72);
 struct vmfs_rec_free_disk {
-    struct vmfs_rec_disk r;
+    struct vmfs_rec_disk r; /* flags: VMFS_RF_COUNTED */
     gr_le64 id, cursor;
     gr_le32 n_runs, reserved;
-    struct vmfs_run_disk runs[];
+    struct vmfs_run_disk runs[]; /* and, COUNTED, behind them a struct vmfs_rec_counts_disk */
 } __attribute__((packed));
+#define VMFS_RF_COUNTED 4u
+struct vmfs_rec_counts_disk { /* vmfs/usage.h */
+    gr_le64 units;            /* of data among what is freed */
+    gr_le64 passed;
+    gr_le32 n_lost, reserved;
+    struct vmfs_rec_lost_disk {
+        gr_le64 snap;         /* 0: the live head */
+        gr_le64 units;
+    } lost[];                 /* of trees that grew from the successor: what they have lost of what is its own now */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_rec_counts_disk, 24);
 struct vmfs_rec_value_disk { /* RESIZE, RESERVE, EPOCH (the new one) */
     struct vmfs_rec_disk r;
     gr_le64 value;

@@ -13,6 +13,7 @@
 #include "common/iov.h"
 #include "vmfs/busy.h"
 #include "vmfs/format.h"
+#include "vmfs/usage.h"
 #include "vmfs/vmfs.h"
 #include <string.h>
 
@@ -125,6 +126,8 @@ struct vsnap {
     uint8_t group[16];
     char *name;
     struct mtree tree;
+    struct vusage use;
+    uint64_t passed; /* being given back: of its parent's own units, its successor has lost behind the cursor */
     unsigned open; /* bdevs reading it in this process */
 };
 struct vlineage {
@@ -175,6 +178,9 @@ struct vobj { /* an object this host holds the lock of */
     bool copied;                 /* VMFS_CONTENT_COPIED */
     uint64_t data_written;       /* v->j.data_written when data of it last reached the device */
     struct mtree live;
+    struct vusage use; /* of the live head */
+    bool counted;      /* the numbers of all trees are known */
+    bool counting;     /* a fiber is finding them out; walker is set, too */
     struct vsnap **snaps;
     size_t n_snaps;
     struct vlineage *lineages;
@@ -312,6 +318,8 @@ struct vseen { /* what is known of the process that answers for a slot */
 struct vlife {
     uint64_t key;              /* ours, at the fence of every device and in our slot */
     bool fences;               /* the devices are logical units with a fence */
+    bool alone;                /* logical units without: alone.c */
+    struct gr_fmutex swapping; /* vdev_swap() */
     bool ejected;              /* by another host */
     bool watching, stop;
     unsigned *charge, n_charge; /* slots we answer for */
@@ -375,6 +383,8 @@ struct vmfs {
 /* ---------- device.c: synchronous-looking metadata I/O (fiber) ---------- */
 int vdev_read(struct vmfs *v, uint64_t addr, uint32_t units, void *buf);
 int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, uint32_t flags);
+/* Compare-and-write of one unit. Where one host is alone the device need not be able to. */
+int vdev_swap(struct vmfs *v, uint64_t addr, const void *was, const void *now);
 int vdev_flush(struct vmfs *v); /* all devices */
 void *vunits_alloc(uint32_t units); /* aligned, zeroed; free() */
 /* Give the volume up on this host: nothing is acknowledged any more. [sync] */
@@ -466,6 +476,13 @@ void vlife_unclaim(struct vmfs *v, unsigned slot);
  * datastore's timing says. 0: so it is, and no other fiber of ours does the same until vlife_end_done(); -EBUSY: it lives. */
 int vlife_end(struct vmfs *v, unsigned slot, const struct vslot *s, struct gr_err *err);
 void vlife_end_done(struct vmfs *v, unsigned slot);
+unsigned vlife_look_ms(const struct vmfs *v); /* between two looks of a host at its alarm */
+
+/* ---------- alone.c: logical units that fence nobody ---------- */
+bool valone_found(struct vmfs *v); /* the devices, which are open, hold such a volume; nothing is registered */
+int valone_join(struct vmfs *v, struct gr_err *err); /* a slot, when nobody else has one */
+bool valone_declared_gone(const struct vmfs *v, const struct vslot *s);
+bool valone_lost(struct vmfs *v); /* our slot is another's */
 bool vlife_shows(struct vmfs *v, unsigned slot, const struct vslot *s); /* it is there now, or nobody can tell */
 
 /* Claim a free slot (its life lock and block); give it back; drop the life lock only. */

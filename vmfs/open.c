@@ -28,6 +28,7 @@ int vmfs_open(struct vmfs *v, const char *path, struct vmfs_disk **ret, int *ret
         return r;
     if (o->dying)
         return gr_fail(err, -ENOENT, "'%s/%s' is being removed", v->sb.name, path);
+    usage_ready(o);
     if (!o->handle) {
         struct vmfs_disk *d = gr_zalloc(sizeof *d);
         char name[128];

@@ -37,6 +37,7 @@ struct vmfs_format_opts {
     unsigned slots;         /* how many hosts and readers can have joined at once, at most 4096; 0: by volume size, 8 to 64 */
     bool preallocate;       /* write the devices' blocks out first, so that later writes hit allocated space */
     enum vmfs_timing timing;
+    bool one_host; /* logical units that fence nobody: one host at a time may join, and nobody takes over but by hand (vmfs_join_opts.gone) */
     bool data_crc;          /* keep a CRC32C of every piece of data, compared at each read; writes then never go where the old data is */
     const uint32_t *tested; /* of each device: VMFS_TESTED_* (vmfs/format.h), kept for later joins; NULL: none was tried */
 };
@@ -57,6 +58,8 @@ struct vmfs_join_opts {
     const char *address;    /* unix socket of this host's storage service, or "" ; at most VMFS_ADDRESS_MAX bytes */
     const char *portal;     /* "host:port" of this host's iSCSI portal, or "" */
     const uint8_t *link_key; /* 32 bytes, copied: by which other hosts know this one on links (common/link.h); NULL: no links */
+    const char *gone;       /* where nothing fences: the name of a host of which the caller knows that it is off and stays off: it is taken over
+                               from, unless it answers. -ENOENT: no such host has joined. Borrowed until vmfs_join() returns; NULL: none */
     bool degraded;          /* join also without devices that hold no tables: what lies on them cannot be read, all else works */
     size_t map_cache_bytes; /* limit of cached map nodes; 0: 256 MiB */
     void (*ejected)(void *arg); /* another host has taken our place: nothing works any more, vmfs_leave() or vmfs_abandon() it and join
@@ -67,7 +70,7 @@ struct vmfs_join_opts {
 /* Join: read the superblock (second copy with a warning when the first is damaged), recover dead hosts' slots, take a slot. A device that
  * was about to be added when that ended is left alone, with a warning (vmfs_device_number()).
  * Devices that were tried before they were shared are looked at again: -EOPNOTSUPP when they do not honour any more what they did.
- * Errors: -GR_EFORMAT no datastore, -GR_EVERSION, -GR_ECORRUPT, -GR_ELOCKED no free slot, -ENODEV device missing. */
+ * Errors: -GR_EFORMAT no datastore, -GR_EVERSION, -GR_ECORRUPT, -GR_ELOCKED no free slot (one_host: another host has one), -ENODEV device missing. */
 int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_join_opts *opts, struct vmfs **ret,
               struct gr_err *err);
 /* Checkpoint, give everything back and leave; all disks must be closed. The handle is gone even when it fails. */
@@ -86,6 +89,7 @@ struct vmfs_info {
     uint64_t region_bytes, journal_bytes;
     unsigned version;
     enum vmfs_timing timing;
+    bool one_host;    /* its devices are logical units that fence nobody: no other host can join meanwhile */
     bool data_crc;      /* pieces of data have a CRC32C */
     struct vmfs_scrubbed { /* the last scrub, by whichever host; started_s 0: there was none */
         int64_t started_s, ended_s; /* seconds since 1970; ended_s 0: it was broken off, or goes on */
@@ -205,6 +209,9 @@ struct vmfs_stat {
     uint8_t uuid[16];    /* disks: identity for VPD 83, bookmarks */
     uint64_t size;       /* bytes */
     uint64_t used;       /* bytes of space the object holds (its own map and metadata), as of the owner's last checkpoint or now if ours */
+    bool counted;        /* the following two are known (volumes made by earlier releases: once the disk was opened) */
+    uint64_t reachable;  /* bytes of data that the live head names, its own or shared with snapshots, with the disk it was cloned from, or by copying */
+    uint64_t unique;     /* bytes of it that no snapshot has (what is shared by copying counts for every owner) */
     enum vmfs_provision provision;
     uint32_t physical_block; /* disks: bytes, as initiators are told */
     struct vmfs_lun lun;     /* disks */

@@ -237,6 +237,10 @@ void snap_clean_tmp(struct snap_svc *s, struct snap_ds *ds);
 /* Params of datastore.*: "devices" as names of devices (borrowed from *ret); the registered datastore that "name" names. */
 int snap_op_devices(struct snap_op *op, json_t **ret, const char *paths[VMFS_DEVICES_MAX], unsigned *ret_n);
 int snap_op_named(struct snap_op *op, struct snap_ds **ret);
+int snap_op_ds(struct snap_op *op, struct snap_ds **ret); /* the one "name" says, joined; snap_ds_put() */
+int snap_op_check(struct snap_op *op);
+int snap_op_repair(struct snap_op *op);
+int snap_op_scrub(struct snap_op *op);
 /* With the lock held: put the datastore into the registry and join it; a failure leaves the registry as it was. */
 int snap_op_register(struct snap_op *op, const char *name, json_t *devices, struct snap_ds **ret); /* with params "login" */
 /* The result datastore.info gives. */

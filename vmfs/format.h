@@ -155,6 +155,15 @@ struct vmfs_moved_disk {
 } __attribute__((packed));
 GR_SIZE(struct vmfs_moved_disk, 24);
 
+/* The last scrub, or the one that was broken off (ended_s 0): how far it is, to go on from. All zero: there was none. */
+struct vmfs_scrub_disk {
+    gr_le64 started_s, ended_s;
+    gr_le64 object, snapshot, piece; /* next to be read: index of the inode, snapshot (all ones: the live head), piece */
+    gr_le64 bytes;                   /* of data, read so far */
+    gr_le64 bad_pieces, errors;      /* what it found: pieces of data, broken rules of metadata */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_scrub_disk, 64);
+
 struct vmfs_super_disk {
     struct vmfs_hdr_disk hdr;
     gr_le64 compat, ro_compat, incompat; /* feature words: unknown incompat: no join; unknown ro_compat: readers only */
@@ -168,7 +177,8 @@ struct vmfs_super_disk {
     struct vmfs_table_disk slots, regions, inodes;
     gr_le64 data_crc;                    /* 0: none (and no VMFS_INCOMPAT_DATA_CRC); 1: CRC32C of the bytes as the device has them */
     gr_le64 key_id, quota;               /* reserved for encryption, quotas: zero */
-    uint8_t pad[4096 - 64 - 32 - 64 - 24 - 72 - 24 - 32 * 64 - 32 * 48];
+    struct vmfs_scrub_disk scrub;
+    uint8_t pad[4096 - 64 - 32 - 64 - 24 - 72 - 24 - 64 - 32 * 64 - 32 * 48];
     struct vmfs_member_disk members[32];
     struct vmfs_device_disk devices[32];
 } __attribute__((packed));

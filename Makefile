@@ -52,6 +52,8 @@ mods_source_cat := backup-proxy common
 mods_lun_work := common
 pkgs_lun_work := cmocka
 mods_rpc_call := common
+mods_fault_load := common
+mods_iscsi_proxy := common
 mods_guest_file := backup-proxy common
 
 # ---- compilation ----------------------------------------------------------------------------------------------------
@@ -138,6 +140,12 @@ $(call LINK,$(B)/$(1),$(B)/$(1).o,$(or $(mods_$(notdir $(1))),$(MODULES)),$(pkgs
 endef
 $(foreach t,$(patsubst %.c,%,$(wildcard tests/tools/*.c tests/bench/*.c)),$(eval $(call TOOL,$(t))))
 
+# what a program is started with (LD_PRELOAD) to see another wall clock
+tools += $(B)/tests/matrix/clock.so
+$(B)/tests/matrix/clock.so: tests/matrix/clock.c
+	$(call say,LINK,$@)
+	$(Q)mkdir -p $(@D); $(CC) -std=gnu17 -D_GNU_SOURCE $(WARN) -O2 -fPIC -shared -o $@ $<
+
 $(B)/%.o: %.c
 	$(call say,CC,$<)
 	$(Q)mkdir -p $(@D); $(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
@@ -194,6 +202,11 @@ model: $(B)/tests/tools/order_model $(B)/tests/unit/vmfs_cluster
 	$(Q)$(B)/tests/tools/order_model $(if $(V),,--quiet)
 	$(Q)GRANARY_TRIALS=$(TRIALS) GRANARY_HOSTS=256 GRANARY_DISKS=4096 $(B)/tests/unit/vmfs_cluster
 
+# real processes, killed, stopped, starved and cut off: TRIALS of them (docs/developing.md)
+.PHONY: matrix
+matrix: all tools
+	$(Q)GRANARY_BUILD=$(abspath $(B)) tests/matrix/run --trials $(if $(filter command environment,$(origin TRIALS)),$(TRIALS),0) $(if $(SEED),--seed $(SEED)) --jobs $(JOBS)
+
 # ---- install --------------------------------------------------------------------------------------------------------
 .PHONY: install clean help print-deps
 install: all
@@ -215,6 +228,7 @@ help:
 	@echo 'make fuzz        each fuzz target for RUNS=20000 inputs (clang)'
 	@echo 'make bench       measurements, against peers where they are installed'
 	@echo 'make model       take-overs: every state within bounds, and TRIALS=1000 simulated sites; V=1 shows counter-examples'
+	@echo 'make matrix      hosts killed, stopped, starved, cut off: TRIALS=500 SEED=n (default: one trial of each cell); root'
 	@echo 'make soak        randomised tests for GRANARY_SOAK=600 seconds each'
 	@echo 'make install     DESTDIR= PREFIX=/usr/local UNITDIR='
 	@echo 'scripts/test     everything, as CI runs it'

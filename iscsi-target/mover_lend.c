@@ -23,7 +23,7 @@ static char *folder_of(const char *pki_dir, const char *host)
 {
     char name[32];
     unsigned n = 0;
-    for (; host[n] && n < sizeof(name) - 1; n++)
+    for (; n < sizeof(name) - 1 && host[n]; n++)
         name[n] = strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_", host[n]) ? host[n] : '_';
     name[n] = 0;
     return gr_asprintf("%s/hosts/%s-%08x", pki_dir, name, gr_crc32c(0, host, strlen(host)));

@@ -38,6 +38,8 @@ static int init(void *arg, struct vobj *o)
     o->origin_epoch = s->epoch;
     o->live.level = s->tree.level;
     o->live.root = (struct mchild){ .ptr = s->tree.root.mem ? s->tree.root.mem->ptr : s->tree.root.ptr };
+    o->counted = c->from->counted;
+    o->use = (struct vusage){ .used = s->use.used };
     int r = lineages_copy(o, c->from, s);
     if (r == 0)
         r = vobj_set_physical_block(o, vobj_physical_block(c->from));

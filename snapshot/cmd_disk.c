@@ -8,15 +8,22 @@ static const struct gr_col list_cols[] = {
     {"disk", "DISK", GR_COL_TEXT},
     {"size", "SIZE", GR_COL_SIZE},
     {"used", "USED", GR_COL_SIZE},
+    {"shared", "SHARED", GR_COL_SIZE},
+    {"unique", "UNIQUE", GR_COL_SIZE},
     {"provision", "PROVISION", GR_COL_TEXT},
     {"key", "KEY", GR_COL_TEXT},
     {"snapshots", "SNAPSHOTS", GR_COL_NUMBER},
     {"owner", "OWNER", GR_COL_TEXT},
     {NULL},
 };
+static const struct gr_col space_cols[] = {
+    {"disk", "DISK", GR_COL_TEXT},       {"snapshot", "SNAPSHOT", GR_COL_TEXT}, {"size", "SIZE", GR_COL_SIZE},
+    {"used", "USED", GR_COL_SIZE},       {"shared", "SHARED", GR_COL_SIZE},     {"unique", "UNIQUE", GR_COL_SIZE},
+    {"held", "HELD", GR_COL_SIZE},       {NULL},
+};
 static const struct gr_col info_cols[] = {
     {"disk", "Disk", GR_COL_TEXT},           {"uuid", "UUID", GR_COL_TEXT},   {"size", "Size", GR_COL_SIZE},
-    {"used", "Used", GR_COL_SIZE},           {"provision", "Provision", GR_COL_TEXT}, {"snapshots", "Snapshots", GR_COL_NUMBER},
+    {"used", "Used", GR_COL_SIZE},           {"shared", "Shared", GR_COL_SIZE}, {"unique", "Unique", GR_COL_SIZE}, {"held", "Held with snapshots", GR_COL_SIZE}, {"provision", "Provision", GR_COL_TEXT}, {"snapshots", "Snapshots", GR_COL_NUMBER},
     {"physical-block", "Physical block", GR_COL_NUMBER}, {"read-only", "Read-only", GR_COL_BOOL}, {"removable", "Removable", GR_COL_BOOL}, {"iops", "IOPS limit", GR_COL_NUMBER}, {"bandwidth", "Bandwidth limit", GR_COL_SIZE}, {"encrypted", "Encrypted", GR_COL_BOOL}, {"key", "Key", GR_COL_TEXT}, {"parent", "Cloned from", GR_COL_TEXT},  {"owner", "Owner", GR_COL_TEXT}, {"mtime", "Changed", GR_COL_TIME},
     {NULL},
 };
@@ -72,6 +79,33 @@ static int cmd_create(struct gr_cmd_ctx *c, struct gr_err *err)
     return r;
 }
 
+/* The snapshots of each disk behind it. */
+static int add_snapshots(struct gr_cmd_ctx *c, json_t *disks, json_t *ret, struct gr_err *err)
+{
+    size_t i, k;
+    json_t *row, *snap;
+    int r = 0;
+    json_array_foreach(disks, i, row)
+    {
+        json_t *snaps = NULL;
+        json_array_append(ret, row);
+        if (!json_integer_value(json_object_get(row, "snapshots")))
+            continue;
+        r = snap_cmd_call(c, "snapshot.list", json_pack("{s:O}", "disk", json_object_get(row, "disk")), NULL, NULL, &snaps, err);
+        if (r < 0)
+            break;
+        json_array_foreach(snaps, k, snap)
+        {
+            if (strcmp(json_string_value(json_object_get(snap, "kind")), "snapshot") != 0)
+                continue;
+            json_object_set(snap, "snapshot", json_object_get(snap, "name"));
+            json_array_append(ret, snap);
+        }
+        json_decref(snaps);
+    }
+    return r;
+}
+
 static int cmd_list(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     struct snap_path p;
@@ -80,8 +114,15 @@ static int cmd_list(struct gr_cmd_ctx *c, struct gr_err *err)
     int r = path ? snap_path_parse(path, SNAP_PATH_DIR, &p, err) : 0;
     if (r == 0)
         r = snap_cmd_call(c, "disk.list", path ? json_pack("{s:s}", "path", path) : json_object(), NULL, NULL, &res, err);
-    if (r == 0)
+    if (r == 0 && gr_cmd_flag(c, "snapshots")) {
+        json_t *all = json_array();
+        r = add_snapshots(c, res, all, err);
+        if (r == 0)
+            r = gr_cmd_rows(c, space_cols, all);
+        json_decref(all);
+    } else if (r == 0) {
         r = gr_cmd_rows(c, list_cols, res);
+    }
     json_decref(res);
     return r;
 }
@@ -277,6 +318,7 @@ static const struct gr_opt create_opts[] = {
     ENCRYPT_OPTS,
     {NULL},
 };
+static const struct gr_opt list_opts[] = {{"snapshots", NULL, "the snapshots of each disk, too, and how much space each has"}, {NULL}};
 static const struct gr_opt rekey_opts[] = {
     {"wrap", NULL, "keep the data key, and wrap it with the present (or --key) key-encryption key"},
     {"rewrite", NULL, "also write anew what older data keys were used on"},
@@ -309,7 +351,7 @@ static const struct gr_opt export_opts[] = {{"format", "FORMAT", "raw (default, 
 
 const struct gr_cmd snap_disk_commands[] = {
     {"disk", "create", "DATASTORE/PATH", 1, 1, "make a new, empty disk", create_opts, cmd_create},
-    {"disk", "list", "[DATASTORE[/FOLDER]]", 0, 1, "list disks", NULL, cmd_list},
+    {"disk", "list", "[DATASTORE[/FOLDER]]", 0, 1, "list disks", list_opts, cmd_list},
     {"disk", "info", "DATASTORE/PATH", 1, 1, "show one disk", NULL, cmd_info},
     {"disk", "resize", "DATASTORE/PATH SIZE", 1, 2, "make a disk larger (or, with --shrink, smaller)", resize_opts, cmd_resize},
     {"disk", "set", "DATASTORE/PATH", 1, 1, "change how a disk shows itself as a LUN", set_opts, cmd_set},

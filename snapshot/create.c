@@ -195,7 +195,8 @@ static void info_of(struct vmfs_disk *d, const struct vsnap *s, struct snap_info
 {
     struct vobj *o = d->o;
     *ret = (struct snap_info){ .id = s->id, .parent_id = s->parent, .created_s = s->created_s, .size = s->size, .clones = s->clones,
-                               .current = o->parent_snap == s->id, .deleting = s->flags & VMFS_SNAP_DELETING, .pins = pins_of(o, s->id) };
+                               .current = o->parent_snap == s->id, .deleting = s->flags & VMFS_SNAP_DELETING, .pins = pins_of(o, s->id),
+                               .counted = o->counted, .used = s->use.used * VMFS_UNIT, .unique = usage_unique(o, s) * VMFS_UNIT };
     snprintf(ret->name, sizeof ret->name, "%s", s->name);
     memcpy(ret->bookmark.disk, o->ino.uuid, 16);
     ret->bookmark.lineage = s->lineage;

@@ -24,8 +24,8 @@
  *   datastore.remove-device {"name","device"} parts {"done","total"}: bytes moved to the other devices → as datastore.info
  *   datastore.rescan {"name"} another host made it grow → as datastore.info
  *   disk.create {"disk","size","provision"?:"thin|thick|eager"} → as disk.info
- *   disk.list {"path"?: "DS" or "DS/DIR"} → [{"disk","size","used","provision","snapshots","owner","uuid"}]
- *   disk.info {"disk"} → {"disk","size","used","physical-block","read-only","removable","iops","bandwidth","burst-ms","provision","uuid","id","snapshots","owner","owner-self","parent","mtime"}
+ *   disk.list {"path"?: "DS" or "DS/DIR"} → [as disk.info]
+ *   disk.info {"disk"} → {"disk","size","used","shared"?,"unique"?,"held","physical-block","read-only","removable","iops","bandwidth","burst-ms","provision","uuid","id","snapshots","owner","owner-self","parent","mtime"}
  *   disk.set {"disk","read-only"?,"removable"?,"iops"?,"bandwidth"?,"burst-ms"?} → as disk.info: how it shows itself as a LUN
  *            (initiators are told by UNIT ATTENTION), and its limits (a second; 0: none)
  *   disk.resize {"disk","size","shrink"?} → as disk.info      disk.delete {"disk"}      disk.release {"disk"}
@@ -34,7 +34,7 @@
  *   disk.export {"disk","snapshot"?,"file","format"?} parts {"done","total"} → {"file","bytes"}
  *   snapshot.create {"disks":[…],"name"} → [{"disk","name","bookmark","group",…}] as snapshot.list
  *   snapshot.list {"disk"} → [{"disk","name","kind":"snapshot|bookmark","id","parent-id","created","size","bookmark",
- *       "clones","current","deleting","pins","group"}]      "bookmark" is the token "uuid:lineage:epoch"
+ *       "clones","current","deleting","pins","group","used"?,"shared"?,"unique"?}]      "bookmark" is the token "uuid:lineage:epoch"
  *   snapshot.delete {"disk","snapshot","keep-bookmark"?,"settle"?}      snapshot.revert {"disk","snapshot","force"?}
  *   snapshot.clone {"disk","snapshot","to":"DS/NEW"} → as disk.info of the new disk
  *   snapshot.bookmark {"disk","snapshot","bookmark"} → {"disk","name","bookmark"}

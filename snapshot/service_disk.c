@@ -58,7 +58,17 @@ json_t *snap_disk_row(struct snap_ds *ds, const char *path, const struct vmfs_st
         snap_key_row(st->key_id, o);
     if (o)
         set_owner(o, ds, path);
+    if (o && st->counted)
+        snap_usage_row(o, st->reachable, st->unique);
+    json_object_set_new(o, "held", json_integer((json_int_t)st->used));
     return o;
+}
+
+void snap_usage_row(json_t *row, uint64_t used, uint64_t unique)
+{
+    json_object_set_new(row, "used", json_integer((json_int_t)used));
+    json_object_set_new(row, "shared", json_integer((json_int_t)(used - GR_MIN(unique, used))));
+    json_object_set_new(row, "unique", json_integer((json_int_t)unique));
 }
 
 static int result_disk(struct snap_op *op, const struct snap_disk *d)
@@ -153,10 +163,9 @@ static void ask_owner(struct snap_op *op, json_t *rows, const char *address)
         {
             if (strcmp(disk, json_string_value(json_object_get(row, "disk"))) != 0)
                 continue;
-            json_object_set(row, "size", json_object_get(other, "size"));
-            json_object_set(row, "used", json_object_get(other, "used"));
-            json_object_set(row, "snapshots", json_object_get(other, "snapshots"));
-            json_object_set(row, "key", json_object_get(other, "key"));
+            static const char *const known[] = { "size", "used", "shared", "unique", "held", "snapshots", "key" };
+            for (unsigned x = 0; x < sizeof known / sizeof known[0]; x++)
+                json_object_set(row, known[x], json_object_get(other, known[x]));
         }
     }
 }

@@ -187,6 +187,8 @@ int snap_walk(struct snap_ds *ds, const char *dir, snap_walk_fn fn, void *arg, s
 
 /* Result rows. */
 json_t *snap_disk_row(struct snap_ds *ds, const char *path, const struct vmfs_stat *st);
+/* How much of its space is its own, for a row of a disk or a snapshot: bytes. */
+void snap_usage_row(json_t *row, uint64_t used, uint64_t unique);
 json_t *snap_info_row(const char *ds, const char *path, const struct snap_info *info);
 static inline void snap_json_decref(json_t **o)
 {

@@ -85,6 +85,7 @@ static int look(struct chk *c)
         chk_names(c);
         chk_trees(c);
         chk_space(c);
+        chk_usage(c);
         r = v->fenced ? -GR_EFENCED : c->failed;
     }
     ticket_close(v, &ticket);

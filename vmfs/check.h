@@ -3,6 +3,7 @@
  *   check_homeblock.c   copies the home blocks at one instant: slots, lists of foreign frees, regions, inodes
  *   check_walk.c   walks every tree and says which unit belongs to what
  *   check_space.c  remembers what was reached, by unit, and compares with the bitmaps
+ *   check_usage.c  counts again how much space each tree has
  *   check_names.c  directories, links between objects, counters */
 #ifndef VMFS_CHECK_H
 #define VMFS_CHECK_H
@@ -14,6 +15,8 @@ struct chk_snap {
     uint32_t flags, clones, clones_found;
     struct mptr root;
     uint8_t level;
+    struct vusage use;
+    uint64_t own_found;
 };
 struct chk_ent {
     uint64_t id;
@@ -23,7 +26,7 @@ struct chk_obj {
     uint64_t id;
     uint16_t type;
     uint32_t n_snapshots; /* as the inode says */
-    uint64_t size;
+    uint64_t size, used_units;
     uint64_t blob_addr;
     uint32_t blob_bytes, blob_units;
     uint64_t key_id;     /* as the inode says */
@@ -40,6 +43,9 @@ struct chk_obj {
     uint8_t level;
     struct chk_snap *snaps;
     size_t n_snaps;
+    bool counted;
+    struct vusage use; /* of the live head */
+    uint64_t own_found;
 };
 /* A region, as its home blocks say. */
 struct chk_region {
@@ -104,6 +110,9 @@ void chk_keys(struct chk *c, struct chk_obj *o);
 
 /* check_walk.c */
 void chk_trees(struct chk *c);
+
+/* check_usage.c: after chk_trees() */
+void chk_usage(struct chk *c);
 
 /* check_names.c */
 struct chk_obj *chk_find(struct chk *c, uint64_t id); /* NULL: no such object */

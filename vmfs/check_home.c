@@ -302,8 +302,10 @@ static int content_take(struct chk_obj *c, const struct vobj *o)
     for (size_t i = 0; i < o->n_snaps; i++) {
         const struct vsnap *s = o->snaps[i];
         c->snaps[i] = (struct chk_snap){ .id = s->id, .parent = s->parent, .epoch = s->epoch, .cursor = s->cursor, .size = s->size,
-                                         .flags = s->flags, .clones = s->clones, .root = s->tree.root.ptr, .level = s->tree.level };
+                                         .flags = s->flags, .clones = s->clones, .root = s->tree.root.ptr, .level = s->tree.level, .use = s->use };
     }
+    c->counted = o->counted;
+    c->use = o->use;
     return 0;
 }
 
@@ -388,7 +390,7 @@ static void inode_block(struct chk *c, uint32_t index, uint32_t sub, const uint8
         c->cap_objs = cap;
     }
     struct chk_obj *o = &c->objs[c->n_objs++];
-    *o = (struct chk_obj){ .id = i.id, .type = i.type, .n_snapshots = i.n_snapshots, .size = i.size, .blob_addr = moved_addr(c->v, i.blob_addr, i.blob_units, NULL),
+    *o = (struct chk_obj){ .id = i.id, .type = i.type, .n_snapshots = i.n_snapshots, .size = i.size, .used_units = i.used_units, .blob_addr = moved_addr(c->v, i.blob_addr, i.blob_units, NULL),
                            .blob_bytes = i.blob_bytes, .blob_units = i.blob_units, .key_id = i.key_id };
     if (!i.blob_addr)
         blob_take(c, o, i.inline_blob);

@@ -60,6 +60,8 @@ static struct chk_use use_of(struct chk_tree *t, uint64_t first, uint64_t end, u
     /* behind the cursor of a snapshot that is being given back, its successor is responsible */
     bool given_back = w.s && (w.s->flags & VMFS_SNAP_DELETING) && end <= w.s->cursor;
     u.owned = (w.o == t->o && w.s == t->s) || given_back;
+    if (kind == PRINT_DATA && w.o == t->o && w.s == t->s)
+        ++*(w.s ? &w.s->own_found : &w.o->own_found);
     return u;
 }
 

@@ -39,7 +39,7 @@ static void tell(struct vobj *o, uint64_t off, uint64_t addr)
     snprintf(name, sizeof name, "object %llu", (unsigned long long)o->id);
     v->stats.rotten++;
     if (!told_lately(v, addr))
-        vmfs_warn(v, "datastore '%s': '%s' at byte %llu: device %u ('%s') does not return what was written at its byte %llu: nothing of it is handed on; "
+        vmfs_warn(v, "'%s/%s' at byte %llu: device %u ('%s') does not return what was written at its byte %llu: nothing of it is handed on; "
                   "restore these %u bytes, or write them anew", v->sb.name, o->handle ? o->handle->path : name, (unsigned long long)off, vmfs_addr_dev(addr),
                   device_name(v, vmfs_addr_dev(addr)), (unsigned long long)vmfs_addr_unit(addr) * VMFS_UNIT, VMFS_PIECE);
 }

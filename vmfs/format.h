@@ -302,6 +302,13 @@ struct vmfs_content_disk {
     gr_le32 n_snaps, n_lineages, n_bookmarks, n_attrs;
 } __attribute__((packed));
 GR_SIZE(struct vmfs_content_disk, 104);
+#define VMFS_CONTENT_COUNTED 256u /* behind the attributes: a struct vmfs_usage_disk of each snapshot, in order, and of the live head */
+/* vmfs/usage.h says what is counted, in units. Hosts that do not know of it leave flag and numbers out, and the next one counts again. */
+struct vmfs_usage_disk {
+    gr_le64 used, own, lost;
+    gr_le64 passed; /* snapshots that are being given back; else zero */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_usage_disk, 32);
 #define VMFS_CONTENT_COPIED 1u /* units of it may have other owners: it was copied from, or to, by sharing */
 struct vmfs_snap_disk {
     gr_le64 id, parent, epoch, lineage, size;
@@ -453,11 +460,22 @@ struct vmfs_rec_snap_disk { /* SNAP_ADD, SNAP_FLAGS (flags), SNAP_DROP, REVERT (
 } __attribute__((packed));
 GR_SIZE(struct vmfs_rec_snap_disk, 72);
 struct vmfs_rec_free_disk {
-    struct vmfs_rec_disk r;
+    struct vmfs_rec_disk r; /* flags: VMFS_RF_COUNTED */
     gr_le64 id, cursor;
     gr_le32 n_runs, reserved;
-    struct vmfs_run_disk runs[];
+    struct vmfs_run_disk runs[]; /* and, COUNTED, behind them a struct vmfs_rec_counts_disk */
 } __attribute__((packed));
+#define VMFS_RF_COUNTED 4u
+struct vmfs_rec_counts_disk { /* vmfs/usage.h */
+    gr_le64 units;            /* of data among what is freed */
+    gr_le64 passed;
+    gr_le32 n_lost, reserved;
+    struct vmfs_rec_lost_disk {
+        gr_le64 snap;         /* 0: the live head */
+        gr_le64 units;
+    } lost[];                 /* of trees that grew from the successor: what they have lost of what is its own now */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_rec_counts_disk, 24);
 struct vmfs_rec_value_disk { /* RESIZE, RESERVE, EPOCH (the new one) */
     struct vmfs_rec_disk r;
     gr_le64 value;

@@ -14,6 +14,7 @@
 #include "vmfs/busy.h"
 #include "vmfs/cipher.h"
 #include "vmfs/format.h"
+#include "vmfs/usage.h"
 #include "vmfs/vmfs.h"
 #include <string.h>
 
@@ -123,6 +124,8 @@ struct vsnap {
     uint8_t group[16];
     char *name;
     struct mtree tree;
+    struct vusage use;
+    uint64_t passed; /* being given back: of its parent's own units, its successor has lost behind the cursor */
     unsigned open; /* bdevs reading it in this process */
 };
 struct vlineage {
@@ -173,6 +176,9 @@ struct vobj { /* an object this host holds the lock of */
     bool copied;                 /* VMFS_CONTENT_COPIED */
     uint64_t data_written;       /* v->j.data_written when data of it last reached the device */
     struct mtree live;
+    struct vusage use; /* of the live head */
+    bool counted;      /* the numbers of all trees are known */
+    bool counting;     /* a fiber is finding them out; walker is set, too */
     struct vsnap **snaps;
     size_t n_snaps;
     struct vlineage *lineages;

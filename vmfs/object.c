@@ -122,6 +122,9 @@ void vobj_stat(struct vobj *o, struct vmfs_stat *ret)
                                .provision = (enum vmfs_provision)o->ino.provision, .physical_block = vobj_physical_block(o),
                                .lun = vobj_lun(o), .key_id = o->ino.key_id, .mtime_s = o->ino.mtime_s, .n_snapshots = o->ino.n_snapshots, .owner_slot = -1 };
     memcpy(ret->uuid, o->ino.uuid, 16);
+    ret->counted = o->counted;
+    ret->reachable = o->use.used * VMFS_UNIT;
+    ret->unique = o->use.own * VMFS_UNIT;
     if (o->origin_object)
         snprintf(ret->parent, sizeof ret->parent, "object %llu snapshot %llu", (unsigned long long)o->origin_object,
                  (unsigned long long)o->origin_snap);
@@ -420,6 +423,7 @@ int vobj_new(struct vmfs *v, enum vmfs_type type, struct vobj **ret, struct gr_e
     if (type != VMFS_DIR) {
         o->epoch = 1;
         o->next_snap = 1;
+        o->counted = true;
         w->random(w->arg, &o->lineage, sizeof o->lineage);
     }
     vobj_touch(o);

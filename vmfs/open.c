@@ -68,6 +68,7 @@ int vmfs_open(struct vmfs *v, const char *path, struct vmfs_disk **ret, int *ret
             return gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
         }
     }
+    usage_ready(o);
     if (!o->handle) {
         struct vmfs_disk *d = gr_zalloc(sizeof *d);
         char name[128];

@@ -72,20 +72,25 @@ static int map_late(struct vobj *o, const struct map_change *c, struct drop *d)
     struct mtree **tree = gr_alloc((o->n_snaps + 1) * sizeof *tree);
     struct mnode **leaf = gr_alloc((o->n_snaps + 1) * sizeof *leaf);
     uint64_t *epoch = gr_alloc((o->n_snaps + 1) * sizeof *epoch);
+    struct vusage **use = gr_alloc((o->n_snaps + 1) * sizeof *use);
+    struct usage_change usage = { c->piece, c->birth, c->count, c->state != VMFS_P_HOLE };
     unsigned n = (unsigned)o->n_snaps, first = n;
     struct vsnap *s = vobj_snap(o, o->parent_snap);
-    int r = tree && leaf && epoch ? 0 : -ENOMEM;
+    int r = tree && leaf && epoch && use ? 0 : -ENOMEM;
     for (; r == 0 && s && s->epoch >= c->birth && first; s = vobj_snap(o, s->parent)) {
         tree[--first] = &s->tree;
         epoch[first] = s->epoch;
+        use[first] = &s->use;
         d->prev_snap = s->parent;
     }
     if (r == 0) {
         struct vsnap *before = vobj_snap(o, d->prev_snap);
         tree[n] = &o->live;
+        use[n] = &o->use;
         epoch[n] = o->epoch;
+        r = usage_map_late(o, tree + first, use + first, n + 1 - first, d->prev_snap, &usage);
         struct late l = { tree + first, epoch + first, n + 1 - first, c->piece, c->birth, before ? before->epoch : o->origin_epoch };
-        r = mtree_own_late(o, &l, leaf);
+        r = r < 0 ? r : mtree_own_late(o, &l, leaf);
     }
     if (r == 0)
         late_drops(leaf, n + 1 - first, c, d);
@@ -95,7 +100,16 @@ static int map_late(struct vobj *o, const struct map_change *c, struct drop *d)
     free(tree);
     free(leaf);
     free(epoch);
+    free(use);
     return r;
+}
+
+static int map_live(struct vobj *o, const struct map_change *c, struct drop *d)
+{
+    struct mnode *leaf = mtree_own(o, &o->live, c->piece, c->birth);
+    if (leaf)
+        usage_map(o, leaf, &(struct usage_change){ c->piece, c->birth, c->count, c->state != VMFS_P_HOLE });
+    return set_in(o->v, leaf, c, d);
 }
 
 /* Has a snapshot been taken since epoch @birth? */
@@ -117,7 +131,7 @@ static int map_apply(struct vobj *o, const struct map_change *c)
         return -GR_ECORRUPT;
     if (mtree_peek(&o->live, c->piece, &leaf) < 0)
         return -EAGAIN;
-    int r = frozen_since(o, c->birth) ? map_late(o, c, &d) : set_in(o->v, mtree_own(o, &o->live, c->piece, c->birth), c, &d);
+    int r = frozen_since(o, c->birth) ? map_late(o, c, &d) : map_live(o, c, &d);
     if (r < 0)
         return r;
     if (c->shared) {
@@ -291,6 +305,7 @@ static int apply_snap_add(struct vobj *o, const struct vmfs_rec_snap_disk *d)
     } else {
         o->ino.n_snapshots++;
     }
+    usage_frozen(o, s, s->flags & VMFS_SNAP_DELETING);
     return 0;
 }
 
@@ -309,6 +324,7 @@ static int apply_snap_flags(struct vobj *o, const struct vmfs_rec_snap_disk *d)
 static int apply_snap_free(struct vobj *o, const struct vmfs_rec_free_disk *d)
 {
     struct vsnap *s = vobj_snap(o, gr_le64_get(d->id));
+    uint64_t all = 0;
     if (!s)
         return -GR_ECORRUPT;
     for (uint32_t i = 0; i < gr_le32_get(d->n_runs); i++) {
@@ -317,8 +333,16 @@ static int apply_snap_free(struct vobj *o, const struct vmfs_rec_free_disk *d)
             return -GR_ECORRUPT;
         /* a checkpoint under way may still name these units in what is home now: wait for the next one */
         space_freed(o->v, gr_le64_get(d->runs[i].addr), units, 1, o->v->ckpt_started + 1);
-        o->ino.used_units -= GR_MIN((uint64_t)units, o->ino.used_units);
+        all += units;
     }
+    if (gr_le16_get(d->r.flags) & VMFS_RF_COUNTED) {
+        const struct vmfs_rec_counts_disk *n = (const void *)(d->runs + gr_le32_get(d->n_runs));
+        all = gr_le64_get(n->units);
+        usage_freed(o, s, n);
+    } else {
+        usage_unknown(o);
+    }
+    o->ino.used_units -= GR_MIN(all, o->ino.used_units);
     s->cursor = gr_le64_get(d->cursor);
     return 0;
 }
@@ -328,6 +352,7 @@ static int apply_snap_drop(struct vobj *o, const struct vmfs_rec_snap_disk *d)
     struct vsnap *s = vobj_snap(o, gr_le64_get(d->id));
     if (!s)
         return -GR_ECORRUPT;
+    usage_dropped(o, s);
     for (size_t i = 0; i < o->n_snaps; i++)
         if (o->snaps[i]->parent == s->id)
             o->snaps[i]->parent = s->parent;
@@ -358,6 +383,8 @@ static int apply_revert(struct vobj *o, const struct vmfs_rec_snap_disk *d)
         return s ? -ENOMEM : -GR_ECORRUPT;
     snap_freeze(o, old);
     old->flags = VMFS_SNAP_HIDDEN | VMFS_SNAP_DELETING;
+    usage_frozen(o, old, false);
+    usage_reverted(o, s);
     mtree_done(o->v, &o->live);
     mtree_share(&o->live, &s->tree);
     o->ino.size = s->size;
@@ -469,7 +496,11 @@ static bool record_fits(const struct vmfs_rec_disk *r)
     }
     case VMFS_R_SNAP_FREE: {
         const struct vmfs_rec_free_disk *d = (const void *)r;
-        return len >= sizeof *d && gr_le32_get(d->n_runs) <= (len - sizeof *d) / sizeof d->runs[0];
+        if (len < sizeof *d || gr_le32_get(d->n_runs) > (len - sizeof *d) / sizeof d->runs[0])
+            return false;
+        const struct vmfs_rec_counts_disk *n = (const void *)(d->runs + gr_le32_get(d->n_runs));
+        size_t left = len - sizeof *d - gr_le32_get(d->n_runs) * sizeof d->runs[0];
+        return !(gr_le16_get(r->flags) & VMFS_RF_COUNTED) || (left >= sizeof *n && gr_le32_get(n->n_lost) <= (left - sizeof *n) / sizeof n->lost[0]);
     }
     case VMFS_R_BOOKMARK: {
         const struct vmfs_rec_bookmark_disk *d = (const void *)r;

@@ -209,6 +209,9 @@ struct vmfs_stat {
     uint8_t uuid[16];    /* disks: identity for VPD 83, bookmarks */
     uint64_t size;       /* bytes */
     uint64_t used;       /* bytes of space the object holds (its own map and metadata), as of the owner's last checkpoint or now if ours */
+    bool counted;        /* the following two are known (volumes made by earlier releases: once the disk was opened) */
+    uint64_t reachable;  /* bytes of data that the live head names, its own or shared with snapshots, with the disk it was cloned from, or by copying */
+    uint64_t unique;     /* bytes of it that no snapshot has (what is shared by copying counts for every owner) */
     enum vmfs_provision provision;
     uint32_t physical_block; /* disks: bytes, as initiators are told */
     struct vmfs_lun lun;     /* disks */

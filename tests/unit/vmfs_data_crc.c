@@ -169,7 +169,7 @@ static int flipped(void *arg)
     assert_int_equal(bio.bad_off, 73728 - 65536 + 1);
     assert_int_equal(rotten(&s), 1);
     snprintf(where, sizeof where, "device 0 ('%s')", s.dev->name);
-    assert_non_null(strstr(s.told, "'disk' at byte 73728"));
+    assert_non_null(strstr(s.told, "'ds1/disk' at byte 73728"));
     assert_non_null(strstr(s.told, where));
     snprintf(where, sizeof where, "its byte %llu:", (unsigned long long)vmfs_addr_unit(addr) * 4096);
     assert_non_null(strstr(s.told, where));

@@ -83,6 +83,10 @@ for transport in lan local; do
     run_check qemu-io -r -f raw -c 'read -P 0x57 1M 300k' -c 'read -P 0x58 512 512' "$T/back.raw"
     check "$transport: it read the plain text" grep -qaF "$word" "$T/back.raw"
 done
+run_check a restore disk "$p" ds/restored --encrypt --repo "$T/repo-local"
+check 'restored encrypted' [ "$(key_of a ds/restored)" = "$k1" ]
+run_check qemu-io -r -f raw -c 'read -P 0x57 1M 300k' -c 'read -P 0x58 512 512' "$(url a ds/restored)"
+run_check a disk delete ds/restored
 
 # keys change under a load that verifies what it reads
 load() { start "$1" "$BUILD/tests/tools/live_load" "$(a status --json | jq -r .portal)" "iqn.2026-11.local.granary:ds:eager" 60 iqn.2026-11.local.granary:load; }

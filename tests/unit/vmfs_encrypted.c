@@ -595,6 +595,67 @@ static int device_leaves(void *arg)
     return 0;
 }
 
+/* One copy of the keys is enough, and both are there again at the next opening; an older one does not count. Without any the disk is lost,
+ * and says so; it can be removed. What is encrypted is never shared by a copy. */
+static int damaged(void *arg)
+{
+    struct site s;
+    struct gr_chan *ch, *other;
+    struct gr_err e = { 0 };
+    struct vmfs_disk *d, *p;
+    uint64_t at[2];
+    uint8_t *b = aligned_alloc(4096, 4096), *old = aligned_alloc(4096, 4096);
+    make(&s);
+    create(&s, "disk", VMFS_THIN);
+    create(&s, "twin", VMFS_THIN);
+    d = open_disk(&s, "disk", &ch);
+    p = open_disk(&s, "twin", &other);
+    fill(ch, "worth some care.");
+    struct gr_bio copy = { .op = GR_OP_COPY, .off = 1 << 20, .len = 65536, .copy_src = ch, .copy_src_off = 1 << 20 };
+    assert_int_equal(gr_submit_wait(other, &copy), -EOPNOTSUPP);
+    close_disk(p, other);
+    for (unsigned i = 0; i < 2; i++)
+        assert_true(vkeys_where(d->o, i, &at[i]));
+    assert_int_equal(gr_pread(s.raw, old, 4096, vmfs_addr_unit(at[0]) * 4096), 0);
+    OK(vmfs_keys_rotate(d, vmfs_kek_id(s.kek[0]), &err));
+    fill(ch, "with the new key");
+    close_disk(d, ch);
+    for (unsigned i = 0; i < 3; i++) { /* the first rots, the second rots, the first is an older one */
+        memset(b, 0x5a, 4096);
+        assert_int_equal(gr_pwrite(s.raw, i == 2 ? old : b, 4096, vmfs_addr_unit(at[i == 1]) * 4096, 0), 0);
+        check(&s);
+        assert_true(i == 2 || strstr(s.found, "one copy of its keys is damaged"));
+        d = open_disk(&s, "disk", &ch);
+        assert_int_equal(gr_pread(ch, b, 4096, 1 << 20), 0);
+        assert_memory_equal(b, "with the new key", 16);
+        close_disk(d, ch);
+        check(&s);
+        assert_string_equal(s.found, "");
+        memset(b, 0x5a, 4096);
+        assert_int_equal(gr_pwrite(s.raw, b, 4096, vmfs_addr_unit(at[i != 1]) * 4096, 0), 0); /* the other one is as good now */
+        d = open_disk(&s, "disk", &ch);
+        assert_int_equal(gr_pread(ch, b, 4096, 1 << 20), 0);
+        assert_memory_equal(b, "with the new key", 16);
+        close_disk(d, ch);
+    }
+    for (unsigned i = 0; i < 2; i++)
+        assert_int_equal(gr_pwrite(s.raw, memset(b, 7, 4096), 4096, vmfs_addr_unit(at[i]) * 4096, 0), 0);
+    assert_int_equal(vmfs_open(s.v, "disk", &d, NULL, &e), -GR_ECORRUPT);
+    assert_non_null(strstr(e.text, "its keys cannot be read"));
+    struct vmfs_check_report rep;
+    s.found[0] = 0;
+    assert_int_equal(vmfs_check(s.v, collect, &s, &rep, NULL), -GR_ECORRUPT);
+    assert_non_null(strstr(s.found, "both copies of its keys are damaged"));
+    OK(vmfs_remove(s.v, "disk", &err));
+    OK(vmfs_settle(s.v, 5000));
+    check(&s);
+    free(b);
+    free(old);
+    unmake(&s);
+    return 0;
+}
+
+static void test_damaged(void **state) { test_in_fiber(damaged, NULL); }
 static void test_leaves(void **state) { test_in_fiber(device_leaves, NULL); }
 static void test_thick(void **state) { test_in_fiber(thick_on_full, NULL); }
 static void test_no_plaintext(void **state)
@@ -607,4 +668,4 @@ static void test_erased(void **state) { test_in_fiber(erased, NULL); }
 static void test_oracle(void **state) { test_in_fiber(against_oracle, NULL); }
 static void test_old_keys(void **state) { test_in_fiber(old_keys_go, NULL); }
 
-TEST_MAIN(TEST(test_no_plaintext), TEST(test_without_key), TEST(test_erased), TEST(test_oracle), TEST(test_thick), TEST(test_leaves), TEST(test_old_keys))
+TEST_MAIN(TEST(test_no_plaintext), TEST(test_without_key), TEST(test_erased), TEST(test_oracle), TEST(test_thick), TEST(test_leaves), TEST(test_damaged), TEST(test_old_keys))

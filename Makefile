@@ -43,6 +43,7 @@ mods_vmfs_mutated := snapshot vmfs common
 mods_vmfs_faults := snapshot vmfs common
 mods_vmfs_processes := snapshot vmfs common
 mods_vmfs_crash := snapshot vmfs common
+mods_vmfs_crash_hosts := snapshot vmfs common
 mods_mover_demo := iscsi-target common
 mods_order_model := common
 mods_source_cat := backup-proxy common

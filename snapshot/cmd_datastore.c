@@ -357,6 +357,7 @@ const struct gr_cmd snap_datastore_commands[] = {
     {"datastore", "info", "NAME", 1, 1, "show one datastore, the hosts joined to it, and who waits for whom", info_opts, cmd_info},
     {"datastore", "check", "NAME", 1, 1, "prove that a datastore is sound", NULL, cmd_check},
     {"datastore", "grow", "NAME SIZE", 2, 2, "make a datastore (its last device file) larger", NULL, cmd_grow},
+    {"datastore", "quota", "DATASTORE[/FOLDER] [SIZE|off]", 1, 2, "limit what a folder may hold, or list limits", NULL, snap_cmd_quota},
     {"datastore", "devices", "NAME", 1, 1, "list the devices of a datastore", NULL, cmd_devices},
     {"datastore", "add-device", "NAME DEVICE", 2, 2, "add a device to a datastore in use", add_opts, cmd_add_device},
     {"datastore", "remove-device", "NAME DEVICE", 2, 2, "move what lies on a device to the others, and let go of it", NULL, cmd_remove_device},

@@ -69,7 +69,7 @@ static void vmfs_ejected(void *arg)
 static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
 {
     char address[VMFS_ADDRESS_MAX + 1];
-    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = address, .portal = s->portal, .ejected = vmfs_ejected, .warn = vmfs_warning, .warn_arg = ds};
+    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = address, .portal = s->portal, .ejected = vmfs_ejected, .warn = vmfs_warning, .recall = snap_quota_recall, .warn_arg = ds};
     char host[65] = "";
     int r = gr_home_host_uuid(s->o.home, o.host_uuid, err);
     if (r == 0 && snap_ds_links(ds))

@@ -59,7 +59,8 @@
 #define VMFS_INCOMPAT_ALARMS 2ull       /* slots have alarms: entries of three units; without it the volume lies on files or block devices */
 #define VMFS_INCOMPAT_MEMBERS 4ull      /* devices were added after format: struct vmfs_member_disk tells of them; without it all of it is zero */
 #define VMFS_INCOMPAT_MOVED 8ull        /* a device leaves or has left: addresses on it are looked up */
-#define VMFS_INCOMPAT_KNOWN (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED)
+#define VMFS_INCOMPAT_QUOTA 128ull      /* folders may have quotas: who writes must stay below what his disks were granted */
+#define VMFS_INCOMPAT_KNOWN (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED | VMFS_INCOMPAT_QUOTA)
 #define VMFS_RO_COMPAT_KNOWN 0ull
 
 #define VMFS_ADDR_NONE 0ull
@@ -258,7 +259,8 @@ struct vmfs_inode_disk {
     gr_le64 mtime_s;
     gr_le64 blob_addr;        /* 0: the blob is inline */
     gr_le32 blob_bytes, blob_units;
-    gr_le64 key_id, quota;    /* reserved: zero */
+    gr_le64 key_id;           /* reserved: zero */
+    gr_le64 quota;            /* directories: limit of what is below, units, 0: none; disks and files: so many units it may hold (INCOMPAT_QUOTA) */
     uint8_t blob[4096 - 64 - 32 - 88];
 } __attribute__((packed));
 GR_SIZE(struct vmfs_inode_disk, 4096);

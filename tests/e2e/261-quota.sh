@@ -3,7 +3,6 @@
 # disks go on; creates and moves are refused with the reason; two hosts share one limit.
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
-mib=1048576
 run_check granary datastore create ds "$T/ds.img" --size 512M
 run_check granary disk create ds/tenant/a --size 128M
 run_check granary disk create ds/tenant/inner/b --size 128M

@@ -19,7 +19,7 @@ deps_hv := common
 deps_backup-proxy := common
 # ---- external libraries (pkg-config names) of each module; a program gets those of its modules ----------------------
 pkgs_common := jansson liburing gnutls libseccomp libisal libiscsi
-pkgs_vmfs :=
+pkgs_vmfs := nettle
 pkgs_snapshot :=
 pkgs_iscsi-target := gnutls libseccomp
 pkgs_hv :=
@@ -40,15 +40,25 @@ mods_backup-proxy_source_nbd := backup-proxy iscsi-target common
 mods_common_bdev_iscsi := iscsi-target common
 mods_vmfs_check := snapshot vmfs common
 mods_vmfs_mutated := snapshot vmfs common
+mods_vmfs_data_crc := snapshot vmfs common
+mods_vmfs_scrub := snapshot vmfs common
+mods_vmfs_repair := snapshot vmfs common
 mods_vmfs_faults := snapshot vmfs common
 mods_vmfs_processes := snapshot vmfs common
 mods_vmfs_crash := snapshot vmfs common
+mods_vmfs_cipher := vmfs common
+mods_vmfs_encrypted := snapshot vmfs common
+mods_vmfs_crash_hosts := snapshot vmfs common
 mods_mover_demo := iscsi-target common
 mods_order_model := common
 mods_source_cat := backup-proxy common
 mods_lun_work := common
 pkgs_lun_work := cmocka
+mods_fs_model := common
+pkgs_fs_model := cmocka
 mods_rpc_call := common
+mods_fault_load := common
+mods_iscsi_proxy := common
 mods_guest_file := backup-proxy common
 
 # ---- compilation ----------------------------------------------------------------------------------------------------
@@ -135,6 +145,12 @@ $(call LINK,$(B)/$(1),$(B)/$(1).o,$(or $(mods_$(notdir $(1))),$(MODULES)),$(pkgs
 endef
 $(foreach t,$(patsubst %.c,%,$(wildcard tests/tools/*.c tests/bench/*.c)),$(eval $(call TOOL,$(t))))
 
+# what a program is started with (LD_PRELOAD) to see another wall clock
+tools += $(B)/tests/matrix/clock.so
+$(B)/tests/matrix/clock.so: tests/matrix/clock.c
+	$(call say,LINK,$@)
+	$(Q)mkdir -p $(@D); $(CC) -std=gnu17 -D_GNU_SOURCE $(WARN) -O2 -fPIC -shared -o $@ $<
+
 $(B)/%.o: %.c
 	$(call say,CC,$<)
 	$(Q)mkdir -p $(@D); $(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
@@ -187,9 +203,15 @@ soak: all units fuzzers tools
 
 # the order of taking disks over: explored, missed step by step, and the code held to it; the largest site there is (docs/vmfs.md)
 TRIALS ?= 1000
-model: $(B)/tests/tools/order_model $(B)/tests/unit/vmfs_cluster
+model: $(B)/tests/tools/order_model $(B)/tests/unit/vmfs_cluster $(B)/tests/unit/vmfs_matrix
 	$(Q)$(B)/tests/tools/order_model $(if $(V),,--quiet)
 	$(Q)GRANARY_TRIALS=$(TRIALS) GRANARY_HOSTS=256 GRANARY_DISKS=4096 $(B)/tests/unit/vmfs_cluster
+	$(Q)GRANARY_TRIALS=$(TRIALS) $(B)/tests/unit/vmfs_matrix
+
+# real processes, killed, stopped, starved and cut off: TRIALS of them (docs/developing.md)
+.PHONY: matrix
+matrix: all tools
+	$(Q)GRANARY_BUILD=$(abspath $(B)) tests/matrix/run --trials $(if $(filter command environment,$(origin TRIALS)),$(TRIALS),0) $(if $(SEED),--seed $(SEED)) --jobs $(JOBS)
 
 # ---- install --------------------------------------------------------------------------------------------------------
 .PHONY: install clean help print-deps
@@ -212,6 +234,7 @@ help:
 	@echo 'make fuzz        each fuzz target for RUNS=20000 inputs (clang)'
 	@echo 'make bench       measurements, against peers where they are installed'
 	@echo 'make model       take-overs: every state within bounds, and TRIALS=1000 simulated sites; V=1 shows counter-examples'
+	@echo 'make matrix      hosts killed, stopped, starved, cut off: TRIALS=500 SEED=n (default: one trial of each cell); root'
 	@echo 'make soak        randomised tests for GRANARY_SOAK=600 seconds each'
 	@echo 'make install     DESTDIR= PREFIX=/usr/local UNITDIR='
 	@echo 'scripts/test     everything, as CI runs it'

@@ -63,14 +63,9 @@ static int add_record(struct vobj *o, const char *name, const uint8_t group[16],
 }
 
 /* Thick and eager disks are promised room to overwrite all they have, or the snapshot is refused. */
-static uint64_t overwrite_units(const struct vobj *o)
-{
-    return o->ino.provision == VMFS_THIN ? 0 : (o->ino.size + VMFS_PIECE - 1) / VMFS_PIECE;
-}
-
 static uint64_t missing_units(const struct vobj *o)
 {
-    return overwrite_units(o) - GR_MIN(overwrite_units(o), o->reserved_units);
+    return vobj_overwrite_units(o) - GR_MIN(vobj_overwrite_units(o), o->reserved_units);
 }
 
 /* What the disk will be promised counts for the quotas of its folders; asked for before the instant. */
@@ -101,13 +96,6 @@ static int promise(struct vmfs_disk *const *disks, unsigned n, struct gr_err *er
     return 0;
 }
 
-static int promise_record(struct vobj *o, struct gr_err *err)
-{
-    struct vmfs_rec_value_disk d = { .value = gr_le64_of(overwrite_units(o)) };
-    d.r.type = gr_le16_of(VMFS_R_RESERVE);
-    return overwrite_units(o) ? record_do(o, &d, sizeof d, err) : 0;
-}
-
 static int may_take(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err)
 {
     int r = name_ok(name, err);
@@ -134,7 +122,7 @@ static int take(struct vmfs_disk *const *disks, unsigned n, const char *name, co
     for (unsigned i = 0; r == 0 && i < n; i++) {
         r = add_record(disks[i]->o, name, group, w->wall_s(w->arg), err);
         if (r == 0)
-            r = promise_record(disks[i]->o, err);
+            r = record_promise(disks[i]->o, err);
     }
     if (r < 0)
         return r;

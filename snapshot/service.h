@@ -8,7 +8,7 @@
  * work, which is waited for (10 s) and then named (-GR_ELOCKED).
  *
  * Methods (params → result; "disk" is "DATASTORE/PATH"; sizes in bytes, times in seconds since 1970; ? = optional):
- *   datastore.create {"name","devices":[absolute path],"size"?,"preallocate"?,"force"?}        → as datastore.info
+ *   datastore.create {"name","devices":[absolute path],"size"?,"preallocate"?,"force"?,"one-host"?}        → as datastore.info
  *   datastore.join {"name","devices":[…],"degraded"?} → as datastore.info      datastore.leave {"name"}    datastore.destroy {"name","yes":true}
  *   datastore.list → [{"name","state":"joined|degraded|registered|failed","size","free","used","devices":[…],"error"?}]
  *   datastore.info {"name","owners"?: count their disks} → {"name","uuid","size","free","used","metadata","reserved","devices":[…],"hosts":[{"slot","host",
@@ -16,6 +16,7 @@
  *   datastore.check {"name"} parts {"line"} → {"name","sound","errors","objects","nodes","pieces","shared-pieces","regions",
  *       "leaked-units"}
  *   datastore.grow {"name","size"} → as datastore.info      datastore.recover {"name"} → {"recovered"}
+ *   datastore.recover {"name","host","yes":true,"devices"?,"login"?} from this one: where nothing fences it must be certain to be gone → {"name","host","recovered":1}
  *   datastore.devices {"name"} → [{"number","device","uuid","size","free","used","metadata","regions","added","leaving",
  *       "tested":[what was seen when it was tried],"tested-at"?}]; also datastore.info "members"
  *   datastore.add-device {"name","device","size"?,"force"?} → as datastore.info, and "unaware-hosts": [who has joined and serves nothing]
@@ -180,6 +181,7 @@ struct snap_cmd_app {
 };
 extern const struct gr_cmd snap_datastore_commands[];
 extern const struct gr_cmd snap_disk_commands[];
+extern const struct gr_cmd snap_key_commands[]; /* key */
 extern const struct gr_cmd snap_snapshot_commands[];
 extern const struct gr_cmd snap_up_commands[]; /* up, down, status */
 #endif

@@ -77,7 +77,7 @@ static void event(void *arg, enum gr_event ev)
     d->warned += ev == GR_EVENT_THRESHOLD;
 }
 
-static void disk_open(struct history *h, struct disk *d)
+static void open_disk(struct history *h, struct disk *d)
 {
     OK(vmfs_open(h->host[d->host].v, d->path, &d->d, NULL, &err));
     assert_int_equal(gr_chan_open(vmfs_bdev(d->d), gr_fiber_loop(), &d->ch), 0);
@@ -85,7 +85,7 @@ static void disk_open(struct history *h, struct disk *d)
     gr_bdev_listen(vmfs_bdev(d->d), &d->listener);
 }
 
-static void disk_close(struct disk *d)
+static void close_disk(struct disk *d)
 {
     gr_bdev_unlisten(vmfs_bdev(d->d), &d->listener);
     gr_chan_close(d->ch);
@@ -203,10 +203,10 @@ static void do_move(struct history *h, struct disk *d)
 
 static void do_hand_over(struct history *h, struct disk *d)
 {
-    disk_close(d);
+    close_disk(d);
     OK(vmfs_release(h->host[d->host].v, d->path, &err));
     d->host = !d->host;
-    disk_open(h, d);
+    open_disk(h, d);
 }
 
 /* One host dies; the other, or the same again, finds everything. */
@@ -215,7 +215,7 @@ static void do_crash(struct history *h)
     unsigned dead = rnd(h, 2);
     for (unsigned i = 0; i < DISKS; i++)
         if (h->disk[i].host == dead)
-            disk_close(&h->disk[i]);
+            close_disk(&h->disk[i]);
     vmfs_abandon(h->host[dead].v);
     h->host[dead].v = NULL;
     gr_bdev_put(h->host[dead].dev);
@@ -225,7 +225,7 @@ static void do_crash(struct history *h)
     join(h, dead);
     for (unsigned i = 0; i < DISKS; i++)
         if (!h->disk[i].d)
-            disk_open(h, &h->disk[i]);
+            open_disk(h, &h->disk[i]);
     h->crashes++;
 }
 
@@ -243,7 +243,7 @@ static void do_remake(struct history *h, struct disk *d)
 {
     struct gr_err why = { 0 };
     struct vmfs *v = h->host[d->host].v;
-    disk_close(d);
+    close_disk(d);
     OK(vmfs_remove(v, d->path, &err));
     OK(vmfs_settle(v, 60000));
     int r = vmfs_create(v, d->path, VMFS_DISK, SIZE, VMFS_THIN, &why);
@@ -254,7 +254,7 @@ static void do_remake(struct history *h, struct disk *d)
         h->refused_names++;
     }
     d->snaps = 0;
-    disk_open(h, d);
+    open_disk(h, d);
 }
 
 static void step(struct history *h)
@@ -301,7 +301,7 @@ static void begin(struct history *h)
         d->folder = i % FOLDERS;
         snprintf(d->path, sizeof d->path, "%s/d%u", folder[d->folder], h->names++);
         OK(vmfs_create(h->host[d->host].v, d->path, VMFS_DISK, SIZE, VMFS_THIN, &err));
-        disk_open(h, d);
+        open_disk(h, d);
     }
 }
 
@@ -309,7 +309,7 @@ static void end(struct history *h)
 {
     for (unsigned i = 0; i < DISKS; i++) {
         h->warned += h->disk[i].warned;
-        disk_close(&h->disk[i]);
+        close_disk(&h->disk[i]);
     }
     for (unsigned i = 0; i < 2; i++) {
         OK(vmfs_leave(h->host[i].v, &err));
@@ -423,12 +423,12 @@ static int closed_fn(void *arg)
     assert_int_equal(gr_pwrite(h->disk[3].ch, h->buf, 4 * KIB, 0, 0), 0);
     OK(vmfs_quotas(h->host[0].v, take_c, &q, &err));
     assert_true(q.granted >= 2 << 20 && q.limit == 64 << 20);
-    disk_close(&h->disk[3]);
+    close_disk(&h->disk[3]);
     OK(vmfs_release(h->host[1].v, h->disk[3].path, &err));
     OK(vmfs_quotas(h->host[0].v, take_c, &q, &err));
     assert_int_equal(q.granted, 64 * KIB);
     assert_int_equal(q.used, 64 * KIB);
-    disk_open(h, &h->disk[3]);
+    open_disk(h, &h->disk[3]);
     end(h);
     return 0;
 }
@@ -459,12 +459,12 @@ static int many_fn(void *arg)
     compare(h);
     assert_int_equal(m.done + m.refused, MANY);
     assert_in_range(m.done, 12, 24); /* 24 fit; a quarter may be granted to the wrong host */
-    disk_close(&h->disk[2]); /* what it was granted and has not used comes back by itself */
+    close_disk(&h->disk[2]); /* what it was granted and has not used comes back by itself */
     OK(vmfs_release(h->host[0].v, h->disk[2].path, &err));
     gr_fiber_sleep_ms(1100);
     while (gr_pwrite(h->disk[1].ch, h->buf, 4 * KIB, (32 << 20) + m.done++ * 64 * KIB, 0) == 0) /* in blocks of 64 KiB: the rest is to be had now */
         ;
-    disk_open(h, &h->disk[2]);
+    open_disk(h, &h->disk[2]);
     assert_true(used(h, 1) <= h->limit[1]);
     h->host[0].deaf = h->host[1].deaf = false;
     assert_true(used(h, 1) + 64 * KIB > h->limit[1]);

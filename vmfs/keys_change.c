@@ -41,11 +41,15 @@ int vmfs_keys_rewrap(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *err)
 }
 
 /* Nothing is overwritten where it lies any more: a thick disk must have room for that, as with a snapshot. */
-static int has_room(const struct vobj *o, struct gr_err *err)
+static int has_room(struct vobj *o, struct gr_err *err)
 {
     struct vmfs *v = o->v;
     uint64_t all = vobj_overwrite_units(o), more = all - GR_MIN(all, o->reserved_units);
     uint64_t need = space_meta_reserve(v) + v->reserved_units + more, have = space_free_units(v);
+    int r = more ? quota_room(o, (int64_t)more, o->epoch) : 0;
+    if (r < 0)
+        return gr_fail(err, r, "a new data key of a thick disk needs %llu bytes to overwrite, which the quota of a folder above it does not leave: %s",
+                       (unsigned long long)more * VMFS_UNIT, gr_code_text(r));
     return more && have < need ? gr_fail(err, -GR_ENOSPACE, "a new data key of a %s disk needs %llu bytes to overwrite, %llu bytes are missing",
                                          o->ino.provision == VMFS_EAGER ? "eager" : "thick", (unsigned long long)more * VMFS_UNIT,
                                          (unsigned long long)(need - have) * VMFS_UNIT) : 0;

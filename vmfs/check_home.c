@@ -48,6 +48,22 @@ static void repair(struct chk *c, uint64_t addr, const uint8_t *bad, const uint8
         chk_error(c, "%s: cannot be repaired from its other copy: %s", why->text, gr_code_text(r));
 }
 
+static void damaged_add(struct chk *c, uint32_t inode)
+{
+    if (c->n_damaged == c->cap_damaged) {
+        size_t cap = c->cap_damaged ? c->cap_damaged * 2 : 64;
+        uint32_t *a = gr_realloc(c->damaged, cap * sizeof *a);
+        if (!a) {
+            chk_nomem(c);
+            return;
+        }
+        c->damaged = a;
+        c->cap_damaged = cap;
+    }
+    c->damaged[c->n_damaged++] = inode;
+    c->blind = true;
+}
+
 static void one_block(struct scan *s, uint32_t at, uint32_t k)
 {
     struct chk *c = s->c;
@@ -68,6 +84,8 @@ static void one_block(struct scan *s, uint32_t at, uint32_t k)
         chk_error(c, "%s %u: both copies are damaged: %s; %s", s->what, index, ra < 0 ? ea.text : "the first was never written",
                   rb < 0 ? eb.text : "the second was never written");
         c->blind = true;
+        if (s->type == VMFS_T_INODE)
+            damaged_add(c, index);
         return;
     }
     if (ra < 0)
@@ -366,7 +384,7 @@ static void inode_block(struct chk *c, uint32_t index, uint32_t sub, const uint8
         return;
     if (vinode_decode(&c->v->sb, block, vhome_addr(&c->v->sb.inodes, index, 0, 0), &i, &err) < 0) {
         chk_error(c, "inode %u: %s", index, err.text);
-        c->blind = true;
+        damaged_add(c, index);
         return;
     }
     if (i.type == 0) {
@@ -376,7 +394,7 @@ static void inode_block(struct chk *c, uint32_t index, uint32_t sub, const uint8
     }
     if ((uint32_t)i.id != index) {
         chk_error(c, "inode %u: rule 7: it says that it is number %u", index, (uint32_t)i.id);
-        c->blind = true;
+        damaged_add(c, index);
         return;
     }
     if (c->n_objs == c->cap_objs) {

@@ -145,6 +145,7 @@ static void node_walk(struct chk_tree *t, const struct mptr *ptr, unsigned level
     if (r == CHK_CONFLICT)
         chk_error(c, "%s: node of level %u at piece %llu: %s is also in use for something else", tree_name(t, name), level,
                   (unsigned long long)first, chk_unit(ptr->addr, at));
+    c->blind |= r == CHK_CONFLICT; /* what is below it is not looked at */
     if (r == CHK_CONFLICT || r == CHK_FULL)
         return;
     if (ptr->birth > t->epoch)

@@ -163,6 +163,17 @@ static void member_put(const struct vdevinfo *i, struct vmfs_member_disk *d)
     d->tested_s = gr_le64_of(i->tested_s);
 }
 
+static void scrub_get(const struct vmfs_scrub_disk *d, struct vscrub *s)
+{
+    *s = (struct vscrub){ gr_le64_get(d->started_s), gr_le64_get(d->ended_s), gr_le64_get(d->object),     gr_le64_get(d->snapshot),
+                          gr_le64_get(d->piece),     gr_le64_get(d->bytes),   gr_le64_get(d->bad_pieces), gr_le64_get(d->errors) };
+}
+static void scrub_put(const struct vscrub *s, struct vmfs_scrub_disk *d)
+{
+    *d = (struct vmfs_scrub_disk){ gr_le64_of(s->started_s), gr_le64_of(s->ended_s), gr_le64_of(s->object),     gr_le64_of(s->snapshot),
+                                   gr_le64_of(s->piece),     gr_le64_of(s->bytes),   gr_le64_of(s->bad_pieces), gr_le64_of(s->errors) };
+}
+
 int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
 {
     const struct vmfs_super_disk *d = block;
@@ -191,6 +202,7 @@ int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
     table_get(&d->slots, &s.slots);
     table_get(&d->regions, &s.regions);
     table_get(&d->inodes, &s.inodes);
+    scrub_get(&d->scrub, &s.scrub);
     for (unsigned i = 0; i < VMFS_DEVICES_MAX; i++) {
         memcpy(s.dev[i].uuid, d->devices[i].uuid, 16);
         s.dev[i].units = gr_le64_get(d->devices[i].units);
@@ -228,6 +240,7 @@ void vsuper_encode(const struct vsuper *s, uint64_t self, void *block)
     table_put(&s->slots, &d->slots);
     table_put(&s->regions, &d->regions);
     table_put(&s->inodes, &d->inodes);
+    scrub_put(&s->scrub, &d->scrub);
     for (unsigned i = 0; i < s->n_devices; i++) {
         memcpy(d->devices[i].uuid, s->dev[i].uuid, 16);
         d->devices[i].units = gr_le64_of(s->dev[i].units);

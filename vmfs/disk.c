@@ -314,7 +314,8 @@ static int disk_geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
     if (d->gone || !d->o)
         return -GR_EFENCED;
     struct vmfs_lun lun = vobj_lun(d->o);
-    shape(d->o->ino.size, vobj_physical_block(d->o), &lun, d->o->ino.uuid, ret);
+    uint64_t size = d->o->ino.type == VMFS_FILE ? (d->o->ino.size + 511) & ~511ull : d->o->ino.size; /* whole sectors of a file */
+    shape(size, vobj_physical_block(d->o), &lun, d->o->ino.uuid, ret);
     return 0;
 }
 
@@ -346,9 +347,9 @@ static int attr_get(struct gr_bdev *bdev, const char *key, void **ret, struct gr
     return gr_fail(err, -ENOENT, "'%s' has no attribute '%s'", bdev->name, key);
 }
 
-static int attr_set(struct gr_bdev *bdev, const char *key, const void *val, size_t len, struct gr_err *err)
+int disk_attr_record(struct vmfs_disk *d, const char *key, const void *val, size_t len, struct gr_err *err)
 {
-    struct vmfs_disk *d = gr_container_of(bdev, struct vmfs_disk, bdev);
+    struct gr_bdev *bdev = &d->bdev;
     size_t kl = strlen(key), total = (sizeof(struct vmfs_rec_attr_disk) + kl + len + 3) & ~3ul;
     if (!d->o || d->gone)
         return gr_fail(err, -GR_EFENCED, "'%s' is no longer ours", bdev->name);
@@ -368,6 +369,13 @@ static int attr_set(struct gr_bdev *bdev, const char *key, const void *val, size
     journal_room(d->o->v);
     int r = record_do(d->o, rec, total, err);
     free(rec);
+    return r;
+}
+
+static int attr_set(struct gr_bdev *bdev, const char *key, const void *val, size_t len, struct gr_err *err)
+{
+    struct vmfs_disk *d = gr_container_of(bdev, struct vmfs_disk, bdev);
+    int r = disk_attr_record(d, key, val, len, err);
     if (r == 0 && (r = journal_commit(d->o->v)) < 0)
         gr_fail(err, r, "'%s': the attribute is not durable: %s", bdev->name, gr_code_text(r));
     return r;

@@ -64,9 +64,10 @@
 #define VMFS_INCOMPAT_ONE_HOST 16ull    /* logical units that fence nobody: one host at a time, no take-over but by hand */
 #define VMFS_INCOMPAT_ENCRYPTED 32ull   /* a disk is, or was, encrypted: inodes with a key_id, blocks of keys */
 #define VMFS_INCOMPAT_DATA_CRC 64ull    /* every piece with data has a CRC32C in the map, and is never overwritten where it lies */
+#define VMFS_INCOMPAT_FILES 256ull      /* regular files of any length; owners, modes and times of files and directories: struct vmfs_posix_disk */
 #define VMFS_INCOMPAT_KNOWN                                                                                                                  \
     (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED | VMFS_INCOMPAT_ONE_HOST |                     \
-     VMFS_INCOMPAT_ENCRYPTED | VMFS_INCOMPAT_DATA_CRC)
+     VMFS_INCOMPAT_ENCRYPTED | VMFS_INCOMPAT_DATA_CRC | VMFS_INCOMPAT_FILES)
 #define VMFS_RO_COMPAT_KNOWN 0ull
 
 #define VMFS_ADDR_NONE 0ull
@@ -154,6 +155,15 @@ struct vmfs_moved_disk {
 } __attribute__((packed));
 GR_SIZE(struct vmfs_moved_disk, 24);
 
+/* The last scrub, or the one that was broken off (ended_s 0): how far it is, to go on from. All zero: there was none. */
+struct vmfs_scrub_disk {
+    gr_le64 started_s, ended_s;
+    gr_le64 object, snapshot, piece; /* next to be read: index of the inode, snapshot (all ones: the live head), piece */
+    gr_le64 bytes;                   /* of data, read so far */
+    gr_le64 bad_pieces, errors;      /* what it found: pieces of data, broken rules of metadata */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_scrub_disk, 64);
+
 struct vmfs_super_disk {
     struct vmfs_hdr_disk hdr;
     gr_le64 compat, ro_compat, incompat; /* feature words: unknown incompat: no join; unknown ro_compat: readers only */
@@ -167,7 +177,8 @@ struct vmfs_super_disk {
     struct vmfs_table_disk slots, regions, inodes;
     gr_le64 data_crc;                    /* 0: none (and no VMFS_INCOMPAT_DATA_CRC); 1: CRC32C of the bytes as the device has them */
     gr_le64 key_id, quota;               /* reserved for encryption, quotas: zero */
-    uint8_t pad[4096 - 64 - 32 - 64 - 24 - 72 - 24 - 32 * 64 - 32 * 48];
+    struct vmfs_scrub_disk scrub;
+    uint8_t pad[4096 - 64 - 32 - 64 - 24 - 72 - 24 - 64 - 32 * 64 - 32 * 48];
     struct vmfs_member_disk members[32];
     struct vmfs_device_disk devices[32];
 } __attribute__((packed));
@@ -275,13 +286,23 @@ GR_LAYOUT(struct vmfs_inode_disk, lock, 64);
 #define VMFS_BLOB_UNITS_MAX 65536u /* 256 MiB of names, snapshots or frees of one object */
 #define VMFS_INODE_BLOB_MAX sizeof(((struct vmfs_inode_disk *)0)->blob)
 
-/* Directory blob: entries one behind the other. */
+/* Directory blob: entries one behind the other. With VMFS_INCOMPAT_FILES the first may have id 0, type 0 and a struct vmfs_posix_disk in
+ * place of a name: the directory's own. */
 struct vmfs_dirent_disk {
     gr_le64 id;
     gr_le16 type, name_len;
     char name[];
 } __attribute__((packed));
 GR_SIZE(struct vmfs_dirent_disk, 12);
+
+/* Who owns a file or directory, and what others may do; of files and disks the value of the attribute "posix". Absent: the host that shows it
+ * chooses. Times are nanoseconds since 1970. */
+struct vmfs_posix_disk {
+    gr_le32 mode; /* 07777 */
+    gr_le32 uid, gid, reserved;
+    gr_le64 atime_ns, mtime_ns, ctime_ns;
+} __attribute__((packed));
+GR_SIZE(struct vmfs_posix_disk, 40);
 
 struct vmfs_ptr_disk {
     gr_le64 addr;  /* 0: nothing below was ever written */
@@ -332,9 +353,9 @@ struct vmfs_bookmark_disk {
     gr_le16 name_len;
     char name[];
 } __attribute__((packed));
-/* Keys are the owners' (reservations, incarnations …). The volume itself knows three: "physical-block", a gr_le32 of 512 for a disk that
- * reports 512-byte physical blocks (absent: 4096), "lun", a struct vmfs_lun_disk (absent: zeros), and "keys", a struct vmfs_keys_at_disk
- * for a disk that is encrypted; it never changes. */
+/* Keys are the owners' (reservations, incarnations …). The volume itself knows four: "physical-block", a gr_le32 of 512 for a disk that
+ * reports 512-byte physical blocks (absent: 4096), "lun", a struct vmfs_lun_disk (absent: zeros), "keys", a struct vmfs_keys_at_disk
+ * for a disk that is encrypted, which never changes, and "posix", a struct vmfs_posix_disk. */
 struct vmfs_attr_disk {
     gr_le16 key_len, reserved;
     gr_le32 val_len;

@@ -13,6 +13,7 @@
 #include "common/iov.h"
 #include "vmfs/busy.h"
 #include "vmfs/cipher.h"
+#include "vmfs/files.h"
 #include "vmfs/format.h"
 #include "vmfs/usage.h"
 #include "vmfs/vmfs.h"
@@ -38,6 +39,9 @@ struct vdevinfo {
     uint32_t tested;   /* VMFS_TESTED_* */
     uint64_t tested_s;
 };
+struct vscrub { /* the last one: struct vmfs_scrub_disk */
+    uint64_t started_s, ended_s, object, snapshot, piece, bytes, bad_pieces, errors;
+};
 struct vsuper {
     uint8_t uuid[16];
     uint64_t generation, compat, ro_compat, incompat, created_s, data_crc;
@@ -45,6 +49,7 @@ struct vsuper {
     uint32_t n_devices, this_device, region_units, bitmap_blocks, journal_units, timing;
     uint32_t version;
     struct vtable slots, regions, inodes;
+    struct vscrub scrub;
     struct vdevinfo dev[VMFS_DEVICES_MAX];
 };
 struct vslot {
@@ -169,6 +174,8 @@ struct vobj { /* an object this host holds the lock of */
     /* directories */
     struct vdirent *ents;
     size_t n_ents, cap_ents;
+    bool has_posix;
+    struct vmfs_posix posix;
     /* disks and files */
     uint64_t epoch, lineage, parent_snap, next_snap;
     uint64_t origin_object, origin_snap, origin_epoch;
@@ -375,6 +382,7 @@ struct vmfs {
     uint32_t next_inode; /* where to look for a free one */
     struct vmfs_stats stats;
     uint64_t rotten_addr, rotten_ns; /* what was told last of damaged data, and when */
+    bool scrubbing;
     bool low;                     /* it was told that little space is left */
     struct vbounce {              /* bounce.c */
         struct kept *kept[VBOUNCE_CLASSES];
@@ -573,6 +581,7 @@ int space_share(struct vmfs *v, uint64_t addr, uint32_t units);
 int space_shared(struct vmfs *v, uint64_t addr);
 /* How many images of home blocks the next checkpoint may have to put into the journal. */
 uint64_t ckpt_images_due(const struct vmfs *v);
+void space_touch(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units); /* its header, and the bitmap of these units, go home [sync] */
 void space_reclaim(struct vmfs *v); /* pending frees that became reusable [sync] */
 uint64_t space_free_units(const struct vmfs *v); /* here and elsewhere */
 uint64_t space_free_here(const struct vmfs *v);
@@ -879,10 +888,32 @@ void vbounce_done(struct vmfs *v); /* [sync] */
 void reap_kick(struct vobj *o);    /* give back deleted snapshots in the background [sync] */
 bool reap_pending(struct vobj *o); /* something is being given back, or could be [sync] */
 
+/* ---------- disk.c, open.c: what files.c does differently ---------- */
+int disk_attr_record(struct vmfs_disk *d, const char *key, const void *val, size_t len, struct gr_err *err); /* not durable yet */
+int disk_open(struct vmfs *v, uint64_t id, const char *path, unsigned wait_ms, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err);
+int disk_give_up(struct vmfs *v, uint64_t id, const char *path, struct gr_err *err);
+/* Cut or grow, frozen (fiber). */
+int disk_set_size(struct vmfs_disk *d, uint64_t size, struct gr_err *err);
+
+/* ---------- files.c ---------- */
+#define VMFS_ATTR_POSIX "posix"
+void vposix_put(const struct vmfs_posix *p, struct vmfs_posix_disk *d); /* [sync] */
+bool vposix_get(const struct vmfs_posix_disk *d, struct vmfs_posix *ret); /* false: rule 7 [sync] */
+
 /* ---------- ns.c ---------- */
+/* Between ns_begin() and ns_end(): a directory of the tree, its entries. */
+int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err);
+struct vdirent *dir_find(struct vobj *dir, const char *name, size_t n);                    /* [sync] */
+int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, uint16_t type);     /* [sync] */
+void dir_remove(struct vobj *dir, uint64_t id);                                            /* [sync] */
+int dying_add(struct vmfs *v, uint64_t id, uint16_t type, struct gr_err *err);
 /* Lock the namespace; home with what changed (unless @r < 0) and unlock. */
 int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err);
 int ns_end(struct vmfs *v, int r, struct gr_err *err);
+/* In between: a directory; its entries [sync]. */
+int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err);
+int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, uint16_t type);
+void dir_remove(struct vobj *dir, uint64_t id);
 int vmfs_refresh(struct vmfs *v, struct gr_err *err); /* grow.c: learn that another host grew the volume */
 void vobj_adopt(struct vobj *o); /* object.c: a peeked object joins the table of those held here [sync] */
 /* New object at @path; init(arg, o) [sync] fills its content before it becomes visible. */

@@ -38,7 +38,7 @@ int vmfs_name_check(const char *path, struct gr_err *err)
     return 0;
 }
 
-static struct vdirent *dir_find(struct vobj *dir, const char *name, size_t n)
+struct vdirent *dir_find(struct vobj *dir, const char *name, size_t n)
 {
     for (size_t i = 0; i < dir->n_ents; i++)
         if (strlen(dir->ents[i].name) == n && memcmp(dir->ents[i].name, name, n) == 0)
@@ -46,7 +46,7 @@ static struct vdirent *dir_find(struct vobj *dir, const char *name, size_t n)
     return NULL;
 }
 
-static int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, uint16_t type)
+int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, uint16_t type)
 {
     if (dir->n_ents == dir->cap_ents) {
         size_t cap = dir->cap_ents ? dir->cap_ents * 2 : 16;
@@ -65,7 +65,7 @@ static int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, ui
     return 0;
 }
 
-static void dir_remove(struct vobj *dir, uint64_t id)
+void dir_remove(struct vobj *dir, uint64_t id)
 {
     for (size_t i = 0; i < dir->n_ents; i++)
         if (dir->ents[i].id == id) {
@@ -114,7 +114,7 @@ int ns_end(struct vmfs *v, int r, struct gr_err *err)
 }
 
 /* A directory of the tree while the namespace lock is held. */
-static int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err)
+int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err)
 {
     struct vobj *o = vobj_find(v, id);
     int r = 0;
@@ -257,7 +257,7 @@ static int content_init(void *arg, struct vobj *o)
     return r == 0 && s->keys ? vkeys_take(s->keys, o) : r;
 }
 
-static int dying_add(struct vmfs *v, uint64_t id, uint16_t type, struct gr_err *err)
+int dying_add(struct vmfs *v, uint64_t id, uint16_t type, struct gr_err *err)
 {
     struct vobj *dying;
     char name[24];
@@ -718,8 +718,8 @@ static void resume_one(struct vmfs *v, uint64_t id)
 {
     struct vobj *root, *dying, *o = NULL;
     bool listed = false;
-    if (vobj_find(v, id) || ns_begin(v, &root, NULL) < 0)
-        return; /* one of ours, under way */
+    if (vobj_find(v, id) || (v->opts.in_use && v->opts.in_use(v->opts.warn_arg, id)) || ns_begin(v, &root, NULL) < 0)
+        return; /* one of ours, under way; or a file that somebody has open */
     int r = dir_load(v, VMFS_INODE_DYING, &dying, NULL);
     for (size_t i = 0; r == 0 && i < dying->n_ents; i++)
         listed |= dying->ents[i].id == id;

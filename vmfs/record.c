@@ -467,7 +467,7 @@ static int apply_attr(struct vobj *o, const struct vmfs_rec_attr_disk *d)
 
 static int apply_resize(struct vobj *o, uint64_t size)
 {
-    if (size == 0 || size > VMFS_DISK_MAX)
+    if ((size == 0 && o->ino.type == VMFS_DISK) || size > VMFS_DISK_MAX)
         return -GR_ECORRUPT;
     unsigned level = mtree_level_for((size + VMFS_PIECE - 1) / VMFS_PIECE);
     mtree_grow(o->v, &o->live, level, o->epoch);

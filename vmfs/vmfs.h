@@ -68,6 +68,7 @@ struct vmfs_join_opts {
     size_t map_cache_bytes; /* limit of cached map nodes; 0: 256 MiB */
     void (*ejected)(void *arg); /* another host has taken our place: nothing works any more, vmfs_leave() or vmfs_abandon() it and join
                                    again. Any context, nothing of the volume may be called in it; argument as for warn; may be NULL */
+    bool (*in_use)(void *arg, uint64_t id);   /* an object without a name: does another host have it open? Fiber; argument as for warn; may be NULL */
     void (*warn)(void *arg, const char *text); /* damage repaired from a copy, slots recovered, …; may be NULL */
     void *warn_arg;
 };
@@ -95,6 +96,10 @@ struct vmfs_info {
     enum vmfs_timing timing;
     bool one_host;    /* its devices are logical units that fence nobody: no other host can join meanwhile */
     bool data_crc;      /* pieces of data have a CRC32C */
+    struct vmfs_scrubbed { /* the last scrub, by whichever host; started_s 0: there was none */
+        int64_t started_s, ended_s; /* seconds since 1970; ended_s 0: it was broken off, or goes on */
+        uint64_t bytes, bad_pieces, errors;
+    } scrubbed;
     unsigned n_missing; /* devices it was joined without */
     bool shared_luns; /* its devices are logical units that fence lost hosts */
     bool fenced; /* this host gave the volume up; `fence_reason` says why */
@@ -289,8 +294,36 @@ struct vmfs_check_report {
     uint64_t errors;                                         /* broken rules */
     uint64_t leaked_units;                                   /* allocated, reachable from nowhere */
     uint64_t repaired;                                       /* home blocks with one damaged copy, rewritten from the other */
+    uint64_t mended;                                         /* vmfs_repair(): broken rules that were mended */
+    uint64_t memory;                                         /* bytes of memory that it took by the size of the volume */
 };
 /* Prove the volume while it is in use: every metadata block valid, reachable ∪ journals ∪ tables ∪ pending frees ∪ free = all, disjoint but for
  * sharing that births explain. One line per broken rule goes to @line. 0: sound; -GR_ECORRUPT: @ret counts what is wrong. */
 int vmfs_check(struct vmfs *v, void (*line)(void *arg, const char *text), void *arg, struct vmfs_check_report *ret, struct gr_err *err);
+/* The same, and mend what can be mended without guessing; then prove it anew: @ret and the result are those of the last look. A line tells
+ * what was found and what was done: allocated space that nothing uses is given back (when nothing else is broken that is left as it is), used space
+ * allocated, counts and lists of owners put right, names that lead nowhere removed, and objects without a name put into the folder
+ * VMFS_LOST. No data is discarded, nor a name of what cannot be read. -GR_ELOCKED: another host that lives has joined, or a device leaves. */
+#define VMFS_LOST "lost+found"
+int vmfs_repair(struct vmfs *v, void (*line)(void *arg, const char *text), void *arg, struct vmfs_check_report *ret, struct gr_err *err);
+
+/* ---- scrub ---- */
+struct vmfs_scrub_opts {
+    uint64_t rate; /* bytes of data a second; 0: as fast as it goes */
+    bool restart;  /* from the beginning, also when one was broken off */
+    void (*line)(void *arg, const char *text); /* one per thing that is wrong; may be NULL */
+    /* How much of the data is read, bytes, between two slices of at most 64 MiB; not 0: stop. In the fiber; may be NULL. */
+    int (*progress)(void *arg, uint64_t done, uint64_t all, struct gr_err *err);
+    void *arg;
+};
+struct vmfs_scrub_report {
+    uint64_t bytes;      /* of data, by all calls that this one went on from */
+    uint64_t bad_pieces; /* that the device does not read, or (data CRCs) does not return as they were written */
+    uint64_t errors, repaired; /* metadata: as vmfs_check() has it */
+    bool resumed;
+};
+/* Read everything while the volume is in use: metadata, both copies, which are repaired from each other (vmfs_check), then all data of all disks,
+ * files and snapshots, each unit once. Stopped by @progress or a lost host it goes on from there in the next call, by any host. The result is kept
+ * (vmfs_info). 0: all is well; -GR_ECORRUPT: @ret counts what is not; -EBUSY: this host is at it; what @progress returned. */
+int vmfs_scrub(struct vmfs *v, const struct vmfs_scrub_opts *opts, struct vmfs_scrub_report *ret, struct gr_err *err);
 #endif

@@ -17,8 +17,8 @@ struct orc_disk *orc_disk_add(struct orc *o, const uint32_t *initial, uint64_t s
     o->disk = realloc(o->disk, (o->n_disks + 1) * sizeof *o->disk);
     assert_true(d && o->disk);
     d->number = (unsigned)o->n_disks;
-    snprintf(d->name, sizeof d->name, "d%u", d->number);
-    snprintf(d->name2, sizeof d->name2, "moved/deep/d%u", d->number);
+    snprintf(d->name, sizeof d->name, "%sd%u", o->prefix ? o->prefix : "", d->number);
+    snprintf(d->name2, sizeof d->name2, "moved/deep/%s", d->name);
     d->initial_size = size;
     if (initial) {
         d->initial = malloc(ORC_SLOTS * sizeof *initial);

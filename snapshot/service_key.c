@@ -193,9 +193,9 @@ static int tell_progress(void *arg, uint64_t pieces, struct gr_err *err)
     struct rewriting *w = arg;
     uint64_t now = gr_loop_now_ns(w->op->s->o.loop), done = pieces * VMFS_PIECE;
     if (gr_rpc_gone(w->op->call))
-        return gr_fail(err, -GR_ECANCELED, "the caller is gone; what is rewritten stays so");
+        return gr_fail(err, -GR_ECANCELED, "the caller is gone; rekey --resume goes on where this one was");
     if (w->op->s->ending)
-        return gr_fail(err, -GR_ECANCELED, "the service ends; the same command goes on where this one was");
+        return gr_fail(err, -GR_ECANCELED, "the service ends; rekey --resume goes on where this one was");
     if (now - w->told_ns < SNAP_PROGRESS_NS)
         return 0;
     w->told_ns = now;
@@ -208,7 +208,7 @@ static int op_rekey(struct snap_op *op)
     struct snap_path p;
     struct snap_disk d = {0};
     struct vmfs_stat st;
-    bool wrap = false, rewrite = false;
+    bool wrap = false, rewrite = false, resume = false;
     const char *text = NULL;
     uint64_t key = 0;
     unsigned left = 0;
@@ -217,6 +217,9 @@ static int op_rekey(struct snap_op *op)
         r = gr_json_opt_bool(op->params, "wrap", &wrap, op->err);
     if (r == 0)
         r = gr_json_opt_bool(op->params, "rewrite", &rewrite, op->err);
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "resume", &resume, op->err);
+    rewrite |= resume;
     if (r == 0)
         r = gr_json_opt_str(op->params, "key", &text, op->err);
     if (r == 0 && wrap && rewrite)
@@ -227,7 +230,10 @@ static int op_rekey(struct snap_op *op)
         r = snap_disk_get(op, &p, &d);
     if (r < 0)
         return r;
-    r = wrap ? vmfs_keys_rewrap(d.h->disk, key, op->err) : vmfs_keys_rotate(d.h->disk, key, op->err);
+    if (wrap)
+        r = vmfs_keys_rewrap(d.h->disk, key, op->err);
+    else if (!resume)
+        r = vmfs_keys_rotate(d.h->disk, key, op->err);
     vmfs_disk_stat(d.h->disk, &st);
     struct rewriting w = {.op = op, .total = st.used};
     if (r == 0 && rewrite)

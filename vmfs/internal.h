@@ -212,6 +212,7 @@ struct vobj { /* an object this host holds the lock of */
     unsigned late;               /* … of an epoch before the current one */
     struct gr_fqueue drained;    /* woken when in_flight or late fall to 0, or frozen ends */
     struct vmfs_disk *handle;    /* the open handle, NULL when closed */
+    struct gr_fmutex keys_lock;  /* its block of keys is changed by one at a time; taken before ckpt_lock */
     struct vcipher *cipher;      /* keys.c: encrypted (ino.key_id), and its keys are here */
     uint64_t pinned_snap;        /* peeked by a reader: what its slot pins */
     bool walker;                 /* a fiber is giving back deleted snapshots */
@@ -398,7 +399,6 @@ struct vmfs {
         size_t in_use; /* bytes */
         struct gr_fqueue freed;
     } bounce;
-    struct gr_fmutex keys_lock;   /* one block of keys is changed at a time; taken before ckpt_lock */
     struct rop *free_rops;        /* pool of tree_io.c */
     struct dop *free_dops;        /* pool of disk.c */
 };

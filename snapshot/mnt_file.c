@@ -212,6 +212,19 @@ static int obj_of(struct mnt_req *r, uint64_t fh, struct mnt_obj **ret)
     return rc;
 }
 
+static int cut_to_nothing(struct mnt_mount *m, struct mnt_obj *o, struct gr_err *err)
+{
+    int r = mnt_hold(o, MNT_PLAIN, err);
+    if (r < 0)
+        return r;
+    gr_frwlock_write(&o->data);
+    r = vmfs_file_resize(o->disk, 0, err);
+    data_changed(m, o);
+    gr_frwlock_unlock(&o->data);
+    mnt_drop(o);
+    return r;
+}
+
 int mnt_open(struct mnt_mount *m, uint64_t id, uint32_t flags, uint64_t *ret_fh, struct gr_err *err)
 {
     struct vmfs_node n;
@@ -225,25 +238,17 @@ int mnt_open(struct mnt_mount *m, uint64_t id, uint32_t flags, uint64_t *ret_fh,
     if (!o)
         return -ENOMEM;
     uint64_t fh = m->next_fh++;
-    r = open_add(m, o, fh); /* who asks whether it is open hears so from here on */
-    if (r == 0 && n.type == VMFS_DISK) {
+    r = open_add(m, o, fh);
+    if (r == 0 && n.type == VMFS_DISK)
         r = disk_open(m, o, write, err);
-    } else if (r == 0 && (flags & O_TRUNC)) {
-        r = mnt_hold(o, MNT_PLAIN, err);
-        if (r == 0) {
-            gr_frwlock_write(&o->data);
-            r = vmfs_file_resize(o->disk, 0, err);
-            data_changed(m, o);
-            gr_frwlock_unlock(&o->data);
-            mnt_drop(o);
-        }
-    }
+    else if (r == 0 && (flags & O_TRUNC))
+        r = cut_to_nothing(m, o, err);
     if (r < 0)
         mnt_close(m, fh);
     else
         *ret_fh = fh;
     mnt_obj_put(o);
-    return r;
+    return r == -ENOENT ? -ESTALE : r;
 }
 
 void mnt_op_open(struct mnt_req *r)

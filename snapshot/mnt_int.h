@@ -42,7 +42,7 @@ struct mnt_obj { /* an object that mounts have open, or that was until a moment 
     struct gr_chan *ch;
     struct snap_handle *handle; /* disks: in place of a lease */
     bool writing;               /* disks: handle->mounted counts us */
-    bool lost;    /* has no name: ends with the last who has it open */
+    bool lost;    /* has no name: ends when nobody has it open */
     bool changing; /* the lease is being taken or given up */
     bool yielding; /* … given up, and the kernel is about to forget pages: writes of mapped pages are let through, and reads after a while */
     unsigned cached_reads; /* reads since the kernel was last told to forget pages: it may have some */
@@ -71,7 +71,7 @@ int mnt_hold(struct mnt_obj *o, enum mnt_use use, struct gr_err *err);
 void mnt_drop(struct mnt_obj *o);
 /* Give the lease up, if nobody needs it just now and pages can be forgotten. 0: another host can have it. -EAGAIN, ask again. */
 int mnt_give_up(struct mnt_obj *o, struct gr_err *err);
-/* One more, one less descriptor; the last of a file without a name ends it. */
+/* One more, one less descriptor. A file without a name that nobody has open ends after MNT_IDLE_MS. */
 void mnt_opened(struct mnt_obj *o);
 void mnt_closed(struct mnt_obj *o);
 int mnt_posix_flush(struct mnt_obj *o, struct gr_err *err); /* lease held */

@@ -139,14 +139,22 @@ static int look(struct mnt_mount *m, uint64_t dir, const char *name, struct vmfs
     return r;
 }
 
+/* The name may lead elsewhere while another host is asked about what it led to. */
 void mnt_op_lookup(struct mnt_req *r)
 {
+    struct mnt_mount *m = r->m;
     struct vmfs_node n;
-    int rc = look(r->m, mnt_id(r->m, r->h.nodeid), r->body, &n);
+    struct fuse_entry_out out;
+    int rc = -EAGAIN;
+    for (unsigned tries = 0; rc == -EAGAIN && tries < YIELD_TRIES; tries++) {
+        rc = look(m, mnt_id(m, r->h.nodeid), r->body, &n);
+        if (rc == 0 && (rc = entry(m, &n, &out, NULL)) == -ENOENT)
+            rc = -EAGAIN;
+    }
     if (rc < 0)
         mnt_fail(r, rc);
     else
-        reply_entry(r, &n);
+        mnt_reply(r, &out, sizeof(out));
 }
 
 /* ---- making ---- */
@@ -259,17 +267,13 @@ void mnt_op_create(struct mnt_req *r)
 }
 
 /* ---- removing, moving ---- */
-/* What lost its name ends, or stays until nobody has it open. Held by us until the other hosts know. */
+/* What lost its name ends in a while, or stays until nobody has it open. */
 static void bury(struct mnt_mount *m, const struct vmfs_lost *lost)
 {
     struct mnt_obj *o = lost->id ? mnt_obj_get(m->ds, lost->id, VMFS_FILE) : NULL;
-    if (!o)
+    if (!o) /* out of memory: the next join gives it back */
         return;
-    mnt_opened(o); /* and closed again: if nobody else has it, that ends it */
     o->lost = true;
-    mnt_closed(o);
-    if (o->opens)
-        (void)mnt_peer_leave_to(m->ds, o->id, NULL); /* others that have it open know */
     mnt_obj_put(o);
 }
 

@@ -129,7 +129,9 @@ struct mnt_req {
     void *body; /* behind the header; of a write: its parameters only */
     size_t len;
     void *data; /* of a write, aligned */
-    bool interrupted, answered, again; /* again: a former process of the service may have done it already */
+    bool interrupted, begun; /* begun: the datastore is joined for it */
+    bool again;  /* it may have been done already, and not been answered */
+    bool repeat; /* this host lost its place in the datastore meanwhile: once more when it is back */
     struct gr_fqueue *waits; /* woken when interrupted */
 };
 void *mnt_buf_get(struct mnt_mount *m); /* aligned to 4096; NULL: out of memory */
@@ -139,9 +141,9 @@ uint64_t mnt_node(const struct mnt_mount *m, uint64_t id);
 void mnt_reply(struct mnt_req *r, const void *data, size_t len);
 void mnt_reply2(struct mnt_req *r, const void *data, size_t len, const void *more, size_t more_len);
 void mnt_fail(struct mnt_req *r, int code); /* negative code; 0: an empty answer */
-/* Join the datastore if need be, for the time of one request. */
-int mnt_begin(struct mnt_mount *m, struct gr_err *err);
-void mnt_end(struct mnt_mount *m);
+/* Join the datastore if need be, for the time of one request; who waits for other processes ends it meanwhile. */
+int mnt_begin(struct mnt_req *r, struct gr_err *err);
+void mnt_end(struct mnt_req *r);
 /* A connection of /dev/fuse, from which the first request is yet to come unless @again. Takes @fd and @holder, also on failure. */
 struct mnt_mount_opts {
     const char *name; /* DATASTORE[/FOLDER] */

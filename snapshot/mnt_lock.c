@@ -183,9 +183,12 @@ static void set_lock(struct mnt_req *r, bool wait)
         rc = cut(o, &want);
     else if (o)
         while ((rc = try(o, &want, &c)) == -EAGAIN && wait && !r->interrupted && !r->m->ending) {
+            mnt_end(r); /* others may want to leave the datastore */
             r->waits = &o->lock_wake;
             (void)gr_fqueue_wait_ms(&o->lock_wake, ASK_AGAIN_MS);
             r->waits = NULL;
+            if (r->m->ending || (rc = mnt_begin(r, NULL)) < 0)
+                break;
         }
     if (o)
         mnt_obj_put(o);

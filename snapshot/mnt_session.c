@@ -83,7 +83,6 @@ static int put(struct mnt_mount *m, int32_t error, uint64_t unique, const void *
 
 void mnt_reply2(struct mnt_req *r, const void *data, size_t len, const void *more, size_t more_len)
 {
-    r->answered = true;
     (void)put(r->m, 0, r->h.unique, data, len, more, more_len);
 }
 
@@ -94,12 +93,15 @@ void mnt_reply(struct mnt_req *r, const void *data, size_t len)
 
 void mnt_fail(struct mnt_req *r, int code)
 {
-    r->answered = true;
+    if (code == -GR_EFENCED && !r->m->ending && !r->repeat && !r->again) {
+        r->repeat = true; /* what was answered here before is with the hosts that are left */
+        return;
+    }
     (void)put(r->m, code < 0 ? -gr_code_errno(code) : 0, r->h.unique, NULL, 0, NULL, 0);
 }
 
 /* ---- a request ---- */
-int mnt_begin(struct mnt_mount *m, struct gr_err *err)
+static int join(struct mnt_mount *m, struct gr_err *err)
 {
     struct snap_ds *ds = NULL;
     uint64_t deadline = gr_loop_now_ns(m->s->o.loop) + MNT_PATIENCE_MS * 1000000ull;
@@ -115,9 +117,18 @@ int mnt_begin(struct mnt_mount *m, struct gr_err *err)
     }
 }
 
-void mnt_end(struct mnt_mount *m)
+int mnt_begin(struct mnt_req *r, struct gr_err *err)
 {
-    snap_ds_put(m->ds);
+    int rc = join(r->m, err);
+    r->begun = rc == 0;
+    return rc;
+}
+
+void mnt_end(struct mnt_req *r)
+{
+    if (r->begun)
+        snap_ds_put(r->m->ds);
+    r->begun = false;
 }
 
 static void req_free(struct mnt_req *r)
@@ -137,14 +148,20 @@ static void req_free(struct mnt_req *r)
 static void run(void *arg)
 {
     struct mnt_req *r = arg;
-    struct gr_err err = {0};
-    int rc = mnt_begin(r->m, &err);
-    if (rc < 0) {
-        gr_log_limited(GR_LOG_WARN, "mount on '%s': %s", r->m->dir, gr_err_text(&err, rc));
-        mnt_fail(r, rc);
-    } else {
-        r->serve(r);
-        mnt_end(r->m);
+    for (bool more = true; more;) {
+        struct gr_err err = {0};
+        int rc = mnt_begin(r, &err);
+        if (rc == 0) {
+            r->serve(r);
+        } else {
+            gr_log_limited(GR_LOG_WARN, "mount on '%s': %s", r->m->dir, gr_err_text(&err, rc));
+            r->repeat = true;
+            mnt_fail(r, rc);
+            r->repeat = false;
+        }
+        mnt_end(r);
+        more = r->repeat && !r->again;
+        r->again |= more;
     }
     req_free(r);
 }
@@ -345,12 +362,10 @@ static void end_mount(struct mnt_mount *m)
     }
     while (m->under_way)
         gr_fqueue_wait(&m->wake);
-    if (mnt_begin(m, &err) == 0) {
-        mnt_opens_free(m);
-        mnt_end(m);
-    } else {
-        mnt_opens_free(m);
-    }
+    int r = join(m, &err);
+    mnt_opens_free(m);
+    if (r == 0)
+        snap_ds_put(m->ds);
     struct mnt_mount **p = &m->s->mounts;
     while (*p != m)
         p = &(*p)->next;
@@ -405,7 +420,7 @@ static int watch(struct mnt_mount *m, struct gr_err *err)
 static int find_root(struct mnt_mount *m, struct gr_err *err)
 {
     struct vmfs_stat st;
-    int r = mnt_begin(m, err);
+    int r = join(m, err);
     if (r < 0)
         return r;
     m->ds = snap_ds_find(m->s, m->ds_name);
@@ -417,7 +432,7 @@ static int find_root(struct mnt_mount *m, struct gr_err *err)
         r = gr_fail(err, -ENOTDIR, "'%s/%s' is not a folder", m->ds_name, m->prefix);
     if (r == 0)
         m->root = st.id;
-    mnt_end(m);
+    snap_ds_put(m->ds);
     return r;
 }
 

@@ -125,6 +125,12 @@ stop session KILL
 mv "$M/vm/disk" "$M/vm/renamed" || fail 'a disk cannot be renamed'
 run_check granary disk info ds/vm/renamed
 
+# what would wait for itself is refused
+truncate -s 1M "$M/image"
+run_mustfail 1 'mounted datastore' granary disk import "$M/image" ds/imported --format raw
+run_mustfail 1 'mounted datastore' granary disk export ds/vm/renamed "$M/exported"
+run_mustfail 1 'mounted datastore' granary datastore create inner "$M/inner" --size 64M
+
 # ---- the end ----
 run_mustfail 4 'mounted' granary datastore leave ds
 exec 8< "$M/lines"

@@ -19,7 +19,7 @@ deps_hv := common
 deps_backup-proxy := common
 # ---- external libraries (pkg-config names) of each module; a program gets those of its modules ----------------------
 pkgs_common := jansson liburing gnutls libseccomp libisal libiscsi
-pkgs_vmfs :=
+pkgs_vmfs := nettle
 pkgs_snapshot :=
 pkgs_iscsi-target := gnutls libseccomp
 pkgs_hv :=
@@ -41,9 +41,14 @@ mods_common_bdev_iscsi := iscsi-target common
 mods_vmfs_check := snapshot vmfs common
 mods_vmfs_mutated := snapshot vmfs common
 mods_vmfs_data_crc := snapshot vmfs common
+mods_vmfs_scrub := snapshot vmfs common
+mods_vmfs_repair := snapshot vmfs common
 mods_vmfs_faults := snapshot vmfs common
 mods_vmfs_processes := snapshot vmfs common
 mods_vmfs_crash := snapshot vmfs common
+mods_vmfs_cipher := vmfs common
+mods_vmfs_encrypted := snapshot vmfs common
+mods_vmfs_crash_hosts := snapshot vmfs common
 mods_mover_demo := iscsi-target common
 mods_order_model := common
 mods_source_cat := backup-proxy common
@@ -198,9 +203,10 @@ soak: all units fuzzers tools
 
 # the order of taking disks over: explored, missed step by step, and the code held to it; the largest site there is (docs/vmfs.md)
 TRIALS ?= 1000
-model: $(B)/tests/tools/order_model $(B)/tests/unit/vmfs_cluster
+model: $(B)/tests/tools/order_model $(B)/tests/unit/vmfs_cluster $(B)/tests/unit/vmfs_matrix
 	$(Q)$(B)/tests/tools/order_model $(if $(V),,--quiet)
 	$(Q)GRANARY_TRIALS=$(TRIALS) GRANARY_HOSTS=256 GRANARY_DISKS=4096 $(B)/tests/unit/vmfs_cluster
+	$(Q)GRANARY_TRIALS=$(TRIALS) $(B)/tests/unit/vmfs_matrix
 
 # real processes, killed, stopped, starved and cut off: TRIALS of them (docs/developing.md)
 .PHONY: matrix

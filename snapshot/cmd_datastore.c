@@ -1,4 +1,4 @@
-/* granary datastore create|join|leave|destroy|list|info|check|grow|devices|add-device|remove-device */
+/* granary datastore create|join|leave|destroy|list|info|check|scrub|grow|devices|add-device|remove-device */
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/bdev_open.h"
@@ -51,6 +51,11 @@ static const struct gr_col device_cols[] = {
 static const struct gr_col member_cols[] = {
     {"number", "NUMBER", GR_COL_NUMBER}, {"device", "DEVICE", GR_COL_TEXT},   {"missing", "MISSING", GR_COL_BOOL}, {"leaving", "LEAVING", GR_COL_BOOL},
     {"tested", "TESTED", GR_COL_LIST},   {"tested-at", "AT", GR_COL_TIME}, {NULL},
+};
+
+static const struct gr_col scrub_cols[] = {
+    {"started", "Scrub begun", GR_COL_TIME}, {"ended", "Scrub ended", GR_COL_TIME},     {"bytes", "Data read", GR_COL_SIZE},
+    {"bad-pieces", "Bad pieces", GR_COL_NUMBER}, {"errors", "Broken rules", GR_COL_NUMBER}, {NULL},
 };
 
 static int named(struct gr_cmd_ctx *c, const char *method, json_t **ret, struct gr_err *err)
@@ -213,50 +218,10 @@ static int cmd_info(struct gr_cmd_ctx *c, struct gr_err *err)
         r = gr_cmd_rows(c, wait_cols, json_object_get(res, "waits"));
     if (r == 0 && !gr_cmd_json(c))
         r = gr_cmd_rows(c, member_cols, json_object_get(res, "members"));
+    if (r == 0 && !gr_cmd_json(c) && json_is_object(json_object_get(res, "scrub")))
+        r = gr_cmd_object(c, scrub_cols, json_object_get(res, "scrub"));
     json_decref(res);
     return r;
-}
-
-struct check {
-    struct gr_cmd_ctx *c;
-    json_t *lines;
-};
-
-static int check_line(void *arg, json_t *part)
-{
-    struct check *k = arg;
-    const char *line = json_string_value(json_object_get(part, "line"));
-    if (!line)
-        return 0;
-    if (!gr_cmd_json(k->c))
-        return gr_cmd_done(k->c, NULL, "%s", line);
-    return json_array_append_new(k->lines, json_string(line)) < 0 ? -ENOMEM : 0;
-}
-
-static int cmd_check(struct gr_cmd_ctx *c, struct gr_err *err)
-{
-    const char *name = gr_cmd_arg(c, 0);
-    json_t *res = NULL;
-    struct check k = {c, json_array()};
-    int r = snap_datastore_name_check(name, err);
-    if (r == 0)
-        r = snap_cmd_call(c, "datastore.check", json_pack("{s:s}", "name", name), check_line, &k, &res, err);
-    if (r < 0) {
-        json_decref(k.lines);
-        return r;
-    }
-    bool sound = json_is_true(json_object_get(res, "sound"));
-    long long errors = json_integer_value(json_object_get(res, "errors"));
-    long long leaked = json_integer_value(json_object_get(res, "leaked-units"));
-    json_object_set_new(res, "broken", k.lines);
-    if (sound)
-        r = gr_cmd_done(c, res, "datastore '%s' is sound: %lld objects, %lld metadata nodes, %lld pieces (%lld shared)", name,
-                        json_integer_value(json_object_get(res, "objects")), json_integer_value(json_object_get(res, "nodes")),
-                        json_integer_value(json_object_get(res, "pieces")), json_integer_value(json_object_get(res, "shared-pieces")));
-    else if (gr_cmd_json(c))
-        gr_cmd_done(c, res, "%s", name);
-    json_decref(res);
-    return sound ? r : gr_fail(err, -GR_ECORRUPT, "datastore '%s' is damaged: %lld rules broken, %lld units leaked", name, errors, leaked);
 }
 
 static int cmd_grow(struct gr_cmd_ctx *c, struct gr_err *err)
@@ -388,7 +353,8 @@ const struct gr_cmd snap_datastore_commands[] = {
     {"datastore", "destroy", "NAME", 1, 1, "remove a datastore and everything in it", destroy_opts, cmd_destroy},
     {"datastore", "list", "", 0, 0, "list the datastores of this host", NULL, cmd_list},
     {"datastore", "info", "NAME", 1, 1, "show one datastore, the hosts joined to it, and who waits for whom", info_opts, cmd_info},
-    {"datastore", "check", "NAME", 1, 1, "prove that a datastore is sound", NULL, cmd_check},
+    {"datastore", "check", "NAME", 1, 1, "prove that a datastore is sound", snap_check_opts, snap_cmd_check},
+    {"datastore", "scrub", "NAME", 1, 1, "read all of a datastore, so that damage is found in time", snap_scrub_opts, snap_cmd_scrub},
     {"datastore", "grow", "NAME SIZE", 2, 2, "make a datastore (its last device file) larger", NULL, cmd_grow},
     {"datastore", "devices", "NAME", 1, 1, "list the devices of a datastore", NULL, cmd_devices},
     {"datastore", "add-device", "NAME DEVICE", 2, 2, "add a device to a datastore in use", add_opts, cmd_add_device},

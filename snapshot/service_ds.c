@@ -1,5 +1,6 @@
 /* The datastores of a home: joining, leaving; and the disks held open in them. */
 #include "common/buf.h"
+#include "snapshot/keyfile.h"
 #include "snapshot/service_int.h"
 #include <string.h>
 
@@ -94,6 +95,8 @@ static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *er
         return gr_fail(err, -ENOMEM, "out of memory");
     o.host_name = name;
     o.degraded = ds->degraded;
+    o.kek = snap_key_find;
+    o.kek_arg = s->o.home;
     struct gr_device_opts device = {.host_uuid = o.host_uuid, .login = ds->login};
     struct gr_bdev *open[VMFS_DEVICES_MAX];
     struct gr_err missing = {0};

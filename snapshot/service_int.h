@@ -214,7 +214,13 @@ static inline void snap_json_decref(json_t **o)
     json_decref(*o);
 }
 #define snap_auto_json gr_auto(snap_json_decref)
-extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_move_methods[], snap_group_methods[];
+extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_move_methods[], snap_group_methods[], snap_key_methods[];
+/* ---- encrypted disks (service_key.c) ---- */
+/* The key that params "encrypt", "key" and "key-file" ask for a new disk; 0: it is not encrypted. */
+int snap_op_encrypt(struct snap_op *op, uint64_t *ret_key);
+void snap_key_row(uint64_t key_id, json_t *row); /* "encrypted" and "key" of a disk's row */
+/* The disk closed, so that it can end; with or without its key. Put it back with snap_disk_put(). */
+int snap_disk_get_to_end(struct snap_op *op, const struct snap_path *p, const char *what, struct snap_disk *ret, struct vmfs_stat *st);
 /* ---- an instant of several hosts (service_group.c) ---- */
 struct snap_member {
     const char *disk;               /* "DS/PATH" */
@@ -233,6 +239,10 @@ void snap_clean_tmp(struct snap_svc *s, struct snap_ds *ds);
 /* Params of datastore.*: "devices" as names of devices (borrowed from *ret); the registered datastore that "name" names. */
 int snap_op_devices(struct snap_op *op, json_t **ret, const char *paths[VMFS_DEVICES_MAX], unsigned *ret_n);
 int snap_op_named(struct snap_op *op, struct snap_ds **ret);
+int snap_op_ds(struct snap_op *op, struct snap_ds **ret); /* the one "name" says, joined; snap_ds_put() */
+int snap_op_check(struct snap_op *op);
+int snap_op_repair(struct snap_op *op);
+int snap_op_scrub(struct snap_op *op);
 /* With the lock held: put the datastore into the registry and join it; a failure leaves the registry as it was. */
 int snap_op_register(struct snap_op *op, const char *name, json_t *devices, struct snap_ds **ret); /* with params "login" */
 /* The result datastore.info gives. */

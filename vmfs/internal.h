@@ -12,6 +12,7 @@
 #include "common/crc.h"
 #include "common/iov.h"
 #include "vmfs/busy.h"
+#include "vmfs/cipher.h"
 #include "vmfs/files.h"
 #include "vmfs/format.h"
 #include "vmfs/usage.h"
@@ -38,6 +39,9 @@ struct vdevinfo {
     uint32_t tested;   /* VMFS_TESTED_* */
     uint64_t tested_s;
 };
+struct vscrub { /* the last one: struct vmfs_scrub_disk */
+    uint64_t started_s, ended_s, object, snapshot, piece, bytes, bad_pieces, errors;
+};
 struct vsuper {
     uint8_t uuid[16];
     uint64_t generation, compat, ro_compat, incompat, created_s, data_crc;
@@ -45,6 +49,7 @@ struct vsuper {
     uint32_t n_devices, this_device, region_units, bitmap_blocks, journal_units, timing;
     uint32_t version;
     struct vtable slots, regions, inodes;
+    struct vscrub scrub;
     struct vdevinfo dev[VMFS_DEVICES_MAX];
 };
 struct vslot {
@@ -71,6 +76,7 @@ struct vinode {
     int64_t mtime_s;
     uint64_t blob_addr;
     uint32_t blob_bytes, blob_units;
+    uint64_t key_id;
     uint8_t inline_blob[VMFS_INODE_BLOB_MAX];
 };
 
@@ -197,6 +203,7 @@ struct vobj { /* an object this host holds the lock of */
     unsigned late;               /* … of an epoch before the current one */
     struct gr_fqueue drained;    /* woken when in_flight or late fall to 0, or frozen ends */
     struct vmfs_disk *handle;    /* the open handle, NULL when closed */
+    struct vcipher *cipher;      /* keys.c: encrypted (ino.key_id), and its keys are here */
     uint64_t pinned_snap;        /* peeked by a reader: what its slot pins */
     bool walker;                 /* a fiber is giving back deleted snapshots */
     struct gr_fqueue settled;
@@ -335,6 +342,7 @@ struct vdev {
     uint8_t uuid[16]; /* as its superblock says */
     unsigned users;   /* metadata I/O under way */
 };
+#define VBOUNCE_CLASSES 3u
 #define VOBJ_HASH 1024u
 struct vmfs {
     struct gr_loop *loop;
@@ -373,7 +381,15 @@ struct vmfs {
     uint32_t next_inode; /* where to look for a free one */
     struct vmfs_stats stats;
     uint64_t rotten_addr, rotten_ns; /* what was told last of damaged data, and when */
+    bool scrubbing;
     bool low;                     /* it was told that little space is left */
+    struct vbounce {              /* bounce.c */
+        struct kept *kept[VBOUNCE_CLASSES];
+        unsigned n_kept[VBOUNCE_CLASSES];
+        size_t in_use; /* bytes */
+        struct gr_fqueue freed;
+    } bounce;
+    struct gr_fmutex keys_lock;   /* one block of keys is changed at a time; taken before ckpt_lock */
     struct rop *free_rops;        /* pool of tree_io.c */
     struct dop *free_dops;        /* pool of disk.c */
 };
@@ -565,6 +581,7 @@ int space_share(struct vmfs *v, uint64_t addr, uint32_t units);
 int space_shared(struct vmfs *v, uint64_t addr);
 /* How many images of home blocks the next checkpoint may have to put into the journal. */
 uint64_t ckpt_images_due(const struct vmfs *v);
+void space_touch(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units); /* its header, and the bitmap of these units, go home [sync] */
 void space_reclaim(struct vmfs *v); /* pending frees that became reusable [sync] */
 uint64_t space_free_units(const struct vmfs *v); /* here and elsewhere */
 uint64_t space_free_here(const struct vmfs *v);
@@ -776,6 +793,9 @@ int record_epoch(struct vobj *o);
 /* Is a unit born at @birth at @piece still needed by a snapshot (or origin) the tree with parent @parent_snap grew from? */
 bool held_by_ancestors(struct vobj *o, uint64_t parent_snap, uint64_t birth, uint64_t piece_end);
 
+/* What a thick or eager disk needs to overwrite all it has, when nothing may be overwritten where it lies any more; thin: 0 [sync]. */
+uint64_t vobj_overwrite_units(const struct vobj *o);
+int record_promise(struct vobj *o, struct gr_err *err); /* so much is promised to it from now on */
 void reserve_set(struct vobj *o, uint64_t units); /* promised overwrite space, counted for the volume [sync] */
 
 /* ---------- ckpt.c ---------- */
@@ -825,6 +845,7 @@ struct dop {
     int status;
     bool left; /* no longer admitted */
     struct iovec *iov;
+    struct iovec sealed; /* encrypted: what goes to the device instead of the caller's bytes */
     struct dop *next;
     struct gr_bio kid_inline[DOP_KIDS];
     struct iovec iov_inline[DOP_IOV];
@@ -857,6 +878,12 @@ int disk_reserve(struct vobj *o, uint64_t first, uint64_t end, uint64_t epoch);
 /* Make [first, end) holes, whatever is there (fiber). */
 int disk_clear_pieces(struct dop *op, uint64_t first, uint64_t end);
 
+/* ---------- bounce.c ---------- */
+uint8_t *vbounce_get(struct vmfs *v, size_t len); /* NULL: all are in use, or out of memory [sync] */
+void vbounce_put(struct vmfs *v, uint8_t *buf, size_t len); /* [sync] */
+int vbounce_wait(struct vmfs *v, size_t len, uint8_t **ret); /* the same, when others have put theirs back. 0; -ENOMEM */
+void vbounce_done(struct vmfs *v); /* [sync] */
+
 /* ---------- reap.c ---------- */
 void reap_kick(struct vobj *o);    /* give back deleted snapshots in the background [sync] */
 bool reap_pending(struct vobj *o); /* something is being given back, or could be [sync] */
@@ -883,6 +910,10 @@ int dying_add(struct vmfs *v, uint64_t id, uint16_t type, struct gr_err *err);
 /* Lock the namespace; home with what changed (unless @r < 0) and unlock. */
 int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err);
 int ns_end(struct vmfs *v, int r, struct gr_err *err);
+/* In between: a directory; its entries [sync]. */
+int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err);
+int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, uint16_t type);
+void dir_remove(struct vobj *dir, uint64_t id);
 int vmfs_refresh(struct vmfs *v, struct gr_err *err); /* grow.c: learn that another host grew the volume */
 void vobj_adopt(struct vobj *o); /* object.c: a peeked object joins the table of those held here [sync] */
 /* New object at @path; init(arg, o) [sync] fills its content before it becomes visible. */

@@ -1,17 +1,41 @@
 /* Opening, closing and handing back objects with content; whole small files. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
+#include "vmfs/keys.h"
 
-static int find_id(struct vmfs *v, const char *path, uint64_t *ret, struct gr_err *err)
+static int find(struct vmfs *v, const char *path, struct vmfs_stat *ret, struct gr_err *err)
 {
-    struct vmfs_stat st;
+    struct vmfs_stat st = { 0 };
     int r = vmfs_stat(v, path, &st, err);
     if (r < 0)
         return r;
     if (st.type == VMFS_DIR)
         return gr_fail(err, -EISDIR, "'%s/%s' is a directory", v->sb.name, path);
-    *ret = st.id;
+    *ret = st;
     return 0;
+}
+
+static int find_id(struct vmfs *v, const char *path, uint64_t *ret, struct gr_err *err)
+{
+    struct vmfs_stat st = { 0 };
+    int r = find(v, path, &st, err);
+    if (r == 0)
+        *ret = st.id;
+    return r;
+}
+
+/* Could we read it? Asked before its lock is taken, so that who has no key keeps nobody else from it. */
+static int key_is_here(struct vmfs *v, const struct vmfs_stat *st, struct gr_err *err)
+{
+    struct vobj *o;
+    if (!st->key_id)
+        return 0;
+    int r = vobj_peek(v, st->id, &o, err);
+    if (r < 0)
+        return r;
+    r = vkeys_open(o, err);
+    vobj_free(o);
+    return r;
 }
 
 #define OPEN_WAIT_MS 40u /* a dead owner's slot may just be taken by whoever recovers it */
@@ -23,6 +47,18 @@ int disk_open(struct vmfs *v, uint64_t id, const char *path, unsigned wait_ms, s
         return gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
     if (o->dying)
         return gr_fail(err, -ENOENT, "'%s/%s' is being removed", v->sb.name, path);
+    if (vkeys_locked(o)) {
+        o->users++; /* nobody gives it up meanwhile */
+        r = vkeys_open(o, err);
+        o->users--;
+        gr_fqueue_wake_all(&o->settled);
+        if (r == 0 && o->dying)
+            r = gr_fail(err, -ENOENT, "it is being removed");
+        if (r < 0) {
+            vobj_release_idle(v, id, NULL); /* others may have the key */
+            return gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
+        }
+    }
     usage_ready(o);
     if (!o->handle) {
         struct vmfs_disk *d = gr_zalloc(sizeof *d);
@@ -46,11 +82,13 @@ int disk_open(struct vmfs *v, uint64_t id, const char *path, unsigned wait_ms, s
 
 int vmfs_open(struct vmfs *v, const char *path, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err)
 {
-    uint64_t id = 0;
+    struct vmfs_stat st = { 0 };
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
-    int r = find_id(v, path, &id, err);
-    return r < 0 ? r : disk_open(v, id, path, OPEN_WAIT_MS, ret, ret_owner_slot, err);
+    int r = find(v, path, &st, err);
+    if (r == 0 && st.owner_slot < 0 && (r = key_is_here(v, &st, err)) < 0)
+        gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
+    return r < 0 ? r : disk_open(v, st.id, path, OPEN_WAIT_MS, ret, ret_owner_slot, err);
 }
 
 void vmfs_close(struct vmfs_disk *d)
@@ -246,7 +284,7 @@ int vmfs_file_read(struct vmfs *v, const char *path, size_t max, void **ret, siz
 /* A new object with the content takes the name over. */
 int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t len, struct gr_err *err)
 {
-    struct vmfs_stat st;
+    struct vmfs_stat st = { 0 };
     char tmp[VMFS_PATH_MAX + 16];
     const struct gr_world *w = gr_loop_world(v->loop);
     uint32_t salt;

@@ -268,6 +268,7 @@ void vmfs_abandon_state(struct vmfs *v)
         v->free_dops = d->next;
         free(d);
     }
+    vbounce_done(v);
 }
 
 void vmfs_abandon(struct vmfs *v)
@@ -329,6 +330,8 @@ void vmfs_info(struct vmfs *v, struct vmfs_info *ret)
     unsigned n_devices = 0;
     struct vmfs_info i = { .n_slots = v->sb.slots.entries, .version = v->sb.version,
                            .timing = (enum vmfs_timing)v->sb.timing, .data_crc = vcrc_kept(v), .shared_luns = v->life.fences, .one_host = v->life.alone, .fenced = v->fenced };
+    i.scrubbed = (struct vmfs_scrubbed){ (int64_t)v->sb.scrub.started_s, (int64_t)v->sb.scrub.ended_s, v->sb.scrub.bytes, v->sb.scrub.bad_pieces,
+                                         v->sb.scrub.errors };
     uint64_t in_regions = 0;
     snprintf(i.name, sizeof i.name, "%s", v->sb.name);
     memcpy(i.uuid, v->sb.uuid, 16);

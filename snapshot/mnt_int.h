@@ -118,7 +118,7 @@ struct mnt_mount {
     struct mnt_path *paths[MNT_OBJ_HASH];
     void *bufs[MNT_BUFS]; /* free ones, of MNT_BUF bytes, for data of requests */
     unsigned n_bufs;
-    uint64_t flags2; /* the kernel's */
+    struct gr_fmutex telling; /* one word to the holder at a time */
     struct gr_fqueue wake;
 };
 struct mnt_req {
@@ -151,13 +151,18 @@ struct mnt_mount_opts {
     uint32_t uid, gid;
     int fd, holder;
     bool again;
+    const void *kept; /* locks: frames of mnt_keep.c */
+    size_t kept_len;
 };
 int mnt_op_serve(struct snap_op *op);
 int mnt_mount_start(struct snap_svc *s, const struct mnt_mount_opts *o, struct gr_err *err);
+void mnt_readable(void *arg, int events); /* of gr_watch: take requests from the kernel */
+int mnt_join(struct mnt_mount *m, struct gr_err *err); /* for one request; snap_ds_put() ends it (fiber) */
+void mnt_end_soon(struct mnt_mount *m); /* the kernel has ended it, or its holder has [any context] */
 /* Tell the kernel to forget the pages of @id, in all mounts of @ds; what was changed in them comes back as writes meanwhile (fiber). */
 int mnt_forget_pages(struct snap_ds *ds, uint64_t id);
 
-/* ---- operations by opcode: mnt_names.c, mnt_file.c, mnt_lock.c. A request with fewer bytes than @min is refused. ---- */
+/* ---- operations by opcode: mnt_names.c, mnt_dir.c, mnt_attr.c, mnt_file.c, mnt_data.c, mnt_lock.c. A request with fewer bytes than @min is refused. ---- */
 struct mnt_op {
     void (*serve)(struct mnt_req *r);
     size_t min;
@@ -192,6 +197,16 @@ void mnt_op_setlkw(struct mnt_req *r);
 /* What a node looks like to the kernel; of one that another host has, as that host says (fiber). */
 int mnt_attr(struct mnt_mount *m, const struct vmfs_node *n, struct fuse_attr *ret, struct gr_err *err);
 int mnt_attr_of(struct mnt_mount *m, uint64_t id, struct fuse_attr *ret, struct gr_err *err);
+/* An entry of a directory. */
+int mnt_entry(struct mnt_mount *m, const struct vmfs_node *n, struct fuse_entry_out *ret, struct gr_err *err);
+bool mnt_is_own(uint64_t dir, const char *name); /* Granary's own: not shown */
+/* The object of a request about descriptor @fh, with a reference; also of one that a former process gave out. */
+int mnt_obj_of(struct mnt_req *r, uint64_t fh, struct mnt_obj **ret);
+/* Open the disk @o, or for writing, too. -EBUSY when it is used elsewhere, and the log says by whom. */
+int mnt_disk_open(struct mnt_mount *m, struct mnt_obj *o, bool write, struct gr_err *err);
+/* The lease is held: it will have an owner; its content has changed. */
+void mnt_own_posix(struct mnt_mount *m, struct mnt_obj *o);
+void mnt_changed(struct mnt_mount *m, struct mnt_obj *o);
 /* A descriptor with open(2)'s @flags: 0 and its number. */
 int mnt_open(struct mnt_mount *m, uint64_t id, uint32_t flags, uint64_t *ret_fh, struct gr_err *err);
 void mnt_close(struct mnt_mount *m, uint64_t fh);
@@ -203,9 +218,13 @@ void mnt_opens_free(struct mnt_mount *m); /* all descriptors are closed (fiber) 
 void mnt_dirs_free(struct mnt_mount *m);
 
 /* ---- locks (mnt_lock.c) ---- */
-/* Locks of @owner end: those of files (flock) or of ranges. */
-void mnt_locks_drop(struct mnt_obj *o, const struct mnt_mount *m, uint64_t owner, bool flock);
+/* Locks of @owner end: those of files (flock) or of ranges (fiber). */
+void mnt_locks_drop(struct mnt_obj *o, struct mnt_mount *m, uint64_t owner, bool flock);
 void mnt_locks_free(struct mnt_obj *o, const struct mnt_mount *m); /* of a mount; NULL: all */
+/* Who holds @m keeps its locks of @o, as they are now, for the next daemon (mnt_keep.c, fiber); and they come back from it. */
+int mnt_locks_keep(const struct mnt_obj *o, struct mnt_mount *m);
+int mnt_locks_restore(struct mnt_mount *m, const void *frames, size_t len);
+bool mnt_kept_whole(const void *frames, size_t len); /* no frame is cut short [any context] */
 /* A lock here that conflicts with @want; NULL. */
 const struct mnt_lock *mnt_lock_conflict(const struct mnt_obj *o, const struct mnt_lock *want);
 

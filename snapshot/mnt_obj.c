@@ -122,6 +122,8 @@ int mnt_give_up(struct mnt_obj *o, struct gr_err *err)
         r = -EAGAIN;
     if (r == 0)
         r = mnt_posix_flush(o, err);
+    if (r == 0 && (r = gr_flush(o->ch)) < 0) /* who syncs it later may do so on another host */
+        gr_fail(err, r, "what was written is not durable: %s", gr_code_text(r));
     if (r == 0) {
         let_go_disk(o);
         r = vmfs_release_id(v, o->id, "a file", err);

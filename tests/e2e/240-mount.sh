@@ -95,6 +95,38 @@ wait "$appender" || fail 'an append failed'
 seq -f 'line %g' 0 299 > "$T/lines"
 check 'each line was appended once' cmp "$T/lines" "$M/lines"
 
+# locks outlive the daemon
+python3 - "$M" "$GRANARY_HOME/run/storaged.pid" > "$T/out" 2>&1 <<'P' || { cat "$T/out"; fail 'a lock was lost with the daemon'; }
+import errno, fcntl, os, subprocess, sys
+os.chdir("/")
+a, b = (open(sys.argv[1] + "/locked", "w") for i in range(2))
+def taken(fn, f):
+    try:
+        fn(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as e:
+        assert e.errno == errno.EAGAIN, e
+        return True
+    return False
+def other(f): # a POSIX lock is a process's
+    pid = os.fork()
+    if pid == 0:
+        os._exit(1 if taken(lambda f, how: fcntl.lockf(f, how, 10, 5), f) else 0)
+    return os.waitpid(pid, 0)[1] != 0
+fcntl.flock(a, fcntl.LOCK_EX)
+fcntl.lockf(a, fcntl.LOCK_EX, 30, 0)
+fcntl.lockf(a, fcntl.LOCK_UN, 5, 20)
+for again in range(2):
+    assert taken(fcntl.flock, b)
+    assert other(b)
+    if not again:
+        os.kill(int(open(sys.argv[2]).read()), 9)
+        subprocess.run(["granary", "up"], check=True, close_fds=True)
+fcntl.flock(a, fcntl.LOCK_UN)
+assert not taken(fcntl.flock, b)
+fcntl.lockf(a, fcntl.LOCK_UN, 30, 0)
+assert not other(b)
+P
+
 # ---- fio ----
 cd "$T" # its state files
 run_check fio --name=direct --directory="$M/work" --size=16M --rw=randrw --bsrange=512-64k --verify=crc32c --ioengine=libaio --iodepth=8 --direct=1

@@ -49,6 +49,10 @@
  *   file.read {"path","offset"?,"length"?} → {"data-b64","size"}  (8 MiB at most in one answer; also of a disk)
  *   file.write {"path","data-b64"} replaces the whole file atomically      file.list {"path"} → all files below, as dir.list
  *
+ *   fs.serve {"name":"DS[/DIR]","dir","socket","uid","gid","again"?} a mount: its descriptor comes over the socket (mnt_int.h). Between hosts, "path" is
+ *   "DS": fs.yield {"path","id"} give a file up   fs.stat {"path","id"} → {"held","size",…}   fs.lost {"path","id"} → {"open"}: it has no name any more
+ *   fs.locks {"path","id","start","end","exclusive"?,"flock"?} → {"any","conflict"?}
+ *
  * Thread rule: as vmfs/vmfs.h: one loop, in fibers. */
 #ifndef SNAPSHOT_SERVICE_H
 #define SNAPSHOT_SERVICE_H

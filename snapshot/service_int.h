@@ -192,6 +192,8 @@ const char *mnt_mounted_on(const struct snap_ds *ds);
 void mnt_end_all(struct snap_svc *s); /* mounts end here; who holds them may give them to the next process (fiber) */
 void mnt_vol_close(struct snap_ds *ds); /* the volume is about to be left, no request is at work: nothing of it stays open (fiber) */
 void mnt_vol_free(struct snap_ds *ds);
+/* -EINVAL when the file at @path (or, if there is none, its folder) lies in a mounted datastore. Addresses pass. */
+int snap_refuse_mounted(const char *path, struct gr_err *err);
 /* Does another host have object @id open, which has no name? (fiber) */
 bool mnt_in_use_elsewhere(struct snap_ds *ds, uint64_t id);
 /* Sessions, exposures and readers let go of the disk at @path; @only_idle: -GR_ELOCKED when somebody uses it. */

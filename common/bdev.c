@@ -198,6 +198,7 @@ void gr_submit(struct gr_chan *ch, struct gr_bio *bio)
     nesting++;
     bio->n_extents = 0;
     bio->miscompare_off = 0;
+    bio->bad_off = 0;
     int r = check(ch, bio);
     if (r < 0 || (!bio->len && bio->op != GR_OP_FLUSH))
         gr_bio_end(bio, r);

@@ -72,6 +72,7 @@ struct gr_bio {
     struct gr_chan *copy_src;
     uint64_t copy_src_off;
     uint64_t miscompare_off; /* out, bytes from the start of the range */
+    uint64_t bad_off;        /* out, READ with -EIO: bytes from the start of the range to the first that cannot be read, plus one; 0: not known */
     int status;              /* out: 0 or negative code */
     void (*done)(struct gr_bio *bio);
     void *arg;               /* caller's */

@@ -172,6 +172,7 @@ void gr_layer_end(struct gr_layer_req *req, int status)
 
     up->n_extents = req->low.n_extents;
     up->miscompare_off = req->low.miscompare_off;
+    up->bad_off = req->low.bad_off;
     gr_layer_req_put(req);
     gr_bio_end(up, status);
 }

@@ -25,6 +25,9 @@ struct gr_rpc_method {
 int gr_rpc_part(struct gr_rpc_call *call, json_t *part);
 /* This call changes nothing, though its method may: as gr_rpc_method.asks. NULL allowed. */
 void gr_rpc_only_asked(struct gr_rpc_call *call);
+struct gr_rpc_peer;
+/* Who asks, when that is no process of this machine; else NULL. As long as the call. */
+const struct gr_rpc_peer *gr_rpc_peer_of(const struct gr_rpc_call *call);
 /* True once the peer is gone or has given up this call: long work should stop. */
 bool gr_rpc_gone(const struct gr_rpc_call *call);
 /* Have fn(arg) called, in a fiber, once the connection of @call has closed and the call has returned (pins, exposures tied to

@@ -379,6 +379,11 @@ void gr_rpc_only_asked(struct gr_rpc_call *call)
         call->asked = true;
 }
 
+const struct gr_rpc_peer *gr_rpc_peer_of(const struct gr_rpc_call *call)
+{
+    return call->conn ? call->conn->peer : NULL;
+}
+
 bool gr_rpc_gone(const struct gr_rpc_call *call)
 {
     return call && (call->canceled || (call->conn && (call->conn->gone || call->conn->wire.dead)));

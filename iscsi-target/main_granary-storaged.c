@@ -12,6 +12,7 @@
 #include "common/log.h"
 #include "iscsi-target/handover.h"
 #include "iscsi-target/isns.h"
+#include "iscsi-target/mover_lend.h"
 #include "iscsi-target/raw_luns.h"
 #include "iscsi-target/storaged_options.h"
 #include "snapshot/expose.h"
@@ -131,7 +132,28 @@ static char *own_nbd_url(struct daemon *d, const char *name)
     return d->mover ? mover_url(d->mover_addr, name, d->o.insecure ? NULL : d->pki_dir) : NULL;
 }
 
-/* The owner's own URL; asked of it, as only it knows its mover. */
+/* Another machine's URL names a folder there: what is in it comes along, and is kept in one of ours. */
+static char *lent_url(struct daemon *d, const char *disk, const char *address, json_t *res)
+{
+    const char *mover = json_string_value(json_object_get(res, "mover")), *key = strrchr(address, '/');
+    json_t *lent = json_object_get(res, "lent");
+    struct gr_err err = {0};
+    if (!mover || !key)
+        return NULL;
+    gr_auto_free char *name = gr_asprintf("state/movers/%s", key + 1);
+    for (char *c = name ? name + strlen("state/movers/") : NULL; c && *c; c++)
+        *c = *c == '+' || *c == '=' ? '_' : *c;
+    gr_auto_free char *dir = name ? gr_home_path(d->home, name) : NULL;
+    if (!dir)
+        return NULL;
+    if (mover_keep_lent(dir, lent, &err) < 0) {
+        gr_log_limited(GR_LOG_WARN, "%s: no URL of its data mover: %s", disk, err.text);
+        return NULL;
+    }
+    return mover_url(mover, disk, dir);
+}
+
+/* The owner's URL; asked of it, as only it knows its mover. */
 static char *dir_nbd_url(void *arg, const char *disk)
 {
     struct daemon *d = arg;
@@ -140,9 +162,12 @@ static char *dir_nbd_url(void *arg, const char *disk)
         return own_nbd_url(d, disk);
     json_t *res = NULL;
     char *url = NULL;
-    if (owner.address[0] && snap_peer_ask(d->svc, owner.address, "daemon.nbd-url", json_pack("{s:s}", "disk", disk), 2000, &res, NULL) == 0 &&
-        json_is_string(json_object_get(res, "nbd-url")))
-        url = gr_strdup(json_string_value(json_object_get(res, "nbd-url")));
+    if (owner.address[0] && snap_peer_ask(d->svc, owner.address, "daemon.nbd-url", json_pack("{s:s}", "disk", disk), 2000, &res, NULL) == 0) {
+        if (json_object_get(res, "lent"))
+            url = lent_url(d, disk, owner.address, res);
+        else if (json_is_string(json_object_get(res, "nbd-url")))
+            url = gr_strdup(json_string_value(json_object_get(res, "nbd-url")));
+    }
     json_decref(res);
     return url;
 }
@@ -291,14 +316,24 @@ static void exposure_describe(void *arg, const char *name, json_t *row)
     json_object_set_new(row, "nbd-url", nbd ? json_string(nbd) : json_null());
 }
 
+/* daemon.nbd-url {"disk"} -> {"nbd-url"}; to a host on another machine also {"mover","lent"}: mover_lend.h. */
 static int op_nbd_url(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
 {
+    struct daemon *d = arg;
+    const struct gr_rpc_peer *host = gr_rpc_peer_of(call);
     const char *disk = NULL;
+    json_t *lent = NULL;
     int r = gr_json_str(params, "disk", &disk, err);
+    if (r == 0 && host && d->mover && !d->o.insecure)
+        r = mover_lend(d->pki_dir, host->host, &lent, err);
     if (r < 0)
         return r;
-    gr_auto_free char *url = own_nbd_url(arg, disk);
+    gr_auto_free char *url = own_nbd_url(d, disk);
     *ret = json_pack("{s:s?}", "nbd-url", url);
+    if (lent) {
+        json_object_set_new(*ret, "mover", json_string(d->mover_addr));
+        json_object_set_new(*ret, "lent", lent);
+    }
     return 0;
 }
 

@@ -8,6 +8,8 @@ static void dev_done(struct gr_bio *bio)
     if (bio->status < 0) {
         if (bio->status == -GR_EMISCOMPARE)
             tgt_check_info(t, TGT_SENSE_MISCOMPARE, bio->miscompare_off);
+        else if (bio->status == -EIO && bio->bad_off)
+            tgt_check_info(t, TGT_SENSE_READ_ERROR, (bio->off + bio->bad_off - 1) >> t->lu->shift);
         else
             tgt_check_code(t, bio->status);
         return;

@@ -1,4 +1,4 @@
-/* granary datastore create|join|leave|destroy|list|info|check|grow|devices|add-device|remove-device */
+/* granary datastore create|join|leave|destroy|list|info|check|scrub|grow|devices|add-device|remove-device */
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/bdev_open.h"
@@ -23,6 +23,8 @@ static const struct gr_col info_cols[] = {
     {"journal-size", "Journal", GR_COL_SIZE},
     {"version", "Format version", GR_COL_NUMBER},
     {"shared-luns", "Shared LUNs", GR_COL_BOOL},
+    {"one-host", "For one host", GR_COL_BOOL},
+    {"data-crc", "Data CRCs", GR_COL_BOOL},
     {"timing", "Timing", GR_COL_TEXT},
     {NULL},
 };
@@ -49,6 +51,11 @@ static const struct gr_col device_cols[] = {
 static const struct gr_col member_cols[] = {
     {"number", "NUMBER", GR_COL_NUMBER}, {"device", "DEVICE", GR_COL_TEXT},   {"missing", "MISSING", GR_COL_BOOL}, {"leaving", "LEAVING", GR_COL_BOOL},
     {"tested", "TESTED", GR_COL_LIST},   {"tested-at", "AT", GR_COL_TIME}, {NULL},
+};
+
+static const struct gr_col scrub_cols[] = {
+    {"started", "Scrub begun", GR_COL_TIME}, {"ended", "Scrub ended", GR_COL_TIME},     {"bytes", "Data read", GR_COL_SIZE},
+    {"bad-pieces", "Bad pieces", GR_COL_NUMBER}, {"errors", "Broken rules", GR_COL_NUMBER}, {NULL},
 };
 
 static int named(struct gr_cmd_ctx *c, const char *method, json_t **ret, struct gr_err *err)
@@ -121,10 +128,14 @@ static int cmd_create(struct gr_cmd_ctx *c, struct gr_err *err)
         json_object_set_new(params, "size", json_integer((json_int_t)size));
     if (gr_cmd_opt(c, "timing"))
         json_object_set_new(params, "timing", json_string(gr_cmd_opt(c, "timing")));
+    if (gr_cmd_flag(c, "data-crc"))
+        json_object_set_new(params, "data-crc", json_true());
     if (gr_cmd_flag(c, "preallocate"))
         json_object_set_new(params, "preallocate", json_true());
     if (gr_cmd_flag(c, "force"))
         json_object_set_new(params, "force", json_true());
+    if (gr_cmd_flag(c, "one-host"))
+        json_object_set_new(params, "one-host", json_true());
     r = snap_cmd_call(c, "datastore.create", params, NULL, NULL, &res, err);
     if (r == 0)
         r = gr_cmd_done(c, res, "datastore '%s' created and joined", gr_cmd_arg(c, 0));
@@ -142,6 +153,24 @@ static int cmd_join(struct gr_cmd_ctx *c, struct gr_err *err)
         r = snap_cmd_call(c, "datastore.join", params, NULL, NULL, &res, err);
     if (r == 0)
         r = gr_cmd_done(c, res, "datastore '%s' joined", gr_cmd_arg(c, 0));
+    json_decref(res);
+    return r;
+}
+
+static int cmd_recover(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *params = NULL, *res = NULL;
+    const char *name = gr_cmd_arg(c, 0), *host = gr_cmd_opt(c, "host");
+    if (!host)
+        return gr_fail(err, -GR_EUSAGE, "say with --host which host is gone: granary datastore info, or the refusal to join, names it");
+    int r = name_devices(c, &params, err);
+    if (r < 0)
+        return r;
+    json_object_set_new(params, "host", json_string(host));
+    json_object_set_new(params, "yes", json_boolean(gr_cmd_flag(c, "yes")));
+    r = snap_cmd_call(c, "datastore.recover", params, NULL, NULL, &res, err);
+    if (r == 0)
+        r = gr_cmd_done(c, res, "datastore '%s' is taken over from host '%s'", name, host);
     json_decref(res);
     return r;
 }
@@ -189,50 +218,10 @@ static int cmd_info(struct gr_cmd_ctx *c, struct gr_err *err)
         r = gr_cmd_rows(c, wait_cols, json_object_get(res, "waits"));
     if (r == 0 && !gr_cmd_json(c))
         r = gr_cmd_rows(c, member_cols, json_object_get(res, "members"));
+    if (r == 0 && !gr_cmd_json(c) && json_is_object(json_object_get(res, "scrub")))
+        r = gr_cmd_object(c, scrub_cols, json_object_get(res, "scrub"));
     json_decref(res);
     return r;
-}
-
-struct check {
-    struct gr_cmd_ctx *c;
-    json_t *lines;
-};
-
-static int check_line(void *arg, json_t *part)
-{
-    struct check *k = arg;
-    const char *line = json_string_value(json_object_get(part, "line"));
-    if (!line)
-        return 0;
-    if (!gr_cmd_json(k->c))
-        return gr_cmd_done(k->c, NULL, "%s", line);
-    return json_array_append_new(k->lines, json_string(line)) < 0 ? -ENOMEM : 0;
-}
-
-static int cmd_check(struct gr_cmd_ctx *c, struct gr_err *err)
-{
-    const char *name = gr_cmd_arg(c, 0);
-    json_t *res = NULL;
-    struct check k = {c, json_array()};
-    int r = snap_datastore_name_check(name, err);
-    if (r == 0)
-        r = snap_cmd_call(c, "datastore.check", json_pack("{s:s}", "name", name), check_line, &k, &res, err);
-    if (r < 0) {
-        json_decref(k.lines);
-        return r;
-    }
-    bool sound = json_is_true(json_object_get(res, "sound"));
-    long long errors = json_integer_value(json_object_get(res, "errors"));
-    long long leaked = json_integer_value(json_object_get(res, "leaked-units"));
-    json_object_set_new(res, "broken", k.lines);
-    if (sound)
-        r = gr_cmd_done(c, res, "datastore '%s' is sound: %lld objects, %lld metadata nodes, %lld pieces (%lld shared)", name,
-                        json_integer_value(json_object_get(res, "objects")), json_integer_value(json_object_get(res, "nodes")),
-                        json_integer_value(json_object_get(res, "pieces")), json_integer_value(json_object_get(res, "shared-pieces")));
-    else if (gr_cmd_json(c))
-        gr_cmd_done(c, res, "%s", name);
-    json_decref(res);
-    return sound ? r : gr_fail(err, -GR_ECORRUPT, "datastore '%s' is damaged: %lld rules broken, %lld units leaked", name, errors, leaked);
 }
 
 static int cmd_grow(struct gr_cmd_ctx *c, struct gr_err *err)
@@ -331,7 +320,9 @@ static const struct gr_opt create_opts[] = {
     {"size", "SIZE", "length of each device file that is missing"},
     {"timing", "default|fast", "on shared LUNs: how soon a silent host counts as lost, 5 s or 1.5 s"},
     {"preallocate", NULL, "take the space of the devices at once"},
+    {"data-crc", NULL, "keep a checksum of all data and compare it at each read"},
     {"force", NULL, "format over foreign data (never over a datastore in use)"},
+    {"one-host", NULL, "on LUNs that cannot keep a lost host out: one host at a time, and no take-over but by hand"},
     LOGIN_OPTS,
     {NULL},
 };
@@ -346,16 +337,24 @@ static const struct gr_opt add_opts[] = {
     {"force", NULL, "over foreign data (never over a datastore)"},
     {NULL},
 };
+static const struct gr_opt recover_opts[] = {
+    {"host", "HOST", "the name of the host that is gone"},
+    {"yes", NULL, "yes, it is off and stays off"},
+    LOGIN_OPTS,
+    {NULL},
+};
 static const struct gr_opt destroy_opts[] = {{"yes", NULL, "yes, all of it shall be gone"}, {NULL}};
 
 const struct gr_cmd snap_datastore_commands[] = {
     {"datastore", "create", "NAME DEVICE...", 2, -1, "format devices as a new datastore and join it", create_opts, cmd_create},
     {"datastore", "join", "NAME DEVICE...", 2, -1, "register an existing datastore here and join it", join_opts, cmd_join},
+    {"datastore", "recover", "NAME [DEVICE...]", 1, -1, "take over from a host that is gone", recover_opts, cmd_recover},
     {"datastore", "leave", "NAME", 1, 1, "leave a datastore and forget it here; its content stays", NULL, cmd_leave},
     {"datastore", "destroy", "NAME", 1, 1, "remove a datastore and everything in it", destroy_opts, cmd_destroy},
     {"datastore", "list", "", 0, 0, "list the datastores of this host", NULL, cmd_list},
     {"datastore", "info", "NAME", 1, 1, "show one datastore, the hosts joined to it, and who waits for whom", info_opts, cmd_info},
-    {"datastore", "check", "NAME", 1, 1, "prove that a datastore is sound", NULL, cmd_check},
+    {"datastore", "check", "NAME", 1, 1, "prove that a datastore is sound", snap_check_opts, snap_cmd_check},
+    {"datastore", "scrub", "NAME", 1, 1, "read all of a datastore, so that damage is found in time", snap_scrub_opts, snap_cmd_scrub},
     {"datastore", "grow", "NAME SIZE", 2, 2, "make a datastore (its last device file) larger", NULL, cmd_grow},
     {"datastore", "devices", "NAME", 1, 1, "list the devices of a datastore", NULL, cmd_devices},
     {"datastore", "add-device", "NAME DEVICE", 2, 2, "add a device to a datastore in use", add_opts, cmd_add_device},

@@ -8,6 +8,7 @@
 
 static const struct gr_col list_cols[] = {
     {"name", "NAME", GR_COL_TEXT},      {"kind", "KIND", GR_COL_TEXT},     {"created", "CREATED", GR_COL_TIME}, {"size", "SIZE", GR_COL_SIZE},
+    {"used", "USED", GR_COL_SIZE},      {"shared", "SHARED", GR_COL_SIZE}, {"unique", "UNIQUE", GR_COL_SIZE},
     {"clones", "CLONES", GR_COL_NUMBER}, {"current", "CURRENT", GR_COL_BOOL}, {"bookmark", "BOOKMARK", GR_COL_TEXT}, {NULL},
 };
 static const struct gr_col diff_cols[] = {

@@ -8,7 +8,7 @@
  * work, which is waited for (10 s) and then named (-GR_ELOCKED).
  *
  * Methods (params → result; "disk" is "DATASTORE/PATH"; sizes in bytes, times in seconds since 1970; ? = optional):
- *   datastore.create {"name","devices":[absolute path],"size"?,"preallocate"?,"force"?}        → as datastore.info
+ *   datastore.create {"name","devices":[absolute path],"size"?,"preallocate"?,"force"?,"one-host"?}        → as datastore.info
  *   datastore.join {"name","devices":[…],"degraded"?} → as datastore.info      datastore.leave {"name"}    datastore.destroy {"name","yes":true}
  *   datastore.list → [{"name","state":"joined|degraded|registered|failed","size","free","used","devices":[…],"error"?}]
  *   datastore.info {"name","owners"?: count their disks} → {"name","uuid","size","free","used","metadata","reserved","devices":[…],"hosts":[{"slot","host",
@@ -16,6 +16,7 @@
  *   datastore.check {"name"} parts {"line"} → {"name","sound","errors","objects","nodes","pieces","shared-pieces","regions",
  *       "leaked-units"}
  *   datastore.grow {"name","size"} → as datastore.info      datastore.recover {"name"} → {"recovered"}
+ *   datastore.recover {"name","host","yes":true,"devices"?,"login"?} from this one: where nothing fences it must be certain to be gone → {"name","host","recovered":1}
  *   datastore.devices {"name"} → [{"number","device","uuid","size","free","used","metadata","regions","added","leaving",
  *       "tested":[what was seen when it was tried],"tested-at"?}]; also datastore.info "members"
  *   datastore.add-device {"name","device","size"?,"force"?} → as datastore.info, and "unaware-hosts": [who has joined and serves nothing]
@@ -23,8 +24,8 @@
  *   datastore.remove-device {"name","device"} parts {"done","total"}: bytes moved to the other devices → as datastore.info
  *   datastore.rescan {"name"} another host made it grow → as datastore.info
  *   disk.create {"disk","size","provision"?:"thin|thick|eager"} → as disk.info
- *   disk.list {"path"?: "DS" or "DS/DIR"} → [{"disk","size","used","provision","snapshots","owner","uuid"}]
- *   disk.info {"disk"} → {"disk","size","used","physical-block","read-only","removable","iops","bandwidth","burst-ms","provision","uuid","id","snapshots","owner","owner-self","parent","mtime"}
+ *   disk.list {"path"?: "DS" or "DS/DIR"} → [as disk.info]
+ *   disk.info {"disk"} → {"disk","size","used","shared"?,"unique"?,"held","physical-block","read-only","removable","iops","bandwidth","burst-ms","provision","uuid","id","snapshots","owner","owner-self","parent","mtime"}
  *   disk.set {"disk","read-only"?,"removable"?,"iops"?,"bandwidth"?,"burst-ms"?} → as disk.info: how it shows itself as a LUN
  *            (initiators are told by UNIT ATTENTION), and its limits (a second; 0: none)
  *   disk.resize {"disk","size","shrink"?} → as disk.info      disk.delete {"disk"}      disk.release {"disk"}
@@ -33,7 +34,7 @@
  *   disk.export {"disk","snapshot"?,"file","format"?} parts {"done","total"} → {"file","bytes"}
  *   snapshot.create {"disks":[…],"name"} → [{"disk","name","bookmark","group",…}] as snapshot.list
  *   snapshot.list {"disk"} → [{"disk","name","kind":"snapshot|bookmark","id","parent-id","created","size","bookmark",
- *       "clones","current","deleting","pins","group"}]      "bookmark" is the token "uuid:lineage:epoch"
+ *       "clones","current","deleting","pins","group","used"?,"shared"?,"unique"?}]      "bookmark" is the token "uuid:lineage:epoch"
  *   snapshot.delete {"disk","snapshot","keep-bookmark"?,"settle"?}      snapshot.revert {"disk","snapshot","force"?}
  *   snapshot.clone {"disk","snapshot","to":"DS/NEW"} → as disk.info of the new disk
  *   snapshot.bookmark {"disk","snapshot","bookmark"} → {"disk","name","bookmark"}
@@ -177,6 +178,7 @@ struct snap_cmd_app {
 };
 extern const struct gr_cmd snap_datastore_commands[];
 extern const struct gr_cmd snap_disk_commands[];
+extern const struct gr_cmd snap_key_commands[]; /* key */
 extern const struct gr_cmd snap_snapshot_commands[];
 extern const struct gr_cmd snap_up_commands[]; /* up, down, status */
 #endif

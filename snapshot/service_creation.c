@@ -71,7 +71,7 @@ int snap_creation_enter(const struct snap_creation *c, struct gr_bdev *bdev, str
     uint64_t key = 0;
     while (key == 0)
         w->random(w->arg, &key, sizeof(key));
-    return bdev->fence ? bdev->fence->enter(bdev, key, err) : 0;
+    return bdev->fence && !c->one_host ? bdev->fence->enter(bdev, key, err) : 0;
 }
 
 static const char *const tested_names[] = {"fence", "shuts-out-writes", "shuts-out-reads", "joint", "swaps", "miscompares", "one-winner", "ejects",
@@ -108,7 +108,7 @@ static int device_try(struct snap_creation *c, unsigned i, struct gr_err *err)
         r = gr_bdev_probe(c->bdevs[i], other, &o, &seen, err);
     gr_bdev_put(other);
     c->tested[i] = r == 0 ? tested_bits(&seen) : 0;
-    return r < 0 ? gr_prefix(err, r, "%s cannot be shared by hosts", c->paths[i]) : 0;
+    return r;
 }
 
 int snap_creation_check(struct snap_creation *c, unsigned i, bool force, const char *own, struct gr_err *err)
@@ -117,11 +117,12 @@ int snap_creation_check(struct snap_creation *c, unsigned i, bool force, const c
     int r = gr_device_open(c->loop, c->paths[i], &c->device, &c->bdevs[i], err);
     if (r < 0)
         return r;
+    const char *hint = own ? "" : " (with --one-host it may be used by one at a time)";
     r = snap_creation_enter(c, c->bdevs[i], err);
     if (r < 0)
-        return gr_prefix(err, r, "%s cannot be shared by hosts", c->paths[i]);
+        return gr_prefix(err, r, "%s cannot be shared by hosts%s", c->paths[i], hint);
     r = vmfs_probe(c->loop, c->bdevs[i], what, err);
-    if (c->bdevs[i]->fence)
+    if (c->bdevs[i]->fence && !c->one_host)
         c->bdevs[i]->fence->leave(c->bdevs[i], NULL);
     if (r < 0)
         return gr_prefix(err, r, "%s", c->paths[i]);
@@ -129,7 +130,8 @@ int snap_creation_check(struct snap_creation *c, unsigned i, bool force, const c
         snprintf(mine, sizeof(mine), "Granary datastore '%s'", own); /* what an attempt that was broken off left: who adds it looks closer */
     if (what[0] && !force && strcmp(what, mine) != 0)
         return gr_fail(err, -EEXIST, "%s: holds a %s already; nothing was changed (--force formats over it)", c->paths[i], what);
-    return gr_device_is_lun(c->paths[i]) ? device_try(c, i, err) : 0;
+    r = gr_device_is_lun(c->paths[i]) && !c->one_host ? device_try(c, i, err) : 0;
+    return r < 0 ? gr_prefix(err, r, "%s cannot be shared by hosts%s", c->paths[i], hint) : 0;
 }
 
 bool snap_same_device(const char *one, const char *other)

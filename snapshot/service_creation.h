@@ -14,6 +14,7 @@ struct snap_creation {
     uint64_t size;
     bool has_size;
     enum vmfs_timing timing;
+    bool one_host; /* nothing is shared: a LUN need not fence anybody, and is not entered or tried */
     uint8_t host_uuid[16];
     struct gr_device_opts device;
 };

@@ -1,4 +1,4 @@
-/* Methods datastore.*: join, leave, list, info, check, grow, recover. Create and destroy: service_format.c. */
+/* Methods datastore.*: join, leave, list, info, grow. Create and destroy: service_format.c; check and scrub: service_check.c. */
 #include "common/buf.h"
 #include "snapshot/service_int.h"
 #include <string.h>
@@ -48,6 +48,7 @@ static json_t *stats_row(struct vmfs *v)
         {"replayed-records", st.replayed_records},
         {"dropped-pieces", st.dropped_pieces},
         {"takeovers", st.takeovers},
+        {"rotten-reads", st.rotten},
     };
     json_t *o = json_object();
     for (size_t i = 0; o && i < GR_ARRAY_LEN(rows); i++)
@@ -75,6 +76,15 @@ static int info_parts(struct snap_ds *ds, bool owners, json_t **ret_waits, json_
     *ret_waits = waits;
     *ret_hosts = hosts;
     return 0;
+}
+
+/* null: there was none */
+static json_t *scrub_row(const struct vmfs_scrubbed *c)
+{
+    if (!c->started_s)
+        return json_null();
+    return json_pack("{s:I,s:o,s:I,s:I,s:I}", "started", (json_int_t)c->started_s, "ended", c->ended_s ? json_integer(c->ended_s) : json_null(), "bytes",
+                     (json_int_t)c->bytes, "bad-pieces", (json_int_t)c->bad_pieces, "errors", (json_int_t)c->errors);
 }
 
 static json_t *info_row(struct snap_ds *ds, bool owners, struct gr_err *err)
@@ -105,6 +115,9 @@ static json_t *info_row(struct snap_ds *ds, bool owners, struct gr_err *err)
         if (ds->login_row)
             json_object_set(o, "login", ds->login_row);
         json_object_set_new(o, "shared-luns", json_boolean(i.shared_luns));
+        json_object_set_new(o, "one-host", json_boolean(i.one_host));
+        json_object_set_new(o, "data-crc", json_boolean(i.data_crc));
+        json_object_set_new(o, "scrub", scrub_row(&i.scrubbed));
         json_object_set_new(o, "timing", json_string(i.timing == VMFS_TIMING_FAST ? "fast" : "default"));
     }
     if (o && i.fenced)
@@ -279,18 +292,8 @@ static int op_leave(struct snap_op *op)
 }
 SNAP_METHOD(op_leave, "datastore.leave")
 
-/* ---- check, grow, recover ---- */
-struct check_lines {
-    struct gr_rpc_call *call;
-};
-
-static void check_line(void *arg, const char *text)
-{
-    struct check_lines *l = arg;
-    (void)gr_rpc_part(l->call, json_pack("{s:s}", "line", text)); /* nobody listens any more: the report still counts */
-}
-
-static int get_named(struct snap_op *op, struct snap_ds **ret)
+/* ---- grow, recover ---- */
+int snap_op_ds(struct snap_op *op, struct snap_ds **ret)
 {
     const char *name = NULL;
     int r = gr_json_str(op->params, "name", &name, op->err);
@@ -298,28 +301,6 @@ static int get_named(struct snap_op *op, struct snap_ds **ret)
         r = snap_datastore_name_check(name, op->err);
     return r < 0 ? r : snap_ds_get(op->s, name, ret, op->err);
 }
-
-static int op_check(struct snap_op *op)
-{
-    struct snap_ds *ds = NULL;
-    struct vmfs_check_report rep = {0};
-    struct check_lines lines = {op->call};
-    int r = get_named(op, &ds);
-    if (r < 0)
-        return r;
-    r = vmfs_check(ds->v, check_line, &lines, &rep, op->err);
-    json_t *o = json_pack("{s:s,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "name", ds->name, "sound", r == 0, "errors", (json_int_t)rep.errors,
-                          "leaked-units", (json_int_t)rep.leaked_units, "objects", (json_int_t)rep.objects, "nodes", (json_int_t)rep.nodes,
-                          "pieces", (json_int_t)rep.pieces, "shared-pieces", (json_int_t)rep.shared_pieces, "regions",
-                          (json_int_t)rep.regions);
-    snap_ds_put(ds);
-    if (r < 0 && (r != -GR_ECORRUPT || (rep.errors == 0 && rep.leaked_units == 0))) {
-        json_decref(o);
-        return r;
-    }
-    return snap_op_result(op, o);
-}
-SNAP_METHOD(op_check, "datastore.check")
 
 void snap_tell_grown(struct snap_ds *ds)
 {
@@ -345,7 +326,7 @@ static int op_grow(struct snap_op *op)
     struct gr_geometry g = {0};
     int r = gr_json_u64(op->params, "size", &size, op->err);
     if (r == 0)
-        r = get_named(op, &ds);
+        r = snap_op_ds(op, &ds);
     if (r < 0)
         return r;
     for (unsigned i = 0; i < ds->n_devices && r == 0; i++) {
@@ -382,7 +363,7 @@ static int op_rescan(struct snap_op *op)
     struct snap_ds *ds = NULL;
     struct gr_geometry g;
     struct stat st;
-    int r = get_named(op, &ds);
+    int r = snap_op_ds(op, &ds);
     if (r < 0)
         return r;
     unsigned last = last_device(ds);
@@ -398,20 +379,12 @@ static int op_rescan(struct snap_op *op)
 }
 SNAP_METHOD(op_rescan, "datastore.rescan")
 
-static int op_recover(struct snap_op *op)
-{
-    struct snap_ds *ds = NULL;
-    int r = get_named(op, &ds);
-    if (r < 0)
-        return r;
-    r = vmfs_recover(ds->v, op->err);
-    snap_ds_put(ds);
-    return r < 0 ? r : snap_op_result(op, json_pack("{s:i}", "recovered", r));
-}
-SNAP_METHOD(op_recover, "datastore.recover")
-
+SNAP_METHOD(snap_op_datastore_recover, "datastore.recover")
 SNAP_METHOD(snap_op_datastore_create, "datastore.create")
 SNAP_METHOD(snap_op_datastore_destroy, "datastore.destroy")
+SNAP_METHOD(snap_op_check, "datastore.check")
+SNAP_METHOD(snap_op_repair, "datastore.repair")
+SNAP_METHOD(snap_op_scrub, "datastore.scrub")
 SNAP_METHOD(snap_op_devices_list, "datastore.devices")
 SNAP_METHOD(snap_op_device_add, "datastore.add-device")
 SNAP_METHOD(snap_op_device_open, "datastore.open-device")
@@ -420,8 +393,9 @@ SNAP_METHOD(snap_op_device_remove, "datastore.remove-device")
 const struct gr_rpc_method snap_datastore_methods[] = {
     {"datastore.create", rpc_snap_op_datastore_create},   {"datastore.join", rpc_op_join},   {"datastore.leave", rpc_op_leave},
     {"datastore.destroy", rpc_snap_op_datastore_destroy}, {"datastore.list", rpc_op_list, true},   {"datastore.info", rpc_op_info, true},
-    {"datastore.check", rpc_op_check, true},     {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
-    {"datastore.recover", rpc_op_recover}, {"datastore.devices", rpc_snap_op_devices_list, true},
+    {"datastore.check", rpc_snap_op_check, true}, {"datastore.repair", rpc_snap_op_repair},
+    {"datastore.scrub", rpc_snap_op_scrub}, {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
+    {"datastore.recover", rpc_snap_op_datastore_recover}, {"datastore.devices", rpc_snap_op_devices_list, true},
     {"datastore.add-device", rpc_snap_op_device_add}, {"datastore.open-device", rpc_snap_op_device_open},
     {"datastore.remove-device", rpc_snap_op_device_remove},
     {NULL, NULL},

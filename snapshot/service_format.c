@@ -6,17 +6,26 @@
 /* ---- create ---- */
 static int format_devices(struct snap_op *op, const char *name, struct snap_creation *c)
 {
-    bool force = false, preallocate = false;
+    bool force = false, preallocate = false, data_crc = false;
     int r = gr_json_opt_bool(op->params, "force", &force, op->err);
     if (r == 0)
         r = gr_json_opt_bool(op->params, "preallocate", &preallocate, op->err);
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "one-host", &c->one_host, op->err);
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "data-crc", &data_crc, op->err);
+    for (unsigned i = 0; i < c->n && r == 0 && c->one_host; i++)
+        if (!gr_device_is_lun(c->paths[i]))
+            r = gr_fail(op->err, -GR_EUSAGE, "%s: --one-host is for LUNs that cannot keep a lost host out; on files and block devices hosts are told apart by locks",
+                        c->paths[i]);
     for (unsigned i = 0; i < c->n && r == 0; i++)
         r = snap_creation_prepare(c, i, op->err);
     for (unsigned i = 0; i < c->n && r == 0; i++)
         r = snap_creation_check(c, i, force, NULL, op->err);
     if (r < 0)
         return r;
-    struct vmfs_format_opts fo = {.name = name, .force = force, .preallocate = preallocate, .timing = c->timing, .tested = c->tested};
+    struct vmfs_format_opts fo = {.name = name, .force = force, .preallocate = preallocate, .timing = c->timing, .one_host = c->one_host,
+                                  .data_crc = data_crc, .tested = c->tested};
     return vmfs_format(c->loop, c->bdevs, c->n, &fo, op->err);
 }
 
@@ -90,15 +99,15 @@ static void count_other(void *arg, const struct vmfs_slot_info *s)
 
 /* Nobody is joined any more: an empty volume is written over it, which is refused, even forced, when a host joined in the
  * meantime; then the traces go: a file is removed, a block device's ends are zeroed. */
-static int wipe(struct snap_op *op, struct snap_ds *ds)
+static int wipe(struct snap_op *op, struct snap_ds *ds, bool one_host)
 {
-    struct snap_creation c = {.n = ds->n_devices};
+    struct snap_creation c = {.n = ds->n_devices, .one_host = one_host};
     int r = snap_creation_open(&c, op->s, &ds->login, op->err);
     for (unsigned i = 0; i < c.n && r == 0; i++) {
         c.paths[i] = ds->devices[i];
         r = gr_device_open(c.loop, c.paths[i], &c.device, &c.bdevs[i], op->err);
     }
-    struct vmfs_format_opts fo = {.name = ds->name, .force = true};
+    struct vmfs_format_opts fo = {.name = ds->name, .force = true, .one_host = one_host};
     if (r == 0)
         r = vmfs_format(c.loop, c.bdevs, c.n, &fo, op->err);
     for (unsigned i = 0; i < c.n && r == 0; i++) {
@@ -123,7 +132,7 @@ static int wipe(struct snap_op *op, struct snap_ds *ds)
         if (r == 0)
             r = gr_flush(ch);
         gr_chan_close(ch);
-        if (r == 0 && c.bdevs[i]->fence)
+        if (r == 0 && c.bdevs[i]->fence && !one_host)
             c.bdevs[i]->fence->clear(c.bdevs[i], NULL);
         if (r < 0)
             gr_fail(op->err, r, "%s: cannot be wiped: %s", c.paths[i], gr_code_text(r));
@@ -146,6 +155,9 @@ int snap_op_datastore_destroy(struct snap_op *op)
     if (r == 0 && !ds->v)
         r = snap_ds_join(op->s, ds, op->err);
     struct others o = {0};
+    struct vmfs_info info = {0};
+    if (r == 0)
+        vmfs_info(ds->v, &info);
     if (r == 0)
         r = vmfs_slots(ds->v, count_other, &o, op->err);
     if (r >= 0 && o.n > 0)
@@ -154,7 +166,7 @@ int snap_op_datastore_destroy(struct snap_op *op)
     if (r >= 0)
         r = snap_ds_leave(op->s, ds, true, op->err);
     if (r == 0)
-        r = wipe(op, ds);
+        r = wipe(op, ds, info.one_host);
     if (r == 0) {
         snap_ds_remove(op->s, ds);
         r = snap_registry_save(op->s, op->err);

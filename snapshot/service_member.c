@@ -149,6 +149,9 @@ static int confirm(void *arg, struct gr_err *err)
 
 static int add_to(struct snap_op *op, struct adding *a, struct snap_creation *c, bool force)
 {
+    struct vmfs_info info;
+    vmfs_info(a->ds->v, &info);
+    c->one_host = info.one_host;
     int r = snap_creation_free_of(op->s, c, a->ds, op->err);
     int known = find_device(a->ds, a->device);
     if (r == 0 && known >= 0 && vmfs_device_number(a->ds->v, a->ds->bdevs[known]) >= 0)

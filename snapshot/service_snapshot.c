@@ -10,10 +10,13 @@ json_t *snap_info_row(const char *ds, const char *path, const struct snap_info *
     char token[96];
     gr_auto_free char *disk = gr_asprintf("%s/%s", ds, path);
     gr_bookmark_format(&i->bookmark, token);
-    return json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:s,s:i,s:b,s:b,s:i,s:s}", "disk", disk ? disk : path, "name", i->name, "kind",
+    json_t *row = json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I,s:s,s:i,s:b,s:b,s:i,s:s}", "disk", disk ? disk : path, "name", i->name, "kind",
                      i->is_bookmark ? "bookmark" : "snapshot", "id", (json_int_t)i->id, "parent-id", (json_int_t)i->parent_id, "created",
                      (json_int_t)i->created_s, "size", (json_int_t)i->size, "bookmark", token, "clones", (int)i->clones, "current",
                      i->current, "deleting", i->deleting, "pins", (int)i->pins, "group", i->group);
+    if (row && i->counted)
+        snap_usage_row(row, i->used, i->unique);
+    return row;
 }
 
 /* ---- create ---- */

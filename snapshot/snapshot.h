@@ -13,6 +13,10 @@ struct snap_info {
     uint64_t size;        /* bytes: size of the disk at that instant */
     struct gr_bookmark bookmark; /* disk, lineage, epoch: keep it to ask what changed since */
     unsigned clones;      /* disks that start here */
+    bool counted;         /* used and unique are known (struct vmfs_stat) */
+    uint64_t used;        /* bytes of data that it names */
+    uint64_t unique;      /* bytes that deleting it alone gives back: none while clones, or lines of several snapshots, start here. At most: what
+                             other disks share by copying stays */
     bool current;         /* the live head grew from it */
     bool deleting;        /* going away in the background */
     unsigned pins;        /* readers elsewhere */

@@ -19,6 +19,13 @@ static void ptr_get(const struct vmfs_ptr_disk *d, struct mchild *c)
 
 static int dir_encode(const struct vobj *o, struct gr_buf *b)
 {
+    if (o->has_posix) {
+        struct vmfs_posix_disk p;
+        struct vmfs_dirent_disk d = { .name_len = gr_le16_of(sizeof p) };
+        vposix_put(&o->posix, &p);
+        if (gr_buf_add(b, &d, sizeof d) < 0 || gr_buf_add(b, &p, sizeof p) < 0)
+            return -ENOMEM;
+    }
     for (size_t i = 0; i < o->n_ents; i++) {
         const struct vdirent *e = &o->ents[i];
         size_t n = strlen(e->name);
@@ -42,13 +49,19 @@ static int snap_encode(const struct vsnap *s, struct gr_buf *b)
     return gr_buf_add(b, &d, sizeof d) < 0 || gr_buf_add(b, s->name, n) < 0 ? -ENOMEM : 0;
 }
 
+static int usage_encode(const struct vusage *u, uint64_t passed, struct gr_buf *b)
+{
+    struct vmfs_usage_disk d = { gr_le64_of(u->used), gr_le64_of(u->own), gr_le64_of(u->lost), gr_le64_of(passed) };
+    return gr_buf_add(b, &d, sizeof d);
+}
+
 int vobj_blob_encode(const struct vobj *o, struct gr_buf *b)
 {
     if (o->ino.type == VMFS_DIR)
         return dir_encode(o, b);
     struct vmfs_content_disk c = { .epoch = gr_le64_of(o->epoch), .lineage = gr_le64_of(o->lineage), .parent_snap = gr_le64_of(o->parent_snap),
                                    .next_snap = gr_le64_of(o->next_snap), .level = gr_le32_of(o->live.level),
-                                   .flags = gr_le32_of(o->copied ? VMFS_CONTENT_COPIED : 0), .origin_object = gr_le64_of(o->origin_object), .origin_snap = gr_le64_of(o->origin_snap),
+                                   .flags = gr_le32_of((o->copied ? VMFS_CONTENT_COPIED : 0) | (o->counted ? VMFS_CONTENT_COUNTED : 0)), .origin_object = gr_le64_of(o->origin_object), .origin_snap = gr_le64_of(o->origin_snap),
                                    .origin_epoch = gr_le64_of(o->origin_epoch), .reserved_units = gr_le64_of(o->reserved_units),
                                    .n_snaps = gr_le32_of((uint32_t)o->n_snaps), .n_lineages = gr_le32_of((uint32_t)o->n_lineages),
                                    .n_bookmarks = gr_le32_of((uint32_t)o->n_bookmarks), .n_attrs = gr_le32_of((uint32_t)o->n_attrs) };
@@ -72,6 +85,10 @@ int vobj_blob_encode(const struct vobj *o, struct gr_buf *b)
         struct vmfs_attr_disk d = { gr_le16_of((uint16_t)strlen(a->key)), gr_le16_of(0), gr_le32_of((uint32_t)a->len) };
         r |= gr_buf_add(b, &d, sizeof d) | gr_buf_add(b, a->key, strlen(a->key)) | gr_buf_add(b, a->val, a->len);
     }
+    for (size_t i = 0; o->counted && i < o->n_snaps; i++)
+        r |= usage_encode(&o->snaps[i]->use, o->snaps[i]->passed, b);
+    if (o->counted)
+        r |= usage_encode(&o->use, 0, b);
     return r ? -ENOMEM : 0;
 }
 
@@ -111,6 +128,13 @@ static int dir_decode(struct vobj *o, struct cursor *c, struct gr_err *err)
         const struct vmfs_dirent_disk *d = take(c, sizeof *d);
         if (!d)
             return bad(o, "directory entry", err);
+        if (gr_le16_get(d->type) == 0) {
+            const struct vmfs_posix_disk *p = gr_le16_get(d->name_len) == sizeof *p && !o->has_posix && !o->n_ents ? take(c, sizeof *p) : NULL;
+            if (!p || !(o->v->sb.incompat & VMFS_INCOMPAT_FILES) || !vposix_get(p, &o->posix))
+                return bad(o, "owner", err);
+            o->has_posix = true;
+            continue;
+        }
         if (o->n_ents == o->cap_ents) {
             size_t cap = o->cap_ents ? o->cap_ents * 2 : 16;
             struct vdirent *e = gr_realloc(o->ents, cap * sizeof *e);
@@ -217,6 +241,27 @@ static int attrs_decode(struct vobj *o, struct cursor *c, uint32_t n, struct gr_
     return 0;
 }
 
+static int usage_decode(struct cursor *c, struct vusage *ret, uint64_t *ret_passed)
+{
+    const struct vmfs_usage_disk *d = take(c, sizeof *d);
+    if (!d)
+        return -GR_ECORRUPT;
+    *ret = (struct vusage){ gr_le64_get(d->used), gr_le64_get(d->own), gr_le64_get(d->lost) };
+    *ret_passed = gr_le64_get(d->passed);
+    return 0;
+}
+
+static int usages_decode(struct vobj *o, struct cursor *c, struct gr_err *err)
+{
+    uint64_t none;
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < o->n_snaps; i++)
+        r = usage_decode(c, &o->snaps[i]->use, &o->snaps[i]->passed);
+    if (r == 0)
+        r = usage_decode(c, &o->use, &none);
+    return r < 0 ? bad(o, "number of counters", err) : 0;
+}
+
 int vobj_blob_decode(struct vobj *o, const void *blob, size_t len, struct gr_err *err)
 {
     struct cursor c = { blob, len };
@@ -254,5 +299,8 @@ int vobj_blob_decode(struct vobj *o, const void *blob, size_t len, struct gr_err
     r = bookmarks_decode(o, &c, gr_le32_get(d->n_bookmarks), err);
     if (r == 0)
         r = attrs_decode(o, &c, gr_le32_get(d->n_attrs), err);
+    o->counted = gr_le32_get(d->flags) & VMFS_CONTENT_COUNTED;
+    if (r == 0 && o->counted)
+        r = usages_decode(o, &c, err);
     return r;
 }

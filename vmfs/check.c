@@ -11,6 +11,7 @@
 #define LINES_MAX 2000u /* more are counted, not told */
 #define LOOKS_MAX 6u
 #define LOOK_AGAIN_MS 300u
+#define ROUNDS 5u /* of mending: one may uncover what another can mend */
 
 static void __attribute__((format(printf, 2, 0))) line_add(struct chk *c, const char *fmt, va_list ap)
 {
@@ -38,6 +39,37 @@ void chk_note(struct chk *c, const char *fmt, ...)
     va_end(ap);
 }
 
+void chk_fix(struct chk *c, struct chk_fix f)
+{
+    if (!c->repair)
+        return;
+    if (c->n_fixes == c->cap_fixes) {
+        size_t cap = c->cap_fixes ? c->cap_fixes * 2 : 64;
+        struct chk_fix *a = gr_realloc(c->fixes, cap * sizeof *a);
+        if (!a) {
+            chk_nomem(c);
+            return;
+        }
+        c->fixes = a;
+        c->cap_fixes = cap;
+    }
+    c->fixes[c->n_fixes++] = f;
+}
+
+/* What grows with the volume, and is kept until the look ends. */
+static size_t memory_of(const struct chk *c)
+{
+    size_t n = c->n_regions * sizeof *c->regions + c->cap_objs * sizeof *c->objs + c->cap_foreign * sizeof *c->foreign + c->cap_fixes * sizeof *c->fixes;
+    for (uint32_t i = 0; c->regions && i < c->n_regions; i++) {
+        const struct chk_region *r = &c->regions[i];
+        n += (r->bits ? (r->units + 7) / 8 : 0) + (r->mark ? r->units * sizeof *r->mark : 0) + r->n_shares * sizeof *r->shares;
+        n += r->cap_owned * sizeof *r->owned;
+    }
+    for (size_t i = 0; i < c->n_objs; i++)
+        n += c->objs[i].n_ents * sizeof *c->objs[i].ents + c->objs[i].n_snaps * sizeof *c->objs[i].snaps;
+    return n;
+}
+
 int chk_nomem(struct chk *c)
 {
     c->failed = -ENOMEM;
@@ -59,6 +91,8 @@ static void chk_done(struct chk *c)
     free(c->regions);
     free(c->objs);
     free(c->foreign);
+    free(c->damaged);
+    free(c->fixes);
     gr_buf_done(&c->lines);
     memset(c, 0, sizeof *c);
 }
@@ -85,8 +119,10 @@ static int look(struct chk *c)
         chk_names(c);
         chk_trees(c);
         chk_space(c);
+        chk_usage(c);
         r = v->fenced ? -GR_EFENCED : c->failed;
     }
+    c->memory = memory_of(c);
     ticket_close(v, &ticket);
     space_reclaim(v);
     return r;
@@ -128,7 +164,7 @@ static int looks(struct vmfs *v, struct chk *c)
     struct gr_buf before = { 0 };
     int r = 0;
     for (unsigned i = 0; i < LOOKS_MAX; i++) {
-        *c = (struct chk){ .v = v };
+        *c = (struct chk){ .v = v, .repair = c->repair };
         r = look(c);
         if (r < 0 || !c->others || c->rep.errors == 0)
             break;
@@ -141,41 +177,101 @@ static int looks(struct vmfs *v, struct chk *c)
         if (i + 1 == LOOKS_MAX)
             break;
         gr_buf_done(&before);
+        bool repair = c->repair;
         before = c->lines;
         c->lines = (struct gr_buf){ 0 };
         chk_done(c);
+        c->repair = repair;
         gr_fiber_sleep_ms(LOOK_AGAIN_MS);
     }
     gr_buf_done(&before);
     return r;
 }
 
+static void lines_tell(struct chk *c, void (*line)(void *arg, const char *text), void *arg)
+{
+    for (size_t at = 0; line && at < c->lines.len; at += strlen((const char *)c->lines.data + at) + 1)
+        line(arg, (const char *)c->lines.data + at);
+    if (line && c->n_lines > LINES_MAX) {
+        char more[80];
+        snprintf(more, sizeof more, "%llu more lines are left out", (unsigned long long)(c->n_lines - LINES_MAX));
+        line(arg, more);
+    }
+    c->lines.len = 0;
+    c->n_lines = 0;
+}
+
+static int looked(struct vmfs *v, struct chk *c)
+{
+    gr_fmutex_lock(&v->settle_lock);
+    int r = looks(v, c);
+    gr_fmutex_unlock(&v->settle_lock);
+    return r;
+}
+
+static int report(struct chk *c, struct vmfs_check_report *ret, struct gr_err *err)
+{
+    ret->objects = c->rep.objects;
+    ret->nodes = c->rep.nodes;
+    ret->pieces = c->rep.pieces;
+    ret->shared_pieces = c->rep.shared_pieces;
+    ret->regions = c->rep.regions;
+    ret->errors = c->rep.errors;
+    ret->leaked_units = c->rep.leaked_units;
+    ret->repaired += c->repaired;
+    ret->memory = GR_MAX(ret->memory, c->memory);
+    return ret->errors ? gr_fail(err, -GR_ECORRUPT, "datastore '%s': %llu rules are broken", c->v->sb.name, (unsigned long long)ret->errors) : 0;
+}
+
+static int cannot(struct vmfs *v, struct chk *c, int r, struct gr_err *err)
+{
+    chk_done(c);
+    return gr_fail(err, r, "datastore '%s' cannot be checked: %s", v->sb.name, v->fenced ? v->fence_reason : gr_code_text(r));
+}
+
+static int begin(struct vmfs *v, struct gr_err *err)
+{
+    if (v->role != VMFS_HOST)
+        return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only: only a host can check it", v->sb.name);
+    return vmfs_recover(v, err);
+}
+
 int vmfs_check(struct vmfs *v, void (*line)(void *arg, const char *text), void *arg, struct vmfs_check_report *ret, struct gr_err *err)
 {
     struct chk c = { .v = v };
-    if (v->role != VMFS_HOST)
-        return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only: only a host can check it", v->sb.name);
-    int r = vmfs_recover(v, err);
+    int r = begin(v, err);
     if (r < 0)
         return r;
-    gr_fmutex_lock(&v->settle_lock);
-    r = looks(v, &c);
-    gr_fmutex_unlock(&v->settle_lock);
-    if (r < 0) {
-        chk_done(&c);
-        return gr_fail(err, r, "datastore '%s' cannot be checked: %s", v->sb.name, v->fenced ? v->fence_reason : gr_code_text(r));
-    }
-    for (size_t at = 0; line && at < c.lines.len; at += strlen((const char *)c.lines.data + at) + 1)
-        line(arg, (const char *)c.lines.data + at);
-    if (line && c.n_lines > LINES_MAX) {
-        char more[80];
-        snprintf(more, sizeof more, "%llu more lines are left out", (unsigned long long)(c.n_lines - LINES_MAX));
-        line(arg, more);
-    }
-    *ret = c.rep;
-    ret->repaired = c.repaired;
+    *ret = (struct vmfs_check_report){ 0 };
+    if ((r = looked(v, &c)) < 0)
+        return cannot(v, &c, r, err);
+    lines_tell(&c, line, arg);
+    r = report(&c, ret, err);
     chk_done(&c);
-    if (ret->errors)
-        return gr_fail(err, -GR_ECORRUPT, "datastore '%s': %llu rules are broken", v->sb.name, (unsigned long long)ret->errors);
-    return 0;
+    return r;
+}
+
+/* Look, mend, look again: the last look is the proof. */
+int vmfs_repair(struct vmfs *v, void (*line)(void *arg, const char *text), void *arg, struct vmfs_check_report *ret, struct gr_err *err)
+{
+    int r = begin(v, err);
+    *ret = (struct vmfs_check_report){ 0 };
+    for (unsigned round = 0; r >= 0; round++) {
+        struct chk c = { .v = v, .repair = true };
+        if ((r = looked(v, &c)) < 0)
+            return cannot(v, &c, r, err);
+        if (c.others || v->sp.evac)
+            r = gr_fail(err, -GR_ELOCKED, "datastore '%s' is repaired by a host that is alone, and while no device leaves: %s", v->sb.name,
+                        c.others ? "have the other hosts leave it, or stop them, first" : "let that end first");
+        lines_tell(&c, line, arg);
+        int64_t mended = r == 0 && round < ROUNDS ? chk_mend(&c, err) : 0;
+        lines_tell(&c, line, arg);
+        ret->mended += mended > 0 ? (uint64_t)mended : 0;
+        r = mended < 0 ? (int)mended : r < 0 ? r : report(&c, ret, mended ? NULL : err);
+        chk_done(&c);
+        if (mended <= 0)
+            return r;
+        r = 0;
+    }
+    return r;
 }

@@ -3,7 +3,9 @@
  *   check_homeblock.c   copies the home blocks at one instant: slots, lists of foreign frees, regions, inodes
  *   check_walk.c   walks every tree and says which unit belongs to what
  *   check_space.c  remembers what was reached, by unit, and compares with the bitmaps
- *   check_names.c  directories, links between objects, counters */
+ *   check_usage.c  counts again how much space each tree has
+ *   check_names.c  directories, links between objects, counters
+ *   check_repair.c what can be mended without guessing */
 #ifndef VMFS_CHECK_H
 #define VMFS_CHECK_H
 #include "vmfs/internal.h"
@@ -14,6 +16,8 @@ struct chk_snap {
     uint32_t flags, clones, clones_found;
     struct mptr root;
     uint8_t level;
+    struct vusage use;
+    uint64_t own_found;
 };
 struct chk_ent {
     uint64_t id;
@@ -23,9 +27,12 @@ struct chk_obj {
     uint64_t id;
     uint16_t type;
     uint32_t n_snapshots; /* as the inode says */
-    uint64_t size;
+    uint64_t size, used_units;
     uint64_t blob_addr;
     uint32_t blob_bytes, blob_units;
+    uint64_t key_id;     /* as the inode says */
+    uint64_t keys_at[2]; /* as the blob says; 0: it names none */
+    uint64_t key_from;   /* epoch of its oldest data key */
     bool decoded, bad;
     unsigned links; /* directory entries that name it */
     /* directories */
@@ -37,6 +44,9 @@ struct chk_obj {
     uint8_t level;
     struct chk_snap *snaps;
     size_t n_snaps;
+    bool counted;
+    struct vusage use; /* of the live head */
+    uint64_t own_found;
 };
 /* A region, as its home blocks say. */
 struct chk_region {
@@ -53,6 +63,22 @@ struct chk_region {
     struct chk_owned { uint32_t unit, print; } *owned; /* namings of such units */
     size_t n_owned, cap_owned;
 };
+/* What mends a broken rule. */
+enum chk_fix_kind {
+    CHK_FIX_LEAK,      /* units [addr, addr + n) are given back */
+    CHK_FIX_USE,       /* units [addr, addr + n) are allocated */
+    CHK_FIX_COUNT,     /* the header of region n is written anew */
+    CHK_FIX_OWNERS,    /* the unit at addr has n owners; its list says value + 1 */
+    CHK_FIX_SNAPSHOTS, /* the snapshots of object id are counted anew */
+    CHK_FIX_CLONES,    /* snapshot n of object id has value clones */
+    CHK_FIX_ENTRY,     /* directory id: its entry for object value goes */
+    CHK_FIX_TYPE,      /* directory id: its entry for object value says type n */
+    CHK_FIX_UNNAMED,   /* object id, of type n, gets a name */
+};
+struct chk_fix {
+    enum chk_fix_kind kind;
+    uint64_t addr, id, n, value;
+};
 struct chk {
     struct vmfs *v;
     struct vmfs_check_report rep;
@@ -68,10 +94,18 @@ struct chk {
     struct chk_obj *objs; /* by index of the inode, ascending */
     size_t n_objs, cap_objs;
     uint64_t steps;
+    uint32_t *damaged; /* inodes that cannot be read: what names them names something */
+    size_t n_damaged, cap_damaged;
+    bool repair; /* remember what mends what is found */
+    struct chk_fix *fixes;
+    size_t n_fixes, cap_fixes;
+    size_t memory; /* bytes that grew with the volume: the most of all looks */
 };
 
 /* A broken rule: one line, counted. */
 void chk_error(struct chk *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* Behind chk_error(): this mends it. */
+void chk_fix(struct chk *c, struct chk_fix f);
 /* Something to be told that is no error. */
 void chk_note(struct chk *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int chk_nomem(struct chk *c); /* remember it; -ENOMEM */
@@ -96,12 +130,22 @@ struct chk_region *chk_region_of(struct chk *c, uint64_t addr, uint32_t units); 
 void chk_space(struct chk *c);
 const char *chk_unit(uint64_t addr, char out[40]); /* "device 0 unit 5" */
 
+/* check_keys.c: the block of keys of an encrypted disk */
+void chk_keys(struct chk *c, struct chk_obj *o);
+
 /* check_walk.c */
 void chk_trees(struct chk *c);
+
+/* check_usage.c: after chk_trees() */
+void chk_usage(struct chk *c);
 
 /* check_names.c */
 struct chk_obj *chk_find(struct chk *c, uint64_t id); /* NULL: no such object */
 struct chk_snap *chk_snap(struct chk_obj *o, uint64_t id);
 void chk_names(struct chk *c);
 void chk_links(struct chk *c);
+bool chk_damaged(const struct chk *c, uint64_t id); /* its inode cannot be read */
+
+/* check_repair.c: mend what one look found, no lock held. How much was mended; negative: it cannot go on. */
+int64_t chk_mend(struct chk *c, struct gr_err *err);
 #endif

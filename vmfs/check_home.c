@@ -1,6 +1,7 @@
 /* Home blocks, copied while the checkpoint lock is held. A block of which one copy is damaged is repaired from the other. */
 #include "common/seam.h"
 #include "vmfs/check.h"
+#include "vmfs/keys.h"
 
 #define CHUNK_UNITS 64u
 
@@ -36,7 +37,7 @@ static void repair(struct chk *c, uint64_t addr, const uint8_t *bad, const uint8
     if (r == 0) {
         memcpy(now, good, VMFS_UNIT);
         vhdr_move(now, 1, addr);
-        r = v->fenced ? -GR_EFENCED : gr_compare_write(v->dev[vmfs_addr_dev(addr)].ch, vmfs_addr_unit(addr) * VMFS_UNIT, bad, now, VMFS_UNIT, NULL);
+        r = vdev_swap(v, addr, bad, now);
     }
     free(now);
     if (r == 0)
@@ -45,6 +46,22 @@ static void repair(struct chk *c, uint64_t addr, const uint8_t *bad, const uint8
         chk_note(c, "%s: repaired from its other copy", why->text);
     else if (r != -GR_EMISCOMPARE)
         chk_error(c, "%s: cannot be repaired from its other copy: %s", why->text, gr_code_text(r));
+}
+
+static void damaged_add(struct chk *c, uint32_t inode)
+{
+    if (c->n_damaged == c->cap_damaged) {
+        size_t cap = c->cap_damaged ? c->cap_damaged * 2 : 64;
+        uint32_t *a = gr_realloc(c->damaged, cap * sizeof *a);
+        if (!a) {
+            chk_nomem(c);
+            return;
+        }
+        c->damaged = a;
+        c->cap_damaged = cap;
+    }
+    c->damaged[c->n_damaged++] = inode;
+    c->blind = true;
 }
 
 static void one_block(struct scan *s, uint32_t at, uint32_t k)
@@ -67,6 +84,8 @@ static void one_block(struct scan *s, uint32_t at, uint32_t k)
         chk_error(c, "%s %u: both copies are damaged: %s; %s", s->what, index, ra < 0 ? ea.text : "the first was never written",
                   rb < 0 ? eb.text : "the second was never written");
         c->blind = true;
+        if (s->type == VMFS_T_INODE)
+            damaged_add(c, index);
         return;
     }
     if (ra < 0)
@@ -291,6 +310,9 @@ static int content_take(struct chk_obj *c, const struct vobj *o)
     c->origin_epoch = o->origin_epoch;
     c->root = o->live.root.ptr;
     c->level = o->live.level;
+    for (unsigned i = 0; i < 2; i++)
+        if (!vkeys_where(o, i, &c->keys_at[i]))
+            c->keys_at[i] = 0;
     c->snaps = o->n_snaps ? gr_zalloc(o->n_snaps * sizeof *c->snaps) : NULL;
     if (o->n_snaps && !c->snaps)
         return -ENOMEM;
@@ -298,8 +320,10 @@ static int content_take(struct chk_obj *c, const struct vobj *o)
     for (size_t i = 0; i < o->n_snaps; i++) {
         const struct vsnap *s = o->snaps[i];
         c->snaps[i] = (struct chk_snap){ .id = s->id, .parent = s->parent, .epoch = s->epoch, .cursor = s->cursor, .size = s->size,
-                                         .flags = s->flags, .clones = s->clones, .root = s->tree.root.ptr, .level = s->tree.level };
+                                         .flags = s->flags, .clones = s->clones, .root = s->tree.root.ptr, .level = s->tree.level, .use = s->use };
     }
+    c->counted = o->counted;
+    c->use = o->use;
     return 0;
 }
 
@@ -360,7 +384,7 @@ static void inode_block(struct chk *c, uint32_t index, uint32_t sub, const uint8
         return;
     if (vinode_decode(&c->v->sb, block, vhome_addr(&c->v->sb.inodes, index, 0, 0), &i, &err) < 0) {
         chk_error(c, "inode %u: %s", index, err.text);
-        c->blind = true;
+        damaged_add(c, index);
         return;
     }
     if (i.type == 0) {
@@ -370,7 +394,7 @@ static void inode_block(struct chk *c, uint32_t index, uint32_t sub, const uint8
     }
     if ((uint32_t)i.id != index) {
         chk_error(c, "inode %u: rule 7: it says that it is number %u", index, (uint32_t)i.id);
-        c->blind = true;
+        damaged_add(c, index);
         return;
     }
     if (c->n_objs == c->cap_objs) {
@@ -384,8 +408,8 @@ static void inode_block(struct chk *c, uint32_t index, uint32_t sub, const uint8
         c->cap_objs = cap;
     }
     struct chk_obj *o = &c->objs[c->n_objs++];
-    *o = (struct chk_obj){ .id = i.id, .type = i.type, .n_snapshots = i.n_snapshots, .size = i.size, .blob_addr = moved_addr(c->v, i.blob_addr, i.blob_units, NULL),
-                           .blob_bytes = i.blob_bytes, .blob_units = i.blob_units };
+    *o = (struct chk_obj){ .id = i.id, .type = i.type, .n_snapshots = i.n_snapshots, .size = i.size, .used_units = i.used_units, .blob_addr = moved_addr(c->v, i.blob_addr, i.blob_units, NULL),
+                           .blob_bytes = i.blob_bytes, .blob_units = i.blob_units, .key_id = i.key_id };
     if (!i.blob_addr)
         blob_take(c, o, i.inline_blob);
 }

@@ -30,13 +30,21 @@ static void entries_follow(struct chk *c, struct chk_obj *dir, struct chk_obj **
     for (size_t i = 0; i < dir->n_ents; i++) {
         const struct chk_ent *e = &dir->ents[i];
         struct chk_obj *o = chk_find(c, e->id);
-        if (!o) {
-            chk_error(c, "directory %llu: an entry names object %llu, which does not exist", (unsigned long long)dir->id, (unsigned long long)e->id);
+        if (!o && chk_damaged(c, e->id)) {
+            chk_error(c, "directory %llu: an entry names object %llu, of which the inode cannot be read", (unsigned long long)dir->id,
+                      (unsigned long long)e->id);
             continue;
         }
-        if (o->type != e->type)
+        if (!o) {
+            chk_error(c, "directory %llu: an entry names object %llu, which does not exist", (unsigned long long)dir->id, (unsigned long long)e->id);
+            chk_fix(c, (struct chk_fix){ .kind = CHK_FIX_ENTRY, .id = dir->id, .value = e->id });
+            continue;
+        }
+        if (o->type != e->type) {
             chk_error(c, "directory %llu: object %llu has type %u, its entry says %u", (unsigned long long)dir->id, (unsigned long long)e->id,
                       o->type, e->type);
+            chk_fix(c, (struct chk_fix){ .kind = CHK_FIX_TYPE, .id = dir->id, .value = e->id, .n = o->type });
+        }
         if (o->id == VMFS_INODE_ROOT || o->id == VMFS_INODE_DYING) {
             chk_error(c, "directory %llu: an entry names object %llu, which has no name", (unsigned long long)dir->id, (unsigned long long)e->id);
             continue;
@@ -44,6 +52,29 @@ static void entries_follow(struct chk *c, struct chk_obj *dir, struct chk_obj **
         if (o->links++ == 0 && o->type == VMFS_DIR)
             queue[(*n)++] = o;
     }
+}
+
+static bool names(const struct chk_obj *dir, uint64_t id)
+{
+    for (size_t i = 0; i < dir->n_ents; i++)
+        if (dir->ents[i].id == id)
+            return true;
+    return false;
+}
+
+/* Does a directory that has no name itself name it? Then it gets its name with that one. Of directories that name each other in a circle the
+ * one with the lowest number counts as the first. */
+static bool below_unnamed(struct chk *c, const struct chk_obj *o)
+{
+    for (size_t i = 0; i < c->n_objs; i++) {
+        const struct chk_obj *d = &c->objs[i];
+        if (d->type != VMFS_DIR || d->links || d == o || d->id == VMFS_INODE_ROOT || d->id == VMFS_INODE_DYING)
+            continue;
+        for (size_t k = 0; k < d->n_ents; k++)
+            if (d->ents[k].id == o->id && (o->type != VMFS_DIR || d->id < o->id || !names(o, d->id)))
+                return true;
+    }
+    return false;
 }
 
 void chk_names(struct chk *c)
@@ -63,12 +94,22 @@ void chk_names(struct chk *c)
     }
     for (size_t i = 0; i < n; i++)
         entries_follow(c, queue[i], queue, &n);
-    free(queue);
     for (size_t i = 0; i < c->n_objs; i++) {
         struct chk_obj *o = &c->objs[i];
         if (o->id != VMFS_INODE_ROOT && o->id != VMFS_INODE_DYING && o->links != 1)
             chk_error(c, "object %llu: %u directory entries name it, one should", (unsigned long long)o->id, o->links);
+        if (o->id != VMFS_INODE_ROOT && o->id != VMFS_INODE_DYING && o->links == 0 && !below_unnamed(c, o))
+            chk_fix(c, (struct chk_fix){ .kind = CHK_FIX_UNNAMED, .id = o->id, .n = o->type });
     }
+    free(queue);
+}
+
+bool chk_damaged(const struct chk *c, uint64_t id)
+{
+    for (size_t i = 0; i < c->n_damaged; i++)
+        if (c->damaged[i] == (uint32_t)id)
+            return true;
+    return false;
 }
 
 /* ---- links ---- */
@@ -89,8 +130,10 @@ static void snaps_check(struct chk *c, struct chk_obj *o)
             if (o->snaps[k].id == s->id || o->snaps[k].epoch == s->epoch)
                 chk_error(c, "object %llu, snapshot %llu: another one has the same number or epoch", id, sid);
     }
-    if (listed != o->n_snapshots)
+    if (listed != o->n_snapshots) {
         chk_error(c, "object %llu: the inode says %u snapshots, there are %u", (unsigned long long)o->id, o->n_snapshots, listed);
+        chk_fix(c, (struct chk_fix){ .kind = CHK_FIX_SNAPSHOTS, .id = o->id });
+    }
     if (o->parent_snap && !chk_snap(o, o->parent_snap))
         chk_error(c, "object %llu: grew from snapshot %llu, which does not exist", (unsigned long long)o->id, (unsigned long long)o->parent_snap);
 }
@@ -146,8 +189,10 @@ void chk_links(struct chk *c)
     for (size_t i = 0; i < c->n_objs; i++)
         for (size_t k = 0; k < c->objs[i].n_snaps; k++) {
             const struct chk_snap *s = &c->objs[i].snaps[k];
-            if (s->clones != s->clones_found)
-                chk_error(c, "object %llu, snapshot %llu: counts %u clones, there are %u", (unsigned long long)c->objs[i].id,
-                          (unsigned long long)s->id, s->clones, s->clones_found);
+            if (s->clones == s->clones_found)
+                continue;
+            chk_error(c, "object %llu, snapshot %llu: counts %u clones, there are %u", (unsigned long long)c->objs[i].id,
+                      (unsigned long long)s->id, s->clones, s->clones_found);
+            chk_fix(c, (struct chk_fix){ .kind = CHK_FIX_CLONES, .id = c->objs[i].id, .n = s->id, .value = s->clones_found });
         }
 }

@@ -204,8 +204,10 @@ static void shares_compare(struct chk *c, struct chk_region *r)
     for (uint32_t s = 0; s < r->n_shares; s++)
         for (uint32_t u = r->shares[s].at; u < r->shares[s].at + r->shares[s].units; u++) {
             uint32_t n = next < r->n_owned && r->owned[next].unit == u ? owners_of(c, r, next, &next) : 0;
-            if (r->stable && n != r->shares[s].more + 1 && !c->blind)
-                chk_error(c, "%s: it has %u owners, its region's list of shared units says %u", chk_unit(r->first + u, at), n, r->shares[s].more + 1);
+            if (!r->stable || n == r->shares[s].more + 1 || c->blind)
+                continue;
+            chk_error(c, "%s: it has %u owners, its region's list of shared units says %u", chk_unit(r->first + u, at), n, r->shares[s].more + 1);
+            chk_fix(c, (struct chk_fix){ .kind = CHK_FIX_OWNERS, .addr = r->first + u, .n = n, .value = r->shares[s].more });
         }
 }
 
@@ -223,12 +225,19 @@ static void region_compare(struct chk *c, struct chk_region *r)
         } while (i + n < r->units && fault_of(c, r, i + n, foreign) == f);
         if (f)
             chk_error(c, "%s, %u units: %s", chk_unit(r->first + i, at), n, fault_text[f]);
-        if (f == FAULT_LEAK)
+        if (f == FAULT_LEAK) {
             c->rep.leaked_units += n;
+            chk_fix(c, (struct chk_fix){ .kind = CHK_FIX_LEAK, .addr = r->first + i, .n = n });
+        }
+        if (f == FAULT_NOT_ALLOCATED)
+            chk_fix(c, (struct chk_fix){ .kind = CHK_FIX_USE, .addr = r->first + i, .n = n });
         i += n;
     }
-    if (r->stable && !r->fresh && free_units != r->free_units)
+    bool miscounted = r->stable && !r->fresh && free_units != r->free_units;
+    if (miscounted)
         chk_error(c, "region at %s: its header says %u free units, its bitmap %u", chk_unit(r->first, at), r->free_units, free_units);
+    if (miscounted)
+        chk_fix(c, (struct chk_fix){ .kind = CHK_FIX_COUNT, .n = (uint64_t)(r - c->regions) });
     free(foreign);
 }
 

@@ -60,6 +60,8 @@ static struct chk_use use_of(struct chk_tree *t, uint64_t first, uint64_t end, u
     /* behind the cursor of a snapshot that is being given back, its successor is responsible */
     bool given_back = w.s && (w.s->flags & VMFS_SNAP_DELETING) && end <= w.s->cursor;
     u.owned = (w.o == t->o && w.s == t->s) || given_back;
+    if (kind == PRINT_DATA && w.o == t->o && w.s == t->s)
+        ++*(w.s ? &w.s->own_found : &w.o->own_found);
     return u;
 }
 
@@ -74,6 +76,9 @@ static void piece_walk(struct chk_tree *t, uint64_t piece, const struct mpiece *
                   (unsigned long long)p->birth, (unsigned long long)t->epoch);
     if (p->state == VMFS_P_HOLE || piece < t->cursor)
         return;
+    if (p->state == VMFS_P_DATA && p->birth < t->o->key_from)
+        chk_error(t->c, "%s: piece %llu was born in epoch %llu, before the oldest key of the disk (%llu)", tree_name(t, name),
+                  (unsigned long long)piece, (unsigned long long)p->birth, (unsigned long long)t->o->key_from);
     if (piece >= t->end)
         chk_error(t->c, "%s: piece %llu lies behind the end", tree_name(t, name), (unsigned long long)piece);
     struct chk_use u = use_of(t, piece, piece + 1, p->birth, PRINT_DATA);
@@ -140,6 +145,7 @@ static void node_walk(struct chk_tree *t, const struct mptr *ptr, unsigned level
     if (r == CHK_CONFLICT)
         chk_error(c, "%s: node of level %u at piece %llu: %s is also in use for something else", tree_name(t, name), level,
                   (unsigned long long)first, chk_unit(ptr->addr, at));
+    c->blind |= r == CHK_CONFLICT; /* what is below it is not looked at */
     if (r == CHK_CONFLICT || r == CHK_FULL)
         return;
     if (ptr->birth > t->epoch)
@@ -203,6 +209,8 @@ void chk_trees(struct chk *c)
         c->rep.objects++;
         if (o->blob_addr)
             blob_reach(c, o->id, o->blob_addr, o->blob_units);
+        if (!o->bad)
+            chk_keys(c, o);
         deepest = GR_MAX(deepest, depth(c, o));
     }
     for (unsigned d = 0; d <= deepest; d++)

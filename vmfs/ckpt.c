@@ -359,7 +359,7 @@ static void lease_for_foreign(struct vmfs *v)
 
 static uint64_t units_wanted(struct vmfs *v)
 {
-    uint64_t n = v->dirty_nodes * VMFS_LEAF_UNITS_MAX + v->sp.n_foreign / 200 + 2 * CHUNK_UNITS; /* runs, so take plenty */
+    uint64_t n = v->dirty_nodes * leaf_units_max(v) + v->sp.n_foreign / 200 + 2 * CHUNK_UNITS; /* runs, so take plenty */
     for (const struct vregion *r = v->sp.regions; r; r = r->next)
         n += r->shares_dirty ? share_blob_units(r) : 0;
     for (unsigned h = 0; h < VOBJ_HASH; h++)
@@ -425,7 +425,7 @@ static int clean_leaves(struct vmfs *v)
         unsigned left = CLEAN_BATCH;
         v->ckpt_cleaning = true;
         space_pool_fill(v);
-        r = space_ensure(v, CLEAN_BATCH * VMFS_LEAF_UNITS_MAX + 2 * CHUNK_UNITS);
+        r = space_ensure(v, CLEAN_BATCH * leaf_units_max(v) + 2 * CHUNK_UNITS);
         if (r == -GR_ENOSPACE)
             r = 0; /* the pool serves */
         for (unsigned h = 0; r == 0 && h < VOBJ_HASH && left; h++)

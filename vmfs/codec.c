@@ -163,6 +163,17 @@ static void member_put(const struct vdevinfo *i, struct vmfs_member_disk *d)
     d->tested_s = gr_le64_of(i->tested_s);
 }
 
+static void scrub_get(const struct vmfs_scrub_disk *d, struct vscrub *s)
+{
+    *s = (struct vscrub){ gr_le64_get(d->started_s), gr_le64_get(d->ended_s), gr_le64_get(d->object),     gr_le64_get(d->snapshot),
+                          gr_le64_get(d->piece),     gr_le64_get(d->bytes),   gr_le64_get(d->bad_pieces), gr_le64_get(d->errors) };
+}
+static void scrub_put(const struct vscrub *s, struct vmfs_scrub_disk *d)
+{
+    *d = (struct vmfs_scrub_disk){ gr_le64_of(s->started_s), gr_le64_of(s->ended_s), gr_le64_of(s->object),     gr_le64_of(s->snapshot),
+                                   gr_le64_of(s->piece),     gr_le64_of(s->bytes),   gr_le64_of(s->bad_pieces), gr_le64_of(s->errors) };
+}
+
 int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
 {
     const struct vmfs_super_disk *d = block;
@@ -185,9 +196,13 @@ int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
     s.bitmap_blocks = gr_le32_get(d->bitmap_blocks);
     s.journal_units = gr_le32_get(d->journal_units);
     s.timing = gr_le32_get(d->timing);
+    s.data_crc = gr_le64_get(d->data_crc);
+    if (s.data_crc != (s.incompat & VMFS_INCOMPAT_DATA_CRC ? 1 : 0))
+        return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: data CRCs of kind %llu", (unsigned long long)s.data_crc);
     table_get(&d->slots, &s.slots);
     table_get(&d->regions, &s.regions);
     table_get(&d->inodes, &s.inodes);
+    scrub_get(&d->scrub, &s.scrub);
     for (unsigned i = 0; i < VMFS_DEVICES_MAX; i++) {
         memcpy(s.dev[i].uuid, d->devices[i].uuid, 16);
         s.dev[i].units = gr_le64_get(d->devices[i].units);
@@ -221,9 +236,11 @@ void vsuper_encode(const struct vsuper *s, uint64_t self, void *block)
     d->bitmap_blocks = gr_le32_of(s->bitmap_blocks);
     d->journal_units = gr_le32_of(s->journal_units);
     d->timing = gr_le32_of(s->timing);
+    d->data_crc = gr_le64_of(s->data_crc);
     table_put(&s->slots, &d->slots);
     table_put(&s->regions, &d->regions);
     table_put(&s->inodes, &d->inodes);
+    scrub_put(&s->scrub, &d->scrub);
     for (unsigned i = 0; i < s->n_devices; i++) {
         memcpy(d->devices[i].uuid, s->dev[i].uuid, 16);
         d->devices[i].units = gr_le64_of(s->dev[i].units);
@@ -335,6 +352,7 @@ int vinode_decode(const struct vsuper *sb, const void *block, uint64_t self, str
     i.blob_addr = gr_le64_get(d->blob_addr);
     i.blob_bytes = gr_le32_get(d->blob_bytes);
     i.blob_units = gr_le32_get(d->blob_units);
+    i.key_id = gr_le64_get(d->key_id);
     memcpy(i.inline_blob, d->blob, sizeof i.inline_blob);
     if (i.type > VMFS_DISK || i.provision > VMFS_EAGER || i.size > VMFS_DISK_MAX || i.lock.holder > sb->slots.entries)
         return gr_fail(err, -GR_ECORRUPT, "inode %u: rule 7: type %u, size %llu", (uint32_t)i.id, i.type, (unsigned long long)i.size);
@@ -362,6 +380,7 @@ void vinode_encode(const struct vmfs *v, const struct vinode *i, uint64_t self, 
     d->blob_addr = gr_le64_of(i->blob_addr);
     d->blob_bytes = gr_le32_of(i->blob_bytes);
     d->blob_units = gr_le32_of(i->blob_units);
+    d->key_id = gr_le64_of(i->key_id);
     memcpy(d->blob, i->inline_blob, sizeof d->blob);
     vhdr_seal(v, block, VMFS_T_INODE, 1, self, i->block_generation, v->slot);
 }

@@ -59,6 +59,26 @@ int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, u
     return r;
 }
 
+static int swap_by_hand(struct vmfs *v, uint64_t addr, const void *was, const void *now)
+{
+    uint8_t *is = vunits_alloc(1);
+    gr_fmutex_lock(&v->life.swapping);
+    int r = is ? vdev_read(v, addr, 1, is) : -ENOMEM;
+    if (r == 0)
+        r = memcmp(is, was, VMFS_UNIT) == 0 ? vdev_write(v, addr, 1, now, GR_BIO_FUA) : -GR_EMISCOMPARE;
+    gr_fmutex_unlock(&v->life.swapping);
+    free(is);
+    return r;
+}
+
+int vdev_swap(struct vmfs *v, uint64_t addr, const void *was, const void *now)
+{
+    if (v->fenced)
+        return -GR_EFENCED;
+    int r = gr_compare_write(v->dev[vmfs_addr_dev(addr)].ch, vmfs_addr_unit(addr) * VMFS_UNIT, was, now, VMFS_UNIT, NULL);
+    return r == -EOPNOTSUPP && v->life.alone ? swap_by_hand(v, addr, was, now) : r;
+}
+
 int vdev_flush(struct vmfs *v)
 {
     int first = 0;

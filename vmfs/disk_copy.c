@@ -22,6 +22,8 @@ static bool suits(const struct vmfs_disk *s, const struct vmfs_disk *d, const st
     uint64_t from = bio->copy_src_off, to = bio->off, len = bio->len;
     if (s->gone || d->gone || !s->o || !d->o || s->o->v != d->o->v || !(d->o->v->sb.incompat & VMFS_INCOMPAT_SHARES))
         return false;
+    if (s->o->ino.key_id || d->o->ino.key_id)
+        return false; /* what is encrypted belongs to its place in its disk */
     if (s->o->ino.provision != VMFS_THIN || d->o->ino.provision != VMFS_THIN)
         return false;
     if (from % VMFS_PIECE || to % VMFS_PIECE || len % VMFS_PIECE || from > s->o->ino.size || len > s->o->ino.size - from)
@@ -125,8 +127,8 @@ static bool has_already(const struct mpiece *now, const struct mpiece *m, uint32
     return m->state == VMFS_P_DATA ? now->state == VMFS_P_DATA && now->addr == m->addr + k : now->state == VMFS_P_HOLE;
 }
 
-/* [sync] Pieces [to, to+n) of one leaf become what the source has, run @m; what is so already stays. */
-static int run_share(struct dop *op, uint64_t to, uint32_t n, const struct mpiece *m, bool *shared)
+/* [sync] Pieces [to, to+n) of one leaf become what the source has, run @m with @crc of each (or NULL); what is so already stays. */
+static int run_share(struct dop *op, uint64_t to, uint32_t n, const struct mpiece *m, const uint32_t *crc, bool *shared)
 {
     struct vobj *o = op->o;
     int r = 0;
@@ -141,7 +143,7 @@ static int run_share(struct dop *op, uint64_t to, uint32_t n, const struct mpiec
                 break;
         }
         if (k > i && m->state == VMFS_P_DATA)
-            r = record_share(o, to + i, k - i, m->addr + i, op->range.epoch);
+            r = record_share(o, to + i, k - i, m->addr + i, op->range.epoch, crc ? crc + i : NULL);
         else if (k > i)
             r = record_map(o, to + i, k - i, 0, op->range.epoch, VMFS_P_HOLE, NULL);
         *shared |= k > i && m->state == VMFS_P_DATA;
@@ -169,6 +171,7 @@ static int leaves_share(struct dop *op, const struct copy *c, uint64_t at, uint6
     struct mnode *leaf;
     bool shared = false;
     uint64_t end = c->from + at + n;
+    uint32_t crc[VMFS_LEAF_PIECES]; /* of a run: it may be the source's own leaf that changes */
     int r = mtree_peek(&c->src->live, c->from + at, &leaf);
     if (r == 0 && !all_ready(v, c, leaf, c->from + at, end))
         r = -EOPNOTSUPP;
@@ -176,8 +179,10 @@ static int leaves_share(struct dop *op, const struct copy *c, uint64_t at, uint6
         struct mpiece m;
         r = mtree_peek(&c->src->live, c->from + at + i, &leaf); /* anew: it may be the tree that changes */
         uint32_t run = r == 0 ? run_of(v, leaf, c->from + at + i, end, &m) : 0;
+        for (uint32_t k = 0; vcrc_kept(v) && k < run; k++)
+            crc[k] = piece_at(leaf, c->from + at + i + k).crc;
         if (r == 0)
-            r = run_share(op, c->to + at + i, run, &m, &shared);
+            r = run_share(op, c->to + at + i, run, &m, vcrc_kept(v) ? crc : NULL, &shared);
         i += run;
     }
     int e = shared && !v->fenced ? record_epoch(c->dst) : 0;
@@ -191,7 +196,7 @@ static int share_all(struct dop *op, const struct copy *c)
         uint64_t n = GR_MIN(c->count - at, VMFS_LEAF_PIECES - (c->from + at) % VMFS_LEAF_PIECES);
         n = GR_MIN(n, VMFS_LEAF_PIECES - (c->to + at) % VMFS_LEAF_PIECES);
         journal_room_for(op);
-        int r = disk_room(op->o, VMFS_LEAF_UNITS_MAX, op->range.epoch);
+        int r = disk_room(op->o, leaf_units_max(v), op->range.epoch);
         if (r == 0)
             r = map_load_for(op->o, c->to + at, 1, op->range.epoch, NULL);
         if (r == 0)

@@ -48,22 +48,27 @@ static void plan_drop(struct plan *p)
             space_unreserve(p->op->o->v, p->parts[i].addr, VMFS_BLOCK_PIECES);
 }
 
-static bool fits(struct vobj *o, uint64_t units)
+static bool fits(struct vobj *o, uint64_t units, bool replaces)
 {
     struct vmfs *v = o->v;
     uint64_t others = v->reserved_units - o->reserved_units, keep = space_meta_reserve(v);
-    if (o->reserved_units)
+    if (o->reserved_units || replaces)
         keep /= 2; /* what was promised is kept, though @units is rounded up */
     return space_free_units(v) >= units + keep + others;
 }
 
 int disk_room(struct vobj *o, uint64_t units, uint64_t epoch)
 {
+    return disk_room_for(o, units, epoch, false);
+}
+
+int disk_room_for(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces)
+{
     struct vmfs *v = o->v;
     for (int tries = 0; tries < 3; tries++) {
         /* what checkpoints need must be free in regions leased here: others' free space is of no use to them */
-        uint64_t keep = space_meta_reserve(v) / (o->reserved_units ? 2 : 1);
-        int r = fits(o, units) ? space_ensure(v, units + keep - GR_MIN(keep, v->sp.pool_units)) : -GR_ENOSPACE;
+        uint64_t keep = space_meta_reserve(v) / (o->reserved_units || replaces ? 2 : 1);
+        int r = fits(o, units, replaces) ? space_ensure(v, units + keep - GR_MIN(keep, v->sp.pool_units)) : -GR_ENOSPACE;
         if (r != -GR_ENOSPACE)
             return r;
         if (!v->sp.freeq[0].n && !v->sp.freeq[1].n)
@@ -87,7 +92,7 @@ static bool keeps_place(const struct dop *op, const struct mentry *e, const stru
 {
     if (m->birth != op->range.epoch || (m->state != VMFS_P_HOLE && space_leaving(op->o->v, m->addr)))
         return false;
-    return m->state == VMFS_P_RESERVED || (m->state == VMFS_P_DATA && !atomic && e->seq <= op->o->v->j.sealed_seq);
+    return m->state == VMFS_P_RESERVED || (m->state == VMFS_P_DATA && !atomic && !vcrc_kept(op->o->v) && e->seq <= op->o->v->j.sealed_seq);
 }
 
 /* New place for pieces [piece, piece+n) of one block. */
@@ -162,12 +167,12 @@ static int plan_make(struct plan *p, uint64_t first, uint64_t end, bool atomic)
     return 0;
 }
 
-/* [sync] Does every piece keep its place? Then no space is taken. *ret_unsealed: all that do not would, were their records sealed. */
-static bool keeps_all(const struct dop *op, uint64_t first, uint64_t end, bool atomic, bool *ret_unsealed)
+/* [sync] Does every piece keep its place? Then no space is taken. *ret_own: the others have data that is this epoch's own. */
+static bool keeps_all(const struct dop *op, uint64_t first, uint64_t end, bool atomic, bool *ret_own)
 {
     bool all = true;
-    *ret_unsealed = true;
-    for (uint64_t piece = first; piece < end && *ret_unsealed; piece++) {
+    *ret_own = true;
+    for (uint64_t piece = first; piece < end && *ret_own; piece++) {
         struct mnode *leaf;
         const struct mentry *e = NULL;
         struct mpiece m = { 0 };
@@ -178,7 +183,7 @@ static bool keeps_all(const struct dop *op, uint64_t first, uint64_t end, bool a
         if (e && keeps_place(op, e, &m, atomic))
             continue;
         all = false;
-        *ret_unsealed = e && !atomic && m.state == VMFS_P_DATA && m.birth == op->range.epoch;
+        *ret_own = e && m.state == VMFS_P_DATA && m.birth == op->range.epoch;
     }
     return all;
 }
@@ -188,11 +193,11 @@ static int plan_room(struct plan *p, uint64_t first, uint64_t end, bool atomic)
     struct vobj *o = p->op->o;
     uint64_t need = (end - first) + 2 * VMFS_BLOCK_PIECES;
     for (int tries = 0; tries < 8; tries++) {
-        bool unsealed = false;
+        bool own = false;
         int r = map_load_for(o, first, (uint32_t)(end - first), p->op->range.epoch, NULL);
-        if (r == 0 && !keeps_all(p->op, first, end, atomic, &unsealed))
-            r = disk_room(o, need, p->op->range.epoch);
-        if (r == -GR_ENOSPACE && unsealed && journal_try_seal(o->v) == 0)
+        if (r == 0 && !keeps_all(p->op, first, end, atomic, &own))
+            r = disk_room_for(o, need, p->op->range.epoch, own && vcrc_kept(o->v));
+        if (r == -GR_ENOSPACE && own && !atomic && !vcrc_kept(o->v) && journal_try_seal(o->v) == 0)
             continue; /* on a full volume what is there can still be overwritten */
         if (r < 0)
             return r;
@@ -272,7 +277,7 @@ static bool block_empty(struct vobj *o, uint64_t piece)
     return !e->px && !e->addr;
 }
 
-static int plan_record(struct plan *p, uint64_t first, const uint32_t *crc)
+static int plan_record(struct plan *p, uint64_t first, const uint32_t *crc, bool durable)
 {
     struct dop *op = p->op;
     int r = 0;
@@ -285,8 +290,37 @@ static int plan_record(struct plan *p, uint64_t first, const uint32_t *crc)
             space_unreserve(op->o->v, x->addr, x->count); /* a neighbour gave the block its run meanwhile: our pieces stand alone */
             continue;
         }
-        r = x->reserve ? record_map(op->o, x->piece, x->count, x->addr, op->range.epoch, VMFS_P_RESERVED, NULL)
-                       : record_map(op->o, x->piece, x->count, x->addr, op->range.epoch, VMFS_P_DATA, crc ? crc + (x->piece - first) : NULL);
+        const uint32_t *its = crc && !x->reserve ? crc + (x->piece - first) : NULL;
+        if (x->reserve)
+            r = record_map(op->o, x->piece, x->count, x->addr, op->range.epoch, VMFS_P_RESERVED, NULL);
+        else if (durable)
+            r = record_durable(op->o, x->piece, x->count, x->addr, op->range.epoch, its);
+        else
+            r = record_map(op->o, x->piece, x->count, x->addr, op->range.epoch, VMFS_P_DATA, its);
+    }
+    return r;
+}
+
+/* A plan, and for an encrypted disk a buffer of its bytes as they go to the device, from piece @first on: *ret (NULL: not encrypted). */
+static int plan_sealed(struct plan *p, uint64_t first, uint64_t end, const struct iovec *iov, int iovcnt, bool atomic, uint8_t **ret)
+{
+    const struct vcipher *c = p->op->o->cipher;
+    size_t len = (end - first) * VMFS_PIECE;
+    int r = plan_room(p, first, end, atomic);
+    *ret = NULL;
+    while (r == 0 && c && !(*ret = vbounce_get(p->op->o->v, len))) {
+        plan_drop(p); /* a plan is of one instant: what it does begins there */
+        p->n = 0;
+        r = vbounce_wait(p->op->o->v, len, ret);
+        if (r == 0) {
+            vbounce_put(p->op->o->v, *ret, len);
+            *ret = NULL;
+            r = plan_room(p, first, end, atomic);
+        }
+    }
+    if (*ret) {
+        gr_iov_get(iov, iovcnt, 0, *ret, len);
+        vcipher_encrypt_range(c, vcipher_key(c, p->op->range.epoch), first * VMFS_PIECE, *ret, len);
     }
     return r;
 }
@@ -296,12 +330,26 @@ static int write_whole(struct dop *op, uint64_t first, uint64_t end, const struc
 {
     struct plan p = { .op = op };
     struct vmfs *v = op->o->v;
-    uint32_t *crc = atomic ? NULL : gr_alloc((end - first) * sizeof *crc);
-    int r = atomic || crc ? plan_room(&p, first, end, atomic) : -ENOMEM;
-    if (r == 0) {
-        for (uint64_t i = 0; crc && i < end - first; i++)
-            crc[i] = gr_iov_crc32c(iov, iovcnt, i * VMFS_PIECE, VMFS_PIECE);
+    bool crcs = !atomic || vcrc_kept(v);
+    struct iovec sealed = { NULL, (end - first) * VMFS_PIECE };
+    uint8_t *buf = NULL;
+    int r = plan_sealed(&p, first, end, iov, iovcnt, atomic, &buf);
+    if (buf) {
+        sealed.iov_base = buf;
+        iov = &sealed;
+        iovcnt = 1;
+    }
+    uint32_t *crc = r == 0 && crcs ? vcrc_of(iov, iovcnt, end - first) : NULL;
+    if (r == 0 && crcs && !crc) {
+        plan_drop(&p);
+        r = -ENOMEM;
+    }
+    bool planned = r == 0;
+    if (planned)
         r = plan_write(&p, first, iov, iovcnt);
+    if (buf)
+        vbounce_put(v, buf, sealed.iov_len);
+    if (planned) {
         if (r == 0 && atomic) /* the data is durable before the record: nothing to doubt, so all of it or none */
             r = journal_flush(v, v->j.durable_seq);
         if (r == 0)
@@ -309,7 +357,7 @@ static int write_whole(struct dop *op, uint64_t first, uint64_t end, const struc
         if (r == 0 && v->fenced)
             r = -GR_EFENCED;
         if (r == 0)
-            r = plan_record(&p, first, crc);
+            r = plan_record(&p, first, crc, atomic);
         else
             plan_drop(&p);
     }

@@ -36,7 +36,9 @@
  * LOCKS. A lock names slot, slot generation and token. It counts while that slot is in use under that generation.
  * Every compare-and-write carries a fresh nonce. On files and block devices, life locks are byte locks of the device (key = slot
  * number) held by the process itself: getting another's proves that its process is gone. On logical units each process registers
- * a key of its own (the slot's nonce) with all devices; who does not answer the alarm of its slot is ejected from all of them. */
+ * a key of its own (the slot's nonce) with all devices; who does not answer the alarm of its slot is ejected from all of them. Where nothing
+ * fences (ONE_HOST) a slot in use shuts every other host out, until it is given back: by its host, by an earlier start of that home that comes
+ * back, or by a recoverer whom an administrator has told that this host is gone. Nobody registers anything then, and alarms only tell who lives. */
 #ifndef VMFS_FORMAT_H
 #define VMFS_FORMAT_H
 #include "common/endian.h"
@@ -59,7 +61,13 @@
 #define VMFS_INCOMPAT_ALARMS 2ull       /* slots have alarms: entries of three units; without it the volume lies on files or block devices */
 #define VMFS_INCOMPAT_MEMBERS 4ull      /* devices were added after format: struct vmfs_member_disk tells of them; without it all of it is zero */
 #define VMFS_INCOMPAT_MOVED 8ull        /* a device leaves or has left: addresses on it are looked up */
-#define VMFS_INCOMPAT_KNOWN (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED)
+#define VMFS_INCOMPAT_ONE_HOST 16ull    /* logical units that fence nobody: one host at a time, no take-over but by hand */
+#define VMFS_INCOMPAT_ENCRYPTED 32ull   /* a disk is, or was, encrypted: inodes with a key_id, blocks of keys */
+#define VMFS_INCOMPAT_DATA_CRC 64ull    /* every piece with data has a CRC32C in the map, and is never overwritten where it lies */
+#define VMFS_INCOMPAT_FILES 256ull      /* regular files of any length; owners, modes and times of files and directories: struct vmfs_posix_disk */
+#define VMFS_INCOMPAT_KNOWN                                                                                                                  \
+    (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED | VMFS_INCOMPAT_ONE_HOST |                     \
+     VMFS_INCOMPAT_ENCRYPTED | VMFS_INCOMPAT_DATA_CRC | VMFS_INCOMPAT_FILES)
 #define VMFS_RO_COMPAT_KNOWN 0ull
 
 #define VMFS_ADDR_NONE 0ull
@@ -69,7 +77,7 @@ static inline uint64_t vmfs_addr_unit(uint64_t a) { return a & 0xffffffffffffull
 
 enum vmfs_block_type {
     VMFS_T_SUPER = 1, VMFS_T_SLOT, VMFS_T_AUX, VMFS_T_REGION, VMFS_T_BITMAP, VMFS_T_INODE, VMFS_T_NODE, VMFS_T_LEAF, VMFS_T_BLOB,
-    VMFS_T_FRAME, VMFS_T_ALARM
+    VMFS_T_FRAME, VMFS_T_ALARM, VMFS_T_KEYS
 };
 #define VMFS_MAGIC 0x42564e47u /* "GNVB" */
 
@@ -147,6 +155,15 @@ struct vmfs_moved_disk {
 } __attribute__((packed));
 GR_SIZE(struct vmfs_moved_disk, 24);
 
+/* The last scrub, or the one that was broken off (ended_s 0): how far it is, to go on from. All zero: there was none. */
+struct vmfs_scrub_disk {
+    gr_le64 started_s, ended_s;
+    gr_le64 object, snapshot, piece; /* next to be read: index of the inode, snapshot (all ones: the live head), piece */
+    gr_le64 bytes;                   /* of data, read so far */
+    gr_le64 bad_pieces, errors;      /* what it found: pieces of data, broken rules of metadata */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_scrub_disk, 64);
+
 struct vmfs_super_disk {
     struct vmfs_hdr_disk hdr;
     gr_le64 compat, ro_compat, incompat; /* feature words: unknown incompat: no join; unknown ro_compat: readers only */
@@ -158,8 +175,10 @@ struct vmfs_super_disk {
     gr_le32 journal_units;               /* of one host's journal */
     gr_le32 timing;                      /* enum vmfs_timing: how soon silence counts as death */
     struct vmfs_table_disk slots, regions, inodes;
-    gr_le64 data_crc, key_id, quota;     /* reserved for per-piece data CRC, encryption, quotas: zero */
-    uint8_t pad[4096 - 64 - 32 - 64 - 24 - 72 - 24 - 32 * 64 - 32 * 48];
+    gr_le64 data_crc;                    /* 0: none (and no VMFS_INCOMPAT_DATA_CRC); 1: CRC32C of the bytes as the device has them */
+    gr_le64 key_id, quota;               /* reserved for encryption, quotas: zero */
+    struct vmfs_scrub_disk scrub;
+    uint8_t pad[4096 - 64 - 32 - 64 - 24 - 72 - 24 - 64 - 32 * 64 - 32 * 48];
     struct vmfs_member_disk members[32];
     struct vmfs_device_disk devices[32];
 } __attribute__((packed));
@@ -258,7 +277,8 @@ struct vmfs_inode_disk {
     gr_le64 mtime_s;
     gr_le64 blob_addr;        /* 0: the blob is inline */
     gr_le32 blob_bytes, blob_units;
-    gr_le64 key_id, quota;    /* reserved: zero */
+    gr_le64 key_id;           /* 0: not encrypted; of the key its newest data key is wrapped with, as of the last checkpoint */
+    gr_le64 quota;            /* reserved: zero */
     uint8_t blob[4096 - 64 - 32 - 88];
 } __attribute__((packed));
 GR_SIZE(struct vmfs_inode_disk, 4096);
@@ -266,13 +286,23 @@ GR_LAYOUT(struct vmfs_inode_disk, lock, 64);
 #define VMFS_BLOB_UNITS_MAX 65536u /* 256 MiB of names, snapshots or frees of one object */
 #define VMFS_INODE_BLOB_MAX sizeof(((struct vmfs_inode_disk *)0)->blob)
 
-/* Directory blob: entries one behind the other. */
+/* Directory blob: entries one behind the other. With VMFS_INCOMPAT_FILES the first may have id 0, type 0 and a struct vmfs_posix_disk in
+ * place of a name: the directory's own. */
 struct vmfs_dirent_disk {
     gr_le64 id;
     gr_le16 type, name_len;
     char name[];
 } __attribute__((packed));
 GR_SIZE(struct vmfs_dirent_disk, 12);
+
+/* Who owns a file or directory, and what others may do; of files and disks the value of the attribute "posix". Absent: the host that shows it
+ * chooses. Times are nanoseconds since 1970. */
+struct vmfs_posix_disk {
+    gr_le32 mode; /* 07777 */
+    gr_le32 uid, gid, reserved;
+    gr_le64 atime_ns, mtime_ns, ctime_ns;
+} __attribute__((packed));
+GR_SIZE(struct vmfs_posix_disk, 40);
 
 struct vmfs_ptr_disk {
     gr_le64 addr;  /* 0: nothing below was ever written */
@@ -293,6 +323,13 @@ struct vmfs_content_disk {
     gr_le32 n_snaps, n_lineages, n_bookmarks, n_attrs;
 } __attribute__((packed));
 GR_SIZE(struct vmfs_content_disk, 104);
+#define VMFS_CONTENT_COUNTED 256u /* behind the attributes: a struct vmfs_usage_disk of each snapshot, in order, and of the live head */
+/* vmfs/usage.h says what is counted, in units. Hosts that do not know of it leave flag and numbers out, and the next one counts again. */
+struct vmfs_usage_disk {
+    gr_le64 used, own, lost;
+    gr_le64 passed; /* snapshots that are being given back; else zero */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_usage_disk, 32);
 #define VMFS_CONTENT_COPIED 1u /* units of it may have other owners: it was copied from, or to, by sharing */
 struct vmfs_snap_disk {
     gr_le64 id, parent, epoch, lineage, size;
@@ -316,8 +353,9 @@ struct vmfs_bookmark_disk {
     gr_le16 name_len;
     char name[];
 } __attribute__((packed));
-/* Keys are the owners' (reservations, incarnations …). The volume itself knows two: "physical-block", a gr_le32 of 512 for a disk that
- * reports 512-byte physical blocks (absent: 4096), and "lun", a struct vmfs_lun_disk (absent: zeros). */
+/* Keys are the owners' (reservations, incarnations …). The volume itself knows four: "physical-block", a gr_le32 of 512 for a disk that
+ * reports 512-byte physical blocks (absent: 4096), "lun", a struct vmfs_lun_disk (absent: zeros), "keys", a struct vmfs_keys_at_disk
+ * for a disk that is encrypted, which never changes, and "posix", a struct vmfs_posix_disk. */
 struct vmfs_attr_disk {
     gr_le16 key_len, reserved;
     gr_le32 val_len;
@@ -332,13 +370,47 @@ struct vmfs_lun_disk {
 } __attribute__((packed));
 GR_SIZE(struct vmfs_lun_disk, 24);
 
+/* ENCRYPTED DISKS. Data pieces are AES-256-XTS ciphertext (vmfs/cipher.h), and so is what CRCs of data are of; holes, reserved and zeroed
+ * pieces have no data. The data keys of a disk lie wrapped in a block of their own, in two copies of one unit each; the newer valid copy
+ * counts. It is written in place by who holds the disk, copy B first, and by nothing else: it is in no journal, no image, no blob and no
+ * backup of a block, so overwriting both copies ends the data. The data key of a piece is the last one whose epoch is not behind the piece's
+ * birth. Key-encryption keys are never on the volume; a key_id is the first 8 bytes, read as a big-endian number, of SHA-256 of
+ * "granary key number 1", a NUL and the 32 bytes of the key. */
+#define VMFS_KEY_ERASED UINT64_MAX /* key_id of a disk whose keys were destroyed */
+#define VMFS_KEK_BYTES 32u
+#define VMFS_DATA_KEY_BYTES 64u    /* AES-256 key of the data, AES-256 key of the tweak */
+#define VMFS_KEY_NONCE 12u
+#define VMFS_KEY_TAG 16u
+#define VMFS_KEYS_MAX 32u
+struct vmfs_keys_at_disk {
+    gr_le64 addr_a, addr_b;
+} __attribute__((packed));
+GR_SIZE(struct vmfs_keys_at_disk, 16);
+/* AES-256-GCM of the data key; additional data: "granary data key 1" padded with NULs to 24 bytes, then @from. */
+struct vmfs_key_disk {
+    gr_le64 from; /* epoch */
+    gr_le64 kek;  /* key_id of the key it is wrapped with */
+    uint8_t nonce[VMFS_KEY_NONCE], tag[VMFS_KEY_TAG], wrapped[VMFS_DATA_KEY_BYTES];
+    gr_le32 reserved;
+} __attribute__((packed));
+GR_SIZE(struct vmfs_key_disk, 112);
+struct vmfs_keys_disk {
+    struct vmfs_hdr_disk hdr;
+    gr_le32 n, erased; /* rule 7: 1..VMFS_KEYS_MAX, ascending by epoch; or erased 1, none, and zeros */
+    struct vmfs_key_disk key[VMFS_KEYS_MAX];
+    uint8_t pad[4096 - 64 - 8 - VMFS_KEYS_MAX * 112];
+} __attribute__((packed));
+GR_SIZE(struct vmfs_keys_disk, 4096);
+
 /* Interior node (VMFS_T_NODE, one unit): header (reserved = level), then VMFS_FANOUT pointers.
- * Leaf (VMFS_T_LEAF, 1..9 units): header, tag[VMFS_FANOUT], then one payload per block whose tag is not EMPTY:
+ * Leaf (VMFS_T_LEAF, 1..9 units; 1..11 with data CRCs): header, tag[VMFS_FANOUT], then one payload per block whose tag is not EMPTY:
  *   EXTENT  addr, birth, written, zero        one run, one birth
  *   RUN     addr, written, zero, birth[16]    one run, 16 births
  *   SPLIT   written, zero, {addr, birth}[16]  sixteen of everything
  * State of a piece by (written, zero): 1,0 data · 0,1 reserved: owned, never written, reads zero · 1,1 zeroed: owned, reads
- * zero, born then · 0,0 hole: not owned, reads zero, born then (births of holes count: an unmap is a change). */
+ * zero, born then · 0,0 hole: not owned, reads zero, born then (births of holes count: an unmap is a change).
+ * VMFS_LEAF_CRC is added to the tag of every block with a piece of data, on volumes with VMFS_INCOMPAT_DATA_CRC and on no others: behind
+ * the payload there is the CRC32C of each of the sixteen pieces, zero where there is no data. */
 enum vmfs_leaf_tag { VMFS_LEAF_EMPTY = 0, VMFS_LEAF_EXTENT = 1, VMFS_LEAF_RUN = 2, VMFS_LEAF_SPLIT = 3 };
 struct vmfs_node_disk {
     struct vmfs_hdr_disk hdr;
@@ -349,7 +421,10 @@ GR_SIZE(struct vmfs_node_disk, 2120);
 #define VMFS_EXTENT_BYTES 20u
 #define VMFS_RUN_BYTES 140u
 #define VMFS_SPLIT_BYTES 260u
+#define VMFS_LEAF_CRC 4u
+#define VMFS_CRC_BYTES 64u
 #define VMFS_LEAF_UNITS_MAX 9u
+#define VMFS_LEAF_UNITS_MAX_CRC 11u
 
 /* Journal frame: this header, then payload, padded to units. A frame may wrap at the end of the journal area. */
 enum vmfs_frame_kind { VMFS_FRAME_RECORDS = 1, VMFS_FRAME_IMAGES = 2 };
@@ -390,7 +465,7 @@ struct vmfs_rec_map_disk {
     gr_le64 piece, birth;
     gr_le64 addr;             /* of the first piece; 0 for holes */
     gr_le32 count, state;     /* VMFS_P_* */
-    gr_le32 crc[];            /* DATA and not TRUSTED: CRC32C of each piece */
+    gr_le32 crc[];            /* DATA and not TRUSTED, or DATA of a volume with data CRCs: CRC32C of each piece */
 } __attribute__((packed));
 GR_SIZE(struct vmfs_rec_map_disk, 56);
 #define VMFS_RF_TRUSTED 1u
@@ -406,11 +481,22 @@ struct vmfs_rec_snap_disk { /* SNAP_ADD, SNAP_FLAGS (flags), SNAP_DROP, REVERT (
 } __attribute__((packed));
 GR_SIZE(struct vmfs_rec_snap_disk, 72);
 struct vmfs_rec_free_disk {
-    struct vmfs_rec_disk r;
+    struct vmfs_rec_disk r; /* flags: VMFS_RF_COUNTED */
     gr_le64 id, cursor;
     gr_le32 n_runs, reserved;
-    struct vmfs_run_disk runs[];
+    struct vmfs_run_disk runs[]; /* and, COUNTED, behind them a struct vmfs_rec_counts_disk */
 } __attribute__((packed));
+#define VMFS_RF_COUNTED 4u
+struct vmfs_rec_counts_disk { /* vmfs/usage.h */
+    gr_le64 units;            /* of data among what is freed */
+    gr_le64 passed;
+    gr_le32 n_lost, reserved;
+    struct vmfs_rec_lost_disk {
+        gr_le64 snap;         /* 0: the live head */
+        gr_le64 units;
+    } lost[];                 /* of trees that grew from the successor: what they have lost of what is its own now */
+} __attribute__((packed));
+GR_SIZE(struct vmfs_rec_counts_disk, 24);
 struct vmfs_rec_value_disk { /* RESIZE, RESERVE, EPOCH (the new one) */
     struct vmfs_rec_disk r;
     gr_le64 value;

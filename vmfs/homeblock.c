@@ -100,12 +100,11 @@ int vhome_lock(struct vmfs *v, const struct vtable *t, uint32_t index, const voi
         generation_of(raw) > generation_of(old))
         r = -GR_EMISCOMPARE; /* moved on since it was read */
     if (r == 0) {
-        struct gr_chan *ch = v->dev[vmfs_addr_dev(a)].ch;
         memcpy(new, old, VMFS_UNIT);
         if (!l->nonce)
             l->nonce = fresh_nonce(v);
         put_lock(v, new, type, a, generation_of(old) + 1, l);
-        r = gr_compare_write(ch, vmfs_addr_unit(a) * VMFS_UNIT, raw, new, VMFS_UNIT, NULL);
+        r = vdev_swap(v, a, raw, new);
         if (r == -GR_EMISCOMPARE && vdev_read(v, a, 1, raw) == 0 && memcmp(raw, new, VMFS_UNIT) == 0)
             r = 0; /* our own write whose answer was lost */
     }

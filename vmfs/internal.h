@@ -12,7 +12,10 @@
 #include "common/crc.h"
 #include "common/iov.h"
 #include "vmfs/busy.h"
+#include "vmfs/cipher.h"
+#include "vmfs/files.h"
 #include "vmfs/format.h"
+#include "vmfs/usage.h"
 #include "vmfs/vmfs.h"
 #include <string.h>
 
@@ -36,13 +39,17 @@ struct vdevinfo {
     uint32_t tested;   /* VMFS_TESTED_* */
     uint64_t tested_s;
 };
+struct vscrub { /* the last one: struct vmfs_scrub_disk */
+    uint64_t started_s, ended_s, object, snapshot, piece, bytes, bad_pieces, errors;
+};
 struct vsuper {
     uint8_t uuid[16];
-    uint64_t generation, compat, ro_compat, incompat, created_s;
+    uint64_t generation, compat, ro_compat, incompat, created_s, data_crc;
     char name[64];
     uint32_t n_devices, this_device, region_units, bitmap_blocks, journal_units, timing;
     uint32_t version;
     struct vtable slots, regions, inodes;
+    struct vscrub scrub;
     struct vdevinfo dev[VMFS_DEVICES_MAX];
 };
 struct vslot {
@@ -69,6 +76,7 @@ struct vinode {
     int64_t mtime_s;
     uint64_t blob_addr;
     uint32_t blob_bytes, blob_units;
+    uint64_t key_id;
     uint8_t inline_blob[VMFS_INODE_BLOB_MAX];
 };
 
@@ -88,6 +96,7 @@ struct mentry {
     uint64_t seq;   /* newest frame with a record for this block: in place only when sealed */
     uint16_t written, zero;
     struct mpieces *px; /* NULL: EXTENT (or never written: addr 0) */
+    uint32_t *crc;      /* of each piece with data; NULL: none has data, or the volume keeps none */
 };
 struct mnode;
 struct mchild {
@@ -120,6 +129,8 @@ struct vsnap {
     uint8_t group[16];
     char *name;
     struct mtree tree;
+    struct vusage use;
+    uint64_t passed; /* being given back: of its parent's own units, its successor has lost behind the cursor */
     unsigned open; /* bdevs reading it in this process */
 };
 struct vlineage {
@@ -163,6 +174,8 @@ struct vobj { /* an object this host holds the lock of */
     /* directories */
     struct vdirent *ents;
     size_t n_ents, cap_ents;
+    bool has_posix;
+    struct vmfs_posix posix;
     /* disks and files */
     uint64_t epoch, lineage, parent_snap, next_snap;
     uint64_t origin_object, origin_snap, origin_epoch;
@@ -170,6 +183,9 @@ struct vobj { /* an object this host holds the lock of */
     bool copied;                 /* VMFS_CONTENT_COPIED */
     uint64_t data_written;       /* v->j.data_written when data of it last reached the device */
     struct mtree live;
+    struct vusage use; /* of the live head */
+    bool counted;      /* the numbers of all trees are known */
+    bool counting;     /* a fiber is finding them out; walker is set, too */
     struct vsnap **snaps;
     size_t n_snaps;
     struct vlineage *lineages;
@@ -187,6 +203,7 @@ struct vobj { /* an object this host holds the lock of */
     unsigned late;               /* … of an epoch before the current one */
     struct gr_fqueue drained;    /* woken when in_flight or late fall to 0, or frozen ends */
     struct vmfs_disk *handle;    /* the open handle, NULL when closed */
+    struct vcipher *cipher;      /* keys.c: encrypted (ino.key_id), and its keys are here */
     uint64_t pinned_snap;        /* peeked by a reader: what its slot pins */
     bool walker;                 /* a fiber is giving back deleted snapshots */
     struct gr_fqueue settled;
@@ -307,6 +324,8 @@ struct vseen { /* what is known of the process that answers for a slot */
 struct vlife {
     uint64_t key;              /* ours, at the fence of every device and in our slot */
     bool fences;               /* the devices are logical units with a fence */
+    bool alone;                /* logical units without: alone.c */
+    struct gr_fmutex swapping; /* vdev_swap() */
     bool ejected;              /* by another host */
     bool watching, stop;
     unsigned *charge, n_charge; /* slots we answer for */
@@ -323,6 +342,7 @@ struct vdev {
     uint8_t uuid[16]; /* as its superblock says */
     unsigned users;   /* metadata I/O under way */
 };
+#define VBOUNCE_CLASSES 3u
 #define VOBJ_HASH 1024u
 struct vmfs {
     struct gr_loop *loop;
@@ -360,7 +380,16 @@ struct vmfs {
     uint64_t aux_generation;
     uint32_t next_inode; /* where to look for a free one */
     struct vmfs_stats stats;
+    uint64_t rotten_addr, rotten_ns; /* what was told last of damaged data, and when */
+    bool scrubbing;
     bool low;                     /* it was told that little space is left */
+    struct vbounce {              /* bounce.c */
+        struct kept *kept[VBOUNCE_CLASSES];
+        unsigned n_kept[VBOUNCE_CLASSES];
+        size_t in_use; /* bytes */
+        struct gr_fqueue freed;
+    } bounce;
+    struct gr_fmutex keys_lock;   /* one block of keys is changed at a time; taken before ckpt_lock */
     struct rop *free_rops;        /* pool of tree_io.c */
     struct dop *free_dops;        /* pool of disk.c */
 };
@@ -368,6 +397,8 @@ struct vmfs {
 /* ---------- device.c: synchronous-looking metadata I/O (fiber) ---------- */
 int vdev_read(struct vmfs *v, uint64_t addr, uint32_t units, void *buf);
 int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, uint32_t flags);
+/* Compare-and-write of one unit. Where one host is alone the device need not be able to. */
+int vdev_swap(struct vmfs *v, uint64_t addr, const void *was, const void *now);
 int vdev_flush(struct vmfs *v); /* all devices */
 void *vunits_alloc(uint32_t units); /* aligned, zeroed; free() */
 /* Give the volume up on this host: nothing is acknowledged any more. [sync] */
@@ -459,6 +490,13 @@ void vlife_unclaim(struct vmfs *v, unsigned slot);
  * datastore's timing says. 0: so it is, and no other fiber of ours does the same until vlife_end_done(); -EBUSY: it lives. */
 int vlife_end(struct vmfs *v, unsigned slot, const struct vslot *s, struct gr_err *err);
 void vlife_end_done(struct vmfs *v, unsigned slot);
+unsigned vlife_look_ms(const struct vmfs *v); /* between two looks of a host at its alarm */
+
+/* ---------- alone.c: logical units that fence nobody ---------- */
+bool valone_found(struct vmfs *v); /* the devices, which are open, hold such a volume; nothing is registered */
+int valone_join(struct vmfs *v, struct gr_err *err); /* a slot, when nobody else has one */
+bool valone_declared_gone(const struct vmfs *v, const struct vslot *s);
+bool valone_lost(struct vmfs *v); /* our slot is another's */
 bool vlife_shows(struct vmfs *v, unsigned slot, const struct vslot *s); /* it is there now, or nobody can tell */
 
 /* Claim a free slot (its life lock and block); give it back; drop the life lock only. */
@@ -543,6 +581,7 @@ int space_share(struct vmfs *v, uint64_t addr, uint32_t units);
 int space_shared(struct vmfs *v, uint64_t addr);
 /* How many images of home blocks the next checkpoint may have to put into the journal. */
 uint64_t ckpt_images_due(const struct vmfs *v);
+void space_touch(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units); /* its header, and the bitmap of these units, go home [sync] */
 void space_reclaim(struct vmfs *v); /* pending frees that became reusable [sync] */
 uint64_t space_free_units(const struct vmfs *v); /* here and elsewhere */
 uint64_t space_free_here(const struct vmfs *v);
@@ -611,6 +650,20 @@ void share_blob_encode(const struct vregion *r, void *units); /* behind the head
 /* Rule 7: ascending, apart, inside a region of @units. */
 bool share_list_ok(const struct vmfs_share_disk *d, size_t n, uint32_t units);
 
+/* ---------- data_crc.c: datastores that keep a CRC32C of every piece ---------- */
+static inline bool vcrc_kept(const struct vmfs *v) { return v->sb.incompat & VMFS_INCOMPAT_DATA_CRC; }
+static inline uint32_t leaf_units_max(const struct vmfs *v) { return vcrc_kept(v) ? VMFS_LEAF_UNITS_MAX_CRC : VMFS_LEAF_UNITS_MAX; }
+struct vcrc_want { /* a piece that is read */
+    uint64_t addr; /* 0: it has no data */
+    uint32_t crc;
+};
+/* Is what was read for @bio (whole pieces) what was written? 0; -EIO: it is told, counted, and bio->bad_off says where [sync]. */
+int vcrc_verify(struct vobj *o, struct gr_bio *bio, const struct vcrc_want *want);
+/* A read that begins or ends inside a piece: the whole pieces are read and verified (any context; completes the bio). */
+void vcrc_read_part(struct vobj *o, struct mtree *t, struct gr_bio *bio);
+/* CRCs of @count pieces of @iov; NULL: out of memory. */
+uint32_t *vcrc_of(const struct iovec *iov, int iovcnt, uint64_t count);
+
 /* ---------- map.c ---------- */
 struct mnode *mnode_new(struct vmfs *v, unsigned level);
 void mnode_put(struct vmfs *v, struct mnode *n);
@@ -645,12 +698,14 @@ void mtree_grow(struct vmfs *v, struct mtree *t, unsigned level, uint64_t birth)
 struct mpiece {
     uint64_t addr, birth;
     enum vmfs_piece_state state;
+    uint32_t crc; /* of data, where the volume keeps it */
 };
 static inline struct mpiece ment_piece(const struct mentry *e, unsigned i)
 {
     struct mpiece p;
     unsigned st = (e->written >> i & 1) | (e->zero >> i & 1) << 1;
     p.state = (enum vmfs_piece_state)st;
+    p.crc = e->crc ? e->crc[i] : 0;
     if (e->px) {
         p.addr = e->px->addr[i];
         p.birth = e->px->birth[i];
@@ -673,9 +728,17 @@ struct late {
 };
 /* The leaves to change: ret_leaves[i] of tree[i], NULL where an earlier one is shared. 0 or -ENOMEM. */
 int mtree_own_late(struct vobj *o, const struct late *l, struct mnode **ret_leaves);
-/* Change @count pieces of one leaf, already owned [sync]. Old units are handed to @dropped(arg, piece, old) when owned. */
-int mleaf_set(struct mnode *leaf, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, enum vmfs_piece_state state, uint64_t seq,
-              void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old), void *arg);
+/* What becomes of @count pieces from @piece on. */
+struct map_change {
+    uint64_t piece, addr, birth, seq;
+    uint32_t count;
+    enum vmfs_piece_state state;
+    const uint32_t *crc; /* DATA: of each piece; NULL: not known */
+    bool durable;        /* DATA: it was before the record */
+    bool shared;         /* … and is somebody's already */
+};
+/* Change pieces of one leaf, already owned [sync]. Old units are handed to @dropped(arg, piece, old) when owned. */
+int mleaf_set(const struct vmfs *v, struct mnode *leaf, const struct map_change *c, void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old), void *arg);
 void map_evict(struct vmfs *v); /* keep the cache within its limit [sync] */
 
 /* ---------- object.c ---------- */
@@ -720,14 +783,19 @@ struct vbookmark *vobj_bookmark_named(struct vobj *o, const char *name);
 /* Add the record to the journal and apply it [sync]. Everything it touches must be in memory. */
 int record_do(struct vobj *o, void *rec, size_t len, struct gr_err *err);
 int record_apply(struct vobj *o, const void *rec, uint64_t seq, struct gr_err *err);
-/* Map change of one leaf's range. crc NULL: TRUSTED (data already durable) or no data. Units must be reserved (space_take_*). */
+/* Map change of one leaf's range. @crc: of data that replay shall doubt. Units must be reserved (space_take_*). */
 int record_map(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, enum vmfs_piece_state state, const uint32_t *crc);
 /* Pieces become one more owner of units whose data is durable; behind it, without a suspension between, record_epoch(). */
-int record_share(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth);
+int record_share(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, const uint32_t *crc);
+/* Data that was durable before. @crc: NULL only where the volume keeps none. */
+int record_durable(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, const uint32_t *crc);
 int record_epoch(struct vobj *o);
 /* Is a unit born at @birth at @piece still needed by a snapshot (or origin) the tree with parent @parent_snap grew from? */
 bool held_by_ancestors(struct vobj *o, uint64_t parent_snap, uint64_t birth, uint64_t piece_end);
 
+/* What a thick or eager disk needs to overwrite all it has, when nothing may be overwritten where it lies any more; thin: 0 [sync]. */
+uint64_t vobj_overwrite_units(const struct vobj *o);
+int record_promise(struct vobj *o, struct gr_err *err); /* so much is promised to it from now on */
 void reserve_set(struct vobj *o, uint64_t units); /* promised overwrite space, counted for the volume [sync] */
 
 /* ---------- ckpt.c ---------- */
@@ -777,6 +845,7 @@ struct dop {
     int status;
     bool left; /* no longer admitted */
     struct iovec *iov;
+    struct iovec sealed; /* encrypted: what goes to the device instead of the caller's bytes */
     struct dop *next;
     struct gr_bio kid_inline[DOP_KIDS];
     struct iovec iov_inline[DOP_IOV];
@@ -801,20 +870,50 @@ int disk_write_pieces(struct dop *op, uint64_t off, uint64_t len, const struct i
 /* Room for @units more data units of @o: leases, waits for frees; -GR_ENOSPACE when they would eat the metadata reserve or what
  * was promised to other disks (fiber). @epoch: of the write that asks; it gives up when it is late (dop_late). */
 int disk_room(struct vobj *o, uint64_t units, uint64_t epoch);
+/* The same for a write that lets go of as much as it takes (@replaces), and so may take from what is kept back for a moment. */
+int disk_room_for(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces);
 /* Give every piece of [first, end) its own reserved unit (thick, eager) (fiber). */
 int disk_reserve(struct vobj *o, uint64_t first, uint64_t end, uint64_t epoch);
 
 /* Make [first, end) holes, whatever is there (fiber). */
 int disk_clear_pieces(struct dop *op, uint64_t first, uint64_t end);
 
+/* ---------- bounce.c ---------- */
+uint8_t *vbounce_get(struct vmfs *v, size_t len); /* NULL: all are in use, or out of memory [sync] */
+void vbounce_put(struct vmfs *v, uint8_t *buf, size_t len); /* [sync] */
+int vbounce_wait(struct vmfs *v, size_t len, uint8_t **ret); /* the same, when others have put theirs back. 0; -ENOMEM */
+void vbounce_done(struct vmfs *v); /* [sync] */
+
 /* ---------- reap.c ---------- */
 void reap_kick(struct vobj *o);    /* give back deleted snapshots in the background [sync] */
 bool reap_pending(struct vobj *o); /* something is being given back, or could be [sync] */
 
+/* ---------- disk.c, open.c: what files.c does differently ---------- */
+int disk_attr_record(struct vmfs_disk *d, const char *key, const void *val, size_t len, struct gr_err *err); /* not durable yet */
+int disk_open(struct vmfs *v, uint64_t id, const char *path, unsigned wait_ms, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err);
+int disk_give_up(struct vmfs *v, uint64_t id, const char *path, struct gr_err *err);
+/* Cut or grow, frozen (fiber). */
+int disk_set_size(struct vmfs_disk *d, uint64_t size, struct gr_err *err);
+
+/* ---------- files.c ---------- */
+#define VMFS_ATTR_POSIX "posix"
+void vposix_put(const struct vmfs_posix *p, struct vmfs_posix_disk *d); /* [sync] */
+bool vposix_get(const struct vmfs_posix_disk *d, struct vmfs_posix *ret); /* false: rule 7 [sync] */
+
 /* ---------- ns.c ---------- */
+/* Between ns_begin() and ns_end(): a directory of the tree, its entries. */
+int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err);
+struct vdirent *dir_find(struct vobj *dir, const char *name, size_t n);                    /* [sync] */
+int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, uint16_t type);     /* [sync] */
+void dir_remove(struct vobj *dir, uint64_t id);                                            /* [sync] */
+int dying_add(struct vmfs *v, uint64_t id, uint16_t type, struct gr_err *err);
 /* Lock the namespace; home with what changed (unless @r < 0) and unlock. */
 int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err);
 int ns_end(struct vmfs *v, int r, struct gr_err *err);
+/* In between: a directory; its entries [sync]. */
+int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err);
+int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, uint16_t type);
+void dir_remove(struct vobj *dir, uint64_t id);
 int vmfs_refresh(struct vmfs *v, struct gr_err *err); /* grow.c: learn that another host grew the volume */
 void vobj_adopt(struct vobj *o); /* object.c: a peeked object joins the table of those held here [sync] */
 /* New object at @path; init(arg, o) [sync] fills its content before it becomes visible. */

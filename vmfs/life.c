@@ -7,7 +7,9 @@
  * names that key. Who suspects a slot writes into its alarm; who answers for it looks once in a while and writes it as answered. Silence
  * for long enough, counted in looks of ours that the device did answer, so that a storage that stands still for everybody ejects
  * nobody, and the key is ejected from every device. From then on nothing of that process reaches the volume, whatever it believes and
- * however long it slept. No clock decides anything but when to ask. */
+ * however long it slept. No clock decides anything but when to ask.
+ *
+ * Logical units that fence nobody: the same questions, but no answer to them ends a host: alone.c. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
 
@@ -57,7 +59,7 @@ static int alarm_write(struct vmfs *v, unsigned slot, struct alarm *a, uint64_t 
     d->asked = gr_le64_of(asked);
     d->answered = gr_le64_of(answered);
     vhdr_seal(v, d, VMFS_T_ALARM, 1, at, a->generation + 1, v->joined ? v->slot : slot);
-    int r = v->fenced ? -GR_EFENCED : gr_compare_write(v->dev[vmfs_addr_dev(at)].ch, vmfs_addr_unit(at) * VMFS_UNIT, a->raw, d, VMFS_UNIT, NULL);
+    int r = vdev_swap(v, at, a->raw, d);
     free(d);
     return r;
 }
@@ -82,7 +84,7 @@ static bool answers_for(const struct vlife *l, unsigned slot)
 int vlife_answer_for(struct vmfs *v, unsigned slot)
 {
     struct vlife *l = &v->life;
-    if (!l->fences || answers_for(l, slot))
+    if (!(l->fences || l->alone) || answers_for(l, slot))
         return 0;
     unsigned *c = gr_realloc(l->charge, (l->n_charge + 1) * sizeof *c);
     if (!c)
@@ -107,6 +109,8 @@ static void watch(void *arg)
     struct vmfs *v = arg;
     struct vlife *l = &v->life;
     while (!l->stop && !v->fenced) {
+        if (l->alone && valone_lost(v))
+            vmfs_fence(v, "an administrator has declared it gone, and another host has taken its place");
         for (unsigned i = 0; i < l->n_charge && !v->fenced; i++)
             answer(v, l->charge[i]);
         if (!l->stop)
@@ -150,9 +154,9 @@ static void leave_one(struct vlife *l, unsigned i, bool orderly)
 
 int vlife_enter_device(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err)
 {
-    if (!bdev->fence != !v->life.fences)
+    if (!bdev->fence != !(v->life.fences || v->life.alone))
         return gr_fail(err, -EINVAL, "'%s' and the other devices do not go together: some are shared logical units, some are not", bdev->name);
-    return bdev->fence ? enter(v, bdev, err) : 0;
+    return v->life.fences ? enter(v, bdev, err) : 0;
 }
 
 void vlife_leave_device(struct vmfs *v, struct gr_bdev *bdev)
@@ -182,10 +186,12 @@ int vlife_enter(struct vmfs *v, struct gr_err *err)
         w->random(w->arg, &l->key, sizeof l->key);
     for (unsigned i = 0; i < v->n_dev; i++)
         fences += v->dev[i].bdev->fence != NULL;
-    if (fences == 0)
+    if (fences == 0 && !l->alone)
         return 0;
     if (fences < v->n_dev)
         return gr_fail(err, -EINVAL, "'%s' and the other devices do not go together: some are shared logical units, some are not", v->dev[0].bdev->name);
+    if (l->alone)
+        return 0;
     for (unsigned i = 0; r == 0 && i < v->n_dev; i++)
         r = enter(v, v->dev[i].bdev, err);
     l->fences = r == 0;
@@ -195,7 +201,7 @@ int vlife_enter(struct vmfs *v, struct gr_err *err)
 int vlife_watch(struct vmfs *v, struct gr_err *err)
 {
     struct vlife *l = &v->life;
-    if (!l->fences || l->watching)
+    if (!(l->fences || l->alone) || l->watching)
         return 0;
     if (v->sb.slots.stride < VMFS_SLOT_UNITS)
         return gr_fail(err, -GR_EVERSION, "datastore '%s' was made before slots had alarms: it can lie on files and block devices only", v->sb.name);
@@ -215,7 +221,7 @@ void vlife_stop(struct vmfs *v, bool orderly)
     for (unsigned i = 0; i < l->n_entered; i++)
         leave_one(l, i, orderly);
     l->n_entered = 0;
-    l->fences = false;
+    l->fences = l->alone = false;
     free(l->charge);
     free(l->seen);
     l->charge = NULL;
@@ -227,7 +233,7 @@ void vlife_stop(struct vmfs *v, bool orderly)
 int vlife_claim(struct vmfs *v, unsigned slot)
 {
     struct gr_bdev *d = v->dev[0].bdev;
-    if (v->life.fences)
+    if (v->life.fences || v->life.alone)
         return 0; /* the compare-and-write of the slot decides */
     return d->ops->trylock ? d->ops->trylock(d, slot) : -EOPNOTSUPP;
 }
@@ -235,7 +241,7 @@ int vlife_claim(struct vmfs *v, unsigned slot)
 void vlife_unclaim(struct vmfs *v, unsigned slot)
 {
     struct gr_bdev *d = v->dev[0].bdev;
-    if (!v->life.fences && d->ops->unlock)
+    if (!v->life.fences && !v->life.alone && d->ops->unlock)
         d->ops->unlock(d, slot);
 }
 
@@ -309,9 +315,14 @@ static int lives(struct vmfs *v, unsigned slot, const struct vslot *s, unsigned 
     return r;
 }
 
+unsigned vlife_look_ms(const struct vmfs *v)
+{
+    return timing_of(v)->look_ms;
+}
+
 bool vlife_shows(struct vmfs *v, unsigned slot, const struct vslot *s)
 {
-    if (v->life.fences)
+    if (v->life.fences || v->life.alone)
         return lives(v, slot, s, 2 * timing_of(v)->look_ms, NULL, NULL) != 0;
     int r = vlife_claim(v, slot);
     if (r == 0)
@@ -334,12 +345,23 @@ static bool our_earlier_self(const struct vmfs *v, const struct vslot *s)
            strcmp(s->host_name, v->host_name) == 0 && same_home(v, s);
 }
 
+/* 0: it is gone, or silent for so long that it is ejected, if we can; 1: it lives, or nobody can tell. */
+static int is_gone(struct vmfs *v, unsigned slot, const struct vslot *s, struct vseen *seen, struct gr_err *err)
+{
+    bool self = our_earlier_self(v, s);
+    if (v->life.alone && !self && !valone_declared_gone(v, s))
+        return 1;
+    if (self && v->life.fences)
+        return 0;
+    return lives(v, slot, s, timing_of(v)->patience_ms, &seen->silent_ms, err);
+}
+
 int vlife_end(struct vmfs *v, unsigned slot, const struct vslot *s, struct gr_err *err)
 {
     struct vseen *seen = seen_of(v, slot);
     if (!seen)
         return gr_fail(err, -ENOMEM, "out of memory");
-    if (!v->life.fences) {
+    if (!v->life.fences && !v->life.alone) {
         if (vlife_claim(v, slot) < 0)
             return -EBUSY;
         seen->ending = true;
@@ -355,8 +377,8 @@ int vlife_end(struct vmfs *v, unsigned slot, const struct vslot *s, struct gr_er
     seen->asked_ns = gr_loop_now_ns(v->loop);
     seen->ejected_ns = 0;
     seen->silent_ms = 0;
-    int r = our_earlier_self(v, s) ? 0 : lives(v, slot, s, timing_of(v)->patience_ms, &seen->silent_ms, err);
-    for (unsigned i = 0; r == 0 && i < v->n_dev; i++) {
+    int r = is_gone(v, slot, s, seen, err);
+    for (unsigned i = 0; r == 0 && v->life.fences && i < v->n_dev; i++) {
         struct gr_bdev *d = v->dev[i].bdev ? gr_bdev_get(v->dev[i].bdev) : NULL;
         if (!d)
             continue;

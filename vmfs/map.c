@@ -32,8 +32,10 @@ void mnode_put(struct vmfs *v, struct mnode *n)
         for (unsigned i = 0; i < VMFS_FANOUT; i++)
             mnode_put(v, n->child[i].mem);
     } else {
-        for (unsigned i = 0; i < VMFS_FANOUT; i++)
+        for (unsigned i = 0; i < VMFS_FANOUT; i++) {
             free(n->ent[i].px);
+            free(n->ent[i].crc);
+        }
         v->n_leaves--;
     }
     free(n);
@@ -228,6 +230,14 @@ void mtree_grow(struct vmfs *v, struct mtree *t, unsigned level, uint64_t birth)
     }
 }
 
+/* A copy of what is there, if anything is. False: out of memory. */
+static bool copy_of(const void *from, size_t len, void **ret)
+{
+    if (from && (*ret = gr_alloc(len)))
+        memcpy(*ret, from, len);
+    return !from || *ret;
+}
+
 static struct mnode *node_copy(struct vmfs *v, const struct mnode *n)
 {
     struct mnode *c = mnode_new(v, n->level);
@@ -243,18 +253,16 @@ static struct mnode *node_copy(struct vmfs *v, const struct mnode *n)
         return c;
     }
     memcpy(c->ent, n->ent, sizeof n->ent);
-    for (unsigned i = 0; i < VMFS_FANOUT; i++)
-        c->ent[i].px = NULL;
     for (unsigned i = 0; i < VMFS_FANOUT; i++) {
-        if (!n->ent[i].px)
-            continue;
-        c->ent[i].px = gr_alloc(sizeof *c->ent[i].px);
-        if (!c->ent[i].px) {
+        c->ent[i].px = NULL;
+        c->ent[i].crc = NULL;
+    }
+    for (unsigned i = 0; i < VMFS_FANOUT; i++)
+        if (!copy_of(n->ent[i].px, sizeof *n->ent[i].px, (void **)&c->ent[i].px) ||
+            !copy_of(n->ent[i].crc, VMFS_BLOCK_PIECES * sizeof *n->ent[i].crc, (void **)&c->ent[i].crc)) {
             mnode_put(v, c);
             return NULL;
         }
-        *c->ent[i].px = *n->ent[i].px;
-    }
     return c;
 }
 
@@ -418,6 +426,7 @@ struct block_change {
     unsigned first, n; /* pieces within the block */
     uint64_t addr, birth;
     enum vmfs_piece_state state;
+    const uint32_t *crc; /* NULL: none */
 };
 
 static void set_bits(struct mentry *e, const struct block_change *c)
@@ -425,6 +434,8 @@ static void set_bits(struct mentry *e, const struct block_change *c)
     uint16_t mask = (uint16_t)(((1u << c->n) - 1u) << c->first);
     e->written = (uint16_t)((e->written & ~mask) | (c->state & 1 ? mask : 0));
     e->zero = (uint16_t)((e->zero & ~mask) | (c->state & 2 ? mask : 0));
+    for (unsigned i = 0; e->crc && i < c->n; i++)
+        e->crc[c->first + i] = c->crc ? c->crc[i] : 0;
 }
 
 static int block_set(struct mentry *e, const struct block_change *c)
@@ -456,34 +467,40 @@ static int block_set(struct mentry *e, const struct block_change *c)
     return 0;
 }
 
-int mleaf_set(struct mnode *leaf, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, enum vmfs_piece_state state, uint64_t seq,
-              void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old), void *arg)
+/* Make sure that the change cannot fail half-way. */
+static int block_prepare(struct mentry *e, const struct block_change *c)
 {
-    while (count) {
+    if (c->crc && !e->crc && !(e->crc = gr_zalloc(VMFS_BLOCK_PIECES * sizeof *e->crc)))
+        return -ENOMEM;
+    if (e->px || (c->n == VMFS_BLOCK_PIECES && c->state != VMFS_P_HOLE))
+        return 0;
+    bool in_run = e->addr && e->birth == c->birth && c->state != VMFS_P_HOLE && e->addr + c->first == c->addr;
+    return in_run || explode(e) ? 0 : -ENOMEM;
+}
+
+int mleaf_set(const struct vmfs *v, struct mnode *leaf, const struct map_change *m, void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old),
+              void *arg)
+{
+    for (uint32_t done = 0; done < m->count;) {
+        uint64_t piece = m->piece + done, addr = m->state == VMFS_P_HOLE ? m->addr : m->addr + done;
         unsigned at = (unsigned)(piece % VMFS_LEAF_PIECES), b = at / VMFS_BLOCK_PIECES;
-        struct block_change c = { at % VMFS_BLOCK_PIECES, 0, addr, birth, state };
+        bool kept = m->state == VMFS_P_DATA && vcrc_kept(v);
+        struct block_change c = { at % VMFS_BLOCK_PIECES, 0, addr, m->birth, m->state, kept ? m->crc + done : NULL };
         struct mentry *e = &leaf->ent[b];
-        c.n = GR_MIN(count, VMFS_BLOCK_PIECES - c.first);
-        if (!e->px && (c.n < VMFS_BLOCK_PIECES || state == VMFS_P_HOLE)) {
-            /* make sure that the change cannot fail half-way */
-            bool in_run = e->addr && e->birth == birth && state != VMFS_P_HOLE && e->addr + c.first == addr;
-            if (!in_run && !explode(e))
-                return -ENOMEM;
-        }
+        c.n = GR_MIN(m->count - done, VMFS_BLOCK_PIECES - c.first);
+        int r = block_prepare(e, &c);
+        if (r < 0)
+            return r;
         bool empty = !e->px && !e->addr;
         for (unsigned i = 0; dropped && !empty && i < c.n; i++) {
             struct mpiece old = ment_piece(e, c.first + i);
-            if (old.state != VMFS_P_HOLE && (state == VMFS_P_HOLE || old.addr != addr + i))
+            if (old.state != VMFS_P_HOLE && (m->state == VMFS_P_HOLE || old.addr != addr + i))
                 dropped(arg, piece + i, &old);
         }
-        int r = block_set(e, &c);
-        if (r < 0)
+        if ((r = block_set(e, &c)) < 0)
             return r;
-        e->seq = GR_MAX(e->seq, seq);
-        piece += c.n;
-        count -= c.n;
-        if (state != VMFS_P_HOLE)
-            addr += c.n;
+        e->seq = GR_MAX(e->seq, m->seq);
+        done += c.n;
     }
     return 0;
 }

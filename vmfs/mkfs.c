@@ -200,8 +200,12 @@ static int layout(struct vsuper *s, const uint64_t *units, unsigned n, const str
     uint32_t slots, inodes, regions = 0;
     for (unsigned i = 0; i < n; i++)
         total += units[i];
-    s->incompat = VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS;
+    s->incompat = VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_FILES;
+    if (o->one_host)
+        s->incompat |= VMFS_INCOMPAT_ONE_HOST;
     s->timing = o->timing;
+    s->data_crc = o->data_crc;
+    s->incompat |= o->data_crc ? VMFS_INCOMPAT_DATA_CRC : 0;
     choose_sizes(s, o, total, &slots, &inodes);
     for (unsigned i = 0; i < n; i++)
         regions += (uint32_t)(units[i] / s->region_units + 1);
@@ -265,7 +269,7 @@ static int refuse_taken(struct vmfs *v, unsigned dev, struct gr_err *err)
 {
     struct vmfs old = { .loop = v->loop, .n_dev = v->n_dev };
     memcpy(old.dev, v->dev, sizeof old.dev);
-    if (vsuper_read(&old, dev, &old.sb, NULL) < 0 || old.sb.this_device != 0 || old.sb.n_devices > v->n_dev)
+    if (vsuper_read(&old, dev, &old.sb, NULL) < 0 || old.sb.this_device != 0)
         return 0;
     for (unsigned i = 0; i < old.sb.slots.entries; i++) {
         struct vslot s;
@@ -279,7 +283,7 @@ static int refuse_taken(struct vmfs *v, unsigned dev, struct gr_err *err)
 /* A volume whose slot is held by a living process is never formatted over, not even forced. */
 static int refuse_living(struct vmfs *v, unsigned dev, const char *what, struct gr_err *err)
 {
-    if (v->life.fences)
+    if (v->life.fences || v->life.alone)
         return refuse_taken(v, dev, err);
     for (unsigned s = 0; s < 4096; s++) {
         struct gr_bdev *d = v->dev[0].bdev;
@@ -364,6 +368,7 @@ int vmfs_format(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n
     if (!v)
         return gr_fail(err, -ENOMEM, "out of memory");
     v->loop = loop;
+    v->life.alone = opts->one_host;
     for (unsigned i = 0; r == 0 && i < n; i++) {
         r = gr_chan_open(devices[i], loop, &v->dev[i].ch);
         v->dev[i].bdev = devices[i];

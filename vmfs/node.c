@@ -18,15 +18,25 @@ static bool is_run(const struct mentry *e, uint64_t *ret_addr)
     return true;
 }
 
-static unsigned tag_of(const struct mentry *e, uint64_t *ret_addr)
+static unsigned data_mask(const struct mentry *e)
 {
-    if (e->px)
-        return is_run(e, ret_addr) ? VMFS_LEAF_RUN : VMFS_LEAF_SPLIT;
-    *ret_addr = e->addr;
-    return e->addr ? VMFS_LEAF_EXTENT : VMFS_LEAF_EMPTY;
+    return e->written & ~(unsigned)e->zero;
 }
 
-static const uint16_t tag_bytes[] = { 0, VMFS_EXTENT_BYTES, VMFS_RUN_BYTES, VMFS_SPLIT_BYTES };
+static unsigned tag_of(const struct mentry *e, uint64_t *ret_addr)
+{
+    unsigned crc = e->crc && data_mask(e) ? VMFS_LEAF_CRC : 0;
+    if (e->px)
+        return (is_run(e, ret_addr) ? VMFS_LEAF_RUN : VMFS_LEAF_SPLIT) | crc;
+    *ret_addr = e->addr;
+    return e->addr ? VMFS_LEAF_EXTENT | crc : VMFS_LEAF_EMPTY;
+}
+
+static size_t tag_bytes(unsigned tag)
+{
+    static const uint16_t bytes[] = { 0, VMFS_EXTENT_BYTES, VMFS_RUN_BYTES, VMFS_SPLIT_BYTES };
+    return bytes[tag & ~VMFS_LEAF_CRC] + (tag & VMFS_LEAF_CRC ? VMFS_CRC_BYTES : 0);
+}
 
 uint32_t mnode_units(const struct mnode *n)
 {
@@ -35,12 +45,13 @@ uint32_t mnode_units(const struct mnode *n)
     if (n->level)
         return 1;
     for (unsigned i = 0; i < VMFS_FANOUT; i++)
-        bytes += tag_bytes[tag_of(&n->ent[i], &a)];
+        bytes += tag_bytes(tag_of(&n->ent[i], &a));
     return (uint32_t)((bytes + VMFS_UNIT - 1) / VMFS_UNIT);
 }
 
-static uint8_t *put_entry(uint8_t *p, unsigned tag, const struct mentry *e, uint64_t addr)
+static uint8_t *put_entry(uint8_t *p, unsigned full_tag, const struct mentry *e, uint64_t addr)
 {
+    unsigned tag = full_tag & ~VMFS_LEAF_CRC;
     if (tag == VMFS_LEAF_EMPTY)
         return p;
     if (tag != VMFS_LEAF_SPLIT) {
@@ -62,6 +73,8 @@ static uint8_t *put_entry(uint8_t *p, unsigned tag, const struct mentry *e, uint
         gr_put_le64(p, e->px->birth[i]);
         p += 8;
     }
+    for (unsigned i = 0; full_tag & VMFS_LEAF_CRC && i < VMFS_BLOCK_PIECES; i++, p += 4)
+        gr_put_le32(p, e->crc[i]);
     return p;
 }
 
@@ -91,10 +104,25 @@ void mnode_encode(const struct vmfs *v, const struct mnode *n, uint64_t addr, vo
     vhdr_seal(v, buf, VMFS_T_LEAF, units, addr, n->birth, v->slot);
 }
 
-static int leaf_entry(struct vmfs *v, struct mentry *e, unsigned tag, const uint8_t **pp, const uint8_t *end)
+/* The CRCs behind an entry: there when, and only when, the volume keeps them and there is data. */
+static int entry_crc(struct vmfs *v, struct mentry *e, unsigned tag, const uint8_t **pp)
+{
+    if (!(tag & VMFS_LEAF_CRC) != !(vcrc_kept(v) && data_mask(e)))
+        return -GR_ECORRUPT;
+    if (!(tag & VMFS_LEAF_CRC))
+        return 0;
+    if (!(e->crc = gr_alloc(VMFS_BLOCK_PIECES * sizeof *e->crc)))
+        return -ENOMEM;
+    for (unsigned i = 0; i < VMFS_BLOCK_PIECES; i++, *pp += 4)
+        e->crc[i] = gr_get_le32(*pp);
+    return 0;
+}
+
+static int leaf_entry(struct vmfs *v, struct mentry *e, unsigned full_tag, const uint8_t **pp, const uint8_t *end)
 {
     const uint8_t *p = *pp;
-    if (tag > VMFS_LEAF_SPLIT || tag_bytes[tag] > (size_t)(end - p))
+    unsigned tag = full_tag & ~VMFS_LEAF_CRC;
+    if (tag > VMFS_LEAF_SPLIT || full_tag == VMFS_LEAF_CRC || tag_bytes(full_tag) > (size_t)(end - p))
         return -GR_ECORRUPT;
     if (tag == VMFS_LEAF_EMPTY)
         return 0;
@@ -127,8 +155,9 @@ static int leaf_entry(struct vmfs *v, struct mentry *e, unsigned tag, const uint
         if (owned != (e->px->addr[i] != 0) || (owned && !space_addr_ok(v, e->px->addr[i], 1)))
             return -GR_ECORRUPT;
     }
+    int r = entry_crc(v, e, full_tag, &p);
     *pp = p;
-    return moved_entry(v, e);
+    return r < 0 ? r : moved_entry(v, e);
 }
 
 static int leaf_decode(struct vmfs *v, struct mnode *n, const void *buf, uint32_t units)
@@ -154,7 +183,7 @@ static int node_decode(struct vmfs *v, struct mnode *n, const void *buf)
         p->addr = gr_le64_get(d->child[i].addr);
         p->birth = b >> 16;
         p->units = b & 0xffff;
-        if (p->addr && (p->units == 0 || p->units > (n->level == 1 ? VMFS_LEAF_UNITS_MAX : 1) || !space_addr_ok(v, p->addr, p->units)))
+        if (p->addr && (p->units == 0 || p->units > (n->level == 1 ? leaf_units_max(v) : 1) || !space_addr_ok(v, p->addr, p->units)))
             return -GR_ECORRUPT;
         if (p->addr && !(p->addr = moved_addr(v, p->addr, p->units, NULL)))
             return -GR_ECORRUPT;

@@ -12,7 +12,14 @@
 struct reap {
     struct vobj *o;
     struct vsnap *s;
-    uint64_t prev_epoch;
+    uint64_t prev_epoch, before_prev; /* epochs at which the times of the snapshot and of its parent begin */
+    struct reap_counts {              /* for the record, vmfs/usage.h */
+        bool on, passes;              /* there is one successor; and a parent, of whose own it may have lost some */
+        uint64_t units, passed;
+        struct mtree *tree[SUCC_MAX]; /* that grew from the successor */
+        uint64_t snap[SUCC_MAX], lost[SUCC_MAX];
+        unsigned n;
+    } k;
     struct mtree *succ[SUCC_MAX];
     unsigned n_succ;
     uint64_t cursor;
@@ -30,23 +37,60 @@ static void free_run(struct reap *w, uint64_t addr, uint32_t units)
         w->rec->runs[w->n_runs++] = (struct vmfs_run_disk){ gr_le64_of(addr), gr_le64_of(units) };
 }
 
+static size_t counts_put(struct reap_counts *k, struct vmfs_rec_counts_disk *d)
+{
+    uint32_t n = 0;
+    for (unsigned i = 0; i < k->n; i++) {
+        if (k->lost[i])
+            d->lost[n++] = (struct vmfs_rec_lost_disk){ gr_le64_of(k->snap[i]), gr_le64_of(k->lost[i]) };
+        k->lost[i] = 0;
+    }
+    d->units = gr_le64_of(k->units);
+    d->passed = gr_le64_of(k->passed);
+    d->n_lost = gr_le32_of(n);
+    d->reserved = gr_le32_of(0);
+    k->units = k->passed = 0;
+    return sizeof *d + n * sizeof d->lost[0];
+}
+
 static int move_cursor(struct reap *w)
 {
     struct vmfs_rec_free_disk *d = w->rec;
     if (w->cursor == w->s->cursor && !w->n_runs)
         return 0;
+    size_t len = sizeof *d + w->n_runs * sizeof d->runs[0];
     memset(&d->r, 0, sizeof d->r);
     d->r.type = gr_le16_of(VMFS_R_SNAP_FREE);
+    if (w->o->counted && w->k.on) {
+        d->r.flags = gr_le16_of(VMFS_RF_COUNTED);
+        len += counts_put(&w->k, (void *)(d->runs + w->n_runs));
+    }
     d->id = gr_le64_of(w->s->id);
     d->cursor = gr_le64_of(w->cursor);
     d->n_runs = gr_le32_of(w->n_runs);
     d->reserved = gr_le32_of(0);
-    int r = record_do(w->o, d, sizeof *d + w->n_runs * sizeof d->runs[0], NULL);
+    int r = record_do(w->o, d, len, NULL);
     w->n_runs = 0;
     return r;
 }
 
 enum step { STEP_SKIP, STEP_DOWN, STEP_LOAD };
+
+/* Has a tree that grew from the successor, of which @d is the node, one of its own there, perhaps with changes? */
+static enum step look_further(struct reap *w, unsigned level, const struct mchild *d, struct mtree **ret_tree)
+{
+    bool absent;
+    for (unsigned i = 0; i < w->k.n; i++) {
+        struct mchild *e = mtree_slot(w->k.tree[i], level, w->cursor, &absent);
+        if (!e && !absent) {
+            *ret_tree = w->k.tree[i];
+            return STEP_LOAD;
+        }
+        if (!e || !slot_same(d, e))
+            return STEP_DOWN;
+    }
+    return STEP_SKIP;
+}
 
 /* What to do with the snapshot's node of @level at the cursor. *ret_tree: which tree misses the path (STEP_LOAD). */
 static enum step look(struct reap *w, unsigned level, struct mtree **ret_tree)
@@ -59,8 +103,9 @@ static enum step look(struct reap *w, unsigned level, struct mtree **ret_tree)
         *ret_tree = &w->s->tree;
         return STEP_LOAD;
     }
-    if (slot_empty(c) || slot_birth(c) <= w->prev_epoch)
+    if (slot_empty(c) || slot_birth(c) <= (w->k.passes ? w->before_prev : w->prev_epoch))
         return STEP_SKIP;
+    bool young = slot_birth(c) > w->prev_epoch, changed = false; /* in the successor */
     for (unsigned k = 0; k < w->n_succ; k++) {
         struct mchild *d = mtree_slot(w->succ[k], level, w->cursor, &absent);
         if (!d && !absent) {
@@ -68,9 +113,10 @@ static enum step look(struct reap *w, unsigned level, struct mtree **ret_tree)
             return STEP_LOAD;
         }
         if (d && slot_same(c, d))
-            return STEP_SKIP;
+            return young && w->k.on ? look_further(w, level, d, ret_tree) : STEP_SKIP;
+        changed |= !d || slot_empty(d) || slot_birth(d) > w->s->epoch;
     }
-    return STEP_DOWN;
+    return young || changed ? STEP_DOWN : STEP_SKIP;
 }
 
 /* Nodes of the snapshot that end at the cursor are done with: free them unless a successor still names them. */
@@ -91,20 +137,37 @@ static void free_finished(struct reap *w, unsigned from_level)
     }
 }
 
-static void free_pieces(struct reap *w, const struct mnode *leaf, struct mnode *const *others, unsigned n)
+/* The successor keeps piece @p of a leaf, and it is its own from now on. */
+static void lost_further(struct reap *w, unsigned i, const struct mpiece *p, struct mnode *const *further)
+{
+    for (unsigned k = 0; k < w->k.n; k++) {
+        struct mpiece q = { 0 };
+        if (further[k])
+            q = ment_piece(&further[k]->ent[i / VMFS_BLOCK_PIECES], i % VMFS_BLOCK_PIECES);
+        w->k.lost[k] += q.state == VMFS_P_HOLE || q.addr != p->addr || q.birth != p->birth;
+    }
+}
+
+static void free_pieces(struct reap *w, const struct mnode *leaf, struct mnode *const *others, unsigned n, struct mnode *const *further)
 {
     for (unsigned i = 0; i < VMFS_LEAF_PIECES; i++) {
         unsigned b = i / VMFS_BLOCK_PIECES, at = i % VMFS_BLOCK_PIECES;
         struct mpiece p = ment_piece(&leaf->ent[b], at);
-        bool named = p.state == VMFS_P_HOLE || p.birth <= w->prev_epoch;
+        bool old = p.birth <= w->prev_epoch, named = p.state == VMFS_P_HOLE || (old && !(w->k.passes && p.birth > w->before_prev));
         for (unsigned k = 0; !named && k < n; k++) {
             struct mpiece q = { 0 };
             if (others[k])
                 q = ment_piece(&others[k]->ent[b], at);
             named = q.state != VMFS_P_HOLE && q.addr == p.addr && q.birth == p.birth; /* else another owner of the same units */
         }
-        if (!named)
+        if (!named && old) {
+            w->k.passed++;
+        } else if (!named) {
             free_run(w, p.addr, 1);
+            w->k.units++;
+        } else if (p.state != VMFS_P_HOLE && !old) {
+            lost_further(w, i, &p, further);
+        }
     }
 }
 
@@ -121,7 +184,7 @@ static bool not_durable(const struct vmfs *v, const struct mnode *leaf)
 /* The leaf at the cursor. 0 done, -EAGAIN: *ret_tree must be loaded. */
 static int reap_leaf(struct reap *w, struct mtree **ret_tree)
 {
-    struct mnode *leaf, *others[SUCC_MAX];
+    struct mnode *leaf, *others[SUCC_MAX], *further[SUCC_MAX];
     *ret_tree = &w->s->tree;
     if (mtree_peek(&w->s->tree, w->cursor, &leaf) < 0)
         return -EAGAIN;
@@ -131,11 +194,17 @@ static int reap_leaf(struct reap *w, struct mtree **ret_tree)
             return -EAGAIN;
         w->unsure |= not_durable(w->o->v, others[k]);
     }
+    for (unsigned k = 0; k < w->k.n; k++) {
+        *ret_tree = w->k.tree[k];
+        if (mtree_peek(w->k.tree[k], w->cursor, &further[k]) < 0)
+            return -EAGAIN;
+        w->unsure |= not_durable(w->o->v, further[k]);
+    }
     w->unsure |= not_durable(w->o->v, leaf);
     if (w->unsure)
         return -EAGAIN;
     if (leaf)
-        free_pieces(w, leaf, others, w->n_succ);
+        free_pieces(w, leaf, others, w->n_succ, further);
     w->cursor = (w->cursor / VMFS_LEAF_PIECES + 1) * VMFS_LEAF_PIECES;
     free_finished(w, 0);
     return 0;
@@ -178,15 +247,48 @@ static int reap_step(struct reap *w)
     return r;
 }
 
+static void further_add(struct reap_counts *k, uint64_t snap, struct mtree *tree)
+{
+    if (k->n == SUCC_MAX) { /* too many to be counted on the way */
+        k->on = k->passes = false;
+        k->n = 0;
+    }
+    if (!k->on)
+        return;
+    k->snap[k->n] = snap;
+    k->tree[k->n++] = tree;
+}
+
+/* With @next, a snapshot, as the successor, or 0: the live head, or none. */
+static void counts_begin(struct reap *w, const struct vsnap *before, uint64_t next)
+{
+    struct vobj *o = w->o;
+    memset(&w->k, 0, sizeof w->k);
+    w->k.on = o->counted && w->n_succ < 2;
+    w->k.passes = w->k.on && before && w->n_succ;
+    if (next && o->parent_snap == next)
+        further_add(&w->k, 0, &o->live);
+    for (size_t i = 0; next && i < o->n_snaps; i++)
+        if (o->snaps[i]->parent == next)
+            further_add(&w->k, o->snaps[i]->id, &o->snaps[i]->tree);
+}
+
 static void successors(struct reap *w)
 {
     struct vobj *o = w->o;
+    struct vsnap *before = vobj_snap(o, w->s->parent);
+    w->prev_epoch = usage_before(o, w->s);
+    w->before_prev = before ? usage_before(o, before) : 0;
+    uint64_t next = 0; /* id of the successor, when it is a snapshot */
     w->n_succ = 0;
     if (o->parent_snap == w->s->id)
         w->succ[w->n_succ++] = &o->live;
     for (size_t i = 0; i < o->n_snaps && w->n_succ < SUCC_MAX; i++)
-        if (o->snaps[i]->parent == w->s->id)
+        if (o->snaps[i]->parent == w->s->id) {
             w->succ[w->n_succ++] = &o->snaps[i]->tree;
+            next = o->snaps[i]->id;
+        }
+    counts_begin(w, before, next);
 }
 
 static int drop(struct vobj *o, uint64_t id)
@@ -221,7 +323,7 @@ static int make_sure(struct reap *w, unsigned *tries)
 static int reap_snapshot(struct vobj *o, uint64_t id)
 {
     unsigned tries = 0;
-    struct reap w = { .o = o, .rec = gr_alloc(sizeof *w.rec + (REAP_RUNS + VMFS_LEAF_PIECES + 64) * sizeof w.rec->runs[0]) };
+    struct reap w = { .o = o, .rec = gr_alloc(sizeof *w.rec + (REAP_RUNS + VMFS_LEAF_PIECES + 64 + 2 + SUCC_MAX) * sizeof w.rec->runs[0]) };
     int r = w.rec ? 0 : -ENOMEM;
     while (r == 0) {
         journal_room(o->v);
@@ -236,8 +338,6 @@ static int reap_snapshot(struct vobj *o, uint64_t id)
             r = ckpt_run(o->v);
             continue;
         }
-        struct vsnap *before = vobj_snap(o, w.s->parent);
-        w.prev_epoch = before ? before->epoch : o->origin_object ? o->origin_epoch : 0;
         successors(&w); /* they may change while we sleep */
         w.cursor = w.s->cursor;
         w.unsure = false;

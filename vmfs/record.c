@@ -21,6 +21,7 @@ struct drop {
     struct vobj *o;
     uint64_t prev_snap; /* the snapshot before the tree (the oldest one changed) */
     uint64_t seq;
+    uint32_t dropped;
 };
 
 static void drop_piece(void *arg, uint64_t piece, const struct mpiece *old)
@@ -34,18 +35,12 @@ static void drop_piece(void *arg, uint64_t piece, const struct mpiece *old)
     else
         space_freed(v, old->addr, 1, 0, d->seq);
     d->o->ino.used_units -= d->o->ino.used_units > 0;
+    d->dropped++;
 }
 
-struct map_change {
-    uint64_t piece, addr, birth, seq;
-    uint32_t count;
-    enum vmfs_piece_state state;
-    bool shared;
-};
-
-static int set_in(struct mnode *leaf, const struct map_change *c, struct drop *d)
+static int set_in(const struct vmfs *v, struct mnode *leaf, const struct map_change *c, struct drop *d)
 {
-    return leaf ? mleaf_set(leaf, c->piece, c->count, c->addr, c->birth, c->state, c->seq, d ? drop_piece : NULL, d) : -ENOMEM;
+    return leaf ? mleaf_set(v, leaf, c, d ? drop_piece : NULL, d) : -ENOMEM;
 }
 
 static struct mpiece piece_of(const struct mnode *leaf, uint64_t piece)
@@ -77,30 +72,44 @@ static int map_late(struct vobj *o, const struct map_change *c, struct drop *d)
     struct mtree **tree = gr_alloc((o->n_snaps + 1) * sizeof *tree);
     struct mnode **leaf = gr_alloc((o->n_snaps + 1) * sizeof *leaf);
     uint64_t *epoch = gr_alloc((o->n_snaps + 1) * sizeof *epoch);
+    struct vusage **use = gr_alloc((o->n_snaps + 1) * sizeof *use);
+    struct usage_change usage = { c->piece, c->birth, c->count, c->state != VMFS_P_HOLE };
     unsigned n = (unsigned)o->n_snaps, first = n;
     struct vsnap *s = vobj_snap(o, o->parent_snap);
-    int r = tree && leaf && epoch ? 0 : -ENOMEM;
+    int r = tree && leaf && epoch && use ? 0 : -ENOMEM;
     for (; r == 0 && s && s->epoch >= c->birth && first; s = vobj_snap(o, s->parent)) {
         tree[--first] = &s->tree;
         epoch[first] = s->epoch;
+        use[first] = &s->use;
         d->prev_snap = s->parent;
     }
     if (r == 0) {
         struct vsnap *before = vobj_snap(o, d->prev_snap);
         tree[n] = &o->live;
+        use[n] = &o->use;
         epoch[n] = o->epoch;
+        r = usage_map_late(o, tree + first, use + first, n + 1 - first, d->prev_snap, &usage);
         struct late l = { tree + first, epoch + first, n + 1 - first, c->piece, c->birth, before ? before->epoch : o->origin_epoch };
-        r = mtree_own_late(o, &l, leaf);
+        r = r < 0 ? r : mtree_own_late(o, &l, leaf);
     }
     if (r == 0)
         late_drops(leaf, n + 1 - first, c, d);
     for (unsigned i = 0; r == 0 && i < n + 1 - first; i++)
         if (leaf[i])
-            r = set_in(leaf[i], c, NULL);
+            r = set_in(o->v, leaf[i], c, NULL);
     free(tree);
     free(leaf);
     free(epoch);
+    free(use);
     return r;
+}
+
+static int map_live(struct vobj *o, const struct map_change *c, struct drop *d)
+{
+    struct mnode *leaf = mtree_own(o, &o->live, c->piece, c->birth);
+    if (leaf)
+        usage_map(o, leaf, &(struct usage_change){ c->piece, c->birth, c->count, c->state != VMFS_P_HOLE });
+    return set_in(o->v, leaf, c, d);
 }
 
 /* Has a snapshot been taken since epoch @birth? */
@@ -112,15 +121,17 @@ static bool frozen_since(struct vobj *o, uint64_t birth)
 
 static int map_apply(struct vobj *o, const struct map_change *c)
 {
-    struct drop d = { o, o->parent_snap, c->seq };
+    struct drop d = { o, o->parent_snap, c->seq, 0 };
     struct mnode *leaf;
     if (c->piece / VMFS_LEAF_PIECES != (c->piece + c->count - 1) / VMFS_LEAF_PIECES || c->piece + c->count > mnode_span(o->live.level))
         return -GR_ECORRUPT;
     if (c->piece >= mnode_span(o->live.level) || (c->state != VMFS_P_HOLE && !space_addr_ok(o->v, c->addr, c->count)))
         return -GR_ECORRUPT;
+    if (c->state == VMFS_P_DATA && vcrc_kept(o->v) && !c->crc)
+        return -GR_ECORRUPT;
     if (mtree_peek(&o->live, c->piece, &leaf) < 0)
         return -EAGAIN;
-    int r = frozen_since(o, c->birth) ? map_late(o, c, &d) : set_in(mtree_own(o, &o->live, c->piece, c->birth), c, &d);
+    int r = frozen_since(o, c->birth) ? map_late(o, c, &d) : map_live(o, c, &d);
     if (r < 0)
         return r;
     if (c->shared) {
@@ -129,21 +140,22 @@ static int map_apply(struct vobj *o, const struct map_change *c)
     } else if (c->state != VMFS_P_HOLE) {
         uint32_t n = space_used(o->v, c->addr, c->count);
         o->ino.used_units += n;
+        n -= GR_MIN(n, d.dropped); /* what gives back a unit for the one it takes uses nothing of the promise up */
         reserve_set(o, o->reserved_units - GR_MIN((uint64_t)n, o->reserved_units));
     }
     vobj_touch(o);
     return r;
 }
 
-static int map_record(struct vobj *o, const struct map_change *c, const uint32_t *crc)
+static int map_record(struct vobj *o, const struct map_change *c)
 {
     struct vmfs *v = o->v;
-    size_t ncrc = c->state == VMFS_P_DATA && crc ? c->count : 0, len = sizeof(struct vmfs_rec_map_disk) + ncrc * 4;
+    size_t ncrc = c->state == VMFS_P_DATA && c->crc ? c->count : 0, len = sizeof(struct vmfs_rec_map_disk) + ncrc * 4;
     uint8_t small[sizeof(struct vmfs_rec_map_disk) + VMFS_LEAF_PIECES * 4];
     struct vmfs_rec_map_disk *d = (struct vmfs_rec_map_disk *)small;
     memset(d, 0, sizeof *d);
     d->r.type = gr_le16_of(VMFS_R_MAP);
-    d->r.flags = gr_le16_of((uint16_t)((ncrc ? 0 : VMFS_RF_TRUSTED) | (c->shared ? VMFS_RF_SHARED : 0)));
+    d->r.flags = gr_le16_of((uint16_t)((ncrc && !c->durable ? 0 : VMFS_RF_TRUSTED) | (c->shared ? VMFS_RF_SHARED : 0)));
     d->r.len = gr_le32_of((uint32_t)len);
     d->r.object = gr_le64_of(o->id);
     d->r.token = gr_le64_of(o->ino.lock.token);
@@ -152,8 +164,8 @@ static int map_record(struct vobj *o, const struct map_change *c, const uint32_t
     d->addr = gr_le64_of(c->addr);
     d->count = gr_le32_of(c->count);
     d->state = gr_le32_of(c->state);
-    for (size_t i = 0; crc && i < ncrc; i++)
-        d->crc[i] = gr_le32_of(crc[i]);
+    for (size_t i = 0; i < ncrc; i++)
+        d->crc[i] = gr_le32_of(c->crc[i]);
     int r = journal_add(v, small, len);
     if (r == 0)
         r = map_apply(o, c);
@@ -162,10 +174,16 @@ static int map_record(struct vobj *o, const struct map_change *c, const uint32_t
     return r;
 }
 
-int record_share(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth)
+int record_share(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, const uint32_t *crc)
 {
-    struct map_change c = { piece, addr, birth, journal_seq(o->v), count, VMFS_P_DATA, true };
-    return map_record(o, &c, NULL);
+    struct map_change c = { piece, addr, birth, journal_seq(o->v), count, VMFS_P_DATA, crc, true, true };
+    return map_record(o, &c);
+}
+
+int record_durable(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, const uint32_t *crc)
+{
+    struct map_change c = { piece, addr, birth, journal_seq(o->v), count, VMFS_P_DATA, crc, true, false };
+    return map_record(o, &c);
 }
 
 int record_epoch(struct vobj *o)
@@ -177,8 +195,20 @@ int record_epoch(struct vobj *o)
 
 int record_map(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, uint64_t birth, enum vmfs_piece_state state, const uint32_t *crc)
 {
-    struct map_change c = { piece, addr, birth, journal_seq(o->v), count, state, false };
-    return map_record(o, &c, crc);
+    struct map_change c = { piece, addr, birth, journal_seq(o->v), count, state, crc, false, false };
+    return map_record(o, &c);
+}
+
+uint64_t vobj_overwrite_units(const struct vobj *o)
+{
+    return o->ino.provision == VMFS_THIN ? 0 : (o->ino.size + VMFS_PIECE - 1) / VMFS_PIECE;
+}
+
+int record_promise(struct vobj *o, struct gr_err *err)
+{
+    struct vmfs_rec_value_disk d = { .value = gr_le64_of(vobj_overwrite_units(o)) };
+    d.r.type = gr_le16_of(VMFS_R_RESERVE);
+    return vobj_overwrite_units(o) ? record_do(o, &d, sizeof d, err) : 0;
 }
 
 int record_do(struct vobj *o, void *rec, size_t len, struct gr_err *err)
@@ -275,6 +305,7 @@ static int apply_snap_add(struct vobj *o, const struct vmfs_rec_snap_disk *d)
     } else {
         o->ino.n_snapshots++;
     }
+    usage_frozen(o, s, s->flags & VMFS_SNAP_DELETING);
     return 0;
 }
 
@@ -293,6 +324,7 @@ static int apply_snap_flags(struct vobj *o, const struct vmfs_rec_snap_disk *d)
 static int apply_snap_free(struct vobj *o, const struct vmfs_rec_free_disk *d)
 {
     struct vsnap *s = vobj_snap(o, gr_le64_get(d->id));
+    uint64_t all = 0;
     if (!s)
         return -GR_ECORRUPT;
     for (uint32_t i = 0; i < gr_le32_get(d->n_runs); i++) {
@@ -301,8 +333,16 @@ static int apply_snap_free(struct vobj *o, const struct vmfs_rec_free_disk *d)
             return -GR_ECORRUPT;
         /* a checkpoint under way may still name these units in what is home now: wait for the next one */
         space_freed(o->v, gr_le64_get(d->runs[i].addr), units, 1, o->v->ckpt_started + 1);
-        o->ino.used_units -= GR_MIN((uint64_t)units, o->ino.used_units);
+        all += units;
     }
+    if (gr_le16_get(d->r.flags) & VMFS_RF_COUNTED) {
+        const struct vmfs_rec_counts_disk *n = (const void *)(d->runs + gr_le32_get(d->n_runs));
+        all = gr_le64_get(n->units);
+        usage_freed(o, s, n);
+    } else {
+        usage_unknown(o);
+    }
+    o->ino.used_units -= GR_MIN(all, o->ino.used_units);
     s->cursor = gr_le64_get(d->cursor);
     return 0;
 }
@@ -312,6 +352,7 @@ static int apply_snap_drop(struct vobj *o, const struct vmfs_rec_snap_disk *d)
     struct vsnap *s = vobj_snap(o, gr_le64_get(d->id));
     if (!s)
         return -GR_ECORRUPT;
+    usage_dropped(o, s);
     for (size_t i = 0; i < o->n_snaps; i++)
         if (o->snaps[i]->parent == s->id)
             o->snaps[i]->parent = s->parent;
@@ -342,6 +383,8 @@ static int apply_revert(struct vobj *o, const struct vmfs_rec_snap_disk *d)
         return s ? -ENOMEM : -GR_ECORRUPT;
     snap_freeze(o, old);
     old->flags = VMFS_SNAP_HIDDEN | VMFS_SNAP_DELETING;
+    usage_frozen(o, old, false);
+    usage_reverted(o, s);
     mtree_done(o->v, &o->live);
     mtree_share(&o->live, &s->tree);
     o->ino.size = s->size;
@@ -424,7 +467,7 @@ static int apply_attr(struct vobj *o, const struct vmfs_rec_attr_disk *d)
 
 static int apply_resize(struct vobj *o, uint64_t size)
 {
-    if (size == 0 || size > VMFS_DISK_MAX)
+    if ((size == 0 && o->ino.type == VMFS_DISK) || size > VMFS_DISK_MAX)
         return -GR_ECORRUPT;
     unsigned level = mtree_level_for((size + VMFS_PIECE - 1) / VMFS_PIECE);
     mtree_grow(o->v, &o->live, level, o->epoch);
@@ -453,7 +496,11 @@ static bool record_fits(const struct vmfs_rec_disk *r)
     }
     case VMFS_R_SNAP_FREE: {
         const struct vmfs_rec_free_disk *d = (const void *)r;
-        return len >= sizeof *d && gr_le32_get(d->n_runs) <= (len - sizeof *d) / sizeof d->runs[0];
+        if (len < sizeof *d || gr_le32_get(d->n_runs) > (len - sizeof *d) / sizeof d->runs[0])
+            return false;
+        const struct vmfs_rec_counts_disk *n = (const void *)(d->runs + gr_le32_get(d->n_runs));
+        size_t left = len - sizeof *d - gr_le32_get(d->n_runs) * sizeof d->runs[0];
+        return !(gr_le16_get(r->flags) & VMFS_RF_COUNTED) || (left >= sizeof *n && gr_le32_get(n->n_lost) <= (left - sizeof *n) / sizeof n->lost[0]);
     }
     case VMFS_R_BOOKMARK: {
         const struct vmfs_rec_bookmark_disk *d = (const void *)r;
@@ -470,6 +517,17 @@ static bool record_fits(const struct vmfs_rec_disk *r)
     return false;
 }
 
+static int apply_map(struct vobj *o, const struct vmfs_rec_map_disk *d, uint64_t seq)
+{
+    uint32_t crc[VMFS_LEAF_PIECES], n = gr_le32_get(d->count);
+    bool has_crc = vcrc_kept(o->v) && gr_le32_get(d->state) == VMFS_P_DATA && (gr_le32_get(d->r.len) - sizeof *d) / 4 >= n;
+    for (uint32_t i = 0; has_crc && i < n; i++)
+        crc[i] = gr_le32_get(d->crc[i]);
+    struct map_change c = { gr_le64_get(d->piece), gr_le64_get(d->addr), gr_le64_get(d->birth), seq, n, (enum vmfs_piece_state)gr_le32_get(d->state),
+                            has_crc ? crc : NULL, gr_le16_get(d->r.flags) & VMFS_RF_TRUSTED, gr_le16_get(d->r.flags) & VMFS_RF_SHARED };
+    return map_apply(o, &c);
+}
+
 int record_apply(struct vobj *o, const void *rec, uint64_t seq, struct gr_err *err)
 {
     const struct vmfs_rec_disk *r = rec;
@@ -477,13 +535,7 @@ int record_apply(struct vobj *o, const void *rec, uint64_t seq, struct gr_err *e
     if (!record_fits(r))
         return gr_fail(err, -GR_ECORRUPT, "object %llu: rule 7: a journal record of type %u", (unsigned long long)o->id, gr_le16_get(r->type));
     switch ((enum vmfs_record_type)gr_le16_get(r->type)) {
-    case VMFS_R_MAP: {
-        const struct vmfs_rec_map_disk *d = rec;
-        struct map_change c = { gr_le64_get(d->piece), gr_le64_get(d->addr), gr_le64_get(d->birth), seq, gr_le32_get(d->count),
-                                (enum vmfs_piece_state)gr_le32_get(d->state), gr_le16_get(d->r.flags) & VMFS_RF_SHARED };
-        rc = map_apply(o, &c);
-        break;
-    }
+    case VMFS_R_MAP: rc = apply_map(o, rec, seq); break;
     case VMFS_R_SNAP_ADD: rc = apply_snap_add(o, rec); break;
     case VMFS_R_SNAP_FLAGS: rc = apply_snap_flags(o, rec); break;
     case VMFS_R_SNAP_FREE: rc = apply_snap_free(o, rec); break;

@@ -131,26 +131,31 @@ static int replay_map(struct vobj *o, const struct vmfs_rec_map_disk *d, uint64_
         return gr_fail(err, -EIO, "its journal tells of data on device %u, which is missing", vmfs_addr_dev(addr)); /* its bitmap must say so */
     if (!doubt || gr_le32_get(d->state) != VMFS_P_DATA || (gr_le16_get(d->r.flags) & VMFS_RF_TRUSTED))
         return record_apply(o, d, seq, err);
+    size_t len = gr_le32_get(d->r.len);
     uint8_t *buf = vunits_alloc(count);
-    struct vmfs_rec_map_disk one = *d;
-    r = buf ? vdev_read(o->v, addr, count, buf) : -ENOMEM;
-    one.r.flags = gr_le16_of(VMFS_RF_TRUSTED);
-    one.r.len = gr_le32_of(sizeof one);
+    struct vmfs_rec_map_disk *one = gr_alloc(len);
+    r = buf && one ? vdev_read(o->v, addr, count, buf) : -ENOMEM;
+    if (one) {
+        memcpy(one, d, len);
+        one->r.flags = gr_le16_of(VMFS_RF_TRUSTED);
+    }
     for (uint32_t i = 0; r == 0 && i < count;) {
         uint32_t n = 0;
         while (i + n < count && gr_crc32c(0, buf + (size_t)(i + n) * VMFS_UNIT, VMFS_UNIT) == gr_le32_get(d->crc[i + n]))
             n++;
         if (n) {
-            one.piece = gr_le64_of(piece + i);
-            one.addr = gr_le64_of(addr + i);
-            one.count = gr_le32_of(n);
-            r = record_apply(o, &one, seq, err);
+            one->piece = gr_le64_of(piece + i);
+            one->addr = gr_le64_of(addr + i);
+            one->count = gr_le32_of(n);
+            memcpy(one->crc, d->crc + i, n * sizeof d->crc[0]); /* a record has one for each of its pieces */
+            r = record_apply(o, one, seq, err);
         } else {
             o->v->stats.dropped_pieces++;
             n = 1;
         }
         i += n;
     }
+    free(one);
     free(buf);
     return r;
 }

@@ -60,7 +60,7 @@ static int slot_swap(struct vmfs *v, unsigned slot, const struct vslot *was, str
     if (r == 0) {
         s->block_generation = was->block_generation + 1;
         vslot_encode(v, s, slot, a, new);
-        r = v->fenced ? -GR_EFENCED : gr_compare_write(v->dev[vmfs_addr_dev(a)].ch, vmfs_addr_unit(a) * VMFS_UNIT, raw, new, VMFS_UNIT, NULL);
+        r = vdev_swap(v, a, raw, new);
         if (r == -GR_EMISCOMPARE && vdev_read(v, a, 1, raw) == 0 && memcmp(raw, new, VMFS_UNIT) == 0)
             r = 0; /* our own write whose answer was lost */
     }
@@ -84,6 +84,7 @@ static struct vmfs *stand_in(struct vmfs *v, unsigned slot, const struct vslot *
     r->n_dev = v->n_dev;
     r->sb = v->sb;
     r->role = VMFS_HOST;
+    r->life.alone = v->life.alone;
     r->slot = slot;
     r->me = *s;
     r->opts.warn = v->opts.warn;

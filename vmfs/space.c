@@ -80,7 +80,7 @@ static void used_change(struct vmfs *v, struct vregion *r, int64_t n)
 }
 
 /* Units from @at on have changed: the region's header and the bitmap blocks that hold them differ from home. */
-static void region_touch(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units)
+void space_touch(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units)
 {
     v->sp.images += !r->dirty;
     r->dirty = true;
@@ -418,7 +418,7 @@ void space_pool_fill(struct vmfs *v)
     while (s->pool_units < pool_target(v) && s->n_pool < VSPACE_POOL) {
         uint32_t got = 0;
         uint64_t a = space_take_run(v, (uint32_t)GR_MAX(GR_MIN(pool_target(v) - s->pool_units, 512u), 64u), &got);
-        if (a && got < VMFS_LEAF_UNITS_MAX) {
+        if (a && got < leaf_units_max(v)) {
             space_unreserve(v, a, got);
             a = 0;
         }
@@ -477,7 +477,7 @@ uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units)
             uint32_t c = bits_set(r->used, (uint32_t)(addr - r->first), n, true);
             used_change(v, r, -(int64_t)c);
             changed += c;
-            region_touch(v, r, (uint32_t)(addr - r->first), n);
+            space_touch(v, r, (uint32_t)(addr - r->first), n);
         }
         addr += n;
         units -= n;
@@ -559,7 +559,7 @@ static int owners_change(struct vmfs *v, struct vregion *r, uint32_t at, uint32_
     uint32_t before = share_blob_units(r);
     int rc = share_change(r, at, units, more);
     v->sp.share_units = v->sp.share_units - before + share_blob_units(r);
-    region_touch(v, r, 0, 0);
+    space_touch(v, r, 0, 0);
     return rc;
 }
 
@@ -589,7 +589,7 @@ int space_shared(struct vmfs *v, uint64_t addr)
 static void free_last(struct vmfs *v, struct vregion *r, uint64_t addr, uint32_t units, uint32_t kind, uint64_t seq)
 {
     used_change(v, r, bits_set(r->used, (uint32_t)(addr - r->first), units, false));
-    region_touch(v, r, (uint32_t)(addr - r->first), units);
+    space_touch(v, r, (uint32_t)(addr - r->first), units);
     if (v->replaying && kind) /* still named by what is home: another recovery may need it until this one's checkpoint is */
         return;
     if (v->replaying)
@@ -691,7 +691,7 @@ int space_left(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units)
     int rc = 0;
     used_change(v, r, bits_set(r->used, at, units, false));
     busy_change(v, r, at, units, false);
-    region_touch(v, r, at, units);
+    space_touch(v, r, at, units);
     if (r->n_shares) { /* went with their units */
         v->sp.share_units -= share_blob_units(r);
         rc = share_cut(r, at, units);

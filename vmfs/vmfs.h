@@ -37,6 +37,8 @@ struct vmfs_format_opts {
     unsigned slots;         /* how many hosts and readers can have joined at once, at most 4096; 0: by volume size, 8 to 64 */
     bool preallocate;       /* write the devices' blocks out first, so that later writes hit allocated space */
     enum vmfs_timing timing;
+    bool one_host; /* logical units that fence nobody: one host at a time may join, and nobody takes over but by hand (vmfs_join_opts.gone) */
+    bool data_crc;          /* keep a CRC32C of every piece of data, compared at each read; writes then never go where the old data is */
     const uint32_t *tested; /* of each device: VMFS_TESTED_* (vmfs/format.h), kept for later joins; NULL: none was tried */
 };
 /* Write a new, empty volume. Refuses anything that already holds data and names it (file system, partition table, volume). */
@@ -56,17 +58,24 @@ struct vmfs_join_opts {
     const char *address;    /* unix socket of this host's storage service, or "" ; at most VMFS_ADDRESS_MAX bytes */
     const char *portal;     /* "host:port" of this host's iSCSI portal, or "" */
     const uint8_t *link_key; /* 32 bytes, copied: by which other hosts know this one on links (common/link.h); NULL: no links */
+    const char *gone;       /* where nothing fences: the name of a host of which the caller knows that it is off and stays off: it is taken over
+                               from, unless it answers. -ENOENT: no such host has joined. Borrowed until vmfs_join() returns; NULL: none */
     bool degraded;          /* join also without devices that hold no tables: what lies on them cannot be read, all else works */
+    /* The key-encryption key @id: 0 and its bytes (32), or -ENOKEY. Asked for when an encrypted disk is opened or made; the bytes are zeroed
+     * after use. Any context; may be NULL: no encrypted disk can be opened. */
+    int (*kek)(void *arg, uint64_t id, uint8_t ret[32]);
+    void *kek_arg;
     size_t map_cache_bytes; /* limit of cached map nodes; 0: 256 MiB */
     void (*ejected)(void *arg); /* another host has taken our place: nothing works any more, vmfs_leave() or vmfs_abandon() it and join
                                    again. Any context, nothing of the volume may be called in it; argument as for warn; may be NULL */
+    bool (*in_use)(void *arg, uint64_t id);   /* an object without a name: does another host have it open? Fiber; argument as for warn; may be NULL */
     void (*warn)(void *arg, const char *text); /* damage repaired from a copy, slots recovered, …; may be NULL */
     void *warn_arg;
 };
 /* Join: read the superblock (second copy with a warning when the first is damaged), recover dead hosts' slots, take a slot. A device that
  * was about to be added when that ended is left alone, with a warning (vmfs_device_number()).
  * Devices that were tried before they were shared are looked at again: -EOPNOTSUPP when they do not honour any more what they did.
- * Errors: -GR_EFORMAT no datastore, -GR_EVERSION, -GR_ECORRUPT, -GR_ELOCKED no free slot, -ENODEV device missing. */
+ * Errors: -GR_EFORMAT no datastore, -GR_EVERSION, -GR_ECORRUPT, -GR_ELOCKED no free slot (one_host: another host has one), -ENODEV device missing. */
 int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_join_opts *opts, struct vmfs **ret,
               struct gr_err *err);
 /* Checkpoint, give everything back and leave; all disks must be closed. The handle is gone even when it fails. */
@@ -85,6 +94,12 @@ struct vmfs_info {
     uint64_t region_bytes, journal_bytes;
     unsigned version;
     enum vmfs_timing timing;
+    bool one_host;    /* its devices are logical units that fence nobody: no other host can join meanwhile */
+    bool data_crc;      /* pieces of data have a CRC32C */
+    struct vmfs_scrubbed { /* the last scrub, by whichever host; started_s 0: there was none */
+        int64_t started_s, ended_s; /* seconds since 1970; ended_s 0: it was broken off, or goes on */
+        uint64_t bytes, bad_pieces, errors;
+    } scrubbed;
     unsigned n_missing; /* devices it was joined without */
     bool shared_luns; /* its devices are logical units that fence lost hosts */
     bool fenced; /* this host gave the volume up; `fence_reason` says why */
@@ -177,6 +192,7 @@ int vmfs_checkpoint(struct vmfs *v, struct gr_err *err);
 struct vmfs_stats {
     uint64_t reads, writes_in_place, writes_redirected, splits, merges, unmaps, flushes;
     uint64_t copies_shared; /* copies that moved no data */
+    uint64_t rotten;        /* reads that found a piece that is not what was written: they end with -EIO */
     uint64_t journal_frames, journal_bytes, checkpoints, node_bytes, device_flushes;
     uint64_t replays, replayed_records, dropped_pieces, takeovers;
     uint64_t capture_ns_max; /* longest instant a checkpoint held the loop */
@@ -198,9 +214,13 @@ struct vmfs_stat {
     uint8_t uuid[16];    /* disks: identity for VPD 83, bookmarks */
     uint64_t size;       /* bytes */
     uint64_t used;       /* bytes of space the object holds (its own map and metadata), as of the owner's last checkpoint or now if ours */
+    bool counted;        /* the following two are known (volumes made by earlier releases: once the disk was opened) */
+    uint64_t reachable;  /* bytes of data that the live head names, its own or shared with snapshots, with the disk it was cloned from, or by copying */
+    uint64_t unique;     /* bytes of it that no snapshot has (what is shared by copying counts for every owner) */
     enum vmfs_provision provision;
     uint32_t physical_block; /* disks: bytes, as initiators are told */
     struct vmfs_lun lun;     /* disks */
+    uint64_t key_id;         /* disks: 0 not encrypted; else of the key-encryption key, or VMFS_ERASED, as of its holder's last checkpoint */
     int64_t mtime_s;
     unsigned n_snapshots;
     int owner_slot;      /* -1: nobody */
@@ -222,9 +242,12 @@ int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err);
 int vmfs_create(struct vmfs *v, const char *path, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct gr_err *err);
 /* New disk whose initiators are told physical blocks of 512 bytes (for software that refuses 512e) or of 4096, as vmfs_create() makes. */
 int vmfs_create_disk(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, struct gr_err *err);
+/* The same, encrypted with a data key of its own that is kept wrapped with the key-encryption key @kek_id. -ENOKEY: that is not here. */
+int vmfs_create_encrypted(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, uint64_t kek_id,
+                          struct gr_err *err);
 
 /* ---- objects with content ---- */
-/* Take the object's lock and open it; opened twice gives the same object again (counted).
+/* Take the object's lock and open it; opened twice gives the same object again (counted). -ENOKEY: encrypted, and its key is not here.
  * -GR_ELOCKED: owned by a living host, whose slot and name are in the text (and in ret_owner when not NULL). */
 int vmfs_open(struct vmfs *v, const char *path, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err);
 /* Last close: the lock stays ours until vmfs_release() or leave, so that opening again is cheap. */
@@ -249,14 +272,58 @@ int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t l
 int vmfs_attrs(struct vmfs *v, uint64_t id, uint64_t *version, void (*fn)(void *arg, const char *key, const void *val, size_t len), void *arg,
                struct gr_err *err);
 
+/* ---- encrypted disks (docs/vmfs.md) ---- */
+#define VMFS_ERASED UINT64_MAX /* key_id of a disk whose keys were destroyed */
+uint64_t vmfs_kek_id(const uint8_t kek[32]); /* its number: of its bytes, so the same on every host. Any context */
+/* The data keys of the disk are wrapped with another key-encryption key, all at once or not at all; durable. */
+int vmfs_keys_rewrap(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *err);
+/* What is written from now on is encrypted with a new data key; durable. What was written before keeps its own. -GR_ENOSPACE: it has as many as
+ * fit already: vmfs_keys_rewrite() first. */
+int vmfs_keys_rotate(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *err);
+/* Write what was written with an older data key anew, while the disk is in use, and forget keys that nothing needs any more: snapshots may
+ * still need them. Pieces that are rewritten count as changed. @progress: once in a while, pieces done; not 0: stop. *ret_keys: that are left. */
+int vmfs_keys_rewrite(struct vmfs_disk *d, int (*progress)(void *arg, uint64_t pieces, struct gr_err *err), void *arg, unsigned *ret_keys,
+                      struct gr_err *err);
+/* Destroy the keys of a disk that nobody has open; durable. Neither it nor its snapshots can be read any more; it can only be removed, which
+ * destroys the keys of an encrypted disk first, too. No key-encryption key is needed. -EBUSY: in use, or clones have its keys, too. */
+int vmfs_keys_erase(struct vmfs *v, const char *path, struct gr_err *err);
+
 /* ---- check ---- */
 struct vmfs_check_report {
     uint64_t objects, nodes, pieces, shared_pieces, regions; /* how much was looked at */
     uint64_t errors;                                         /* broken rules */
     uint64_t leaked_units;                                   /* allocated, reachable from nowhere */
     uint64_t repaired;                                       /* home blocks with one damaged copy, rewritten from the other */
+    uint64_t mended;                                         /* vmfs_repair(): broken rules that were mended */
+    uint64_t memory;                                         /* bytes of memory that it took by the size of the volume */
 };
 /* Prove the volume while it is in use: every metadata block valid, reachable ∪ journals ∪ tables ∪ pending frees ∪ free = all, disjoint but for
  * sharing that births explain. One line per broken rule goes to @line. 0: sound; -GR_ECORRUPT: @ret counts what is wrong. */
 int vmfs_check(struct vmfs *v, void (*line)(void *arg, const char *text), void *arg, struct vmfs_check_report *ret, struct gr_err *err);
+/* The same, and mend what can be mended without guessing; then prove it anew: @ret and the result are those of the last look. A line tells
+ * what was found and what was done: allocated space that nothing uses is given back (when nothing else is broken that is left as it is), used space
+ * allocated, counts and lists of owners put right, names that lead nowhere removed, and objects without a name put into the folder
+ * VMFS_LOST. No data is discarded, nor a name of what cannot be read. -GR_ELOCKED: another host that lives has joined, or a device leaves. */
+#define VMFS_LOST "lost+found"
+int vmfs_repair(struct vmfs *v, void (*line)(void *arg, const char *text), void *arg, struct vmfs_check_report *ret, struct gr_err *err);
+
+/* ---- scrub ---- */
+struct vmfs_scrub_opts {
+    uint64_t rate; /* bytes of data a second; 0: as fast as it goes */
+    bool restart;  /* from the beginning, also when one was broken off */
+    void (*line)(void *arg, const char *text); /* one per thing that is wrong; may be NULL */
+    /* How much of the data is read, bytes, between two slices of at most 64 MiB; not 0: stop. In the fiber; may be NULL. */
+    int (*progress)(void *arg, uint64_t done, uint64_t all, struct gr_err *err);
+    void *arg;
+};
+struct vmfs_scrub_report {
+    uint64_t bytes;      /* of data, by all calls that this one went on from */
+    uint64_t bad_pieces; /* that the device does not read, or (data CRCs) does not return as they were written */
+    uint64_t errors, repaired; /* metadata: as vmfs_check() has it */
+    bool resumed;
+};
+/* Read everything while the volume is in use: metadata, both copies, which are repaired from each other (vmfs_check), then all data of all disks,
+ * files and snapshots, each unit once. Stopped by @progress or a lost host it goes on from there in the next call, by any host. The result is kept
+ * (vmfs_info). 0: all is well; -GR_ECORRUPT: @ret counts what is not; -EBUSY: this host is at it; what @progress returned. */
+int vmfs_scrub(struct vmfs *v, const struct vmfs_scrub_opts *opts, struct vmfs_scrub_report *ret, struct gr_err *err);
 #endif

@@ -169,8 +169,10 @@ static int refuse_mover(struct vmfs *v, struct gr_err *err)
     return 0;
 }
 
-static int join_host(struct vmfs *v, struct gr_err *err)
+static int take_slot(struct vmfs *v, struct gr_err *err)
 {
+    if (v->life.alone)
+        return valone_join(v, err);
     /* Whether others that share logical units live takes seconds to find out: that waits until somebody needs what they hold. */
     int r = v->life.fences ? vslot_recover_own(v, err) : vmfs_recover(v, err);
     if (r >= 0)
@@ -182,6 +184,12 @@ static int join_host(struct vmfs *v, struct gr_err *err)
         if (r >= 0)
             r = vslot_claim(v, err);
     }
+    return r;
+}
+
+static int join_host(struct vmfs *v, struct gr_err *err)
+{
+    int r = take_slot(v, err);
     if (r == 0)
         r = vmfs_refresh(v, err); /* behind our own recovery; and from here on who empties a device sees us, or we see him */
     if (r == 0)
@@ -207,8 +215,10 @@ int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, 
     int r = opts_copy(v, opts, err);
     if (r == 0)
         r = devices_open(v, devices, n, err);
-    if (r == 0)
+    if (r == 0) {
+        v->life.alone = valone_found(v);
         r = vlife_enter(v, err);
+    }
     if (r == 0)
         r = devices_check(v, err);
     if (r == 0)
@@ -223,6 +233,7 @@ int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, 
         vmfs_abandon(v);
         return r;
     }
+    v->opts.gone = NULL;
     ns_resume(v);
     *ret = v;
     return 0;
@@ -257,6 +268,7 @@ void vmfs_abandon_state(struct vmfs *v)
         v->free_dops = d->next;
         free(d);
     }
+    vbounce_done(v);
 }
 
 void vmfs_abandon(struct vmfs *v)
@@ -317,7 +329,9 @@ void vmfs_info(struct vmfs *v, struct vmfs_info *ret)
 {
     unsigned n_devices = 0;
     struct vmfs_info i = { .n_slots = v->sb.slots.entries, .version = v->sb.version,
-                           .timing = (enum vmfs_timing)v->sb.timing, .shared_luns = v->life.fences, .fenced = v->fenced };
+                           .timing = (enum vmfs_timing)v->sb.timing, .data_crc = vcrc_kept(v), .shared_luns = v->life.fences, .one_host = v->life.alone, .fenced = v->fenced };
+    i.scrubbed = (struct vmfs_scrubbed){ (int64_t)v->sb.scrub.started_s, (int64_t)v->sb.scrub.ended_s, v->sb.scrub.bytes, v->sb.scrub.bad_pieces,
+                                         v->sb.scrub.errors };
     uint64_t in_regions = 0;
     snprintf(i.name, sizeof i.name, "%s", v->sb.name);
     memcpy(i.uuid, v->sb.uuid, 16);

@@ -1,5 +1,5 @@
 /* A disk of a datastore through gr_bdev, without a network: 4 KiB random I/O beside the bare file, the stall of a snapshot, writes
- * after a snapshot. Usage: disk DIR [seconds per cell]. */
+ * after a snapshot; or what data CRCs cost. Usage: disk DIR [seconds per cell] [crc]. */
 #include "common/bdev.h"
 #include "common/cleanup.h"
 #include "common/fiber.h"
@@ -15,6 +15,7 @@ struct load {
     struct gr_loop *loop;
     struct gr_chan *ch;
     uint64_t blocks, ops, until_ns, worst_ns, rng;
+    size_t len; /* of one; 0: 4096 */
     enum gr_op op;
     unsigned running;
     struct gr_fiber *fiber;
@@ -60,8 +61,8 @@ static void next(struct io *io)
     io->started_ns = gr_loop_now_ns(l->loop);
     memset(&io->bio, 0, sizeof io->bio);
     io->bio.op = l->op;
-    io->bio.off = rnd(&l->rng) % l->blocks * 4096;
-    io->bio.len = 4096;
+    io->bio.off = rnd(&l->rng) % l->blocks * l->len;
+    io->bio.len = l->len;
     io->bio.iov = &io->iov;
     io->bio.iovcnt = 1;
     io->bio.done = done;
@@ -86,11 +87,12 @@ static double run(struct load *l, const char *what, enum gr_op op, double second
     l->running = DEPTH;
     l->fiber = gr_fiber_self();
     l->until_ns = t0 + (uint64_t)(seconds * 1e9);
+    l->len = l->len ? l->len : 4096;
     for (unsigned i = 0; i < DEPTH; i++) {
         l->io[i].l = l;
         if (!l->io[i].iov.iov_base) {
-            l->io[i].iov = (struct iovec){ aligned_alloc(4096, 4096), 4096 };
-            memset(l->io[i].iov.iov_base, (int)i + 1, 4096);
+            l->io[i].iov = (struct iovec){ aligned_alloc(4096, l->len), l->len };
+            memset(l->io[i].iov.iov_base, (int)i + 1, l->len);
         }
         next(&l->io[i]);
     }
@@ -171,6 +173,61 @@ static int big_disk(struct vmfs *v, double seconds, struct gr_err *err)
     return 0;
 }
 
+/* ---- what data CRCs cost ---- */
+static int crc_cells(const struct args *a, bool crc, double ret[4], struct gr_err *err)
+{
+    static const struct {
+        const char *what;
+        enum gr_op op;
+        size_t len;
+    } cells[4] = { { "random read, 4 KiB", GR_OP_READ, 4096 }, { "random read, 1 MiB", GR_OP_READ, 1 << 20 },
+                   { "random write, 4 KiB", GR_OP_WRITE, 4096 }, { "random write, 1 MiB", GR_OP_WRITE, 1 << 20 } };
+    struct gr_loop *loop = gr_fiber_loop();
+    uint64_t bytes = 1ull << 30;
+    char ds[4096], what[64];
+    struct gr_bdev *dev;
+    snprintf(ds, sizeof ds, "%s/ds.img", a->dir);
+    unlink(ds);
+    struct gr_file_opts o = { .direct = true, .create = true, .size = 3ull << 30 };
+    struct vmfs_format_opts f = { .name = "bench", .preallocate = true, .data_crc = crc };
+    struct vmfs_join_opts j = { .role = VMFS_HOST, .host_name = "bench", .warn = warn };
+    struct vmfs *v;
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    int r = gr_bdev_file_open(loop, ds, &o, &dev, err);
+    if (r < 0 || (r = vmfs_format(loop, &dev, 1, &f, err)) < 0 || (r = vmfs_join(loop, &dev, 1, &j, &v, err)) < 0 ||
+        (r = vmfs_create(v, "disk", VMFS_DISK, bytes, VMFS_THIN, err)) < 0 || (r = vmfs_open(v, "disk", &d, NULL, err)) < 0)
+        return r;
+    if ((r = gr_chan_open(vmfs_bdev(d), loop, &ch)) < 0 || (r = fill(ch, bytes)) < 0)
+        return gr_fail(err, r, "filling: %s", gr_code_text(r));
+    gr_fiber_sleep_ms(200);
+    for (unsigned i = 0; i < 4; i++) {
+        struct load l = { .loop = loop, .ch = ch, .len = cells[i].len, .blocks = bytes / cells[i].len, .rng = 88172645463325252ull };
+        snprintf(what, sizeof what, "%s, %s", cells[i].what, crc ? "data CRCs" : "none");
+        ret[i] = run(&l, what, cells[i].op, a->seconds);
+        for (unsigned k = 0; k < DEPTH; k++)
+            free(l.io[k].iov.iov_base);
+    }
+    gr_chan_close(ch);
+    vmfs_close(d);
+    r = vmfs_leave(v, err);
+    gr_bdev_put(dev);
+    unlink(ds);
+    return r;
+}
+
+static int crc_body(void *arg)
+{
+    struct gr_err err = { 0 };
+    double without[4], with[4];
+    int r = crc_cells(arg, false, without, &err);
+    if (r == 0)
+        r = crc_cells(arg, true, with, &err);
+    for (unsigned i = 0; r == 0 && i < 4; i++)
+        printf("  ratio with/without %.2f\n", with[i] / without[i]);
+    return r < 0 ? fail(&err, r) : 0;
+}
+
 static int body(void *arg)
 {
     struct args *a = arg;
@@ -241,7 +298,7 @@ int main(int argc, char **argv)
     struct gr_err err = { 0 };
     if (gr_loop_new(NULL, &loop, &err) < 0)
         return fail(&err, -1);
-    int r = gr_fiber_run(loop, body, &a);
+    int r = gr_fiber_run(loop, argc > 3 && strcmp(argv[3], "crc") == 0 ? crc_body : body, &a);
     gr_loop_free(loop);
     return r;
 }

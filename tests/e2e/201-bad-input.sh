@@ -5,7 +5,7 @@ requires jq sfdisk mke2fs
 
 lines_of() { grep -vc -e '^usage' -e '^ ' -e '^$' -e '^try ' "$1" || true; }
 state() { # what could have changed
-    granary disk list --json | jq -c 'map(del(.used, .mtime))'
+    granary disk list --json | jq -c 'map(del(.used, .shared, .unique, .held, .mtime))'
     granary datastore list --json | jq -c 'map({name, devices, state})'
     granary snapshot list ds/a --json | jq -c 'map(.name)'
     (cd "$T" && find . -maxdepth 1 -type f ! -name state ! -name after ! -name out ! -name err ! -name check ! -name '*.log' | sort)

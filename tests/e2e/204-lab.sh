@@ -30,5 +30,23 @@ rm -rf "$dir"
 run_check "$TOP/scripts/lab" up "$dir" --loopback --size 16M
 check 'on the loopback' jq -e '.hosts[0].portal | startswith("127.0.0.1:")' "$T/out"
 run_check "$TOP/scripts/lab" down "$dir"
+
+# on a LUN of a target of its own, in namespaces where there are some; who is killed is taken over from
+rm -rf "$dir"
+run_mustfail 1 'file or lun' "$TOP/scripts/lab" up "$dir" --device tape
+run_check "$TOP/scripts/lab" up "$dir" --hosts 2 --disks 1 --size 16M --device lun
+cp "$T/out" "$T/lun.json"
+check 'the device is a LUN' jq -e '(.device | startswith("iscsi://")) and .array.pid > 0' "$T/lun.json"
+home=$(jq -r '.hosts[0].home' "$T/lun.json") url=$(jq -r '.disks[0]."iscsi-url"' "$T/lun.json")
+one=$(jq -r '.hosts[0].portal' "$T/lun.json") two=$(jq -r '.hosts[1].portal' "$T/lun.json")
+GRANARY_HOME=$home run_check granary datastore info lab --json
+check 'which hosts share' jq -e '."shared-luns" and .timing == "fast" and ([.hosts[] | select(.alive)] | length) == 2' "$T/out"
+run_check qemu-io -f raw -c 'write -P 0x33 1M 64k' "$url"
+kill -KILL "$(jq -r '.hosts[0].pid' "$T/lun.json")"
+run_check qemu-io -r -f raw -c 'read -P 0x33 1M 64k' "${url/$one/$two}"
+run_check "$TOP/scripts/lab" down "$dir"
+for pid in $(jq -r '.hosts[].pid, .array.pid' "$T/lun.json"); do
+    if kill -0 "$pid" 2> /dev/null && [ "$(ps -o stat= -p "$pid" | cut -c1)" != Z ]; then fail "process $pid is still there"; fi
+done
 run_mustfail 2 'usage|scripts/lab' "$TOP/scripts/lab" sideways "$dir"
 if grep -sq Sanitizer "$T"/home/log/*.log "$T"/b/log/*.log "$T"/*/lab/host*/log/*.log; then fail 'a sanitizer complains'; fi

@@ -9,7 +9,7 @@ head -c 3M /dev/urandom > "$T/a.raw"
 truncate -s 20M "$T/a.raw"
 run_check granary datastore create ds "$T/ds.img" --size 256M
 run_check granary disk import "$T/a.raw" ds/folder/a --format raw
-run_check granary datastore mount ds "$T/mnt"
+run_check granary datastore mount --read-only ds "$T/mnt"
 check 'the disk, without a daemon' cmp "$T/a.raw" "$T/mnt/folder/a"
 check 'no other entry' [ "$(find "$T/mnt" -mindepth 1 | wc -l)" = 2 ]
 for name in none folder/none a:b 'x@y'; do [ ! -e "$T/mnt/$name" ] || fail "$name exists"; done

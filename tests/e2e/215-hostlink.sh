@@ -126,6 +126,29 @@ run_check a up --insecure
 run_check a snapshot list ds/d --json
 check "now a asks b" jq -e 'map(.name) | contains(["heard"])' "$T/out"
 check 'at the port of before' [ "$(a datastore info ds --json | jq -r '.hosts[] | select(.self) | .address' | sed 's/.*://')" = "$port" ]
+
+# --- with TLS: the data mover of another machine wants a certificate of its own site, which comes with the URL
+run_check a down
+run_check b down
+for h in a b; do
+    printf '{"disks": {"*": {"initiators": ["*"]}}}\n' > "$T/$h/conf/access.json"
+    chmod 600 "$T/$h/conf/access.json"
+done
+run_check a up --portal 10.77.3.1:3260 --mover 10.77.3.1:0
+run_check b up --portal 10.77.3.2:3260 --mover 10.77.3.2:0
+run_check on a "$T/a" qemu-io -f raw -c 'write -P 0x11 0 1M' "iscsi://10.77.3.1/$(a lun list ds/d --json | jq -r '.[0].target')/0"
+url=$(b lun list ds/d --json | jq -r '.[0]."nbd-url"')
+check "it is a's mover" sh -c "case '$url' in nbds://10.77.3.1:*/ds/d*$H/state/movers/*) ;; *) false ;; esac"
+dir=$(echo "$T/b/state/movers/"*)
+check 'the key is for its owner' [ "$(stat -c %a "$dir/client-key.pem")" = 600 ]
+check 'it is signed there, for b' sh -c "cmp '$dir/ca-cert.pem' '$T/a/conf/pki/ca-cert.pem' && ! cmp -s '$dir/client-cert.pem' '$T/a/conf/pki/client-cert.pem'"
+head -c 1M /dev/zero | tr '\0' '\21' > "$T/elevens"
+run_check on b "$T/b" nbdcopy "$url" "$T/d.img"
+check "read over another machine's mover" cmp -n 1048576 "$T/d.img" "$T/elevens"
+check 'the second time it is there' [ "$(b lun list ds/d --json | jq -r '.[0]."nbd-url"')" = "$url" ]
+own=$(a lun list ds/d --json | jq -r '.[0]."nbd-url"')
+run_mustfail 1 'handshake|certificate|TLS' on b "$T/b" nbdinfo --size "$own" # b's own site is not a's
+
 run_check b down
 run_check a datastore check ds --json
 check 'sound' jq -e '.sound and ."leaked-units" == 0' "$T/out"

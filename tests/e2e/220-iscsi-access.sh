@@ -103,8 +103,13 @@ run_check granary down
 
 # the same over IPv6
 if grep -qs '^0\{31\}1 ' /proc/net/if_inet6; then
-    run_check granary up --portal '[::1]:0' --mover 127.0.0.1:0
+    run_check granary up --portal '[::1]:0' --mover '[::1]:0'
     a=$(url_of ds/a)
+    nbd=$(granary lun list --json | jq -r '.[] | select(.disk == "ds/a") | ."nbd-url"')
+    check 'the URL of the mover has the address' [ "${nbd#nbds://\[::1\]:}" != "$nbd" ]
+    at=${nbd#nbds://\[::1\]:}
+    run_check qemu-img info --object tls-creds-x509,id=t,endpoint=client,dir="$GRANARY_HOME/conf/pki" \
+        --image-opts "driver=nbd,host=::1,port=${at%%/*},export=ds/a,tls-creds=t"
     check 'the URL has the address' [ "${a#iscsi://\[::1\]:}" != "$a" ]
     in_ok $me "$a"
     in_refused $other "$a"

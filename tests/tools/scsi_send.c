@@ -1,6 +1,7 @@
-/* One SCSI command to a LUN, in a session of its own: scsi_send [--in BYTES] [--out FILE] [--port N] URL CDB
+/* One SCSI command to a LUN, in a session of its own: scsi_send [--in BYTES] [--out FILE] [--port N] [--info on] URL CDB
  * --port: be the initiator port of this number (its ISID), to which reservations belong; default: a port that nobody was yet.
  * --bare on: no redirect is followed, and the unit need not be ready.
+ * --info on: "sense K/AA/QQ info N" when the sense names a block (fixed format).
  * CDB: hexadecimal. Prints "good" (with --in: and the data, hexadecimal), "conflict", or "sense K/AA/QQ". Exit 0: an answer came. */
 #include <iscsi/iscsi.h>
 #include <stdbool.h>
@@ -27,10 +28,14 @@ static size_t unhex(const char *text, unsigned char *out, size_t max)
     return *text ? 0 : n;
 }
 
-static void report(const struct scsi_task *task, unsigned in)
+static void report(const struct scsi_task *task, unsigned in, bool info)
 {
     if (task->status == SCSI_STATUS_CHECK_CONDITION) {
-        printf("sense %x/%02x/%02x\n", task->sense.key, task->sense.ascq >> 8 & 0xff, task->sense.ascq & 0xff);
+        const unsigned char *s = task->datain.data + 2; /* behind its length */
+        printf("sense %x/%02x/%02x", task->sense.key, task->sense.ascq >> 8 & 0xff, task->sense.ascq & 0xff);
+        if (info && task->datain.size >= 9 && s[0] == 0xf0)
+            printf(" info %u", (unsigned)s[3] << 24 | (unsigned)s[4] << 16 | (unsigned)s[5] << 8 | s[6]);
+        printf("\n");
         return;
     }
     printf("%s", task->status == SCSI_STATUS_GOOD ? "good" : task->status == SCSI_STATUS_RESERVATION_CONFLICT ? "conflict" : "other");
@@ -46,7 +51,7 @@ int main(int argc, char **argv)
     unsigned in = 0, port = 0;
     size_t out_len = 0;
     int at = 1;
-    bool bare = false;
+    bool bare = false, info = false;
     for (; at + 1 < argc && argv[at][0] == '-'; at += 2) {
         FILE *f = strcmp(argv[at], "--out") ? NULL : fopen(argv[at + 1], "rb");
         if (f) {
@@ -54,6 +59,8 @@ int main(int argc, char **argv)
             fclose(f);
         } else if (strcmp(argv[at], "--bare") == 0) {
             bare = strcmp(argv[at + 1], "on") == 0;
+        } else if (strcmp(argv[at], "--info") == 0) {
+            info = strcmp(argv[at + 1], "on") == 0;
         } else if (strcmp(argv[at], "--port") == 0) {
             port = (unsigned)strtoul(argv[at + 1], NULL, 0);
         } else {
@@ -77,7 +84,7 @@ int main(int argc, char **argv)
     struct iscsi_data data = {out_len, out};
     if (!task || !iscsi_scsi_command_sync(iscsi, url->lun, task, out_len ? &data : NULL))
         return fail("no answer", iscsi);
-    report(task, in);
+    report(task, in, info);
     scsi_free_scsi_task(task);
     iscsi_logout_sync(iscsi);
     iscsi_destroy_url(url);

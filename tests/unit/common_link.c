@@ -352,7 +352,11 @@ static int killed(void *arg)
     int fd = -1;
     char text[8];
     end_new(&b, "b");
-    int pid = child_of("granary-link");
+    int pid = 0;
+    for (int i = 0; i < 200 && pid == 0; i++) { /* it has that name when it is on its way */
+        gr_fiber_sleep_ms(20);
+        pid = child_of("granary-link");
+    }
     end_new(&a, "a");
     b.lets_in = gr_link_key_public(a.key);
     assert_int_equal(dial(&a, &b, gr_link_key_public(b.key), volume, &fd, &err), 0);

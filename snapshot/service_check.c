@@ -1,0 +1,91 @@
+/* Methods that prove a datastore or read all of it: datastore.check, datastore.repair, datastore.scrub. */
+#include "snapshot/service_int.h"
+
+/* A line of what is wrong. */
+static void tell_line(void *arg, const char *text)
+{
+    struct snap_op *op = arg;
+    (void)gr_rpc_part(op->call, json_pack("{s:s}", "line", text)); /* nobody listens any more: the report still counts */
+}
+
+static int prove(struct snap_op *op, bool repair)
+{
+    struct snap_ds *ds = NULL;
+    struct vmfs_check_report rep = {0};
+    int r = snap_op_ds(op, &ds);
+    if (r < 0)
+        return r;
+    r = (repair ? vmfs_repair : vmfs_check)(ds->v, tell_line, op, &rep, op->err);
+    json_t *o = json_pack("{s:s,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "name", ds->name, "sound", r == 0, "errors", (json_int_t)rep.errors,
+                          "leaked-units", (json_int_t)rep.leaked_units, "objects", (json_int_t)rep.objects, "nodes", (json_int_t)rep.nodes,
+                          "pieces", (json_int_t)rep.pieces, "shared-pieces", (json_int_t)rep.shared_pieces, "regions",
+                          (json_int_t)rep.regions, "repaired", (json_int_t)rep.repaired, "mended", (json_int_t)rep.mended, "memory",
+                          (json_int_t)rep.memory);
+    snap_ds_put(ds);
+    if (r < 0 && (r != -GR_ECORRUPT || (rep.errors == 0 && rep.leaked_units == 0))) {
+        json_decref(o);
+        return r;
+    }
+    return snap_op_result(op, o);
+}
+
+int snap_op_check(struct snap_op *op)
+{
+    return prove(op, false);
+}
+
+int snap_op_repair(struct snap_op *op)
+{
+    return prove(op, true);
+}
+
+/* ---- scrub ---- */
+struct scrubbing {
+    struct snap_op *op;
+    uint64_t told_ns;
+};
+
+static void scrub_line(void *arg, const char *text)
+{
+    tell_line(((struct scrubbing *)arg)->op, text);
+}
+
+static int scrub_progress(void *arg, uint64_t done, uint64_t all, struct gr_err *err)
+{
+    struct scrubbing *s = arg;
+    struct snap_op *op = s->op;
+    uint64_t now = gr_loop_now_ns(op->s->o.loop);
+    if (op->s->ending)
+        return gr_fail(err, -ECANCELED, "the service ends; the same command goes on with it");
+    if (gr_rpc_gone(op->call))
+        return gr_fail(err, -ECANCELED, "it was broken off; the same command goes on with it");
+    if (now - s->told_ns < SNAP_PROGRESS_NS)
+        return 0;
+    s->told_ns = now;
+    (void)gr_rpc_part(op->call, json_pack("{s:I,s:I}", "done", (json_int_t)done, "total", (json_int_t)all));
+    return 0;
+}
+
+int snap_op_scrub(struct snap_op *op)
+{
+    struct snap_ds *ds = NULL;
+    struct scrubbing s = {op, 0};
+    struct vmfs_scrub_opts o = {.line = scrub_line, .progress = scrub_progress, .arg = &s};
+    struct vmfs_scrub_report rep = {0};
+    int r = gr_json_opt_u64(op->params, "rate", &o.rate, op->err);
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "restart", &o.restart, op->err);
+    if (r == 0)
+        r = snap_op_ds(op, &ds);
+    if (r < 0)
+        return r;
+    r = vmfs_scrub(ds->v, &o, &rep, op->err);
+    json_t *row = json_pack("{s:s,s:b,s:I,s:I,s:I,s:I,s:b}", "name", ds->name, "sound", r == 0, "bytes", (json_int_t)rep.bytes, "bad-pieces",
+                            (json_int_t)rep.bad_pieces, "errors", (json_int_t)rep.errors, "repaired", (json_int_t)rep.repaired, "resumed", rep.resumed);
+    snap_ds_put(ds);
+    if (r < 0 && (r != -GR_ECORRUPT || (rep.bad_pieces == 0 && rep.errors == 0))) {
+        json_decref(row);
+        return r;
+    }
+    return snap_op_result(op, row);
+}

@@ -62,6 +62,7 @@ struct vmfs_join_opts {
                                from, unless it answers. -ENOENT: no such host has joined. Borrowed until vmfs_join() returns; NULL: none */
     bool degraded;          /* join also without devices that hold no tables: what lies on them cannot be read, all else works */
     size_t map_cache_bytes; /* limit of cached map nodes; 0: 256 MiB */
+    size_t check_memory;    /* limit of what a check remembers of units at a time; 0: 256 MiB */
     void (*ejected)(void *arg); /* another host has taken our place: nothing works any more, vmfs_leave() or vmfs_abandon() it and join
                                    again. Any context, nothing of the volume may be called in it; argument as for warn; may be NULL */
     void (*warn)(void *arg, const char *text); /* damage repaired from a copy, slots recovered, …; may be NULL */

@@ -58,7 +58,8 @@ static void say(void *arg, const char *text)
 
 static void join(const struct history *h, struct gr_bdev *dev, const char *who, struct vmfs **ret, uint64_t seed)
 {
-    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = who, .warn = quiet, .map_cache_bytes = seed % 3 ? 0 : 1 };
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = who, .warn = quiet, .map_cache_bytes = seed % 3 ? 0 : 1,
+                                .check_memory = seed % 2 ? (size_t)256 << 10 : 0 };
     struct gr_err err = { 0 };
     struct gr_bdev *part[SLICES];
     for (unsigned i = 0; i < SLICES && h->several; i++)

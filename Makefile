@@ -19,7 +19,7 @@ deps_hv := common
 deps_backup-proxy := common
 # ---- external libraries (pkg-config names) of each module; a program gets those of its modules ----------------------
 pkgs_common := jansson liburing gnutls libseccomp libisal libiscsi
-pkgs_vmfs :=
+pkgs_vmfs := nettle
 pkgs_snapshot :=
 pkgs_iscsi-target := gnutls libseccomp
 pkgs_hv :=
@@ -46,11 +46,16 @@ mods_vmfs_repair := snapshot vmfs common
 mods_vmfs_faults := snapshot vmfs common
 mods_vmfs_processes := snapshot vmfs common
 mods_vmfs_crash := snapshot vmfs common
+mods_vmfs_cipher := vmfs common
+mods_vmfs_encrypted := snapshot vmfs common
+mods_vmfs_crash_hosts := snapshot vmfs common
 mods_mover_demo := iscsi-target common
 mods_order_model := common
 mods_source_cat := backup-proxy common
 mods_lun_work := common
 pkgs_lun_work := cmocka
+mods_fs_model := common
+pkgs_fs_model := cmocka
 mods_rpc_call := common
 mods_fault_load := common
 mods_iscsi_proxy := common
@@ -198,9 +203,10 @@ soak: all units fuzzers tools
 
 # the order of taking disks over: explored, missed step by step, and the code held to it; the largest site there is (docs/vmfs.md)
 TRIALS ?= 1000
-model: $(B)/tests/tools/order_model $(B)/tests/unit/vmfs_cluster
+model: $(B)/tests/tools/order_model $(B)/tests/unit/vmfs_cluster $(B)/tests/unit/vmfs_matrix
 	$(Q)$(B)/tests/tools/order_model $(if $(V),,--quiet)
 	$(Q)GRANARY_TRIALS=$(TRIALS) GRANARY_HOSTS=256 GRANARY_DISKS=4096 $(B)/tests/unit/vmfs_cluster
+	$(Q)GRANARY_TRIALS=$(TRIALS) $(B)/tests/unit/vmfs_matrix
 
 # real processes, killed, stopped, starved and cut off: TRIALS of them (docs/developing.md)
 .PHONY: matrix

@@ -77,6 +77,7 @@ static int restore(struct gr_cmd_ctx *c, bool vm, struct gr_err *err)
         r = bp_point_resolve(repo, gr_cmd_arg(c, 0), id, vm ? NULL : &disk, err);
     if (r == 0)
         r = env_open(c, &env, err);
+    env.encrypt = gr_cmd_flag(c, "encrypt");
     if (r == 0)
         r = vm ? bp_restore_vm(&env, repo, id, gr_cmd_arg(c, 1), &res, err) : bp_restore_disk(&env, repo, id, disk, gr_cmd_arg(c, 1), &res, err);
     env_close(c, &env);
@@ -117,10 +118,13 @@ static const struct gr_opt backup_opts[] = {{"repo", "DIR", "the repository; mad
                                             {"level", "N", "zstd level 1 to 19", false},
                                             {"no-quiesce", NULL, "do not freeze the guest", false},
                                             {NULL, NULL, NULL, false}};
-static const struct gr_opt restore_opts[] = {{"repo", "DIR", "the repository", false}, {NULL, NULL, NULL, false}};
+static const struct gr_opt restore_opts[] = {{"repo", "DIR", "the repository", false},
+                                             {"encrypt", NULL, "encrypt the disks that are made", false},
+                                             {NULL, NULL, NULL, false}};
+static const struct gr_opt recover_opts[] = {{"repo", "DIR", "the repository", false}, {NULL, NULL, NULL, false}};
 const struct gr_cmd bp_job_commands[] = {
     {NULL, "backup", "[VM]", 0, 1, "back up one VM, or the disks named", backup_opts, cmd_job_backup},
     {NULL, "restore-vm", "POINT DS/NEWNAME", 2, 2, "make a new VM from a restore point", restore_opts, cmd_job_vm},
     {NULL, "restore-disk", "POINT[:DISK] DS/PATH", 2, 2, "make a new disk from a disk of a restore point", restore_opts, cmd_job_disk},
-    {NULL, "recover", "", 0, 0, "put away what dead jobs have left", restore_opts, cmd_job_recover},
+    {NULL, "recover", "", 0, 0, "put away what dead jobs have left", recover_opts, cmd_job_recover},
     {NULL, NULL, NULL, 0, 0, NULL, NULL, NULL}};

@@ -155,6 +155,8 @@ static int cmd_datastore_mount(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     const char *args[ARGS_MAX] = {"--datastore", gr_cmd_arg(c, 0)};
     int n = 2;
+    if (gr_cmd_flag(c, "read-only"))
+        args[n++] = "--read-only";
     if (gr_cmd_flag(c, "allow-other"))
         args[n++] = "--allow-other";
     args[n++] = "--";
@@ -197,10 +199,13 @@ static const struct gr_opt unmount_opts[] = {
     {"force", NULL, "also when files below it are open: they fail from then on", false},
     {0},
 };
-static const struct gr_opt datastore_opts[] = {{"allow-other", NULL, "let other users in", false}, {0}};
+static const struct gr_opt datastore_opts[] = {{"read-only", NULL, "it cannot be changed there, and the storage daemon need not run", false},
+                                               {"allow-other", NULL, "let other users in, under the owners and modes of the files", false},
+                                               {0}};
 const struct gr_cmd mount_cmds[] = {
-    {"datastore", "mount", "NAME[/FOLDER] DIR", 2, 2, "show a datastore's folders, files and disks, read-only below DIR", datastore_opts,
+    {"datastore", "mount", "NAME[/FOLDER] DIR", 2, 2, "show a datastore's folders, files and disks below DIR, as a file system", datastore_opts,
      cmd_datastore_mount},
+    {"datastore", "unmount", "DIR", 1, 1, "end a mount, and wait until its processes are gone", unmount_opts, cmd_unmount},
     {NULL, "mount", "POINT[:DISK] DIR", 1, 2, "show the disks of a restore point, and the files in them, read-only below DIR", mount_opts,
      cmd_mount},
     {NULL, "unmount", "DIR", 1, 1, "end a mount, and wait until its processes are gone", unmount_opts, cmd_unmount},

@@ -10,8 +10,9 @@ static int run_restore(struct gr_cmd_ctx *c, const char *verb, const char *targe
     int r = bp_cmd_repo_path(c, &repo, err);
     if (r < 0)
         return r;
-    const char *args[] = {verb, "--json", "--repo", repo, "--", gr_cmd_arg(c, 0), target, NULL};
-    r = bp_run_proxy(args, &res, err);
+    const char *plain[] = {verb, "--json", "--repo", repo, "--", gr_cmd_arg(c, 0), target, NULL};
+    const char *encrypted[] = {verb, "--json", "--repo", repo, "--encrypt", "--", gr_cmd_arg(c, 0), target, NULL};
+    r = bp_run_proxy(gr_cmd_flag(c, "encrypt") ? encrypted : plain, &res, err);
     if (r < 0)
         return r;
     r = gr_cmd_done(c, res, "%s %s from %s in %.1f s", done, target, json_string_value(json_object_get(res, "point")),
@@ -31,8 +32,11 @@ static int cmd_disk(struct gr_cmd_ctx *c, struct gr_err *err)
 }
 static const struct gr_opt vm_opts[] = {{"repo", "DIR", "the repository; default: the one used last", false},
                                         {"as", "DS/NEWNAME", "name of the restored VM; must not exist", false},
+                                        {"encrypt", NULL, "keep its disks encrypted on the datastore", false},
                                         {NULL, NULL, NULL, false}};
-static const struct gr_opt disk_opts[] = {{"repo", "DIR", "the repository; default: the one used last", false}, {NULL, NULL, NULL, false}};
+static const struct gr_opt disk_opts[] = {{"repo", "DIR", "the repository; default: the one used last", false},
+                                          {"encrypt", NULL, "keep it encrypted on the datastore", false},
+                                          {NULL, NULL, NULL, false}};
 static const struct gr_opt file_opts[] = {{"repo", "DIR", "the repository; default: the one used last", false},
                                           {"keep-owner", NULL, "set the guest's owners and groups (needs root)", false},
                                           {NULL, NULL, NULL, false}};

@@ -23,6 +23,7 @@ struct bp_env {
     bool (*daemon)(void *arg); /* storage is served by a daemon, so that network transports exist */
     /* Open "DS/PATH" (write) or "DS/PATH@SNAP" (read) in this process. With a daemon only snapshots. */
     int (*open_local)(void *arg, const char *name, struct gr_bdev **ret, struct gr_err *err);
+    bool encrypt; /* disks that are made are encrypted */
     bool cancel; /* set by whoever wants the job to end early and in order */
     void (*progress)(void *arg, const char *what, uint64_t done, uint64_t total); /* may be NULL */
     void (*warn)(void *arg, const char *text);                                    /* may be NULL */

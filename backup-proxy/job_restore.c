@@ -96,7 +96,7 @@ static int fill_disk(struct restore *x, const struct bp_point_disk *d, const cha
     struct gr_chan *from = NULL, *to = NULL;
     int r = bp_point_open(x->env->loop, x->repo, x->id, d->name, &src, x->err);
     if (r == 0)
-        r = call(x, "disk.create", json_pack("{s:s,s:I,s:s}", "disk", path, "size", (json_int_t)d->size, "provision", "thin"), NULL);
+        r = call(x, "disk.create", json_pack("{s:s,s:I,s:s,s:b}", "disk", path, "size", (json_int_t)d->size, "provision", "thin", "encrypt", x->env->encrypt), NULL);
     if (r == 0)
         r = open_target(x, path, &dst);
     if (r == 0 && ((r = gr_chan_open(src, x->env->loop, &from)) < 0 || (r = gr_chan_open(dst, x->env->loop, &to)) < 0))

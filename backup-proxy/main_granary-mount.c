@@ -143,13 +143,14 @@ static int help(void)
          "\n"
          "  granary-mount --repo REPO --point POINT[:DISK] [--allow-other] [--foreground] DIR\n"
          "  granary-mount --image FILE [--allow-other] [--foreground] DIR\n"
-         "  granary-mount --datastore DS[/FOLDER] [--allow-other] [--foreground] DIR\n"
+         "  granary-mount --datastore DS[/FOLDER] [--read-only] [--allow-other] [--foreground] DIR\n"
          "  granary-mount --unmount [--force] DIR\n"
          "\n"
          "  --repo REPO           repository of the restore point\n"
          "  --point POINT[:DISK]  the restore point, or one disk of it\n"
          "  --image FILE          a raw disk image instead\n"
-         "  --datastore DS        a datastore instead: its folders, files and disks\n"
+         "  --datastore DS        a datastore instead: its folders, files and disks, served by the storage daemon\n"
+         "  --read-only           the datastore cannot be changed there; the storage daemon need not run\n"
          "  --allow-other         let other users in, under the guest's owners and modes\n"
          "  --foreground          stay in the foreground; an interrupt unmounts\n"
          "  --unmount             end a mount, and wait until its processes are gone\n"
@@ -187,7 +188,7 @@ static int view_of_datastore(void *arg, struct gr_loop *loop, struct mount_view 
 static int usage(void)
 {
     fprintf(stderr, "granary-mount: usage: granary-mount {--image FILE | --repo REPO --point POINT[:DISK] | --datastore DS[/FOLDER]} "
-                    "[--allow-other] [--foreground] DIR, or granary-mount --unmount [--force] DIR\n");
+                    "[--read-only] [--allow-other] [--foreground] DIR, or granary-mount --unmount [--force] DIR\n");
     return 2;
 }
 
@@ -204,14 +205,14 @@ static int unmount(const char *dir, bool force, struct gr_err *err)
 struct args {
     struct source s;
     struct mount_daemon_opts o;
-    bool unmount, force, help;
+    bool unmount, force, help, read_only;
 };
 
 /* 0, or 2: wrong usage. */
 static int parse(int argc, char **argv, struct args *a)
 {
     static const struct option options[] = {
-        {"image", required_argument, NULL, 'i'}, {"datastore", required_argument, NULL, 'd'}, {"repo", required_argument, NULL, 'r'}, {"point", required_argument, NULL, 'p'},
+        {"image", required_argument, NULL, 'i'}, {"datastore", required_argument, NULL, 'd'}, {"read-only", no_argument, NULL, 'R'}, {"repo", required_argument, NULL, 'r'}, {"point", required_argument, NULL, 'p'},
         {"allow-other", no_argument, NULL, 'a'}, {"foreground", no_argument, NULL, 'f'}, {"unmount", no_argument, NULL, 'u'},
         {"force", no_argument, NULL, 'F'},       {"help", no_argument, NULL, 'h'}, {0}};
     opterr = 0;
@@ -219,6 +220,7 @@ static int parse(int argc, char **argv, struct args *a)
         switch (c) {
         case 'i': a->s.image = optarg; break;
         case 'd': a->s.datastore = optarg; break;
+        case 'R': a->read_only = true; break;
         case 'r': a->s.repo_path = optarg; break;
         case 'p': a->s.point_text = optarg; break;
         case 'a': a->o.allow_other = true; break;
@@ -231,7 +233,7 @@ static int parse(int argc, char **argv, struct args *a)
     }
     bool point = a->s.repo_path && a->s.point_text, half = a->s.repo_path || a->s.point_text;
     int what = (a->s.image != NULL) + (a->s.datastore != NULL) + half;
-    if (optind != argc - 1 || what != !a->unmount || (half && !point))
+    if (optind != argc - 1 || what != !a->unmount || (half && !point) || (a->read_only && !a->s.datastore))
         return usage();
     a->o.dir = argv[optind];
     return 0;
@@ -246,6 +248,7 @@ static int run(struct args *a, struct gr_err *err)
     if (a->s.datastore) {
         snprintf(text, sizeof text, "granary:%s", a->s.datastore);
         a->o.source = text;
+        a->o.hold = a->read_only ? NULL : a->s.datastore;
         a->o.make_view = view_of_datastore;
         a->o.release = release;
         a->o.arg = &a->s;

@@ -5,6 +5,7 @@
 #include "common/cleanup.h"
 #include "common/daemon.h"
 #include "snapshot/client.h"
+#include "snapshot/keyfile.h"
 #include "snapshot/snapshot.h"
 #include <glob.h>
 #include <signal.h>
@@ -106,7 +107,7 @@ static int join_reader(struct proxy *p, const char *ds, struct gr_err *err)
             p->n_devices++;
     }
     json_decref(res);
-    struct vmfs_join_opts o = {.role = VMFS_READER, .host_name = "granary-proxy", .address = "", .portal = ""};
+    struct vmfs_join_opts o = {.role = VMFS_READER, .host_name = "granary-proxy", .address = "", .portal = "", .kek = snap_key_find, .kek_arg = p->home};
     if (r == 0)
         r = gr_home_host_uuid(p->home, o.host_uuid, err);
     if (r == 0)

@@ -1,5 +1,5 @@
 #include "backup-proxy/mount_daemon.h"
-#include "backup-proxy/mount_fuse.h"
+#include "backup-proxy/mount_hold.h"
 #include "backup-proxy/mount_table.h"
 #include "common/cleanup.h"
 #include "common/fiber.h"
@@ -19,6 +19,7 @@ struct daemon {
     char *dir;
     int report; /* pipe to the starting process; -1: told already */
     struct mount_fuse *fuse;
+    struct mount_hold *hold;
     struct bp_intent *intent;
     struct gr_fqueue events;
     bool gone, stop;
@@ -99,10 +100,12 @@ static int start(struct daemon *d, struct gr_err *err)
     json_decref(detail);
     if (rc < 0)
         return rc;
+    struct mount_fuse_opts fo = {.dir = d->dir, .source = o->source, .allow_other = o->allow_other};
+    if (o->hold)
+        return mount_hold_open(d->loop, d->home, o->hold, &fo, on_ready, on_gone, d, &d->hold, err);
     rc = o->make_view(o->arg, d->loop, &view, err);
     if (rc < 0)
         return rc;
-    struct mount_fuse_opts fo = {.dir = d->dir, .source = o->source, .allow_other = o->allow_other};
     rc = mount_fuse_open(d->loop, &view, &fo, on_ready, on_gone, d, &d->fuse, err);
     if (rc < 0)
         view.ops->free(view.impl);
@@ -117,12 +120,15 @@ static int serve(void *arg)
     gr_loop_signal(d->loop, SIGINT, on_signal, d);
     int rc = start(d, &err);
     while (rc == 0 && !d->gone) {
-        if (d->stop)
+        if (d->stop && d->hold)
+            mount_hold_detach(d->hold);
+        else if (d->stop)
             mount_fuse_detach(d->fuse);
         if (!d->gone)
             gr_fqueue_wait(&d->events);
     }
     mount_fuse_free(d->fuse);
+    mount_hold_free(d->hold);
     if (d->opts->release)
         d->opts->release(d->opts->arg, d->loop);
     if (d->intent && bp_intent_end(d->intent, NULL) < 0)

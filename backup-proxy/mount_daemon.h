@@ -9,6 +9,7 @@ struct mount_daemon_opts {
     const char *source;    /* what is mounted, for the table of mounts */
     bool allow_other;
     bool foreground;       /* stay in the foreground; ^C unmounts */
+    const char *hold;      /* a datastore that the storage daemon serves (mount_hold.h), in place of a view; else NULL */
     /* Makes the view, in a fiber of the daemon's loop. */
     int (*make_view)(void *arg, struct gr_loop *loop, struct mount_view *ret, struct gr_err *err);
     void *arg;

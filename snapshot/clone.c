@@ -3,10 +3,12 @@
 #include "common/seam.h"
 #include "snapshot/snapshot.h"
 #include "vmfs/internal.h"
+#include "vmfs/keys.h"
 
 struct clone {
     struct vobj *from;
     uint64_t snap;
+    struct vkeys_new *keys; /* NULL: not encrypted */
     struct gr_err *err;
 };
 
@@ -41,6 +43,8 @@ static int init(void *arg, struct vobj *o)
     int r = lineages_copy(o, c->from, s);
     if (r == 0)
         r = vobj_set_physical_block(o, vobj_physical_block(c->from));
+    if (r == 0 && c->keys)
+        r = vkeys_take(c->keys, o);
     if (r < 0)
         return gr_fail(c->err, r, "out of memory");
     s->clones++; /* goes home with the clone's name, in one checkpoint */
@@ -58,11 +62,17 @@ int snap_clone(struct vmfs_disk *d, const char *name, const char *path, struct g
         struct vsnap *s = vobj_snap_named(o, name);
         if (!s)
             return gr_fail(err, -ENOENT, "'%s' has no snapshot '%s'", d->bdev.name, name);
-        struct clone c = { o, s->id, err };
+        struct vkeys_new keys = { 0 };
+        struct clone c = { o, s->id, o->ino.key_id ? &keys : NULL, err };
+        uint64_t epoch = s->epoch;
         if (o->late || (s->tree.root.mem && s->tree.root.mem->dirty)) /* its nodes must have addresses */
             if ((r = vmfs_checkpoint(o->v, err)) < 0)
                 return r;
+        if (c.keys && (r = vkeys_make(o->v, 0, o, epoch, &keys, err)) < 0)
+            return gr_prefix(err, r, "'%s'", d->bdev.name);
         r = vmfs_create_with(o->v, path, VMFS_DISK, init, &c, err);
+        if (c.keys)
+            vkeys_made(&keys, r);
     }
     return r;
 }

@@ -11,6 +11,7 @@ static const struct gr_col list_cols[] = {
     {"shared", "SHARED", GR_COL_SIZE},
     {"unique", "UNIQUE", GR_COL_SIZE},
     {"provision", "PROVISION", GR_COL_TEXT},
+    {"key", "KEY", GR_COL_TEXT},
     {"snapshots", "SNAPSHOTS", GR_COL_NUMBER},
     {"owner", "OWNER", GR_COL_TEXT},
     {NULL},
@@ -23,17 +24,28 @@ static const struct gr_col space_cols[] = {
 static const struct gr_col info_cols[] = {
     {"disk", "Disk", GR_COL_TEXT},           {"uuid", "UUID", GR_COL_TEXT},   {"size", "Size", GR_COL_SIZE},
     {"used", "Used", GR_COL_SIZE},           {"shared", "Shared", GR_COL_SIZE}, {"unique", "Unique", GR_COL_SIZE}, {"held", "Held with snapshots", GR_COL_SIZE}, {"provision", "Provision", GR_COL_TEXT}, {"snapshots", "Snapshots", GR_COL_NUMBER},
-    {"physical-block", "Physical block", GR_COL_NUMBER}, {"read-only", "Read-only", GR_COL_BOOL}, {"removable", "Removable", GR_COL_BOOL}, {"iops", "IOPS limit", GR_COL_NUMBER}, {"bandwidth", "Bandwidth limit", GR_COL_SIZE}, {"parent", "Cloned from", GR_COL_TEXT},  {"owner", "Owner", GR_COL_TEXT}, {"mtime", "Changed", GR_COL_TIME},
+    {"physical-block", "Physical block", GR_COL_NUMBER}, {"read-only", "Read-only", GR_COL_BOOL}, {"removable", "Removable", GR_COL_BOOL}, {"iops", "IOPS limit", GR_COL_NUMBER}, {"bandwidth", "Bandwidth limit", GR_COL_SIZE}, {"encrypted", "Encrypted", GR_COL_BOOL}, {"key", "Key", GR_COL_TEXT}, {"parent", "Cloned from", GR_COL_TEXT},  {"owner", "Owner", GR_COL_TEXT}, {"mtime", "Changed", GR_COL_TIME},
     {NULL},
 };
 
-/* What --provision and --physical-block say about a new disk, added to @params. */
+/* What --provision, --physical-block, --encrypt and the like say about a new disk, added to @params. */
 static int shape(struct gr_cmd_ctx *c, json_t *params, struct gr_err *err)
 {
     const char *provision = gr_cmd_opt(c, "provision"), *physical = gr_cmd_opt(c, "physical-block");
     uint64_t bytes;
+    const char *key = gr_cmd_opt(c, "key"), *file = gr_cmd_opt(c, "key-file");
+    gr_auto_free char *full = NULL;
     if (provision)
         json_object_set_new(params, "provision", json_string(provision));
+    if (gr_cmd_flag(c, "encrypt"))
+        json_object_set_new(params, "encrypt", json_true());
+    if (key)
+        json_object_set_new(params, "key", json_string(key));
+    int f = file ? snap_cmd_absolute(file, &full, err) : 0;
+    if (f < 0)
+        return f;
+    if (full)
+        json_object_set_new(params, "key-file", json_string(full));
     if (!physical)
         return 0;
     int r = snap_cmd_size(c, physical, &bytes, err);
@@ -186,6 +198,35 @@ static int cmd_delete(struct gr_cmd_ctx *c, struct gr_err *err)
     return r < 0 ? r : gr_cmd_done(c, NULL, "disk %s deleted", gr_cmd_arg(c, 0));
 }
 
+static int cmd_rekey(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct snap_path p;
+    json_t *res = NULL;
+    int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_DISK, &p, err);
+    if (r == 0)
+        r = snap_cmd_call(c, "disk.rekey",
+                          json_pack("{s:s,s:b,s:b,s:s*}", "disk", gr_cmd_arg(c, 0), "wrap", gr_cmd_flag(c, "wrap"), "rewrite",
+                                    gr_cmd_flag(c, "rewrite"), "key", gr_cmd_opt(c, "key")),
+                          NULL, NULL, &res, err);
+    const char *key = json_string_value(json_object_get(res, "key"));
+    if (r == 0)
+        r = gr_cmd_done(c, res, gr_cmd_flag(c, "wrap") ? "disk %s: its data keys are wrapped with key %s now" : "disk %s has a new data key, wrapped with key %s",
+                        gr_cmd_arg(c, 0), key ? key : "");
+    json_decref(res);
+    return r;
+}
+
+static int cmd_erase(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct snap_path p;
+    int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_DISK, &p, err);
+    if (r == 0 && !gr_cmd_flag(c, "yes"))
+        r = gr_fail(err, -GR_EUSAGE, "disk %s: nobody can read it or its snapshots afterwards: add --yes if that is meant", gr_cmd_arg(c, 0));
+    if (r == 0)
+        r = snap_cmd_call(c, "disk.erase", json_pack("{s:s}", "disk", gr_cmd_arg(c, 0)), NULL, NULL, NULL, err);
+    return r < 0 ? r : gr_cmd_done(c, NULL, "disk %s erased: its keys are destroyed", gr_cmd_arg(c, 0));
+}
+
 static int cmd_move(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     json_t *res = NULL;
@@ -266,13 +307,25 @@ static int cmd_export(struct gr_cmd_ctx *c, struct gr_err *err)
     return r;
 }
 
+#define ENCRYPT_OPTS                                                                                                           \
+    {"encrypt", NULL, "keep its content encrypted on the datastore"},                                                          \
+    {"key", "NUMBER", "with --encrypt: a key that granary key list shows (default: the one of new disks)"},                    \
+    {"key-file", "FILE", "with --encrypt: a key that is imported from FILE first"}
 static const struct gr_opt create_opts[] = {
     {"size", "SIZE", "size of the disk"},
     {"provision", "KIND", "thin (default), thick (space is reserved) or eager (also written with zeros)"},
     {"physical-block", "BYTES", "physical block size to report: 4096 (default) or 512"},
+    ENCRYPT_OPTS,
     {NULL},
 };
 static const struct gr_opt list_opts[] = {{"snapshots", NULL, "the snapshots of each disk, too, and how much space each has"}, {NULL}};
+static const struct gr_opt rekey_opts[] = {
+    {"wrap", NULL, "keep the data key, and wrap it with the present (or --key) key-encryption key"},
+    {"rewrite", NULL, "also write anew what older data keys were used on"},
+    {"key", "NUMBER", "key-encryption key: one that granary key list shows (default: the one of new disks)"},
+    {NULL},
+};
+static const struct gr_opt erase_opts[] = {{"yes", NULL, "do it: nothing brings the content back"}, {NULL}};
 static const struct gr_opt resize_opts[] = {
     {"size", "SIZE", "the new size (or as second argument)"},
     {"shrink", NULL, "allow a smaller size: what is behind is cut off"},
@@ -290,6 +343,7 @@ static const struct gr_opt import_opts[] = {
     {"format", "FORMAT", "raw or vmdk; without it the file's header decides"},
     {"provision", "KIND", "thin (default), thick or eager"},
     {"physical-block", "BYTES", "physical block size to report: 4096 (default) or 512"},
+    ENCRYPT_OPTS,
     {"extent", "FILE", "a further file that the image consists of", true},
     {NULL},
 };
@@ -302,6 +356,8 @@ const struct gr_cmd snap_disk_commands[] = {
     {"disk", "resize", "DATASTORE/PATH SIZE", 1, 2, "make a disk larger (or, with --shrink, smaller)", resize_opts, cmd_resize},
     {"disk", "set", "DATASTORE/PATH", 1, 1, "change how a disk shows itself as a LUN", set_opts, cmd_set},
     {"disk", "delete", "DATASTORE/PATH", 1, 1, "delete a disk and its snapshots", NULL, cmd_delete},
+    {"disk", "rekey", "DATASTORE/PATH", 1, 1, "give an encrypted disk a new key", rekey_opts, cmd_rekey},
+    {"disk", "erase", "DATASTORE/PATH", 1, 1, "destroy the keys of an encrypted disk", erase_opts, cmd_erase},
     {"disk", "move", "DATASTORE/PATH HOST", 2, 2, "give a disk to another host while it is in use", NULL, cmd_move},
     {"disk", "import", "FILE DATASTORE/PATH", 2, 2, "make a disk from an image file", import_opts, cmd_import},
     {"disk", "export", "DATASTORE/PATH[@SNAPSHOT] FILE", 2, 2, "write a disk or snapshot to a new image file", export_opts, cmd_export},

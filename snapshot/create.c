@@ -63,29 +63,17 @@ static int add_record(struct vobj *o, const char *name, const uint8_t group[16],
 }
 
 /* Thick and eager disks are promised room to overwrite all they have, or the snapshot is refused. */
-static uint64_t overwrite_units(const struct vobj *o)
-{
-    return o->ino.provision == VMFS_THIN ? 0 : (o->ino.size + VMFS_PIECE - 1) / VMFS_PIECE;
-}
-
 static int promise(struct vmfs_disk *const *disks, unsigned n, struct gr_err *err)
 {
     struct vmfs *v = disks[0]->o->v;
     uint64_t more = 0, free_units = space_free_units(v), keep = space_meta_reserve(v) + v->reserved_units;
     for (unsigned i = 0; i < n; i++)
-        more += overwrite_units(disks[i]->o) - GR_MIN(overwrite_units(disks[i]->o), disks[i]->o->reserved_units);
+        more += vobj_overwrite_units(disks[i]->o) - GR_MIN(vobj_overwrite_units(disks[i]->o), disks[i]->o->reserved_units);
     if (more && free_units < keep + more)
         return gr_fail(err, -GR_ENOSPACE,
                        "datastore '%s': a snapshot of thick disks needs %llu bytes to overwrite, %llu bytes are missing", v->sb.name,
                        (unsigned long long)more * VMFS_UNIT, (unsigned long long)(keep + more - free_units) * VMFS_UNIT);
     return 0;
-}
-
-static int promise_record(struct vobj *o, struct gr_err *err)
-{
-    struct vmfs_rec_value_disk d = { .value = gr_le64_of(overwrite_units(o)) };
-    d.r.type = gr_le16_of(VMFS_R_RESERVE);
-    return overwrite_units(o) ? record_do(o, &d, sizeof d, err) : 0;
 }
 
 static int may_take(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err)
@@ -114,7 +102,7 @@ static int take(struct vmfs_disk *const *disks, unsigned n, const char *name, co
     for (unsigned i = 0; r == 0 && i < n; i++) {
         r = add_record(disks[i]->o, name, group, w->wall_s(w->arg), err);
         if (r == 0)
-            r = promise_record(disks[i]->o, err);
+            r = record_promise(disks[i]->o, err);
     }
     if (r < 0)
         return r;

@@ -2,6 +2,7 @@
 #include "common/seam.h"
 #include "snapshot/snapshot.h"
 #include "vmfs/internal.h"
+#include "vmfs/keys.h"
 
 struct snap_bdev {
     struct gr_bdev bdev; /* first member */
@@ -170,6 +171,8 @@ int snap_open_reader(struct vmfs *reader, const char *path, const char *name, st
     s = r == 0 ? vobj_snap(o, id) : NULL;
     if (r == 0 && (!s || (s->flags & VMFS_SNAP_DELETING)))
         r = gr_fail(err, -ENOENT, "'%s/%s@%s' is being deleted", reader->sb.name, path, name);
+    if (r == 0 && (r = vkeys_open(o, err)) < 0)
+        gr_prefix(err, r, "'%s/%s'", reader->sb.name, path);
     char disk_name[128];
     snprintf(disk_name, sizeof disk_name, "%s/%s", reader->sb.name, path);
     if (r == 0)

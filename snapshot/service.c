@@ -39,6 +39,7 @@ void snap_svc_free(struct snap_svc *s)
 {
     if (!s)
         return;
+    mnt_end_all(s);
     s->ending = true;
     gr_fqueue_wake_all(&s->wake);
     while (s->rejoining || s->parts)
@@ -122,7 +123,8 @@ int snap_op_result(struct snap_op *op, json_t *o)
 
 int snap_svc_serve(struct snap_svc *s, struct gr_rpc_server *server)
 {
-    const struct gr_rpc_method *const tables[] = {snap_datastore_methods, snap_disk_methods, snap_snapshot_methods, snap_file_methods, snap_move_methods, snap_group_methods};
+    const struct gr_rpc_method *const tables[] = {snap_datastore_methods, snap_disk_methods, snap_snapshot_methods, snap_file_methods,
+                                                  snap_move_methods, snap_group_methods, snap_key_methods, snap_fs_methods};
     int r = 0;
     for (size_t i = 0; i < GR_ARRAY_LEN(tables) && r == 0; i++)
         r = gr_rpc_server_add(server, tables[i], s);
@@ -245,6 +247,8 @@ static int find_here(struct snap_svc *s, struct snap_ds *ds, const struct snap_p
     vmfs_disk_stat(h->disk, &st);
     if (st.type != VMFS_DISK)
         r = gr_fail(err, -ENOENT, "%s/%s is not a disk", ds->name, p->path);
+    else if (h->mounted && !p->snap[0])
+        r = gr_fail(err, -GR_ELOCKED, "%s/%s is open for writing on '%s'", ds->name, p->path, mnt_mounted_on(ds));
     else if (p->snap[0])
         r = snap_open(h->disk, p->snap, &place->bdev, err);
     else

@@ -178,6 +178,7 @@ struct snap_cmd_app {
 };
 extern const struct gr_cmd snap_datastore_commands[];
 extern const struct gr_cmd snap_disk_commands[];
+extern const struct gr_cmd snap_key_commands[]; /* key */
 extern const struct gr_cmd snap_snapshot_commands[];
 extern const struct gr_cmd snap_up_commands[]; /* up, down, status */
 #endif

@@ -55,6 +55,8 @@ json_t *snap_disk_row(struct snap_ds *ds, const char *path, const struct vmfs_st
                           uuid, "id", (json_int_t)st->id, "snapshots", (int)st->n_snapshots, "parent", st->parent, "mtime",
                           (json_int_t)st->mtime_s);
     if (o)
+        snap_key_row(st->key_id, o);
+    if (o)
         set_owner(o, ds, path);
     if (o && st->counted)
         snap_usage_row(o, st->reachable, st->unique);
@@ -82,6 +84,7 @@ static int op_create(struct snap_op *op)
     uint64_t size = 0;
     enum vmfs_provision provision = VMFS_THIN;
     uint32_t physical = VMFS_PIECE;
+    uint64_t key = 0;
     struct snap_disk d = {0};
     struct snap_ds *ds = NULL;
     int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
@@ -97,10 +100,13 @@ static int op_create(struct snap_op *op)
     if (size > VMFS_DISK_MAX)
         return gr_fail(op->err, -GR_EUSAGE, "disk %s/%s: size %llu is above the largest possible, 1 PiB", p.ds, p.path,
                        (unsigned long long)size);
-    r = snap_ds_get(op->s, p.ds, &ds, op->err);
+    r = snap_op_encrypt(op, &key);
+    if (r == 0)
+        r = snap_ds_get(op->s, p.ds, &ds, op->err);
     if (r < 0)
         return r;
-    r = vmfs_create_disk(ds->v, p.path, size, provision, physical, op->err);
+    r = key ? vmfs_create_encrypted(ds->v, p.path, size, provision, physical, key, op->err)
+            : vmfs_create_disk(ds->v, p.path, size, provision, physical, op->err);
     snap_ds_put(ds);
     if (r < 0)
         return gr_prefix(op->err, r, "disk %s/%s", p.ds, p.path);
@@ -157,7 +163,7 @@ static void ask_owner(struct snap_op *op, json_t *rows, const char *address)
         {
             if (strcmp(disk, json_string_value(json_object_get(row, "disk"))) != 0)
                 continue;
-            static const char *const known[] = { "size", "used", "shared", "unique", "held", "snapshots" };
+            static const char *const known[] = { "size", "used", "shared", "unique", "held", "snapshots", "key" };
             for (unsigned x = 0; x < sizeof known / sizeof known[0]; x++)
                 json_object_set(row, known[x], json_object_get(other, known[x]));
         }
@@ -398,15 +404,10 @@ static int op_delete(struct snap_op *op)
     struct vmfs_stat st;
     int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
     if (r == 0)
-        r = snap_disk_get(op, &p, &d);
+        r = snap_disk_get_to_end(op, &p, "be deleted", &d, &st);
     if (r < 0)
         return r;
-    vmfs_disk_stat(d.h->disk, &st);
-    r = snap_refuse_in_use(op->s, &d, "be deleted", op->err);
-    if (r == 0)
-        r = snap_disk_drop(op->s, &d, true, op->err);
-    if (r == 0)
-        r = vmfs_remove(d.ds->v, p.path, op->err);
+    r = vmfs_remove(d.ds->v, p.path, op->err);
     if (r == 0)
         snap_rules_forget(d.ds, st.uuid, NULL);
     if (r == 0 && !op->s->address[0]) /* a command has no background: most of it is done before it goes */

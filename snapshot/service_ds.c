@@ -1,5 +1,6 @@
 /* The datastores of a home: joining, leaving; and the disks held open in them. */
 #include "common/buf.h"
+#include "snapshot/keyfile.h"
 #include "snapshot/service_int.h"
 #include <string.h>
 
@@ -15,6 +16,11 @@ static void close_devices(struct snap_ds *ds)
 static void vmfs_warning(void *arg, const char *text)
 {
     snap_warn(((struct snap_ds *)arg)->svc, "%s", text);
+}
+
+static bool object_in_use(void *arg, uint64_t id)
+{
+    return mnt_in_use_elsewhere(arg, id);
 }
 
 /* ---- ejected ---- */
@@ -69,7 +75,8 @@ static void vmfs_ejected(void *arg)
 static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
 {
     char address[VMFS_ADDRESS_MAX + 1];
-    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = address, .portal = s->portal, .ejected = vmfs_ejected, .warn = vmfs_warning, .warn_arg = ds, .gone = s->gone};
+    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = address, .portal = s->portal, .ejected = vmfs_ejected, .in_use = object_in_use, .warn = vmfs_warning,
+                               .warn_arg = ds, .gone = s->gone};
     char host[65] = "";
     int r = gr_home_host_uuid(s->o.home, o.host_uuid, err);
     if (r == 0 && snap_ds_links(ds))
@@ -88,6 +95,8 @@ static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *er
         return gr_fail(err, -ENOMEM, "out of memory");
     o.host_name = name;
     o.degraded = ds->degraded;
+    o.kek = snap_key_find;
+    o.kek_arg = s->o.home;
     struct gr_device_opts device = {.host_uuid = o.host_uuid, .login = ds->login};
     struct gr_bdev *open[VMFS_DEVICES_MAX];
     struct gr_err missing = {0};
@@ -149,7 +158,7 @@ static void handle_free(struct snap_ds *ds, struct snap_handle *h)
     free(h);
 }
 
-static int release_hook(struct snap_svc *s, const struct snap_ds *ds, const char *path, bool only_idle, struct gr_err *err)
+int snap_release_hook(struct snap_svc *s, const struct snap_ds *ds, const char *path, bool only_idle, struct gr_err *err)
 {
     gr_auto_free char *disk = gr_asprintf("%s/%s", ds->name, path);
     if (!disk)
@@ -173,13 +182,18 @@ int snap_ds_leave(struct snap_svc *s, struct snap_ds *ds, bool only_idle, struct
     int r = 0;
     for (struct snap_handle *h = ds->handles; h && only_idle; h = h->next)
         if (snap_users_of(s, ds, h->path) > 0)
-            return release_hook(s, ds, h->path, true, err) < 0
+            return snap_release_hook(s, ds, h->path, true, err) < 0
                        ? gr_prefix(err, -GR_ELOCKED, "datastore '%s' is in use", ds->name)
                        : gr_fail(err, -GR_ELOCKED, "datastore '%s' is in use: disk %s has sessions", ds->name, h->path);
+    const char *dir = only_idle ? mnt_mounted_on(ds) : NULL;
+    if (dir)
+        return gr_fail(err, -GR_ELOCKED, "datastore '%s' is in use: it is mounted on '%s' (granary unmount)", ds->name, dir);
     ds->leaving = true;
     r = wait_unused(ds, only_idle, err);
+    if (r == 0)
+        mnt_vol_close(ds);
     while (r == 0 && ds->handles) {
-        r = release_hook(s, ds, ds->handles->path, only_idle, err);
+        r = snap_release_hook(s, ds, ds->handles->path, only_idle, err);
         if (r == 0)
             handle_free(ds, ds->handles);
     }
@@ -453,7 +467,7 @@ int snap_disk_drop(struct snap_svc *s, struct snap_disk *d, bool only_idle, stru
         return gr_fail(err, -GR_ELOCKED, "disk %s/%s is in use by %u other request%s", d->ds->name, d->h->path, d->h->users - 1,
                        d->h->users == 2 ? "" : "s");
     d->h->closing = true;
-    int r = release_hook(s, d->ds, d->h->path, only_idle, err);
+    int r = snap_release_hook(s, d->ds, d->h->path, only_idle, err);
     if (r < 0) {
         d->h->closing = false;
         return r;

@@ -121,7 +121,7 @@ static bool is_below(const char *path, const char *dir)
 }
 
 /* Close what is open at or below @path, if nobody uses it. */
-static int close_below(struct snap_op *op, struct snap_ds *ds, const char *path)
+int snap_close_below(struct snap_svc *s, struct snap_ds *ds, const char *path, struct gr_err *err)
 {
     for (struct snap_handle *h = ds->handles; h;) {
         if (!is_below(h->path, path)) {
@@ -130,9 +130,9 @@ static int close_below(struct snap_op *op, struct snap_ds *ds, const char *path)
         }
         struct snap_disk d = {.ds = ds, .h = h};
         h->users++;
-        int r = snap_refuse_in_use(op->s, &d, "be renamed or removed", op->err);
+        int r = snap_refuse_in_use(s, &d, "be renamed or removed", err);
         if (r == 0)
-            r = snap_disk_drop(op->s, &d, true, op->err);
+            r = snap_disk_drop(s, &d, true, err);
         if (r < 0) {
             h->users--;
             return r;
@@ -157,7 +157,7 @@ static int op_rename(struct snap_op *op)
         return r;
     r = refuse_foreign(op, ds, from.path);
     if (r == 0)
-        r = close_below(op, ds, from.path);
+        r = snap_close_below(op->s, ds, from.path, op->err);
     if (r == 0)
         r = vmfs_rename(ds->v, from.path, to.path, op->err);
     snap_ds_put(ds);
@@ -181,7 +181,7 @@ static int op_remove(struct snap_op *op)
     if (r == 0)
         r = refuse_foreign(op, ds, p.path);
     if (r == 0)
-        r = close_below(op, ds, p.path);
+        r = snap_close_below(op->s, ds, p.path, op->err);
     if (r == 0)
         r = vmfs_remove(ds->v, p.path, op->err);
     snap_ds_put(ds);

@@ -159,14 +159,16 @@ static int make_parents(struct snap_ds *ds, const char *path, struct gr_err *err
 
 /* Make, fill and name the disk. */
 static int import_as(struct snap_op *op, struct snap_ds *ds, const struct snap_path *p, struct source *src, const char *file,
-                     enum vmfs_provision provision, uint32_t physical)
+                     enum vmfs_provision provision, uint32_t physical, uint64_t key)
 {
     struct vmfs_disk *disk = NULL;
     char tmp[64];
     uint64_t salt;
     gr_world_real()->random(NULL, &salt, sizeof(salt));
     snprintf(tmp, sizeof(tmp), SNAP_TMP_DIR "/import-%016llx", (unsigned long long)salt);
-    int r = vmfs_create_disk(ds->v, tmp, src->size + (src->n_tail ? 512 : 0), provision, physical, op->err);
+    uint64_t size = src->size + (src->n_tail ? 512 : 0);
+    int r = key ? vmfs_create_encrypted(ds->v, tmp, size, provision, physical, key, op->err)
+                : vmfs_create_disk(ds->v, tmp, size, provision, physical, op->err);
     if (r < 0)
         return gr_prefix(op->err, r, "disk %s/%s", p->ds, p->path);
     r = vmfs_open(ds->v, tmp, &disk, NULL, op->err);
@@ -191,12 +193,15 @@ int snap_op_disk_import(struct snap_op *op)
     const char *file = NULL, *format = NULL;
     enum vmfs_provision provision = VMFS_THIN;
     uint32_t physical = VMFS_PIECE;
+    uint64_t key = 0;
     gr_auto(source_done) struct source src = {0};
     int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
     if (r == 0)
         r = params_file(op, &file, &format);
     if (r == 0)
         r = snap_op_shape(op, &provision, &physical);
+    if (r == 0)
+        r = snap_op_encrypt(op, &key);
     if (r == 0)
         r = snap_ds_get(op->s, p.ds, &ds, op->err);
     if (r < 0)
@@ -209,7 +214,7 @@ int snap_op_disk_import(struct snap_op *op)
     if (r == 0 && src.size + src.n_tail > VMFS_DISK_MAX)
         r = gr_fail(op->err, -EFBIG, "%s: larger than the largest disk, 1 PiB", file);
     if (r == 0)
-        r = import_as(op, ds, &p, &src, file, provision, physical);
+        r = import_as(op, ds, &p, &src, file, provision, physical, key);
     if (r == 0)
         r = vmfs_stat(ds->v, p.path, &st, op->err);
     json_t *o = r == 0 ? snap_disk_row(ds, p.path, &st) : NULL;

@@ -24,6 +24,7 @@ struct snap_handle {
     char *path; /* inside the datastore */
     struct vmfs_disk *disk;
     unsigned users; /* requests at work on it */
+    unsigned mounted; /* open for writing through a mount (mnt_int.h): nobody else may use it */
     bool closing;   /* goes away: nobody new */
 };
 struct snap_wait { /* a request that waits for a disk, as long as it does */
@@ -61,6 +62,7 @@ struct snap_ds {
         json_t *rows;         /* by UUID; NULL: none */
         struct gr_fmutex reading, changing;
     } rules; /* service_rules.c */
+    struct mnt_vol *fs; /* what mounts have open in it; NULL: nothing yet. mnt_int.h */
 };
 struct snap_svc {
     struct snap_svc_opts o;
@@ -79,6 +81,7 @@ struct snap_svc {
         char wanted[80], at[88]; /* where to listen, and where we do: "" not (yet) */
     } link;
     struct snap_ds *list;
+    struct mnt_mount *mounts; /* mnt_int.h */
 };
 
 /* One request. */
@@ -180,6 +183,20 @@ void snap_note(struct snap_svc *s, enum gr_log_level level, const char *fmt, ...
 void snap_rules_forget(struct snap_ds *ds, const uint8_t uuid[16], const char *snap);
 void snap_rules_free(struct snap_ds *ds); /* read anew when they are needed */
 
+/* ---- datastores shown as file systems (mnt_int.h) ---- */
+extern const struct gr_rpc_method snap_fs_methods[];
+/* A mount of @ds, NULL when there is none. */
+const char *mnt_mounted_on(const struct snap_ds *ds);
+void mnt_end_all(struct snap_svc *s); /* mounts end here; who holds them may give them to the next process (fiber) */
+void mnt_vol_close(struct snap_ds *ds); /* the volume is about to be left, no request is at work: nothing of it stays open (fiber) */
+void mnt_vol_free(struct snap_ds *ds);
+/* Does another host have object @id open, which has no name? (fiber) */
+bool mnt_in_use_elsewhere(struct snap_ds *ds, uint64_t id);
+/* Sessions, exposures and readers let go of the disk at @path; @only_idle: -GR_ELOCKED when somebody uses it. */
+int snap_release_hook(struct snap_svc *s, const struct snap_ds *ds, const char *path, bool only_idle, struct gr_err *err);
+/* Close what is open at or below @path, if nobody uses it: it is about to be renamed or removed. */
+int snap_close_below(struct snap_svc *s, struct snap_ds *ds, const char *path, struct gr_err *err);
+
 /* Walk the entries of @dir in the order of their names. fn: 0 go on, SNAP_WALK_INTO go into this folder, negative: stop. */
 #define SNAP_WALK_INTO 1
 typedef int (*snap_walk_fn)(void *arg, const char *path, const struct vmfs_stat *st);
@@ -195,7 +212,13 @@ static inline void snap_json_decref(json_t **o)
     json_decref(*o);
 }
 #define snap_auto_json gr_auto(snap_json_decref)
-extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_move_methods[], snap_group_methods[];
+extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_move_methods[], snap_group_methods[], snap_key_methods[];
+/* ---- encrypted disks (service_key.c) ---- */
+/* The key that params "encrypt", "key" and "key-file" ask for a new disk; 0: it is not encrypted. */
+int snap_op_encrypt(struct snap_op *op, uint64_t *ret_key);
+void snap_key_row(uint64_t key_id, json_t *row); /* "encrypted" and "key" of a disk's row */
+/* The disk closed, so that it can end; with or without its key. Put it back with snap_disk_put(). */
+int snap_disk_get_to_end(struct snap_op *op, const struct snap_path *p, const char *what, struct snap_disk *ret, struct vmfs_stat *st);
 /* ---- an instant of several hosts (service_group.c) ---- */
 struct snap_member {
     const char *disk;               /* "DS/PATH" */

@@ -90,8 +90,9 @@ static void comes(void *arg, int fd, const struct gr_link_peer *who)
 static bool for_hosts(const char *method)
 {
     static const char *const names[] = {
-        "daemon.nbd-url", "datastore.open-device", "datastore.rescan", "disk.checkpoint", "disk.delete", "disk.info", "disk.list", "disk.move", "disk.release", "disk.resize",
-        "disk.set", "disk.take", "lun.attention", "lun.reserve", "lun.rules-changed", "snapshot.bookmark", "snapshot.clone", "snapshot.create", "snapshot.delete",
+        "daemon.nbd-url", "datastore.open-device", "datastore.rescan", "disk.checkpoint", "disk.delete", "disk.erase", "disk.info", "disk.list", "disk.move",
+        "disk.rekey", "disk.release", "disk.resize", "disk.set", "disk.take", "fs.locks", "fs.lost", "fs.stat", "fs.yield", "lun.attention", "lun.reserve",
+        "lun.rules-changed", "snapshot.bookmark", "snapshot.clone", "snapshot.create", "snapshot.delete",
         "snapshot.diff", "snapshot.expose", "snapshot.hold", "snapshot.list", "snapshot.revert", "snapshot.settle", "snapshot.take", "snapshot.unexpose",
     };
     for (size_t i = 0; i < GR_ARRAY_LEN(names); i++)

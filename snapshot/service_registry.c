@@ -23,6 +23,7 @@ void snap_ds_remove(struct snap_svc *s, struct snap_ds *ds)
             free(ds->devices[i]);
         json_decref(ds->login_row);
         snap_rules_free(ds);
+        mnt_vol_free(ds);
         free(ds);
         return;
     }

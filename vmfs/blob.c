@@ -19,6 +19,13 @@ static void ptr_get(const struct vmfs_ptr_disk *d, struct mchild *c)
 
 static int dir_encode(const struct vobj *o, struct gr_buf *b)
 {
+    if (o->has_posix) {
+        struct vmfs_posix_disk p;
+        struct vmfs_dirent_disk d = { .name_len = gr_le16_of(sizeof p) };
+        vposix_put(&o->posix, &p);
+        if (gr_buf_add(b, &d, sizeof d) < 0 || gr_buf_add(b, &p, sizeof p) < 0)
+            return -ENOMEM;
+    }
     for (size_t i = 0; i < o->n_ents; i++) {
         const struct vdirent *e = &o->ents[i];
         size_t n = strlen(e->name);
@@ -121,6 +128,13 @@ static int dir_decode(struct vobj *o, struct cursor *c, struct gr_err *err)
         const struct vmfs_dirent_disk *d = take(c, sizeof *d);
         if (!d)
             return bad(o, "directory entry", err);
+        if (gr_le16_get(d->type) == 0) {
+            const struct vmfs_posix_disk *p = gr_le16_get(d->name_len) == sizeof *p && !o->has_posix && !o->n_ents ? take(c, sizeof *p) : NULL;
+            if (!p || !(o->v->sb.incompat & VMFS_INCOMPAT_FILES) || !vposix_get(p, &o->posix))
+                return bad(o, "owner", err);
+            o->has_posix = true;
+            continue;
+        }
         if (o->n_ents == o->cap_ents) {
             size_t cap = o->cap_ents ? o->cap_ents * 2 : 16;
             struct vdirent *e = gr_realloc(o->ents, cap * sizeof *e);

@@ -131,6 +131,9 @@ static int look(struct chk *c)
         chk_links(c);
         chk_names(c);
         chk_foreign(c);
+        for (size_t i = 0; i < c->n_objs; i++)
+            if (!c->objs[i].bad)
+                chk_keys(c, &c->objs[i]);
         while (chk_pass_begin(c)) {
             chk_trees(c);
             chk_pass_end(c);

@@ -30,6 +30,9 @@ struct chk_obj {
     uint64_t size, used_units;
     uint64_t blob_addr;
     uint32_t blob_bytes, blob_units;
+    uint64_t key_id;     /* as the inode says */
+    uint64_t keys_at[2]; /* as the blob says; 0: it names none */
+    uint64_t key_from;   /* epoch of its oldest data key */
     bool decoded, bad;
     unsigned links; /* directory entries that name it */
     /* directories */
@@ -146,6 +149,9 @@ bool chk_pass_begin(struct chk *c); /* the next regions; false: there are no mor
 size_t chk_memory(const struct chk *c); /* check.c: bytes that grow with the volume, now */
 void chk_pass_end(struct chk *c);   /* what was reached is compared, and forgotten */
 const char *chk_unit(uint64_t addr, char out[40]); /* "device 0 unit 5" */
+
+/* check_keys.c: the block of keys of an encrypted disk */
+void chk_keys(struct chk *c, struct chk_obj *o);
 
 /* check_walk.c */
 void chk_trees(struct chk *c);

@@ -1,6 +1,7 @@
 /* Home blocks, copied while the checkpoint lock is held. A block of which one copy is damaged is repaired from the other. */
 #include "common/seam.h"
 #include "vmfs/check.h"
+#include "vmfs/keys.h"
 
 #define CHUNK_UNITS 64u
 
@@ -302,6 +303,9 @@ static int content_take(struct chk_obj *c, const struct vobj *o)
     c->origin_epoch = o->origin_epoch;
     c->root = o->live.root.ptr;
     c->level = o->live.level;
+    for (unsigned i = 0; i < 2; i++)
+        if (!vkeys_where(o, i, &c->keys_at[i]))
+            c->keys_at[i] = 0;
     c->snaps = o->n_snaps ? gr_zalloc(o->n_snaps * sizeof *c->snaps) : NULL;
     if (o->n_snaps && !c->snaps)
         return -ENOMEM;
@@ -398,7 +402,7 @@ static void inode_block(struct chk *c, uint32_t index, uint32_t sub, const uint8
     }
     struct chk_obj *o = &c->objs[c->n_objs++];
     *o = (struct chk_obj){ .id = i.id, .type = i.type, .n_snapshots = i.n_snapshots, .size = i.size, .used_units = i.used_units, .blob_addr = moved_addr(c->v, i.blob_addr, i.blob_units, NULL),
-                           .blob_bytes = i.blob_bytes, .blob_units = i.blob_units };
+                           .blob_bytes = i.blob_bytes, .blob_units = i.blob_units, .key_id = i.key_id };
     if (!i.blob_addr)
         blob_take(c, o, i.inline_blob);
 }

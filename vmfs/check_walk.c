@@ -76,6 +76,9 @@ static void piece_walk(struct chk_tree *t, uint64_t piece, const struct mpiece *
                   (unsigned long long)p->birth, (unsigned long long)t->epoch);
     if (p->state == VMFS_P_HOLE || piece < t->cursor)
         return;
+    if (p->state == VMFS_P_DATA && p->birth < t->o->key_from)
+        chk_error_once(t->c, "%s: piece %llu was born in epoch %llu, before the oldest key of the disk (%llu)", tree_name(t, name),
+                  (unsigned long long)piece, (unsigned long long)p->birth, (unsigned long long)t->o->key_from);
     if (piece >= t->end)
         chk_error_once(t->c, "%s: piece %llu lies behind the end", tree_name(t, name), (unsigned long long)piece);
     struct chk_use u = use_of(t, piece, piece + 1, p->birth, PRINT_DATA);

@@ -352,6 +352,7 @@ int vinode_decode(const struct vsuper *sb, const void *block, uint64_t self, str
     i.blob_addr = gr_le64_get(d->blob_addr);
     i.blob_bytes = gr_le32_get(d->blob_bytes);
     i.blob_units = gr_le32_get(d->blob_units);
+    i.key_id = gr_le64_get(d->key_id);
     memcpy(i.inline_blob, d->blob, sizeof i.inline_blob);
     if (i.type > VMFS_DISK || i.provision > VMFS_EAGER || i.size > VMFS_DISK_MAX || i.lock.holder > sb->slots.entries)
         return gr_fail(err, -GR_ECORRUPT, "inode %u: rule 7: type %u, size %llu", (uint32_t)i.id, i.type, (unsigned long long)i.size);
@@ -379,6 +380,7 @@ void vinode_encode(const struct vmfs *v, const struct vinode *i, uint64_t self, 
     d->blob_addr = gr_le64_of(i->blob_addr);
     d->blob_bytes = gr_le32_of(i->blob_bytes);
     d->blob_units = gr_le32_of(i->blob_units);
+    d->key_id = gr_le64_of(i->key_id);
     memcpy(d->blob, i->inline_blob, sizeof d->blob);
     vhdr_seal(v, block, VMFS_T_INODE, 1, self, i->block_generation, v->slot);
 }

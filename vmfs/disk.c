@@ -1,6 +1,7 @@
 /* The live head of a disk as a gr_bdev. Reads and overwrites in place run without a fiber; everything else is sequential code. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
+#include "vmfs/keys.h"
 
 struct vmfs_disk *disk_of(struct gr_chan *ch)
 {
@@ -92,6 +93,8 @@ static void in_place_put(struct dop *op)
         return;
     if (op->iov != op->iov_inline)
         free(op->iov);
+    if (op->sealed.iov_base)
+        vbounce_put(v, op->sealed.iov_base, op->bio->len);
     journal_data_written(op->o);
     if (op->status == 0 && v->fenced)
         op->status = -GR_EFENCED;
@@ -111,6 +114,20 @@ static void in_place_kid_done(struct gr_bio *kid)
     in_place_put(op);
 }
 
+/* The bytes of an encrypted disk as they go to the device. False: no buffer for them now. */
+static bool seal(struct dop *op)
+{
+    struct gr_bio *bio = op->bio;
+    const struct vcipher *c = op->o->cipher;
+    uint8_t *b = vbounce_get(op->v, bio->len);
+    if (!b)
+        return false;
+    gr_iov_get(bio->iov, bio->iovcnt, 0, b, bio->len);
+    vcipher_encrypt_range(c, vcipher_key(c, op->range.epoch), bio->off, b, bio->len);
+    op->sealed = (struct iovec){ b, bio->len };
+    return true;
+}
+
 static bool write_in_place(struct dop *op)
 {
     struct run runs[DOP_KIDS];
@@ -122,6 +139,13 @@ static bool write_in_place(struct dop *op)
     op->iov = bio->iovcnt * n <= DOP_IOV ? op->iov_inline : gr_alloc((size_t)bio->iovcnt * (size_t)n * sizeof *op->iov);
     if (!op->iov)
         return false;
+    if (op->o->cipher && !seal(op)) {
+        if (op->iov != op->iov_inline)
+            free(op->iov);
+        return false;
+    }
+    const struct iovec *src = op->sealed.iov_base ? &op->sealed : bio->iov;
+    int srccnt = op->sealed.iov_base ? 1 : bio->iovcnt;
     struct iovec *iov = op->iov;
     uint64_t at = 0, skip = bio->off % VMFS_PIECE;
     op->kids = 1;
@@ -133,11 +157,11 @@ static bool write_in_place(struct dop *op)
         k->off = vmfs_addr_unit(runs[i].addr) * VMFS_UNIT + skip;
         k->len = GR_MIN(bio->len - at, runs[i].count * (uint64_t)VMFS_UNIT - skip);
         if (n == 1) {
-            k->iov = bio->iov;
-            k->iovcnt = bio->iovcnt;
+            k->iov = src;
+            k->iovcnt = srccnt;
         } else {
             k->iov = iov;
-            k->iovcnt = gr_iov_slice(bio->iov, bio->iovcnt, at, k->len, iov);
+            k->iovcnt = gr_iov_slice(src, srccnt, at, k->len, iov);
             iov += k->iovcnt;
         }
         at += k->len;
@@ -237,6 +261,10 @@ static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
         gr_bio_end(bio, -GR_EFENCED);
         return;
     }
+    if (vkeys_locked(o)) {
+        gr_bio_end(bio, -ENOKEY);
+        return;
+    }
     switch (bio->op) {
     case GR_OP_READ:
         tree_read(o, &o->live, bio);
@@ -286,15 +314,18 @@ static int disk_geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
     if (d->gone || !d->o)
         return -GR_EFENCED;
     struct vmfs_lun lun = vobj_lun(d->o);
-    shape(d->o->ino.size, vobj_physical_block(d->o), &lun, d->o->ino.uuid, ret);
+    uint64_t size = d->o->ino.type == VMFS_FILE ? (d->o->ino.size + 511) & ~511ull : d->o->ino.size; /* whole sectors of a file */
+    shape(size, vobj_physical_block(d->o), &lun, d->o->ino.uuid, ret);
     return 0;
 }
 
 static void disk_close(struct gr_bdev *bdev)
 {
     struct vmfs_disk *d = gr_container_of(bdev, struct vmfs_disk, bdev);
-    if (d->o)
+    if (d->o) {
+        vkeys_close(d->o);
         d->o->handle = NULL;
+    }
     free(d->path);
     free(d);
 }
@@ -316,12 +347,14 @@ static int attr_get(struct gr_bdev *bdev, const char *key, void **ret, struct gr
     return gr_fail(err, -ENOENT, "'%s' has no attribute '%s'", bdev->name, key);
 }
 
-static int attr_set(struct gr_bdev *bdev, const char *key, const void *val, size_t len, struct gr_err *err)
+int disk_attr_record(struct vmfs_disk *d, const char *key, const void *val, size_t len, struct gr_err *err)
 {
-    struct vmfs_disk *d = gr_container_of(bdev, struct vmfs_disk, bdev);
+    struct gr_bdev *bdev = &d->bdev;
     size_t kl = strlen(key), total = (sizeof(struct vmfs_rec_attr_disk) + kl + len + 3) & ~3ul;
     if (!d->o || d->gone)
         return gr_fail(err, -GR_EFENCED, "'%s' is no longer ours", bdev->name);
+    if (strcmp(key, VMFS_ATTR_KEYS) == 0)
+        return gr_fail(err, -EINVAL, "'%s': attribute '%s' is the volume's own", bdev->name, key);
     if (kl == 0 || kl > 32 || len > 65536)
         return gr_fail(err, -EINVAL, "'%s': attribute '%s' of %zu bytes is too long", bdev->name, key, len);
     struct vmfs_rec_attr_disk *rec = gr_zalloc(total);
@@ -336,6 +369,13 @@ static int attr_set(struct gr_bdev *bdev, const char *key, const void *val, size
     journal_room(d->o->v);
     int r = record_do(d->o, rec, total, err);
     free(rec);
+    return r;
+}
+
+static int attr_set(struct gr_bdev *bdev, const char *key, const void *val, size_t len, struct gr_err *err)
+{
+    struct vmfs_disk *d = gr_container_of(bdev, struct vmfs_disk, bdev);
+    int r = disk_attr_record(d, key, val, len, err);
     if (r == 0 && (r = journal_commit(d->o->v)) < 0)
         gr_fail(err, r, "'%s': the attribute is not durable: %s", bdev->name, gr_code_text(r));
     return r;

@@ -22,6 +22,8 @@ static bool suits(const struct vmfs_disk *s, const struct vmfs_disk *d, const st
     uint64_t from = bio->copy_src_off, to = bio->off, len = bio->len;
     if (s->gone || d->gone || !s->o || !d->o || s->o->v != d->o->v || !(d->o->v->sb.incompat & VMFS_INCOMPAT_SHARES))
         return false;
+    if (s->o->ino.key_id || d->o->ino.key_id)
+        return false; /* what is encrypted belongs to its place in its disk */
     if (s->o->ino.provision != VMFS_THIN || d->o->ino.provision != VMFS_THIN)
         return false;
     if (from % VMFS_PIECE || to % VMFS_PIECE || len % VMFS_PIECE || from > s->o->ino.size || len > s->o->ino.size - from)

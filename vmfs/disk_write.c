@@ -301,16 +301,55 @@ static int plan_record(struct plan *p, uint64_t first, const uint32_t *crc, bool
     return r;
 }
 
+/* A plan, and for an encrypted disk a buffer of its bytes as they go to the device, from piece @first on: *ret (NULL: not encrypted). */
+static int plan_sealed(struct plan *p, uint64_t first, uint64_t end, const struct iovec *iov, int iovcnt, bool atomic, uint8_t **ret)
+{
+    const struct vcipher *c = p->op->o->cipher;
+    size_t len = (end - first) * VMFS_PIECE;
+    int r = plan_room(p, first, end, atomic);
+    *ret = NULL;
+    while (r == 0 && c && !(*ret = vbounce_get(p->op->o->v, len))) {
+        plan_drop(p); /* a plan is of one instant: what it does begins there */
+        p->n = 0;
+        r = vbounce_wait(p->op->o->v, len, ret);
+        if (r == 0) {
+            vbounce_put(p->op->o->v, *ret, len);
+            *ret = NULL;
+            r = plan_room(p, first, end, atomic);
+        }
+    }
+    if (*ret) {
+        gr_iov_get(iov, iovcnt, 0, *ret, len);
+        vcipher_encrypt_range(c, vcipher_key(c, p->op->range.epoch), first * VMFS_PIECE, *ret, len);
+    }
+    return r;
+}
+
 /* Whole pieces. */
 static int write_whole(struct dop *op, uint64_t first, uint64_t end, const struct iovec *iov, int iovcnt, bool atomic)
 {
     struct plan p = { .op = op };
     struct vmfs *v = op->o->v;
     bool crcs = !atomic || vcrc_kept(v);
-    uint32_t *crc = crcs ? vcrc_of(iov, iovcnt, end - first) : NULL;
-    int r = crc || !crcs ? plan_room(&p, first, end, atomic) : -ENOMEM;
-    if (r == 0) {
+    struct iovec sealed = { NULL, (end - first) * VMFS_PIECE };
+    uint8_t *buf = NULL;
+    int r = plan_sealed(&p, first, end, iov, iovcnt, atomic, &buf);
+    if (buf) {
+        sealed.iov_base = buf;
+        iov = &sealed;
+        iovcnt = 1;
+    }
+    uint32_t *crc = r == 0 && crcs ? vcrc_of(iov, iovcnt, end - first) : NULL;
+    if (r == 0 && crcs && !crc) {
+        plan_drop(&p);
+        r = -ENOMEM;
+    }
+    bool planned = r == 0;
+    if (planned)
         r = plan_write(&p, first, iov, iovcnt);
+    if (buf)
+        vbounce_put(v, buf, sealed.iov_len);
+    if (planned) {
         if (r == 0 && atomic) /* the data is durable before the record: nothing to doubt, so all of it or none */
             r = journal_flush(v, v->j.durable_seq);
         if (r == 0)

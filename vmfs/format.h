@@ -62,10 +62,12 @@
 #define VMFS_INCOMPAT_MEMBERS 4ull      /* devices were added after format: struct vmfs_member_disk tells of them; without it all of it is zero */
 #define VMFS_INCOMPAT_MOVED 8ull        /* a device leaves or has left: addresses on it are looked up */
 #define VMFS_INCOMPAT_ONE_HOST 16ull    /* logical units that fence nobody: one host at a time, no take-over but by hand */
+#define VMFS_INCOMPAT_ENCRYPTED 32ull   /* a disk is, or was, encrypted: inodes with a key_id, blocks of keys */
 #define VMFS_INCOMPAT_DATA_CRC 64ull    /* every piece with data has a CRC32C in the map, and is never overwritten where it lies */
+#define VMFS_INCOMPAT_FILES 256ull      /* regular files of any length; owners, modes and times of files and directories: struct vmfs_posix_disk */
 #define VMFS_INCOMPAT_KNOWN                                                                                                                  \
     (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED | VMFS_INCOMPAT_ONE_HOST |                     \
-     VMFS_INCOMPAT_DATA_CRC)
+     VMFS_INCOMPAT_ENCRYPTED | VMFS_INCOMPAT_DATA_CRC | VMFS_INCOMPAT_FILES)
 #define VMFS_RO_COMPAT_KNOWN 0ull
 
 #define VMFS_ADDR_NONE 0ull
@@ -75,7 +77,7 @@ static inline uint64_t vmfs_addr_unit(uint64_t a) { return a & 0xffffffffffffull
 
 enum vmfs_block_type {
     VMFS_T_SUPER = 1, VMFS_T_SLOT, VMFS_T_AUX, VMFS_T_REGION, VMFS_T_BITMAP, VMFS_T_INODE, VMFS_T_NODE, VMFS_T_LEAF, VMFS_T_BLOB,
-    VMFS_T_FRAME, VMFS_T_ALARM
+    VMFS_T_FRAME, VMFS_T_ALARM, VMFS_T_KEYS
 };
 #define VMFS_MAGIC 0x42564e47u /* "GNVB" */
 
@@ -275,7 +277,8 @@ struct vmfs_inode_disk {
     gr_le64 mtime_s;
     gr_le64 blob_addr;        /* 0: the blob is inline */
     gr_le32 blob_bytes, blob_units;
-    gr_le64 key_id, quota;    /* reserved: zero */
+    gr_le64 key_id;           /* 0: not encrypted; of the key its newest data key is wrapped with, as of the last checkpoint */
+    gr_le64 quota;            /* reserved: zero */
     uint8_t blob[4096 - 64 - 32 - 88];
 } __attribute__((packed));
 GR_SIZE(struct vmfs_inode_disk, 4096);
@@ -283,13 +286,23 @@ GR_LAYOUT(struct vmfs_inode_disk, lock, 64);
 #define VMFS_BLOB_UNITS_MAX 65536u /* 256 MiB of names, snapshots or frees of one object */
 #define VMFS_INODE_BLOB_MAX sizeof(((struct vmfs_inode_disk *)0)->blob)
 
-/* Directory blob: entries one behind the other. */
+/* Directory blob: entries one behind the other. With VMFS_INCOMPAT_FILES the first may have id 0, type 0 and a struct vmfs_posix_disk in
+ * place of a name: the directory's own. */
 struct vmfs_dirent_disk {
     gr_le64 id;
     gr_le16 type, name_len;
     char name[];
 } __attribute__((packed));
 GR_SIZE(struct vmfs_dirent_disk, 12);
+
+/* Who owns a file or directory, and what others may do; of files and disks the value of the attribute "posix". Absent: the host that shows it
+ * chooses. Times are nanoseconds since 1970. */
+struct vmfs_posix_disk {
+    gr_le32 mode; /* 07777 */
+    gr_le32 uid, gid, reserved;
+    gr_le64 atime_ns, mtime_ns, ctime_ns;
+} __attribute__((packed));
+GR_SIZE(struct vmfs_posix_disk, 40);
 
 struct vmfs_ptr_disk {
     gr_le64 addr;  /* 0: nothing below was ever written */
@@ -340,8 +353,9 @@ struct vmfs_bookmark_disk {
     gr_le16 name_len;
     char name[];
 } __attribute__((packed));
-/* Keys are the owners' (reservations, incarnations …). The volume itself knows two: "physical-block", a gr_le32 of 512 for a disk that
- * reports 512-byte physical blocks (absent: 4096), and "lun", a struct vmfs_lun_disk (absent: zeros). */
+/* Keys are the owners' (reservations, incarnations …). The volume itself knows four: "physical-block", a gr_le32 of 512 for a disk that
+ * reports 512-byte physical blocks (absent: 4096), "lun", a struct vmfs_lun_disk (absent: zeros), "keys", a struct vmfs_keys_at_disk
+ * for a disk that is encrypted, which never changes, and "posix", a struct vmfs_posix_disk. */
 struct vmfs_attr_disk {
     gr_le16 key_len, reserved;
     gr_le32 val_len;
@@ -355,6 +369,38 @@ struct vmfs_lun_disk {
     gr_le32 burst_ms, reserved;
 } __attribute__((packed));
 GR_SIZE(struct vmfs_lun_disk, 24);
+
+/* ENCRYPTED DISKS. Data pieces are AES-256-XTS ciphertext (vmfs/cipher.h), and so is what CRCs of data are of; holes, reserved and zeroed
+ * pieces have no data. The data keys of a disk lie wrapped in a block of their own, in two copies of one unit each; the newer valid copy
+ * counts. It is written in place by who holds the disk, copy B first, and by nothing else: it is in no journal, no image, no blob and no
+ * backup of a block, so overwriting both copies ends the data. The data key of a piece is the last one whose epoch is not behind the piece's
+ * birth. Key-encryption keys are never on the volume; a key_id is the first 8 bytes, read as a big-endian number, of SHA-256 of
+ * "granary key number 1", a NUL and the 32 bytes of the key. */
+#define VMFS_KEY_ERASED UINT64_MAX /* key_id of a disk whose keys were destroyed */
+#define VMFS_KEK_BYTES 32u
+#define VMFS_DATA_KEY_BYTES 64u    /* AES-256 key of the data, AES-256 key of the tweak */
+#define VMFS_KEY_NONCE 12u
+#define VMFS_KEY_TAG 16u
+#define VMFS_KEYS_MAX 32u
+struct vmfs_keys_at_disk {
+    gr_le64 addr_a, addr_b;
+} __attribute__((packed));
+GR_SIZE(struct vmfs_keys_at_disk, 16);
+/* AES-256-GCM of the data key; additional data: "granary data key 1" padded with NULs to 24 bytes, then @from. */
+struct vmfs_key_disk {
+    gr_le64 from; /* epoch */
+    gr_le64 kek;  /* key_id of the key it is wrapped with */
+    uint8_t nonce[VMFS_KEY_NONCE], tag[VMFS_KEY_TAG], wrapped[VMFS_DATA_KEY_BYTES];
+    gr_le32 reserved;
+} __attribute__((packed));
+GR_SIZE(struct vmfs_key_disk, 112);
+struct vmfs_keys_disk {
+    struct vmfs_hdr_disk hdr;
+    gr_le32 n, erased; /* rule 7: 1..VMFS_KEYS_MAX, ascending by epoch; or erased 1, none, and zeros */
+    struct vmfs_key_disk key[VMFS_KEYS_MAX];
+    uint8_t pad[4096 - 64 - 8 - VMFS_KEYS_MAX * 112];
+} __attribute__((packed));
+GR_SIZE(struct vmfs_keys_disk, 4096);
 
 /* Interior node (VMFS_T_NODE, one unit): header (reserved = level), then VMFS_FANOUT pointers.
  * Leaf (VMFS_T_LEAF, 1..9 units; 1..11 with data CRCs): header, tag[VMFS_FANOUT], then one payload per block whose tag is not EMPTY:

@@ -12,6 +12,8 @@
 #include "common/crc.h"
 #include "common/iov.h"
 #include "vmfs/busy.h"
+#include "vmfs/cipher.h"
+#include "vmfs/files.h"
 #include "vmfs/format.h"
 #include "vmfs/usage.h"
 #include "vmfs/vmfs.h"
@@ -74,6 +76,7 @@ struct vinode {
     int64_t mtime_s;
     uint64_t blob_addr;
     uint32_t blob_bytes, blob_units;
+    uint64_t key_id;
     uint8_t inline_blob[VMFS_INODE_BLOB_MAX];
 };
 
@@ -171,6 +174,8 @@ struct vobj { /* an object this host holds the lock of */
     /* directories */
     struct vdirent *ents;
     size_t n_ents, cap_ents;
+    bool has_posix;
+    struct vmfs_posix posix;
     /* disks and files */
     uint64_t epoch, lineage, parent_snap, next_snap;
     uint64_t origin_object, origin_snap, origin_epoch;
@@ -198,6 +203,7 @@ struct vobj { /* an object this host holds the lock of */
     unsigned late;               /* … of an epoch before the current one */
     struct gr_fqueue drained;    /* woken when in_flight or late fall to 0, or frozen ends */
     struct vmfs_disk *handle;    /* the open handle, NULL when closed */
+    struct vcipher *cipher;      /* keys.c: encrypted (ino.key_id), and its keys are here */
     uint64_t pinned_snap;        /* peeked by a reader: what its slot pins */
     bool walker;                 /* a fiber is giving back deleted snapshots */
     struct gr_fqueue settled;
@@ -336,6 +342,7 @@ struct vdev {
     uint8_t uuid[16]; /* as its superblock says */
     unsigned users;   /* metadata I/O under way */
 };
+#define VBOUNCE_CLASSES 3u
 #define VOBJ_HASH 1024u
 struct vmfs {
     struct gr_loop *loop;
@@ -376,6 +383,13 @@ struct vmfs {
     uint64_t rotten_addr, rotten_ns; /* what was told last of damaged data, and when */
     bool scrubbing;
     bool low;                     /* it was told that little space is left */
+    struct vbounce {              /* bounce.c */
+        struct kept *kept[VBOUNCE_CLASSES];
+        unsigned n_kept[VBOUNCE_CLASSES];
+        size_t in_use; /* bytes */
+        struct gr_fqueue freed;
+    } bounce;
+    struct gr_fmutex keys_lock;   /* one block of keys is changed at a time; taken before ckpt_lock */
     struct rop *free_rops;        /* pool of tree_io.c */
     struct dop *free_dops;        /* pool of disk.c */
 };
@@ -782,6 +796,9 @@ int record_epoch(struct vobj *o);
 /* Is a unit born at @birth at @piece still needed by a snapshot (or origin) the tree with parent @parent_snap grew from? */
 bool held_by_ancestors(struct vobj *o, uint64_t parent_snap, uint64_t birth, uint64_t piece_end);
 
+/* What a thick or eager disk needs to overwrite all it has, when nothing may be overwritten where it lies any more; thin: 0 [sync]. */
+uint64_t vobj_overwrite_units(const struct vobj *o);
+int record_promise(struct vobj *o, struct gr_err *err); /* so much is promised to it from now on */
 void reserve_set(struct vobj *o, uint64_t units); /* promised overwrite space, counted for the volume [sync] */
 
 /* ---------- ckpt.c ---------- */
@@ -831,6 +848,7 @@ struct dop {
     int status;
     bool left; /* no longer admitted */
     struct iovec *iov;
+    struct iovec sealed; /* encrypted: what goes to the device instead of the caller's bytes */
     struct dop *next;
     struct gr_bio kid_inline[DOP_KIDS];
     struct iovec iov_inline[DOP_IOV];
@@ -863,11 +881,35 @@ int disk_reserve(struct vobj *o, uint64_t first, uint64_t end, uint64_t epoch);
 /* Make [first, end) holes, whatever is there (fiber). */
 int disk_clear_pieces(struct dop *op, uint64_t first, uint64_t end);
 
+/* ---------- bounce.c ---------- */
+uint8_t *vbounce_get(struct vmfs *v, size_t len); /* NULL: all are in use, or out of memory [sync] */
+void vbounce_put(struct vmfs *v, uint8_t *buf, size_t len); /* [sync] */
+int vbounce_wait(struct vmfs *v, size_t len, uint8_t **ret); /* the same, when others have put theirs back. 0; -ENOMEM */
+void vbounce_done(struct vmfs *v); /* [sync] */
+
 /* ---------- reap.c ---------- */
 void reap_kick(struct vobj *o);    /* give back deleted snapshots in the background [sync] */
 bool reap_pending(struct vobj *o); /* something is being given back, or could be [sync] */
 
+/* ---------- disk.c, open.c: what files.c does differently ---------- */
+int disk_attr_record(struct vmfs_disk *d, const char *key, const void *val, size_t len, struct gr_err *err); /* not durable yet */
+int disk_open(struct vmfs *v, uint64_t id, const char *path, unsigned wait_ms, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err);
+int disk_give_up(struct vmfs *v, uint64_t id, const char *path, struct gr_err *err);
+/* Cut or grow, frozen (fiber). */
+int disk_set_size(struct vmfs_disk *d, uint64_t size, struct gr_err *err);
+
+/* ---------- files.c ---------- */
+#define VMFS_ATTR_POSIX "posix"
+void vposix_put(const struct vmfs_posix *p, struct vmfs_posix_disk *d); /* [sync] */
+bool vposix_get(const struct vmfs_posix_disk *d, struct vmfs_posix *ret); /* false: rule 7 [sync] */
+
 /* ---------- ns.c ---------- */
+/* Between ns_begin() and ns_end(): a directory of the tree, its entries. */
+int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err);
+struct vdirent *dir_find(struct vobj *dir, const char *name, size_t n);                    /* [sync] */
+int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, uint16_t type);     /* [sync] */
+void dir_remove(struct vobj *dir, uint64_t id);                                            /* [sync] */
+int dying_add(struct vmfs *v, uint64_t id, uint16_t type, struct gr_err *err);
 /* Lock the namespace; home with what changed (unless @r < 0) and unlock. */
 int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err);
 int ns_end(struct vmfs *v, int r, struct gr_err *err);

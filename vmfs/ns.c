@@ -2,6 +2,7 @@
  * it, and what changed is home (checkpoint) before it is given up. So names need no records of their own. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
+#include "vmfs/keys.h"
 
 #define NS_WAIT_MS 15000u
 
@@ -37,7 +38,7 @@ int vmfs_name_check(const char *path, struct gr_err *err)
     return 0;
 }
 
-static struct vdirent *dir_find(struct vobj *dir, const char *name, size_t n)
+struct vdirent *dir_find(struct vobj *dir, const char *name, size_t n)
 {
     for (size_t i = 0; i < dir->n_ents; i++)
         if (strlen(dir->ents[i].name) == n && memcmp(dir->ents[i].name, name, n) == 0)
@@ -244,6 +245,7 @@ struct shape {
     uint64_t size;
     enum vmfs_provision provision;
     uint32_t physical_block;
+    struct vkeys_new *keys; /* NULL: not encrypted */
 };
 static int content_init(void *arg, struct vobj *o)
 {
@@ -251,10 +253,11 @@ static int content_init(void *arg, struct vobj *o)
     o->ino.size = s->size;
     o->ino.provision = (uint16_t)s->provision;
     o->live.level = (uint8_t)mtree_level_for((s->size + VMFS_PIECE - 1) / VMFS_PIECE);
-    return vobj_set_physical_block(o, s->physical_block);
+    int r = vobj_set_physical_block(o, s->physical_block);
+    return r == 0 && s->keys ? vkeys_take(s->keys, o) : r;
 }
 
-static int dying_add(struct vmfs *v, uint64_t id, uint16_t type, struct gr_err *err)
+int dying_add(struct vmfs *v, uint64_t id, uint16_t type, struct gr_err *err)
 {
     struct vobj *dying;
     char name[24];
@@ -288,7 +291,10 @@ static int fill(struct vobj *o, enum vmfs_provision provision, uint64_t size, st
     if (space_free_units(v) < pieces + space_meta_reserve(v))
         return gr_fail(err, -GR_ENOSPACE, "datastore '%s' has %llu bytes free, a %s disk of %llu bytes does not fit", v->sb.name,
                        (unsigned long long)space_free_units(v) * VMFS_UNIT, provision == VMFS_EAGER ? "eager" : "thick", (unsigned long long)size);
-    int r = provision == VMFS_EAGER ? write_out(o, size) : disk_reserve(o, 0, pieces, o->epoch);
+    int r = vkeys_open(o, err);
+    if (r < 0)
+        return r;
+    r = provision == VMFS_EAGER ? write_out(o, size) : disk_reserve(o, 0, pieces, o->epoch);
     return r < 0 ? gr_fail(err, r, "the disk's space cannot be reserved: %s", gr_code_text(r)) : 0;
 }
 
@@ -330,8 +336,11 @@ static int create_thick(struct vmfs *v, const char *path, enum vmfs_type type, s
     int r = create_hidden(v, type, shape, &o, err);
     if (r < 0)
         return r;
+    if (shape->keys)
+        vkeys_made(shape->keys, 0); /* they go with it from now on */
     o->opens++; /* nobody lets go of it meanwhile */
     r = fill(o, shape->provision, shape->size, err);
+    vkeys_close(o);
     o->opens--;
     if (r == 0 && (r = ns_begin(v, &root, err)) == 0) {
         struct vobj *dying;
@@ -389,29 +398,54 @@ int vmfs_create_with(struct vmfs *v, const char *path, enum vmfs_type type, int 
     return ns_end(v, r, err);
 }
 
-static int create(struct vmfs *v, const char *path, enum vmfs_type type, struct shape *shape, struct gr_err *err)
+static int size_ok(const struct vmfs *v, const char *path, const struct shape *shape, struct gr_err *err)
 {
-    if (type == VMFS_DISK && (shape->size == 0 || shape->size > VMFS_DISK_MAX || shape->size % 512))
+    if (shape->size == 0 || shape->size > VMFS_DISK_MAX || shape->size % 512)
         return gr_fail(err, -EINVAL, "'%s/%s': a disk of %llu bytes: it must be a multiple of 512, at least 512 and at most 1 PiB", v->sb.name,
                        path, (unsigned long long)shape->size);
+    return 0;
+}
+
+static int create(struct vmfs *v, const char *path, enum vmfs_type type, struct shape *shape, struct gr_err *err)
+{
+    int r = type == VMFS_DISK ? size_ok(v, path, shape, err) : 0;
+    if (r < 0)
+        return r;
     if (type == VMFS_DIR)
         return vmfs_create_with(v, path, type, NULL, NULL, err);
     if (shape->provision == VMFS_THIN || shape->size == 0)
         return vmfs_create_with(v, path, type, content_init, shape, err);
-    int r = must_be_free(v, path, err);
+    r = must_be_free(v, path, err);
     return r < 0 ? r : create_thick(v, path, type, shape, err);
 }
 
 int vmfs_create(struct vmfs *v, const char *path, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct gr_err *err)
 {
-    return create(v, path, type, &(struct shape){ size, provision, VMFS_PIECE }, err);
+    return create(v, path, type, &(struct shape){ size, provision, VMFS_PIECE, NULL }, err);
 }
 
 int vmfs_create_disk(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, struct gr_err *err)
 {
     if (physical_block != 512 && physical_block != VMFS_PIECE)
         return gr_fail(err, -EINVAL, "'%s/%s': physical blocks of %u bytes: 512 or %u", v->sb.name, path, physical_block, VMFS_PIECE);
-    return create(v, path, VMFS_DISK, &(struct shape){ size, provision, physical_block }, err);
+    return create(v, path, VMFS_DISK, &(struct shape){ size, provision, physical_block, NULL }, err);
+}
+
+int vmfs_create_encrypted(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, uint64_t kek_id,
+                          struct gr_err *err)
+{
+    struct vkeys_new keys;
+    struct shape shape = { size, provision, physical_block == 512 ? 512 : VMFS_PIECE, &keys };
+    int r = size_ok(v, path, &shape, err);
+    if (r == 0)
+        r = must_be_free(v, path, err);
+    if (r == 0)
+        r = vkeys_make(v, kek_id, NULL, 0, &keys, err);
+    if (r < 0)
+        return r;
+    r = create(v, path, VMFS_DISK, &shape, err);
+    vkeys_made(&keys, r);
+    return r;
 }
 
 int vmfs_mkdir(struct vmfs *v, const char *path, bool parents, struct gr_err *err)
@@ -490,6 +524,8 @@ int ns_replace(struct vmfs *v, const char *from, const char *to, struct gr_err *
     if (r == 0)
         r = removable(old, to, err);
     if (r == 0)
+        r = vkeys_destroy(old, err); /* before anything else: it ends with its keys */
+    if (r == 0)
         r = dying_add(v, old->id, old->ino.type, err);
     if (r == 0) {
         struct vdirent moved = *dir_find(a, an, strlen(an));
@@ -544,6 +580,8 @@ int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err)
             gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
         if (r == 0)
             r = removable(o, path, err);
+        if (r == 0)
+            r = vkeys_destroy(o, err);
         if (r == 0)
             r = dying_add(v, id, o->ino.type, err);
         if (r == 0) {
@@ -655,6 +693,7 @@ void inode_clear(struct vmfs *v, struct vobj *o)
         space_freed(v, o->ino.blob_addr, o->ino.blob_units, 1, v->ckpt_started + 1);
     o->ino.blob_addr = 0;
     o->ino.blob_units = o->ino.blob_bytes = 0;
+    vkeys_free(o);
     vobj_touch(o);
 }
 
@@ -679,8 +718,8 @@ static void resume_one(struct vmfs *v, uint64_t id)
 {
     struct vobj *root, *dying, *o = NULL;
     bool listed = false;
-    if (vobj_find(v, id) || ns_begin(v, &root, NULL) < 0)
-        return; /* one of ours, under way */
+    if (vobj_find(v, id) || (v->opts.in_use && v->opts.in_use(v->opts.warn_arg, id)) || ns_begin(v, &root, NULL) < 0)
+        return; /* one of ours, under way; or a file that somebody has open */
     int r = dir_load(v, VMFS_INODE_DYING, &dying, NULL);
     for (size_t i = 0; r == 0 && i < dying->n_ents; i++)
         listed |= dying->ents[i].id == id;

@@ -1,33 +1,64 @@
 /* Opening, closing and handing back objects with content; whole small files. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
+#include "vmfs/keys.h"
 
-static int find_id(struct vmfs *v, const char *path, uint64_t *ret, struct gr_err *err)
+static int find(struct vmfs *v, const char *path, struct vmfs_stat *ret, struct gr_err *err)
 {
-    struct vmfs_stat st;
+    struct vmfs_stat st = { 0 };
     int r = vmfs_stat(v, path, &st, err);
     if (r < 0)
         return r;
     if (st.type == VMFS_DIR)
         return gr_fail(err, -EISDIR, "'%s/%s' is a directory", v->sb.name, path);
-    *ret = st.id;
+    *ret = st;
     return 0;
 }
 
-#define OPEN_WAIT_MS 40u /* a dead owner's slot may just be taken by whoever recovers it */
-int vmfs_open(struct vmfs *v, const char *path, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err)
+static int find_id(struct vmfs *v, const char *path, uint64_t *ret, struct gr_err *err)
 {
-    uint64_t id = 0;
+    struct vmfs_stat st = { 0 };
+    int r = find(v, path, &st, err);
+    if (r == 0)
+        *ret = st.id;
+    return r;
+}
+
+/* Could we read it? Asked before its lock is taken, so that who has no key keeps nobody else from it. */
+static int key_is_here(struct vmfs *v, const struct vmfs_stat *st, struct gr_err *err)
+{
     struct vobj *o;
-    if (v->role != VMFS_HOST)
-        return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
-    int r = find_id(v, path, &id, err);
-    if (r == 0 && (r = vobj_hold(v, id, OPEN_WAIT_MS, &o, ret_owner_slot, err)) < 0)
-        return gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
+    if (!st->key_id)
+        return 0;
+    int r = vobj_peek(v, st->id, &o, err);
     if (r < 0)
         return r;
+    r = vkeys_open(o, err);
+    vobj_free(o);
+    return r;
+}
+
+#define OPEN_WAIT_MS 40u /* a dead owner's slot may just be taken by whoever recovers it */
+int disk_open(struct vmfs *v, uint64_t id, const char *path, unsigned wait_ms, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err)
+{
+    struct vobj *o;
+    int r = vobj_hold(v, id, wait_ms, &o, ret_owner_slot, err);
+    if (r < 0)
+        return gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
     if (o->dying)
         return gr_fail(err, -ENOENT, "'%s/%s' is being removed", v->sb.name, path);
+    if (vkeys_locked(o)) {
+        o->users++; /* nobody gives it up meanwhile */
+        r = vkeys_open(o, err);
+        o->users--;
+        gr_fqueue_wake_all(&o->settled);
+        if (r == 0 && o->dying)
+            r = gr_fail(err, -ENOENT, "it is being removed");
+        if (r < 0) {
+            vobj_release_idle(v, id, NULL); /* others may have the key */
+            return gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
+        }
+    }
     usage_ready(o);
     if (!o->handle) {
         struct vmfs_disk *d = gr_zalloc(sizeof *d);
@@ -49,6 +80,17 @@ int vmfs_open(struct vmfs *v, const char *path, struct vmfs_disk **ret, int *ret
     return 0;
 }
 
+int vmfs_open(struct vmfs *v, const char *path, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err)
+{
+    struct vmfs_stat st = { 0 };
+    if (v->role != VMFS_HOST)
+        return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
+    int r = find(v, path, &st, err);
+    if (r == 0 && st.owner_slot < 0 && (r = key_is_here(v, &st, err)) < 0)
+        gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
+    return r < 0 ? r : disk_open(v, st.id, path, OPEN_WAIT_MS, ret, ret_owner_slot, err);
+}
+
 void vmfs_close(struct vmfs_disk *d)
 {
     if (!d)
@@ -58,10 +100,9 @@ void vmfs_close(struct vmfs_disk *d)
     gr_bdev_put(&d->bdev);
 }
 
-int vmfs_release(struct vmfs *v, const char *path, struct gr_err *err)
+int disk_give_up(struct vmfs *v, uint64_t id, const char *path, struct gr_err *err)
 {
-    uint64_t id = 0;
-    int r = find_id(v, path, &id, err);
+    int r = 0;
     while (r == 0) {
         struct vobj *o = vobj_find(v, id);
         if (!o || o->dying)
@@ -79,6 +120,13 @@ int vmfs_release(struct vmfs *v, const char *path, struct gr_err *err)
             break;
     }
     return r;
+}
+
+int vmfs_release(struct vmfs *v, const char *path, struct gr_err *err)
+{
+    uint64_t id = 0;
+    int r = find_id(v, path, &id, err);
+    return r < 0 ? r : disk_give_up(v, id, path, err);
 }
 
 struct gr_bdev *vmfs_bdev(struct vmfs_disk *d) { return &d->bdev; }
@@ -115,7 +163,8 @@ static int zero_tail(struct dop *op, uint64_t size)
 
 static int cut_off(struct vobj *o, uint64_t size)
 {
-    uint64_t from = (size + VMFS_PIECE - 1) / VMFS_PIECE, end = (o->ino.size + VMFS_PIECE - 1) / VMFS_PIECE;
+    uint64_t from = (size + VMFS_PIECE - 1) / VMFS_PIECE;
+    uint64_t end = (o->ino.size + VMFS_BLOCK - 1) / VMFS_BLOCK * VMFS_BLOCK_PIECES; /* the last block has pieces behind the end, reserved */
     struct dop op = { .o = o };
     op.range.epoch = o->epoch;
     int r = size % VMFS_PIECE ? zero_tail(&op, size) : 0;
@@ -145,6 +194,15 @@ static int resize_locked(struct vmfs_disk *d, uint64_t size, struct gr_err *err)
     return r;
 }
 
+int disk_set_size(struct vmfs_disk *d, uint64_t size, struct gr_err *err)
+{
+    struct vobj *o = d->o;
+    disk_freeze(o);
+    int r = resize_locked(d, size, err);
+    disk_thaw(o);
+    return r;
+}
+
 int vmfs_resize(struct vmfs_disk *d, uint64_t size, bool shrink, struct gr_err *err)
 {
     struct vobj *o = d->o;
@@ -156,9 +214,7 @@ int vmfs_resize(struct vmfs_disk *d, uint64_t size, bool shrink, struct gr_err *
     if (size < o->ino.size && !shrink)
         return gr_fail(err, -EINVAL, "'%s' has %llu bytes: making it smaller loses what is behind byte %llu; say --shrink to do it",
                        d->bdev.name, (unsigned long long)o->ino.size, (unsigned long long)size);
-    disk_freeze(o);
-    int r = resize_locked(d, size, err);
-    disk_thaw(o);
+    int r = disk_set_size(d, size, err);
     if (r == 0 && (r = journal_commit(o->v)) < 0)
         gr_fail(err, r, "'%s': the new size is not durable: %s", d->bdev.name, gr_code_text(r));
     if (r == 0)
@@ -228,7 +284,7 @@ int vmfs_file_read(struct vmfs *v, const char *path, size_t max, void **ret, siz
 /* A new object with the content takes the name over. */
 int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t len, struct gr_err *err)
 {
-    struct vmfs_stat st;
+    struct vmfs_stat st = { 0 };
     char tmp[VMFS_PATH_MAX + 16];
     const struct gr_world *w = gr_loop_world(v->loop);
     uint32_t salt;

@@ -199,6 +199,18 @@ int record_map(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr, ui
     return map_record(o, &c);
 }
 
+uint64_t vobj_overwrite_units(const struct vobj *o)
+{
+    return o->ino.provision == VMFS_THIN ? 0 : (o->ino.size + VMFS_PIECE - 1) / VMFS_PIECE;
+}
+
+int record_promise(struct vobj *o, struct gr_err *err)
+{
+    struct vmfs_rec_value_disk d = { .value = gr_le64_of(vobj_overwrite_units(o)) };
+    d.r.type = gr_le16_of(VMFS_R_RESERVE);
+    return vobj_overwrite_units(o) ? record_do(o, &d, sizeof d, err) : 0;
+}
+
 int record_do(struct vobj *o, void *rec, size_t len, struct gr_err *err)
 {
     struct vmfs_rec_disk *d = rec;
@@ -455,7 +467,7 @@ static int apply_attr(struct vobj *o, const struct vmfs_rec_attr_disk *d)
 
 static int apply_resize(struct vobj *o, uint64_t size)
 {
-    if (size == 0 || size > VMFS_DISK_MAX)
+    if ((size == 0 && o->ino.type == VMFS_DISK) || size > VMFS_DISK_MAX)
         return -GR_ECORRUPT;
     unsigned level = mtree_level_for((size + VMFS_PIECE - 1) / VMFS_PIECE);
     mtree_grow(o->v, &o->live, level, o->epoch);

@@ -1,12 +1,19 @@
 /* Reading trees: bytes, extents, what changed since. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
+#include "vmfs/keys.h"
 
 /* ---- segments: runs of a request that are contiguous on a device, or zeros ---- */
 struct seg {
     uint64_t addr; /* of the first piece; 0: zeros */
     size_t off, len; /* bytes of the request */
     size_t skip;     /* bytes into the first piece */
+    int key;         /* of an encrypted disk: that of its pieces */
+};
+struct rkid { /* the read of one */
+    struct gr_bio bio; /* first member */
+    size_t off;        /* bytes of the request */
+    int key;           /* negative: zeros, not read */
 };
 #define SEGS_INLINE 8
 #define IOV_INLINE 16
@@ -16,22 +23,24 @@ struct rop { /* one READ */
     struct vobj *o;
     struct mtree *t;
     struct gr_bio *bio;
+    struct vcipher *cipher; /* a reference; NULL: not encrypted */
     struct vticket ticket;
-    unsigned kids;
+    unsigned kids, n_kid; /* under way; entries of @kid, some for zeros */
     int status;
-    struct gr_bio *kid;
+    struct rkid *kid;
     struct iovec *iov;
     struct vcrc_want *want; /* of each piece; NULL: nothing to compare with */
-    struct gr_bio kid_inline[SEGS_INLINE];
+    struct rkid kid_inline[SEGS_INLINE];
     struct iovec iov_inline[IOV_INLINE];
     struct vcrc_want want_inline[WANT_INLINE];
 };
 
 /* Segments of [off, off+len): how many, or -EAGAIN when the map must be loaded (at *ret_piece). @out may be NULL to count. @want: what each
  * piece must be, or NULL. */
-static int segments(const struct vmfs *v, struct mtree *t, uint64_t off, size_t len, struct seg *out, unsigned max, struct vcrc_want *want,
-                    uint64_t *ret_piece)
+static int segments(const struct rop *rop, uint64_t off, size_t len, struct seg *out, unsigned max, struct vcrc_want *want, uint64_t *ret_piece)
 {
+    const struct vmfs *v = rop->o->v;
+    struct mtree *t = rop->t;
     unsigned n = 0;
     struct seg cur = { 0 };
     struct mnode *leaf = NULL;
@@ -54,7 +63,10 @@ static int segments(const struct vmfs *v, struct mtree *t, uint64_t off, size_t 
         if (want)
             *want++ = (struct vcrc_want){ addr, p.crc };
         size_t take = GR_MIN(len - at, VMFS_PIECE - skip);
-        bool joins = !fresh && (addr ? cur.addr && cur.addr + (cur.skip + cur.len) / VMFS_PIECE == addr : cur.addr == 0);
+        int key = addr && rop->cipher ? vcipher_key(rop->cipher, p.birth) : 0;
+        if (key < 0)
+            return key;
+        bool joins = !fresh && (addr ? cur.addr && cur.key == key && cur.addr + (cur.skip + cur.len) / VMFS_PIECE == addr : cur.addr == 0);
         if (joins) {
             cur.len += take;
         } else {
@@ -63,7 +75,7 @@ static int segments(const struct vmfs *v, struct mtree *t, uint64_t off, size_t 
                     out[n] = cur;
                 n++;
             }
-            cur = (struct seg){ addr, at, take, skip };
+            cur = (struct seg){ addr, at, take, skip, key };
         }
         fresh = false;
         at += take;
@@ -77,6 +89,7 @@ static int segments(const struct vmfs *v, struct mtree *t, uint64_t off, size_t 
 static void rop_free(struct rop *r)
 {
     ticket_close(r->o->v, &r->ticket);
+    vcipher_put(r->cipher);
     if (r->kid != r->kid_inline)
         free(r->kid);
     if (r->iov != r->iov_inline)
@@ -96,6 +109,9 @@ static void rop_put(struct rop *r)
     int status = r->status;
     if (status == 0 && r->want)
         status = vcrc_verify(r->o, bio, r->want);
+    for (unsigned i = 0; status == 0 && r->cipher && i < r->n_kid; i++)
+        if (r->kid[i].key >= 0)
+            vcipher_decrypt_iov(r->cipher, r->kid[i].key, bio->off + r->kid[i].off, r->kid[i].bio.iov, r->kid[i].bio.iovcnt, r->kid[i].bio.len);
     rop_free(r);
     gr_bio_end(bio, status);
 }
@@ -119,12 +135,15 @@ static int read_segments(struct rop *r, const struct seg *s, unsigned n)
         return -ENOMEM;
     struct iovec *iov = r->iov;
     r->kids = 1;
+    r->n_kid = n;
     for (unsigned i = 0; i < n; i++) {
+        r->kid[i].off = s[i].off;
+        r->kid[i].key = s[i].addr ? s[i].key : -1;
         if (!s[i].addr) {
             gr_iov_zero(bio->iov, bio->iovcnt, s[i].off, s[i].len);
             continue;
         }
-        struct gr_bio *k = &r->kid[i];
+        struct gr_bio *k = &r->kid[i].bio;
         memset(k, 0, sizeof *k);
         k->op = GR_OP_READ;
         k->off = vmfs_addr_unit(s[i].addr) * VMFS_UNIT + s[i].skip;
@@ -149,14 +168,14 @@ static int read_try(struct rop *r, uint64_t *ret_piece)
 {
     struct seg inline_segs[32], *s = inline_segs;
     unsigned max = GR_ARRAY_LEN(inline_segs);
-    int n = segments(r->o->v, r->t, r->bio->off, r->bio->len, s, max, r->want, ret_piece);
+    int n = segments(r, r->bio->off, r->bio->len, s, max, r->want, ret_piece);
     if (n < 0)
         return n;
     if ((unsigned)n > max) {
         s = gr_alloc((size_t)n * sizeof *s);
         if (!s)
             return -ENOMEM;
-        n = segments(r->o->v, r->t, r->bio->off, r->bio->len, s, (unsigned)n, r->want, ret_piece);
+        n = segments(r, r->bio->off, r->bio->len, s, (unsigned)n, r->want, ret_piece);
     }
     n = n < 0 ? n : read_segments(r, s, (unsigned)n);
     if (s != inline_segs)
@@ -205,9 +224,11 @@ void tree_read(struct vobj *o, struct mtree *t, struct gr_bio *bio)
     r->kid = r->kid_inline;
     r->iov = r->iov_inline;
     r->want = !vcrc_kept(v) ? NULL : bio->len <= WANT_INLINE * VMFS_PIECE ? r->want_inline : gr_alloc(bio->len / VMFS_PIECE * sizeof *r->want);
+    r->cipher = vcipher_get(o->cipher);
+    r->n_kid = 0;
     ticket_open(v, &r->ticket);
     v->stats.reads++;
-    int rc = !bio->len ? -ENODATA : vcrc_kept(v) && !r->want ? -ENOMEM : read_try(r, &piece);
+    int rc = !bio->len ? -ENODATA : vcrc_kept(v) && !r->want ? -ENOMEM : vkeys_locked(o) ? -ENOKEY : read_try(r, &piece);
     if (rc == -EAGAIN)
         rc = gr_fiber_start(v->loop, read_slow, r);
     if (rc < 0)

@@ -61,10 +61,15 @@ struct vmfs_join_opts {
     const char *gone;       /* where nothing fences: the name of a host of which the caller knows that it is off and stays off: it is taken over
                                from, unless it answers. -ENOENT: no such host has joined. Borrowed until vmfs_join() returns; NULL: none */
     bool degraded;          /* join also without devices that hold no tables: what lies on them cannot be read, all else works */
+    /* The key-encryption key @id: 0 and its bytes (32), or -ENOKEY. Asked for when an encrypted disk is opened or made; the bytes are zeroed
+     * after use. Any context; may be NULL: no encrypted disk can be opened. */
+    int (*kek)(void *arg, uint64_t id, uint8_t ret[32]);
+    void *kek_arg;
     size_t map_cache_bytes; /* limit of cached map nodes; 0: 256 MiB */
     size_t check_memory;    /* limit of what a check remembers of units at a time; 0: 256 MiB */
     void (*ejected)(void *arg); /* another host has taken our place: nothing works any more, vmfs_leave() or vmfs_abandon() it and join
                                    again. Any context, nothing of the volume may be called in it; argument as for warn; may be NULL */
+    bool (*in_use)(void *arg, uint64_t id);   /* an object without a name: does another host have it open? Fiber; argument as for warn; may be NULL */
     void (*warn)(void *arg, const char *text); /* damage repaired from a copy, slots recovered, …; may be NULL */
     void *warn_arg;
 };
@@ -216,6 +221,7 @@ struct vmfs_stat {
     enum vmfs_provision provision;
     uint32_t physical_block; /* disks: bytes, as initiators are told */
     struct vmfs_lun lun;     /* disks */
+    uint64_t key_id;         /* disks: 0 not encrypted; else of the key-encryption key, or VMFS_ERASED, as of its holder's last checkpoint */
     int64_t mtime_s;
     unsigned n_snapshots;
     int owner_slot;      /* -1: nobody */
@@ -237,9 +243,12 @@ int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err);
 int vmfs_create(struct vmfs *v, const char *path, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct gr_err *err);
 /* New disk whose initiators are told physical blocks of 512 bytes (for software that refuses 512e) or of 4096, as vmfs_create() makes. */
 int vmfs_create_disk(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, struct gr_err *err);
+/* The same, encrypted with a data key of its own that is kept wrapped with the key-encryption key @kek_id. -ENOKEY: that is not here. */
+int vmfs_create_encrypted(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, uint64_t kek_id,
+                          struct gr_err *err);
 
 /* ---- objects with content ---- */
-/* Take the object's lock and open it; opened twice gives the same object again (counted).
+/* Take the object's lock and open it; opened twice gives the same object again (counted). -ENOKEY: encrypted, and its key is not here.
  * -GR_ELOCKED: owned by a living host, whose slot and name are in the text (and in ret_owner when not NULL). */
 int vmfs_open(struct vmfs *v, const char *path, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err);
 /* Last close: the lock stays ours until vmfs_release() or leave, so that opening again is cheap. */
@@ -263,6 +272,22 @@ int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t l
  * suspend. */
 int vmfs_attrs(struct vmfs *v, uint64_t id, uint64_t *version, void (*fn)(void *arg, const char *key, const void *val, size_t len), void *arg,
                struct gr_err *err);
+
+/* ---- encrypted disks (docs/vmfs.md) ---- */
+#define VMFS_ERASED UINT64_MAX /* key_id of a disk whose keys were destroyed */
+uint64_t vmfs_kek_id(const uint8_t kek[32]); /* its number: of its bytes, so the same on every host. Any context */
+/* The data keys of the disk are wrapped with another key-encryption key, all at once or not at all; durable. */
+int vmfs_keys_rewrap(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *err);
+/* What is written from now on is encrypted with a new data key; durable. What was written before keeps its own. -GR_ENOSPACE: it has as many as
+ * fit already: vmfs_keys_rewrite() first. */
+int vmfs_keys_rotate(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *err);
+/* Write what was written with an older data key anew, while the disk is in use, and forget keys that nothing needs any more: snapshots may
+ * still need them. Pieces that are rewritten count as changed. @progress: once in a while, pieces done; not 0: stop. *ret_keys: that are left. */
+int vmfs_keys_rewrite(struct vmfs_disk *d, int (*progress)(void *arg, uint64_t pieces, struct gr_err *err), void *arg, unsigned *ret_keys,
+                      struct gr_err *err);
+/* Destroy the keys of a disk that nobody has open; durable. Neither it nor its snapshots can be read any more; it can only be removed, which
+ * destroys the keys of an encrypted disk first, too. No key-encryption key is needed. -EBUSY: in use, or clones have its keys, too. */
+int vmfs_keys_erase(struct vmfs *v, const char *path, struct gr_err *err);
 
 /* ---- check ---- */
 struct vmfs_check_report {

@@ -268,6 +268,7 @@ void vmfs_abandon_state(struct vmfs *v)
         v->free_dops = d->next;
         free(d);
     }
+    vbounce_done(v);
 }
 
 void vmfs_abandon(struct vmfs *v)

@@ -229,7 +229,7 @@ static void submit(struct gr_chan *ch, struct gr_bio *bio)
         return;
     }
     for (const struct gr_bio *q = b->queue; q && changes(bio); q = q->next)
-        if (changes(q) && q->off < bio->off + bio->len && bio->off < q->off + q->len)
+        if (changes(q) && !(q->op == GR_OP_COMPARE_WRITE && bio->op == q->op) && q->off < bio->off + bio->len && bio->off < q->off + q->len)
             b->img->races++;
     bio->next = b->queue;
     b->queue = bio;

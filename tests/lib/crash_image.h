@@ -15,7 +15,7 @@ void crash_image_read(const struct crash_image *img, uint64_t off, void *data, s
 
 /* The image as a device. @seed 0: requests complete inside the call. Else each waits some random tenths of a millisecond, so
  * that they overtake each other; two writes in flight on the same bytes are counted (crash_image_races), for nobody may
- * rely on their order. The image outlives the device. Named locks: each handle is a process of its own. */
+ * rely on their order (two COMPARE_WRITEs of different hosts have one). The image outlives the device. Named locks: each handle is a process of its own. */
 int crash_image_open(struct gr_loop *loop, struct crash_image *img, uint64_t seed, struct gr_bdev **ret);
 uint64_t crash_image_races(const struct crash_image *img);
 #endif

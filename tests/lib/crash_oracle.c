@@ -17,8 +17,8 @@ struct orc_disk *orc_disk_add(struct orc *o, const uint32_t *initial, uint64_t s
     o->disk = realloc(o->disk, (o->n_disks + 1) * sizeof *o->disk);
     assert_true(d && o->disk);
     d->number = (unsigned)o->n_disks;
-    snprintf(d->name, sizeof d->name, "d%u", d->number);
-    snprintf(d->name2, sizeof d->name2, "moved/deep/d%u", d->number);
+    snprintf(d->name, sizeof d->name, "%sd%u", o->prefix ? o->prefix : "", d->number);
+    snprintf(d->name2, sizeof d->name2, "moved/deep/%s", d->name);
     d->initial_size = size;
     if (initial) {
         d->initial = malloc(ORC_SLOTS * sizeof *initial);
@@ -429,7 +429,10 @@ static int verify_disk(struct orc *o, struct vmfs *v, const struct orc_disk *m, 
     if (!old && !new)
         return 0;
     struct vmfs_disk *d;
-    if (vmfs_open(v, old ? m->name : m->name2, &d, NULL, &err) < 0) {
+    int opened = vmfs_open(v, old ? m->name : m->name2, &d, NULL, &err);
+    if (opened == -ENOKEY && m->removed.submit && m->removed.submit <= tick)
+        return 0; /* its removal had begun: the keys go first */
+    if (opened < 0) {
         snprintf(why, 256, "disk d%u: %.200s", m->number, err.text);
         return -1;
     }

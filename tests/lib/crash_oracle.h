@@ -59,6 +59,7 @@ struct orc_disk {
 };
 struct orc {
     struct gr_record *record;
+    const char *prefix; /* of its disks' names; NULL: none */
     struct orc_disk **disk;
     size_t n_disks;
     uint32_t stamps;

@@ -221,7 +221,10 @@ static void create(struct crash_work *w)
     uint64_t kind = w->reserved ? rnd(w, 8) : 0;
     enum vmfs_provision provision = kind == 7 || (w->reserved && w->orc.n_disks == 1) ? VMFS_EAGER : kind > 2 ? VMFS_THICK : VMFS_THIN;
     d->made.submit = orc_tick(&w->orc);
-    int r = vmfs_create(w->v, d->name, VMFS_DISK, ORC_SIZE, provision, &err);
+    bool encrypted = w->kek && rnd(w, 4);
+    int r = encrypted ? vmfs_create_encrypted(w->v, d->name, ORC_SIZE, provision, 4096, w->kek, &err)
+                      : vmfs_create(w->v, d->name, VMFS_DISK, ORC_SIZE, provision, &err);
+    w->encrypted += encrypted;
     w->thick += provision == VMFS_THICK;
     w->eager += d->eager = provision == VMFS_EAGER;
     if (r < 0) {
@@ -446,6 +449,27 @@ static void resize(struct crash_work *w, struct orc_disk *d)
     w->resizes++;
 }
 
+/* Another data key, and perhaps all that is old written anew. */
+static void rekey(struct crash_work *w, struct orc_disk *d)
+{
+    struct gr_err err = { 0 };
+    struct vmfs_stat st;
+    unsigned left;
+    gr_frwlock_read(&d->lock);
+    if (d->d) {
+        vmfs_disk_stat(d->d, &st);
+        int r = !st.key_id ? 0 : rnd(w, 4) ? vmfs_keys_rotate(d->d, w->kek, &err) : vmfs_keys_rewrap(d->d, w->kek, &err);
+        w->rekeys += st.key_id && r == 0;
+        bool all = st.key_id && rnd(w, 2);
+        if (r == 0 && all)
+            r = vmfs_keys_rewrite(d->d, NULL, NULL, &left, &err);
+        w->rewrites += all && r == 0;
+        if (r < 0 && r != -GR_ENOSPACE && r != -EBUSY) /* too many keys, no room; a device that leaves */
+            wrong(w, gr_err_text(&err, r), r);
+    }
+    gr_frwlock_unlock(&d->lock);
+}
+
 static void admin_step(struct crash_work *w, unsigned admin)
 {
     struct orc_disk *d = pick(w, admin, w->admin_fibers);
@@ -472,6 +496,8 @@ static void admin_step(struct crash_work *w, unsigned admin)
         resize(w, d);
     else if (k < 88)
         vmfs_checkpoint(w->v, NULL);
+    else if (k < 94 && w->kek)
+        rekey(w, d);
     else if (k < 98)
         copy(w);
     else

@@ -9,10 +9,11 @@ struct crash_work {
     struct vmfs *v;
     uint64_t rng;
     unsigned data_fibers, admin_fibers, ops; /* ops: of each fiber */
+    uint64_t kek;  /* not 0: some disks are encrypted with this key, and change their keys */
     bool reserved; /* disks are thick and eager, too: the device must have room for all they are promised */
     unsigned running, groups, names;
     uint64_t writes, flushes, snapshots, clones, reverts, removes, renames, deletes, resizes, compares, thick, eager, stale; /* stale: reads that were wrong */
-    uint64_t no_space, copies;
+    uint64_t no_space, copies, encrypted, rekeys, rewrites;
     char why[256];
     struct gr_fqueue done;
     struct gr_fmutex copying; /* a copy holds two disks */

@@ -7,6 +7,8 @@
 
 struct sim_host {
     struct sim *sim;
+    struct gr_world world; /* the sim's, with a wall clock of its own */
+    int64_t wall_off_s;
     struct gr_loop *loop;
     bool stopped;
     struct sim_host *next;
@@ -46,6 +48,22 @@ uint64_t sim_below(struct sim *s, uint64_t n)
 {
     return n ? sim_random(s) % n : 0;
 }
+static uint64_t host_mono_ns(void *arg)
+{
+    return mono_ns(((struct sim_host *)arg)->sim);
+}
+static int64_t host_wall_s(void *arg)
+{
+    return wall_s(((struct sim_host *)arg)->sim) + ((struct sim_host *)arg)->wall_off_s;
+}
+static void host_random_bytes(void *arg, void *buf, size_t len)
+{
+    random_bytes(((struct sim_host *)arg)->sim, buf, len);
+}
+void sim_wall_jump(struct sim_host *h, int64_t off_s)
+{
+    h->wall_off_s = off_s;
+}
 uint64_t sim_now_ns(const struct sim *s)
 {
     return s->now_ns;
@@ -55,9 +73,9 @@ struct gr_loop *sim_net(struct sim *s)
     return s->net;
 }
 
-static struct gr_loop *loop_new(struct sim *s)
+static struct gr_loop *loop_new(const struct gr_world *world)
 {
-    struct gr_loop_opts o = { .engine = GR_ENGINE_SYNC, .world = &s->world };
+    struct gr_loop_opts o = { .engine = GR_ENGINE_SYNC, .world = world };
     struct gr_loop *loop = NULL;
     int r = gr_loop_new(&o, &loop, NULL);
     assert(r == 0);
@@ -72,7 +90,7 @@ struct sim *sim_new(uint64_t seed)
     s->world = (struct gr_world){ s, mono_ns, wall_s, random_bytes };
     s->random = seed;
     s->now_ns = 1000000000;
-    s->net = loop_new(s);
+    s->net = loop_new(&s->world);
     return s;
 }
 
@@ -89,7 +107,8 @@ struct sim_host *sim_host_new(struct sim *s)
     struct sim_host *h = calloc(1, sizeof *h);
     assert(h);
     h->sim = s;
-    h->loop = loop_new(s);
+    h->world = (struct gr_world){ h, host_mono_ns, host_wall_s, host_random_bytes };
+    h->loop = loop_new(&h->world);
     h->next = s->hosts;
     s->hosts = h;
     return h;

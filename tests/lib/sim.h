@@ -25,6 +25,7 @@ void sim_host_free(struct sim_host *h);   /* its loop has nothing left to do */
 struct gr_loop *sim_host_loop(struct sim_host *h);
 void sim_stop(struct sim_host *h, bool stopped);
 bool sim_stopped(const struct sim_host *h);
+void sim_wall_jump(struct sim_host *h, int64_t off_s); /* its wall clock is so far off from now on; nothing else is */
 
 /* How a host gets at a device: a bdev for its loop over @lower, which is used on the net's loop. Each request and each answer takes
  * between @min_ns and @max_ns; requests overtake each other. @lower's fence is the path's. */

@@ -5,380 +5,27 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
-#include "tests/lib/sim.h"
-#include "tests/model/conform.h"
+#include "tests/lib/cluster.h"
 #include "tests/model/order.h"
 #include "tests/lib/test.h"
-#include "vmfs/vmfs.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define S 1000000000ull
 #define MS 1000000ull
-#define PIECES 48u /* of a disk that are used */
-#define HOSTS 6u /* of a small site, whose volume has 8 slots */
-#define DISKS 6u
-#define HOSTS_MAX 256u
-#define DISKS_MAX 4096u
-#define DEVICES_MAX 2u
-
-/* ---- what may be read ---- */
-struct wr { /* a write that was sent */
-    unsigned disk, piece;
-    uint64_t number;
-    enum { WR_OPEN, WR_KEPT, WR_LOST } fate; /* what the next owner found */
-    bool answered;
-    unsigned session;
-    struct wr *next;
-};
-struct piece {
-    uint64_t is;       /* acknowledged, or found by whoever took over */
-    struct wr *maybe;  /* sent, not answered, by the session that owns the disk */
-};
-struct odisk {
-    unsigned session; /* whose the disk is; 0: nobody's yet */
-    struct piece piece[PIECES];
-};
 
 /* What struck a host, and how far it was in taking another's slot over: each of these must have led to take-overs. */
 enum { STOPPED, KILLED, CUT, KINDS };
 enum { AT_WORK, JOINING, ASKING, EJECTING, EJECTED, REPLAYING, PLACES };
 static const char *const kind_names[KINDS] = { "stopped", "killed", "cut off" };
 static const char *const place_names[PLACES] = { "at work", "joining", "asking", "ejecting", "having ejected", "replaying" };
-
-struct trial;
-struct inc { /* one start of a host */
-    struct trial *t;
-    unsigned host, session_base;
-    struct sim_host *sim;
-    struct gr_bdev *path[DEVICES_MAX];
-    struct vmfs *v;
-    bool disturbed, dead, over, fenced, told;
-    unsigned struck; /* kind * PLACES + place + 1 of what befell it last */
-    bool corpse;   /* dead in earnest: woken when everybody else is gone, to see what it does */
-    unsigned home; /* starts of one home never run at once */
-    struct inc *next;
-};
-struct trial {
-    struct sim *sim;
-    struct conform *conform;
-    struct gr_mem *mem[DEVICES_MAX];
-    unsigned n_devices, n_disks, running, hosts, corpses, homes[HOSTS_MAX];
-    unsigned span_s, burst; /* how long it lasts; writes of a visit, at most */
-    bool fast, stopping, stalled, quiet, checked;
-    struct odisk *disk;
-    struct inc *incs;
-    unsigned sessions;
-    uint64_t slowest_ns; /* one way to a device */
-    uint64_t cells[KINDS * PLACES]; /* take-overs from hosts that were struck so */
-    uint64_t numbers, acked, takeovers, ejected, stops, cuts, stalls, deaths, halves, steps, unaware, reads;
-};
-
-static void fill(uint8_t *b, unsigned disk, unsigned piece, uint64_t number)
+static struct cl_host *any(struct cl_site *t)
 {
-    uint64_t w[8] = { 0x5441504d41545321ull, disk, piece, number, number * 0x9e3779b97f4a7c15ull, disk ^ number, piece ^ number, number };
-    for (unsigned i = 0; i < 4096; i += sizeof w)
-        memcpy(b + i, w, sizeof w);
+    return cl_host_of(t, (unsigned)sim_below(t->sim, t->hosts));
 }
 
-/* The number of the write these bytes are; 0: zeros. */
-static uint64_t number_of(const uint8_t *b, unsigned disk, unsigned piece)
-{
-    static const uint8_t zeros[4096];
-    uint8_t want[4096];
-    uint64_t w[4];
-    if (memcmp(b, zeros, sizeof zeros) == 0)
-        return 0;
-    memcpy(w, b, sizeof w);
-    fill(want, disk, piece, w[3]);
-    if (memcmp(b, want, sizeof want) != 0)
-        fail_msg("disk %u piece %u: bytes that are no write of it (they say disk %llu piece %llu number %llu)", disk, piece, (unsigned long long)w[1],
-                 (unsigned long long)w[2], (unsigned long long)w[3]);
-    return w[3];
-}
-
-static void wr_put(struct wr *w)
-{
-    if (w->answered && w->fate != WR_OPEN)
-        free(w);
-}
-
-/* Session @session has taken the disk over and found @number in the piece. */
-static void found(struct trial *t, unsigned disk, unsigned piece, uint64_t number)
-{
-    struct piece *p = &t->disk[disk].piece[piece];
-    bool known = number == p->is;
-    while (p->maybe) {
-        struct wr *w = p->maybe;
-        p->maybe = w->next;
-        w->fate = w->number == number ? WR_KEPT : WR_LOST;
-        known |= w->number == number;
-        wr_put(w);
-    }
-    if (!known)
-        fail_msg("disk %u piece %u holds write %llu where %llu was acknowledged", disk, piece, (unsigned long long)number, (unsigned long long)p->is);
-    p->is = number;
-}
-
-static void answered(struct trial *t, struct wr *w, int status)
-{
-    struct piece *p = &t->disk[w->disk].piece[w->piece];
-    w->answered = true;
-    if (status == 0 && w->fate == WR_LOST)
-        fail_msg("disk %u piece %u: write %llu was acknowledged, but the next owner did not find it", w->disk, w->piece, (unsigned long long)w->number);
-    t->acked += status == 0;
-    if (status == 0 && w->fate == WR_OPEN) {
-        while (p->maybe) { /* older ones that failed, and itself */
-            struct wr *m = p->maybe;
-            p->maybe = m->next;
-            m->fate = WR_KEPT;
-            if (m != w)
-                wr_put(m);
-        }
-        p->is = w->number;
-    }
-    wr_put(w);
-}
-
-/* ---- what a host does ---- */
-struct io {
-    struct inc *inc;
-    struct gr_bio bio;
-    struct iovec iov;
-    uint8_t *buf;
-    struct wr *wr;
-    unsigned *under_way;
-    bool *busy;
-    struct gr_fqueue *q;
-};
-static void io_done(struct gr_bio *bio)
-{
-    struct io *io = bio->arg;
-    io->busy[io->wr->piece] = false;
-    --*io->under_way;
-    answered(io->inc->t, io->wr, bio->status);
-    gr_fqueue_wake_all(io->q);
-    free(io->buf);
-    free(io);
-}
-
-static void send_write(struct inc *h, unsigned disk, unsigned piece, unsigned session, struct gr_chan *ch, unsigned *under_way, bool *busy, struct gr_fqueue *q)
-{
-    struct trial *t = h->t;
-    struct piece *p = &t->disk[disk].piece[piece];
-    struct wr *w = calloc(1, sizeof *w);
-    struct io *io = calloc(1, sizeof *io);
-    *w = (struct wr){ .disk = disk, .piece = piece, .number = ++t->numbers, .session = session };
-    if (t->disk[disk].session == session) {
-        w->next = p->maybe;
-        p->maybe = w;
-    } else {
-        w->fate = WR_LOST; /* the disk is another's already: this one does not know yet */
-    }
-    *io = (struct io){ .inc = h, .buf = aligned_alloc(4096, 4096), .wr = w, .under_way = under_way, .busy = busy, .q = q };
-    fill(io->buf, disk, piece, w->number);
-    io->iov = (struct iovec){ io->buf, 4096 };
-    io->bio = (struct gr_bio){ .op = GR_OP_WRITE, .off = (uint64_t)piece * 4096 * 5, .len = 4096, .iov = &io->iov, .iovcnt = 1, .done = io_done, .arg = io };
-    busy[piece] = true;
-    ++*under_way;
-    gr_submit(ch, &io->bio);
-}
-
-static int read_piece(struct inc *h, struct gr_chan *ch, unsigned disk, unsigned piece, uint64_t *ret)
-{
-    uint8_t *b = aligned_alloc(4096, 4096);
-    int r = gr_pread(ch, b, 4096, (uint64_t)piece * 4096 * 5);
-    if (r == 0)
-        *ret = number_of(b, disk, piece);
-    h->t->reads += r == 0;
-    free(b);
-    return r;
-}
-
-/* Read everything as the new owner; what is found is what the disk holds from now on. */
-static int take_over(struct inc *h, struct gr_chan *ch, unsigned disk, unsigned session)
-{
-    struct trial *t = h->t;
-    uint64_t found_now[PIECES];
-    unsigned before = t->disk[disk].session;
-    for (unsigned i = 0; i < PIECES; i++) {
-        int r = read_piece(h, ch, disk, i, &found_now[i]);
-        if (r < 0)
-            return r;
-    }
-    if (t->disk[disk].session != before) /* slept through all of that: it was ours, and is another's */
-        return -GR_EFENCED;
-    if (t->conform && conform_ejected(t->conform, h->sim)) { /* what was never written is read from memory: it does not know yet */
-        t->unaware++;
-        return -GR_EFENCED;
-    }
-    t->takeovers += before != 0;
-    t->disk[disk].session = session;
-    for (unsigned i = 0; i < PIECES; i++)
-        found(t, disk, i, found_now[i]);
-    return 0;
-}
-
-static int work_on(struct inc *h, unsigned disk, unsigned session, struct gr_chan *ch)
-{
-    struct trial *t = h->t;
-    bool busy[PIECES] = { false };
-    unsigned under_way = 0, depth = 1 + (unsigned)sim_below(t->sim, 16), n = (unsigned)sim_below(t->sim, t->burst);
-    struct gr_fqueue q = { 0 };
-    int r = 0;
-    for (unsigned i = 0; i < n && r == 0 && !t->stopping; i++) {
-        unsigned piece = (unsigned)sim_below(t->sim, PIECES);
-        while (under_way >= depth || busy[piece])
-            gr_fqueue_wait(&q);
-        switch (sim_below(t->sim, 12)) {
-        case 0: {
-            uint64_t is, want = t->disk[disk].piece[piece].is;
-            bool ours = t->disk[disk].session == session && !t->disk[disk].piece[piece].maybe;
-            r = read_piece(h, ch, disk, piece, &is);
-            if (r == 0 && ours && t->disk[disk].session == session && is != want)
-                fail_msg("disk %u piece %u: its owner reads write %llu, and wrote %llu", disk, piece, (unsigned long long)is, (unsigned long long)want);
-            break;
-        }
-        case 1:
-            r = gr_flush(ch);
-            break;
-        case 2:
-            gr_fiber_sleep_ms(sim_below(t->sim, 300));
-            break;
-        default:
-            send_write(h, disk, piece, session, ch, &under_way, busy, &q);
-        }
-    }
-    while (under_way)
-        gr_fqueue_wait(&q);
-    return r;
-}
-
-static void one_visit(struct inc *h)
-{
-    struct trial *t = h->t;
-    struct vmfs_disk *d;
-    struct gr_chan *ch;
-    char path[16];
-    unsigned disk = (unsigned)sim_below(t->sim, t->n_disks);
-    snprintf(path, sizeof path, "d%u", disk);
-    int r = vmfs_open(h->v, path, &d, NULL, NULL);
-    if (r < 0) {
-        gr_fiber_sleep_ms(20 + sim_below(t->sim, 500));
-        return;
-    }
-    assert_int_equal(gr_chan_open(vmfs_bdev(d), sim_host_loop(h->sim), &ch), 0);
-    unsigned session = h->session_base;
-    if (t->disk[disk].session != session)
-        r = take_over(h, ch, disk, session);
-    if (r == 0)
-        work_on(h, disk, session, ch);
-    gr_chan_close(ch);
-    vmfs_close(d);
-    if (sim_below(t->sim, 3) == 0) /* a planned hand-over: whoever wants it may have it */
-        vmfs_release(h->v, path, NULL);
-}
-
-static void loud(const struct inc *h, const char *what)
-{
-    if (getenv("GRANARY_LOUD"))
-        print_message("%8.3f host %u start %u: %s\n", (double)sim_now_ns(h->t->sim) / 1e9, h->host, h->session_base, what);
-}
-
-static void warn(void *arg, const char *text)
-{
-    struct inc *h = arg;
-    loud(h, text);
-    h->t->ejected += strstr(text, "did not answer") != NULL;
-}
-
-static void ejected(void *arg)
-{
-    ((struct inc *)arg)->told = true;
-}
-
-static void inc_start(struct trial *t, unsigned host);
-static void inc_fiber(void *arg)
-{
-    struct inc *h = arg;
-    struct trial *t = h->t;
-    char name[32], address[32];
-    struct gr_err err = { 0 };
-    struct vmfs_info info = { 0 };
-    snprintf(name, sizeof name, "host%u", h->host);
-    snprintf(address, sizeof address, "/home/%u/%u", h->host, h->home);
-    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = name, .address = address, .warn = warn, .warn_arg = h, .ejected = ejected };
-    memset(o.host_uuid, (int)h->host + 1, 16);
-    loud(h, "joins");
-    int r = vmfs_join(sim_host_loop(h->sim), h->path, t->n_devices, &o, &h->v, &err);
-    loud(h, r < 0 ? err.text : "has joined");
-    if (r < 0 && !h->disturbed && !t->stopping)
-        fail_msg("host %u cannot join: %s", h->host, gr_err_text(&err, r));
-    while (r == 0 && !t->stopping && !info.fenced) {
-        one_visit(h);
-        vmfs_info(h->v, &info);
-    }
-    if (r == 0)
-        vmfs_info(h->v, &info);
-    h->fenced = r < 0 || info.fenced;
-    if (r == 0)
-        assert_true(h->told == info.fenced);
-    if (info.fenced && !h->disturbed)
-        fail_msg("host %u did answer, and was ejected: %s", h->host, info.fence_reason);
-    if (r == 0 && (info.fenced || vmfs_leave(h->v, &err) < 0)) {
-        if (!info.fenced && !h->disturbed)
-            fail_msg("host %u cannot leave: %s", h->host, err.text);
-        if (info.fenced)
-            vmfs_abandon(h->v);
-    }
-    for (unsigned i = 0; i < t->n_devices; i++)
-        gr_bdev_put(h->path[i]);
-    h->over = true;
-    loud(h, "is over");
-    t->running--;
-    if (!t->stopping && !h->dead)
-        inc_start(t, h->host);
-}
-
-static void inc_start(struct trial *t, unsigned host)
-{
-    struct inc *h = calloc(1, sizeof *h);
-    *h = (struct inc){ .t = t, .host = host, .session_base = ++t->sessions, .home = t->homes[host], .sim = sim_host_new(t->sim), .next = t->incs };
-    t->incs = h;
-    t->running++;
-    for (unsigned i = 0; i < t->n_devices; i++) {
-        struct gr_bdev *nexus;
-        assert_int_equal(gr_bdev_mem_open_shared(sim_net(t->sim), t->mem[i], &nexus), 0);
-        assert_int_equal(sim_path_open(h->sim, nexus, 20000, t->slowest_ns, &h->path[i]), 0);
-        gr_bdev_put(nexus);
-        sim_path_lose(h->path[i], 4);
-        sim_path_cut(h->path[i], t->stalled);
-    }
-    char home[32];
-    snprintf(home, sizeof home, "%u/%u", host, h->home);
-    if (t->conform)
-        conform_host(t->conform, h->sim, h->path, home);
-    assert_int_equal(gr_fiber_start(sim_host_loop(h->sim), inc_fiber, h), 0);
-}
-
-/* ---- what goes wrong ---- */
-static struct inc *any(struct trial *t)
-{
-    unsigned n = (unsigned)sim_below(t->sim, t->hosts);
-    for (struct inc *h = t->incs; h; h = h->next)
-        if (h->host == n && !h->over && !h->dead)
-            return h;
-    return NULL;
-}
-
-static void nap(struct trial *t, uint64_t max_ms)
-{
-    for (uint64_t ms = sim_below(t->sim, max_ms); ms && !t->stopping; ms -= ms < 100 ? ms : 100)
-        gr_fiber_sleep_ms(ms < 100 ? ms : 100);
-}
-
-static void strike(struct inc *h, unsigned kind)
+static void strike(struct cl_host *h, unsigned kind)
 {
     static const unsigned char places[] = { [MT_ASKED] = ASKING, [MT_SILENT] = EJECTING, [MT_ENDED] = EJECTED, [MT_SECOND] = EJECTED, [MT_MARKED] = REPLAYING,
                                             [MT_REPLAY] = REPLAYING };
@@ -389,74 +36,65 @@ static void strike(struct inc *h, unsigned kind)
 
 static void on_victim(void *arg, struct sim_host *victim)
 {
-    struct trial *t = arg;
-    for (struct inc *h = t->incs; h; h = h->next)
+    struct cl_site *t = arg;
+    for (struct cl_host *h = t->incs; h; h = h->next)
         if (h->sim == victim && h->struck)
             t->cells[h->struck - 1]++;
 }
 
 static void stopped_for_a_while(void *arg)
 {
-    struct inc *h = arg;
+    struct cl_host *h = arg;
     if (h->t->stopping || h->over)
         return;
     strike(h, STOPPED);
     h->t->stops++;
-    loud(h, "is stopped");
+    cl_loud(h, "is stopped");
     sim_stop(h->sim, true);
-    nap(h->t, 60000);
+    cl_nap(h->t, 60000);
     if (!h->dead)
         sim_stop(h->sim, false);
-    loud(h, "may go on");
+    cl_loud(h, "may go on");
 }
 
 static void killed(void *arg) /* or stopped for so long that another takes its name, and goes on when nobody expects it */
 {
-    struct inc *h = arg;
+    struct cl_host *h = arg;
     if (h->t->stopping || h->over)
         return;
     strike(h, KILLED);
     h->dead = true;
     h->t->deaths++;
-    loud(h, "dies");
+    cl_loud(h, "dies");
     h->corpse = sim_below(h->t->sim, 2);
     h->t->corpses += h->corpse;
     h->t->homes[h->host] += !h->corpse;
     sim_stop(h->sim, true);
-    nap(h->t, 20000);
+    cl_nap(h->t, 20000);
     if (!h->t->stopping)
-        inc_start(h->t, h->host);
-    nap(h->t, 60000);
+        cl_host_start(h->t, h->host);
+    cl_nap(h->t, 60000);
     if (!h->corpse)
         sim_stop(h->sim, false);
 }
 
 static void cut_off(void *arg)
 {
-    struct inc *h = arg;
+    struct cl_host *h = arg;
     if (h->t->stopping || h->over)
         return;
     struct gr_bdev *path = gr_bdev_get(h->path[sim_below(h->t->sim, h->t->n_devices)]);
     strike(h, CUT);
     h->t->cuts++;
-    loud(h, "is cut off");
+    cl_loud(h, "is cut off");
     sim_path_cut(path, true);
-    nap(h->t, 20000);
+    cl_nap(h->t, 20000);
     sim_path_cut(path, h->t->stalled); /* not before everybody's is */
     gr_bdev_put(path);
 }
-
-static void cut_all(struct trial *t, bool cut)
-{
-    t->stalled = cut;
-    for (struct inc *h = t->incs; h; h = h->next)
-        for (unsigned i = 0; i < t->n_devices && !h->over; i++)
-            sim_path_cut(h->path[i], cut);
-}
-
 /* Whoever takes over is stopped, or dies, at any step of it. */
 struct blow {
-    struct inc *h;
+    struct cl_host *h;
     unsigned kind;
     uint64_t after_ms;
 };
@@ -479,8 +117,8 @@ static void half_way(void *arg)
 
 static void on_eject(void *arg, struct sim_host *sim)
 {
-    struct trial *t = arg;
-    for (struct inc *h = t->incs; h; h = h->next)
+    struct cl_site *t = arg;
+    for (struct cl_host *h = t->incs; h; h = h->next)
         if (h->sim == sim && sim_below(t->sim, 3) == 0) {
             struct blow *b = calloc(1, sizeof *b);
             *b = (struct blow){ h, (unsigned)sim_below(t->sim, KINDS), sim_below(t->sim, 40) };
@@ -490,191 +128,46 @@ static void on_eject(void *arg, struct sim_host *sim)
 
 static void nemesis(void *arg)
 {
-    struct trial *t = arg;
-    uint64_t end = sim_now_ns(t->sim) + t->span_s * S, pause_ms = t->hosts > HOSTS ? 6000 * HOSTS / t->hosts : 6000;
+    struct cl_site *t = arg;
+    uint64_t end = sim_now_ns(t->sim) + t->span_s * S, pause_ms = t->hosts > CL_HOSTS ? 6000 * CL_HOSTS / t->hosts : 6000;
     while (sim_now_ns(t->sim) < end) {
         gr_fiber_sleep_ms(pause_ms / 30 + sim_below(t->sim, pause_ms));
-        struct inc *h = any(t);
+        struct cl_host *h = any(t);
         unsigned what = (unsigned)sim_below(t->sim, 10);
         if (h && !sim_stopped(h->sim) && what < 8)
             assert_int_equal(gr_fiber_start(sim_net(t->sim), what < 4 ? stopped_for_a_while : what < 6 ? killed : cut_off, h), 0);
         if (what == 9 && sim_below(t->sim, 4) == 0) {
             t->stalls++;
             if (h)
-                loud(h, "(and everybody) waits for the storage");
-            cut_all(t, true);
+                cl_loud(h, "(and everybody) waits for the storage");
+            cl_cut_all(t, true);
             gr_fiber_sleep_ms(60000);
-            cut_all(t, false);
+            cl_cut_all(t, false);
         }
     }
-    t->stopping = true;
-    cut_all(t, false);
-    for (struct inc *h = t->incs; h; h = h->next)
-        if (!h->corpse)
-            sim_stop(h->sim, false);
-    while (t->running > t->corpses)
-        gr_fiber_sleep_ms(10);
-    for (struct inc *h = t->incs; h; h = h->next)
-        sim_stop(h->sim, false);
-    t->quiet = true;
+    cl_finish(t);
 }
-
-static bool all_over(void *arg)
-{
-    const struct trial *t = arg;
-    return t->quiet && t->running == 0;
-}
-
-/* ---- before and after ---- */
-struct visit {
-    struct trial *t;
-    struct inc *h;
-    void (*fn)(struct inc *h);
-    bool over;
-};
-static bool visit_over(void *arg)
-{
-    return ((struct visit *)arg)->over;
-}
-
-static void make(struct inc *h)
-{
-    struct trial *t = h->t;
-    struct vmfs_format_opts f = { .name = "ds", .slots = t->hosts > HOSTS ? t->hosts * 2 : 0, .region_units = t->hosts > HOSTS ? 4096 : 0, .journal_units = t->hosts > HOSTS ? 256 : 0,
-                                  .timing = t->fast ? VMFS_TIMING_FAST : VMFS_TIMING_DEFAULT };
-    struct gr_err err = { 0 };
-    if (vmfs_format(sim_host_loop(h->sim), h->path, t->n_devices, &f, &err) < 0)
-        fail_msg("%s", err.text);
-}
-
-static void fill_in(struct inc *h)
-{
-    struct gr_err err = { 0 };
-    for (unsigned i = 0; i < h->t->n_disks; i++) {
-        char path[16];
-        snprintf(path, sizeof path, "d%u", i);
-        if (vmfs_create(h->v, path, VMFS_DISK, 8 << 20, VMFS_THIN, &err) < 0)
-            fail_msg("%s", err.text);
-    }
-}
-
-static void line(void *arg, const char *text)
-{
-    (void)arg;
-    print_message("check: %s\n", text);
-}
-
-static void look(struct inc *h)
-{
-    struct trial *t = h->t;
-    struct vmfs_check_report rep;
-    struct gr_err err = { 0 };
-    for (unsigned i = 0; i < t->n_disks; i++) {
-        char path[16];
-        struct vmfs_disk *d;
-        struct gr_chan *ch;
-        snprintf(path, sizeof path, "d%u", i);
-        if (vmfs_open(h->v, path, &d, NULL, &err) < 0)
-            fail_msg("%s", err.text);
-        assert_int_equal(gr_chan_open(vmfs_bdev(d), sim_host_loop(h->sim), &ch), 0);
-        assert_int_equal(take_over(h, ch, i, ++t->sessions), 0);
-        gr_chan_close(ch);
-        vmfs_close(d);
-    }
-    if (vmfs_check(h->v, line, NULL, &rep, &err) < 0 || rep.leaked_units)
-        fail_msg("check: %llu errors, %llu leaked", (unsigned long long)rep.errors, (unsigned long long)rep.leaked_units);
-    t->checked = true;
-}
-
-static void visit_fiber(void *arg)
-{
-    struct visit *v = arg;
-    struct inc *h = v->h;
-    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "visitor", .warn = warn, .warn_arg = h };
-    struct gr_err err = { 0 };
-    o.host_uuid[0] = 99;
-    if (v->fn == make) {
-        make(h);
-    } else {
-        if (vmfs_join(sim_host_loop(h->sim), h->path, v->t->n_devices, &o, &h->v, &err) < 0)
-            fail_msg("%s", err.text);
-        v->fn(h);
-        if (vmfs_leave(h->v, &err) < 0)
-            fail_msg("%s", err.text);
-    }
-    for (unsigned i = 0; i < v->t->n_devices; i++)
-        gr_bdev_put(h->path[i]);
-    v->over = true;
-}
-
-static void visit(struct trial *t, void (*fn)(struct inc *h))
-{
-    struct inc h = { .t = t, .sim = sim_host_new(t->sim), .host = 99 };
-    struct visit v = { .t = t, .h = &h, .fn = fn };
-    for (unsigned i = 0; i < t->n_devices; i++) {
-        struct gr_bdev *nexus;
-        assert_int_equal(gr_bdev_mem_open_shared(sim_net(t->sim), t->mem[i], &nexus), 0);
-        assert_int_equal(sim_path_open(h.sim, nexus, 20000, 400000, &h.path[i]), 0);
-        gr_bdev_put(nexus);
-    }
-    assert_int_equal(gr_fiber_start(sim_host_loop(h.sim), visit_fiber, &v), 0);
-    int r = sim_run(t->sim, visit_over, &v, 3600 * S);
-    if (r < 0)
-        fail_msg("nothing goes on: %s", gr_code_text(r));
-    sim_host_free(h.sim);
-}
-
 /* @hosts, @disks: of a large site; 0: a small one, whose steps are held to the order. */
-static void trial(uint64_t seed, unsigned hosts, unsigned disks, struct trial *ret)
+static void trial(uint64_t seed, unsigned hosts, unsigned disks, struct cl_site *ret)
 {
-    struct trial t = { .sim = sim_new(seed) };
-    t.n_devices = 1 + (unsigned)sim_below(t.sim, DEVICES_MAX);
-    t.hosts = hosts ? hosts : 2 + (unsigned)sim_below(t.sim, HOSTS - 1);
-    t.n_disks = disks ? disks : DISKS;
-    t.disk = calloc(t.n_disks, sizeof *t.disk);
-    assert_non_null(t.disk);
+    struct cl_site t = { .sim = sim_new(seed) };
+    t.n_devices = 1 + (unsigned)sim_below(t.sim, CL_DEVICES_MAX);
+    t.hosts = hosts ? hosts : 2 + (unsigned)sim_below(t.sim, CL_HOSTS - 1);
+    t.n_disks = disks ? disks : CL_DISKS;
     t.fast = sim_below(t.sim, 2);
     t.slowest_ns = sim_below(t.sim, 4) || hosts ? 400000 : 30 * MS; /* slow enough that a recovery lasts longer than anybody's patience */
     t.span_s = hosts ? 60 : 40 + (unsigned)sim_below(t.sim, 120);
     t.burst = hosts ? 20 : 200;
-    for (unsigned i = 0; i < t.n_devices; i++)
-        t.mem[i] = gr_mem_new(hosts ? (uint64_t)hosts << 26 : 192 << 20);
     sim_on_eject(t.sim, on_eject, &t);
-    visit(&t, make);
-    visit(&t, fill_in);
-    if (!hosts) {
-        t.conform = conform_new(t.sim, t.mem, t.n_devices);
-        assert_non_null(t.conform);
+    cl_open(&t, !hosts);
+    if (!hosts)
         conform_on_eject(t.conform, on_victim, &t);
-    }
-    for (unsigned i = 0; i < t.hosts; i++)
-        inc_start(&t, i);
-    assert_int_equal(gr_fiber_start(sim_net(t.sim), nemesis, &t), 0);
-    int r = sim_run(t.sim, all_over, &t, 7200 * S);
-    if (r < 0)
-        fail_msg("seed %llu: nothing goes on: %s (%u run)", (unsigned long long)seed, gr_code_text(r), t.running);
-    if (t.conform && conform_error(t.conform))
-        fail_msg("seed %llu: %s", (unsigned long long)seed, conform_error(t.conform));
-    t.steps = t.conform ? conform_steps(t.conform) : 0;
-    conform_free(t.conform);
-    t.conform = NULL;
-    visit(&t, look);
-    assert_true(t.checked);
-    for (struct inc *h = t.incs, *next; h; h = next) {
-        next = h->next;
-        sim_host_free(h->sim);
-        free(h);
-    }
-    for (unsigned i = 0; i < t.n_devices; i++)
-        gr_mem_free(t.mem[i]);
-    uint64_t *sum = ret->cells, *one = t.cells;
-    for (size_t i = 0; i < offsetof(struct trial, reads) / 8 - offsetof(struct trial, cells) / 8 + 1; i++)
-        sum[i] += one[i];
-    free(t.disk);
-    sim_free(t.sim);
+    cl_run(&t, nemesis, seed);
+    cl_close(&t);
+    cl_add(ret, &t);
 }
 
-static void print_sum(const struct trial *sum)
+static void print_sum(const struct cl_site *sum)
 {
     print_message("%llu writes (%llu acknowledged), %llu reads, %llu take-overs, %llu hosts ejected; %llu stops, %llu deaths, %llu of them in mid-recovery, %llu cuts, %llu stalls of all\n",
                   (unsigned long long)sum->numbers, (unsigned long long)sum->acked, (unsigned long long)sum->reads, (unsigned long long)sum->takeovers,
@@ -683,7 +176,7 @@ static void print_sum(const struct trial *sum)
 }
 
 /* Every fault at every place, and what came of it; so many trials must have seen them all. */
-static void print_cells(const struct trial *sum, unsigned trials)
+static void print_cells(const struct cl_site *sum, unsigned trials)
 {
     for (unsigned k = 0; k < KINDS; k++)
         for (unsigned p = 0; p < PLACES; p++) {
@@ -699,7 +192,7 @@ static void site(void **state)
     const char *one = getenv("GRANARY_SEED"), *n = getenv("GRANARY_TRIALS");
     uint64_t seed = one ? strtoull(one, NULL, 10) : (uint64_t)test_seed();
     unsigned trials = n ? (unsigned)strtoul(n, NULL, 10) : 12;
-    struct trial sum = { 0 };
+    struct cl_site sum = { 0 };
     (void)state;
     print_message("seed %llu, %u trials\n", (unsigned long long)seed, trials);
     for (unsigned i = 0; i < trials; i++) {
@@ -722,9 +215,9 @@ static unsigned number(const char *name, unsigned usual, unsigned most)
 
 static void large_site(void **state)
 {
-    unsigned hosts = number("GRANARY_HOSTS", 24, HOSTS_MAX), disks = number("GRANARY_DISKS", 96, DISKS_MAX);
+    unsigned hosts = number("GRANARY_HOSTS", 24, CL_HOSTS_MAX), disks = number("GRANARY_DISKS", 96, CL_DISKS_MAX);
     uint64_t seed = test_seed();
-    struct trial sum = { 0 };
+    struct cl_site sum = { 0 };
     (void)state;
     print_message("seed %llu, %u hosts, %u disks\n", (unsigned long long)seed, hosts, disks);
     trial(seed, hosts, disks, &sum);

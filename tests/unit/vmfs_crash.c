@@ -28,7 +28,7 @@ static struct totals {
     uint64_t cuts, second_cuts, histories, entries;
     uint64_t replays, replayed_records, dropped, takeovers, redirected, in_place, splits, merges, checkpoints, frames, unsure, durable;
     uint64_t snapshots, clones, reverts, deletes, removes, renames, resizes, compares, copies, repaired, no_space, thick, eager, roomy_cuts;
-    uint64_t devices_added, devices_removed, devices_kept, device_cuts, moved_kib;
+    uint64_t devices_added, devices_removed, devices_kept, device_cuts, moved_kib, encrypted, rekeys, rewrites, key_cuts;
 } total;
 
 struct history {
@@ -56,10 +56,17 @@ static void say(void *arg, const char *text)
         printf("# check: %s\n", text);
 }
 
+static const uint8_t secret[32] = "the key of the power cut tests";
+static int kek(void *arg, uint64_t id, uint8_t ret[32])
+{
+    memcpy(ret, secret, 32);
+    return id == vmfs_kek_id(secret) ? 0 : -ENOKEY;
+}
+
 static void join(const struct history *h, struct gr_bdev *dev, const char *who, struct vmfs **ret, uint64_t seed)
 {
     struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = who, .warn = quiet, .map_cache_bytes = seed % 3 ? 0 : 1,
-                                .check_memory = seed % 2 ? (size_t)256 << 10 : 0 };
+                                .check_memory = seed % 2 ? (size_t)256 << 10 : 0, .kek = kek };
     struct gr_err err = { 0 };
     struct gr_bdev *part[SLICES];
     for (unsigned i = 0; i < SLICES && h->several; i++)
@@ -140,6 +147,8 @@ static void record(struct history *h)
     assert_int_equal(crash_image_open(gr_fiber_loop(), h->disk, h->seed | 1, &h->device), 0);
     assert_int_equal(gr_bdev_record_open(gr_fiber_loop(), h->device, &h->recorder), 0);
     h->w = (struct crash_work){ .rng = h->seed ^ 0x5bd1e995, .data_fibers = 5, .admin_fibers = 2, .ops = 260, .reserved = roomy };
+    if (h->number % 4 > 1)
+        h->w.kek = vmfs_kek_id(secret);
     h->w.orc.record = gr_bdev_record(h->recorder);
     join(h, h->recorder, "worker", &h->w.v, h->seed);
     for (unsigned i = 1; i < SLICES && h->several; i++)
@@ -292,6 +301,10 @@ static int history_fn(void *arg)
     total.thick += h->w.thick;
     total.eager += h->w.eager;
     total.roomy_cuts += h->w.reserved ? h->cuts : 0;
+    total.encrypted += h->w.encrypted;
+    total.rekeys += h->w.rekeys;
+    total.rewrites += h->w.rewrites;
+    total.key_cuts += h->w.kek ? h->cuts : 0;
     total.device_cuts += h->several ? h->cuts : 0;
     orc_free(&h->w.orc);
     free(h);
@@ -311,6 +324,7 @@ static void report(void)
     printf("# thick disks %llu, eager disks %llu, in histories of %llu cuts\n", N(thick), N(eager), N(roomy_cuts));
     printf("# devices added %llu, removed %llu, kept for want of room %llu, %llu KiB moved, in histories of %llu cuts\n", N(devices_added),
            N(devices_removed), N(devices_kept), N(moved_kib), N(device_cuts));
+    printf("# encrypted disks %llu, new keys %llu, rewritten %llu, in histories of %llu cuts\n", N(encrypted), N(rekeys), N(rewrites), N(key_cuts));
     printf("# operations flushed %llu; sectors with several allowed values %llu\n", N(durable), N(unsure));
 #undef N
 }
@@ -333,6 +347,7 @@ static void power_cuts(void **state)
     if (cuts >= 1000) { /* what never happened was not tested */
         assert_true(total.takeovers && total.replayed_records && total.dropped && total.redirected && total.in_place && total.splits);
         assert_true(total.snapshots && total.deletes && total.clones && total.reverts && total.removes && total.renames && total.resizes);
+        assert_true(total.encrypted && total.rekeys && total.rewrites && total.key_cuts);
         assert_true(total.thick && total.eager && total.roomy_cuts);
         assert_true(total.devices_added && total.devices_removed && total.moved_kib && total.device_cuts);
         assert_true(total.compares && total.durable && total.unsure && total.second_cuts && total.checkpoints > total.histories);

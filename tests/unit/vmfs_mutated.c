@@ -28,6 +28,13 @@ static void quiet(void *arg, const char *text)
 {
 }
 
+static const uint8_t secret[32] = "the key of this test";
+static int kek(void *arg, uint64_t id, uint8_t ret[32])
+{
+    memcpy(ret, secret, 32);
+    return id == vmfs_kek_id(secret) ? 0 : -ENOKEY;
+}
+
 #define OK(call)                                                   \
     do {                                                           \
         struct gr_err err = {0};                                   \
@@ -53,6 +60,7 @@ static void work(struct vmfs *v)
     OK(vmfs_create(v, "a/b/disk", VMFS_DISK, 40 << 20, VMFS_THIN, &err));
     OK(vmfs_create(v, "thick", VMFS_DISK, 1 << 20, VMFS_THICK, &err));
     OK(vmfs_create(v, "eager", VMFS_DISK, 256 << 10, VMFS_EAGER, &err));
+    OK(vmfs_create_encrypted(v, "secret", 256 << 10, VMFS_EAGER, 4096, vmfs_kek_id(secret), &err));
     OK(vmfs_file_write(v, "a/note", "some text", 9, &err));
     for (int i = 0; i < 130; i++) {
         gr_auto_free char *name = gr_asprintf("many/a-longer-name-of-a-folder-%d", i);
@@ -100,7 +108,7 @@ static int make(void *arg)
 {
     const struct making *k = arg;
     const struct vmfs_format_opts f = {.name = "ds"};
-    const struct vmfs_join_opts o = {.role = VMFS_HOST, .host_name = "maker", .warn = quiet};
+    const struct vmfs_join_opts o = {.role = VMFS_HOST, .host_name = "maker", .warn = quiet, .kek = kek};
     struct gr_bdev *dev;
     struct vmfs *v;
     assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), k->m->mem, &dev), 0);
@@ -295,7 +303,7 @@ static void repair_twice(struct vmfs *v)
 static int use(void *arg)
 {
     struct image *m = arg;
-    const struct vmfs_join_opts o = {.role = VMFS_HOST, .host_name = "guest", .warn = quiet};
+    const struct vmfs_join_opts o = {.role = VMFS_HOST, .host_name = "guest", .warn = quiet, .kek = kek};
     struct gr_bdev *dev;
     struct vmfs *v;
     struct vmfs_check_report rep;
@@ -322,6 +330,7 @@ static int use(void *arg)
         use_disk(v, "copy", false);
         use_disk(v, "thick", false);
         use_disk(v, "eager", false);
+        use_disk(v, "secret", true);
         use_disk(v, "a/b/disk", true);
         (void)vmfs_mkdir(v, "a/new/one", true, NULL);
         (void)vmfs_rename(v, "thick", "many/thick", NULL);
@@ -368,8 +377,8 @@ static void lies(bool leaves)
     gr_loop_free(loop);
     find_blocks(m);
     unsigned all = 0;
-    for (unsigned t = VMFS_T_SUPER; t <= VMFS_T_FRAME; t++)
-        all |= t == VMFS_T_AUX ? 0 : 1u << t; /* written only when another host frees */
+    for (unsigned t = VMFS_T_SUPER; t <= VMFS_T_KEYS; t++)
+        all |= t == VMFS_T_AUX || t == VMFS_T_ALARM ? 0 : 1u << t; /* written only when another host frees */
     assert_int_equal(m->kinds & all, all); /* a block of each kind is there to lie */
     uint64_t seed = test_seed() * 1000003u + leaves;
     unsigned n = cases();

@@ -788,6 +788,9 @@ int vobj_set_physical_block(struct vobj *o, uint32_t bytes);
 struct vmfs_lun vobj_lun(const struct vobj *o);
 struct vbookmark *vobj_bookmark_named(struct vobj *o, const char *name);
 
+/* object_name.c: "DATASTORE/PATH", or "DATASTORE, object N" of one that has no name (fiber). */
+void vobj_name(struct vmfs *v, uint64_t id, char *out, size_t size);
+
 /* ---------- record.c: make, apply, replay ---------- */
 /* Add the record to the journal and apply it [sync]. Everything it touches must be in memory. */
 int record_do(struct vobj *o, void *rec, size_t len, struct gr_err *err);

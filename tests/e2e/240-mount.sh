@@ -96,9 +96,8 @@ seq -f 'line %g' 0 299 > "$T/lines"
 check 'each line was appended once' cmp "$T/lines" "$M/lines"
 
 # locks outlive the daemon
-python3 - "$M" "$GRANARY_HOME/run/storaged.pid" > "$T/out" 2>&1 <<'P' || { cat "$T/out"; fail 'a lock was lost with the daemon'; }
-import errno, fcntl, os, subprocess, sys
-os.chdir("/")
+cat > "$T/locks.py" <<'P'
+import errno, fcntl, os, sys, time
 a, b = (open(sys.argv[1] + "/locked", "w") for i in range(2))
 def taken(fn, f):
     try:
@@ -119,13 +118,22 @@ for again in range(2):
     assert taken(fcntl.flock, b)
     assert other(b)
     if not again:
-        os.kill(int(open(sys.argv[2]).read()), 9)
-        subprocess.run(["granary", "up"], check=True, close_fds=True)
+        open(sys.argv[2] + "/locked", "w")
+        while not os.path.exists(sys.argv[2] + "/again"):
+            time.sleep(0.05)
 fcntl.flock(a, fcntl.LOCK_UN)
 assert not taken(fcntl.flock, b)
 fcntl.lockf(a, fcntl.LOCK_UN, 30, 0)
 assert not other(b)
+print("held")
 P
+start locks python3 "$T/locks.py" "$M" "$T"
+wait_for 10 test -e "$T/locked"
+kill -9 "$(cat "$GRANARY_HOME/run/storaged.pid")"
+run_check granary up
+: > "$T/again"
+over locks
+check 'no lock was lost with the daemon' grep -qx held "$T/locks.log"
 
 # ---- fio ----
 cd "$T" # its state files

@@ -22,6 +22,9 @@
  *   datastore.add-device {"name","device","size"?,"force"?} → as datastore.info, and "unaware-hosts": [who has joined and serves nothing]
  *   datastore.open-device {"name","device"} another host is adding it
  *   datastore.remove-device {"name","device"} parts {"done","total"}: bytes moved to the other devices → as datastore.info
+ *   datastore.quota {"path":"DS or DS/FOLDER"} → [{"folder","limit","used","free","granted"}]: what is limited there or below
+ *   datastore.set-quota {"path":"DS/FOLDER","size": 0 for none} → the same
+ *   datastore.recall-quota {"name"} another host sets one, or needs what was granted here and is not used
  *   datastore.rescan {"name"} another host made it grow → as datastore.info
  *   disk.create {"disk","size","provision"?:"thin|thick|eager"} → as disk.info
  *   disk.list {"path"?: "DS" or "DS/DIR"} → [as disk.info]

@@ -70,6 +70,7 @@ enum chk_fix_kind {
     CHK_FIX_COUNT,     /* the header of region n is written anew */
     CHK_FIX_OWNERS,    /* the unit at addr has n owners; its list says value + 1 */
     CHK_FIX_SNAPSHOTS, /* the snapshots of object id are counted anew */
+    CHK_FIX_USAGE,     /* the space of object id is counted anew */
     CHK_FIX_CLONES,    /* snapshot n of object id has value clones */
     CHK_FIX_ENTRY,     /* directory id: its entry for object value goes */
     CHK_FIX_TYPE,      /* directory id: its entry for object value says type n */

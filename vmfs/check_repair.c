@@ -90,7 +90,12 @@ static int64_t counters_mend(struct chk *c, const struct chk_fix *f, struct gr_e
     int r = o ? 0 : vobj_hold(c->v, f->id, 0, &o, NULL, err);
     if (r < 0)
         return r;
-    if (f->kind == CHK_FIX_SNAPSHOTS) {
+    if (f->kind == CHK_FIX_USAGE) {
+        if ((r = usage_recount(o, err)) < 0)
+            return r == -EBUSY ? 0 : r;
+        snprintf(text, sizeof text, "object %llu: its space is counted anew", (unsigned long long)f->id);
+        done(c, &n, text);
+    } else if (f->kind == CHK_FIX_SNAPSHOTS) {
         uint32_t listed = 0;
         for (size_t i = 0; i < o->n_snaps; i++)
             listed += !(o->snaps[i]->flags & VMFS_SNAP_HIDDEN);
@@ -147,6 +152,11 @@ static int64_t name_mend(struct chk *c, const struct chk_fix *f, uint64_t lost, 
     return r < 0 ? r : n;
 }
 
+static bool of_counters(const struct chk_fix *f)
+{
+    return f->kind == CHK_FIX_SNAPSHOTS || f->kind == CHK_FIX_CLONES || f->kind == CHK_FIX_USAGE;
+}
+
 static bool of_names(const struct chk_fix *f)
 {
     return f->kind == CHK_FIX_ENTRY || f->kind == CHK_FIX_TYPE || f->kind == CHK_FIX_UNNAMED;
@@ -196,14 +206,14 @@ int64_t chk_mend(struct chk *c, struct gr_err *err)
         const struct chk_fix *f = &c->fixes[i];
         if (of_names(f) || (takes_away(f) && !all))
             continue;
-        m = f->kind == CHK_FIX_OWNERS ? owners_mend(c, f) : f->kind == CHK_FIX_SNAPSHOTS || f->kind == CHK_FIX_CLONES ? counters_mend(c, f, err) : region_mend(c, f);
+        m = f->kind == CHK_FIX_OWNERS ? owners_mend(c, f) : of_counters(f) ? counters_mend(c, f, err) : region_mend(c, f);
         n += m > 0 ? m : 0;
     }
     if (n < 0 || m < 0)
         return n < 0 ? n : gr_fail(err, (int)m, "datastore '%s' cannot be repaired: %s", c->v->sb.name, gr_code_text((int)m));
     int r = n ? ckpt_run(c->v) : 0;
     for (size_t i = 0; r == 0 && i < c->n_fixes; i++)
-        if (c->fixes[i].kind == CHK_FIX_SNAPSHOTS || c->fixes[i].kind == CHK_FIX_CLONES)
+        if (of_counters(&c->fixes[i]))
             r = GR_MIN(vobj_release_idle(c->v, c->fixes[i].id, err), 0);
     return r < 0 ? gr_fail(err, r, "datastore '%s': what was repaired cannot be written: %s", c->v->sb.name,
                            c->v->fenced ? c->v->fence_reason : gr_code_text(r)) : n;

@@ -165,6 +165,16 @@ stop session KILL
 mv "$M/vm/disk" "$M/vm/renamed" || fail 'a disk cannot be renamed'
 run_check granary disk info ds/vm/renamed
 
+# ---- quotas ----
+mkdir "$M/small"
+run_check granary datastore quota ds/small 2M
+head -c 4M /dev/urandom > "$M/large"
+if head -c 4M /dev/urandom 2> /dev/null > "$M/small/large"; then fail 'a file is larger than its folder may be'; fi
+rm "$M/small/large"
+if mv "$M/large" "$M/small/large" 2> /dev/null; then fail 'a file that is larger than its folder may be moved there'; fi
+check 'it is where it was' [ "$(stat -c %s "$M/large")" = 4194304 ]
+check 'and not there' [ -z "$(ls "$M/small")" ]
+
 # what would wait for itself is refused
 truncate -s 1M "$M/image"
 run_mustfail 1 'mounted datastore' granary disk import "$M/image" ds/imported --format raw

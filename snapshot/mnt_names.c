@@ -6,7 +6,7 @@
 #include <sys/stat.h>
 
 #define OWN "granary." /* at the root: Granary's own, not shown */
-#define YIELD_TRIES 50u
+#define YIELD_TRIES 200u /* of up to 50 ms */
 
 /* ---- paths, for what goes by them: disks, and folders with disks ---- */
 void mnt_path_seen(struct mnt_mount *m, uint64_t id, uint64_t parent, const char *name)
@@ -243,7 +243,7 @@ static void unlink_name(struct mnt_req *r, bool dir_wanted)
                 rc = asked;
         }
         if (rc == -GR_ELOCKED)
-            gr_fiber_sleep_ms(tries);
+            gr_fiber_sleep_ms(GR_MIN(tries, 50u));
     }
     if (rc == 0)
         bury(m, &lost);
@@ -288,7 +288,7 @@ static void rename_names(struct mnt_req *r, uint64_t to_dir, const char *from, c
         if (rc != -GR_ELOCKED)
             break;
         rc = lost.owner_slot >= 0 ? ask_for(m, &lost, &err) : 0;
-        gr_fiber_sleep_ms(tries);
+        gr_fiber_sleep_ms(GR_MIN(tries, 50u));
         if (rc == 0 && tries == YIELD_TRIES - 1)
             rc = -GR_ELOCKED;
     }

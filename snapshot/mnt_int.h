@@ -54,6 +54,7 @@ struct mnt_obj { /* an object that mounts have open, or that was until a moment 
     struct gr_fqueue lock_wake;
     bool alone; /* no other host had a lock of it since the lease is ours, so none has */
     uint64_t idle_since_ns;
+    uint64_t given_ns; /* then it was given up because another host asked: that is first. 0: not */
 };
 struct mnt_vol {
     struct snap_ds *ds;
@@ -69,7 +70,8 @@ void mnt_obj_put(struct mnt_obj *o);
 enum mnt_use { MNT_PLAIN, MNT_READ, MNT_WRITEBACK /* of a mapped page */ };
 int mnt_hold(struct mnt_obj *o, enum mnt_use use, struct gr_err *err);
 void mnt_drop(struct mnt_obj *o);
-/* Give the lease up, if nobody needs it just now and pages can be forgotten. 0: another host can have it. -EAGAIN, ask again. */
+/* Give the lease up, when operations have ended and pages are forgotten. 0: another host can have it, and operations here wait a moment for that.
+ * -EAGAIN, ask again. */
 int mnt_give_up(struct mnt_obj *o, struct gr_err *err);
 /* One more, one less descriptor. A file without a name that nobody has open ends after MNT_IDLE_MS. */
 void mnt_opened(struct mnt_obj *o);

@@ -6,7 +6,8 @@
 #include <sys/stat.h>
 
 #define OWN "granary." /* at the root: Granary's own, not shown */
-#define YIELD_TRIES 50u
+#define LOOK_TRIES 50u /* how often a name leads elsewhere while it is looked up */
+#define TAKE_TRIES 20u /* and while it is taken away */
 
 /* ---- paths, for what goes by them: disks, and folders with disks ---- */
 void mnt_path_seen(struct mnt_mount *m, uint64_t id, uint64_t parent, const char *name)
@@ -79,7 +80,7 @@ void mnt_op_lookup(struct mnt_req *r)
     struct vmfs_node n;
     struct fuse_entry_out out;
     int rc = -EAGAIN;
-    for (unsigned tries = 0; rc == -EAGAIN && tries < YIELD_TRIES; tries++) {
+    for (unsigned tries = 0; rc == -EAGAIN && tries < LOOK_TRIES; tries++) {
         rc = look(m, mnt_id(m, r->h.nodeid), r->body, &n);
         if (rc == 0 && (rc = mnt_entry(m, &n, &out, NULL)) == -ENOENT)
             rc = -EAGAIN;
@@ -220,11 +221,43 @@ static void bury(struct mnt_mount *m, const struct vmfs_lost *lost)
     mnt_obj_put(o);
 }
 
-/* Another host has the file that is to lose its name. */
-static int ask_for(struct mnt_mount *m, const struct vmfs_lost *lost, struct gr_err *err)
+/* A change of names, and the file that loses its name by it: ours while that is tried. */
+struct taking {
+    struct mnt_mount *m;
+    struct vmfs_lost lost;
+    struct mnt_obj *held;
+};
+
+static void let(struct taking *t)
 {
-    int r = mnt_peer_yield(m->ds, lost->id, lost->owner_slot, err);
-    return r == -EAGAIN ? 0 : r;
+    if (t->held) {
+        mnt_drop(t->held);
+        mnt_obj_put(t->held);
+    }
+    t->held = NULL;
+}
+
+/* It was not done because another host has the file: have it. 0: try again. */
+static int have(struct taking *t, struct gr_err *err)
+{
+    let(t);
+    if (t->lost.owner_slot < 0)
+        return -GR_ELOCKED;
+    struct mnt_obj *o = mnt_obj_get(t->m->ds, t->lost.id, VMFS_FILE);
+    int r = o ? mnt_hold(o, MNT_PLAIN, err) : -ENOMEM;
+    if (r == 0)
+        t->held = o;
+    else if (o)
+        mnt_obj_put(o);
+    return r == -ESTALE ? 0 : r; /* it is gone: the name leads elsewhere now */
+}
+
+static int taken(struct taking *t, int r)
+{
+    if (r == 0)
+        bury(t->m, &t->lost);
+    let(t);
+    return r;
 }
 
 static void unlink_name(struct mnt_req *r, bool dir_wanted)
@@ -232,21 +265,16 @@ static void unlink_name(struct mnt_req *r, bool dir_wanted)
     struct mnt_mount *m = r->m;
     const char *name = r->body;
     uint64_t dir = mnt_id(m, r->h.nodeid);
-    struct vmfs_lost lost = {0};
+    struct taking t = {.m = m};
     struct gr_err err = {0};
-    int rc = mnt_is_own(dir, name) ? -ENOENT : -GR_ELOCKED;
-    for (unsigned tries = 0; rc == -GR_ELOCKED && tries < YIELD_TRIES; tries++) {
-        rc = vmfs_unlink(m->ds->v, dir, name, dir_wanted, mnt_now_ns(), &lost, &err);
-        if (rc == -GR_ELOCKED && lost.owner_slot >= 0) {
-            int asked = ask_for(m, &lost, &err);
-            if (asked < 0)
-                rc = asked;
-        }
-        if (rc == -GR_ELOCKED)
-            gr_fiber_sleep_ms(tries);
+    int rc = mnt_is_own(dir, name) ? -ENOENT : 0;
+    for (unsigned tries = 0; rc == 0 && tries < TAKE_TRIES; tries++) {
+        rc = vmfs_unlink(m->ds->v, dir, name, dir_wanted, mnt_now_ns(), &t.lost, &err);
+        if (rc != -GR_ELOCKED || tries == TAKE_TRIES - 1)
+            break;
+        rc = have(&t, &err);
     }
-    if (rc == 0)
-        bury(m, &lost);
+    rc = taken(&t, rc);
     mnt_fail(r, rc == -ENOENT && r->again ? 0 : rc);
 }
 
@@ -275,7 +303,7 @@ static void rename_names(struct mnt_req *r, uint64_t to_dir, const char *from, c
 {
     struct mnt_mount *m = r->m;
     uint64_t dir = mnt_id(m, r->h.nodeid);
-    struct vmfs_lost lost = {0};
+    struct taking t = {.m = m};
     struct vmfs_node n;
     struct gr_err err = {0};
     int rc = mnt_is_own(dir, from) ? -ENOENT : mnt_is_own(to_dir, to) ? -EPERM : look(m, dir, from, &n);
@@ -283,17 +311,13 @@ static void rename_names(struct mnt_req *r, uint64_t to_dir, const char *from, c
         rc = let_go_below(m, &n, &err);
     if (rc == 0 && (flags & VMFS_MOVE_SWAP) && (rc = look(m, to_dir, to, &n)) == 0)
         rc = let_go_below(m, &n, &err);
-    for (unsigned tries = 0; rc >= 0 && tries < YIELD_TRIES; tries++) {
-        rc = vmfs_move(m->ds->v, dir, from, to_dir, to, flags, mnt_now_ns(), &lost, &err);
-        if (rc != -GR_ELOCKED)
+    for (unsigned tries = 0; rc == 0 && tries < TAKE_TRIES; tries++) {
+        rc = vmfs_move(m->ds->v, dir, from, to_dir, to, flags, mnt_now_ns(), &t.lost, &err);
+        if (rc != -GR_ELOCKED || tries == TAKE_TRIES - 1)
             break;
-        rc = lost.owner_slot >= 0 ? ask_for(m, &lost, &err) : 0;
-        gr_fiber_sleep_ms(tries);
-        if (rc == 0 && tries == YIELD_TRIES - 1)
-            rc = -GR_ELOCKED;
+        rc = have(&t, &err);
     }
-    if (rc == 0)
-        bury(m, &lost);
+    rc = taken(&t, rc);
     if (rc == -EBUSY || rc == -GR_ELOCKED)
         gr_log_limited(GR_LOG_NOTE, "mount on '%s': '%s' is not renamed: %s", m->dir, from, gr_err_text(&err, rc));
     if (rc == -ENOENT && r->again && look(m, to_dir, to, &n) == 0)

@@ -6,6 +6,7 @@
 
 #define PAGES_MS 100u   /* a read that keeps the kernel from forgetting pages waits so long */
 #define ROUNDS 20u      /* how often pages are forgotten anew because some were read meanwhile */
+#define TURN_MS 30u     /* who gave a lease up lets the other host have it so long */
 #define STEP_MS 5u      /* between two attempts to get the lease, doubling up to */
 #define STEP_MAX_MS 100u
 
@@ -128,6 +129,7 @@ int mnt_give_up(struct mnt_obj *o, struct gr_err *err)
         let_go_disk(o);
         r = vmfs_release_id(v, o->id, "a file", err);
     }
+    o->given_ns = r == 0 ? gr_loop_now_ns(o->vol->ds->svc->o.loop) : 0;
     changed(o);
     o->users--;
     return r;
@@ -253,9 +255,21 @@ static int take(struct mnt_obj *o, int *ret_slot, struct gr_err *err)
     return 0;
 }
 
+/* Who asked for it has it before we do again: its answer takes longer than our own way to the lock. */
+static void wait_turn(struct mnt_obj *o)
+{
+    struct snap_ds *ds = o->vol->ds;
+    uint64_t until = o->given_ns + TURN_MS * 1000000ull;
+    struct vmfs_node n;
+    while (o->given_ns && gr_loop_now_ns(ds->svc->o.loop) < until && vmfs_look(ds->v, o->id, "", &n, NULL) == 0 && n.owner_slot < 0)
+        gr_fiber_sleep_ms(2);
+    o->given_ns = 0;
+}
+
 static int take_patiently(struct mnt_obj *o, struct gr_err *err)
 {
     struct snap_ds *ds = o->vol->ds;
+    wait_turn(o);
     uint64_t deadline = gr_loop_now_ns(ds->svc->o.loop) + MNT_PATIENCE_MS * 1000000ull;
     for (unsigned step = STEP_MS;; step = GR_MIN(step * 2, STEP_MAX_MS)) {
         int slot = -1;

@@ -357,6 +357,12 @@ static int move_locked(struct vmfs *v, struct vobj *a, const char *from, struct 
         r = is_inside(v, old->id, a->id, err);
     if (r != 0)
         return r < 0 ? r : gr_fail(err, -EINVAL, "'%s' cannot move into itself", from);
+    if (a != b)
+        r = quota_may_move(v, e->id, e->type == VMFS_DIR, a->id, b->id, err);
+    if (r == 0 && a != b && (flags & VMFS_MOVE_SWAP))
+        r = quota_may_move(v, old->id, old->type == VMFS_DIR, b->id, a->id, err);
+    if (r < 0)
+        return r;
     if (flags & VMFS_MOVE_SWAP)
         return swap_names(a, e, b, old);
     struct vdirent moved = *e;

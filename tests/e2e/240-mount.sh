@@ -96,9 +96,8 @@ seq -f 'line %g' 0 299 > "$T/lines"
 check 'each line was appended once' cmp "$T/lines" "$M/lines"
 
 # locks outlive the daemon
-python3 - "$M" "$GRANARY_HOME/run/storaged.pid" > "$T/out" 2>&1 <<'P' || { cat "$T/out"; fail 'a lock was lost with the daemon'; }
-import errno, fcntl, os, subprocess, sys
-os.chdir("/")
+cat > "$T/locks.py" <<'P'
+import errno, fcntl, os, sys, time
 a, b = (open(sys.argv[1] + "/locked", "w") for i in range(2))
 def taken(fn, f):
     try:
@@ -119,13 +118,22 @@ for again in range(2):
     assert taken(fcntl.flock, b)
     assert other(b)
     if not again:
-        os.kill(int(open(sys.argv[2]).read()), 9)
-        subprocess.run(["granary", "up"], check=True, close_fds=True)
+        open(sys.argv[2] + "/locked", "w")
+        while not os.path.exists(sys.argv[2] + "/again"):
+            time.sleep(0.05)
 fcntl.flock(a, fcntl.LOCK_UN)
 assert not taken(fcntl.flock, b)
 fcntl.lockf(a, fcntl.LOCK_UN, 30, 0)
 assert not other(b)
+print("held")
 P
+start locks python3 "$T/locks.py" "$M" "$T"
+wait_for 10 test -e "$T/locked"
+kill -9 "$(cat "$GRANARY_HOME/run/storaged.pid")"
+run_check granary up
+: > "$T/again"
+over locks
+check 'no lock was lost with the daemon' grep -qx held "$T/locks.log"
 
 # ---- fio ----
 cd "$T" # its state files
@@ -156,6 +164,16 @@ check 'reading is allowed' [ "$(head -c 4096 "$M/vm/disk" | tr -d Q | wc -c)" = 
 stop session KILL
 mv "$M/vm/disk" "$M/vm/renamed" || fail 'a disk cannot be renamed'
 run_check granary disk info ds/vm/renamed
+
+# ---- quotas ----
+mkdir "$M/small"
+run_check granary datastore quota ds/small 2M
+head -c 4M /dev/urandom > "$M/large"
+if head -c 4M /dev/urandom 2> /dev/null > "$M/small/large"; then fail 'a file is larger than its folder may be'; fi
+rm "$M/small/large"
+if mv "$M/large" "$M/small/large" 2> /dev/null; then fail 'a file that is larger than its folder may be moved there'; fi
+check 'it is where it was' [ "$(stat -c %s "$M/large")" = 4194304 ]
+check 'and not there' [ -z "$(ls "$M/small")" ]
 
 # what would wait for itself is refused
 truncate -s 1M "$M/image"

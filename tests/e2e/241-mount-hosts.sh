@@ -126,6 +126,7 @@ printf 'a was here' > "$MA/last"
 run_check b up
 check 'it sees what happened meanwhile' [ "$(cat "$MB/last")" = 'a was here' ]
 kill "$holder"
+wait "$holder" || true
 
 # ---- disks: who has it ----
 run_check b disk create ds/disk --size 4M

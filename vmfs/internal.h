@@ -887,6 +887,8 @@ int disk_room_for(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces)
 /* Give every piece of [first, end) its own reserved unit (thick, eager) (fiber). */
 int disk_reserve(struct vobj *o, uint64_t first, uint64_t end, uint64_t epoch);
 
+/* GR_OP_UNMAP, GR_OP_WRITE_ZEROES of an admitted operation (fiber): disk_clear.c. */
+int disk_clear(struct dop *op);
 /* Make [first, end) holes, whatever is there (fiber). */
 int disk_clear_pieces(struct dop *op, uint64_t first, uint64_t end);
 

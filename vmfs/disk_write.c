@@ -14,6 +14,7 @@ struct plan {
     struct dop *op;
     struct part *parts;
     size_t n, cap;
+    uint64_t growth; /* of what the disk holds, while it is under way */
 };
 
 static int part_add(struct plan *p, struct part x)
@@ -188,6 +189,29 @@ static bool keeps_all(const struct dop *op, uint64_t first, uint64_t end, bool a
     return all;
 }
 
+/* [sync] So many units more than now will the disk hold. */
+static int64_t plan_growth(const struct plan *p)
+{
+    struct vobj *o = p->op->o;
+    int64_t taken = 0, replaced = 0;
+    for (size_t i = 0; i < p->n; i++) {
+        const struct part *x = &p->parts[i];
+        if (x->in_place || x->own_unit)
+            continue;
+        taken += x->count;
+        for (uint32_t k = 0; k < x->count && !x->reserve; k++) {
+            struct mnode *leaf;
+            uint64_t piece = x->piece + k;
+            if (mtree_peek(&o->live, piece, &leaf) < 0 || !leaf)
+                continue;
+            struct mpiece m = ment_piece(&leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES], (unsigned)(piece % VMFS_BLOCK_PIECES));
+            replaced += m.state != VMFS_P_HOLE && !held_by_ancestors(o, o->parent_snap, m.birth, piece + 1);
+        }
+    }
+    int64_t more = taken - replaced;
+    return more > 0 ? more - (int64_t)GR_MIN((uint64_t)more, o->reserved_units) : more;
+}
+
 static int plan_room(struct plan *p, uint64_t first, uint64_t end, bool atomic)
 {
     struct vobj *o = p->op->o;
@@ -203,11 +227,19 @@ static int plan_room(struct plan *p, uint64_t first, uint64_t end, bool atomic)
             return r;
         p->n = 0;
         r = plan_make(p, first, end, atomic);
-        if (r == 0)
+        int64_t growth = r == 0 ? plan_growth(p) : 0;
+        if (r == 0 && quota_fits(o, growth)) {
+            p->growth = growth > 0 ? (uint64_t)growth : 0;
+            o->quota_pending += p->growth;
             return 0;
+        }
         plan_drop(p);
         p->n = 0;
-        if (r != -EAGAIN)
+        if (r == 0)
+            r = quota_room(o, growth, p->op->range.epoch);
+        if (r == -GR_ENOSPACE && own && !atomic && !vcrc_kept(o->v) && journal_try_seal(o->v) == 0)
+            continue;
+        if (r < 0 && r != -EAGAIN)
             return r;
     }
     return -GR_ENOSPACE;
@@ -360,6 +392,7 @@ static int write_whole(struct dop *op, uint64_t first, uint64_t end, const struc
             r = plan_record(&p, first, crc, atomic);
         else
             plan_drop(&p);
+        op->o->quota_pending -= p.growth;
     }
     free(p.parts);
     free(crc);
@@ -571,6 +604,8 @@ static int reserve_block(struct vobj *o, uint64_t piece, uint64_t epoch)
     struct vmfs *v = o->v;
     struct mnode *leaf;
     int r = disk_room(o, 2 * VMFS_BLOCK_PIECES, epoch);
+    if (r == 0)
+        r = quota_room(o, VMFS_BLOCK_PIECES, epoch);
     if (r == 0)
         r = map_load_for(o, piece, 1, epoch, NULL);
     if (r < 0)

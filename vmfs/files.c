@@ -408,7 +408,8 @@ int vmfs_open_id(struct vmfs *v, uint64_t id, const char *what, struct vmfs_disk
 
 int vmfs_release_id(struct vmfs *v, uint64_t id, const char *what, struct gr_err *err)
 {
-    return disk_give_up(v, id, what, err);
+    int r = vobj_release_idle(v, id, err); /* one of many that the same checkpoint brought home */
+    return r == 1 ? disk_give_up(v, id, what, err) : r;
 }
 
 int vmfs_file_resize(struct vmfs_disk *d, uint64_t size, struct gr_err *err)

@@ -70,9 +70,8 @@ enum chk_fix_kind {
     CHK_FIX_COUNT,     /* the header of region n is written anew */
     CHK_FIX_OWNERS,    /* the unit at addr has n owners; its list says value + 1 */
     CHK_FIX_SNAPSHOTS, /* the snapshots of object id are counted anew */
+    CHK_FIX_USAGE,     /* the space of object id is counted anew */
     CHK_FIX_CLONES,    /* snapshot n of object id has value clones */
-    CHK_FIX_USAGE,     /* tree n (0: the live head) of object id is by @use away from what was counted */
-    CHK_FIX_USED,      /* object id holds value units less than it says (two's complement) */
     CHK_FIX_ENTRY,     /* directory id: its entry for object value goes */
     CHK_FIX_TYPE,      /* directory id: its entry for object value says type n */
     CHK_FIX_UNNAMED,   /* object id, of type n, gets a name */
@@ -80,7 +79,6 @@ enum chk_fix_kind {
 struct chk_fix {
     enum chk_fix_kind kind;
     uint64_t addr, id, n, value;
-    struct vusage use;
 };
 struct chk {
     struct vmfs *v;

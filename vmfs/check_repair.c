@@ -81,25 +81,9 @@ static int64_t owners_mend(struct chk *c, const struct chk_fix *f)
 }
 
 /* ---- objects ---- */
-/* By so much it was wrong when it was counted; what changed since changed both. */
-static bool usage_mend(struct vobj *o, struct vsnap *s, const struct chk_fix *f)
-{
-    struct vusage *use = s ? &s->use : &o->use;
-    if (f->kind == CHK_FIX_USED) {
-        o->ino.used_units -= f->value;
-        return true;
-    }
-    if (f->n && !s)
-        return false; /* it went meanwhile */
-    use->used -= f->use.used;
-    use->own -= f->use.own;
-    use->lost -= f->use.lost;
-    return true;
-}
-
 static bool of_counters(const struct chk_fix *f)
 {
-    return f->kind == CHK_FIX_SNAPSHOTS || f->kind == CHK_FIX_CLONES || f->kind == CHK_FIX_USAGE || f->kind == CHK_FIX_USED;
+    return f->kind == CHK_FIX_SNAPSHOTS || f->kind == CHK_FIX_CLONES || f->kind == CHK_FIX_USAGE;
 }
 
 static int64_t counters_mend(struct chk *c, const struct chk_fix *f, struct gr_err *err)
@@ -112,11 +96,11 @@ static int64_t counters_mend(struct chk *c, const struct chk_fix *f, struct gr_e
     if (r < 0)
         return r;
     s = f->n ? vobj_snap(o, f->n) : NULL;
-    if (f->kind == CHK_FIX_USAGE || f->kind == CHK_FIX_USED) {
-        vobj_touch(o);
-        snprintf(text, sizeof text, "object %llu: how much space it uses is counted anew", (unsigned long long)f->id);
-        if (usage_mend(o, s, f))
-            done(c, &n, text);
+    if (f->kind == CHK_FIX_USAGE) {
+        if ((r = usage_recount(o, err)) < 0)
+            return r == -EBUSY ? 0 : r;
+        snprintf(text, sizeof text, "object %llu: its space is counted anew", (unsigned long long)f->id);
+        done(c, &n, text);
     } else if (f->kind == CHK_FIX_SNAPSHOTS) {
         uint32_t listed = 0;
         for (size_t i = 0; i < o->n_snaps; i++)
@@ -212,7 +196,7 @@ static int64_t names_mend(struct chk *c, struct gr_err *err)
 /* ---- all of it ---- */
 static bool takes_away(const struct chk_fix *f)
 {
-    return f->kind == CHK_FIX_LEAK || f->kind == CHK_FIX_USAGE || f->kind == CHK_FIX_USED || (f->kind == CHK_FIX_OWNERS && f->n < f->value + 1);
+    return f->kind == CHK_FIX_LEAK || f->kind == CHK_FIX_USAGE || (f->kind == CHK_FIX_OWNERS && f->n < f->value + 1);
 }
 
 int64_t chk_mend(struct chk *c, struct gr_err *err)

@@ -244,8 +244,7 @@ static bool half_given_back(const struct vobj *o)
     return false;
 }
 
-/* Whatever the numbers are. -EBUSY: something of it is being given back just now. */
-static int usage_recount(struct vobj *o, struct gr_err *err)
+int usage_recount(struct vobj *o, struct gr_err *err)
 {
     while (o->counting)
         gr_fqueue_wait(&o->settled);

@@ -74,7 +74,8 @@ static void verify(struct pair *p, const struct vusage *says, uint64_t own)
     chk_error(p->c, "object %llu%s: it says that it uses %llu units, owns %llu and has lost %llu; counted are %llu, %llu and %llu",
               (unsigned long long)p->object, of, (unsigned long long)says->used, (unsigned long long)says->own,
               (unsigned long long)says->lost, (unsigned long long)p->used, (unsigned long long)own, (unsigned long long)p->lost);
-    chk_fix(p->c, (struct chk_fix){ .kind = CHK_FIX_USAGE, .id = p->object });
+    chk_fix(p->c, (struct chk_fix){ .kind = CHK_FIX_USAGE, .id = p->object, .n = p->snap,
+                                    .use = { .used = says->used - p->used, .own = says->own - own, .lost = says->lost - p->lost } });
 }
 
 static uint64_t before(struct chk_obj *o, const struct chk_snap *s)
@@ -130,6 +131,6 @@ void chk_usage(struct chk *c)
             continue;
         chk_error(c, "object %llu: it says that it holds %llu units; it is %llu", (unsigned long long)o->id, (unsigned long long)o->used_units,
                   (unsigned long long)own);
-        chk_fix(c, (struct chk_fix){ .kind = CHK_FIX_USAGE, .id = o->id });
+        chk_fix(c, (struct chk_fix){ .kind = CHK_FIX_USED, .id = o->id, .value = o->used_units - own });
     }
 }

@@ -788,6 +788,9 @@ int vobj_set_physical_block(struct vobj *o, uint32_t bytes);
 struct vmfs_lun vobj_lun(const struct vobj *o);
 struct vbookmark *vobj_bookmark_named(struct vobj *o, const char *name);
 
+/* object_name.c: "DATASTORE/PATH", or "DATASTORE, object N" of one that has no name (fiber). */
+void vobj_name(struct vmfs *v, uint64_t id, char *out, size_t size);
+
 /* ---------- record.c: make, apply, replay ---------- */
 /* Add the record to the journal and apply it [sync]. Everything it touches must be in memory. */
 int record_do(struct vobj *o, void *rec, size_t len, struct gr_err *err);
@@ -884,6 +887,8 @@ int disk_room_for(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces)
 /* Give every piece of [first, end) its own reserved unit (thick, eager) (fiber). */
 int disk_reserve(struct vobj *o, uint64_t first, uint64_t end, uint64_t epoch);
 
+/* GR_OP_UNMAP, GR_OP_WRITE_ZEROES of an admitted operation (fiber): disk_clear.c. */
+int disk_clear(struct dop *op);
 /* Make [first, end) holes, whatever is there (fiber). */
 int disk_clear_pieces(struct dop *op, uint64_t first, uint64_t end);
 

@@ -244,7 +244,8 @@ static bool half_given_back(const struct vobj *o)
     return false;
 }
 
-int usage_recount(struct vobj *o, struct gr_err *err)
+/* Whatever the numbers are. -EBUSY: something of it is being given back just now. */
+static int usage_recount(struct vobj *o, struct gr_err *err)
 {
     while (o->counting)
         gr_fqueue_wait(&o->settled);

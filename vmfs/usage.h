@@ -50,6 +50,4 @@ uint64_t usage_unique(struct vobj *o, const struct vsnap *s);
 /* A disk that is about to be opened and has no numbers is counted: that reads all of its maps, once (fiber). One that is open, or of which
  * something is being given back, stays without for now, as does one of which a map cannot be read. */
 void usage_ready(struct vobj *o);
-/* Whatever the numbers are: count again (fiber). -EBUSY: something of it is being given back just now. */
-int usage_recount(struct vobj *o, struct gr_err *err);
 #endif

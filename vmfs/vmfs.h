@@ -66,6 +66,7 @@ struct vmfs_join_opts {
     int (*kek)(void *arg, uint64_t id, uint8_t ret[32]);
     void *kek_arg;
     size_t map_cache_bytes; /* limit of cached map nodes; 0: 256 MiB */
+    size_t check_memory;    /* limit of what a check remembers of units at a time; 0: 256 MiB */
     void (*ejected)(void *arg); /* another host has taken our place: nothing works any more, vmfs_leave() or vmfs_abandon() it and join
                                    again. Any context, nothing of the volume may be called in it; argument as for warn; may be NULL */
     bool (*in_use)(void *arg, uint64_t id);   /* an object without a name: does another host have it open? Fiber; argument as for warn; may be NULL */

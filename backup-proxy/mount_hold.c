@@ -1,5 +1,6 @@
 #define FUSE_USE_VERSION 314
 #include "backup-proxy/mount_hold.h"
+#include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/fiber.h"
 #include "common/log.h"
@@ -14,6 +15,18 @@
 #define SERVE_MS 40000  /* what the daemon gets to take the mount over in: the datastore may have to be joined */
 #define AGAIN_MS 200u   /* between two attempts to find a daemon */
 
+/* What the daemon wants kept for the next one (locks of processes), by a number of its own. */
+struct kept {
+    struct kept *next;
+    uint64_t id;
+    size_t len;
+    char frame[]; /* as it came, and goes */
+};
+struct frame { /* behind a 'K' */
+    uint64_t id;
+    uint32_t len, reserved;
+};
+
 struct mount_hold {
     struct gr_loop *loop;
     struct gr_home *home;
@@ -23,6 +36,8 @@ struct mount_hold {
     bool answers, lasts, stop; /* lasts: another daemon can go on with it */
     unsigned fibers;
     struct gr_fqueue ended;
+    struct kept *kept;
+    struct gr_buf said; /* by the daemon, not taken apart yet */
     void (*ready)(void *arg);
     void (*gone)(void *arg);
     void *arg;
@@ -52,6 +67,67 @@ static bool is_over(const struct mount_hold *h)
     return poll(&p, 1, 0) == 1 && (p.revents & (POLLERR | POLLHUP));
 }
 
+/* ---- what is kept ---- */
+static void keep(struct mount_hold *h, uint64_t id, const char *frame, size_t len)
+{
+    struct kept **p = &h->kept;
+    while (*p && (*p)->id != id)
+        p = &(*p)->next;
+    if (*p) {
+        struct kept *old = *p;
+        *p = old->next;
+        free(old);
+    }
+    struct kept *k = len > 1 + sizeof(struct frame) ? gr_alloc(sizeof(*k) + len) : NULL; /* empty: nothing is left to keep */
+    if (!k)
+        return;
+    *k = (struct kept){h->kept, id, len};
+    memcpy(k->frame, frame, len);
+    h->kept = k;
+}
+
+/* Take apart what the daemon has said. */
+static void heard(struct mount_hold *h)
+{
+    size_t at = 0;
+    while (at < h->said.len) {
+        const char *p = h->said.data + at;
+        struct frame f;
+        if (*p != 'K') { /* it answers */
+            h->lasts = *p == 'r';
+            if (!h->answers)
+                h->ready(h->arg);
+            h->answers = true;
+            at++;
+            continue;
+        }
+        if (h->said.len - at < 1 + sizeof(f))
+            break;
+        memcpy(&f, p + 1, sizeof(f));
+        if (h->said.len - at - 1 - sizeof(f) < f.len)
+            break;
+        keep(h, f.id, p, 1 + sizeof(f) + f.len);
+        at += 1 + sizeof(f) + f.len;
+    }
+    if (at)
+        memmove(h->said.data, h->said.data + at, h->said.len - at);
+    h->said.len -= at;
+}
+
+static int send_all(int fd, const char *data, size_t len)
+{
+    while (len) {
+        ssize_t n = send(fd, data, len, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (n < 0 && errno == EAGAIN && gr_fiber_wait_fd(fd, POLLOUT, SERVE_MS) >= 0)
+            continue;
+        if (n < 0)
+            return -errno;
+        data += n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
 /* ---- handing over ---- */
 static void hand_over(void *arg)
 {
@@ -70,7 +146,10 @@ static void hand_over(void *arg)
     c->cmsg_type = SCM_RIGHTS;
     c->cmsg_len = CMSG_LEN(sizeof(int));
     memcpy(CMSG_DATA(c), &fuse, sizeof(int));
-    if (fd >= 0 && sendmsg(fd, &msg, MSG_NOSIGNAL) == 1) {
+    int rc = fd >= 0 && sendmsg(fd, &msg, MSG_NOSIGNAL) == 1 ? 0 : -EPIPE;
+    for (const struct kept *k = h->kept; k && rc == 0; k = k->next)
+        rc = send_all(fd, k->frame, k->len);
+    if (rc == 0 && send_all(fd, "E", 1) == 0) {
         h->daemon = fd;
     } else if (fd >= 0) {
         close(fd);
@@ -110,18 +189,16 @@ static int find_daemon(struct mount_hold *h, struct gr_err *err)
 /* Until the daemon ends, or the mount. */
 static void listen_to(struct mount_hold *h)
 {
+    h->said.len = 0;
     while (!h->stop) {
-        char said;
+        char part[4096];
         int ready = gr_fiber_wait_fd(h->daemon, POLLIN, -1);
-        ssize_t n = ready < 0 ? 0 : read(h->daemon, &said, 1);
+        ssize_t n = ready < 0 ? 0 : read(h->daemon, part, sizeof(part));
         if (n < 0 && errno == EAGAIN)
             continue;
-        if (n <= 0)
+        if (n <= 0 || gr_buf_add(&h->said, part, (size_t)n) < 0)
             break;
-        h->lasts = said == 'r';
-        if (!h->answers)
-            h->ready(h->arg);
-        h->answers = true;
+        heard(h);
     }
     close(h->daemon);
     h->daemon = -1;
@@ -191,6 +268,12 @@ void mount_hold_free(struct mount_hold *h)
         gr_fqueue_wait(&h->ended);
     if (h->se)
         fuse_session_destroy(h->se);
+    while (h->kept) {
+        struct kept *k = h->kept;
+        h->kept = k->next;
+        free(k);
+    }
+    gr_buf_done(&h->said);
     free(h->datastore);
     free(h->dir);
     free(h->socket);

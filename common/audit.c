@@ -63,7 +63,7 @@ static json_t *named(json_t *params)
         "name",     "disk",      "disks",      "devices", "device", "lun",  "file",     "path",      "from",      "to",       "snapshot",
         "bookmark", "host",      "portal",     "user",    "id",   "allow",    "deny",      "initiator", "uuid",     "size",
         "format",   "provision", "read-only",  "off",     "iops", "bandwidth", "burst-ms", "removable", "multipath", "force",
-        "shrink",   "encrypt", "key", "key-file", "wrap", "rewrite", "timing",    "one-host",   "socket",  "forwarded",
+        "shrink",   "encrypt", "key", "key-file", "wrap", "rewrite", "resume", "timing",    "one-host",   "socket",  "forwarded",
     };
     json_t *o = json_object();
     for (size_t i = 0; i < GR_ARRAY_LEN(keys); i++) {

@@ -29,11 +29,21 @@ static const struct gr_opt *find_opt(const struct gr_cmd *cmd, const char *name,
     return NULL;
 }
 
-/* Options may stand before the command is known: does any command have this one with a value? */
+/* The words so far may be the beginning of this command. */
+static bool may_be(const struct gr_cmd_ctx *c, const struct gr_cmd *cmd)
+{
+    if (cmd_is_program(cmd) || c->n_args == 0)
+        return true;
+    if (strcmp(cmd->noun ? cmd->noun : cmd->verb, c->args[0]) != 0)
+        return false;
+    return !cmd->noun || c->n_args == 1 || strcmp(cmd->verb, c->args[1]) == 0;
+}
+
+/* Options may stand before the command is known: does any that it may be have this one with a value? */
 static bool takes_value(const struct gr_cmd_ctx *c, const char *name, size_t len)
 {
     for (const struct gr_cmd *cmd = cmd_next(c->tables, NULL); cmd; cmd = cmd_next(c->tables, cmd)) {
-        const struct gr_opt *o = find_opt(cmd, name, len);
+        const struct gr_opt *o = may_be(c, cmd) ? find_opt(cmd, name, len) : NULL;
         if (o && o->arg)
             return true;
     }

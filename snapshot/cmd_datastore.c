@@ -356,6 +356,7 @@ const struct gr_cmd snap_datastore_commands[] = {
     {"datastore", "check", "NAME", 1, 1, "prove that a datastore is sound", snap_check_opts, snap_cmd_check},
     {"datastore", "scrub", "NAME", 1, 1, "read all of a datastore, so that damage is found in time", snap_scrub_opts, snap_cmd_scrub},
     {"datastore", "grow", "NAME SIZE", 2, 2, "make a datastore (its last device file) larger", NULL, cmd_grow},
+    {"datastore", "quota", "DATASTORE[/FOLDER] [SIZE|off]", 1, 2, "limit what a folder may hold, or list limits", NULL, snap_cmd_quota},
     {"datastore", "devices", "NAME", 1, 1, "list the devices of a datastore", NULL, cmd_devices},
     {"datastore", "add-device", "NAME DEVICE", 2, 2, "add a device to a datastore in use", add_opts, cmd_add_device},
     {"datastore", "remove-device", "NAME DEVICE", 2, 2, "move what lies on a device to the others, and let go of it", NULL, cmd_remove_device},

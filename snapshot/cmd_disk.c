@@ -198,19 +198,35 @@ static int cmd_delete(struct gr_cmd_ctx *c, struct gr_err *err)
     return r < 0 ? r : gr_cmd_done(c, NULL, "disk %s deleted", gr_cmd_arg(c, 0));
 }
 
+struct transfer {
+    struct gr_cmd_ctx *c;
+    const char *what;
+};
+
+static int show_progress(void *arg, json_t *part)
+{
+    struct transfer *t = arg;
+    gr_cmd_progress(t->c, t->what, (uint64_t)json_integer_value(json_object_get(part, "done")),
+                    (uint64_t)json_integer_value(json_object_get(part, "total")), true);
+    return 0;
+}
+
 static int cmd_rekey(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     struct snap_path p;
     json_t *res = NULL;
+    struct transfer t = {c, "rewriting"};
     int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_DISK, &p, err);
     if (r == 0)
         r = snap_cmd_call(c, "disk.rekey",
-                          json_pack("{s:s,s:b,s:b,s:s*}", "disk", gr_cmd_arg(c, 0), "wrap", gr_cmd_flag(c, "wrap"), "rewrite",
-                                    gr_cmd_flag(c, "rewrite"), "key", gr_cmd_opt(c, "key")),
-                          NULL, NULL, &res, err);
+                          json_pack("{s:s,s:b,s:b,s:b,s:s*}", "disk", gr_cmd_arg(c, 0), "wrap", gr_cmd_flag(c, "wrap"), "rewrite",
+                                    gr_cmd_flag(c, "rewrite"), "resume", gr_cmd_flag(c, "resume"), "key", gr_cmd_opt(c, "key")),
+                          show_progress, &t, &res, err);
     const char *key = json_string_value(json_object_get(res, "key"));
     if (r == 0)
-        r = gr_cmd_done(c, res, gr_cmd_flag(c, "wrap") ? "disk %s: its data keys are wrapped with key %s now" : "disk %s has a new data key, wrapped with key %s",
+        r = gr_cmd_done(c, res, gr_cmd_flag(c, "wrap")     ? "disk %s: its data keys are wrapped with key %s now"
+                                    : gr_cmd_flag(c, "resume") ? "disk %s: all of it is written with its newest data key, wrapped with key %s"
+                                                               : "disk %s has a new data key, wrapped with key %s",
                         gr_cmd_arg(c, 0), key ? key : "");
     json_decref(res);
     return r;
@@ -238,19 +254,6 @@ static int cmd_move(struct gr_cmd_ctx *c, struct gr_err *err)
         r = gr_cmd_done(c, res, "disk %s belongs to host '%s' now", gr_cmd_arg(c, 0), json_string_value(json_object_get(res, "host")));
     json_decref(res);
     return r;
-}
-
-struct transfer {
-    struct gr_cmd_ctx *c;
-    const char *what;
-};
-
-static int show_progress(void *arg, json_t *part)
-{
-    struct transfer *t = arg;
-    gr_cmd_progress(t->c, t->what, (uint64_t)json_integer_value(json_object_get(part, "done")),
-                    (uint64_t)json_integer_value(json_object_get(part, "total")), true);
-    return 0;
 }
 
 static int cmd_import(struct gr_cmd_ctx *c, struct gr_err *err)
@@ -322,6 +325,7 @@ static const struct gr_opt list_opts[] = {{"snapshots", NULL, "the snapshots of 
 static const struct gr_opt rekey_opts[] = {
     {"wrap", NULL, "keep the data key, and wrap it with the present (or --key) key-encryption key"},
     {"rewrite", NULL, "also write anew what older data keys were used on"},
+    {"resume", NULL, "no new data key: go on with a --rewrite that was broken off"},
     {"key", "NUMBER", "key-encryption key: one that granary key list shows (default: the one of new disks)"},
     {NULL},
 };

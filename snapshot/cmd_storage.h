@@ -12,6 +12,7 @@ char *snap_cmd_disk(const struct snap_path *p);
 int snap_cmd_absolute(const char *path, char **ret, struct gr_err *err);
 /* --size of the command line. */
 int snap_cmd_size(struct gr_cmd_ctx *c, const char *text, uint64_t *ret, struct gr_err *err);
+int snap_cmd_quota(struct gr_cmd_ctx *c, struct gr_err *err); /* cmd_quota.c */
 /* cmd_check.c */
 int snap_cmd_check(struct gr_cmd_ctx *c, struct gr_err *err);
 int snap_cmd_scrub(struct gr_cmd_ctx *c, struct gr_err *err);

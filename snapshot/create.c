@@ -63,12 +63,32 @@ static int add_record(struct vobj *o, const char *name, const uint8_t group[16],
 }
 
 /* Thick and eager disks are promised room to overwrite all they have, or the snapshot is refused. */
+static uint64_t missing_units(const struct vobj *o)
+{
+    return vobj_overwrite_units(o) - GR_MIN(vobj_overwrite_units(o), o->reserved_units);
+}
+
+/* What the disk will be promised counts for the quotas of its folders; asked for before the instant. */
+static int promise_room(struct vmfs_disk *d, struct gr_err *err)
+{
+    uint64_t more = missing_units(d->o);
+    int r = more ? quota_room(d->o, (int64_t)more, d->o->epoch) : 0;
+    if (r == -GR_ENOSPACE)
+        gr_fail(err, r, "'%s': a snapshot of a thick disk needs %llu bytes to overwrite, and the quota of a folder above it has not so many left",
+                d->bdev.name, (unsigned long long)more * VMFS_UNIT);
+    return r;
+}
+
 static int promise(struct vmfs_disk *const *disks, unsigned n, struct gr_err *err)
 {
     struct vmfs *v = disks[0]->o->v;
     uint64_t more = 0, free_units = space_free_units(v), keep = space_meta_reserve(v) + v->reserved_units;
     for (unsigned i = 0; i < n; i++)
-        more += vobj_overwrite_units(disks[i]->o) - GR_MIN(vobj_overwrite_units(disks[i]->o), disks[i]->o->reserved_units);
+        more += missing_units(disks[i]->o);
+    for (unsigned i = 0; i < n; i++)
+        if (!quota_fits(disks[i]->o, (int64_t)missing_units(disks[i]->o)))
+            return gr_fail(err, -GR_ENOSPACE, "'%s': a snapshot of a thick disk needs room to overwrite, and the quota of a folder above it has "
+                           "none left", disks[i]->bdev.name);
     if (more && free_units < keep + more)
         return gr_fail(err, -GR_ENOSPACE,
                        "datastore '%s': a snapshot of thick disks needs %llu bytes to overwrite, %llu bytes are missing", v->sb.name,
@@ -120,6 +140,9 @@ int snap_create(struct vmfs_disk *const *disks, unsigned n, const char *name, st
     struct vmfs *v = disks[0]->o->v;
     const struct gr_world *w = gr_loop_world(v->loop);
     w->random(w->arg, group, sizeof group);
+    for (unsigned i = 0; i < n; i++)
+        if ((r = promise_room(disks[i], err)) < 0)
+            return r;
     journal_room(v);
     for (unsigned i = 0; i < n; i++)
         if (disks[i]->o && disks[i]->o->frozen) { /* being cut, reverted or held: then after that */
@@ -134,6 +157,8 @@ int snap_hold(struct vmfs_disk *const *disks, unsigned n, const char *name, stru
 {
     int r = may_take(disks, n, name, err);
     unsigned held = 0;
+    for (unsigned i = 0; r == 0 && i < n; i++)
+        r = promise_room(disks[i], err);
     for (; r == 0 && held < n; held++) {
         disk_freeze(disks[held]->o);
         r = usable(disks[held], err);

@@ -42,7 +42,7 @@ struct mnt_obj { /* an object that mounts have open, or that was until a moment 
     struct gr_chan *ch;
     struct snap_handle *handle; /* disks: in place of a lease */
     bool writing;               /* disks: handle->mounted counts us */
-    bool lost;    /* has no name: ends with the last who has it open */
+    bool lost;    /* has no name: ends when nobody has it open */
     bool changing; /* the lease is being taken or given up */
     bool yielding; /* … given up, and the kernel is about to forget pages: writes of mapped pages are let through, and reads after a while */
     unsigned cached_reads; /* reads since the kernel was last told to forget pages: it may have some */
@@ -54,6 +54,7 @@ struct mnt_obj { /* an object that mounts have open, or that was until a moment 
     struct gr_fqueue lock_wake;
     bool alone; /* no other host had a lock of it since the lease is ours, so none has */
     uint64_t idle_since_ns;
+    uint64_t given_ns; /* then it was given up because another host asked: that is first. 0: not */
 };
 struct mnt_vol {
     struct snap_ds *ds;
@@ -69,9 +70,10 @@ void mnt_obj_put(struct mnt_obj *o);
 enum mnt_use { MNT_PLAIN, MNT_READ, MNT_WRITEBACK /* of a mapped page */ };
 int mnt_hold(struct mnt_obj *o, enum mnt_use use, struct gr_err *err);
 void mnt_drop(struct mnt_obj *o);
-/* Give the lease up, if nobody needs it just now and pages can be forgotten. 0: another host can have it. -EAGAIN, ask again. */
+/* Give the lease up, when operations have ended and pages are forgotten. 0: another host can have it, and operations here wait a moment for that.
+ * -EAGAIN, ask again. */
 int mnt_give_up(struct mnt_obj *o, struct gr_err *err);
-/* One more, one less descriptor; the last of a file without a name ends it. */
+/* One more, one less descriptor. A file without a name that nobody has open ends after MNT_IDLE_MS. */
 void mnt_opened(struct mnt_obj *o);
 void mnt_closed(struct mnt_obj *o);
 int mnt_posix_flush(struct mnt_obj *o, struct gr_err *err); /* lease held */
@@ -118,7 +120,7 @@ struct mnt_mount {
     struct mnt_path *paths[MNT_OBJ_HASH];
     void *bufs[MNT_BUFS]; /* free ones, of MNT_BUF bytes, for data of requests */
     unsigned n_bufs;
-    uint64_t flags2; /* the kernel's */
+    struct gr_fmutex telling; /* one word to the holder at a time */
     struct gr_fqueue wake;
 };
 struct mnt_req {
@@ -129,7 +131,9 @@ struct mnt_req {
     void *body; /* behind the header; of a write: its parameters only */
     size_t len;
     void *data; /* of a write, aligned */
-    bool interrupted, answered, again; /* again: a former process of the service may have done it already */
+    bool interrupted, begun; /* begun: the datastore is joined for it */
+    bool again;  /* it may have been done already, and not been answered */
+    bool repeat; /* this host lost its place in the datastore meanwhile: once more when it is back */
     struct gr_fqueue *waits; /* woken when interrupted */
 };
 void *mnt_buf_get(struct mnt_mount *m); /* aligned to 4096; NULL: out of memory */
@@ -139,9 +143,9 @@ uint64_t mnt_node(const struct mnt_mount *m, uint64_t id);
 void mnt_reply(struct mnt_req *r, const void *data, size_t len);
 void mnt_reply2(struct mnt_req *r, const void *data, size_t len, const void *more, size_t more_len);
 void mnt_fail(struct mnt_req *r, int code); /* negative code; 0: an empty answer */
-/* Join the datastore if need be, for the time of one request. */
-int mnt_begin(struct mnt_mount *m, struct gr_err *err);
-void mnt_end(struct mnt_mount *m);
+/* Join the datastore if need be, for the time of one request; who waits for other processes ends it meanwhile. */
+int mnt_begin(struct mnt_req *r, struct gr_err *err);
+void mnt_end(struct mnt_req *r);
 /* A connection of /dev/fuse, from which the first request is yet to come unless @again. Takes @fd and @holder, also on failure. */
 struct mnt_mount_opts {
     const char *name; /* DATASTORE[/FOLDER] */
@@ -149,13 +153,18 @@ struct mnt_mount_opts {
     uint32_t uid, gid;
     int fd, holder;
     bool again;
+    const void *kept; /* locks: frames of mnt_keep.c */
+    size_t kept_len;
 };
 int mnt_op_serve(struct snap_op *op);
 int mnt_mount_start(struct snap_svc *s, const struct mnt_mount_opts *o, struct gr_err *err);
+void mnt_readable(void *arg, int events); /* of gr_watch: take requests from the kernel */
+int mnt_join(struct mnt_mount *m, struct gr_err *err); /* for one request; snap_ds_put() ends it (fiber) */
+void mnt_end_soon(struct mnt_mount *m); /* the kernel has ended it, or its holder has [any context] */
 /* Tell the kernel to forget the pages of @id, in all mounts of @ds; what was changed in them comes back as writes meanwhile (fiber). */
 int mnt_forget_pages(struct snap_ds *ds, uint64_t id);
 
-/* ---- operations by opcode: mnt_names.c, mnt_file.c, mnt_lock.c. A request with fewer bytes than @min is refused. ---- */
+/* ---- operations by opcode: mnt_names.c, mnt_dir.c, mnt_attr.c, mnt_file.c, mnt_data.c, mnt_lock.c. A request with fewer bytes than @min is refused. ---- */
 struct mnt_op {
     void (*serve)(struct mnt_req *r);
     size_t min;
@@ -190,6 +199,16 @@ void mnt_op_setlkw(struct mnt_req *r);
 /* What a node looks like to the kernel; of one that another host has, as that host says (fiber). */
 int mnt_attr(struct mnt_mount *m, const struct vmfs_node *n, struct fuse_attr *ret, struct gr_err *err);
 int mnt_attr_of(struct mnt_mount *m, uint64_t id, struct fuse_attr *ret, struct gr_err *err);
+/* An entry of a directory. */
+int mnt_entry(struct mnt_mount *m, const struct vmfs_node *n, struct fuse_entry_out *ret, struct gr_err *err);
+bool mnt_is_own(uint64_t dir, const char *name); /* Granary's own: not shown */
+/* The object of a request about descriptor @fh, with a reference; also of one that a former process gave out. */
+int mnt_obj_of(struct mnt_req *r, uint64_t fh, struct mnt_obj **ret);
+/* Open the disk @o, or for writing, too. -EBUSY when it is used elsewhere, and the log says by whom. */
+int mnt_disk_open(struct mnt_mount *m, struct mnt_obj *o, bool write, struct gr_err *err);
+/* The lease is held: it will have an owner; its content has changed. */
+void mnt_own_posix(struct mnt_mount *m, struct mnt_obj *o);
+void mnt_changed(struct mnt_mount *m, struct mnt_obj *o);
 /* A descriptor with open(2)'s @flags: 0 and its number. */
 int mnt_open(struct mnt_mount *m, uint64_t id, uint32_t flags, uint64_t *ret_fh, struct gr_err *err);
 void mnt_close(struct mnt_mount *m, uint64_t fh);
@@ -201,9 +220,13 @@ void mnt_opens_free(struct mnt_mount *m); /* all descriptors are closed (fiber) 
 void mnt_dirs_free(struct mnt_mount *m);
 
 /* ---- locks (mnt_lock.c) ---- */
-/* Locks of @owner end: those of files (flock) or of ranges. */
-void mnt_locks_drop(struct mnt_obj *o, const struct mnt_mount *m, uint64_t owner, bool flock);
+/* Locks of @owner end: those of files (flock) or of ranges (fiber). */
+void mnt_locks_drop(struct mnt_obj *o, struct mnt_mount *m, uint64_t owner, bool flock);
 void mnt_locks_free(struct mnt_obj *o, const struct mnt_mount *m); /* of a mount; NULL: all */
+/* Who holds @m keeps its locks of @o, as they are now, for the next daemon (mnt_keep.c, fiber); and they come back from it. */
+int mnt_locks_keep(const struct mnt_obj *o, struct mnt_mount *m);
+int mnt_locks_restore(struct mnt_mount *m, const void *frames, size_t len);
+bool mnt_kept_whole(const void *frames, size_t len); /* no frame is cut short [any context] */
 /* A lock here that conflicts with @want; NULL. */
 const struct mnt_lock *mnt_lock_conflict(const struct mnt_obj *o, const struct mnt_lock *want);
 

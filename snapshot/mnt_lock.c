@@ -62,32 +62,38 @@ static int cut(struct mnt_obj *o, const struct mnt_lock *range)
     return 0;
 }
 
-void mnt_locks_drop(struct mnt_obj *o, const struct mnt_mount *m, uint64_t owner, bool flock)
+/* Those that @is_theirs says end; how many. */
+static unsigned remove_locks(struct mnt_obj *o, bool (*is_theirs)(const struct mnt_lock *l, const struct mnt_lock *whose), const struct mnt_lock *whose)
 {
+    unsigned n = 0;
     for (struct mnt_lock **p = &o->locks; *p;) {
         struct mnt_lock *l = *p;
-        if (l->mount == m && l->owner == owner && l->flock == flock) {
+        if (is_theirs(l, whose)) {
             *p = l->next;
             free(l);
+            n++;
         } else {
             p = &l->next;
         }
     }
     gr_fqueue_wake_all(&o->lock_wake);
+    return n;
+}
+
+static bool same_mount(const struct mnt_lock *l, const struct mnt_lock *whose)
+{
+    return l->mount == whose->mount;
+}
+
+void mnt_locks_drop(struct mnt_obj *o, struct mnt_mount *m, uint64_t owner, bool flock)
+{
+    if (remove_locks(o, same_owner, &(struct mnt_lock){.mount = m, .owner = owner, .flock = flock}))
+        (void)mnt_locks_keep(o, m); /* at worst the next daemon brings back what nobody has: it ends with the descriptor */
 }
 
 void mnt_locks_free(struct mnt_obj *o, const struct mnt_mount *m)
 {
-    for (struct mnt_lock **p = &o->locks; *p;) {
-        struct mnt_lock *l = *p;
-        if (!m || l->mount == m) {
-            *p = l->next;
-            free(l);
-        } else {
-            p = &l->next;
-        }
-    }
-    gr_fqueue_wake_all(&o->lock_wake);
+    remove_locks(o, same_mount, &(struct mnt_lock){.mount = m});
 }
 
 /* A conflict, here or elsewhere: 1 and *ret. */
@@ -107,7 +113,7 @@ static int conflict(struct mnt_obj *o, const struct mnt_lock *want, struct mnt_l
     return r;
 }
 
-static int try(struct mnt_obj *o, const struct mnt_lock *want, struct mnt_lock *ret_conflict)
+static int try(struct mnt_mount *m, struct mnt_obj *o, const struct mnt_lock *want, struct mnt_lock *ret_conflict)
 {
     int r = o->disk ? 0 : conflict(o, want, ret_conflict); /* before the lease is asked for: it is needed elsewhere, perhaps */
     if (r != 0)
@@ -129,6 +135,8 @@ static int try(struct mnt_obj *o, const struct mnt_lock *want, struct mnt_lock *
         free(l);
     }
     mnt_drop(o);
+    if (r == 0 && (r = mnt_locks_keep(o, m)) < 0) /* it would be lost with this process */
+        (void)cut(o, want);
     return r == 1 ? -EAGAIN : r;
 }
 
@@ -173,6 +181,12 @@ void mnt_op_getlk(struct mnt_req *r)
         mnt_reply(r, &out, sizeof(out));
 }
 
+static int unlock(struct mnt_mount *m, struct mnt_obj *o, const struct mnt_lock *range)
+{
+    int r = o->locks ? cut(o, range) : 0;
+    return r < 0 ? r : mnt_locks_keep(o, m);
+}
+
 static void set_lock(struct mnt_req *r, bool wait)
 {
     const struct fuse_lk_in *in = r->body;
@@ -180,12 +194,15 @@ static void set_lock(struct mnt_req *r, bool wait)
     int rc;
     struct mnt_obj *o = locked_obj(r, &rc);
     if (o && in->lk.type == F_UNLCK)
-        rc = cut(o, &want);
+        rc = unlock(r->m, o, &want);
     else if (o)
-        while ((rc = try(o, &want, &c)) == -EAGAIN && wait && !r->interrupted && !r->m->ending) {
+        while ((rc = try(r->m, o, &want, &c)) == -EAGAIN && wait && !r->interrupted && !r->m->ending) {
+            mnt_end(r); /* others may want to leave the datastore */
             r->waits = &o->lock_wake;
             (void)gr_fqueue_wait_ms(&o->lock_wake, ASK_AGAIN_MS);
             r->waits = NULL;
+            if (r->m->ending || (rc = mnt_begin(r, NULL)) < 0)
+                break;
         }
     if (o)
         mnt_obj_put(o);

@@ -6,6 +6,7 @@
 
 #define PAGES_MS 100u   /* a read that keeps the kernel from forgetting pages waits so long */
 #define ROUNDS 20u      /* how often pages are forgotten anew because some were read meanwhile */
+#define TURN_MS 30u     /* who gave a lease up lets the other host have it so long */
 #define STEP_MS 5u      /* between two attempts to get the lease, doubling up to */
 #define STEP_MAX_MS 100u
 
@@ -51,7 +52,7 @@ struct mnt_obj *mnt_obj_get(struct snap_ds *ds, uint64_t id, enum vmfs_type type
 
 static void remove_if_idle(struct mnt_obj *o)
 {
-    if (o->users || o->disk || o->handle || o->locks)
+    if (o->users || o->disk || o->handle || o->locks || o->lost)
         return;
     struct mnt_obj **p = bucket(o->vol, o->id);
     while (*p != o)
@@ -122,23 +123,51 @@ int mnt_give_up(struct mnt_obj *o, struct gr_err *err)
         r = -EAGAIN;
     if (r == 0)
         r = mnt_posix_flush(o, err);
+    if (r == 0 && (r = gr_flush(o->ch)) < 0) /* who syncs it later may do so on another host */
+        gr_fail(err, r, "what was written is not durable: %s", gr_code_text(r));
     if (r == 0) {
         let_go_disk(o);
         r = vmfs_release_id(v, o->id, "a file", err);
     }
+    o->given_ns = r == 0 ? gr_loop_now_ns(o->vol->ds->svc->o.loop) : 0;
     changed(o);
     o->users--;
     return r;
 }
 
-/* Give idle files back, one after the other. */
+/* Nobody here has it open any more, and it has no name: it ends here, or another host has it open, and ends it. */
+static int end_lost(struct mnt_obj *o, struct gr_err *err)
+{
+    struct snap_ds *ds = o->vol->ds;
+    int r = mnt_peer_leave_to(ds, o->id, err);
+    if (r > 0)
+        r = mnt_give_up(o, err);
+    else if (r == 0 && (r = mnt_hold(o, MNT_PLAIN, err)) == 0) {
+        bool open = o->opens > 0; /* meanwhile */
+        o->changing = !open;
+        mnt_drop(o);
+        if (open)
+            return 0;
+        while (o->busy)
+            gr_fqueue_wait(&o->wake);
+        let_go_disk(o);
+        r = vmfs_file_end(ds->v, o->id, err);
+        changed(o);
+    }
+    r = r == -ESTALE ? 0 : r; /* another host was quicker */
+    o->lost &= r < 0;
+    return r;
+}
+
+/* Give idle files back, one after the other; and what has no name any more ends. It is kept for a moment because another host, or this one, may have
+ * looked its name up and be about to open it. */
 static struct mnt_obj *idle_one(struct mnt_vol *vol, bool *ret_more)
 {
     uint64_t now = gr_loop_now_ns(vol->ds->svc->o.loop);
     *ret_more = false;
     for (unsigned h = 0; h < MNT_OBJ_HASH; h++)
         for (struct mnt_obj *o = vol->objs[h]; o; o = o->next) {
-            if (o->users || !o->disk)
+            if (o->users || o->handle || (!o->disk && !o->lost))
                 continue;
             *ret_more = true;
             if (now - o->idle_since_ns >= MNT_IDLE_MS * 1000000ull)
@@ -162,7 +191,10 @@ static void tidy(void *arg)
         while (!ds->leaving && (o = idle_one(vol, &more))) {
             struct gr_err err = {0};
             uint64_t id = o->id;
-            if (mnt_give_up(o, &err) < 0) {
+            o->users++;
+            int r = o->lost ? end_lost(o, &err) : mnt_give_up(o, &err);
+            o->users--;
+            if (r < 0) {
                 snap_warn(s, "datastore '%s': file %llu is not given back, and will be tried again: %s", ds->name, (unsigned long long)id, err.text);
                 o->idle_since_ns = gr_loop_now_ns(s->o.loop);
             } else if ((o = mnt_obj_find(ds, id))) {
@@ -192,7 +224,7 @@ void mnt_obj_put(struct mnt_obj *o)
     if (--o->users)
         return;
     o->idle_since_ns = gr_loop_now_ns(o->vol->ds->svc->o.loop);
-    if (o->disk && !o->handle)
+    if ((o->disk && !o->handle) || o->lost)
         tidy_soon(o->vol);
     else
         remove_if_idle(o);
@@ -223,9 +255,21 @@ static int take(struct mnt_obj *o, int *ret_slot, struct gr_err *err)
     return 0;
 }
 
+/* Who asked for it has it before we do again: its answer takes longer than our own way to the lock. */
+static void wait_turn(struct mnt_obj *o)
+{
+    struct snap_ds *ds = o->vol->ds;
+    uint64_t until = o->given_ns + TURN_MS * 1000000ull;
+    struct vmfs_node n;
+    while (o->given_ns && gr_loop_now_ns(ds->svc->o.loop) < until && vmfs_look(ds->v, o->id, "", &n, NULL) == 0 && n.owner_slot < 0)
+        gr_fiber_sleep_ms(2);
+    o->given_ns = 0;
+}
+
 static int take_patiently(struct mnt_obj *o, struct gr_err *err)
 {
     struct snap_ds *ds = o->vol->ds;
+    wait_turn(o);
     uint64_t deadline = gr_loop_now_ns(ds->svc->o.loop) + MNT_PATIENCE_MS * 1000000ull;
     for (unsigned step = STEP_MS;; step = GR_MIN(step * 2, STEP_MAX_MS)) {
         int slot = -1;
@@ -262,7 +306,7 @@ int mnt_hold(struct mnt_obj *o, enum mnt_use use, struct gr_err *err)
         int r = take_patiently(o, err);
         changed(o);
         if (r < 0)
-            return r;
+            return r == -ENOENT ? -ESTALE : r;
     }
     o->busy++;
     o->cached_reads += use == MNT_READ;
@@ -282,34 +326,12 @@ void mnt_opened(struct mnt_obj *o)
     o->users++;
 }
 
-/* Nobody here has it open any more, and it has no name: it ends here, or another host has it open, and ends it. */
-static int end_lost(struct mnt_obj *o, struct gr_err *err)
-{
-    struct snap_ds *ds = o->vol->ds;
-    int r = mnt_peer_leave_to(ds, o->id, err);
-    if (r != 0)
-        return r < 0 ? r : mnt_give_up(o, err);
-    r = mnt_hold(o, MNT_PLAIN, err);
-    if (r < 0)
-        return r == -ENOENT ? 0 : r;
-    o->changing = true;
-    mnt_drop(o);
-    while (o->busy)
-        gr_fqueue_wait(&o->wake);
-    let_go_disk(o);
-    r = vmfs_file_end(ds->v, o->id, err);
-    changed(o);
-    return r;
-}
-
 void mnt_closed(struct mnt_obj *o)
 {
     struct gr_err err = {0};
     int r = 0;
     if (--o->opens == 0 && o->handle) {
         let_go_disk(o);
-    } else if (o->opens == 0 && o->lost) {
-        r = end_lost(o, &err);
     } else if (o->opens == 0 && o->disk && !o->changing) {
         o->busy++;
         r = mnt_posix_flush(o, &err);
@@ -330,6 +352,7 @@ void mnt_vol_close(struct snap_ds *ds)
                 (void)mnt_posix_flush(o, NULL); /* fenced: it is not ours any more */
             if (o->disk)
                 let_go_disk(o);
+            o->lost &= o->users > 0; /* the next join gives it back */
             remove_if_idle(o);
         }
 }

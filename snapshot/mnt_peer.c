@@ -191,6 +191,9 @@ static int op_yield(struct snap_op *op)
         r = mnt_give_up(o, op->err);
     if (r == 0)
         r = vmfs_release_id(ds->v, id, "a file", op->err); /* held by something else than a mount */
+    o = mnt_obj_find(ds, id);
+    if (r == -EBUSY && o && !o->handle)
+        r = -EAGAIN; /* an operation that waited here was quicker than who asks */
     snap_ds_put(ds);
     return r == -EAGAIN ? gr_fail(op->err, r, "object %llu changes hands already", (unsigned long long)id) : r;
 }

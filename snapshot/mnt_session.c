@@ -10,7 +10,6 @@
 #define INIT_DIRECT_IO_ALLOW_MMAP (1ull << 36)
 #define INIT_HAS_RESEND (1ull << 39)
 #define UNIQUE_RESEND (1ull << 63) /* the kernel gives the request out a second time */
-#define NOTIFY_RESEND 7
 
 #define HEAD (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in)) /* so that data of a write falls on the aligned buffer */
 #define TURN_MAX 32u /* requests taken from the kernel in one turn */
@@ -83,7 +82,6 @@ static int put(struct mnt_mount *m, int32_t error, uint64_t unique, const void *
 
 void mnt_reply2(struct mnt_req *r, const void *data, size_t len, const void *more, size_t more_len)
 {
-    r->answered = true;
     (void)put(r->m, 0, r->h.unique, data, len, more, more_len);
 }
 
@@ -94,12 +92,15 @@ void mnt_reply(struct mnt_req *r, const void *data, size_t len)
 
 void mnt_fail(struct mnt_req *r, int code)
 {
-    r->answered = true;
+    if (code == -GR_EFENCED && !r->m->ending && !r->repeat && !r->again) {
+        r->repeat = true; /* what was answered here before is with the hosts that are left */
+        return;
+    }
     (void)put(r->m, code < 0 ? -gr_code_errno(code) : 0, r->h.unique, NULL, 0, NULL, 0);
 }
 
 /* ---- a request ---- */
-int mnt_begin(struct mnt_mount *m, struct gr_err *err)
+int mnt_join(struct mnt_mount *m, struct gr_err *err)
 {
     struct snap_ds *ds = NULL;
     uint64_t deadline = gr_loop_now_ns(m->s->o.loop) + MNT_PATIENCE_MS * 1000000ull;
@@ -115,9 +116,18 @@ int mnt_begin(struct mnt_mount *m, struct gr_err *err)
     }
 }
 
-void mnt_end(struct mnt_mount *m)
+int mnt_begin(struct mnt_req *r, struct gr_err *err)
 {
-    snap_ds_put(m->ds);
+    int rc = mnt_join(r->m, err);
+    r->begun = rc == 0;
+    return rc;
+}
+
+void mnt_end(struct mnt_req *r)
+{
+    if (r->begun)
+        snap_ds_put(r->m->ds);
+    r->begun = false;
 }
 
 static void req_free(struct mnt_req *r)
@@ -137,14 +147,20 @@ static void req_free(struct mnt_req *r)
 static void run(void *arg)
 {
     struct mnt_req *r = arg;
-    struct gr_err err = {0};
-    int rc = mnt_begin(r->m, &err);
-    if (rc < 0) {
-        gr_log_limited(GR_LOG_WARN, "mount on '%s': %s", r->m->dir, gr_err_text(&err, rc));
-        mnt_fail(r, rc);
-    } else {
-        r->serve(r);
-        mnt_end(r->m);
+    for (bool more = true; more;) {
+        struct gr_err err = {0};
+        int rc = mnt_begin(r, &err);
+        if (rc == 0) {
+            r->serve(r);
+        } else {
+            gr_log_limited(GR_LOG_WARN, "mount on '%s': %s", r->m->dir, gr_err_text(&err, rc));
+            r->repeat = true;
+            mnt_fail(r, rc);
+            r->repeat = false;
+        }
+        mnt_end(r);
+        more = r->repeat && !r->again;
+        r->again |= more;
     }
     req_free(r);
 }
@@ -199,7 +215,6 @@ static void on_init(struct mnt_mount *m, const struct fuse_in_header *h, const s
     }
     out.flags = (uint32_t)ours;
     out.flags2 = (uint32_t)(ours >> 32);
-    m->flags2 = theirs;
     (void)put(m, 0, h->unique, &out, sizeof(out), NULL, 0);
     uint8_t can = theirs & INIT_HAS_RESEND ? 'r' : 'm';
     if (write(m->holder, &can, 1) < 0) /* the mount answers; may another process go on with it? */
@@ -251,9 +266,7 @@ static bool take_message(struct mnt_mount *m, const uint8_t *head, size_t n, uin
     return false;
 }
 
-static void end_soon(struct mnt_mount *m);
-
-static void on_readable(void *arg, int events)
+void mnt_readable(void *arg, int events)
 {
     struct mnt_mount *m = arg;
     uint8_t head[HEAD];
@@ -269,209 +282,8 @@ static void on_readable(void *arg, int events)
             return;
         if (n == 0 || (n < 0 && code != EINTR && code != ENOENT)) { /* unmounted, or aborted; ENOENT: the request was taken back */
             m->over = true;
-            end_soon(m);
+            mnt_end_soon(m);
             return;
         }
-    }
-}
-
-/* ---- pages ---- */
-struct notice {
-    struct {
-        struct fuse_out_header h;
-        struct fuse_notify_inval_inode_out out;
-    } message;
-    int fd;
-};
-
-static int notify(void *arg)
-{
-    struct notice *n = arg;
-    ssize_t w = write(n->fd, &n->message, sizeof(n->message));
-    return w < 0 ? -errno : 0;
-}
-
-int mnt_forget_pages(struct snap_ds *ds, uint64_t id)
-{
-    int r = 0;
-    for (struct mnt_mount *m = ds->svc->mounts; m && r == 0; m = m->next) {
-        if (m->ds != ds || m->over)
-            continue;
-        struct notice n = {.fd = m->fd, .message = {.h = {.len = sizeof(n.message), .error = FUSE_NOTIFY_INVAL_INODE}, .out.ino = mnt_node(m, id)}};
-        m->under_way++; /* it stays */
-        r = gr_fiber_work(notify, &n);
-        if (--m->under_way == 0)
-            gr_fqueue_wake_all(&m->wake);
-        r = r == -ENOENT || r == -ENODEV ? 0 : r; /* it knows no such node */
-    }
-    return r;
-}
-
-/* ---- beginning and end ---- */
-static void mount_free(struct mnt_mount *m)
-{
-    mnt_paths_free(m);
-    mnt_dirs_free(m);
-    while (m->n_bufs)
-        free(m->bufs[--m->n_bufs]);
-    free(m->dir);
-    free(m->prefix);
-    if (m->fd >= 0)
-        close(m->fd);
-    if (m->holder >= 0)
-        close(m->holder);
-    free(m);
-}
-
-static void unwatch(struct mnt_mount *m)
-{
-    if (!m->watching)
-        return;
-    gr_watch_del(m->s->o.loop, &m->watch);
-    gr_watch_del(m->s->o.loop, &m->holder_watch);
-    m->watching = false;
-}
-
-/* What is under way ends; then all that processes had open is closed. */
-static void end_mount(struct mnt_mount *m)
-{
-    struct gr_err err = {0};
-    unwatch(m);
-    m->ending = true;
-    for (struct mnt_req *r = m->reqs; r; r = r->next) {
-        r->interrupted = true;
-        if (r->waits)
-            gr_fqueue_wake_all(r->waits);
-    }
-    while (m->under_way)
-        gr_fqueue_wait(&m->wake);
-    if (mnt_begin(m, &err) == 0) {
-        mnt_opens_free(m);
-        mnt_end(m);
-    } else {
-        mnt_opens_free(m);
-    }
-    struct mnt_mount **p = &m->s->mounts;
-    while (*p != m)
-        p = &(*p)->next;
-    *p = m->next;
-    mount_free(m);
-}
-
-static void end_fiber(void *arg)
-{
-    struct mnt_mount *m = arg;
-    struct snap_svc *s = m->s;
-    gr_log(GR_LOG_NOTE, "datastore '%s': the mount on '%s' has ended", m->ds_name, m->dir);
-    end_mount(m);
-    s->parts--;
-    gr_fqueue_wake_all(&s->wake);
-}
-
-static void end_soon(struct mnt_mount *m)
-{
-    unwatch(m);
-    if (m->ending)
-        return;
-    m->ending = true;
-    m->s->parts++;
-    if (gr_fiber_start(m->s->o.loop, end_fiber, m) < 0) {
-        m->ending = false; /* it stays until the service ends */
-        m->s->parts--;
-    }
-}
-
-static void on_holder(void *arg, int events)
-{
-    struct mnt_mount *m = arg;
-    char c;
-    if (read(m->holder, &c, 1) != 1 && errno != EAGAIN)
-        end_soon(m);
-}
-
-static int watch(struct mnt_mount *m, struct gr_err *err)
-{
-    int fl = fcntl(m->fd, F_GETFL), r = fl < 0 || fcntl(m->fd, F_SETFL, fl | O_NONBLOCK) < 0 ? -errno : 0;
-    m->watch = (struct gr_watch){.fn = on_readable, .arg = m, .fd = m->fd, .events = POLLIN};
-    m->holder_watch = (struct gr_watch){.fn = on_holder, .arg = m, .fd = m->holder, .events = POLLIN};
-    if (r == 0)
-        r = gr_watch_add(m->s->o.loop, &m->watch);
-    if (r == 0 && (r = gr_watch_add(m->s->o.loop, &m->holder_watch)) < 0)
-        gr_watch_del(m->s->o.loop, &m->watch);
-    m->watching = r == 0;
-    return r < 0 ? gr_fail(err, r, "'%s': /dev/fuse cannot be watched: %s", m->dir, gr_code_text(r)) : 0;
-}
-
-static int find_root(struct mnt_mount *m, struct gr_err *err)
-{
-    struct vmfs_stat st;
-    int r = mnt_begin(m, err);
-    if (r < 0)
-        return r;
-    m->ds = snap_ds_find(m->s, m->ds_name);
-    if (!vmfs_files_kept(m->ds->v))
-        r = gr_fail(err, -GR_EVERSION, "datastore '%s' was made by an older Granary, and keeps no owners and modes: mount it with --read-only", m->ds_name);
-    if (r == 0)
-        r = vmfs_stat(m->ds->v, m->prefix, &st, err);
-    if (r == 0 && st.type != VMFS_DIR)
-        r = gr_fail(err, -ENOTDIR, "'%s/%s' is not a folder", m->ds_name, m->prefix);
-    if (r == 0)
-        m->root = st.id;
-    mnt_end(m);
-    return r;
-}
-
-int mnt_mount_start(struct snap_svc *s, const struct mnt_mount_opts *o, struct gr_err *err)
-{
-    struct mnt_mount *m = gr_zalloc(sizeof(*m));
-    struct snap_path p;
-    int r = m ? snap_path_parse(o->name, SNAP_PATH_DIR, &p, err) : -ENOMEM;
-    if (!m || r < 0) {
-        free(m);
-        close(o->fd);
-        close(o->holder);
-        return m ? r : gr_fail(err, r, "out of memory");
-    }
-    m->s = s;
-    m->fd = o->fd;
-    m->holder = o->holder;
-    m->uid = o->uid;
-    m->gid = o->gid;
-    m->next_fh = (uint64_t)mnt_now_ns();
-    memcpy(m->ds_name, p.ds, sizeof(p.ds));
-    m->dir = gr_strdup(o->dir);
-    m->prefix = gr_strdup(p.path);
-    r = m->dir && m->prefix ? find_root(m, err) : gr_fail(err, -ENOMEM, "out of memory");
-    if (r == 0)
-        r = watch(m, err);
-    if (r < 0) {
-        mount_free(m);
-        return r;
-    }
-    m->next = s->mounts;
-    s->mounts = m;
-    struct fuse_out_header resend = {.len = sizeof(resend), .error = NOTIFY_RESEND};
-    if (o->again && write(m->fd, &resend, sizeof(resend)) < 0)
-        gr_log(GR_LOG_WARN, "mount on '%s': what was under way may not be answered: %s", m->dir, gr_code_text(-errno));
-    return 0;
-}
-
-const char *mnt_mounted_on(const struct snap_ds *ds)
-{
-    for (const struct mnt_mount *m = ds->svc->mounts; m; m = m->next)
-        if (m->ds == ds && !m->ending)
-            return m->dir;
-    return NULL;
-}
-
-/* The service ends; who holds the mounts may give them to the next one. */
-void mnt_end_all(struct snap_svc *s)
-{
-    while (s->mounts) {
-        struct mnt_mount *m = s->mounts;
-        if (m->ending) /* by its own fiber */
-            gr_fiber_sleep_ms(5);
-        else
-            end_mount(m);
     }
 }

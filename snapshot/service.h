@@ -22,6 +22,9 @@
  *   datastore.add-device {"name","device","size"?,"force"?} → as datastore.info, and "unaware-hosts": [who has joined and serves nothing]
  *   datastore.open-device {"name","device"} another host is adding it
  *   datastore.remove-device {"name","device"} parts {"done","total"}: bytes moved to the other devices → as datastore.info
+ *   datastore.quota {"path":"DS or DS/FOLDER"} → [{"folder","limit","used","free","granted"}]: what is limited there or below
+ *   datastore.set-quota {"path":"DS/FOLDER","size": 0 for none} → the same
+ *   datastore.recall-quota {"name"} another host sets one, or needs what was granted here and is not used
  *   datastore.rescan {"name"} another host made it grow → as datastore.info
  *   disk.create {"disk","size","provision"?:"thin|thick|eager"} → as disk.info
  *   disk.list {"path"?: "DS" or "DS/DIR"} → [as disk.info]
@@ -45,6 +48,10 @@
  *   dir.rename {"from","to"}      dir.remove {"path"} an empty directory or a file
  *   file.read {"path","offset"?,"length"?} → {"data-b64","size"}  (8 MiB at most in one answer; also of a disk)
  *   file.write {"path","data-b64"} replaces the whole file atomically      file.list {"path"} → all files below, as dir.list
+ *
+ *   fs.serve {"name":"DS[/DIR]","dir","socket","uid","gid","again"?} a mount: its descriptor comes over the socket (mnt_int.h). Between hosts, "path" is
+ *   "DS": fs.yield {"path","id"} give a file up   fs.stat {"path","id"} → {"held","size",…}   fs.lost {"path","id"} → {"open"}: it has no name any more
+ *   fs.locks {"path","id","start","end","exclusive"?,"flock"?} → {"any","conflict"?}
  *
  * Thread rule: as vmfs/vmfs.h: one loop, in fibers. */
 #ifndef SNAPSHOT_SERVICE_H

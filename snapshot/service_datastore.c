@@ -192,7 +192,7 @@ int snap_op_devices(struct snap_op *op, json_t **ret, const char *paths[VMFS_DEV
         return gr_fail(op->err, -GR_EUSAGE, "%zu devices given; 1 to %d are possible", n, VMFS_DEVICES_MAX);
     for (size_t i = 0; i < n; i++) {
         paths[i] = json_string_value(json_array_get(devices, i));
-        if ((r = gr_device_name_check(paths[i] ? paths[i] : "", op->err)) < 0)
+        if ((r = gr_device_name_check(paths[i] ? paths[i] : "", op->err)) < 0 || (r = snap_refuse_mounted(paths[i], op->err)) < 0)
             return r;
         for (size_t k = 0; k < i; k++)
             if (strcmp(paths[i], paths[k]) == 0)

@@ -45,6 +45,9 @@ static int params_file(struct snap_op *op, const char **ret_file, const char **r
         return gr_fail(op->err, -GR_EUSAGE, "image format '%.40s' is not known: raw or vmdk", format);
     if (!op->s->o.images)
         return gr_fail(op->err, -EOPNOTSUPP, "this program cannot read and write disk images");
+    r = snap_refuse_mounted(file, op->err);
+    if (r < 0)
+        return r;
     *ret_file = file;
     *ret_format = format;
     return 0;

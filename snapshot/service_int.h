@@ -167,6 +167,8 @@ void snap_peer_address(const struct snap_ds *ds, const struct vmfs_slot_info *i,
 /* Who is in a slot. */
 void snap_place_of_host(const struct snap_ds *ds, const struct vmfs_slot_info *i, struct snap_place *ret);
 /* snap_svc_tell() of a datastore at hand. */
+/* service_quota.c: struct vmfs_join_opts.recall, argument the datastore. */
+int snap_quota_recall(void *ds, struct gr_err *err);
 int snap_ds_tell(struct snap_ds *ds, const char *method, json_t *params, struct gr_err *err);
 struct snap_handle *snap_handle_find(struct snap_ds *ds, const char *path);
 /* Who owns @path: 0 nobody or this host, 1 @ret is filled, or an error. */
@@ -190,6 +192,8 @@ const char *mnt_mounted_on(const struct snap_ds *ds);
 void mnt_end_all(struct snap_svc *s); /* mounts end here; who holds them may give them to the next process (fiber) */
 void mnt_vol_close(struct snap_ds *ds); /* the volume is about to be left, no request is at work: nothing of it stays open (fiber) */
 void mnt_vol_free(struct snap_ds *ds);
+/* -EINVAL when the file at @path (or, if there is none, its folder) lies in a mounted datastore. Addresses pass. */
+int snap_refuse_mounted(const char *path, struct gr_err *err);
 /* Does another host have object @id open, which has no name? (fiber) */
 bool mnt_in_use_elsewhere(struct snap_ds *ds, uint64_t id);
 /* Sessions, exposures and readers let go of the disk at @path; @only_idle: -GR_ELOCKED when somebody uses it. */
@@ -212,7 +216,7 @@ static inline void snap_json_decref(json_t **o)
     json_decref(*o);
 }
 #define snap_auto_json gr_auto(snap_json_decref)
-extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_move_methods[], snap_group_methods[], snap_key_methods[];
+extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_move_methods[], snap_group_methods[], snap_key_methods[], snap_quota_methods[];
 /* ---- encrypted disks (service_key.c) ---- */
 /* The key that params "encrypt", "key" and "key-file" ask for a new disk; 0: it is not encrypted. */
 int snap_op_encrypt(struct snap_op *op, uint64_t *ret_key);

@@ -182,10 +182,25 @@ static int op_key_delete(struct snap_op *op)
 SNAP_METHOD(op_key_delete, "key.delete")
 
 /* ---- new keys for a disk ---- */
-static int told(void *arg, uint64_t pieces, struct gr_err *err)
+struct rewriting {
+    struct snap_op *op;
+    uint64_t total; /* bytes, about */
+    uint64_t told_ns;
+};
+
+static int tell_progress(void *arg, uint64_t pieces, struct gr_err *err)
 {
-    struct snap_op *op = arg;
-    return op->call && gr_rpc_gone(op->call) ? gr_fail(err, -GR_ECANCELED, "the caller is gone; what is rewritten stays so") : 0;
+    struct rewriting *w = arg;
+    uint64_t now = gr_loop_now_ns(w->op->s->o.loop), done = pieces * VMFS_PIECE;
+    if (gr_rpc_gone(w->op->call))
+        return gr_fail(err, -GR_ECANCELED, "the caller is gone; rekey --resume goes on where this one was");
+    if (w->op->s->ending)
+        return gr_fail(err, -GR_ECANCELED, "the service ends; rekey --resume goes on where this one was");
+    if (now - w->told_ns < SNAP_PROGRESS_NS)
+        return 0;
+    w->told_ns = now;
+    (void)gr_rpc_part(w->op->call, json_pack("{s:I,s:I}", "done", (json_int_t)done, "total", (json_int_t)GR_MAX(done, w->total)));
+    return 0;
 }
 
 static int op_rekey(struct snap_op *op)
@@ -193,7 +208,7 @@ static int op_rekey(struct snap_op *op)
     struct snap_path p;
     struct snap_disk d = {0};
     struct vmfs_stat st;
-    bool wrap = false, rewrite = false;
+    bool wrap = false, rewrite = false, resume = false;
     const char *text = NULL;
     uint64_t key = 0;
     unsigned left = 0;
@@ -202,6 +217,9 @@ static int op_rekey(struct snap_op *op)
         r = gr_json_opt_bool(op->params, "wrap", &wrap, op->err);
     if (r == 0)
         r = gr_json_opt_bool(op->params, "rewrite", &rewrite, op->err);
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "resume", &resume, op->err);
+    rewrite |= resume;
     if (r == 0)
         r = gr_json_opt_str(op->params, "key", &text, op->err);
     if (r == 0 && wrap && rewrite)
@@ -212,10 +230,14 @@ static int op_rekey(struct snap_op *op)
         r = snap_disk_get(op, &p, &d);
     if (r < 0)
         return r;
-    r = wrap ? vmfs_keys_rewrap(d.h->disk, key, op->err) : vmfs_keys_rotate(d.h->disk, key, op->err);
-    if (r == 0 && rewrite)
-        r = vmfs_keys_rewrite(d.h->disk, told, op, &left, op->err);
+    if (wrap)
+        r = vmfs_keys_rewrap(d.h->disk, key, op->err);
+    else if (!resume)
+        r = vmfs_keys_rotate(d.h->disk, key, op->err);
     vmfs_disk_stat(d.h->disk, &st);
+    struct rewriting w = {.op = op, .total = st.used};
+    if (r == 0 && rewrite)
+        r = vmfs_keys_rewrite(d.h->disk, tell_progress, &w, &left, op->err);
     if (r == 0)
         r = snap_op_result(op, snap_disk_row(d.ds, d.h->path, &st));
     if (r == 0 && rewrite)

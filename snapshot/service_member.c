@@ -10,6 +10,8 @@ static int named(struct snap_op *op, const char **ret_name, const char **ret_dev
         r = snap_datastore_name_check(*ret_name, op->err);
     if (r == 0 && ret_device && (r = gr_json_str(op->params, "device", ret_device, op->err)) == 0)
         r = gr_device_name_check(*ret_device, op->err);
+    if (r == 0 && ret_device)
+        r = snap_refuse_mounted(*ret_device, op->err);
     return r;
 }
 

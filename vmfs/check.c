@@ -31,6 +31,17 @@ void chk_error(struct chk *c, const char *fmt, ...)
     c->rep.errors++;
 }
 
+void chk_error_once(struct chk *c, const char *fmt, ...)
+{
+    va_list ap;
+    if (c->pass)
+        return;
+    va_start(ap, fmt);
+    line_add(c, fmt, ap);
+    va_end(ap);
+    c->rep.errors++;
+}
+
 void chk_note(struct chk *c, const char *fmt, ...)
 {
     va_list ap;
@@ -57,9 +68,10 @@ void chk_fix(struct chk *c, struct chk_fix f)
 }
 
 /* What grows with the volume, and is kept until the look ends. */
-static size_t memory_of(const struct chk *c)
+size_t chk_memory(const struct chk *c)
 {
     size_t n = c->n_regions * sizeof *c->regions + c->cap_objs * sizeof *c->objs + c->cap_foreign * sizeof *c->foreign + c->cap_fixes * sizeof *c->fixes;
+    n += c->cap_early * sizeof *c->early;
     for (uint32_t i = 0; c->regions && i < c->n_regions; i++) {
         const struct chk_region *r = &c->regions[i];
         n += (r->bits ? (r->units + 7) / 8 : 0) + (r->mark ? r->units * sizeof *r->mark : 0) + r->n_shares * sizeof *r->shares;
@@ -92,6 +104,7 @@ static void chk_done(struct chk *c)
     free(c->objs);
     free(c->foreign);
     free(c->damaged);
+    free(c->early);
     free(c->fixes);
     gr_buf_done(&c->lines);
     memset(c, 0, sizeof *c);
@@ -117,12 +130,17 @@ static int look(struct chk *c)
     if (r == 0) {
         chk_links(c);
         chk_names(c);
-        chk_trees(c);
-        chk_space(c);
+        chk_foreign(c);
+        for (size_t i = 0; i < c->n_objs; i++)
+            if (!c->objs[i].bad)
+                chk_keys(c, &c->objs[i]);
+        while (chk_pass_begin(c)) {
+            chk_trees(c);
+            chk_pass_end(c);
+        }
         chk_usage(c);
         r = v->fenced ? -GR_EFENCED : c->failed;
     }
-    c->memory = memory_of(c);
     ticket_close(v, &ticket);
     space_reclaim(v);
     return r;

@@ -71,6 +71,8 @@ enum chk_fix_kind {
     CHK_FIX_OWNERS,    /* the unit at addr has n owners; its list says value + 1 */
     CHK_FIX_SNAPSHOTS, /* the snapshots of object id are counted anew */
     CHK_FIX_CLONES,    /* snapshot n of object id has value clones */
+    CHK_FIX_USAGE,     /* tree n (0: the live head) of object id is by @use away from what was counted */
+    CHK_FIX_USED,      /* object id holds value units less than it says (two's complement) */
     CHK_FIX_ENTRY,     /* directory id: its entry for object value goes */
     CHK_FIX_TYPE,      /* directory id: its entry for object value says type n */
     CHK_FIX_UNNAMED,   /* object id, of type n, gets a name */
@@ -78,6 +80,7 @@ enum chk_fix_kind {
 struct chk_fix {
     enum chk_fix_kind kind;
     uint64_t addr, id, n, value;
+    struct vusage use;
 };
 struct chk {
     struct vmfs *v;
@@ -94,6 +97,11 @@ struct chk {
     struct chk_obj *objs; /* by index of the inode, ascending */
     size_t n_objs, cap_objs;
     uint64_t steps;
+    /* What units are is remembered for some regions at a time, [from, to): trees are walked once for each such pass. */
+    uint32_t from, to;
+    unsigned pass;
+    struct chk_early *early; /* what is no tree's, reached at the beginning of each pass */
+    size_t n_early, cap_early;
     uint32_t *damaged; /* inodes that cannot be read: what names them names something */
     size_t n_damaged, cap_damaged;
     bool repair; /* remember what mends what is found */
@@ -104,6 +112,8 @@ struct chk {
 
 /* A broken rule: one line, counted. */
 void chk_error(struct chk *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* The same of what every pass comes by: told by the first. */
+void chk_error_once(struct chk *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Behind chk_error(): this mends it. */
 void chk_fix(struct chk *c, struct chk_fix f);
 /* Something to be told that is no error. */
@@ -117,17 +127,27 @@ int chk_shares(struct chk *c); /* lists of shared units; the lock may be free */
 int chk_blobs(struct chk *c); /* blobs that do not fit their inode; the lock may be free */
 
 /* check_space.c */
-enum chk_reached { CHK_NEW, CHK_AGAIN, CHK_FULL, CHK_CONFLICT };
+enum chk_reached { CHK_NEW, CHK_AGAIN, CHK_FULL, CHK_CONFLICT, CHK_OUTSIDE /* not of this pass */, CHK_NOWHERE /* in no region: told */ };
 struct chk_use {
     uint32_t print; /* fingerprint of what the unit is: same print, same thing */
     bool owned;     /* named by the tree whose time it was born in */
     bool full;      /* nodes: all below is walked now */
 };
 uint32_t chk_print(uint64_t a, uint64_t b, uint64_t c, uint64_t d);
+struct chk_early {
+    uint64_t addr;
+    uint32_t units, print;
+    char what[72];
+};
+/* Units that are no tree's: @print says what they are, and the text in words. */
+void chk_early(struct chk *c, uint64_t addr, uint32_t units, uint32_t print, const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 /* [addr, addr+units) is what @use says. */
 enum chk_reached chk_reach(struct chk *c, uint64_t addr, uint32_t units, const struct chk_use *use);
 struct chk_region *chk_region_of(struct chk *c, uint64_t addr, uint32_t units); /* NULL: not inside one region */
-void chk_space(struct chk *c);
+void chk_foreign(struct chk *c);    /* lists of foreign frees, before the first pass */
+bool chk_pass_begin(struct chk *c); /* the next regions; false: there are no more */
+size_t chk_memory(const struct chk *c); /* check.c: bytes that grow with the volume, now */
+void chk_pass_end(struct chk *c);   /* what was reached is compared, and forgotten */
 const char *chk_unit(uint64_t addr, char out[40]); /* "device 0 unit 5" */
 
 /* check_keys.c: the block of keys of an encrypted disk */

@@ -169,14 +169,12 @@ static void aux_blob(struct chk *c, uint32_t slot, const struct vmfs_aux_disk *a
 {
     uint32_t units = gr_le32_get(a->blob_units);
     uint64_t addr = moved_addr(c->v, gr_le64_get(a->blob_addr), units, NULL);
-    struct chk_use u = { .print = chk_print(slot, UINT64_MAX, 1, addr), .owned = true, .full = true };
     struct gr_err err = { 0 };
     if (units == 0 || units > 65536 || (uint64_t)units * VMFS_UNIT - sizeof(struct vmfs_hdr_disk) < more * sizeof(struct vmfs_run_disk)) {
         chk_error(c, "slot %u: rule 7: list of foreign frees", slot);
         return;
     }
-    if (chk_reach(c, addr, units, &u) != CHK_NEW)
-        chk_error(c, "slot %u: the blob of its list of foreign frees is also in use for something else", slot);
+    chk_early(c, addr, units, chk_print(slot, UINT64_MAX, 1, addr), "slot %u: its list of foreign frees", slot);
     uint8_t *b = vunits_alloc(units);
     int r = b ? vdev_read(c->v, addr, units, b) : chk_nomem(c);
     if (r == 0)
@@ -272,10 +270,7 @@ static void shares_take(struct chk *c, uint32_t index)
         c->blind = true;
         return;
     }
-    struct chk_use u = { .print = chk_print(index, UINT64_MAX, 1, r->shares_addr), .owned = true, .full = true };
-    char at[40];
-    if (chk_reach(c, r->shares_addr, r->shares_units, &u) != CHK_NEW)
-        chk_error(c, "region %u: %s, where its list of shared units lies, is also in use for something else", index, chk_unit(r->shares_addr, at));
+    chk_early(c, r->shares_addr, r->shares_units, chk_print(index, UINT64_MAX, 1, r->shares_addr), "region %u: its list of shared units", index);
 }
 
 /* The lists of what lay on devices that leave. */
@@ -284,10 +279,8 @@ static void moved_reach(struct chk *c)
     for (unsigned i = 0; i < c->v->sb.n_devices; i++) {
         const struct vdevinfo *d = &c->v->sb.dev[i];
         uint64_t addr = moved_addr(c->v, d->moved_addr, d->moved_units, NULL);
-        struct chk_use u = { .print = chk_print(i, UINT64_MAX, 3, addr), .owned = true, .full = true };
-        char at[40];
-        if (addr && chk_reach(c, addr, d->moved_units, &u) != CHK_NEW)
-            chk_error(c, "%s, where the list of what lay on device %u lies, is also in use for something else", chk_unit(addr, at), i);
+        if (addr)
+            chk_early(c, addr, d->moved_units, chk_print(i, UINT64_MAX, 3, addr), "device %u: the list of what lay on it", i);
     }
 }
 
@@ -457,6 +450,8 @@ int chk_blobs(struct chk *c)
     for (size_t i = 0; i < c->n_objs && !c->failed; i++) {
         struct chk_obj *o = &c->objs[i];
         struct gr_err err = { 0 };
+        if (o->blob_addr)
+            chk_early(c, o->blob_addr, o->blob_units, chk_print(o->id, UINT64_MAX, 0, o->blob_addr), "object %llu: its blob", (unsigned long long)o->id);
         if (o->decoded)
             continue;
         uint8_t *b = chk_region_of(c, o->blob_addr, o->blob_units) ? vunits_alloc(o->blob_units) : NULL;

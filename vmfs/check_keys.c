@@ -5,14 +5,12 @@
 static bool copy_take(struct chk *c, const struct chk_obj *o, unsigned copy, struct vkeys *ret, struct gr_err *err)
 {
     uint64_t addr = space_addr_ok(c->v, o->keys_at[copy], 1) ? moved_addr(c->v, o->keys_at[copy], 1, NULL) : 0;
-    struct chk_use u = { .print = chk_print(o->id, UINT64_MAX, 1, addr), .owned = true, .full = true };
     char at[40];
     if (!addr || !chk_region_of(c, addr, 1)) {
         gr_fail(err, -GR_ECORRUPT, "rule 7: it lies outside the regions");
         return false;
     }
-    if (chk_reach(c, addr, 1, &u) != CHK_NEW)
-        chk_error(c, "object %llu: %s, where its keys lie, is also in use for something else", (unsigned long long)o->id, chk_unit(addr, at));
+    chk_early(c, addr, 1, chk_print(o->id, UINT64_MAX, 1, addr), "object %llu: copy %c of its keys", (unsigned long long)o->id, "AB"[copy]);
     void *b = vunits_alloc(1);
     int r = b ? vdev_read(c->v, addr, 1, b) : chk_nomem(c);
     if (r < 0)

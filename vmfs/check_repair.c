@@ -1,7 +1,7 @@
 /* Mending what a look found. Each repair is a change like any other, of regions and objects held here, and goes home with the next checkpoint; what
  * is there now is looked at before it is changed, for the volume went on since the look.
  *
- * What may take something away (space that nothing seems to use, owners of a unit) is done only when all that is broken can be mended: what is
+ * What may take something away (space that nothing seems to use, owners of a unit), or counts what is in trees, is done only when all that is broken can be mended: what is
  * left broken might be what uses it. */
 #include "common/seam.h"
 #include "vmfs/check.h"
@@ -81,6 +81,27 @@ static int64_t owners_mend(struct chk *c, const struct chk_fix *f)
 }
 
 /* ---- objects ---- */
+/* By so much it was wrong when it was counted; what changed since changed both. */
+static bool usage_mend(struct vobj *o, struct vsnap *s, const struct chk_fix *f)
+{
+    struct vusage *use = s ? &s->use : &o->use;
+    if (f->kind == CHK_FIX_USED) {
+        o->ino.used_units -= f->value;
+        return true;
+    }
+    if (f->n && !s)
+        return false; /* it went meanwhile */
+    use->used -= f->use.used;
+    use->own -= f->use.own;
+    use->lost -= f->use.lost;
+    return true;
+}
+
+static bool of_counters(const struct chk_fix *f)
+{
+    return f->kind == CHK_FIX_SNAPSHOTS || f->kind == CHK_FIX_CLONES || f->kind == CHK_FIX_USAGE || f->kind == CHK_FIX_USED;
+}
+
 static int64_t counters_mend(struct chk *c, const struct chk_fix *f, struct gr_err *err)
 {
     struct vobj *o = vobj_find(c->v, f->id);
@@ -90,7 +111,13 @@ static int64_t counters_mend(struct chk *c, const struct chk_fix *f, struct gr_e
     int r = o ? 0 : vobj_hold(c->v, f->id, 0, &o, NULL, err);
     if (r < 0)
         return r;
-    if (f->kind == CHK_FIX_SNAPSHOTS) {
+    s = f->n ? vobj_snap(o, f->n) : NULL;
+    if (f->kind == CHK_FIX_USAGE || f->kind == CHK_FIX_USED) {
+        vobj_touch(o);
+        snprintf(text, sizeof text, "object %llu: how much space it uses is counted anew", (unsigned long long)f->id);
+        if (usage_mend(o, s, f))
+            done(c, &n, text);
+    } else if (f->kind == CHK_FIX_SNAPSHOTS) {
         uint32_t listed = 0;
         for (size_t i = 0; i < o->n_snaps; i++)
             listed += !(o->snaps[i]->flags & VMFS_SNAP_HIDDEN);
@@ -98,7 +125,7 @@ static int64_t counters_mend(struct chk *c, const struct chk_fix *f, struct gr_e
         vobj_touch(o);
         snprintf(text, sizeof text, "object %llu: its snapshots are counted anew: %u", (unsigned long long)f->id, listed);
         done(c, &n, text);
-    } else if ((s = vobj_snap(o, f->n))) {
+    } else if (s) {
         s->clones = (uint32_t)f->value;
         vobj_touch(o);
         snprintf(text, sizeof text, "object %llu, snapshot %llu: it counts %u clones", (unsigned long long)f->id, (unsigned long long)f->n, s->clones);
@@ -185,7 +212,7 @@ static int64_t names_mend(struct chk *c, struct gr_err *err)
 /* ---- all of it ---- */
 static bool takes_away(const struct chk_fix *f)
 {
-    return f->kind == CHK_FIX_LEAK || (f->kind == CHK_FIX_OWNERS && f->n < f->value + 1);
+    return f->kind == CHK_FIX_LEAK || f->kind == CHK_FIX_USAGE || f->kind == CHK_FIX_USED || (f->kind == CHK_FIX_OWNERS && f->n < f->value + 1);
 }
 
 int64_t chk_mend(struct chk *c, struct gr_err *err)
@@ -196,14 +223,14 @@ int64_t chk_mend(struct chk *c, struct gr_err *err)
         const struct chk_fix *f = &c->fixes[i];
         if (of_names(f) || (takes_away(f) && !all))
             continue;
-        m = f->kind == CHK_FIX_OWNERS ? owners_mend(c, f) : f->kind == CHK_FIX_SNAPSHOTS || f->kind == CHK_FIX_CLONES ? counters_mend(c, f, err) : region_mend(c, f);
+        m = f->kind == CHK_FIX_OWNERS ? owners_mend(c, f) : of_counters(f) ? counters_mend(c, f, err) : region_mend(c, f);
         n += m > 0 ? m : 0;
     }
     if (n < 0 || m < 0)
         return n < 0 ? n : gr_fail(err, (int)m, "datastore '%s' cannot be repaired: %s", c->v->sb.name, gr_code_text((int)m));
     int r = n ? ckpt_run(c->v) : 0;
     for (size_t i = 0; r == 0 && i < c->n_fixes; i++)
-        if (c->fixes[i].kind == CHK_FIX_SNAPSHOTS || c->fixes[i].kind == CHK_FIX_CLONES)
+        if (of_counters(&c->fixes[i]))
             r = GR_MIN(vobj_release_idle(c->v, c->fixes[i].id, err), 0);
     return r < 0 ? gr_fail(err, r, "datastore '%s': what was repaired cannot be written: %s", c->v->sb.name,
                            c->v->fenced ? c->v->fence_reason : gr_code_text(r)) : n;

@@ -79,9 +79,11 @@ enum chk_reached chk_reach(struct chk *c, uint64_t addr, uint32_t units, const s
     struct chk_region *r = chk_region_of(c, addr, units);
     char at[40];
     if (!r) {
-        chk_error(c, "%s: %u units are named that lie in no region", chk_unit(addr, at), units);
-        return CHK_CONFLICT;
+        chk_error_once(c, "%s: %u units are named that lie in no region", chk_unit(addr, at), units);
+        return CHK_NOWHERE;
     }
+    if (r - c->regions < c->from || r - c->regions >= c->to)
+        return CHK_OUTSIDE;
     if (!r->mark && !(r->mark = gr_zalloc(r->units * sizeof *r->mark))) {
         chk_nomem(c);
         return CHK_CONFLICT;
@@ -241,7 +243,54 @@ static void region_compare(struct chk *c, struct chk_region *r)
     free(foreign);
 }
 
-void chk_space(struct chk *c)
+/* ---- passes ---- */
+void chk_early(struct chk *c, uint64_t addr, uint32_t units, uint32_t print, const char *fmt, ...)
+{
+    if (c->n_early == c->cap_early) {
+        size_t cap = c->cap_early ? c->cap_early * 2 : 64;
+        struct chk_early *a = gr_realloc(c->early, cap * sizeof *a);
+        if (!a) {
+            chk_nomem(c);
+            return;
+        }
+        c->early = a;
+        c->cap_early = cap;
+    }
+    struct chk_early *e = &c->early[c->n_early++];
+    va_list ap;
+    *e = (struct chk_early){ .addr = addr, .units = units, .print = print };
+    va_start(ap, fmt);
+    vsnprintf(e->what, sizeof e->what, fmt, ap);
+    va_end(ap);
+}
+
+static void early_reach(struct chk *c)
+{
+    char at[40];
+    for (size_t i = 0; i < c->n_early; i++) {
+        const struct chk_early *e = &c->early[i];
+        struct chk_use u = { .print = e->print, .owned = true, .full = true };
+        enum chk_reached r = chk_reach(c, e->addr, e->units, &u);
+        if (r == CHK_AGAIN || r == CHK_FULL || r == CHK_CONFLICT)
+            chk_error(c, "%s: %s, where it lies, is also in use for something else", e->what, chk_unit(e->addr, at));
+    }
+}
+
+#define MARKS_DEFAULT ((size_t)256 << 20)
+
+bool chk_pass_begin(struct chk *c)
+{
+    size_t limit = c->v->opts.check_memory ? c->v->opts.check_memory : MARKS_DEFAULT, bytes = 0;
+    c->pass += c->to > 0;
+    c->from = c->to;
+    while (c->to < c->n_regions && (c->to == c->from || bytes + c->regions[c->to].units * sizeof *c->regions->mark <= limit))
+        bytes += c->regions[c->to++].units * sizeof *c->regions->mark;
+    if (c->from < c->to && !c->failed)
+        early_reach(c);
+    return c->from < c->to && !c->failed;
+}
+
+void chk_foreign(struct chk *c)
 {
     char at[40];
     for (size_t i = 0; i < c->n_foreign; i++)
@@ -251,13 +300,28 @@ void chk_space(struct chk *c)
             c->foreign[i] = c->foreign[--c->n_foreign];
             i--;
         }
+}
+
+void chk_pass_end(struct chk *c)
+{
     foreign_shared(c);
-    for (uint32_t i = 0; i < c->n_regions && !c->failed; i++) {
+    for (uint32_t i = c->from; i < c->to && !c->failed; i++) {
         shares_compare(c, &c->regions[i]);
         region_compare(c, &c->regions[i]);
         c->rep.regions++;
         gr_fiber_yield();
     }
+    c->memory = GR_MAX(c->memory, chk_memory(c));
+    for (uint32_t i = c->from; i < c->to; i++) {
+        struct chk_region *r = &c->regions[i];
+        free(r->mark);
+        free(r->owned);
+        r->mark = NULL;
+        r->owned = NULL;
+        r->n_owned = r->cap_owned = 0;
+    }
+    if (c->to < c->n_regions)
+        return;
     if (c->blind)
         chk_note(c, "what the unreadable parts use is not known: allocated space that nothing uses was not looked for");
     if (c->skipped_regions)

@@ -69,10 +69,13 @@ static void verify(struct pair *p, const struct vusage *says, uint64_t own)
     node_pair(p, &p->now, &p->was, GR_MAX(p->level_now, p->level_was));
     if (p->snap)
         snprintf(of, sizeof of, ", snapshot %llu", (unsigned long long)p->snap);
-    if (!p->c->blind && (says->used != p->used || says->lost != p->lost || says->own != own))
-        chk_error(p->c, "object %llu%s: it says that it uses %llu units, owns %llu and has lost %llu; counted are %llu, %llu and %llu",
-                  (unsigned long long)p->object, of, (unsigned long long)says->used, (unsigned long long)says->own,
-                  (unsigned long long)says->lost, (unsigned long long)p->used, (unsigned long long)own, (unsigned long long)p->lost);
+    if (p->c->blind || (says->used == p->used && says->lost == p->lost && says->own == own))
+        return;
+    chk_error(p->c, "object %llu%s: it says that it uses %llu units, owns %llu and has lost %llu; counted are %llu, %llu and %llu",
+              (unsigned long long)p->object, of, (unsigned long long)says->used, (unsigned long long)says->own,
+              (unsigned long long)says->lost, (unsigned long long)p->used, (unsigned long long)own, (unsigned long long)p->lost);
+    chk_fix(p->c, (struct chk_fix){ .kind = CHK_FIX_USAGE, .id = p->object, .n = p->snap,
+                                    .use = { .used = says->used - p->used, .own = says->own - own, .lost = says->lost - p->lost } });
 }
 
 static uint64_t before(struct chk_obj *o, const struct chk_snap *s)
@@ -124,8 +127,10 @@ void chk_usage(struct chk *c)
             own += o->snaps[i].own_found;
         }
         tree_verify(c, o, NULL);
-        if (!c->blind && own != o->used_units)
-            chk_error(c, "object %llu: it says that it holds %llu units; it is %llu", (unsigned long long)o->id, (unsigned long long)o->used_units,
-                      (unsigned long long)own);
+        if (c->blind || own == o->used_units)
+            continue;
+        chk_error(c, "object %llu: it says that it holds %llu units; it is %llu", (unsigned long long)o->id, (unsigned long long)o->used_units,
+                  (unsigned long long)own);
+        chk_fix(c, (struct chk_fix){ .kind = CHK_FIX_USED, .id = o->id, .value = o->used_units - own });
     }
 }

@@ -60,7 +60,7 @@ static struct chk_use use_of(struct chk_tree *t, uint64_t first, uint64_t end, u
     /* behind the cursor of a snapshot that is being given back, its successor is responsible */
     bool given_back = w.s && (w.s->flags & VMFS_SNAP_DELETING) && end <= w.s->cursor;
     u.owned = (w.o == t->o && w.s == t->s) || given_back;
-    if (kind == PRINT_DATA && w.o == t->o && w.s == t->s)
+    if (kind == PRINT_DATA && w.o == t->o && w.s == t->s && t->c->pass == 0)
         ++*(w.s ? &w.s->own_found : &w.o->own_found);
     return u;
 }
@@ -69,34 +69,46 @@ static void piece_walk(struct chk_tree *t, uint64_t piece, const struct mpiece *
 {
     char name[80], at[40];
     if (p->birth > node_birth && p->birth <= t->epoch)
-        chk_error(t->c, "%s: piece %llu was born in epoch %llu, after its leaf (%llu)", tree_name(t, name), (unsigned long long)piece,
+        chk_error_once(t->c, "%s: piece %llu was born in epoch %llu, after its leaf (%llu)", tree_name(t, name), (unsigned long long)piece,
                   (unsigned long long)p->birth, (unsigned long long)node_birth);
     if (p->birth > t->epoch)
-        chk_error(t->c, "%s: piece %llu was born in epoch %llu, after the tree's (%llu)", tree_name(t, name), (unsigned long long)piece,
+        chk_error_once(t->c, "%s: piece %llu was born in epoch %llu, after the tree's (%llu)", tree_name(t, name), (unsigned long long)piece,
                   (unsigned long long)p->birth, (unsigned long long)t->epoch);
     if (p->state == VMFS_P_HOLE || piece < t->cursor)
         return;
     if (p->state == VMFS_P_DATA && p->birth < t->o->key_from)
-        chk_error(t->c, "%s: piece %llu was born in epoch %llu, before the oldest key of the disk (%llu)", tree_name(t, name),
+        chk_error_once(t->c, "%s: piece %llu was born in epoch %llu, before the oldest key of the disk (%llu)", tree_name(t, name),
                   (unsigned long long)piece, (unsigned long long)p->birth, (unsigned long long)t->o->key_from);
     if (piece >= t->end)
-        chk_error(t->c, "%s: piece %llu lies behind the end", tree_name(t, name), (unsigned long long)piece);
+        chk_error_once(t->c, "%s: piece %llu lies behind the end", tree_name(t, name), (unsigned long long)piece);
     struct chk_use u = use_of(t, piece, piece + 1, p->birth, PRINT_DATA);
     enum chk_reached r = chk_reach(t->c, p->addr, 1, &u);
     if (r == CHK_CONFLICT)
         chk_error(t->c, "%s: piece %llu: %s is also in use for something else", tree_name(t, name), (unsigned long long)piece, chk_unit(p->addr, at));
-    else if (r == CHK_NEW)
-        t->c->rep.pieces++;
-    else
-        t->c->rep.shared_pieces++;
+    t->c->rep.pieces += r == CHK_NEW;
+    t->c->rep.shared_pieces += r == CHK_AGAIN || r == CHK_FULL;
 }
 
-static struct mnode *node_load(struct chk_tree *t, const struct mptr *ptr, unsigned level)
+/* What is lost with a node: of which disk, from where to where. */
+static void lost_tell(struct chk_tree *t, unsigned level, uint64_t first, const char *why)
+{
+    char name[VMFS_PATH_MAX + 80], of[40] = "";
+    uint64_t end = GR_MIN(first + mnode_span(level), t->end);
+    if (t->c->pass)
+        return;
+    vobj_name(t->c->v, t->o->id, name, sizeof name);
+    if (t->s)
+        snprintf(of, sizeof of, ", snapshot %llu", (unsigned long long)t->s->id);
+    chk_error(t->c, "object %llu%s ('%.300s'): bytes %llu to %llu cannot be read: %s", (unsigned long long)t->o->id, of, name,
+              (unsigned long long)first * VMFS_PIECE, (unsigned long long)end * VMFS_PIECE, why);
+}
+
+static struct mnode *node_load(struct chk_tree *t, const struct mptr *ptr, unsigned level, uint64_t first)
 {
     struct chk *c = t->c;
     struct gr_err err = { 0 };
     struct mnode *n = NULL;
-    char name[80], at[40];
+    char at[40];
     void *buf = vunits_alloc(ptr->units);
     int r = buf ? vdev_read(c->v, ptr->addr, ptr->units, buf) : -ENOMEM;
     if (r < 0)
@@ -105,7 +117,7 @@ static struct mnode *node_load(struct chk_tree *t, const struct mptr *ptr, unsig
         r = mnode_decode(c->v, buf, ptr->units, ptr->addr, level, &n, &err);
     free(buf);
     if (r < 0) {
-        chk_error(c, "%s: %s", tree_name(t, name), gr_err_text(&err, r));
+        lost_tell(t, level, first, gr_err_text(&err, r));
         c->blind = true;
     }
     return n;
@@ -120,7 +132,7 @@ static void children_walk(struct chk_tree *t, struct mnode *n, uint64_t first)
     for (unsigned i = 0; n->level && i < VMFS_FANOUT; i++) {
         const struct mptr *p = &n->child[i].ptr;
         if (p->birth > n->birth)
-            chk_error(t->c, "%s: node of level %u at piece %llu: child %u was born in epoch %llu, after it (%llu)", tree_name(t, name), n->level,
+            chk_error_once(t->c, "%s: node of level %u at piece %llu: child %u was born in epoch %llu, after it (%llu)", tree_name(t, name), n->level,
                       (unsigned long long)first, i, (unsigned long long)p->birth, (unsigned long long)n->birth);
         if (p->addr)
             node_walk(t, p, n->level - 1u, first + i * span);
@@ -130,6 +142,14 @@ static void children_walk(struct chk_tree *t, struct mnode *n, uint64_t first)
         if (p.state != VMFS_P_HOLE || p.birth)
             piece_walk(t, first + i, &p, n->birth);
     }
+}
+
+/* A node of which this pass does not remember whether all below it was walked: its owner walks it; who shares it only where the owner, which is
+ * being given back, does not any more. That they name the same node is found out in the pass that remembers it. */
+static bool goes_down(struct chk_tree *t, const struct chk_use *u, uint64_t first, uint64_t birth)
+{
+    struct chk_owner w = owner(t, birth);
+    return u->owned || (w.s && (w.s->flags & VMFS_SNAP_DELETING) && first < w.s->cursor);
 }
 
 static void node_walk(struct chk_tree *t, const struct mptr *ptr, unsigned level, uint64_t first)
@@ -145,20 +165,20 @@ static void node_walk(struct chk_tree *t, const struct mptr *ptr, unsigned level
     if (r == CHK_CONFLICT)
         chk_error(c, "%s: node of level %u at piece %llu: %s is also in use for something else", tree_name(t, name), level,
                   (unsigned long long)first, chk_unit(ptr->addr, at));
-    c->blind |= r == CHK_CONFLICT; /* what is below it is not looked at */
-    if (r == CHK_CONFLICT || r == CHK_FULL)
+    c->blind |= r == CHK_CONFLICT || r == CHK_NOWHERE; /* what is below it is not looked at */
+    if (r == CHK_CONFLICT || r == CHK_NOWHERE || r == CHK_FULL || (r == CHK_OUTSIDE && !goes_down(t, &u, first, ptr->birth)))
         return;
     if (ptr->birth > t->epoch)
-        chk_error(c, "%s: node of level %u at piece %llu was born in epoch %llu, after the tree's (%llu)", tree_name(t, name), level,
+        chk_error_once(c, "%s: node of level %u at piece %llu was born in epoch %llu, after the tree's (%llu)", tree_name(t, name), level,
                   (unsigned long long)first, (unsigned long long)ptr->birth, (unsigned long long)t->epoch);
-    c->rep.nodes++;
+    c->rep.nodes += r != CHK_OUTSIDE;
     if (++c->steps % 64 == 0)
         gr_fiber_yield();
-    struct mnode *n = node_load(t, ptr, level);
+    struct mnode *n = node_load(t, ptr, level, first);
     if (!n)
         return;
     if (n->birth != ptr->birth)
-        chk_error(c, "%s: node of level %u at piece %llu says birth %llu, the pointer to it %llu", tree_name(t, name), level,
+        chk_error_once(c, "%s: node of level %u at piece %llu says birth %llu, the pointer to it %llu", tree_name(t, name), level,
                   (unsigned long long)first, (unsigned long long)n->birth, (unsigned long long)ptr->birth);
     children_walk(t, n, first);
     mnode_put(c->v, n);
@@ -193,24 +213,12 @@ static unsigned depth(struct chk *c, const struct chk_obj *o)
     return n;
 }
 
-static void blob_reach(struct chk *c, uint64_t id, uint64_t addr, uint32_t units)
-{
-    struct chk_use u = { .print = chk_print(id, UINT64_MAX, 0, addr), .owned = true, .full = true };
-    char at[40];
-    if (chk_reach(c, addr, units, &u) != CHK_NEW)
-        chk_error(c, "object %llu: %s, where its blob lies, is also in use for something else", (unsigned long long)id, chk_unit(addr, at));
-}
-
 void chk_trees(struct chk *c)
 {
     unsigned deepest = 0;
     for (size_t i = 0; i < c->n_objs; i++) {
         struct chk_obj *o = &c->objs[i];
-        c->rep.objects++;
-        if (o->blob_addr)
-            blob_reach(c, o->id, o->blob_addr, o->blob_units);
-        if (!o->bad)
-            chk_keys(c, o);
+        c->rep.objects += c->pass == 0;
         deepest = GR_MAX(deepest, depth(c, o));
     }
     for (unsigned d = 0; d <= deepest; d++)

@@ -348,6 +348,7 @@ int vinode_decode(const struct vsuper *sb, const void *block, uint64_t self, str
     memcpy(i.uuid, d->uuid, 16);
     i.size = gr_le64_get(d->size);
     i.used_units = gr_le64_get(d->used_units);
+    i.quota = gr_le64_get(d->quota);
     i.mtime_s = (int64_t)gr_le64_get(d->mtime_s);
     i.blob_addr = gr_le64_get(d->blob_addr);
     i.blob_bytes = gr_le32_get(d->blob_bytes);
@@ -376,6 +377,7 @@ void vinode_encode(const struct vmfs *v, const struct vinode *i, uint64_t self, 
     memcpy(d->uuid, i->uuid, 16);
     d->size = gr_le64_of(i->size);
     d->used_units = gr_le64_of(i->used_units);
+    d->quota = gr_le64_of(i->quota);
     d->mtime_s = gr_le64_of((uint64_t)i->mtime_s);
     d->blob_addr = gr_le64_of(i->blob_addr);
     d->blob_bytes = gr_le32_of(i->blob_bytes);

@@ -198,6 +198,8 @@ static int share_all(struct dop *op, const struct copy *c)
         journal_room_for(op);
         int r = disk_room(op->o, leaf_units_max(v), op->range.epoch);
         if (r == 0)
+            r = quota_room(op->o, (int64_t)n, op->range.epoch);
+        if (r == 0)
             r = map_load_for(op->o, c->to + at, 1, op->range.epoch, NULL);
         if (r == 0)
             r = mtree_load(c->src, &c->src->live, c->from + at, NULL);
@@ -208,7 +210,7 @@ static int share_all(struct dop *op, const struct copy *c)
             r = -GR_EFENCED;
         if (r == 0 && dop_late(op))
             r = -EOPNOTSUPP; /* a snapshot of the destination was taken meanwhile */
-        if (r == 0 && !journal_has_room(v))
+        if (r == 0 && (!journal_has_room(v) || !quota_fits(op->o, (int64_t)n)))
             continue;
         if (r == 0)
             r = leaves_share(op, c, at, n);

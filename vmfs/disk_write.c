@@ -1,4 +1,4 @@
-/* Writes that cannot go in place, unmaps, zeroes, compare-and-write: sequential code in a fiber, range already granted. */
+/* Writes that cannot go in place, compare-and-write: sequential code in a fiber, range already granted. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
 
@@ -14,6 +14,7 @@ struct plan {
     struct dop *op;
     struct part *parts;
     size_t n, cap;
+    uint64_t growth; /* of what the disk holds, while it is under way */
 };
 
 static int part_add(struct plan *p, struct part x)
@@ -188,6 +189,29 @@ static bool keeps_all(const struct dop *op, uint64_t first, uint64_t end, bool a
     return all;
 }
 
+/* [sync] So many units more than now will the disk hold. */
+static int64_t plan_growth(const struct plan *p)
+{
+    struct vobj *o = p->op->o;
+    int64_t taken = 0, replaced = 0;
+    for (size_t i = 0; i < p->n; i++) {
+        const struct part *x = &p->parts[i];
+        if (x->in_place || x->own_unit)
+            continue;
+        taken += x->count;
+        for (uint32_t k = 0; k < x->count && !x->reserve; k++) {
+            struct mnode *leaf;
+            uint64_t piece = x->piece + k;
+            if (mtree_peek(&o->live, piece, &leaf) < 0 || !leaf)
+                continue;
+            struct mpiece m = ment_piece(&leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES], (unsigned)(piece % VMFS_BLOCK_PIECES));
+            replaced += m.state != VMFS_P_HOLE && !held_by_ancestors(o, o->parent_snap, m.birth, piece + 1);
+        }
+    }
+    int64_t more = taken - replaced;
+    return more > 0 ? more - (int64_t)GR_MIN((uint64_t)more, o->reserved_units) : more;
+}
+
 static int plan_room(struct plan *p, uint64_t first, uint64_t end, bool atomic)
 {
     struct vobj *o = p->op->o;
@@ -203,11 +227,19 @@ static int plan_room(struct plan *p, uint64_t first, uint64_t end, bool atomic)
             return r;
         p->n = 0;
         r = plan_make(p, first, end, atomic);
-        if (r == 0)
+        int64_t growth = r == 0 ? plan_growth(p) : 0;
+        if (r == 0 && quota_fits(o, growth)) {
+            p->growth = growth > 0 ? (uint64_t)growth : 0;
+            o->quota_pending += p->growth;
             return 0;
+        }
         plan_drop(p);
         p->n = 0;
-        if (r != -EAGAIN)
+        if (r == 0)
+            r = quota_room(o, growth, p->op->range.epoch);
+        if (r == -GR_ENOSPACE && own && !atomic && !vcrc_kept(o->v) && journal_try_seal(o->v) == 0)
+            continue;
+        if (r < 0 && r != -EAGAIN)
             return r;
     }
     return -GR_ENOSPACE;
@@ -360,6 +392,7 @@ static int write_whole(struct dop *op, uint64_t first, uint64_t end, const struc
             r = plan_record(&p, first, crc, atomic);
         else
             plan_drop(&p);
+        op->o->quota_pending -= p.growth;
     }
     free(p.parts);
     free(crc);
@@ -392,117 +425,6 @@ int disk_write_pieces(struct dop *op, uint64_t off, uint64_t len, const struct i
     }
     free(edge);
     free(vec);
-    return r;
-}
-
-/* ---- unmap, zeroes ---- */
-static int zero_range(struct dop *op, uint64_t off, uint64_t len)
-{
-    size_t chunk = GR_MIN(len, (uint64_t)1 << 20);
-    uint8_t *zero = gr_zalloc(chunk);
-    int r = zero ? 0 : -ENOMEM;
-    while (r == 0 && len) {
-        struct iovec iov = { zero, GR_MIN(len, (uint64_t)chunk) };
-        journal_room_for(op);
-        r = disk_write_pieces(op, off, iov.iov_len, &iov, 1, false);
-        off += iov.iov_len;
-        len -= iov.iov_len;
-    }
-    free(zero);
-    return r;
-}
-
-/* Thick disks keep their space: a written piece becomes ZEROED, in its own unit when that is private, else in a new one. */
-static int zero_keep(struct dop *op, uint64_t piece, const struct mpiece *m)
-{
-    struct vmfs *v = op->o->v;
-    bool own = m->state == VMFS_P_DATA && m->birth == op->range.epoch && !space_leaving(v, m->addr);
-    uint64_t addr = own ? m->addr : space_take_piece(v);
-    if (!addr)
-        return -EAGAIN;
-    return record_map(op->o, piece, 1, addr, op->range.epoch, VMFS_P_ZEROED, NULL);
-}
-
-/* [sync] One leaf's part of a range becomes holes (thin) or zeroed (thick). */
-static int leaf_clear(struct dop *op, uint64_t piece, uint64_t end, bool keep)
-{
-    struct vobj *o = op->o;
-    struct mnode *leaf;
-    uint64_t run = 0;
-    int r = 0;
-    if (mtree_peek(&o->live, piece, &leaf) < 0)
-        return -EAGAIN;
-    for (; leaf && r == 0 && piece < end; piece++) {
-        if (mtree_peek(&o->live, piece, &leaf) < 0)
-            return -EAGAIN;
-        struct mpiece m = ment_piece(&leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES], (unsigned)(piece % VMFS_BLOCK_PIECES));
-        if (keep) {
-            if (m.state == VMFS_P_DATA)
-                r = zero_keep(op, piece, &m);
-        } else if (m.state != VMFS_P_HOLE) {
-            run++;
-        } else if (run) {
-            r = record_map(o, piece - run, (uint32_t)run, 0, op->range.epoch, VMFS_P_HOLE, NULL);
-            run = 0;
-        }
-    }
-    if (r == 0 && run)
-        r = record_map(o, end - run, (uint32_t)run, 0, op->range.epoch, VMFS_P_HOLE, NULL);
-    return r;
-}
-
-static int clear_pieces(struct dop *op, uint64_t piece, uint64_t end, bool keep)
-{
-    struct vobj *o = op->o;
-    while (piece < end) {
-        uint64_t next;
-        journal_room_for(op);
-        int r = mtree_next(o, &o->live, piece, 0, &next, NULL);
-        if (r < 0)
-            return r;
-        if (next >= end)
-            return 0;
-        piece = next;
-        uint64_t stop = GR_MIN(end, (piece / VMFS_LEAF_PIECES + 1) * VMFS_LEAF_PIECES);
-        if (keep && (r = disk_room(o, stop - piece + VMFS_BLOCK_PIECES, op->range.epoch)) < 0)
-            return r;
-        r = map_load_for(o, piece, 1, op->range.epoch, NULL);
-        if (r == 0 && !o->v->fenced && !dop_late(op) && !journal_has_room(o->v))
-            continue; /* others took it while we slept, and a leaf in splinters is a record for each piece */
-        if (r == 0)
-            r = o->v->fenced ? -GR_EFENCED : leaf_clear(op, piece, stop, keep);
-        if (r == -EAGAIN)
-            continue;
-        if (r < 0)
-            return r;
-        piece = stop;
-        gr_fiber_yield();
-    }
-    return 0;
-}
-
-int disk_clear_pieces(struct dop *op, uint64_t first, uint64_t end)
-{
-    return clear_pieces(op, first, end, false);
-}
-
-/* Whole pieces become holes (thin) or zeroed; what is less than a piece at the edges is written as zeros. */
-static int clear(struct dop *op)
-{
-    struct gr_bio *bio = op->bio;
-    bool keep = op->o->ino.provision != VMFS_THIN;
-    uint64_t end = bio->off + bio->len;
-    uint64_t first = (bio->off + VMFS_PIECE - 1) / VMFS_PIECE, last = end / VMFS_PIECE;
-    if (end == op->o->ino.size)
-        last = (end + VMFS_PIECE - 1) / VMFS_PIECE;
-    op->o->v->stats.unmaps++;
-    if (first >= last)
-        return zero_range(op, bio->off, bio->len);
-    int r = clear_pieces(op, first, last, keep);
-    if (r == 0 && bio->off < first * VMFS_PIECE)
-        r = zero_range(op, bio->off, first * VMFS_PIECE - bio->off);
-    if (r == 0 && last * VMFS_PIECE < end)
-        r = zero_range(op, last * VMFS_PIECE, end - last * VMFS_PIECE);
     return r;
 }
 
@@ -540,7 +462,7 @@ static void change_work(void *arg)
         break;
     case GR_OP_UNMAP:
     case GR_OP_WRITE_ZEROES:
-        r = clear(op);
+        r = disk_clear(op);
         break;
     case GR_OP_COMPARE_WRITE:
         r = compare_write(op);
@@ -571,6 +493,8 @@ static int reserve_block(struct vobj *o, uint64_t piece, uint64_t epoch)
     struct vmfs *v = o->v;
     struct mnode *leaf;
     int r = disk_room(o, 2 * VMFS_BLOCK_PIECES, epoch);
+    if (r == 0)
+        r = quota_room(o, VMFS_BLOCK_PIECES, epoch);
     if (r == 0)
         r = map_load_for(o, piece, 1, epoch, NULL);
     if (r < 0)

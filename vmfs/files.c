@@ -357,6 +357,12 @@ static int move_locked(struct vmfs *v, struct vobj *a, const char *from, struct 
         r = is_inside(v, old->id, a->id, err);
     if (r != 0)
         return r < 0 ? r : gr_fail(err, -EINVAL, "'%s' cannot move into itself", from);
+    if (a != b)
+        r = quota_may_move(v, e->id, e->type == VMFS_DIR, a->id, b->id, err);
+    if (r == 0 && a != b && (flags & VMFS_MOVE_SWAP))
+        r = quota_may_move(v, old->id, old->type == VMFS_DIR, b->id, a->id, err);
+    if (r < 0)
+        return r;
     if (flags & VMFS_MOVE_SWAP)
         return swap_names(a, e, b, old);
     struct vdirent moved = *e;
@@ -408,7 +414,8 @@ int vmfs_open_id(struct vmfs *v, uint64_t id, const char *what, struct vmfs_disk
 
 int vmfs_release_id(struct vmfs *v, uint64_t id, const char *what, struct gr_err *err)
 {
-    return disk_give_up(v, id, what, err);
+    int r = vobj_release_idle(v, id, err); /* one of many that the same checkpoint brought home */
+    return r == 1 ? disk_give_up(v, id, what, err) : r;
 }
 
 int vmfs_file_resize(struct vmfs_disk *d, uint64_t size, struct gr_err *err)

@@ -64,10 +64,11 @@
 #define VMFS_INCOMPAT_ONE_HOST 16ull    /* logical units that fence nobody: one host at a time, no take-over but by hand */
 #define VMFS_INCOMPAT_ENCRYPTED 32ull   /* a disk is, or was, encrypted: inodes with a key_id, blocks of keys */
 #define VMFS_INCOMPAT_DATA_CRC 64ull    /* every piece with data has a CRC32C in the map, and is never overwritten where it lies */
+#define VMFS_INCOMPAT_QUOTA 128ull      /* folders may have quotas: who writes must stay below what his disks were granted */
 #define VMFS_INCOMPAT_FILES 256ull      /* regular files of any length; owners, modes and times of files and directories: struct vmfs_posix_disk */
 #define VMFS_INCOMPAT_KNOWN                                                                                                                  \
     (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED | VMFS_INCOMPAT_ONE_HOST |                     \
-     VMFS_INCOMPAT_ENCRYPTED | VMFS_INCOMPAT_DATA_CRC | VMFS_INCOMPAT_FILES)
+     VMFS_INCOMPAT_ENCRYPTED | VMFS_INCOMPAT_DATA_CRC | VMFS_INCOMPAT_QUOTA | VMFS_INCOMPAT_FILES)
 #define VMFS_RO_COMPAT_KNOWN 0ull
 
 #define VMFS_ADDR_NONE 0ull
@@ -278,7 +279,7 @@ struct vmfs_inode_disk {
     gr_le64 blob_addr;        /* 0: the blob is inline */
     gr_le32 blob_bytes, blob_units;
     gr_le64 key_id;           /* 0: not encrypted; of the key its newest data key is wrapped with, as of the last checkpoint */
-    gr_le64 quota;            /* reserved: zero */
+    gr_le64 quota;            /* directories: limit of what is below, units, 0: none; disks and files: so many units it may hold (INCOMPAT_QUOTA) */
     uint8_t blob[4096 - 64 - 32 - 88];
 } __attribute__((packed));
 GR_SIZE(struct vmfs_inode_disk, 4096);

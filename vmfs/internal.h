@@ -15,6 +15,7 @@
 #include "vmfs/cipher.h"
 #include "vmfs/files.h"
 #include "vmfs/format.h"
+#include "vmfs/quota.h"
 #include "vmfs/usage.h"
 #include "vmfs/vmfs.h"
 #include <string.h>
@@ -72,7 +73,7 @@ struct vinode {
     uint16_t type, provision;
     uint32_t n_snapshots;
     uint8_t uuid[16];
-    uint64_t size, used_units;
+    uint64_t size, used_units, quota;
     int64_t mtime_s;
     uint64_t blob_addr;
     uint32_t blob_bytes, blob_units;
@@ -180,6 +181,14 @@ struct vobj { /* an object this host holds the lock of */
     uint64_t epoch, lineage, parent_snap, next_snap;
     uint64_t origin_object, origin_snap, origin_epoch;
     uint64_t reserved_units;
+    uint64_t promised_elsewhere; /* peeked: its owner's reserved_units */
+    /* quotas: ino.quota is what it was granted */
+    uint64_t quota_pending;      /* units taken for writes under way */
+    uint64_t quota_refused_ns, quota_refused; /* it was refused to hold so many units then; 0: it was not */
+    int quota_error;             /* how asking ended */
+    bool quota_asking, quota_free; /* free: no folder above it has a limit */
+    bool quota_hidden;           /* not in a folder yet */
+    bool quota_low, quota_low_known; /* its users, all hosts were told that a folder above is nearly full */
     bool copied;                 /* VMFS_CONTENT_COPIED */
     uint64_t data_written;       /* v->j.data_written when data of it last reached the device */
     struct mtree live;
@@ -203,6 +212,7 @@ struct vobj { /* an object this host holds the lock of */
     unsigned late;               /* … of an epoch before the current one */
     struct gr_fqueue drained;    /* woken when in_flight or late fall to 0, or frozen ends */
     struct vmfs_disk *handle;    /* the open handle, NULL when closed */
+    struct gr_fmutex keys_lock;  /* its block of keys is changed by one at a time; taken before ckpt_lock */
     struct vcipher *cipher;      /* keys.c: encrypted (ino.key_id), and its keys are here */
     uint64_t pinned_snap;        /* peeked by a reader: what its slot pins */
     bool walker;                 /* a fiber is giving back deleted snapshots */
@@ -389,7 +399,6 @@ struct vmfs {
         size_t in_use; /* bytes */
         struct gr_fqueue freed;
     } bounce;
-    struct gr_fmutex keys_lock;   /* one block of keys is changed at a time; taken before ckpt_lock */
     struct rop *free_rops;        /* pool of tree_io.c */
     struct dop *free_dops;        /* pool of disk.c */
 };
@@ -779,6 +788,9 @@ int vobj_set_physical_block(struct vobj *o, uint32_t bytes);
 struct vmfs_lun vobj_lun(const struct vobj *o);
 struct vbookmark *vobj_bookmark_named(struct vobj *o, const char *name);
 
+/* object_name.c: "DATASTORE/PATH", or "DATASTORE, object N" of one that has no name (fiber). */
+void vobj_name(struct vmfs *v, uint64_t id, char *out, size_t size);
+
 /* ---------- record.c: make, apply, replay ---------- */
 /* Add the record to the journal and apply it [sync]. Everything it touches must be in memory. */
 int record_do(struct vobj *o, void *rec, size_t len, struct gr_err *err);
@@ -875,6 +887,8 @@ int disk_room_for(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces)
 /* Give every piece of [first, end) its own reserved unit (thick, eager) (fiber). */
 int disk_reserve(struct vobj *o, uint64_t first, uint64_t end, uint64_t epoch);
 
+/* GR_OP_UNMAP, GR_OP_WRITE_ZEROES of an admitted operation (fiber): disk_clear.c. */
+int disk_clear(struct dop *op);
 /* Make [first, end) holes, whatever is there (fiber). */
 int disk_clear_pieces(struct dop *op, uint64_t first, uint64_t end);
 
@@ -909,6 +923,7 @@ void dir_remove(struct vobj *dir, uint64_t id);                                 
 int dying_add(struct vmfs *v, uint64_t id, uint16_t type, struct gr_err *err);
 /* Lock the namespace; home with what changed (unless @r < 0) and unlock. */
 int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err);
+int ns_dir(struct vmfs *v, const char *path, struct vobj **ret, struct gr_err *err); /* a directory, between begin and end */
 int ns_end(struct vmfs *v, int r, struct gr_err *err);
 /* In between: a directory; its entries [sync]. */
 int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err);

@@ -363,14 +363,14 @@ int vkeys_destroy(struct vobj *o, struct gr_err *err)
         return 0;
     bool dying = o->dying;
     o->dying = true; /* nobody opens it meanwhile */
-    gr_fmutex_lock(&o->v->keys_lock);
+    gr_fmutex_lock(&o->keys_lock);
     if (vkeys_read(o, &k, NULL) < 0)
         k = (struct vkeys){ .generation = UINT32_MAX }; /* damaged: what may be left of them goes all the same */
     struct vkeys none = { .generation = k.generation, .erased = true };
     int r = vkeys_write(o, &none, err);
     if (r == 0)
         vkeys_close(o);
-    gr_fmutex_unlock(&o->v->keys_lock);
+    gr_fmutex_unlock(&o->keys_lock);
     o->dying = dying;
     return r;
 }

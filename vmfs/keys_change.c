@@ -28,24 +28,28 @@ int vmfs_keys_rewrap(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *err)
     if (r < 0)
         return r;
     struct vmfs *v = o->v;
-    gr_fmutex_lock(&v->keys_lock);
+    gr_fmutex_lock(&o->keys_lock);
     r = vkeys_read(o, &k, err);
     if (r == 0)
         r = vkeys_rewrap(v, &k, kek_id, err);
     if (r == 0)
         r = vkeys_write(o, &k, err);
-    gr_fmutex_unlock(&v->keys_lock);
+    gr_fmutex_unlock(&o->keys_lock);
     if (r < 0)
         return gr_prefix(err, r, "'%s'", d->bdev.name);
     return vmfs_checkpoint(v, err); /* what listings say */
 }
 
 /* Nothing is overwritten where it lies any more: a thick disk must have room for that, as with a snapshot. */
-static int has_room(const struct vobj *o, struct gr_err *err)
+static int has_room(struct vobj *o, struct gr_err *err)
 {
     struct vmfs *v = o->v;
     uint64_t all = vobj_overwrite_units(o), more = all - GR_MIN(all, o->reserved_units);
     uint64_t need = space_meta_reserve(v) + v->reserved_units + more, have = space_free_units(v);
+    int r = more ? quota_room(o, (int64_t)more, o->epoch) : 0;
+    if (r < 0)
+        return gr_fail(err, r, "a new data key of a thick disk needs %llu bytes to overwrite, which the quota of a folder above it does not leave: %s",
+                       (unsigned long long)more * VMFS_UNIT, gr_code_text(r));
     return more && have < need ? gr_fail(err, -GR_ENOSPACE, "a new data key of a %s disk needs %llu bytes to overwrite, %llu bytes are missing",
                                          o->ino.provision == VMFS_EAGER ? "eager" : "thick", (unsigned long long)more * VMFS_UNIT,
                                          (unsigned long long)(need - have) * VMFS_UNIT) : 0;
@@ -84,15 +88,16 @@ int vmfs_keys_rotate(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *err)
     if (r < 0)
         return r;
     struct vmfs *v = o->v;
-    gr_fmutex_lock(&v->keys_lock);
+    gr_fmutex_lock(&o->keys_lock);
     journal_room(v);
     disk_freeze(o);
     r = usable(d, err);
     if (r == 0)
         r = rotate_frozen(d, kek_id, err);
-    if (d->o)
+    if (d->o) {
         disk_thaw(o);
-    gr_fmutex_unlock(&v->keys_lock);
+        gr_fmutex_unlock(&o->keys_lock);
+    }
     if (r == 0 && (r = journal_commit(v)) < 0)
         gr_fail(err, r, "it is not durable: %s", v->fence_reason);
     if (r < 0)
@@ -269,7 +274,7 @@ static int all_need(struct vobj *o, const struct vkeys *k, uint32_t *need, struc
     return r;
 }
 
-/* Keys that no tree needs go. */
+/* Keys that no tree needs go, unless others came meanwhile. */
 static int forget(struct vmfs_disk *d, struct vkeys *k, struct gr_err *err)
 {
     struct vobj *o = d->o;
@@ -284,12 +289,19 @@ static int forget(struct vmfs_disk *d, struct vkeys *k, struct gr_err *err)
             left.key[left.n++] = k->key[i];
     if (r != 0 || left.n == k->n)
         return r < 0 ? r : 0;
+    gr_fmutex_lock(&o->keys_lock);
+    struct vkeys now;
     r = usable(d, err);
     if (r == 0)
+        r = vkeys_read(o, &now, err);
+    bool same = r == 0 && now.generation == k->generation;
+    if (same)
         r = vkeys_write(o, &left, err);
-    if (r == 0)
+    if (same && r == 0)
         r = vkeys_unlock(o, &left, err);
-    *k = left;
+    gr_fmutex_unlock(&o->keys_lock);
+    if (r == 0)
+        *k = same ? left : now;
     return r;
 }
 
@@ -302,7 +314,7 @@ int vmfs_keys_rewrite(struct vmfs_disk *d, int (*progress)(void *arg, uint64_t p
     if (r < 0)
         return r;
     struct vmfs *v = w.o->v;
-    gr_fmutex_lock(&v->keys_lock);
+    v->background++; /* nobody leaves the volume meanwhile */
     r = vkeys_read(w.o, &k, err);
     w.from = r == 0 ? k.key[k.n - 1].from : 0;
     if (r == 0 && k.n > 1)
@@ -311,7 +323,8 @@ int vmfs_keys_rewrite(struct vmfs_disk *d, int (*progress)(void *arg, uint64_t p
         gr_fail(err, r, "it is not durable: %s", v->fence_reason);
     if (r == 0 && k.n > 1)
         r = forget(d, &k, err);
-    gr_fmutex_unlock(&v->keys_lock);
+    if (--v->background == 0)
+        gr_fqueue_wake_all(&v->background_q);
     if (r < 0)
         return gr_prefix(err, r, "'%s'", d->bdev.name);
     *ret_keys = k.n;

@@ -159,6 +159,34 @@ static int walk_parent(struct vmfs *v, struct vobj *root, const char *path, bool
     return 0;
 }
 
+/* The last directory of the path that there is. */
+static int walk_existing(struct vmfs *v, struct vobj *root, const char *path, struct vobj **ret, struct gr_err *err)
+{
+    struct vobj *dir = root;
+    int r = 0;
+    for (const char *p = path, *e; r == 0 && *(e = strchrnul(p, '/')); p = e + 1) {
+        struct vdirent *d = dir_find(dir, p, (size_t)(e - p));
+        if (!d || d->type != VMFS_DIR)
+            break;
+        r = dir_load(v, d->id, &dir, err);
+    }
+    *ret = dir;
+    return r;
+}
+
+int ns_dir(struct vmfs *v, const char *path, struct vobj **ret, struct gr_err *err)
+{
+    struct vobj *dir;
+    const char *name;
+    int r = walk_parent(v, vobj_find(v, VMFS_INODE_ROOT), path, false, &dir, &name, err);
+    struct vdirent *e = r == 0 ? dir_find(dir, name, strlen(name)) : NULL;
+    if (r == 0 && !e)
+        r = gr_fail(err, -ENOENT, "'%s/%s' does not exist", v->sb.name, path);
+    if (r == 0 && e->type != VMFS_DIR)
+        r = gr_fail(err, -ENOTDIR, "'%s/%s' is not a folder", v->sb.name, path);
+    return r == 0 ? dir_load(v, e->id, ret, err) : r;
+}
+
 /* ---- looking: home state, no lock ---- */
 static int lookup(struct vmfs *v, const char *path, uint64_t *ret_id, enum vmfs_type *ret_type, struct gr_err *err)
 {
@@ -298,20 +326,26 @@ static int fill(struct vobj *o, enum vmfs_provision provision, uint64_t size, st
     return r < 0 ? gr_fail(err, r, "the disk's space cannot be reserved: %s", gr_code_text(r)) : 0;
 }
 
-static int create_hidden(struct vmfs *v, enum vmfs_type type, struct shape *shape, struct vobj **ret, struct gr_err *err)
+static int create_hidden(struct vmfs *v, const char *path, enum vmfs_type type, struct shape *shape, struct vobj **ret, struct gr_err *err)
 {
-    struct vobj *root, *o = NULL;
+    struct vobj *root, *o = NULL, *dir;
     int r = ns_begin(v, &root, err);
     if (r < 0)
         return r;
     struct vobj *dying;
-    r = dir_load(v, VMFS_INODE_DYING, &dying, err);
+    r = walk_existing(v, root, path, &dir, err);
+    if (r == 0)
+        r = quota_may_create(v, dir->id, (shape->size + VMFS_UNIT - 1) / VMFS_UNIT, err); /* before it is written */
+    if (r == 0)
+        r = dir_load(v, VMFS_INODE_DYING, &dying, err);
     if (r == 0)
         r = vobj_new(v, type, &o, err);
     if (r == 0)
         r = content_init(shape, o);
     if (r == 0)
         r = dying_add(v, o->id, (uint16_t)type, err);
+    if (r == 0)
+        o->quota_hidden = true; /* until it is in a folder */
     r = ns_end(v, r, err);
     if (r == 0)
         *ret = o;
@@ -326,14 +360,21 @@ static int link_at(struct vmfs *v, struct vobj *root, const char *path, struct v
     if (r == 0 && dir_find(dir, name, strlen(name)))
         r = gr_fail(err, -EEXIST, "'%s/%s' exists already", v->sb.name, path);
     if (r == 0)
+        r = quota_may_create(v, dir->id, o->ino.used_units, err);
+    if (r == 0)
         r = dir_add(dir, name, strlen(name), o->id, o->ino.type);
+    if (r == 0) {
+        o->ino.quota = o->ino.used_units;
+        o->quota_hidden = false;
+        vobj_touch(o);
+    }
     return r;
 }
 
 static int create_thick(struct vmfs *v, const char *path, enum vmfs_type type, struct shape *shape, struct gr_err *err)
 {
     struct vobj *o = NULL, *root;
-    int r = create_hidden(v, type, shape, &o, err);
+    int r = create_hidden(v, path, type, shape, &o, err);
     if (r < 0)
         return r;
     if (shape->keys)
@@ -385,6 +426,8 @@ int vmfs_create_with(struct vmfs *v, const char *path, enum vmfs_type type, int 
     r = walk_parent(v, root, path, true, &dir, &name, err);
     if (r == 0 && dir_find(dir, name, strlen(name)))
         r = gr_fail(err, -EEXIST, "'%s/%s' exists already", v->sb.name, path);
+    if (r == 0 && type == VMFS_DISK)
+        r = quota_may_create(v, dir->id, 0, err);
     if (r == 0)
         r = vobj_new(v, type, &o, err);
     if (r == 0 && init)
@@ -481,6 +524,8 @@ int vmfs_rename(struct vmfs *v, const char *from, const char *to, struct gr_err 
         r = walk_parent(v, root, to, true, &b, &bn, err);
     if (r == 0 && dir_find(b, bn, strlen(bn)))
         r = gr_fail(err, -EEXIST, "'%s/%s' exists already", v->sb.name, to);
+    if (r == 0)
+        r = quota_may_move(v, moved.id, moved.type == VMFS_DIR, a->id, b->id, err);
     if (r == 0) {
         dir_remove(a, moved.id);
         r = dir_add(b, bn, strlen(bn), moved.id, moved.type);
@@ -523,6 +568,8 @@ int ns_replace(struct vmfs *v, const char *from, const char *to, struct gr_err *
         gr_prefix(err, r, "'%s/%s'", v->sb.name, to);
     if (r == 0)
         r = removable(old, to, err);
+    if (r == 0)
+        r = quota_may_move(v, e->id, e->type == VMFS_DIR, a->id, b->id, err);
     if (r == 0)
         r = vkeys_destroy(old, err); /* before anything else: it ends with its keys */
     if (r == 0)

@@ -309,8 +309,10 @@ int vobj_peek(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err
         }
         o = obj_alloc(v, &ino, id);
         r = o ? blob_load(o, err) : -ENOMEM;
-        if (o)
+        if (o) {
+            o->promised_elsewhere = o->reserved_units;
             reserve_set(o, 0); /* its owner's promise, not ours */
+        }
         if (r == 0 && ino.blob_addr && !vobj_unchanged(o))
             r = gr_fail(err, -GR_ECORRUPT, "object %llu changes all the time", (unsigned long long)id);
         if (r < 0) {

@@ -95,8 +95,8 @@ void vmfs_close(struct vmfs_disk *d)
 {
     if (!d)
         return;
-    if (d->o)
-        d->o->opens--;
+    if (d->o && --d->o->opens == 0)
+        quota_give_back(d->o); /* whoever opens it next asks for more */
     gr_bdev_put(&d->bdev);
 }
 

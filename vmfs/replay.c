@@ -249,6 +249,9 @@ int replay_run(struct vmfs *v, struct gr_err *err)
         j->sealed_seq = j->written_watermark = 0;
     }
     if (r == 0) {
+        for (unsigned h = 0; h < VOBJ_HASH; h++)
+            for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
+                quota_give_back(o);
         r = ckpt_run(v);
         if (r < 0)
             gr_fail(s.err, r, "slot %u: the recovered state cannot be written: %s", v->slot, v->fenced ? v->fence_reason : gr_code_text(r));

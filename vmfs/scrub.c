@@ -84,45 +84,6 @@ static struct mtree *tree_of(struct vobj *o, uint64_t snap)
 }
 
 /* ---- telling ---- */
-struct finder {
-    uint64_t id;
-    char path[VMFS_PATH_MAX];
-    struct gr_buf dirs; /* path, NUL, … of directories still to look into */
-    bool found;
-};
-
-static int look_name(void *arg, const char *name, const struct vmfs_stat *st)
-{
-    struct finder *f = arg;
-    char path[VMFS_PATH_MAX + VMFS_NAME_MAX + 2];
-    int n = snprintf(path, sizeof path, "%s%s%s", f->path, f->path[0] ? "/" : "", name);
-    if (n >= VMFS_PATH_MAX)
-        return 0;
-    if (st->id == f->id) {
-        f->found = true;
-        memcpy(f->path, path, (size_t)n + 1);
-        return -ECANCELED; /* enough */
-    }
-    return st->type == VMFS_DIR ? gr_buf_add(&f->dirs, path, (size_t)n + 1) : 0;
-}
-
-/* "DATASTORE/PATH", or "DATASTORE, object N" of one that has no name. */
-static void object_name(struct vmfs *v, uint64_t id, char *out, size_t size)
-{
-    struct finder f = { .id = id };
-    int r = gr_buf_add(&f.dirs, "", 1);
-    for (size_t at = 0; r == 0 && !f.found && at < f.dirs.len;) {
-        snprintf(f.path, sizeof f.path, "%s", (const char *)f.dirs.data + at);
-        at += strlen(f.path) + 1;
-        r = vmfs_readdir(v, f.path, look_name, &f, NULL);
-    }
-    gr_buf_done(&f.dirs);
-    if (f.found)
-        snprintf(out, size, "%s/%s", v->sb.name, f.path);
-    else
-        snprintf(out, size, "%s, object %llu", v->sb.name, (unsigned long long)id);
-}
-
 static void __attribute__((format(printf, 2, 3))) tell(struct scrub *s, const char *fmt, ...)
 {
     char text[GR_ERR_TEXT];
@@ -138,7 +99,7 @@ static void __attribute__((format(printf, 2, 3))) tell(struct scrub *s, const ch
 static void tell_piece(struct scrub *s, uint64_t snap, const struct one *p, int why)
 {
     char name[VMFS_PATH_MAX + 80], which[64] = "";
-    object_name(s->v, s->object, name, sizeof name);
+    vobj_name(s->v, s->object, name, sizeof name);
     if (snap != LIVE)
         snprintf(which, sizeof which, ", snapshot number %llu,", (unsigned long long)snap);
     tell(s, "'%.300s'%s at byte %llu: device %u ('%.200s') %s at its byte %llu", name, which, (unsigned long long)p->piece * VMFS_PIECE,

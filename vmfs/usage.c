@@ -244,19 +244,33 @@ static bool half_given_back(const struct vobj *o)
     return false;
 }
 
+/* Whatever the numbers are. -EBUSY: something of it is being given back just now. */
+static int usage_recount(struct vobj *o, struct gr_err *err)
+{
+    while (o->counting)
+        gr_fqueue_wait(&o->settled);
+    if (o->walker || o->dying || half_given_back(o))
+        return gr_fail(err, -EBUSY, "object %llu: something of it is being given back", (unsigned long long)o->id);
+    o->counting = o->walker = true; /* nothing is given back meanwhile, */
+    o->users++;                     /* and nobody gives it up */
+    disk_freeze(o);
+    int r = count_all(o, err);
+    disk_thaw(o);
+    o->users--;
+    o->counting = o->walker = false;
+    gr_fqueue_wake_all(&o->settled);
+    reap_kick(o);
+    return r;
+}
+
 void usage_ready(struct vobj *o)
 {
     struct gr_err err = { 0 };
     while (o->counting)
         gr_fqueue_wait(&o->settled);
-    if (o->counted || o->opens || o->handle || o->walker || o->dying || half_given_back(o))
+    if (o->counted || o->opens || o->handle)
         return;
-    o->counting = o->walker = true; /* nothing is given back meanwhile, */
-    o->users++;                     /* and nobody gives it up */
-    int r = count_all(o, &err);
-    if (r < 0)
+    int r = usage_recount(o, &err);
+    if (r < 0 && r != -EBUSY)
         vmfs_warn(o->v, "object %llu: its space cannot be counted: %s", (unsigned long long)o->id, gr_err_text(&err, r));
-    o->users--;
-    o->counting = o->walker = false;
-    gr_fqueue_wake_all(&o->settled);
 }

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+struct gr_err;
 struct mnode;
 struct mtree;
 struct vobj;

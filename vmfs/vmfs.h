@@ -66,11 +66,15 @@ struct vmfs_join_opts {
     int (*kek)(void *arg, uint64_t id, uint8_t ret[32]);
     void *kek_arg;
     size_t map_cache_bytes; /* limit of cached map nodes; 0: 256 MiB */
+    size_t check_memory;    /* limit of what a check remembers of units at a time; 0: 256 MiB */
     void (*ejected)(void *arg); /* another host has taken our place: nothing works any more, vmfs_leave() or vmfs_abandon() it and join
                                    again. Any context, nothing of the volume may be called in it; argument as for warn; may be NULL */
     bool (*in_use)(void *arg, uint64_t id);   /* an object without a name: does another host have it open? Fiber; argument as for warn; may be NULL */
     void (*warn)(void *arg, const char *text); /* damage repaired from a copy, slots recovered, …; may be NULL */
     void *warn_arg;
+    /* Every other host that has joined calls vmfs_quota_recall(): 0, or why one did not. In a fiber; the namespace may be locked. Argument as
+     * for warn. NULL: there are no others, or quotas cannot be set. */
+    int (*recall)(void *arg, struct gr_err *err);
 };
 /* Join: read the superblock (second copy with a warning when the first is damaged), recover dead hosts' slots, take a slot. A device that
  * was about to be added when that ended is left alone, with a warning (vmfs_device_number()).
@@ -245,6 +249,22 @@ int vmfs_create_disk(struct vmfs *v, const char *path, uint64_t size, enum vmfs_
 /* The same, encrypted with a data key of its own that is kept wrapped with the key-encryption key @kek_id. -ENOKEY: that is not here. */
 int vmfs_create_encrypted(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, uint64_t kek_id,
                           struct gr_err *err);
+
+/* ---- quotas of folders ---- */
+/* What all disks and files below a folder hold together (with snapshots, and with what thick disks are promised) stays within its limit. A write
+ * that would hold more ends as on a full datastore; whoever has a disk below a folder open gets GR_EVENT_THRESHOLD at so many percent. */
+#define VMFS_QUOTA_LOW_PERCENT 90u
+struct vmfs_quota {
+    char path[VMFS_PATH_MAX + 1];
+    uint64_t limit, used; /* bytes; used as of the owners' last checkpoints, or now for disks of this host */
+    uint64_t granted;     /* bytes: used, and what hosts may write without asking */
+};
+/* @bytes 0: none any more. What is below already may be more: then nothing grows. -ENOENT, -ENOTDIR, -EINVAL; -GR_ELOCKED: another host has
+ * joined that cannot be told. */
+int vmfs_quota_set(struct vmfs *v, const char *path, uint64_t bytes, struct gr_err *err);
+int vmfs_quotas(struct vmfs *v, int (*fn)(void *arg, const struct vmfs_quota *q), void *arg, struct gr_err *err);
+/* Another host asks: what was granted here and is not used is given back, and home. */
+int vmfs_quota_recall(struct vmfs *v, struct gr_err *err);
 
 /* ---- objects with content ---- */
 /* Take the object's lock and open it; opened twice gives the same object again (counted). -ENOKEY: encrypted, and its key is not here.

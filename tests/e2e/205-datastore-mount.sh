@@ -18,11 +18,11 @@ run_check granary disk create ds/later --size 1M # the mount keeps no lock
 check 'it is seen' [ "$(stat -c %s "$T/mnt/later")" = 1048576 ]
 run_check granary up --portal 127.0.0.1:0 --mover 127.0.0.1:0
 check 'the disk, through the daemon' cmp "$T/a.raw" "$T/mnt/folder/a"
-run_mustfail 1 '.' granary datastore mount nods "$T/mnt"
+run_mustfail 1 '.' granary datastore mount nods "$T/mnt" --read-only
 run_check granary down
 run_check granary unmount "$T/mnt"
 check 'nothing is mounted any more' [ -z "$(ls -A "$T/mnt")" ]
 mkdir "$T/other"
-run_mustfail 1 "'nods'" granary datastore mount nods "$T/other"
-run_mustfail 1 'nothing' granary datastore mount ds/nothing "$T/other"
+run_mustfail 1 "'nods'" granary datastore mount nods "$T/other" --read-only
+run_mustfail 1 'nothing' granary datastore mount ds/nothing "$T/other" --read-only
 if grep -sq Sanitizer "$T"/home/log/*.log "$T"/b/log/*.log "$T"/*/lab/host*/log/*.log; then fail 'a sanitizer complains'; fi

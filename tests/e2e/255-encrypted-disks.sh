@@ -121,6 +121,10 @@ for i in 1 2 3 4; do
     run_check qemu-io -r -f raw -c 'read -P 0x57 1M 300k' -c 'read -P 0x58 512 512' "$(url a ds/a)"
 done
 run_check a disk rekey ds/a
+run_check a disk rekey ds/a --resume --json
+keys=$(jq '."data-keys"' "$T/out")
+run_check a disk rekey ds/a --resume --json
+check 'going on makes no new key' jq -e --argjson n "$keys" '."data-keys" == $n' "$T/out"
 sound
 
 # the end: no key is needed, snapshots go with it, clones stand in the way

@@ -308,6 +308,18 @@ static enum maybe expected(const struct orc_span *made, const struct orc_span *g
     return MUST;
 }
 
+/* For whoever repeats one cut (GRANARY_CUT): all that happened to the sector. */
+static void history_print(const struct orc_disk *m, unsigned slot, uint64_t tick)
+{
+    printf("# cut at %llu; began as stamp %u\n", (unsigned long long)tick, initial_of(m, slot));
+    for (size_t i = 0; i < m->slot[slot].n; i++) {
+        const struct orc_op *op = &m->op[m->slot[slot].op[i]];
+        printf("# stamp %u, sectors %llu+%llu, submitted %llu, acknowledged %llu, durable %llu%s%s\n", value_of(op, slot),
+               (unsigned long long)op->first, (unsigned long long)op->n, (unsigned long long)op->submit, (unsigned long long)op->ack,
+               (unsigned long long)op->durable, op->fua ? ", FUA" : "", op->dead ? ", no effect" : "");
+    }
+}
+
 static int snap_content(const struct orc_disk *m, const struct orc_snap *s, struct vmfs_disk *d, uint64_t tick, char why[256])
 {
     uint32_t *now = malloc(ORC_SLOTS * sizeof *now);
@@ -330,6 +342,10 @@ static int snap_content(const struct orc_disk *m, const struct orc_snap *s, stru
     for (unsigned i = 0; r == 0 && i < ORC_SLOTS; i++)
         if (exact ? now[i] != s->values[i] : slot_sector(i) < info.size / 512 && !orc_allowed(m, i, now[i], s->made.submit, tick, &unsure)) {
             snprintf(why, 256, "%s: sector %llu shows stamp %u, it was %u", b->name, (unsigned long long)slot_sector(i), now[i], exact ? s->values[i] : 0);
+            if (getenv("GRANARY_CUT")) {
+                history_print(m, i, tick);
+                printf("# snapshot submitted %llu, acknowledged %llu\n", (unsigned long long)s->made.submit, (unsigned long long)s->made.ack);
+            }
             r = -1;
         }
     gr_bdev_put(b);
@@ -372,18 +388,6 @@ static int verify_snaps(struct orc *o, const struct orc_disk *m, struct vmfs_dis
     }
     (void)o;
     return l.bad;
-}
-
-/* For whoever repeats one cut (GRANARY_CUT): all that happened to the sector. */
-static void history_print(const struct orc_disk *m, unsigned slot, uint64_t tick)
-{
-    printf("# cut at %llu; began as stamp %u\n", (unsigned long long)tick, initial_of(m, slot));
-    for (size_t i = 0; i < m->slot[slot].n; i++) {
-        const struct orc_op *op = &m->op[m->slot[slot].op[i]];
-        printf("# stamp %u, sectors %llu+%llu, submitted %llu, acknowledged %llu, durable %llu%s%s\n", value_of(op, slot),
-               (unsigned long long)op->first, (unsigned long long)op->n, (unsigned long long)op->submit, (unsigned long long)op->ack,
-               (unsigned long long)op->durable, op->fua ? ", FUA" : "", op->dead ? ", no effect" : "");
-    }
 }
 
 static int verify_content(struct orc *o, const struct orc_disk *m, struct vmfs_disk *d, uint64_t tick, char why[256])

@@ -291,15 +291,15 @@ static void remember(struct crash_work *w, struct orc_disk *d, struct orc_snap *
         return;
     }
     gr_bdev_geometry(b, &g);
-    bool read = orc_read(b, g.size, values, w->why) == 0; /* a dead host's is not */
-    for (unsigned i = 0; read && i < ORC_SLOTS && !w->why[0]; i++)
-        if (!orc_visible(d, i, values[i], s->made.submit, s->made.ack))
-            snprintf(w->why, sizeof w->why, "snapshot '%s' of d%u: slot %u shows stamp %u, not of its instant", s->name, d->number, i, values[i]);
+    r = orc_read(b, g.size, values, w->why);
     gr_bdev_put(b);
-    if (!read) {
+    if (r < 0) { /* of a host that is dead by now, too: then nobody knows */
         free(values);
         return;
     }
+    for (unsigned i = 0; i < ORC_SLOTS && !w->why[0]; i++)
+        if (!orc_visible(d, i, values[i], s->made.submit, s->made.ack))
+            snprintf(w->why, sizeof w->why, "snapshot '%s' of d%u: slot %u shows stamp %u, not of its instant", s->name, d->number, i, values[i]);
     s->size = g.size;
     s->values = values;
 }

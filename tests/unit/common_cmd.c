@@ -89,9 +89,10 @@ static const struct gr_cmd disks[] = {
     {NULL, NULL, NULL, 0, 0, NULL, NULL, NULL},
 };
 static const struct gr_cmd empty[] = {{NULL, NULL, NULL, 0, 0, NULL, NULL, NULL}};
+static const struct gr_opt diff_opts[] = {{"force", "HOW", "here it has a value", false}, {"size", NULL, "and this has none", false}, {NULL, NULL, NULL, false}};
 static const struct gr_cmd others[] = {
     {NULL, "up", "", 0, 0, "start", NULL, c_up},
-    {"snap", "diff", "N", 1, 1, "stream rows", NULL, c_stream},
+    {"snap", "diff", "N", 1, 1, "stream rows", diff_opts, c_stream},
     {NULL, NULL, NULL, 0, 0, NULL, NULL, NULL},
 };
 static const struct gr_cmd alone[] = {
@@ -162,7 +163,7 @@ static json_t *parsed(void)
 static void options_anywhere(void **state)
 {
     static const char *const same[] = {"disk create web01 dev --size 10G --force --label a --label b --json",
-                                       "--json --size 10G disk --force create --label a web01 --label b dev",
+                                       "--json --label a disk --force create --size 10G web01 --label b dev",
                                        "disk --size=10G create --force web01 --label=a --label=b --json -- dev"};
     for (size_t i = 0; i < GR_ARRAY_LEN(same); i++) {
         assert_int_equal(run(same[i]), 0);
@@ -178,6 +179,9 @@ static void options_anywhere(void **state)
     }
     assert_int_equal(run("disk create web01"), 0);
     assert_string_equal(out, "created web01\n");
+    assert_int_equal(run("disk create --force web01"), 0); /* another command's has a value */
+    assert_string_equal(out, "created web01\n");
+    assert_int_equal(run("snap diff --size --force so 1"), 0);
     assert_int_equal(run("disk create -- --odd"), 0);
     assert_string_equal(out, "created --odd\n");
     assert_int_equal(run("disk create -"), 0);

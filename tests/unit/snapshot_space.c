@@ -468,4 +468,33 @@ static void thousand(void **state)
     crash_world_run(h.rng, thousand_fn, &h);
 }
 
-TEST_MAIN(TEST(histories), TEST(thousand))
+/* ---- numbers that are wrong ---- */
+static int wrong_fn(void *arg)
+{
+    struct history *h = arg;
+    struct vmfs_check_report rep;
+    format(h);
+    do_write(h);
+    do_snap(h);
+    do_write(h);
+    h->d->o->use.own += 3;
+    h->d->o->snaps[0]->use.used--;
+    h->d->o->ino.used_units++;
+    vobj_touch(h->d->o);
+    assert_int_equal(vmfs_check(h->v, NULL, NULL, &rep, NULL), -GR_ECORRUPT);
+    assert_in_range(rep.errors, 3, 4);
+    OK(vmfs_repair(h->v, NULL, NULL, &rep, &err));
+    compare(h);
+    checked(h);
+    end(h);
+    return 0;
+}
+
+static void wrong(void **state)
+{
+    struct history h = { .rng = test_seed() };
+    (void)state;
+    crash_world_run(h.rng, wrong_fn, &h);
+}
+
+TEST_MAIN(TEST(histories), TEST(thousand), TEST(wrong))

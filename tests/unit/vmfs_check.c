@@ -18,6 +18,7 @@ struct site {
     uint64_t disk, clone;
     char found[4096]; /* what the last check said */
     unsigned warnings;
+    size_t memory; /* for a check; 0: as much as it likes */
 };
 
 #define OK(call)                                               \
@@ -49,7 +50,7 @@ static int check(struct site *s, struct vmfs_check_report *rep)
 
 static void join(struct site *s)
 {
-    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "check", .warn = warned, .warn_arg = s };
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "check", .check_memory = s->memory, .warn = warned, .warn_arg = s };
     OK(vmfs_join(s->loop, &s->dev, 1, &o, &s->v, &err));
 }
 
@@ -78,7 +79,7 @@ static void share(struct site *s, struct gr_chan *from)
 /* A volume with a disk of two leaves, two snapshots, a clone, a disk that shares by a copy, directories. */
 static void make(struct site *s)
 {
-    struct vmfs_format_opts f = { .name = "ds1" };
+    struct vmfs_format_opts f = { .name = "ds1", .region_units = 1024 };
     struct vmfs_disk *d;
     struct gr_chan *ch;
     struct vmfs_stat st;
@@ -234,6 +235,9 @@ static void plant_unallocated(struct site *s, const struct vsuper *sb) { bitmap_
 static void seven_snaps(struct vmfs_inode_disk *i) { i->n_snapshots = gr_le32_of(7); }
 static void plant_counter(struct site *s, const struct vsuper *sb) { inode_change(s, sb, s->disk, seven_snaps); }
 
+static void more_used(struct vmfs_inode_disk *i) { i->used_units = gr_le64_of(gr_le64_get(i->used_units) + 5); }
+static void plant_used(struct site *s, const struct vsuper *sb) { inode_change(s, sb, s->disk, more_used); }
+
 static void more_clones(struct vmfs_inode_disk *i)
 {
     struct vmfs_snap_disk *d = (struct vmfs_snap_disk *)(void *)(i->blob + sizeof(struct vmfs_content_disk));
@@ -350,6 +354,7 @@ static const struct damage {
     { "leak", plant_leak, "nothing uses it", true },
     { "not allocated", plant_unallocated, "free in the bitmap", true },
     { "snapshot counter", plant_counter, "the inode says 7 snapshots", true },
+    { "space counter", plant_used, "it says that it holds", true },
     { "clone counter", plant_clones, "counts 2 clones, there are 1", true },
     { "origin epoch", plant_origin, "clone of epoch" },
     { "lost object", plant_lost_object, "does not exist", true },
@@ -358,7 +363,7 @@ static const struct damage {
     { "birth rule", plant_too_old, "born in the time of a tree that does not name it" },
     { "birth of a shared piece", plant_shared_lie, "also in use for something else" },
     { "double use", plant_double_use, "also in use for something else" },
-    { "flipped bit in a node", plant_node_flip, "rule 5" },
+    { "flipped bit in a node", plant_node_flip, "('ds1/a/b/disk'): bytes 0 to 41943040 cannot be read: device 0 unit" },
     { "node of another place", plant_misplaced, "rule 4" },
     { "one owner too many", plant_one_more, "list of shared units says 3", true },
     { "an owner too few", plant_shorter, "also in use for something else" },
@@ -369,8 +374,9 @@ static const struct damage {
 
 static int damage_fn(void *arg)
 {
-    for (size_t i = 0; i < GR_ARRAY_LEN(damages); i++) {
-        struct site s = { 0 };
+    for (size_t k = 0; k < 2 * GR_ARRAY_LEN(damages); k++) { /* all at once, and a region at a time */
+        struct site s = { .memory = k % 2 };
+        size_t i = k / 2;
         make(&s);
         struct vsuper sb = s.v->sb;
         rest(&s);

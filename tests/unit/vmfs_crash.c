@@ -65,7 +65,8 @@ static int kek(void *arg, uint64_t id, uint8_t ret[32])
 
 static void join(const struct history *h, struct gr_bdev *dev, const char *who, struct vmfs **ret, uint64_t seed)
 {
-    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = who, .warn = quiet, .map_cache_bytes = seed % 3 ? 0 : 1, .kek = kek };
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = who, .warn = quiet, .map_cache_bytes = seed % 3 ? 0 : 1,
+                                .check_memory = seed % 2 ? (size_t)256 << 10 : 0, .kek = kek };
     struct gr_err err = { 0 };
     struct gr_bdev *part[SLICES];
     for (unsigned i = 0; i < SLICES && h->several; i++)

@@ -303,7 +303,7 @@ static void it_is_repaired_beside_writes(void **state)
     test_in_fiber(online, NULL);
 }
 
-/* Four bytes for each unit of regions in use, and a little for each object: not more for more data. */
+/* So much as it is told for units, a bit for each, and a little for each object: not more for more data. */
 static int bounded(void *arg)
 {
     struct site s;
@@ -311,8 +311,20 @@ static int bounded(void *arg)
     struct vmfs_info info;
     (void)arg;
     make(&s, 512 * MIB);
-    make_disk(&s, "disk", 4096, 1);
+    for (unsigned i = 0; i < 24; i++) {
+        char path[40];
+        snprintf(path, sizeof path, "full-%u", i);
+        make_disk(&s, path, 16 * MIB, i);
+    }
+    OK(vmfs_check(s.v, NULL, NULL, &more, &err));
+    OK(vmfs_leave(s.v, &err));
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "one", .check_memory = 64 << 10 };
+    OK(vmfs_join(s.loop, &s.dev, 1, &o, &s.v, &err));
     OK(vmfs_check(s.v, NULL, NULL, &rep, &err));
+    assert_int_equal(rep.pieces, more.pieces);
+    assert_int_equal(rep.nodes, more.nodes);
+    assert_int_equal(rep.objects, more.objects);
+    print_message("# %llu pieces: %llu KiB of memory at once\n", (unsigned long long)more.pieces, (unsigned long long)more.memory >> 10);
     for (unsigned i = 0; i < 400; i++) {
         char path[40];
         snprintf(path, sizeof path, "d%u/disk-%u", i / 50, i);
@@ -323,8 +335,9 @@ static int bounded(void *arg)
     uint64_t regions = info.n_regions * (info.region_bytes / VMFS_UNIT);
     print_message("# %llu objects, %llu units: %llu KiB of memory; with %llu objects %llu KiB\n", (unsigned long long)rep.objects, (unsigned long long)regions,
                   (unsigned long long)rep.memory >> 10, (unsigned long long)more.objects, (unsigned long long)more.memory >> 10);
-    assert_true(rep.memory <= regions * 5);
-    assert_true(more.memory <= regions * 5 + more.objects * 512);
+    uint64_t fixed = GR_MAX((uint64_t)64 << 10, info.region_bytes / VMFS_UNIT * 4) + regions / 8 + info.n_regions * 200;
+    assert_true(rep.memory <= fixed + rep.objects * 1024);
+    assert_true(more.memory <= fixed + more.objects * 1024);
     unmake(&s);
     return 0;
 }

@@ -106,7 +106,7 @@ static void wait_for_all(struct host *h, bool *mine)
 static void host_fiber(void *arg)
 {
     struct host *h = arg;
-    struct vmfs_disk *d;
+    struct vmfs_disk *d = NULL;
     struct gr_chan *ch;
     struct gr_err err = { 0 };
     char path[8];

@@ -280,6 +280,7 @@ int vslot_decode(const struct vsuper *sb, const void *block, uint64_t self, stru
     s.tail_off = gr_le64_get(d->tail_off);
     s.version = gr_le64_get(d->version);
     memcpy(s.link_key, d->link_key, sizeof s.link_key);
+    s.features = gr_le64_get(d->features);
     if (s.state > VMFS_SLOT_REPLAYING || s.n_pins > VMFS_PINS_MAX || (s.journal_addr && (s.journal_units < 64 || s.tail_off >= s.journal_units)))
         return gr_fail(err, -GR_ECORRUPT, "slot block at unit %llu: rule 7", (unsigned long long)vmfs_addr_unit(self));
     for (unsigned i = 0; i < s.n_pins; i++) {
@@ -303,6 +304,7 @@ void vslot_encode(const struct vmfs *v, const struct vslot *s, unsigned index, u
     memcpy(d->portal, s->portal, sizeof d->portal);
     memcpy(d->address, s->address, sizeof d->address);
     memcpy(d->link_key, s->link_key, sizeof d->link_key);
+    d->features = gr_le64_of(s->features);
     d->journal_addr = gr_le64_of(s->journal_addr);
     d->journal_units = gr_le32_of(s->journal_units);
     d->tail_seq = gr_le64_of(s->tail_seq);

@@ -69,6 +69,8 @@
 #define VMFS_INCOMPAT_KNOWN                                                                                                                  \
     (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED | VMFS_INCOMPAT_ONE_HOST |                     \
      VMFS_INCOMPAT_ENCRYPTED | VMFS_INCOMPAT_DATA_CRC | VMFS_INCOMPAT_QUOTA | VMFS_INCOMPAT_FILES)
+/* Of releases that did not write it into their slots. */
+#define VMFS_INCOMPAT_FIRST (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED)
 #define VMFS_RO_COMPAT_KNOWN 0ull
 
 #define VMFS_ADDR_NONE 0ull
@@ -203,13 +205,15 @@ struct vmfs_slot_disk {
     gr_le32 journal_units, reserved;
     gr_le64 tail_seq;              /* first frame not yet covered by home blocks */
     gr_le64 tail_off;              /* its offset in the journal, units */
-    gr_le64 version;               /* of the host's software: gates features */
+    gr_le64 version;               /* of the format, as the host's software writes it */
     struct vmfs_pin_disk pins[VMFS_PINS_MAX];
     uint8_t link_key[32];          /* Ed25519 public key by which other hosts know this one; zero: it takes part in no links */
-    uint8_t pad[4096 - 64 - 8 - 16 - 16 - 64 - 128 - 1024 - 16 - 24 - VMFS_PINS_MAX * 16 - 32];
+    gr_le64 features;              /* incompat features that its software knows; 0: VMFS_INCOMPAT_FIRST. None is switched on that one in use does not know */
+    uint8_t pad[4096 - 64 - 8 - 16 - 16 - 64 - 128 - 1024 - 16 - 24 - VMFS_PINS_MAX * 16 - 32 - 8];
 } __attribute__((packed));
 GR_SIZE(struct vmfs_slot_disk, 4096);
 GR_LAYOUT(struct vmfs_slot_disk, link_key, 2384);
+GR_LAYOUT(struct vmfs_slot_disk, features, 2416);
 
 /* Foreign frees: units this slot's host freed in regions that another host leases; they are given back when the region can
  * be leased. The list stays with the slot when the host leaves. More than fit: in a blob. */

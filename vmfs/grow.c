@@ -85,13 +85,18 @@ static int adopt(struct vmfs *v, const struct vsuper *s, struct gr_err *err)
 int vmfs_refresh(struct vmfs *v, struct gr_err *err)
 {
     struct vsuper s;
+    struct gr_err newer = { 0 };
     uint8_t *b = vunits_alloc(1);
     int r = b ? vdev_read(v, vmfs_addr(0, VMFS_SUPER_A), 1, b) : -ENOMEM;
     if (r < 0)
         gr_fail(err, r, "datastore '%s': the superblock cannot be read: %s", v->sb.name, gr_code_text(r));
-    if (r == 0 && vhdr_check(v->sb.uuid, b, VMFS_T_SUPER, 1, vmfs_addr(0, VMFS_SUPER_A), NULL) == 0 && vsuper_decode(b, &s, NULL) == 0 &&
-        s.generation > v->sb.generation && (r = devices_known(v, &s, err)) == 0)
-        r = adopt(v, &s, err);
+    if (r == 0 && vhdr_check(v->sb.uuid, b, VMFS_T_SUPER, 1, vmfs_addr(0, VMFS_SUPER_A), NULL) == 0) {
+        int known = vsuper_decode(b, &s, &newer);
+        if (known == -GR_EVERSION) /* a newer release has begun to change the volume: nothing more is locked, nobody taken over */
+            r = gr_fail(err, known, "%s", newer.text);
+        else if (known == 0 && s.generation > v->sb.generation && (r = vfeature_check(v, &s, err)) == 0 && (r = devices_known(v, &s, err)) == 0)
+            r = adopt(v, &s, err);
+    }
     free(b);
     return r;
 }

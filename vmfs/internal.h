@@ -60,6 +60,7 @@ struct vslot {
     uint8_t host_uuid[16];
     char host_name[64], portal[128], address[1024];
     uint8_t link_key[32];
+    uint64_t features;
     uint64_t journal_addr, tail_seq, tail_off, version;
     uint32_t journal_units;
     struct {
@@ -368,6 +369,7 @@ struct vmfs {
     struct vmfs_join_opts opts; /* strings owned below */
     char *host_name, *address, *portal;
     uint8_t link_key[32];
+    uint64_t features; /* incompat features that we know */
     struct vjournal j;
     struct vspace sp;
     struct vobj *objs[VOBJ_HASH];
@@ -500,6 +502,11 @@ void vlife_unclaim(struct vmfs *v, unsigned slot);
 int vlife_end(struct vmfs *v, unsigned slot, const struct vslot *s, struct gr_err *err);
 void vlife_end_done(struct vmfs *v, unsigned slot);
 unsigned vlife_look_ms(const struct vmfs *v); /* between two looks of a host at its alarm */
+
+/* ---------- feature.c: releases of different age on one volume ---------- */
+/* Switch on an incompat feature that is not on yet; the namespace is locked. -GR_EVERSION: a host that has joined does not know it. @what: the feature. */
+int vfeature_on(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err);
+int vfeature_check(const struct vmfs *v, const struct vsuper *s, struct gr_err *err); /* may we use such a volume? -GR_EVERSION */
 
 /* ---------- alone.c: logical units that fence nobody ---------- */
 bool valone_found(struct vmfs *v); /* the devices, which are open, hold such a volume; nothing is registered */

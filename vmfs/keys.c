@@ -269,20 +269,7 @@ static int say_so(struct vmfs *v, struct gr_err *err)
         r = ns_begin(v, &root, err);
     if (r < 0)
         return r;
-    gr_fmutex_lock(&v->ckpt_lock); /* the other writer of superblocks */
-    r = vmfs_refresh(v, err);
-    if (r == 0 && !(v->sb.incompat & VMFS_INCOMPAT_ENCRYPTED)) {
-        struct vsuper s = v->sb;
-        s.generation++;
-        s.incompat |= VMFS_INCOMPAT_ENCRYPTED;
-        r = vsuper_write_all(v, &s, err);
-        if (r < 0)
-            vmfs_fence(v, "a superblock could not be written: nobody knows what it says");
-        else
-            v->sb = s;
-    }
-    gr_fmutex_unlock(&v->ckpt_lock);
-    return ns_end(v, r, err);
+    return ns_end(v, vfeature_on(v, VMFS_INCOMPAT_ENCRYPTED, "encrypted disks", err), err);
 }
 
 static int place(struct vmfs *v, struct vkeys_new *n, struct gr_err *err)

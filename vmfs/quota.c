@@ -497,20 +497,11 @@ int quota_may_move(struct vmfs *v, uint64_t id, bool dir, uint64_t from, uint64_
 /* The namespace is locked. Hosts that do not know of quotas must not write: who has joined is asked before the volume says that there are any. */
 static int switch_on(struct vmfs *v, struct gr_err *err)
 {
-    struct vsuper s;
     int r = vmfs_refresh(v, err);
     if (r < 0 || quotas_on(v))
         return r;
     r = others_recall(v, err);
-    if (r < 0)
-        return r;
-    s = v->sb;
-    s.incompat |= VMFS_INCOMPAT_QUOTA;
-    s.generation++;
-    r = vsuper_write_all(v, &s, err);
-    if (r == 0)
-        v->sb = s;
-    return r;
+    return r < 0 ? r : vfeature_on(v, VMFS_INCOMPAT_QUOTA, "quotas", err);
 }
 
 static int set_locked(struct vmfs *v, const char *path, uint64_t units, struct gr_err *err)

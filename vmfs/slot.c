@@ -84,6 +84,7 @@ static struct vmfs *stand_in(struct vmfs *v, unsigned slot, const struct vslot *
     r->n_dev = v->n_dev;
     r->sb = v->sb;
     r->role = VMFS_HOST;
+    r->features = v->features;
     r->life.alone = v->life.alone;
     r->slot = slot;
     r->me = *s;
@@ -238,6 +239,7 @@ static int claim(struct vmfs *v, unsigned i, struct gr_err *err)
         snprintf(s.portal, sizeof s.portal, "%s", v->portal);
         snprintf(s.address, sizeof s.address, "%s", v->address);
         memcpy(s.link_key, v->link_key, sizeof s.link_key);
+        s.features = v->features;
         v->slot = i;
         r = slot_swap(v, i, &was, &s, err);
         v->me = s;

@@ -60,6 +60,7 @@ struct vmfs_join_opts {
     const uint8_t *link_key; /* 32 bytes, copied: by which other hosts know this one on links (common/link.h); NULL: no links */
     const char *gone;       /* where nothing fences: the name of a host of which the caller knows that it is off and stays off: it is taken over
                                from, unless it answers. -ENOENT: no such host has joined. Borrowed until vmfs_join() returns; NULL: none */
+    uint64_t features;       /* incompat features of the format that count as known, for tests of releases that know fewer; 0: all that this build knows */
     bool degraded;          /* join also without devices that hold no tables: what lies on them cannot be read, all else works */
     /* The key-encryption key @id: 0 and its bytes (32), or -ENOKEY. Asked for when an encrypted disk is opened or made; the bytes are zeroed
      * after use. Any context; may be NULL: no encrypted disk can be opened. */

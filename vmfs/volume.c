@@ -102,8 +102,12 @@ static int devices_check(struct vmfs *v, struct gr_err *err)
         r = vsuper_read(v, i, &s[i], err);
         if (r == 0 && first == v->n_dev)
             first = i;
-        else if (r == -GR_EFORMAT && (i + 1 < v->n_dev || first < v->n_dev))
-            r = 0; /* it may have been removed */
+        if (i + 1 == v->n_dev && first == v->n_dev)
+            break; /* on none of them is a datastore */
+        if (r == -GR_ECORRUPT) /* it was about to be added when its first superblock was torn; or it will be missed */
+            vmfs_warn(v, "%s", err ? err->text : gr_code_text(r));
+        if (r == -GR_ECORRUPT || r == -GR_EFORMAT) /* removed, perhaps */
+            r = 0;
     }
     if (r == 0)
         r = devices_sort(v, s, first, err);
@@ -125,6 +129,7 @@ static int opts_copy(struct vmfs *v, const struct vmfs_join_opts *o, struct gr_e
 {
     v->opts = *o;
     v->role = o->role;
+    v->features = o->features ? o->features : VMFS_INCOMPAT_KNOWN;
     v->host_name = gr_strdup(o->host_name ? o->host_name : "");
     v->address = gr_strdup(o->address ? o->address : "");
     v->portal = gr_strdup(o->portal ? o->portal : "");
@@ -190,8 +195,9 @@ static int take_slot(struct vmfs *v, struct gr_err *err)
 static int join_host(struct vmfs *v, struct gr_err *err)
 {
     int r = take_slot(v, err);
-    if (r == 0)
-        r = vmfs_refresh(v, err); /* behind our own recovery; and from here on who empties a device sees us, or we see him */
+    /* Behind our own recovery; and from here on who empties a device, or switches a feature on, sees us, or we see what he did. */
+    if (r == 0 && (r = vmfs_refresh(v, err)) < 0)
+        vslot_free_mine(v, NULL);
     if (r == 0)
         r = refuse_mover(v, err);
     if (r == 0 && (r = vhonour_check(v, err)) < 0)
@@ -221,6 +227,8 @@ int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, 
     }
     if (r == 0)
         r = devices_check(v, err);
+    if (r == 0)
+        r = vfeature_check(v, &v->sb, err);
     if (r == 0)
         r = vlife_watch(v, err);
     if (r == 0) {

@@ -72,7 +72,10 @@ int disk_room_for(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces)
         int r = fits(o, units, replaces) ? space_ensure(v, units + keep - GR_MIN(keep, v->sp.pool_units)) : -GR_ENOSPACE;
         if (r != -GR_ENOSPACE)
             return r;
-        if (!v->sp.freeq[0].n && !v->sp.freeq[1].n)
+        bool telling = v->sp.discard.units; /* a device, of what is free then */
+        while (v->sp.discard.units && !v->fenced && epoch >= o->epoch)
+            gr_fqueue_wait(&v->j.room_q);
+        if (!telling && !v->sp.freeq[0].n && !v->sp.freeq[1].n)
             break;
         uint64_t until = v->ckpt_rounds + (v->ckpt_running_auto ? 2 : 1); /* one that begins from now on */
         while (v->ckpt_rounds < until && !v->fenced && epoch >= o->epoch) {

@@ -57,6 +57,7 @@
 #define VMFS_LEAF_PIECES (VMFS_FANOUT * VMFS_BLOCK_PIECES) /* 2048 pieces = 8 MiB */
 #define VMFS_MAX_LEVEL 5u               /* level 5 covers 2^18 PiB; a disk of 1 PiB needs level 4 */
 
+#define VMFS_COMPAT_PREALLOCATED 1ull   /* the devices' space was taken at once: nothing is given back to them */
 #define VMFS_INCOMPAT_SHARES 1ull       /* regions list units that more than one owner names; without it nothing is shared by copying */
 #define VMFS_INCOMPAT_ALARMS 2ull       /* slots have alarms: entries of three units; without it the volume lies on files or block devices */
 #define VMFS_INCOMPAT_MEMBERS 4ull      /* devices were added after format: struct vmfs_member_disk tells of them; without it all of it is zero */

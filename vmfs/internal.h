@@ -232,6 +232,7 @@ struct vfree { /* units freed in memory, not yet reusable */
     uint32_t units;
     uint64_t seq;
     uint64_t ticket; /* reusable when every ticket below this number is closed */
+    bool given_up;   /* the device may be told */
 };
 struct vshare { /* units of a region with more owners than one */
     uint32_t at, units, more;
@@ -283,6 +284,12 @@ struct vspace {
     struct vmfs_run { uint64_t addr; uint64_t units; } pool[VSPACE_POOL]; /* runs kept for checkpoints */
     unsigned n_pool;
     uint64_t pool_units;
+    struct vdiscard {            /* discard.c: reusable, but still busy: the device is told first */
+        struct vmfs_run *run;
+        size_t n;
+        uint64_t units;          /* with those it is being told of */
+        bool running;
+    } discard;
     struct vmfs_run *foreign; /* freed here, leased elsewhere */
     size_t n_foreign, cap_foreign;
     bool foreign_dirty;
@@ -351,6 +358,7 @@ struct vdev {
     struct gr_bdev *bdev;
     struct gr_chan *ch;
     uint8_t uuid[16]; /* as its superblock says */
+    bool no_discard;  /* it has said so */
     unsigned users;   /* metadata I/O under way */
 };
 #define VBOUNCE_CLASSES 3u
@@ -589,6 +597,10 @@ void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units);
 /* Apply [sync]: units become / stop being part of the logical state. @kind/@seq: see struct vfree. */
 uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units); /* how many were not used before */
 void space_freed(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, uint64_t seq);
+#define SPACE_GIVEN_UP 2u /* with kind: unmapped or deleted, not replaced */
+bool discard_wanted(const struct vmfs *v, uint64_t addr, uint32_t units); /* the device is to be told of them [sync] */
+/* Units that may be used again stay busy until their device has been told: true. false: it is not told [sync]. */
+bool discard_take(struct vmfs *v, uint64_t addr, uint32_t units);
 /* A free that an earlier holder of this slot left. 0; -ENOMEM, -GR_ECORRUPT [sync] */
 int space_foreign_take(struct vmfs *v, uint64_t addr, uint64_t units);
 /* One more owner of units that are in use [sync]. 0; -ENOMEM. */

@@ -200,6 +200,7 @@ static int layout(struct vsuper *s, const uint64_t *units, unsigned n, const str
     uint32_t slots, inodes, regions = 0;
     for (unsigned i = 0; i < n; i++)
         total += units[i];
+    s->compat = o->preallocate ? VMFS_COMPAT_PREALLOCATED : 0;
     s->incompat = VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_FILES;
     if (o->one_host)
         s->incompat |= VMFS_INCOMPAT_ONE_HOST;

@@ -22,6 +22,7 @@ struct drop {
     uint64_t prev_snap; /* the snapshot before the tree (the oldest one changed) */
     uint64_t seq;
     uint32_t dropped;
+    uint32_t given_up; /* SPACE_GIVEN_UP or 0 */
 };
 
 static void drop_piece(void *arg, uint64_t piece, const struct mpiece *old)
@@ -31,9 +32,9 @@ static void drop_piece(void *arg, uint64_t piece, const struct mpiece *old)
         return;
     struct vmfs *v = d->o->v;
     if (d->o->ino.type == VMFS_FILE) /* hosts that do not own a file read it by its home state: until that has changed, its units stay */
-        space_freed(v, old->addr, 1, 1, v->ckpt_started + 1);
+        space_freed(v, old->addr, 1, 1 | d->given_up, v->ckpt_started + 1);
     else
-        space_freed(v, old->addr, 1, 0, d->seq);
+        space_freed(v, old->addr, 1, d->given_up, d->seq);
     d->o->ino.used_units -= d->o->ino.used_units > 0;
     d->dropped++;
 }
@@ -121,7 +122,7 @@ static bool frozen_since(struct vobj *o, uint64_t birth)
 
 static int map_apply(struct vobj *o, const struct map_change *c)
 {
-    struct drop d = { o, o->parent_snap, c->seq, 0 };
+    struct drop d = { o, o->parent_snap, c->seq, 0, c->state == VMFS_P_HOLE ? SPACE_GIVEN_UP : 0 };
     struct mnode *leaf;
     if (c->piece / VMFS_LEAF_PIECES != (c->piece + c->count - 1) / VMFS_LEAF_PIECES || c->piece + c->count > mnode_span(o->live.level))
         return -GR_ECORRUPT;
@@ -332,7 +333,7 @@ static int apply_snap_free(struct vobj *o, const struct vmfs_rec_free_disk *d)
         if (!space_addr_ok(o->v, gr_le64_get(d->runs[i].addr), gr_le64_get(d->runs[i].units)))
             return -GR_ECORRUPT;
         /* a checkpoint under way may still name these units in what is home now: wait for the next one */
-        space_freed(o->v, gr_le64_get(d->runs[i].addr), units, 1, o->v->ckpt_started + 1);
+        space_freed(o->v, gr_le64_get(d->runs[i].addr), units, 1 | SPACE_GIVEN_UP, o->v->ckpt_started + 1);
         all += units;
     }
     if (gr_le16_get(d->r.flags) & VMFS_RF_COUNTED) {

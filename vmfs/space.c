@@ -529,7 +529,7 @@ static bool freeq_add(struct vfreeq *q, struct vfree f)
 {
     if (q->n) {
         struct vfree *last = &q->e[q->first + q->n - 1];
-        if (last->addr + last->units == f.addr && last->seq == f.seq && last->ticket == f.ticket) {
+        if (last->addr + last->units == f.addr && last->seq == f.seq && last->ticket == f.ticket && last->given_up == f.given_up) {
             last->units += f.units;
             return true;
         }
@@ -590,11 +590,11 @@ static void free_last(struct vmfs *v, struct vregion *r, uint64_t addr, uint32_t
 {
     used_change(v, r, bits_set(r->used, (uint32_t)(addr - r->first), units, false));
     space_touch(v, r, (uint32_t)(addr - r->first), units);
-    if (v->replaying && kind) /* still named by what is home: another recovery may need it until this one's checkpoint is */
+    if (v->replaying && (kind & 1)) /* still named by what is home: another recovery may need it until this one's checkpoint is */
         return;
     if (v->replaying)
         busy_change(v, r, (uint32_t)(addr - r->first), units, false);
-    else if (!freeq_add(&v->sp.freeq[kind], (struct vfree){ addr, units, seq, v->sp.next_ticket }))
+    else if (!freeq_add(&v->sp.freeq[kind & 1], (struct vfree){ addr, units, seq, v->sp.next_ticket, kind & SPACE_GIVEN_UP }))
         vmfs_fence(v, "out of memory for freed space"); /* busy bits stay set: never reused by mistake */
 }
 
@@ -643,7 +643,12 @@ void space_reclaim(struct vmfs *v)
         struct vfreeq *q = &v->sp.freeq[kind];
         uint64_t reached = kind ? v->ckpt_done : v->j.durable_seq;
         while (q->n && q->e[q->first].seq <= reached && q->e[q->first].ticket <= oldest) {
-            space_unreserve(v, q->e[q->first].addr, q->e[q->first].units);
+            const struct vfree *f = &q->e[q->first];
+            bool tell = f->given_up && discard_wanted(v, f->addr, f->units);
+            if (tell && !kind && f->seq > v->j.sealed_seq)
+                break; /* a replay would doubt the record that wrote there, and miss that the piece was ever written */
+            if (!tell || !discard_take(v, f->addr, f->units))
+                space_unreserve(v, f->addr, f->units);
             q->first++;
             q->n--;
         }
@@ -834,6 +839,7 @@ void space_done(struct vmfs *v)
     moved_done(v);
     free(v->sp.by_index);
     free(v->sp.tried);
+    free(v->sp.discard.run);
     free(v->sp.freeq[0].e);
     free(v->sp.freeq[1].e);
     free(v->sp.foreign);

@@ -196,6 +196,7 @@ int vmfs_checkpoint(struct vmfs *v, struct gr_err *err);
 /* Counters for tests, `info` and benchmarks. */
 struct vmfs_stats {
     uint64_t reads, writes_in_place, writes_redirected, splits, merges, unmaps, flushes;
+    uint64_t discarded;     /* bytes that devices were told of */
     uint64_t copies_shared; /* copies that moved no data */
     uint64_t rotten;        /* reads that found a piece that is not what was written: they end with -EIO */
     uint64_t journal_frames, journal_bytes, checkpoints, node_bytes, device_flushes;

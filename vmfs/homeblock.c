@@ -43,7 +43,8 @@ int vhome_read(struct vmfs *v, const struct vtable *t, uint32_t index, uint32_t 
         memset(buf, 0, VMFS_UNIT); /* torn when it was written for the first time: copy B follows only when A is durable */
         r = 1;
     } else if (a_state == COPY_BAD && b_state != COPY_VALID) {
-        r = gr_fail(err, ca, "both copies are damaged: %s; %s", ea.text, b_state == COPY_BAD ? eb.text : "the other was never written");
+        bool damaged = ca == -GR_ECORRUPT || cb == -GR_ECORRUPT; /* or this host is shut out, or the device fails */
+        r = gr_fail(err, ca, "%s: %s; %s", damaged ? "both copies are damaged" : "neither copy can be read", ea.text, b_state == COPY_BAD ? eb.text : "the other was never written");
     } else if (b_state == COPY_VALID && (a_state != COPY_VALID || generation_of(b) > generation_of(buf))) {
         if (a_state == COPY_BAD)
             vmfs_warn(v, "%s; its second copy is used", ea.text);

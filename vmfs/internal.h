@@ -942,12 +942,14 @@ void dir_remove(struct vobj *dir, uint64_t id);                                 
 int dying_add(struct vmfs *v, uint64_t id, uint16_t type, struct gr_err *err);
 /* Lock the namespace; home with what changed (unless @r < 0) and unlock. */
 int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err);
+/* Between them: the directory of the last component (@make: missing ones are made), and the last directory of the path that there is. */
+int ns_walk_parent(struct vmfs *v, struct vobj *root, const char *path, bool make, struct vobj **ret_dir, const char **ret_name, struct gr_err *err);
+int ns_walk_existing(struct vmfs *v, struct vobj *root, const char *path, struct vobj **ret, struct gr_err *err);
+/* Without the lock, in what is home. */
+int ns_lookup(struct vmfs *v, const char *path, uint64_t *ret_id, enum vmfs_type *ret_type, struct gr_err *err);
+int ns_must_be_free(struct vmfs *v, const char *path, struct gr_err *err); /* -EEXIST, or what is wrong with it */
 int ns_dir(struct vmfs *v, const char *path, struct vobj **ret, struct gr_err *err); /* a directory, between begin and end */
 int ns_end(struct vmfs *v, int r, struct gr_err *err);
-/* In between: a directory; its entries [sync]. */
-int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err);
-int dir_add(struct vobj *dir, const char *name, size_t n, uint64_t id, uint16_t type);
-void dir_remove(struct vobj *dir, uint64_t id);
 int vmfs_refresh(struct vmfs *v, struct gr_err *err); /* grow.c: learn that another host grew the volume */
 void vobj_adopt(struct vobj *o); /* object.c: a peeked object joins the table of those held here [sync] */
 /* New object at @path; init(arg, o) [sync] fills its content before it becomes visible. */

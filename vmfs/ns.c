@@ -128,8 +128,8 @@ int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err)
 }
 
 /* Walk to the directory of the last component; @make: missing directories are made. */
-static int walk_parent(struct vmfs *v, struct vobj *root, const char *path, bool make, struct vobj **ret_dir, const char **ret_name,
-                       struct gr_err *err)
+int ns_walk_parent(struct vmfs *v, struct vobj *root, const char *path, bool make, struct vobj **ret_dir, const char **ret_name,
+                   struct gr_err *err)
 {
     struct vobj *dir = root;
     const char *p = path, *e;
@@ -160,7 +160,7 @@ static int walk_parent(struct vmfs *v, struct vobj *root, const char *path, bool
 }
 
 /* The last directory of the path that there is. */
-static int walk_existing(struct vmfs *v, struct vobj *root, const char *path, struct vobj **ret, struct gr_err *err)
+int ns_walk_existing(struct vmfs *v, struct vobj *root, const char *path, struct vobj **ret, struct gr_err *err)
 {
     struct vobj *dir = root;
     int r = 0;
@@ -178,7 +178,7 @@ int ns_dir(struct vmfs *v, const char *path, struct vobj **ret, struct gr_err *e
 {
     struct vobj *dir;
     const char *name;
-    int r = walk_parent(v, vobj_find(v, VMFS_INODE_ROOT), path, false, &dir, &name, err);
+    int r = ns_walk_parent(v, vobj_find(v, VMFS_INODE_ROOT), path, false, &dir, &name, err);
     struct vdirent *e = r == 0 ? dir_find(dir, name, strlen(name)) : NULL;
     if (r == 0 && !e)
         r = gr_fail(err, -ENOENT, "'%s/%s' does not exist", v->sb.name, path);
@@ -188,7 +188,7 @@ int ns_dir(struct vmfs *v, const char *path, struct vobj **ret, struct gr_err *e
 }
 
 /* ---- looking: home state, no lock ---- */
-static int lookup(struct vmfs *v, const char *path, uint64_t *ret_id, enum vmfs_type *ret_type, struct gr_err *err)
+int ns_lookup(struct vmfs *v, const char *path, uint64_t *ret_id, enum vmfs_type *ret_type, struct gr_err *err)
 {
     uint64_t id = VMFS_INODE_ROOT;
     enum vmfs_type type = VMFS_DIR;
@@ -239,7 +239,7 @@ int vmfs_stat(struct vmfs *v, const char *path, struct vmfs_stat *ret, struct gr
 {
     uint64_t id;
     enum vmfs_type type;
-    int r = lookup(v, path, &id, &type, err);
+    int r = ns_lookup(v, path, &id, &type, err);
     return r < 0 ? r : stat_id(v, id, ret, err);
 }
 
@@ -249,7 +249,7 @@ int vmfs_readdir(struct vmfs *v, const char *path, int (*fn)(void *arg, const ch
     uint64_t id;
     enum vmfs_type type;
     struct vobj *dir;
-    int r = lookup(v, path, &id, &type, err);
+    int r = ns_lookup(v, path, &id, &type, err);
     if (r == 0 && type != VMFS_DIR)
         r = gr_fail(err, -ENOTDIR, "'%s/%s' is not a directory", v->sb.name, path);
     if (r == 0)
@@ -268,137 +268,8 @@ int vmfs_readdir(struct vmfs *v, const char *path, int (*fn)(void *arg, const ch
     return r < 0 ? r : 0;
 }
 
-/* ---- making ---- */
-struct shape {
-    uint64_t size;
-    enum vmfs_provision provision;
-    uint32_t physical_block;
-    struct vkeys_new *keys; /* NULL: not encrypted */
-};
-static int content_init(void *arg, struct vobj *o)
-{
-    const struct shape *s = arg;
-    o->ino.size = s->size;
-    o->ino.provision = (uint16_t)s->provision;
-    o->live.level = (uint8_t)mtree_level_for((s->size + VMFS_PIECE - 1) / VMFS_PIECE);
-    int r = vobj_set_physical_block(o, s->physical_block);
-    return r == 0 && s->keys ? vkeys_take(s->keys, o) : r;
-}
-
-int dying_add(struct vmfs *v, uint64_t id, uint16_t type, struct gr_err *err)
-{
-    struct vobj *dying;
-    char name[24];
-    int r = dir_load(v, VMFS_INODE_DYING, &dying, err);
-    int n = snprintf(name, sizeof name, "%016llx", (unsigned long long)id);
-    return r < 0 ? r : dir_add(dying, name, (size_t)n, id, type);
-}
-
-/* Eager: every piece is data, zeros, written now. */
-static int write_out(struct vobj *o, uint64_t size)
-{
-    size_t chunk = (size_t)1 << 20;
-    uint8_t *zero = gr_zalloc(chunk);
-    struct dop op = { .o = o };
-    int r = zero ? 0 : -ENOMEM;
-    op.range.epoch = o->epoch;
-    for (uint64_t off = 0; r == 0 && off < size; off += chunk) {
-        struct iovec iov = { zero, GR_MIN((uint64_t)chunk, (size - off + VMFS_PIECE - 1) / VMFS_PIECE * VMFS_PIECE) };
-        journal_room(o->v);
-        r = disk_write_pieces(&op, off, iov.iov_len, &iov, 1, false);
-    }
-    free(zero);
-    return r;
-}
-
-/* Content for thick and eager disks, while the new disk is still hidden among the dying. */
-static int fill(struct vobj *o, enum vmfs_provision provision, uint64_t size, struct gr_err *err)
-{
-    struct vmfs *v = o->v;
-    uint64_t pieces = (size + VMFS_PIECE - 1) / VMFS_PIECE;
-    if (space_free_units(v) < pieces + space_meta_reserve(v))
-        return gr_fail(err, -GR_ENOSPACE, "datastore '%s' has %llu bytes free, a %s disk of %llu bytes does not fit", v->sb.name,
-                       (unsigned long long)space_free_units(v) * VMFS_UNIT, provision == VMFS_EAGER ? "eager" : "thick", (unsigned long long)size);
-    int r = vkeys_open(o, err);
-    if (r < 0)
-        return r;
-    r = provision == VMFS_EAGER ? write_out(o, size) : disk_reserve(o, 0, pieces, o->epoch);
-    return r < 0 ? gr_fail(err, r, "the disk's space cannot be reserved: %s", gr_code_text(r)) : 0;
-}
-
-static int create_hidden(struct vmfs *v, const char *path, enum vmfs_type type, struct shape *shape, struct vobj **ret, struct gr_err *err)
-{
-    struct vobj *root, *o = NULL, *dir;
-    int r = ns_begin(v, &root, err);
-    if (r < 0)
-        return r;
-    struct vobj *dying;
-    r = walk_existing(v, root, path, &dir, err);
-    if (r == 0)
-        r = quota_may_create(v, dir->id, (shape->size + VMFS_UNIT - 1) / VMFS_UNIT, err); /* before it is written */
-    if (r == 0)
-        r = dir_load(v, VMFS_INODE_DYING, &dying, err);
-    if (r == 0)
-        r = vobj_new(v, type, &o, err);
-    if (r == 0)
-        r = content_init(shape, o);
-    if (r == 0)
-        r = dying_add(v, o->id, (uint16_t)type, err);
-    if (r == 0)
-        o->quota_hidden = true; /* until it is in a folder */
-    r = ns_end(v, r, err);
-    if (r == 0)
-        *ret = o;
-    return r;
-}
-
-static int link_at(struct vmfs *v, struct vobj *root, const char *path, struct vobj *o, struct gr_err *err)
-{
-    struct vobj *dir;
-    const char *name;
-    int r = walk_parent(v, root, path, true, &dir, &name, err);
-    if (r == 0 && dir_find(dir, name, strlen(name)))
-        r = gr_fail(err, -EEXIST, "'%s/%s' exists already", v->sb.name, path);
-    if (r == 0)
-        r = quota_may_create(v, dir->id, o->ino.used_units, err);
-    if (r == 0)
-        r = dir_add(dir, name, strlen(name), o->id, o->ino.type);
-    if (r == 0) {
-        o->ino.quota = o->ino.used_units;
-        o->quota_hidden = false;
-        vobj_touch(o);
-    }
-    return r;
-}
-
-static int create_thick(struct vmfs *v, const char *path, enum vmfs_type type, struct shape *shape, struct gr_err *err)
-{
-    struct vobj *o = NULL, *root;
-    int r = create_hidden(v, path, type, shape, &o, err);
-    if (r < 0)
-        return r;
-    if (shape->keys)
-        vkeys_made(shape->keys, 0); /* they go with it from now on */
-    o->opens++; /* nobody lets go of it meanwhile */
-    r = fill(o, shape->provision, shape->size, err);
-    vkeys_close(o);
-    o->opens--;
-    if (r == 0 && (r = ns_begin(v, &root, err)) == 0) {
-        struct vobj *dying;
-        r = dir_load(v, VMFS_INODE_DYING, &dying, err); /* first: the name comes and the other goes in one checkpoint */
-        if (r == 0)
-            r = link_at(v, root, path, o, err);
-        if (r == 0)
-            dir_remove(dying, o->id);
-        r = ns_end(v, r, err);
-    }
-    if (r < 0)
-        ns_destroy(o);
-    return r;
-}
-
 /* The path must be free; checked before anything is made. */
-static int must_be_free(struct vmfs *v, const char *path, struct gr_err *err)
+int ns_must_be_free(struct vmfs *v, const char *path, struct gr_err *err)
 {
     struct gr_err none;
     uint64_t id;
@@ -408,94 +279,17 @@ static int must_be_free(struct vmfs *v, const char *path, struct gr_err *err)
         r = gr_fail(err, -EINVAL, "a name is missing behind '%s/'", v->sb.name);
     if (r < 0)
         return r;
-    r = lookup(v, path, &id, &type, &none);
+    r = ns_lookup(v, path, &id, &type, &none);
     if (r == 0)
         return gr_fail(err, -EEXIST, "'%s/%s' exists already", v->sb.name, path);
     return r == -ENOENT ? 0 : gr_fail(err, r, "%s", none.text);
-}
-
-int vmfs_create_with(struct vmfs *v, const char *path, enum vmfs_type type, int (*init)(void *arg, struct vobj *o), void *arg, struct gr_err *err)
-{
-    struct vobj *root, *o = NULL, *dir;
-    const char *name;
-    int r = must_be_free(v, path, err);
-    if (r == 0)
-        r = ns_begin(v, &root, err);
-    if (r < 0)
-        return r;
-    r = walk_parent(v, root, path, true, &dir, &name, err);
-    if (r == 0 && dir_find(dir, name, strlen(name)))
-        r = gr_fail(err, -EEXIST, "'%s/%s' exists already", v->sb.name, path);
-    if (r == 0 && type == VMFS_DISK)
-        r = quota_may_create(v, dir->id, 0, err);
-    if (r == 0)
-        r = vobj_new(v, type, &o, err);
-    if (r == 0 && init)
-        r = init(arg, o);
-    if (r == 0)
-        r = dir_add(dir, name, strlen(name), o->id, (uint16_t)type);
-    if (r == 0 && type == VMFS_DIR)
-        o->ino.lock.holder = 0;
-    if (r < 0)
-        ns_undo(v, o);
-    return ns_end(v, r, err);
-}
-
-static int size_ok(const struct vmfs *v, const char *path, const struct shape *shape, struct gr_err *err)
-{
-    if (shape->size == 0 || shape->size > VMFS_DISK_MAX || shape->size % 512)
-        return gr_fail(err, -EINVAL, "'%s/%s': a disk of %llu bytes: it must be a multiple of 512, at least 512 and at most 1 PiB", v->sb.name,
-                       path, (unsigned long long)shape->size);
-    return 0;
-}
-
-static int create(struct vmfs *v, const char *path, enum vmfs_type type, struct shape *shape, struct gr_err *err)
-{
-    int r = type == VMFS_DISK ? size_ok(v, path, shape, err) : 0;
-    if (r < 0)
-        return r;
-    if (type == VMFS_DIR)
-        return vmfs_create_with(v, path, type, NULL, NULL, err);
-    if (shape->provision == VMFS_THIN || shape->size == 0)
-        return vmfs_create_with(v, path, type, content_init, shape, err);
-    r = must_be_free(v, path, err);
-    return r < 0 ? r : create_thick(v, path, type, shape, err);
-}
-
-int vmfs_create(struct vmfs *v, const char *path, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct gr_err *err)
-{
-    return create(v, path, type, &(struct shape){ size, provision, VMFS_PIECE, NULL }, err);
-}
-
-int vmfs_create_disk(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, struct gr_err *err)
-{
-    if (physical_block != 512 && physical_block != VMFS_PIECE)
-        return gr_fail(err, -EINVAL, "'%s/%s': physical blocks of %u bytes: 512 or %u", v->sb.name, path, physical_block, VMFS_PIECE);
-    return create(v, path, VMFS_DISK, &(struct shape){ size, provision, physical_block, NULL }, err);
-}
-
-int vmfs_create_encrypted(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, uint64_t kek_id,
-                          struct gr_err *err)
-{
-    struct vkeys_new keys;
-    struct shape shape = { size, provision, physical_block == 512 ? 512 : VMFS_PIECE, &keys };
-    int r = size_ok(v, path, &shape, err);
-    if (r == 0)
-        r = must_be_free(v, path, err);
-    if (r == 0)
-        r = vkeys_make(v, kek_id, NULL, 0, &keys, err);
-    if (r < 0)
-        return r;
-    r = create(v, path, VMFS_DISK, &shape, err);
-    vkeys_made(&keys, r);
-    return r;
 }
 
 int vmfs_mkdir(struct vmfs *v, const char *path, bool parents, struct gr_err *err)
 {
     uint64_t id;
     enum vmfs_type type;
-    int r = lookup(v, path, &id, &type, err);
+    int r = ns_lookup(v, path, &id, &type, err);
     if (r == 0)
         return parents && type == VMFS_DIR ? 0 : gr_fail(err, -EEXIST, "'%s/%s' exists already", v->sb.name, path);
     return r == -ENOENT ? vmfs_create(v, path, VMFS_DIR, 0, VMFS_THIN, err) : r;
@@ -507,7 +301,7 @@ int vmfs_rename(struct vmfs *v, const char *from, const char *to, struct gr_err 
     const char *an, *bn;
     int r = vmfs_name_check(from, err);
     if (r == 0)
-        r = must_be_free(v, to, err);
+        r = ns_must_be_free(v, to, err);
     size_t fl = strlen(from);
     if (r == 0 && strncmp(from, to, fl) == 0 && to[fl] == '/')
         r = gr_fail(err, -EINVAL, "'%s' cannot move into itself", from);
@@ -515,13 +309,13 @@ int vmfs_rename(struct vmfs *v, const char *from, const char *to, struct gr_err 
         r = ns_begin(v, &root, err);
     if (r < 0)
         return r;
-    r = walk_parent(v, root, from, false, &a, &an, err);
+    r = ns_walk_parent(v, root, from, false, &a, &an, err);
     struct vdirent *e = r == 0 ? dir_find(a, an, strlen(an)) : NULL;
     if (r == 0 && !e)
         r = gr_fail(err, -ENOENT, "'%s/%s' does not exist", v->sb.name, from);
     struct vdirent moved = e ? *e : (struct vdirent){ 0 };
     if (r == 0)
-        r = walk_parent(v, root, to, true, &b, &bn, err);
+        r = ns_walk_parent(v, root, to, true, &b, &bn, err);
     if (r == 0 && dir_find(b, bn, strlen(bn)))
         r = gr_fail(err, -EEXIST, "'%s/%s' exists already", v->sb.name, to);
     if (r == 0)
@@ -556,9 +350,9 @@ int ns_replace(struct vmfs *v, const char *from, const char *to, struct gr_err *
     int r = ns_begin(v, &root, err);
     if (r < 0)
         return r;
-    r = walk_parent(v, root, from, false, &a, &an, err);
+    r = ns_walk_parent(v, root, from, false, &a, &an, err);
     if (r == 0)
-        r = walk_parent(v, root, to, false, &b, &bn, err);
+        r = ns_walk_parent(v, root, to, false, &b, &bn, err);
     if (r == 0)
         r = dir_load(v, VMFS_INODE_DYING, &dying, err);
     struct vdirent *e = r == 0 ? dir_find(a, an, strlen(an)) : NULL, *o = r == 0 ? dir_find(b, bn, strlen(bn)) : NULL;
@@ -612,7 +406,7 @@ int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err)
         r = ns_begin(v, &root, err);
     if (r < 0)
         return r;
-    r = walk_parent(v, root, path, false, &dir, &name, err);
+    r = ns_walk_parent(v, root, path, false, &dir, &name, err);
     struct vdirent *e = r == 0 ? dir_find(dir, name, strlen(name)) : NULL;
     if (r == 0 && !e)
         r = gr_fail(err, -ENOENT, "'%s/%s' does not exist", v->sb.name, path);
@@ -640,167 +434,6 @@ int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err)
     if (r == 0 && o)
         ns_destroy(o);
     return r;
-}
-
-/* ---- the end of an object ---- */
-/* All its trees become deleted snapshots; the walker gives them back, then the object is buried. */
-void ns_destroy(struct vobj *o)
-{
-    uint32_t gone = VMFS_SNAP_HIDDEN | VMFS_SNAP_DELETING;
-    struct vmfs_rec_snap_disk d = { .value = gr_le32_of(gone) };
-    o->dying = true;
-    if (o->v->fenced)
-        return;
-    d.r.type = gr_le16_of(VMFS_R_SNAP_FLAGS);
-    for (size_t i = 0; i < o->n_snaps; i++)
-        if (o->snaps[i]->flags != gone) {
-            d.id = gr_le64_of(o->snaps[i]->id);
-            record_do(o, &d, sizeof d, NULL);
-        }
-    if (o->live.root.mem || o->live.root.ptr.addr) {
-        memset(&d, 0, sizeof d);
-        d.r.type = gr_le16_of(VMFS_R_SNAP_ADD);
-        d.value = gr_le32_of(gone);
-        record_do(o, &d, sizeof d, NULL);
-    }
-    reap_kick(o);
-}
-
-/* A clone's origin, held: its counter goes home together with the clone's inode. Waits while another host has it. */
-static int hold_origin(struct vobj *o, struct vobj **ret)
-{
-    struct vmfs *v = o->v;
-    int r = -GR_ELOCKED;
-    *ret = NULL;
-    while (o->origin_object && r == -GR_ELOCKED && !v->fenced && !v->leaving) {
-        struct gr_err err = { 0 };
-        r = vobj_hold(v, o->origin_object, 0, ret, NULL, &err);
-        if (r == -GR_ELOCKED)
-            gr_fiber_sleep_ms(500);
-        else if (r < 0)
-            vmfs_warn(v, "object %llu cannot be removed: its origin: %s", (unsigned long long)o->id, gr_err_text(&err, r));
-    }
-    return o->origin_object ? r : 0;
-}
-
-static void origin_done(struct vobj *origin)
-{
-    if (origin) {
-        origin->users--;
-        gr_fqueue_wake_all(&origin->settled);
-    }
-}
-
-/* Nothing is left of it but the inode. The names, the counter and the inode change without a suspension in between, so they go home
- * in one checkpoint. */
-int ns_bury(struct vobj *o)
-{
-    struct vmfs *v = o->v;
-    struct vobj *root, *dying, *origin;
-    struct gr_err err = { 0 };
-    int r = hold_origin(o, &origin);
-    if (r < 0)
-        return r;
-    if (origin)
-        origin->users++; /* nobody gives it up meanwhile */
-    r = ns_begin(v, &root, &err);
-    if (r < 0) {
-        origin_done(origin);
-        return r;
-    }
-    r = dir_load(v, VMFS_INODE_DYING, &dying, &err);
-    if (r == 0 && (o->n_snaps || !slot_empty(&o->live.root)))
-        r = -EAGAIN; /* it was marked as dying, but what it holds was not yet: once more */
-    if (r == 0) {
-        struct vsnap *s = origin ? vobj_snap(origin, o->origin_snap) : NULL;
-        dir_remove(dying, o->id);
-        if (s && s->clones) {
-            s->clones--;
-            vobj_touch(origin);
-        }
-        inode_clear(v, o);
-    }
-    r = ns_end(v, r, &err);
-    if (r == 0) {
-        gr_fqueue_wake_all(&o->settled);
-        vobj_release(v, o, &err);
-    }
-    if (r == 0 && origin)
-        reap_kick(origin);
-    origin_done(origin);
-    return r;
-}
-
-void inode_clear(struct vmfs *v, struct vobj *o)
-{
-    o->ino.type = 0;
-    o->ino.size = o->ino.used_units = 0;
-    o->ino.n_snapshots = 0;
-    if (o->ino.blob_addr)
-        space_freed(v, o->ino.blob_addr, o->ino.blob_units, 1, v->ckpt_started + 1);
-    o->ino.blob_addr = 0;
-    o->ino.blob_units = o->ino.blob_bytes = 0;
-    vkeys_free(o);
-    vobj_touch(o);
-}
-
-/* An object made in an operation that failed. */
-void ns_undo(struct vmfs *v, struct vobj *o)
-{
-    for (unsigned h = 0; h < VOBJ_HASH; h++)
-        for (struct vobj *d = v->objs[h], *next; d; d = next) {
-            next = d->hash_next;
-            if (d->ino.type == VMFS_DIR && d->id != VMFS_INODE_ROOT && d->ino.block_generation == 0 && d != o)
-                vobj_clean(d);
-        }
-    if (o && o->ino.type != VMFS_DIR) {
-        o->ino.type = 0;
-        vobj_clean(o);
-        vobj_release(v, o, NULL);
-    }
-}
-
-/* One of the dying, if it still is: a new disk is among them while it is being filled, and then it is not. */
-static void resume_one(struct vmfs *v, uint64_t id)
-{
-    struct vobj *root, *dying, *o = NULL;
-    bool listed = false;
-    if (vobj_find(v, id) || (v->opts.in_use && v->opts.in_use(v->opts.warn_arg, id)) || ns_begin(v, &root, NULL) < 0)
-        return; /* one of ours, under way; or a file that somebody has open */
-    int r = dir_load(v, VMFS_INODE_DYING, &dying, NULL);
-    for (size_t i = 0; r == 0 && i < dying->n_ents; i++)
-        listed |= dying->ents[i].id == id;
-    if (listed && !vobj_find(v, id) && vobj_hold(v, id, 0, &o, NULL, NULL) == 0)
-        o->dying = true;
-    ns_end(v, -ECANCELED, NULL); /* no name changed */
-    if (o)
-        ns_destroy(o);
-}
-
-static void resume_work(void *arg)
-{
-    struct vmfs *v = arg;
-    struct vobj *dying;
-    if (vobj_peek(v, VMFS_INODE_DYING, &dying, NULL) == 0) {
-        for (size_t i = 0; i < dying->n_ents && !v->fenced && !v->leaving; i++)
-            resume_one(v, dying->ents[i].id);
-        vobj_free(dying);
-    }
-    v->resuming = false;
-    if (--v->background == 0)
-        gr_fqueue_wake_all(&v->background_q);
-}
-
-void ns_resume(struct vmfs *v)
-{
-    if (v->role != VMFS_HOST)
-        return;
-    v->background++;
-    v->resuming = true;
-    if (gr_fiber_start(v->loop, resume_work, v) < 0) {
-        v->background--;
-        v->resuming = false;
-    }
 }
 
 int ns_format_root(struct vmfs *v, struct gr_err *err)

@@ -1,0 +1,164 @@
+/* The end of an object: what its trees hold is given back, then its inode is free. Whoever joins goes on with what was begun. */
+#include "common/seam.h"
+#include "vmfs/internal.h"
+#include "vmfs/keys.h"
+
+/* All its trees become deleted snapshots; the walker gives them back, then the object is buried. */
+void ns_destroy(struct vobj *o)
+{
+    uint32_t gone = VMFS_SNAP_HIDDEN | VMFS_SNAP_DELETING;
+    struct vmfs_rec_snap_disk d = { .value = gr_le32_of(gone) };
+    o->dying = true;
+    if (o->v->fenced)
+        return;
+    d.r.type = gr_le16_of(VMFS_R_SNAP_FLAGS);
+    for (size_t i = 0; i < o->n_snaps; i++)
+        if (o->snaps[i]->flags != gone) {
+            d.id = gr_le64_of(o->snaps[i]->id);
+            record_do(o, &d, sizeof d, NULL);
+        }
+    if (o->live.root.mem || o->live.root.ptr.addr) {
+        memset(&d, 0, sizeof d);
+        d.r.type = gr_le16_of(VMFS_R_SNAP_ADD);
+        d.value = gr_le32_of(gone);
+        record_do(o, &d, sizeof d, NULL);
+    }
+    reap_kick(o);
+}
+
+/* A clone's origin, held: its counter goes home together with the clone's inode. Waits while another host has it. */
+static int hold_origin(struct vobj *o, struct vobj **ret)
+{
+    struct vmfs *v = o->v;
+    int r = -GR_ELOCKED;
+    *ret = NULL;
+    while (o->origin_object && r == -GR_ELOCKED && !v->fenced && !v->leaving) {
+        struct gr_err err = { 0 };
+        r = vobj_hold(v, o->origin_object, 0, ret, NULL, &err);
+        if (r == -GR_ELOCKED)
+            gr_fiber_sleep_ms(500);
+        else if (r < 0)
+            vmfs_warn(v, "object %llu cannot be removed: its origin: %s", (unsigned long long)o->id, gr_err_text(&err, r));
+    }
+    return o->origin_object ? r : 0;
+}
+
+static void origin_done(struct vobj *origin)
+{
+    if (origin) {
+        origin->users--;
+        gr_fqueue_wake_all(&origin->settled);
+    }
+}
+
+/* Nothing is left of it but the inode. The names, the counter and the inode change without a suspension in between, so they go home
+ * in one checkpoint. */
+int ns_bury(struct vobj *o)
+{
+    struct vmfs *v = o->v;
+    struct vobj *root, *dying, *origin;
+    struct gr_err err = { 0 };
+    int r = hold_origin(o, &origin);
+    if (r < 0)
+        return r;
+    if (origin)
+        origin->users++; /* nobody gives it up meanwhile */
+    r = ns_begin(v, &root, &err);
+    if (r < 0) {
+        origin_done(origin);
+        return r;
+    }
+    r = dir_load(v, VMFS_INODE_DYING, &dying, &err);
+    if (r == 0 && (o->n_snaps || !slot_empty(&o->live.root)))
+        r = -EAGAIN; /* it was marked as dying, but what it holds was not yet: once more */
+    if (r == 0) {
+        struct vsnap *s = origin ? vobj_snap(origin, o->origin_snap) : NULL;
+        dir_remove(dying, o->id);
+        if (s && s->clones) {
+            s->clones--;
+            vobj_touch(origin);
+        }
+        inode_clear(v, o);
+    }
+    r = ns_end(v, r, &err);
+    if (r == 0) {
+        gr_fqueue_wake_all(&o->settled);
+        vobj_release(v, o, &err);
+    }
+    if (r == 0 && origin)
+        reap_kick(origin);
+    origin_done(origin);
+    return r;
+}
+
+void inode_clear(struct vmfs *v, struct vobj *o)
+{
+    o->ino.type = 0;
+    o->ino.size = o->ino.used_units = 0;
+    o->ino.n_snapshots = 0;
+    if (o->ino.blob_addr)
+        space_freed(v, o->ino.blob_addr, o->ino.blob_units, 1, v->ckpt_started + 1);
+    o->ino.blob_addr = 0;
+    o->ino.blob_units = o->ino.blob_bytes = 0;
+    vkeys_free(o);
+    vobj_touch(o);
+}
+
+/* An object made in an operation that failed. */
+void ns_undo(struct vmfs *v, struct vobj *o)
+{
+    for (unsigned h = 0; h < VOBJ_HASH; h++)
+        for (struct vobj *d = v->objs[h], *next; d; d = next) {
+            next = d->hash_next;
+            if (d->ino.type == VMFS_DIR && d->id != VMFS_INODE_ROOT && d->ino.block_generation == 0 && d != o)
+                vobj_clean(d);
+        }
+    if (o && o->ino.type != VMFS_DIR) {
+        o->ino.type = 0;
+        vobj_clean(o);
+        vobj_release(v, o, NULL);
+    }
+}
+
+/* One of the dying, if it still is: a new disk is among them while it is being filled, and then it is not. */
+static void resume_one(struct vmfs *v, uint64_t id)
+{
+    struct vobj *root, *dying, *o = NULL;
+    bool listed = false;
+    if (vobj_find(v, id) || (v->opts.in_use && v->opts.in_use(v->opts.warn_arg, id)) || ns_begin(v, &root, NULL) < 0)
+        return; /* one of ours, under way; or a file that somebody has open */
+    int r = dir_load(v, VMFS_INODE_DYING, &dying, NULL);
+    for (size_t i = 0; r == 0 && i < dying->n_ents; i++)
+        listed |= dying->ents[i].id == id;
+    if (listed && !vobj_find(v, id) && vobj_hold(v, id, 0, &o, NULL, NULL) == 0)
+        o->dying = true;
+    ns_end(v, -ECANCELED, NULL); /* no name changed */
+    if (o)
+        ns_destroy(o);
+}
+
+static void resume_work(void *arg)
+{
+    struct vmfs *v = arg;
+    struct vobj *dying;
+    if (vobj_peek(v, VMFS_INODE_DYING, &dying, NULL) == 0) {
+        for (size_t i = 0; i < dying->n_ents && !v->fenced && !v->leaving; i++)
+            resume_one(v, dying->ents[i].id);
+        vobj_free(dying);
+    }
+    v->resuming = false;
+    if (--v->background == 0)
+        gr_fqueue_wake_all(&v->background_q);
+}
+
+void ns_resume(struct vmfs *v)
+{
+    if (v->role != VMFS_HOST)
+        return;
+    v->background++;
+    v->resuming = true;
+    if (gr_fiber_start(v->loop, resume_work, v) < 0) {
+        v->background--;
+        v->resuming = false;
+    }
+}

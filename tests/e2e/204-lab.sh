@@ -43,7 +43,7 @@ GRANARY_HOME=$home run_check granary datastore info lab --json
 check 'which hosts share' jq -e '."shared-luns" and .timing == "fast" and ([.hosts[] | select(.alive)] | length) == 2' "$T/out"
 run_check qemu-io -f raw -c 'write -P 0x33 1M 64k' "$url"
 kill -KILL "$(jq -r '.hosts[0].pid' "$T/lun.json")"
-run_check qemu-io -r -f raw -c 'read -P 0x33 1M 64k' "${url/$one/$two}"
+wait_for 20 qemu-io -r -f raw -c 'read -P 0x33 1M 64k' "${url/$one/$two}" # for a second it may still be led to who is gone
 run_check "$TOP/scripts/lab" down "$dir"
 for pid in $(jq -r '.hosts[].pid, .array.pid' "$T/lun.json"); do
     if kill -0 "$pid" 2> /dev/null && [ "$(ps -o stat= -p "$pid" | cut -c1)" != Z ]; then fail "process $pid is still there"; fi

@@ -73,7 +73,7 @@ run_check iscsi-ls -i $me "iscsi://$pa"
 if grep -q 'ds:a ' "$T/out"; then fail 'a still lists what b took away'; fi
 
 # --- a host that cannot be told is named: its sessions go on, and nobody new is let in there all the same
-start other "$BUILD/tests/tools/live_load" "$pa" iqn.2026-11.local.granary:ds:a 60 $other
+start other "$BUILD/tests/tools/live_load" "$pa" iqn.2026-11.local.granary:ds:a 60 $other 8192 # behind what the other one wrote
 there() { a session list --json | jq -e --arg i $other 'any(.[]; .initiator == $i)'; }
 wait_for 10 there
 mv "$A/run/storaged.sock" "$A/run/away"

@@ -137,9 +137,9 @@ check 'no lock was lost with the daemon' grep -qx held "$T/locks.log"
 
 # ---- fio ----
 cd "$T" # its state files
-run_check fio --name=direct --directory="$M/work" --size=16M --rw=randrw --bsrange=512-64k --verify=crc32c --ioengine=libaio --iodepth=8 --direct=1
-run_check fio --name=odd --directory="$M/work" --size=4M --rw=randwrite --bsrange=100-9000 --bs_unaligned --verify=md5 --ioengine=psync
-run_check fio --name=mapped --directory="$M/work" --size=8M --rw=randwrite --bs=4k --verify=crc32c --ioengine=mmap
+run_check fio --name=direct --directory="$M/work" --size=16M --rw=randrw --bsrange=512-64k --verify=crc32c --verify_fatal=1 --ioengine=libaio --iodepth=8 --direct=1
+run_check fio --name=odd --directory="$M/work" --size=4M --rw=randwrite --bsrange=100-9000 --bs_unaligned --verify=md5 --verify_fatal=1 --ioengine=psync
+run_check fio --name=mapped --directory="$M/work" --size=8M --rw=randwrite --bs=4k --verify=crc32c --verify_fatal=1 --ioengine=mmap
 cd "$TOP"
 
 # ---- disks ----

@@ -2,7 +2,7 @@
 # Two hosts show one datastore as a file system at once: what one did the other sees; locks hold between them; the daemons are killed.
 # timeout: 300
 . "$(dirname "$0")/lib.sh"
-requires python3
+requires python3 fio
 [ -c /dev/fuse ] || skip 'no /dev/fuse'
 requires_root
 export PATH=$BUILD/tests/tools:$PATH
@@ -59,6 +59,21 @@ for p in "${pids[@]}"; do wait "$p" || fail 'an append failed'; done
 for n in 1 2 3 4; do seq -f "w$n %g" 0 99; done | sort > "$T/want"
 check 'no line was lost or torn' cmp "$T/want" <(sort "$MA/lines")
 check 'both see the same' cmp "$MA/lines" "$MB/lines"
+# fio on both at once; each then verifies what the other wrote
+cd "$T" # its state files
+both() { # JOB-SUFFIX-OF-A JOB-SUFFIX-OF-B ARG...
+    local one=$1 two=$2; shift 2
+    local job=(--size=8M --rw=randwrite --bs=16k --verify=crc32c --verify_fatal=1 --ioengine=psync --end_fsync=1 --verify_state_save=0 "$@")
+    start fio-a fio --name="w$one" --filename="$MA/fio$one" "${job[@]}"
+    start fio-b fio --name="w$two" --filename="$MB/fio$two" "${job[@]}"
+    over fio-a
+    over fio-b
+    if grep 'verify failed' "$T/fio-a.log" "$T/fio-b.log"; then fail 'one host does not see what the other wrote'; fi
+    check 'both did all of it, and nothing is wrong' [ "$(grep -c 'err= 0' "$T/fio-a.log" "$T/fio-b.log" | grep -c ':1$')" = 2 ]
+}
+both 1 2 --do_verify=0
+both 2 1 --verify_only=1
+cd "$TOP"
 # whoever looks at a name that is replaced sees the old or the new file, whole
 python3 - "$MA" "$MB" > "$T/out" 2>&1 <<'P' || { cat "$T/out"; fail 'a name that is replaced'; }
 import os, sys

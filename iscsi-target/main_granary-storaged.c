@@ -135,14 +135,16 @@ static char *own_nbd_url(struct daemon *d, const char *name)
 /* Another machine's URL names a folder there: what is in it comes along, and is kept in one of ours. */
 static char *lent_url(struct daemon *d, const char *disk, const char *address, json_t *res)
 {
-    const char *mover = json_string_value(json_object_get(res, "mover")), *key = strrchr(address, '/');
+    const char *mover = json_string_value(json_object_get(res, "mover")), *key = strstr(address, "://");
+    for (int i = 0; key && i < 2; i++) /* hostlink://HOST:PORT/VOLUME/KEY, and a key may have slashes */
+        key = strchr(i ? key + 1 : key + 3, '/');
     json_t *lent = json_object_get(res, "lent");
     struct gr_err err = {0};
     if (!mover || !key)
         return NULL;
     gr_auto_free char *name = gr_asprintf("state/movers/%s", key + 1);
     for (char *c = name ? name + strlen("state/movers/") : NULL; c && *c; c++)
-        *c = *c == '+' || *c == '=' ? '_' : *c;
+        *c = *c == '/' ? '-' : *c == '+' || *c == '=' ? '_' : *c;
     gr_auto_free char *dir = name ? gr_home_path(d->home, name) : NULL;
     if (!dir)
         return NULL;

@@ -140,6 +140,7 @@ run_check on a "$T/a" qemu-io -f raw -c 'write -P 0x11 0 1M' "iscsi://10.77.3.1/
 url=$(b lun list ds/d --json | jq -r '.[0]."nbd-url"')
 check "it is a's mover" sh -c "case '$url' in nbds://10.77.3.1:*/ds/d*$H/state/movers/*) ;; *) false ;; esac"
 dir=$(echo "$T/b/state/movers/"*)
+check 'the folder is named by the whole of its key' [ "${#dir}" = $((${#T} + 16 + 44)) ] # "/b/state/movers/"
 check 'the key is for its owner' [ "$(stat -c %a "$dir/client-key.pem")" = 600 ]
 check 'it is signed there, for b' sh -c "cmp '$dir/ca-cert.pem' '$T/a/conf/pki/ca-cert.pem' && ! cmp -s '$dir/client-cert.pem' '$T/a/conf/pki/client-cert.pem'"
 head -c 1M /dev/zero | tr '\0' '\21' > "$T/elevens"

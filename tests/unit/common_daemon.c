@@ -109,9 +109,9 @@ static void test_pidfile(void **state)
 /* What gr_daemon_args() makes of "program @words". */
 static int parse(struct gr_daemon_args *a, const char *words)
 {
-    char *argv[8] = {(char[]){"program"}}, *text = gr_strdup(words);
+    char *argv[8] = {(char[]){"program"}}, *text = gr_strdup(words), *rest = NULL;
     int argc = 1;
-    for (char *p = strtok(text, " "); p; p = strtok(NULL, " "))
+    for (char *p = strtok_r(text, " ", &rest); p; p = strtok_r(NULL, " ", &rest))
         argv[argc++] = p;
     a->usage = "usage: program\n";
     int r = gr_daemon_args(argc, argv, a);

@@ -151,6 +151,12 @@ $(B)/tests/matrix/clock.so: tests/matrix/clock.c
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D); $(CC) -std=gnu17 -D_GNU_SOURCE $(WARN) -O2 -fPIC -shared -o $@ $<
 
+# and to be killed at a step of a take-over
+tools += $(B)/tests/matrix/steps.so
+$(B)/tests/matrix/steps.so: tests/matrix/steps.c tests/lib/take_steps.c tests/lib/take_steps.h vmfs/format.h
+	$(call say,LINK,$@)
+	$(Q)mkdir -p $(@D); $(CC) -std=gnu17 -D_GNU_SOURCE -I. $(WARN) -O2 -fPIC -shared -o $@ tests/matrix/steps.c tests/lib/take_steps.c
+
 $(B)/%.o: %.c
 	$(call say,CC,$<)
 	$(Q)mkdir -p $(@D); $(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
@@ -211,7 +217,7 @@ model: $(B)/tests/tools/order_model $(B)/tests/unit/vmfs_cluster $(B)/tests/unit
 # real processes, killed, stopped, starved and cut off: TRIALS of them (docs/developing.md)
 .PHONY: matrix
 matrix: all tools
-	$(Q)GRANARY_BUILD=$(abspath $(B)) tests/matrix/run --trials $(if $(filter command environment,$(origin TRIALS)),$(TRIALS),0) $(if $(SEED),--seed $(SEED)) --jobs $(JOBS)
+	$(Q)GRANARY_BUILD=$(abspath $(B)) tests/matrix/run --trials $(if $(filter command environment,$(origin TRIALS)),$(TRIALS),0) $(if $(SEED),--seed $(SEED)) $(if $(FROM),--from $(FROM)) $(if $(KEEP),--keep $(KEEP)) --jobs $(JOBS)
 
 # ---- install --------------------------------------------------------------------------------------------------------
 .PHONY: install clean help print-deps
@@ -234,7 +240,7 @@ help:
 	@echo 'make fuzz        each fuzz target for RUNS=20000 inputs (clang)'
 	@echo 'make bench       measurements, against peers where they are installed'
 	@echo 'make model       take-overs: every state within bounds, and TRIALS=1000 simulated sites; V=1 shows counter-examples'
-	@echo 'make matrix      hosts killed, stopped, starved, cut off: TRIALS=500 SEED=n (default: one trial of each cell); root'
+	@echo 'make matrix      hosts killed, stopped, starved, cut off: TRIALS=500 SEED=n FROM=n (default: one of each cell); root'
 	@echo 'make soak        randomised tests for GRANARY_SOAK=600 seconds each'
 	@echo 'make install     DESTDIR= PREFIX=/usr/local UNITDIR='
 	@echo 'scripts/test     everything, as CI runs it'

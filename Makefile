@@ -145,6 +145,13 @@ $(call LINK,$(B)/$(1),$(B)/$(1).o,$(or $(mods_$(notdir $(1))),$(MODULES)),$(pkgs
 endef
 $(foreach t,$(patsubst %.c,%,$(wildcard tests/tools/*.c tests/bench/*.c)),$(eval $(call TOOL,$(t))))
 
+# programs of a release from before the last feature of the format: one object is another one (tests/older)
+older := granary granary-storaged
+$(foreach p,$(older),$(eval $(call LINK,$(B)/older/bin/$(p),$(B)/$(if $(wildcard common/main_$(p).c),common,iscsi-target)/main_$(p).o $(B)/tests/older/feature_known.o,$(mods_$(p)),)))
+$(B)/older/bin/granary-hostd: | $(B)/bin/granary-hostd
+	$(Q)mkdir -p $(@D); ln -sf ../../bin/granary-hostd $@
+tools += $(older:%=$(B)/older/bin/%) $(B)/older/bin/granary-hostd
+
 # what a program is started with (LD_PRELOAD) to see another wall clock
 tools += $(B)/tests/matrix/clock.so
 $(B)/tests/matrix/clock.so: tests/matrix/clock.c

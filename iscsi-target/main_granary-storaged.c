@@ -16,6 +16,7 @@
 #include "iscsi-target/raw_luns.h"
 #include "iscsi-target/storaged_options.h"
 #include "snapshot/expose.h"
+#include "vmfs/vmfs.h"
 #include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -412,7 +413,7 @@ static int come_to_rest(struct daemon *d, const struct gr_rpc_call *call, struct
     return r;
 }
 
-/* daemon.hand-over {"socket","versions":[oldest,newest]}: who listens there takes our place. When it is answered, sessions are at rest, and we end. */
+/* daemon.hand-over {"socket","versions":[oldest,newest],"features"}: who listens there takes our place. When it is answered, sessions are at rest, and we end. */
 static int op_hand_over(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
 {
     struct daemon *d = arg;
@@ -421,6 +422,8 @@ static int op_hand_over(void *arg, struct gr_rpc_call *call, json_t *params, jso
     int r = gr_json_str(params, "socket", &path, err);
     if (r == 0)
         r = tgt_heritage_readable(params, err);
+    if (r == 0)
+        r = snap_svc_known_to(d->svc, (uint64_t)json_integer_value(json_object_get(params, "features")), err);
     if (r == 0)
         r = d->stop ? gr_fail(err, -EBUSY, "the daemon ends already") : gr_unix_connect(path, &heir, err);
     if (r == 0)
@@ -617,7 +620,7 @@ static int start_all(struct daemon *d, struct gr_err *err)
 {
     int r = d->o.take_over ? make_mover(d, err) : 0;
     if (r == 0 && d->o.take_over)
-        r = tgt_heritage_ask(d->loop, d->home, &d->heritage, err);
+        r = tgt_heritage_ask(d->loop, d->home, vmfs_features_known(), &d->heritage, err);
     if (r == 0)
         r = take_lock(d, err);
     if (r == 0)

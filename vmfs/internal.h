@@ -377,7 +377,7 @@ struct vmfs {
     struct vmfs_join_opts opts; /* strings owned below */
     char *host_name, *address, *portal;
     uint8_t link_key[32];
-    uint64_t features; /* incompat features that we know */
+    uint64_t features; /* incompat features that we know, or say that we do */
     struct vjournal j;
     struct vspace sp;
     struct vobj *objs[VOBJ_HASH];

@@ -9,6 +9,7 @@
 #include "common/cleanup.h"
 #include "common/daemon.h"
 #include "common/link.h"
+#include "vmfs/vmfs.h"
 #include <signal.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -168,7 +169,7 @@ static int start_all(struct daemon *d, struct gr_err *err)
 {
     int r = d->o.take_over ? storaged_make_mover(d, err) : 0;
     if (r == 0 && d->o.take_over)
-        r = tgt_heritage_ask(d->loop, d->home, &d->heritage, err);
+        r = tgt_heritage_ask(d->loop, d->home, vmfs_features_known(), &d->heritage, err);
     if (r == 0)
         r = take_lock(d, err);
     if (r == 0)

@@ -135,7 +135,8 @@ static int come_to_rest(struct daemon *d, const struct gr_rpc_call *call, struct
     return r;
 }
 
-/* daemon.hand-over {"socket","versions":[oldest,newest]}: who listens there takes our place. When it is answered, sessions are at rest, and we end. */
+/* daemon.hand-over {"socket","versions":[oldest,newest],"features"}: who listens there takes our place. When it is answered, sessions are at rest, and
+ * we end. */
 static int op_hand_over(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
 {
     struct daemon *d = arg;
@@ -144,6 +145,8 @@ static int op_hand_over(void *arg, struct gr_rpc_call *call, json_t *params, jso
     int r = gr_json_str(params, "socket", &path, err);
     if (r == 0)
         r = tgt_heritage_readable(params, err);
+    if (r == 0)
+        r = snap_svc_known_to(d->svc, (uint64_t)json_integer_value(json_object_get(params, "features")), err);
     if (r == 0)
         r = d->stop ? gr_fail(err, -EBUSY, "the daemon ends already") : gr_unix_connect(path, &heir, err);
     if (r == 0)

@@ -62,6 +62,21 @@ int tgt_task_buf(struct tgt_task *t, uint32_t len)
     return 0;
 }
 
+int tgt_task_read_buf(struct tgt_task *t, uint32_t len)
+{
+    struct tgt_sess *sess = t->sess;
+    /* (with error recovery an answer keeps its buffer until it is acknowledged, perhaps by the next command only) */
+    bool windowed = t->lu->geo.in_memory && len >= TGT_LONG_READ && !sess->params.error_recovery_level;
+    if (windowed && sess->window_bytes && sess->window_bytes + len > TGT_WINDOW_BYTES)
+        return -EAGAIN;
+    int r = tgt_task_buf(t, len);
+    if (r == 0 && windowed) {
+        t->windowed = true;
+        sess->window_bytes += t->cap;
+    }
+    return r;
+}
+
 void tgt_queue_add(struct tgt_task **head, struct tgt_task **last, struct tgt_task *t)
 {
     t->wait_next = NULL;
@@ -145,6 +160,8 @@ void tgt_task_release(struct tgt_task *t)
     *p = t->hash_next;
     if (t->buf) {
         sess->buf_bytes -= t->cap;
+        sess->window_bytes -= t->windowed ? t->cap : 0;
+        t->windowed = false;
         tgt_buf_put(&s->pool, t->buf, t->cap);
         t->buf = NULL;
     }

@@ -484,15 +484,20 @@ void tgt_kept_load(struct tgt_conn *c, json_t *list, const struct tgt_kept_data 
 void tgt_unassigned_load(struct tgt_sess *sess, json_t *list, const struct tgt_kept_data *data);
 /* ---- text in full feature phase: ffp_text.c ---- */
 void tgt_ffp_text(struct tgt_conn *c, const struct tgt_request *rq);
-/* ---- sess_task.c ---- */
-struct tgt_task *tgt_task_find(struct tgt_sess *sess, uint32_t itt);
-struct tgt_task *tgt_task_blank(struct tgt_sess *sess, uint32_t itt); /* one of the free ones, which there must be; of no connection */
+/* ---- a command arrives: sess_cmd.c ---- */
 void tgt_task_command(struct tgt_conn *c, bool bad_ahs);     /* header of a SCSI command */
 void tgt_task_data_out(struct tgt_conn *c);
 void tgt_task_segment(struct tgt_task *t);     /* the segment being received for it is whole */
 void tgt_task_segment_bad(struct tgt_conn *c); /* or broken */
 void tgt_task_resend_r2ts(struct tgt_task *t); /* ask anew for what is missing */
 bool tgt_task_advance(struct tgt_sess *sess);  /* start the held command whose turn has come: true */
+void tgt_task_go_on(struct tgt_task *t);       /* more of its data is there, or may come: ask for it, or run the command */
+uint32_t tgt_task_data_room(const struct tgt_task *t); /* bytes that its data may need */
+/* ---- a task: sess_task.c ---- */
+struct tgt_task *tgt_task_find(struct tgt_sess *sess, uint32_t itt);
+struct tgt_task *tgt_task_blank(struct tgt_sess *sess, uint32_t itt); /* one of the free ones, which there must be; of no connection */
+void tgt_task_unhold(struct tgt_sess *sess, struct tgt_task *t);
+void tgt_task_stop_receiving(struct tgt_task *t); /* the rest of the segment being received for it is thrown away */
 void tgt_task_release(struct tgt_task *t);
 void tgt_task_leave(struct tgt_task *t, enum tgt_leave how); /* its connection ends */
 void tgt_task_to_send(struct tgt_task *t);

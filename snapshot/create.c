@@ -254,6 +254,18 @@ int snap_list(struct vmfs_disk *d, int (*fn)(void *arg, const struct snap_info *
     return r < 0 ? r : 0;
 }
 
+int snap_list_kept(struct vmfs_disk *d, int (*fn)(void *arg, const struct snap_info *info), void *arg, struct gr_err *err)
+{
+    struct snap_info info;
+    int r = usable(d, err);
+    for (size_t i = 0; r >= 0 && i < d->o->n_snaps; i++)
+        if ((d->o->snaps[i]->flags & VMFS_SNAP_HIDDEN) && d->o->snaps[i]->clones) {
+            info_of(d, d->o->snaps[i], &info);
+            r = fn(arg, &info);
+        }
+    return r < 0 ? r : 0;
+}
+
 int snap_find(struct vmfs_disk *d, const char *name, struct snap_info *ret, struct gr_err *err)
 {
     int r = usable(d, err);

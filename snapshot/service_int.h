@@ -216,13 +216,32 @@ static inline void snap_json_decref(json_t **o)
     json_decref(*o);
 }
 #define snap_auto_json gr_auto(snap_json_decref)
-extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_move_methods[], snap_group_methods[], snap_key_methods[], snap_quota_methods[];
+extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_move_methods[], snap_group_methods[], snap_key_methods[], snap_quota_methods[], snap_origin_methods[], snap_clone_methods[];
 /* ---- encrypted disks (service_key.c) ---- */
 /* The key that params "encrypt", "key" and "key-file" ask for a new disk; 0: it is not encrypted. */
 int snap_op_encrypt(struct snap_op *op, uint64_t *ret_key);
 void snap_key_row(uint64_t key_id, json_t *row); /* "encrypted" and "key" of a disk's row */
 /* The disk closed, so that it can end; with or without its key. Put it back with snap_disk_put(). */
 int snap_disk_get_to_end(struct snap_op *op, const struct snap_path *p, const char *what, struct snap_disk *ret, struct vmfs_stat *st);
+/* ---- what was cloned from what (service_origin.c) ---- */
+struct snap_origins; /* of one datastore, by name */
+int snap_origins_find(struct snap_ds *ds, struct snap_origins **ret, struct gr_err *err);
+void snap_origins_free(struct snap_origins *o); /* NULL allowed */
+json_t *snap_origins_clones(const struct snap_origins *o, uint64_t id, uint64_t snapshot); /* names of clones of it (0: of any snapshot) */
+void snap_origins_row(const struct snap_origins *o, const struct vmfs_stat *st, json_t *row); /* "clones", and of a clone "parent" */
+int snap_list_deleted(struct snap_ds *ds, json_t *a, struct gr_err *err); /* disks that were deleted, and are kept for their clones */
+void snap_tell_resume(void *ds); /* struct vmfs_join_opts.resume */
+/* ---- new disks that are filled before they have their name (service_image.c) ---- */
+struct snap_shape {
+    uint64_t size;
+    enum vmfs_provision provision;
+    uint32_t physical;
+    uint64_t key; /* 0: not encrypted */
+};
+/* fill(arg, disk, progress, progress_arg, err) writes it; @progress sends parts to the caller of @op, and fails when that is gone. */
+typedef int (*snap_progress_fn)(void *arg, uint64_t done, uint64_t total);
+int snap_fill_as(struct snap_op *op, struct snap_ds *ds, const char *path, const struct snap_shape *shape,
+                 int (*fill)(void *arg, struct gr_chan *to, snap_progress_fn progress, void *progress_arg, struct gr_err *err), void *arg);
 /* ---- an instant of several hosts (service_group.c) ---- */
 struct snap_member {
     const char *disk;               /* "DS/PATH" */

@@ -184,6 +184,7 @@ SNAP_METHOD(op_create, "snapshot.create")
 struct rows {
     const struct snap_path *p;
     json_t *a;
+    uint64_t disk; /* object */
 };
 
 static int add_row(void *arg, const struct snap_info *info)
@@ -192,6 +193,25 @@ static int add_row(void *arg, const struct snap_info *info)
     if (strncmp(info->name, SNAP_GROUP_PREFIX, strlen(SNAP_GROUP_PREFIX)) == 0)
         return 0; /* not decided yet */
     return json_array_append_new(l->a, snap_info_row(l->p->ds, l->p->path, info)) < 0 ? -ENOMEM : 0;
+}
+
+/* Which disks start at each. */
+static int name_clones(struct snap_op *op, struct rows *l, struct snap_ds *ds)
+{
+    struct snap_origins *o = NULL;
+    json_t *row;
+    size_t i;
+    int r = 0;
+    json_array_foreach(l->a, i, row)
+    {
+        if (!json_integer_value(json_object_get(row, "clones")))
+            continue;
+        if (!o && (r = snap_origins_find(ds, &o, op->err)) < 0)
+            return r;
+        json_object_set_new(row, "clone-disks", snap_origins_clones(o, l->disk, (uint64_t)json_integer_value(json_object_get(row, "id"))));
+    }
+    snap_origins_free(o);
+    return r;
 }
 
 static int open_disk(struct snap_op *op, struct snap_path *p, struct snap_disk *d)
@@ -205,11 +225,18 @@ static int op_list(struct snap_op *op)
     struct snap_path p;
     struct snap_disk d = {0};
     snap_auto_json json_t *a = json_array();
-    int r = open_disk(op, &p, &d);
+    bool deleted = false;
+    int r = gr_json_opt_bool(op->params, "deleted", &deleted, op->err);
+    if (r == 0)
+        r = open_disk(op, &p, &d);
     if (r < 0)
         return r;
-    struct rows l = {&p, a};
+    struct rows l = {&p, a, vmfs_disk_id(d.h->disk)};
     r = snap_list(d.h->disk, add_row, &l, op->err);
+    if (r == 0 && deleted)
+        r = snap_list_kept(d.h->disk, add_row, &l, op->err);
+    if (r == 0)
+        r = name_clones(op, &l, d.ds);
     snap_disk_put(&d);
     return r < 0 ? r : snap_op_result(op, gr_take(a));
 }
@@ -269,38 +296,6 @@ static int op_revert(struct snap_op *op)
     return r;
 }
 SNAP_METHOD(op_revert, "snapshot.revert")
-
-static int op_clone(struct snap_op *op)
-{
-    struct snap_path p, to;
-    struct snap_disk d = {0};
-    const char *name = NULL;
-    int r = gr_json_str(op->params, "snapshot", &name, op->err);
-    if (r == 0)
-        r = snap_op_path(op, "to", SNAP_PATH_DISK, &to);
-    if (r == 0)
-        r = open_disk(op, &p, &d);
-    if (r < 0)
-        return r;
-    if (strcmp(p.ds, to.ds) != 0)
-        r = gr_fail(op->err, -EXDEV, "a clone shares its blocks with the snapshot and must be in the same datastore, '%s'", p.ds);
-    if (r == 0)
-        r = snap_clone(d.h->disk, name, to.path, op->err);
-    snap_disk_put(&d);
-    if (r == 0)
-        r = snap_disk_get(op, &to, &d);
-    if (r < 0)
-        return r;
-    struct vmfs_stat st;
-    vmfs_disk_stat(d.h->disk, &st);
-    json_t *row = snap_disk_row(d.ds, to.path, &st);
-    gr_auto_free char *parent = gr_asprintf("%s/%s@%s", p.ds, p.path, name);
-    if (row && parent)
-        json_object_set_new(row, "parent", json_string(parent));
-    snap_disk_put(&d);
-    return snap_op_result(op, row);
-}
-SNAP_METHOD(op_clone, "snapshot.clone")
 
 static int op_bookmark(struct snap_op *op)
 {
@@ -398,6 +393,6 @@ SNAP_METHOD(op_diff, "snapshot.diff")
 
 const struct gr_rpc_method snap_snapshot_methods[] = {
     {"snapshot.create", rpc_op_create}, {"snapshot.list", rpc_op_list, true},         {"snapshot.delete", rpc_op_delete},
-    {"snapshot.revert", rpc_op_revert}, {"snapshot.clone", rpc_op_clone},       {"snapshot.bookmark", rpc_op_bookmark},
+    {"snapshot.revert", rpc_op_revert}, {"snapshot.bookmark", rpc_op_bookmark},
     {"snapshot.diff", rpc_op_diff, true},     {"disk.checkpoint", rpc_op_checkpoint, true}, {NULL, NULL},
 };

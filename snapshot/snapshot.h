@@ -34,6 +34,7 @@ void snap_resume(struct vmfs_disk *const *disks, unsigned n);
 /* Another name, from now on; durable with the next checkpoint. */
 int snap_rename(struct vmfs_disk *d, const char *name, const char *to, struct gr_err *err);
 int snap_list(struct vmfs_disk *d, int (*fn)(void *arg, const struct snap_info *info), void *arg, struct gr_err *err);
+int snap_list_kept(struct vmfs_disk *d, int (*fn)(void *arg, const struct snap_info *info), void *arg, struct gr_err *err); /* deleted, with clones */
 int snap_find(struct vmfs_disk *d, const char *name, struct snap_info *ret, struct gr_err *err); /* -ENOENT */
 /* Gone from the list at once, durably; space comes back in the background. @keep_bookmark leaves a bookmark of the same name.
  * A snapshot with clones stays hidden until they are gone. -GR_ELOCKED: pinned by readers (named). */
@@ -45,6 +46,8 @@ int snap_settle(struct vmfs_disk *d, struct gr_err *err);
 int snap_revert(struct vmfs_disk *d, const char *name, struct gr_err *err);
 /* New disk @path of the same volume that starts at the snapshot. */
 int snap_clone(struct vmfs_disk *d, const char *name, const char *path, struct gr_err *err);
+/* Many of them. On failure the first *ret_made (may be NULL) exist; of as many as fit one checkpoint all are made, or none. */
+int snap_clone_many(struct vmfs_disk *d, const char *name, const char *const *paths, unsigned n, unsigned *ret_made, struct gr_err *err);
 /* Read-only bdev of a snapshot; holds the snapshot while open (a delete waits hidden). Put with gr_bdev_put. */
 int snap_open(struct vmfs_disk *d, const char *name, struct gr_bdev **ret, struct gr_err *err);
 /* The same for a process that joined as VMFS_READER: pins the snapshot in the reader's slot. @path is the disk. */

@@ -335,8 +335,6 @@ static int removable(struct vobj *o, const char *path, struct gr_err *err)
     if (o->opens || o->handle || o->users)
         return gr_fail(err, -EBUSY, "'%s/%s' is in use", ds, path);
     for (size_t i = 0; i < o->n_snaps; i++) {
-        if (o->snaps[i]->clones)
-            return gr_fail(err, -EBUSY, "'%s/%s': %u clones start at its snapshot '%s'", ds, path, o->snaps[i]->clones, o->snaps[i]->name);
         if (o->snaps[i]->open)
             return gr_fail(err, -EBUSY, "'%s/%s': its snapshot '%s' is being read", ds, path, o->snaps[i]->name);
     }
@@ -423,6 +421,8 @@ int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err)
             r = removable(o, path, err);
         if (r == 0)
             r = vkeys_destroy(o, err);
+        if (r == 0)
+            r = hidden_name(o, path, err);
         if (r == 0)
             r = dying_add(v, id, o->ino.type, err);
         if (r == 0) {

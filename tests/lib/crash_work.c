@@ -254,7 +254,7 @@ static void remove_disk(struct crash_work *w, struct orc_disk *d)
     if (r == 0) {
         d->removed.ack = orc_tick(&w->orc);
         w->removes++;
-    } else if (r == -EBUSY) { /* clones hang on it */
+    } else if (r == -EBUSY) { /* a snapshot of it is being read */
         d->removed.submit = 0;
         attach(w, d);
     } else {

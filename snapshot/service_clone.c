@@ -149,12 +149,23 @@ static int full(struct cloning *c, json_t *rows)
     return r;
 }
 
+/* No snapshot was named. */
+static int template_of(struct cloning *c)
+{
+    struct vmfs_stat st;
+    vmfs_disk_stat(c->d.h->disk, &st);
+    c->snap = SNAP_TEMPLATE;
+    return st.lun.flags & VMFS_LUN_TEMPLATE ? 0
+                                            : gr_fail(c->op->err, -GR_EUSAGE, "%s/%s is no template: name the snapshot (%s/%s@SNAPSHOT) that the clone starts at",
+                                                      c->from.ds, c->from.path, c->from.ds, c->from.path);
+}
+
 static int op_clone(struct snap_op *op)
 {
     gr_auto(cloning_done) struct cloning c = {.op = op};
     snap_auto_json json_t *rows = json_array();
     bool whole = false;
-    int r = gr_json_str(op->params, "snapshot", &c.snap, op->err);
+    int r = gr_json_opt_str(op->params, "snapshot", &c.snap, op->err);
     if (r == 0)
         r = gr_json_opt_bool(op->params, "full", &whole, op->err);
     if (r == 0)
@@ -163,6 +174,8 @@ static int op_clone(struct snap_op *op)
         r = targets(&c);
     if (r == 0)
         r = snap_disk_get(op, &c.from, &c.d);
+    if (r == 0 && !c.snap)
+        r = template_of(&c);
     if (r == 0)
         r = whole ? full(&c, rows) : linked(&c, rows);
     if (r < 0)

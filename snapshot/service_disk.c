@@ -47,9 +47,9 @@ json_t *snap_disk_row(struct snap_ds *ds, const char *path, const struct vmfs_st
     char uuid[37];
     gr_auto_free char *disk = gr_asprintf("%s/%s", ds->name, path);
     gr_uuid_format(st->uuid, uuid);
-    json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:b,s:b,s:I,s:I,s:I,s:s,s:s,s:I,s:i,s:s,s:I}", "disk", disk ? disk : path, "size", (json_int_t)st->size, "used",
+    json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:b,s:b,s:b,s:I,s:I,s:I,s:s,s:s,s:I,s:i,s:s,s:I}", "disk", disk ? disk : path, "size", (json_int_t)st->size, "used",
                           (json_int_t)st->used, "physical-block", (json_int_t)st->physical_block, "read-only", st->lun.flags & VMFS_LUN_READ_ONLY,
-                          "removable", st->lun.flags & VMFS_LUN_REMOVABLE, "iops", (json_int_t)st->lun.iops, "bandwidth",
+                          "removable", st->lun.flags & VMFS_LUN_REMOVABLE, "template", st->lun.flags & VMFS_LUN_TEMPLATE, "iops", (json_int_t)st->lun.iops, "bandwidth",
                           (json_int_t)st->lun.bytes_per_s, "burst-ms", (json_int_t)st->lun.burst_ms, "provision", (unsigned)st->provision < 3 ? provision_names[st->provision] : "unknown", "uuid",
                           uuid, "id", (json_int_t)st->id, "snapshots", (int)st->n_snapshots, "parent", st->parent, "mtime",
                           (json_int_t)st->mtime_s);
@@ -331,6 +331,47 @@ static int take_limits(struct snap_op *op, struct vmfs_lun *lun)
     return 0;
 }
 
+static int count_changes(void *arg, uint64_t off, uint64_t len, bool zero)
+{
+    (void)off;
+    (void)len;
+    (void)zero;
+    *(bool *)arg = true;
+    return -ECANCELED;
+}
+
+/* Clones of a template start at a snapshot of that name: what the disk is now, and stays. */
+static int template_snapshot(struct snap_disk *d, struct gr_err *err)
+{
+    struct snap_info info;
+    bool changed = false;
+    int r = snap_find(d->h->disk, SNAP_TEMPLATE, &info, NULL);
+    if (r == 0 && !info.is_bookmark) {
+        r = snap_diff(d->h->disk, SNAP_TEMPLATE, NULL, count_changes, &changed, err);
+        if (r == 0 && !changed)
+            return 0;
+        r = changed ? 0 : r;
+    }
+    if (r == 0)
+        r = snap_delete(d->h->disk, SNAP_TEMPLATE, false, err); /* kept for those that started at it */
+    else if (r == -ENOENT)
+        r = 0;
+    return r < 0 ? r : snap_create(&d->h->disk, 1, SNAP_TEMPLATE, err);
+}
+
+/* Nobody writes any more before the snapshot is taken. */
+static int become_template(struct snap_op *op, struct snap_disk *d, const struct vmfs_lun *was, const struct vmfs_lun *lun)
+{
+    int r = snap_refuse_in_use(op->s, d, "become a template", op->err);
+    if (r == 0 && d->h->mounted)
+        r = gr_fail(op->err, -GR_ELOCKED, "disk %s/%s is open for writing on '%s'", d->ds->name, d->h->path, mnt_mounted_on(d->ds));
+    if (r == 0)
+        r = vmfs_set_lun(d->h->disk, lun, op->err);
+    if (r == 0 && (r = template_snapshot(d, op->err)) < 0)
+        (void)vmfs_set_lun(d->h->disk, was, NULL);
+    return r;
+}
+
 static int op_set(struct snap_op *op)
 {
     struct snap_path p;
@@ -347,9 +388,11 @@ static int op_set(struct snap_op *op)
     if (r == 0)
         r = take_flag(op, "removable", VMFS_LUN_REMOVABLE, &lun.flags);
     if (r == 0)
+        r = take_flag(op, "template", VMFS_LUN_TEMPLATE, &lun.flags);
+    if (r == 0)
         r = take_limits(op, &lun);
     if (r == 0)
-        r = vmfs_set_lun(d.h->disk, &lun, op->err);
+        r = lun.flags & ~st.lun.flags & VMFS_LUN_TEMPLATE ? become_template(op, &d, &st.lun, &lun) : vmfs_set_lun(d.h->disk, &lun, op->err);
     if (r == 0)
         r = result_disk(op, &d);
     snap_disk_put(&d);
@@ -370,6 +413,8 @@ static int op_delete(struct snap_op *op)
     r = vmfs_remove(d.ds->v, p.path, op->err);
     if (r == 0)
         snap_rules_forget(d.ds, st.uuid, NULL);
+    if (r == 0)
+        snap_policy_forget(d.ds, st.uuid);
     if (r == 0 && !op->s->address[0]) /* a command has no background: most of it is done before it goes */
         (void)vmfs_settle(d.ds->v, SNAP_SETTLE_MS);
     snap_disk_put(&d);

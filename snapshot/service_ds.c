@@ -132,7 +132,8 @@ int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
     struct gr_err scratch = {0};
     struct gr_err *e = err ? err : &scratch;
     int r = join_volume(s, ds, e);
-    snap_rules_free(ds); /* it may be another datastore of that name */
+    snap_table_free(&ds->rules); /* it may be another datastore of that name */
+    snap_table_free(&ds->policies);
     if (r < 0) {
         close_devices(ds);
     } else {

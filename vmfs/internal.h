@@ -805,6 +805,7 @@ int vobj_set_physical_block(struct vobj *o, uint32_t bytes);
 /* How the disk shows itself as a logical unit. */
 #define VMFS_ATTR_LUN "lun"
 struct vmfs_lun vobj_lun(const struct vobj *o);
+static inline bool vobj_template(const struct vobj *o) { return vobj_lun(o).flags & VMFS_LUN_TEMPLATE; }
 struct vbookmark *vobj_bookmark_named(struct vobj *o, const char *name);
 
 /* object_name.c: "DATASTORE/PATH", or "DATASTORE, object N" of one that has no name (fiber). */
@@ -936,6 +937,12 @@ bool reap_parked(struct vobj *o);  /* it was removed, and what is left of it sta
 
 /* ---------- disk.c, open.c: what files.c does differently ---------- */
 int disk_attr_record(struct vmfs_disk *d, const char *key, const void *val, size_t len, struct gr_err *err); /* not durable yet */
+int disk_attr_do(struct vmfs_disk *d, const char *key, const void *val, size_t len, struct gr_err *err); /* the same [sync]; the journal has room */
+/* notes.c: what is said of a snapshot. The attribute's value, or NULL. */
+const struct vattr *vobj_note(const struct vobj *o, const char *kind, uint64_t snap);
+void vobj_note_key(const char *kind, uint64_t snap, char ret[33]);
+/* -GR_ELOCKED and who protects it, or 0. */
+int vobj_protected(const struct vobj *o, const struct vsnap *s, const char *disk, struct gr_err *err);
 int disk_open(struct vmfs *v, uint64_t id, const char *path, unsigned wait_ms, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err);
 int disk_give_up(struct vmfs *v, uint64_t id, const char *path, struct gr_err *err);
 /* Cut or grow, frozen (fiber). */

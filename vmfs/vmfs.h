@@ -210,7 +210,13 @@ void vmfs_stats(const struct vmfs *v, struct vmfs_stats *ret); /* any context */
 /* ---- namespace: paths inside the volume, '/'-separated, no leading slash needed; "" is the root ---- */
 enum vmfs_type { VMFS_DIR = 1, VMFS_FILE = 2, VMFS_DISK = 3 };
 enum vmfs_provision { VMFS_THIN = 0, VMFS_THICK = 1, VMFS_EAGER = 2 };
-enum vmfs_lun_flags { VMFS_LUN_READ_ONLY = 1, VMFS_LUN_REMOVABLE = 2 };
+enum vmfs_lun_flags {
+    VMFS_LUN_READ_ONLY = 1,
+    VMFS_LUN_REMOVABLE = 2,
+    VMFS_LUN_TEMPLATE = 4, /* it is there to be cloned: nobody writes, resizes, reverts or removes it */
+};
+#define VMFS_NOTE_PROTECTED "protected" /* kinds of attributes of snapshots: vmfs/format.h */
+#define VMFS_NOTE_EXPIRES "expires"
 struct vmfs_lun {
     uint32_t flags, iops; /* commands a second; 0: no limit */
     uint64_t bytes_per_s; /* 0: no limit */
@@ -245,7 +251,8 @@ int vmfs_readdir(struct vmfs *v, const char *path, int (*fn)(void *arg, const ch
                  struct gr_err *err);
 int vmfs_mkdir(struct vmfs *v, const char *path, bool parents, struct gr_err *err);
 int vmfs_rename(struct vmfs *v, const char *from, const char *to, struct gr_err *err);
-/* Remove an empty directory, a file, or a disk (nobody else may own it, it may not be open). Of a disk that clones start at what they need stays,
+/* Remove an empty directory, a file, or a disk (nobody else may own it, it may not be open, be a template, or have a protected snapshot:
+ * -GR_ELOCKED). Of a disk that clones start at what they need stays,
  * hidden, until the last of them is gone. */
 int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err);
 /* Disks that were removed and are kept for their clones; @name: what it was called. fn returns < 0 to stop. */

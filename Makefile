@@ -186,7 +186,7 @@ $(B)/%.h.ok: %.h
 .PHONY: model check check-unit asan tsan cov clang lint lint-light fuzz fuzz-run bench soak
 check: all lint-light check-unit
 # the unit tests and the corpus of every fuzz target, TAP lines and a count at the end; where a sanitizer watches, the target has 3 loops
-check-unit: $(units) $(fuzzers) $(tools) progs
+check-unit: $(units) $(fuzzers) $(if $(filter release,$(VARIANT)),$(tools)) progs
 	$(Q)$(if $(filter asan tsan,$(VARIANT)),GRANARY_LOOPS=3 )tests/run --build $(B) --jobs $(JOBS) $(if $(SUMMARY),--summary $(SUMMARY)) units
 lint-light: $(headers:%=$(B)/%.ok)
 	$(Q)$(MAKE) --no-print-directory -s print-deps | scripts/check-layering

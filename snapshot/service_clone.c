@@ -51,18 +51,29 @@ static int targets(struct cloning *c)
 }
 
 /* ---- linked ---- */
-static int linked_rows(struct cloning *c, json_t *rows)
+/* Of one all that is known; of many what tells them apart. */
+static json_t *linked_row(struct cloning *c, unsigned i, const struct vmfs_stat *st, const char *parent)
+{
+    char uuid[37];
+    json_t *row;
+    gr_uuid_format(st->uuid, uuid);
+    if (c->n == 1)
+        row = snap_disk_row(c->d.ds, c->paths[i], st);
+    else
+        row = json_pack("{s:O,s:I,s:s,s:I}", "disk", json_array_get(c->names, i), "size", (json_int_t)st->size, "uuid", uuid, "id", (json_int_t)st->id);
+    json_object_set_new(row, "parent", json_string(parent));
+    return row;
+}
+
+static int linked_rows(struct cloning *c, const uint64_t *ids, json_t *rows)
 {
     gr_auto_free char *parent = gr_asprintf("%s/%s@%s", c->from.ds, c->from.path, c->snap);
     for (unsigned i = 0; i < c->n; i++) {
         struct vmfs_stat st;
-        int r = vmfs_stat(c->d.ds->v, c->paths[i], &st, c->op->err);
+        int r = vmfs_stat_object(c->d.ds->v, ids[i], &st, c->op->err);
         if (r < 0)
             return r;
-        json_t *row = snap_disk_row(c->d.ds, c->paths[i], &st);
-        if (row && parent)
-            json_object_set_new(row, "parent", json_string(parent));
-        if (!row || json_array_append_new(rows, row) < 0)
+        if (!parent || json_array_append_new(rows, linked_row(c, i, &st, parent)) < 0)
             return gr_fail(c->op->err, -ENOMEM, "out of memory");
     }
     return 0;
@@ -71,13 +82,16 @@ static int linked_rows(struct cloning *c, json_t *rows)
 static int linked(struct cloning *c, json_t *rows)
 {
     unsigned made = 0;
-    int r = snap_clone_many(c->d.h->disk, c->snap, c->paths, c->n, &made, c->op->err);
+    struct snap_handle *h = NULL;
+    gr_auto_free uint64_t *ids = gr_zalloc(c->n * sizeof(*ids));
+    if (!ids)
+        return gr_fail(c->op->err, -ENOMEM, "out of memory");
+    int r = snap_clone_many(c->d.h->disk, c->snap, c->paths, c->n, &made, ids, c->op->err);
     if (r < 0 && made)
         return gr_prefix(c->op->err, -GR_EPARTIAL, "the first %u of %u clones were made, then", made, c->n);
-    struct snap_handle *h = NULL;
     if (r == 0 && c->n == 1 && (r = snap_handle_get(c->op->s, c->d.ds, c->paths[0], c->op->method, SNAP_WAIT_MS, &h, NULL, c->op->err)) == 0)
         h->users--; /* as any new disk it is open, and so this host's */
-    return r < 0 ? r : linked_rows(c, rows);
+    return r < 0 ? r : linked_rows(c, ids, rows);
 }
 
 /* ---- full ---- */

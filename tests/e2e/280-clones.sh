@@ -95,7 +95,7 @@ run_check a datastore check ds
 # --- another host works with its clones while the one that has the image stands still
 run_check b datastore join ds "$T/ds.img"
 run_check b up --portal 127.0.0.1:0
-pa=$(a status --json | jq -r .portal) pb=$(b status --json | jq -r .portal)
+pb=$(b status --json | jq -r .portal)
 name() { a datastore info ds --json | jq -r --arg p "$1" '.hosts[] | select(.portal == $p) | .host'; }
 run_check a disk move ds/vdi/desk-0001 "$(name "$pb")"
 run_check a disk move ds/vdi/desk-0002 "$(name "$pb")"

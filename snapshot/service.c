@@ -188,6 +188,15 @@ int snap_svc_checkpoint(struct snap_svc *s, struct gr_err *err)
     return r;
 }
 
+int snap_svc_known_to(struct snap_svc *s, uint64_t features, struct gr_err *err)
+{
+    int r = 0;
+    for (const struct snap_ds *ds = s->list; ds && r == 0; ds = ds->next)
+        if (ds->v && !ds->leaving)
+            r = vmfs_known_to(ds->v, features, err);
+    return r;
+}
+
 struct each {
     struct snap_ds *ds;
     int (*fn)(void *arg, const char *disk);

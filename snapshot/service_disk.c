@@ -239,11 +239,7 @@ static int op_info(struct snap_op *op)
         r = snap_ds_get(op->s, p.ds, &ds, op->err);
     if (r < 0)
         return r;
-    struct snap_handle *h = snap_handle_find(ds, p.path);
-    if (h && !h->closing)
-        vmfs_disk_stat(h->disk, &st);
-    else
-        r = vmfs_stat(ds->v, p.path, &st, op->err);
+    r = snap_stat(ds, p.path, &st, op->err);
     if (r == 0 && st.type != VMFS_DISK)
         r = gr_fail(op->err, -EINVAL, "%s/%s is a %s, not a disk", p.ds, p.path, st.type == VMFS_DIR ? "folder" : "file");
     json_t *o = r == 0 ? snap_disk_row(ds, p.path, &st) : NULL;

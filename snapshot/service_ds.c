@@ -246,6 +246,15 @@ struct snap_handle *snap_handle_find(struct snap_ds *ds, const char *path)
     return NULL;
 }
 
+int snap_stat(struct snap_ds *ds, const char *path, struct vmfs_stat *ret, struct gr_err *err)
+{
+    const struct snap_handle *h = snap_handle_find(ds, path);
+    if (!h || h->closing)
+        return vmfs_stat(ds->v, path, ret, err);
+    vmfs_disk_stat(h->disk, ret);
+    return 0;
+}
+
 unsigned snap_users_of(struct snap_svc *s, const struct snap_ds *ds, const char *path)
 {
     gr_auto_free char *disk = gr_asprintf("%s/%s", ds->name, path);

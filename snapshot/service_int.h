@@ -177,6 +177,8 @@ void snap_place_of_host(const struct snap_ds *ds, const struct vmfs_slot_info *i
 int snap_quota_recall(void *ds, struct gr_err *err);
 int snap_ds_tell(struct snap_ds *ds, const char *method, json_t *params, struct gr_err *err);
 struct snap_handle *snap_handle_find(struct snap_ds *ds, const char *path);
+/* What is at @path, as its open handle knows it where there is one. */
+int snap_stat(struct snap_ds *ds, const char *path, struct vmfs_stat *ret, struct gr_err *err);
 /* Who owns @path: 0 nobody or this host, 1 @ret is filled, or an error. */
 int snap_owner_of(struct snap_ds *ds, const char *path, struct snap_place *ret, struct gr_err *err);
 unsigned snap_users_of(struct snap_svc *s, const struct snap_ds *ds, const char *path);

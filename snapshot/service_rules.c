@@ -8,12 +8,7 @@
 static int identify(struct snap_ds *ds, const char *path, char ret[33], struct gr_err *err)
 {
     struct vmfs_stat st;
-    const struct snap_handle *h = snap_handle_find(ds, path);
-    int r = 0;
-    if (h && !h->closing)
-        vmfs_disk_stat(h->disk, &st);
-    else
-        r = vmfs_stat(ds->v, path, &st, err);
+    int r = snap_stat(ds, path, &st, err);
     if (r == 0 && st.type != VMFS_DISK)
         r = gr_fail(err, -ENOENT, "%s/%s is not a disk", ds->name, path);
     if (r == 0)

@@ -322,6 +322,7 @@ static int disk_geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
     struct vmfs_lun lun = vobj_lun(d->o);
     uint64_t size = d->o->ino.type == VMFS_FILE ? (d->o->ino.size + 511) & ~511ull : d->o->ino.size; /* whole sectors of a file */
     shape(size, vobj_physical_block(d->o), &lun, d->o->ino.uuid, ret);
+    ret->in_memory = vdev_all_in_memory(d->o->v);
     return 0;
 }
 

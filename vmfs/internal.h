@@ -377,7 +377,7 @@ struct vmfs {
     struct vmfs_join_opts opts; /* strings owned below */
     char *host_name, *address, *portal;
     uint8_t link_key[32];
-    uint64_t features; /* incompat features that we know */
+    uint64_t features; /* incompat features that we know, or say that we do */
     struct vjournal j;
     struct vspace sp;
     struct vobj *objs[VOBJ_HASH];
@@ -626,6 +626,7 @@ static inline bool space_leaving(const struct vmfs *v, uint64_t addr) /* nothing
     unsigned dev = vmfs_addr_dev(addr);
     return v->sb.dev[dev].state != VMFS_DEVICE_IN_USE || vdev_missing(v, dev);
 }
+bool vdev_all_in_memory(struct vmfs *v);
 int vdev_all_here(struct vmfs *v, const char *what, struct gr_err *err); /* -ENODEV when one is missing: @what cannot be done */
 void space_close(struct vmfs *v);                 /* regions of devices that leave are closed, those of others open [sync] */
 int space_left(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units); /* they lie elsewhere now. 0; -ENOMEM [sync] */

@@ -113,6 +113,9 @@ struct vmfs_info {
     char fence_reason[160];
 };
 void vmfs_info(struct vmfs *v, struct vmfs_info *ret); /* any context */
+uint64_t vmfs_features_known(void); /* incompat features that this build knows */
+/* Could a build that knows @features (0: of the first releases) join? 0, or -GR_EVERSION. */
+int vmfs_known_to(const struct vmfs *v, uint64_t features, struct gr_err *err);
 struct vmfs_slot_info {
     unsigned slot;
     uint64_t generation;

@@ -147,7 +147,7 @@ $(foreach t,$(patsubst %.c,%,$(wildcard tests/tools/*.c tests/bench/*.c)),$(eval
 
 # programs of a release from before the last feature of the format: one object is another one (tests/older)
 older := granary granary-storaged
-$(foreach p,$(older),$(eval $(call LINK,$(B)/older/bin/$(p),$(B)/$(if $(wildcard common/main_$(p).c),common,iscsi-target)/main_$(p).o $(B)/tests/older/feature_known.o,$(mods_$(p)),)))
+$(foreach p,$(older),$(eval $(call LINK,$(B)/older/bin/$(p),$(patsubst %.c,$(B)/%.o,$(wildcard $(MODULES:=/main_$(p).c) $(MODULES:=/main_$(p)_*.c))) $(B)/tests/older/feature_known.o,$(mods_$(p)),)))
 $(B)/older/bin/granary-hostd: | $(B)/bin/granary-hostd
 	$(Q)mkdir -p $(@D); ln -sf ../../bin/granary-hostd $@
 tools += $(older:%=$(B)/older/bin/%) $(B)/older/bin/granary-hostd

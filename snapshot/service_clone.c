@@ -1,4 +1,4 @@
-/* Methods snapshot.clone and disk.detach: disks that start at a snapshot, and share with it or do not. */
+/* Methods snapshot.clone, disk.detach and disk.promote: disks that start at a snapshot, and share with it or do not. */
 #include "common/buf.h"
 #include "snapshot/service_int.h"
 #include <string.h>
@@ -253,7 +253,7 @@ static int fetch_origin(struct snap_op *op, const struct snap_disk *d, uint64_t 
         return -GR_ELOCKED;
     struct gr_err why = {0};
     r = snap_peer_ask(op->s, owner.address, "disk.release", json_pack("{s:s,s:b}", "disk", disk, "forwarded", 1), SNAP_TELL_MS, NULL, &why);
-    return r < 0 ? gr_fail(op->err, -GR_ELOCKED, "all of it is copied, but host '%s' must let go of the disk it was cloned from: %s", owner.host, why.text) : 0;
+    return r < 0 ? gr_fail(op->err, -GR_ELOCKED, "host '%s' must let go of the disk it was cloned from: %s", owner.host, why.text) : 0;
 }
 
 static int op_detach(struct snap_op *op)
@@ -290,4 +290,31 @@ static int op_detach(struct snap_op *op)
 }
 SNAP_METHOD(op_detach, "disk.detach")
 
-const struct gr_rpc_method snap_clone_methods[] = {{"snapshot.clone", rpc_op_clone}, {"disk.detach", rpc_op_detach}, {NULL, NULL}};
+/* ---- promote ---- */
+static int op_promote(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_disk d = {0};
+    struct vmfs_stat st;
+    int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
+    if (r == 0)
+        r = snap_disk_get(op, &p, &d);
+    if (r < 0)
+        return r;
+    vmfs_disk_stat(d.h->disk, &st);
+    r = snap_promote(d.h->disk, op->err);
+    if (r == -GR_ELOCKED && fetch_origin(op, &d, st.origin_id) == 0)
+        r = snap_promote(d.h->disk, op->err);
+    op->forward = false;
+    if (r == 0) {
+        vmfs_disk_stat(d.h->disk, &st);
+        r = snap_op_result(op, snap_disk_row(d.ds, p.path, &st));
+    }
+    snap_disk_put(&d);
+    return r;
+}
+SNAP_METHOD(op_promote, "disk.promote")
+
+const struct gr_rpc_method snap_clone_methods[] = {
+    {"snapshot.clone", rpc_op_clone}, {"disk.detach", rpc_op_detach}, {"disk.promote", rpc_op_promote}, {NULL, NULL},
+};

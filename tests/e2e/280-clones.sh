@@ -92,6 +92,19 @@ j disk detach ds/lab-7; is '.copied == 0'
 same ds/lab-7
 run_check a datastore check ds
 
+# --- a clone takes the place of what it was cloned from
+run_check a disk import "$T/image.raw" ds/old
+run_check a snapshot create ds/old --name base
+run_check a snapshot clone ds/old@base ds/heir
+run_mustfail 1 'no clone' a disk promote ds/old
+j disk promote ds/heir; is '.parent == "" and .snapshots == 1'
+j disk info ds/old; is '.parent == "ds/heir@base" and .snapshots == 0'
+run_check a disk delete ds/old
+wait_for 10 eval '[ "$(a snapshot list ds/heir --json | jq ".[0].clones")" = 0 ]'
+check 'nothing of it is kept' [ "$(a disk list --deleted --json)" = '[]' ]
+same ds/heir
+run_check a disk delete ds/heir
+
 # --- another host works with its clones while the one that has the image stands still
 run_check b datastore join ds "$T/ds.img"
 run_check b up --portal 127.0.0.1:0

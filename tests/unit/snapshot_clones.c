@@ -306,6 +306,156 @@ static void detached(void **state)
     test_in_fiber(detach_fn, NULL);
 }
 
+/* ---- promote ---- */
+static void snap_holds(struct vmfs_disk *d, const char *name, uint64_t off, uint64_t len, unsigned stamp)
+{
+    struct gr_bdev *b;
+    struct gr_chan *ch;
+    OK(snap_open(d, name, &b, &err));
+    assert_int_equal(gr_chan_open(b, gr_fiber_loop(), &ch), 0);
+    holds(ch, off, len, stamp);
+    gr_chan_close(ch);
+    gr_bdev_put(b);
+}
+
+static int count_fn(void *arg, const struct snap_info *i)
+{
+    (void)i;
+    ++*(unsigned *)arg;
+    return 0;
+}
+
+/* Before, or after: each disk reads as it did, and the snapshots are with the one or the other. */
+static void either_way(struct site *s, unsigned *ret_after)
+{
+    struct vmfs_disk *c;
+    struct gr_chan *ch;
+    unsigned n_gold = 0, n_clone = 0;
+    sound(s);
+    gold_open(s);
+    clone_open(s, "c", &c, &ch);
+    OK(snap_list(s->d, count_fn, &n_gold, &err));
+    OK(snap_list(c, count_fn, &n_clone, &err));
+    assert_true((n_gold == 3 && n_clone == 0) || (n_gold == 1 && n_clone == 2));
+    holds(s->ch, 0, 1 << 20, 3);
+    holds(s->ch, 1 << 20, 1 << 20, 1);
+    holds(ch, 0, 512 << 10, 1);
+    holds(ch, 512 << 10, 512 << 10, 2);
+    holds(ch, 1 << 20, 1 << 20, 4);
+    snap_holds(n_clone ? c : s->d, "s1", 0, 2 << 20, 1);
+    snap_holds(n_clone ? c : s->d, "s2", 512 << 10, 512 << 10, 2);
+    snap_holds(s->d, "s3", 0, 1 << 20, 3);
+    FAILS(-GR_ELOCKED, "ops", snap_delete(n_clone ? c : s->d, "s1", false, &err));
+    gr_chan_close(ch);
+    vmfs_close(c);
+    *ret_after += n_clone != 0;
+}
+
+static void promote_make(struct site *s)
+{
+    struct vmfs_disk *c;
+    struct gr_chan *ch;
+    site_make(s, 96 << 20);
+    OK(vmfs_create(s->v, "gold", VMFS_DISK, 16 << 20, VMFS_THIN, &err));
+    gold_open(s);
+    fill(s->ch, 0, 2 << 20, 1);
+    OK(snap_create(&s->d, 1, "s1", &err));
+    OK(snap_protect(s->d, "s1", "ops", "", &err));
+    fill(s->ch, 512 << 10, 512 << 10, 2);
+    OK(snap_create(&s->d, 1, "s2", &err));
+    fill(s->ch, 0, 1 << 20, 3);
+    OK(snap_create(&s->d, 1, "s3", &err));
+    OK(snap_clone(s->d, "s2", "c", &err));
+    clone_open(s, "c", &c, &ch);
+    fill(ch, 1 << 20, 1 << 20, 4);
+    gr_chan_close(ch);
+    vmfs_close(c);
+    detach(s, false);
+    attach(s);
+}
+
+/* A cut before each write of it. */
+static int promote_fn(void *arg)
+{
+    struct site s = { 0 };
+    unsigned after = 0, cuts = 0;
+    (void)arg;
+    promote_make(&s);
+    gold_open(&s);
+    struct vmfs_disk *c, *other;
+    struct gr_chan *ch;
+    clone_open(&s, "c", &c, &ch);
+    struct gr_mem *was = gr_mem_new(96 << 20);
+    for (uint64_t off = 0; off < 96 << 20; off += VMFS_UNIT) {
+        const void *page = gr_mem_page(s.mem, off, false);
+        if (page)
+            memcpy(gr_mem_page(was, off, true), page, VMFS_UNIT);
+    }
+    size_t from = now(&s);
+    OK(snap_clone(s.d, "s1", "other", &err));
+    FAILS(-EBUSY, "other clones", snap_promote(c, &err));
+    OK(vmfs_remove(s.v, "other", &err));
+    settle(&s);
+    OK(snap_promote(c, &err));
+    struct gr_record *rec = gr_bdev_record(s.dev);
+    size_t to = gr_record_count(rec);
+    for (size_t cut = from; cut <= to; cut++) {
+        const struct gr_record_entry *e = cut > from ? gr_record_at(rec, cut - 1) : NULL;
+        if (e && e->op == GR_OP_WRITE)
+            for (uint64_t i = 0; i < e->len; i += VMFS_UNIT)
+                memcpy(gr_mem_page(was, e->off + i, true), e->data + i, VMFS_UNIT);
+        else if (e)
+            continue;
+        struct site t = { .mem = was };
+        /* what it changes is changed on a copy */
+        t.mem = gr_mem_new(96 << 20);
+        for (uint64_t off = 0; off < 96 << 20; off += VMFS_UNIT)
+            if (gr_mem_page(was, off, false))
+                memcpy(gr_mem_page(t.mem, off, true), gr_mem_page(was, off, false), VMFS_UNIT);
+        attach(&t);
+        settle(&t);
+        either_way(&t, &after);
+        detach(&t, false);
+        gr_mem_free(t.mem);
+        cuts++;
+    }
+    print_message("# promote: %u cuts, after %u of them it was done\n", cuts, after);
+    assert_true(after > 0 && after < cuts);
+    gr_mem_free(was);
+    /* the other disk may go; what is left is whole, and gives all back */
+    gr_chan_close(ch);
+    ch = NULL;
+    vmfs_close(c);
+    gr_chan_close(s.ch);
+    s.ch = NULL;
+    vmfs_close(s.d);
+    s.d = NULL;
+    either_way(&s, &after);
+    FAILS(-EINVAL, "no clone", (clone_open(&s, "c", &other, &ch), snap_promote(other, &err)));
+    OK(snap_unprotect(other, "s1", &err));
+    gr_chan_close(s.ch);
+    s.ch = NULL;
+    vmfs_close(s.d);
+    s.d = NULL;
+    OK(vmfs_remove(s.v, "gold", &err));
+    settle(&s);
+    sound(&s);
+    OK(snap_delete(other, "s1", false, &err));
+    OK(snap_settle(other, &err));
+    sound(&s);
+    holds(ch, 512 << 10, 512 << 10, 2);
+    gr_chan_close(ch);
+    vmfs_close(other);
+    detach(&s, false);
+    gr_mem_free(s.mem);
+    return 0;
+}
+static void promoted(void **state)
+{
+    (void)state;
+    test_in_fiber(promote_fn, NULL);
+}
+
 /* ---- what a delete writes ---- */
 #define HUGE_DISK (100ull << 30)
 static int delete_fn(void *arg)
@@ -389,4 +539,4 @@ static void any_of_many(void **state)
     test_in_fiber(any_fn, NULL);
 }
 
-TEST_MAIN(TEST(thousand), TEST(detached), TEST(deleted), TEST(any_of_many))
+TEST_MAIN(TEST(thousand), TEST(detached), TEST(promoted), TEST(deleted), TEST(any_of_many))

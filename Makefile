@@ -87,6 +87,8 @@ libs = $(foreach p,$(sort $(foreach m,$(1),$(pkgs_$(m))) $(2)),$(link_$(p))) -lm
 with_deps = $(1) $(deps_$(1))
 # $(call mods_for,NAME,MODULE): composition of a program or test
 mods_for = $(or $(mods_$(1)),$(call with_deps,$(2)))
+# $(call main_objs,NAME): of a program
+main_objs = $(patsubst %.c,$(B)/%.o,$(foreach m,$(MODULES),$(wildcard $(m)/main_$(1).c $(m)/main_$(1)_*.c)))
 
 ifeq ($(V),)
 Q := @
@@ -113,7 +115,7 @@ endef
 
 define PROGRAM
 progs += $(B)/bin/$(2)
-$(call LINK,$(B)/bin/$(2),$(patsubst %.c,$(B)/%.o,$(wildcard $(1)/main_$(2).c $(1)/main_$(2)_*.c)),$(call mods_for,$(2),$(1)),$(pkgs_$(2)))
+$(call LINK,$(B)/bin/$(2),$(call main_objs,$(2)),$(call mods_for,$(2),$(1)),$(pkgs_$(2)))
 endef
 
 define UNIT
@@ -147,7 +149,7 @@ $(foreach t,$(patsubst %.c,%,$(wildcard tests/tools/*.c tests/bench/*.c)),$(eval
 
 # programs of a release from before the last feature of the format: one object is another one (tests/older)
 older := granary granary-storaged
-$(foreach p,$(older),$(eval $(call LINK,$(B)/older/bin/$(p),$(patsubst %.c,$(B)/%.o,$(wildcard $(MODULES:=/main_$(p).c) $(MODULES:=/main_$(p)_*.c))) $(B)/tests/older/feature_known.o,$(mods_$(p)),)))
+$(foreach p,$(older),$(eval $(call LINK,$(B)/older/bin/$(p),$(call main_objs,$(p)) $(B)/tests/older/feature_known.o,$(mods_$(p)),)))
 $(B)/older/bin/granary-hostd: | $(B)/bin/granary-hostd
 	$(Q)mkdir -p $(@D); ln -sf ../../bin/granary-hostd $@
 tools += $(older:%=$(B)/older/bin/%) $(B)/older/bin/granary-hostd
@@ -184,7 +186,7 @@ $(B)/%.h.ok: %.h
 .PHONY: model check check-unit asan tsan cov clang lint lint-light fuzz fuzz-run bench soak
 check: all lint-light check-unit
 # the unit tests and the corpus of every fuzz target, TAP lines and a count at the end; where a sanitizer watches, the target has 3 loops
-check-unit: $(units) $(fuzzers) $(tools) progs
+check-unit: $(units) $(fuzzers) $(if $(filter release,$(VARIANT)),$(tools)) progs
 	$(Q)$(if $(filter asan tsan,$(VARIANT)),GRANARY_LOOPS=3 )tests/run --build $(B) --jobs $(JOBS) $(if $(SUMMARY),--summary $(SUMMARY)) units
 lint-light: $(headers:%=$(B)/%.ok)
 	$(Q)$(MAKE) --no-print-directory -s print-deps | scripts/check-layering

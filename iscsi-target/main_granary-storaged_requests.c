@@ -135,7 +135,8 @@ static int come_to_rest(struct daemon *d, const struct gr_rpc_call *call, struct
     return r;
 }
 
-/* daemon.hand-over {"socket","versions":[oldest,newest],"features"}: who listens there takes our place. When it is answered, sessions are at rest, and we end. */
+/* daemon.hand-over {"socket","versions":[oldest,newest],"features"}: who listens there takes our place. When it is answered, sessions are at rest, and
+ * we end. */
 static int op_hand_over(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
 {
     struct daemon *d = arg;

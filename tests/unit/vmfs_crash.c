@@ -2,7 +2,8 @@
  * recovered, prove sound, and show what was promised. Some are cut a second time while they are recovered.
  *
  * GRANARY_CUTS: how many cuts (default 2000); GRANARY_SOAK: go on for so many seconds; GRANARY_SEED repeats a run exactly (the
- * clock and all random are the test's own), with GRANARY_CUT=N only the N-th cut of each history. */
+ * clock and all random are the test's own), with GRANARY_CUT=N only the N-th cut of each history.
+ * timeout: 240 */
 #include "tests/lib/test.h"
 #include "common/cleanup.h"
 #include "tests/lib/crash_replay.h"

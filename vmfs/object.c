@@ -406,10 +406,9 @@ int vobj_new(struct vmfs *v, enum vmfs_type type, struct vobj **ret, struct gr_e
     int r = block ? 1 : -ENOMEM;
     uint32_t index = 0;
     for (uint32_t k = 0; r == 1 && k < n; k++) {
-        index = 16 + (start + v->next_inode + k) % n;
+        index = 16 + (start + v->next_inode) % n;
+        v->next_inode = (v->next_inode + 1) % n; /* before anything suspends: others look for one, too */
         r = inode_take(v, index, block, &ino, err);
-        if (r != 1)
-            v->next_inode = (v->next_inode + k + 1) % n;
     }
     free(block);
     if (r == 1)

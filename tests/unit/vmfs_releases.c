@@ -65,6 +65,13 @@ static int kek(void *arg, uint64_t id, uint8_t ret[32])
     return 0;
 }
 
+/* As an older host answers what it has never heard of. */
+static int no_such_method(void *arg, struct gr_err *e)
+{
+    (void)arg;
+    return gr_fail(e, -ENOSYS, "no such method");
+}
+
 static int together_fn(void *arg)
 {
     struct gr_mem *mem = gr_mem_new(128 * MIB);
@@ -75,7 +82,7 @@ static int together_fn(void *arg)
     (void)arg;
     OK(vmfs_format(gr_fiber_loop(), &da, 1, &f, &err));
     OK(join(da, "old", OLDER, VMFS_HOST, &old));
-    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "now", .host_uuid = "now", .kek = kek };
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "now", .host_uuid = "now", .kek = kek, .recall = no_such_method };
     OK(vmfs_join(gr_fiber_loop(), &db, 1, &o, &now, &err));
     /* they work side by side */
     OK(vmfs_create(old, "d", VMFS_DISK, 8 * MIB, VMFS_THIN, &err));
@@ -90,6 +97,10 @@ static int together_fn(void *arg)
     assert_int_equal(vmfs_create_encrypted(now, "secret", 8 * MIB, VMFS_THIN, 4096, vmfs_kek_id(key), &err), -GR_EVERSION);
     says("host 'old' runs a release of Granary that does not know encrypted disks");
     assert_false(now->sb.incompat & VMFS_INCOMPAT_ENCRYPTED);
+    OK(vmfs_create(now, "folder/e", VMFS_DISK, MIB, VMFS_THIN, &err));
+    assert_int_equal(vmfs_quota_set(now, "folder", 16 * MIB, &err), -GR_EVERSION);
+    says("host 'old' runs a release of Granary that does not know quotas");
+    assert_int_equal(vmfs_known_to(now, OLDER, &err), 0);
     put(old, "d", 3);
     /* it dies: the newer one takes over, and may go on once its slot is free */
     vmfs_abandon(old);
@@ -97,6 +108,10 @@ static int together_fn(void *arg)
     shows(now, "d", 3);
     OK(vmfs_create_encrypted(now, "secret", 8 * MIB, VMFS_THIN, 4096, vmfs_kek_id(key), &err));
     put(now, "secret", 4);
+    assert_int_equal(vmfs_known_to(now, OLDER, &err), -GR_EVERSION);
+    says("uses features 0x20 that the other build does not know");
+    assert_int_equal(vmfs_known_to(now, 0, &err), -GR_EVERSION);
+    assert_int_equal(vmfs_known_to(now, vmfs_features_known(), &err), 0);
     da = device(mem);
     assert_int_equal(join(da, "old", OLDER, VMFS_HOST, &old), -GR_EVERSION);
     says("use a newer Granary");

@@ -24,8 +24,8 @@ pkgs_snapshot :=
 pkgs_iscsi-target := gnutls libseccomp
 pkgs_hv :=
 pkgs_backup-proxy := libnbd sqlite3 libzstd libisal libseccomp zlib nettle
-# ---- programs: FOLDER/main_NAME.c becomes build/VARIANT/bin/NAME.  mods_NAME: the modules it is composed of (default: its
-# folder and that folder's deps), pkgs_NAME: libraries beyond those of its modules. -----------------------------------
+# ---- programs: FOLDER/main_NAME.c becomes build/VARIANT/bin/NAME, with its parts main_NAME_PART.c.  mods_NAME: the modules it is
+# composed of (default: its folder and that folder's deps), pkgs_NAME: libraries beyond those of its modules. -----------
 mods_granary := $(MODULES)
 mods_granary-storaged := iscsi-target snapshot vmfs backup-proxy common
 mods_granary-hostd := hv common
@@ -113,7 +113,7 @@ endef
 
 define PROGRAM
 progs += $(B)/bin/$(2)
-$(call LINK,$(B)/bin/$(2),$(B)/$(1)/main_$(2).o,$(call mods_for,$(2),$(1)),$(pkgs_$(2)))
+$(call LINK,$(B)/bin/$(2),$(patsubst %.c,$(B)/%.o,$(wildcard $(1)/main_$(2).c $(1)/main_$(2)_*.c)),$(call mods_for,$(2),$(1)),$(pkgs_$(2)))
 endef
 
 define UNIT
@@ -132,7 +132,7 @@ objs_$(1) := $(patsubst %.c,$(B)/%.o,$(filter-out $(1)/main_%,$(wildcard $(1)/*.
 $(B)/lib$(1).a: $$(objs_$(1))
 	$$(call say,AR,$$@)
 	$$(Q)mkdir -p $$(@D); rm -f $$@; $$(AR) rcs $$@ $$(objs_$(1))
-$(foreach p,$(patsubst $(1)/main_%.c,%,$(wildcard $(1)/main_*.c)),$(eval $(call PROGRAM,$(1),$(p))))
+$(foreach p,$(patsubst $(1)/main_%.c,%,$(wildcard $(1)/main_*.c)),$(if $(findstring _,$(p)),,$(eval $(call PROGRAM,$(1),$(p)))))
 $(foreach t,$(patsubst tests/unit/%.c,%,$(wildcard tests/unit/$(1)_*.c)),$(eval $(call UNIT,$(1),$(t))))
 $(foreach t,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/$(1)_*.c)),$(eval $(call FUZZ,$(1),$(t))))
 endef
@@ -147,7 +147,7 @@ $(foreach t,$(patsubst %.c,%,$(wildcard tests/tools/*.c tests/bench/*.c)),$(eval
 
 # programs of a release from before the last feature of the format: one object is another one (tests/older)
 older := granary granary-storaged
-$(foreach p,$(older),$(eval $(call LINK,$(B)/older/bin/$(p),$(B)/$(if $(wildcard common/main_$(p).c),common,iscsi-target)/main_$(p).o $(B)/tests/older/feature_known.o,$(mods_$(p)),)))
+$(foreach p,$(older),$(eval $(call LINK,$(B)/older/bin/$(p),$(patsubst %.c,$(B)/%.o,$(wildcard common/main_$(p).c iscsi-target/main_$(p).c iscsi-target/main_$(p)_*.c)) $(B)/tests/older/feature_known.o,$(mods_$(p)),)))
 $(B)/older/bin/granary-hostd: | $(B)/bin/granary-hostd
 	$(Q)mkdir -p $(@D); ln -sf ../../bin/granary-hostd $@
 tools += $(older:%=$(B)/older/bin/%) $(B)/older/bin/granary-hostd

@@ -23,14 +23,6 @@ struct site {
     unsigned n_told;
 };
 
-#define OK(call)                                               \
-    do {                                                       \
-        struct gr_err err = { 0 };                             \
-        int rc_ = (call);                                      \
-        if (rc_ < 0)                                           \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
-    } while (0)
-
 static void warned(void *arg, const char *text)
 {
     struct site *s = arg;

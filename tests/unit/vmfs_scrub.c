@@ -24,14 +24,6 @@ struct site {
     bool meddle;
 };
 
-#define OK(call)                                               \
-    do {                                                       \
-        struct gr_err err = { 0 };                             \
-        int rc_ = (call);                                      \
-        if (rc_ < 0)                                           \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
-    } while (0)
-
 static void join(struct site *s)
 {
     struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "scrub" };

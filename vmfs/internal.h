@@ -513,6 +513,7 @@ unsigned vlife_look_ms(const struct vmfs *v); /* between two looks of a host at 
 
 /* ---------- feature.c: releases of different age on one volume ---------- */
 /* Switch on an incompat feature that is not on yet; the namespace is locked. -GR_EVERSION: a host that has joined does not know it. @what: the feature. */
+int vfeature_all_know(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err);
 int vfeature_on(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err);
 int vfeature_check(const struct vmfs *v, const struct vsuper *s, struct gr_err *err); /* may we use such a volume? -GR_EVERSION */
 

@@ -37,7 +37,8 @@
  *   disk.export {"disk","snapshot"?,"file","format"?} parts {"done","total"} → {"file","bytes"}
  *   snapshot.create {"disks":[…],"name"} → [{"disk","name","bookmark","group",…}] as snapshot.list
  *   snapshot.list {"disk"} → [{"disk","name","kind":"snapshot|bookmark","id","parent-id","created","size","bookmark",
- *       "clones","current","deleting","pins","group","used"?,"shared"?,"unique"?}]      "bookmark" is the token "uuid:lineage:epoch"
+ *       "clones","current","deleting","pins","group","description","used"?,"shared"?,"unique"?}]      "bookmark" is the token "uuid:lineage:epoch"
+ *   snapshot.describe {"disk","snapshot","description"}: "" removes it
  *   snapshot.delete {"disk","snapshot","keep-bookmark"?,"settle"?}      snapshot.revert {"disk","snapshot","force"?}
  *   snapshot.clone {"disk","snapshot","to":"DS/NEW"} → as disk.info of the new disk
  *   snapshot.bookmark {"disk","snapshot","bookmark"} → {"disk","name","bookmark"}
@@ -48,6 +49,8 @@
  *   dir.rename {"from","to"}      dir.remove {"path"} an empty directory or a file
  *   file.read {"path","offset"?,"length"?} → {"data-b64","size"}  (8 MiB at most in one answer; also of a disk)
  *   file.write {"path","data-b64"} replaces the whole file atomically      file.list {"path"} → all files below, as dir.list
+ *   file.take {"path","socket","limit"} a new file of what comes over the unix socket, where the caller listens, until it ends; file.give
+ *       {"path","socket"} the other way round → both {"bytes","crc"} (CRC32C of all of it)
  *
  *   fs.serve {"name":"DS[/DIR]","dir","socket","uid","gid","again"?} a mount: its descriptor comes over the socket (mnt_int.h). Between hosts, "path" is
  *   "DS": fs.yield {"path","id"} give a file up   fs.stat {"path","id"} → {"held","size",…}   fs.lost {"path","id"} → {"open"}: it has no name any more

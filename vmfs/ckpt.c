@@ -50,11 +50,7 @@ static struct chunk *chunk_for(struct ckpt *c, uint32_t units)
     uint32_t got = 0;
     if (k && k->units - k->used >= units)
         return k;
-    uint64_t addr = space_take_run(c->v, GR_MAX(CHUNK_UNITS, units), &got);
-    if (addr && got < units) {
-        space_unreserve(c->v, addr, got);
-        addr = 0;
-    }
+    uint64_t addr = space_take_steady(c->v, GR_MAX(CHUNK_UNITS, units), units, &got);
     if (!addr)
         addr = space_pool_take(c->v, units, &got);
     return addr ? chunk_add(c, addr, got) : NULL;
@@ -373,6 +369,7 @@ static int prepare(struct vmfs *v)
 {
     lease_for_foreign(v);
     for (;;) {
+        space_steady(v, CHUNK_UNITS);
         space_pool_fill(v);
         int r = space_ensure(v, units_wanted(v));
         if (r < 0 && r != -GR_ENOSPACE) /* short of space: there is the pool */
@@ -424,6 +421,7 @@ static int clean_leaves(struct vmfs *v)
         struct ckpt c = { .v = v, .number = v->ckpt_started + 1 };
         unsigned left = CLEAN_BATCH;
         v->ckpt_cleaning = true;
+        space_steady(v, CHUNK_UNITS);
         space_pool_fill(v);
         r = space_ensure(v, CLEAN_BATCH * leaf_units_max(v) + 2 * CHUNK_UNITS);
         if (r == -GR_ENOSPACE)

@@ -3,11 +3,11 @@
  * behind the claim of its slot, so it sees the feature, or is seen. */
 #include "vmfs/internal.h"
 
-static int known_to_all(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err)
+int vfeature_known(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err)
 {
     for (unsigned i = 0; i < v->sb.slots.entries; i++) {
         struct vslot s;
-        int r = i == v->slot ? 1 : vslot_read(v, i, &s, err);
+        int r = v->joined && i == v->slot ? 1 : vslot_read(v, i, &s, err);
         if (r < 0)
             return r;
         if (r == 1 || s.state == VMFS_SLOT_FREE || (s.features ? s.features : VMFS_INCOMPAT_FIRST) & bit)
@@ -22,14 +22,14 @@ int vfeature_on(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *e
 {
     gr_fmutex_lock(&v->ckpt_lock); /* the other writer of superblocks */
     int r = vmfs_refresh(v, err);
-    if (r == 0 && !(v->sb.incompat & bit) && (r = known_to_all(v, bit, what, err)) == 0) {
+    if (r == 0 && !(v->sb.incompat & bit) && (r = vfeature_known(v, bit, what, err)) == 0) {
         struct vsuper s = v->sb;
         s.generation++;
         s.incompat |= bit;
         r = vsuper_write_all(v, &s, err);
-        if (r < 0)
+        if (r < 0 && r != -EAGAIN)
             vmfs_fence(v, "a superblock could not be written: nobody knows what it says");
-        else
+        else if (r == 0)
             v->sb = s;
     }
     gr_fmutex_unlock(&v->ckpt_lock);

@@ -39,6 +39,7 @@ struct vdevinfo {
     uint32_t moved_bytes, moved_units;
     uint32_t tested;   /* VMFS_TESTED_* */
     uint64_t tested_s;
+    bool stale;        /* its tables are not to be believed */
 };
 struct vscrub { /* the last one: struct vmfs_scrub_disk */
     uint64_t started_s, ended_s, object, snapshot, piece, bytes, bad_pieces, errors;
@@ -53,6 +54,10 @@ struct vsuper {
     struct vscrub scrub;
     struct vdevinfo dev[VMFS_DEVICES_MAX];
 };
+struct vlost { /* devices that the slot's host lost: struct vmfs_slot_disk */
+    uint32_t devices, n;
+    uint64_t seq, objects[VMFS_LOST_MAX];
+};
 struct vslot {
     uint64_t block_generation;
     uint32_t state, n_pins;
@@ -63,6 +68,7 @@ struct vslot {
     uint64_t features;
     uint64_t journal_addr, tail_seq, tail_off, version;
     uint32_t journal_units;
+    struct vlost lost;
     struct {
         uint64_t object, snapshot;
     } pins[VMFS_PINS_MAX];
@@ -191,7 +197,9 @@ struct vobj { /* an object this host holds the lock of */
     bool quota_hidden;           /* not in a folder yet */
     bool quota_low, quota_low_known; /* its users, all hosts were told that a folder above is nearly full */
     bool copied;                 /* VMFS_CONTENT_COPIED */
-    uint64_t data_written;       /* v->j.data_written when data of it last reached the device */
+    uint64_t data_written;       /* v->j.data_written when data of it last reached a device, */
+    uint64_t data_on[VMFS_DEVICES_MAX]; /* and each of them */
+    bool lost;                   /* VMFS_ATTR_LOST */
     struct mtree live;
     struct vusage use; /* of the live head */
     bool counted;      /* the numbers of all trees are known */
@@ -299,6 +307,7 @@ struct vspace {
     struct vticket *oldest, *newest;
     struct vmoved moved[VMFS_DEVICES_MAX];
     struct evac *evac;           /* a device is being emptied here */
+    bool recounting;             /* stale devices are counted anew: what is freed there meanwhile is listed */
     uint32_t moves;              /* how often addresses were settled anew */
     bool any_moved;
     uint64_t free_elsewhere;     /* free units of regions not leased here, as of their last checkpoint */
@@ -359,6 +368,8 @@ struct vdev {
     struct gr_chan *ch;
     uint8_t uuid[16]; /* as its superblock says */
     bool no_discard;  /* it has said so */
+    bool failed;      /* a flush of it failed, or a write of metadata */
+    bool looking;     /* a fiber finds out whether it is lost */
     unsigned users;   /* metadata I/O under way */
 };
 #define VBOUNCE_CLASSES 3u
@@ -371,6 +382,8 @@ struct vmfs {
     enum vmfs_role role;
     bool joined, leaving, fenced, replaying;
     char fence_reason[160];
+    struct vlost lost; /* devices != 0: they are why it was given up */
+    struct gr_fqueue looks; /* loss.c */
     unsigned slot;
     struct vslot me;
     struct vlife life;
@@ -419,17 +432,32 @@ int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, u
 /* Compare-and-write of one unit. Where one host is alone the device need not be able to. */
 int vdev_swap(struct vmfs *v, uint64_t addr, const void *was, const void *now);
 int vdev_flush(struct vmfs *v); /* all devices */
+/* [sync] Do tables lie there that all depend on, or journals? */
+bool vdev_has_tables(const struct vmfs *v, unsigned dev);
 void *vunits_alloc(uint32_t units); /* aligned, zeroed; free() */
 /* Give the volume up on this host: nothing is acknowledged any more. [sync] */
 void vmfs_fence(struct vmfs *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void vmfs_tell_all(struct vmfs *v, enum gr_event ev); /* whoever has a disk open. [sync] */
 void vmfs_warn(struct vmfs *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* ---------- loss.c: a device that is lost while the volume is in use ---------- */
+#define VMFS_ATTR_LOST "lost-writes"
+/* [sync] Within vmfs_fence(): is it because of devices without tables? Then v->lost says what is lost with them. */
+bool vloss_found(struct vmfs *v);
+/* After a request to devices @devs failed: are they lost? -GR_EFENCED: yes, the volume was given up; else @r (fiber). */
+int vloss_look(struct vmfs *v, uint32_t devs, int r);
+void vloss_suspect(struct vmfs *v, uint32_t devs); /* the same in the background [sync] */
+int vloss_write(struct vmfs *v); /* what was lost goes into our slot; nothing of ours is under way any more */
+/* The superblock says that the tables of @dev are stale; no lock is needed. -GR_EVERSION: another host does not know that. */
+int vloss_mark(struct vmfs *v, unsigned dev, struct gr_err *err);
+int vloss_unmark(struct vmfs *v, unsigned dev, struct gr_err *err);
+int vloss_poison(struct vobj *o, uint32_t devices); /* unflushed writes of it were lost [sync] */
+
 /* ---------- super.c ---------- */
 int vsuper_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct gr_err *err); /* the newer valid copy of a device */
 int vsuper_write(struct vmfs *v, const struct vsuper *s, unsigned dev, struct gr_err *err); /* both copies of a device, durable; none of one that is gone */
 /* The same on every device the volume has in @s, device 0 first: once it is there the change is made. */
-int vsuper_write_all(struct vmfs *v, const struct vsuper *s, struct gr_err *err);
+int vsuper_write_all(struct vmfs *v, const struct vsuper *s, struct gr_err *err); /* -EAGAIN: another host was quicker, nothing was changed */
 
 /* ---------- mkfs.c ---------- */
 /* Where things are on device @dev, of @units, of a volume that has the devices before it: rest of the entry, and *ret_table (NULL: its
@@ -509,10 +537,12 @@ void vlife_unclaim(struct vmfs *v, unsigned slot);
  * datastore's timing says. 0: so it is, and no other fiber of ours does the same until vlife_end_done(); -EBUSY: it lives. */
 int vlife_end(struct vmfs *v, unsigned slot, const struct vslot *s, struct gr_err *err);
 void vlife_end_done(struct vmfs *v, unsigned slot);
+bool vlife_earlier_self(const struct vmfs *v, const struct vslot *s); /* @s is that of an earlier start of this home, which is over [sync] */
 unsigned vlife_look_ms(const struct vmfs *v); /* between two looks of a host at its alarm */
 
 /* ---------- feature.c: releases of different age on one volume ---------- */
 /* Switch on an incompat feature that is not on yet; the namespace is locked. -GR_EVERSION: a host that has joined does not know it. @what: the feature. */
+int vfeature_known(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err); /* to every host that has joined */
 int vfeature_on(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err);
 int vfeature_check(const struct vmfs *v, const struct vsuper *s, struct gr_err *err); /* may we use such a volume? -GR_EVERSION */
 
@@ -542,7 +572,7 @@ int journal_commit(struct vmfs *v);       /* everything applied so far is durabl
 int journal_append(struct vmfs *v);       /* everything applied so far is with the device, not flushed: it outlives this process */
 int journal_seal(struct vmfs *v);         /* and what it wrote may be overwritten where it lies */
 int journal_try_seal(struct vmfs *v);     /* the same, without ever waiting for a checkpoint: -EAGAIN when the journal is too full */
-void journal_data_written(struct vobj *o); /* data of it reached the device: a flush is owed [sync] */
+void journal_data_written(struct vobj *o, uint32_t devs); /* data of it reached devices @devs (a bit each): a flush is owed [sync] */
 /* Write images as frames (no flush). *ret_seq: the last one's. */
 int journal_write_images(struct vmfs *v, const struct vmfs_image_disk *images, unsigned n, uint64_t covers, uint64_t *ret_seq);
 /* A frame cut but not yet written. */
@@ -586,10 +616,20 @@ uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_
 int space_lease_any(struct vmfs *v, struct gr_err *err);
 void space_watch(struct vmfs *v); /* tell who uses the volume when it is nearly full. [sync] */
 int space_lease(struct vmfs *v, uint32_t index, struct gr_err *err);
+/* The same of a region whose device was lost, with what was counted in place of what its tables say; *@n's list is taken. */
+struct recount {
+    const uint64_t *used;
+    struct vshare *shares;
+    size_t n_shares;
+};
+int space_lease_recounted(struct vmfs *v, uint32_t index, struct recount *n, struct gr_err *err);
 int space_ensure(struct vmfs *v, uint64_t units); /* lease until so many are free here; -GR_ENOSPACE */
 /* Reserve units [sync]: they are busy until space_used() or space_unreserve(). 0 = none (ask space_ensure and try again). */
 uint64_t space_take_block(struct vmfs *v);                       /* 16 units, aligned */
 uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got); /* 1..want contiguous; for metadata and odd pieces */
+/* The same for metadata of disks, at least @least units: on devices that hold tables, if there is room there [sync]. space_steady(): lease some there. */
+uint64_t space_take_steady(struct vmfs *v, uint32_t want, uint32_t least, uint32_t *ret_got);
+void space_steady(struct vmfs *v, uint32_t want);
 uint64_t space_take_piece(struct vmfs *v);                       /* 1 unit, packed in arrival order */
 void space_pool_fill(struct vmfs *v); /* fiber */
 uint64_t space_pool_take(struct vmfs *v, uint32_t units, uint32_t *ret_got); /* [sync] */
@@ -625,6 +665,11 @@ static inline bool space_leaving(const struct vmfs *v, uint64_t addr) /* nothing
 {
     unsigned dev = vmfs_addr_dev(addr);
     return v->sb.dev[dev].state != VMFS_DEVICE_IN_USE || vdev_missing(v, dev);
+}
+static inline bool vdev_stale(const struct vmfs *v, unsigned dev) { return v->sb.dev[dev].stale; }
+static inline bool space_closed(const struct vmfs *v, uint64_t addr) /* nothing is taken there [sync] */
+{
+    return space_leaving(v, addr) || vdev_stale(v, vmfs_addr_dev(addr));
 }
 int vdev_all_here(struct vmfs *v, const char *what, struct gr_err *err); /* -ENODEV when one is missing: @what cannot be done */
 void space_close(struct vmfs *v);                 /* regions of devices that leave are closed, those of others open [sync] */
@@ -801,6 +846,7 @@ int vobj_attr_put(struct vobj *o, const char *key, size_t key_len, const void *v
 /* Bytes of a physical block as reported to initiators: the attribute of that name, 512 or a piece. */
 #define VMFS_ATTR_PHYSICAL "physical-block"
 uint32_t vobj_physical_block(const struct vobj *o);
+uint32_t vobj_lost_writes(const struct vobj *o); /* devices that were lost with unflushed writes of it, a bit each */
 int vobj_set_physical_block(struct vobj *o, uint32_t bytes);
 /* How the disk shows itself as a logical unit. */
 #define VMFS_ATTR_LUN "lun"
@@ -874,6 +920,7 @@ struct dop {
     struct vticket ticket;
     unsigned kids;
     int status;
+    uint32_t devs; /* that it overwrites, a bit each */
     bool left; /* no longer admitted */
     struct iovec *iov;
     struct iovec sealed; /* encrypted: what goes to the device instead of the caller's bytes */

@@ -339,7 +339,7 @@ static bool same_home(const struct vmfs *v, const struct vslot *s)
 }
 
 /* Its earlier start of this very home (the home's lock says that it is gone): nobody to ask. */
-static bool our_earlier_self(const struct vmfs *v, const struct vslot *s)
+bool vlife_earlier_self(const struct vmfs *v, const struct vslot *s)
 {
     return v->role == VMFS_HOST && s->state == VMFS_SLOT_HOST && memcmp(s->host_uuid, v->opts.host_uuid, 16) == 0 &&
            strcmp(s->host_name, v->host_name) == 0 && same_home(v, s);
@@ -348,7 +348,7 @@ static bool our_earlier_self(const struct vmfs *v, const struct vslot *s)
 /* 0: it is gone, or silent for so long that it is ejected, if we can; 1: it lives, or nobody can tell. */
 static int is_gone(struct vmfs *v, unsigned slot, const struct vslot *s, struct vseen *seen, struct gr_err *err)
 {
-    bool self = our_earlier_self(v, s);
+    bool self = vlife_earlier_self(v, s);
     if (v->life.alone && !self && !valone_declared_gone(v, s))
         return 1;
     if (self && v->life.fences)

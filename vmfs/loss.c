@@ -62,14 +62,29 @@ bool vloss_found(struct vmfs *v)
     return true;
 }
 
+/* Can it still be read, written and flushed? Its second superblock is written as it is: whoever changes it meanwhile writes the first one, too,
+ * and device 0's is the one that counts. */
+static int try_out(struct vmfs *v, unsigned dev)
+{
+    struct vdev *d = &v->dev[dev];
+    uint8_t *b = vunits_alloc(1);
+    d->users++;
+    int r = b ? gr_pread(d->ch, b, VMFS_UNIT, VMFS_SUPER_B * VMFS_UNIT) : 0;
+    if (b && r == 0)
+        r = v->fenced ? 0 : gr_pwrite(d->ch, b, VMFS_UNIT, VMFS_SUPER_B * VMFS_UNIT, GR_BIO_FUA);
+    if (r == 0 && !v->fenced)
+        r = gr_flush(d->ch);
+    d->users--;
+    free(b);
+    return r;
+}
+
 int vloss_look(struct vmfs *v, uint32_t devs, int r)
 {
     for (unsigned i = 0; i < v->sb.n_devices && !v->fenced; i++) {
         if (!(devs & bit_of(i)) || !can_do_without(v, i))
             continue;
-        v->dev[i].users++;
-        int f = gr_flush(v->dev[i].ch);
-        v->dev[i].users--;
+        int f = try_out(v, i);
         if (f < 0 && f != -GR_EFENCED && !v->fenced) {
             v->dev[i].failed = true;
             vmfs_fence(v, "%s", gr_code_text(f));

@@ -104,9 +104,10 @@ static int devices_check(struct vmfs *v, struct gr_err *err)
             first = i;
         if (i + 1 == v->n_dev && first == v->n_dev)
             break; /* on none of them is a datastore */
-        if (r == -GR_ECORRUPT) /* it was about to be added when its first superblock was torn; or it will be missed */
+        bool unread = r < 0 && r != -GR_EFORMAT && r != -GR_EFENCED && r != -GR_EVERSION && r != -ENOMEM;
+        if (unread) /* it was about to be added when its first superblock was torn; or it cannot be read; or it will be missed */
             vmfs_warn(v, "%s", err ? err->text : gr_code_text(r));
-        if (r == -GR_ECORRUPT || r == -GR_EFORMAT) /* removed, perhaps */
+        if (unread || r == -GR_EFORMAT) /* removed, perhaps */
             r = 0;
     }
     if (r == 0)

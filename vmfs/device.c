@@ -1,5 +1,5 @@
 /* Metadata I/O of a volume, written as if it blocked (fibers). */
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 #include "common/seam.h"
 
 void *vunits_alloc(uint32_t units)

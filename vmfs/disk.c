@@ -1,6 +1,6 @@
 /* The live head of a disk as a gr_bdev. Reads and overwrites in place run without a fiber; everything else is sequential code. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 #include "vmfs/keys.h"
 
 struct vmfs_disk *disk_of(struct gr_chan *ch)

@@ -1,6 +1,6 @@
 /* Writes that cannot go in place, compare-and-write: sequential code in a fiber, range already granted. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 
 /* What becomes of a run of pieces. */
 struct part {

@@ -370,6 +370,7 @@ struct vdev {
     bool no_discard;  /* it has said so */
     bool failed;      /* a flush of it failed, or a write of metadata */
     bool looking;     /* a fiber finds out whether it is lost */
+    unsigned silent;  /* looks of ours that device 0 answered in a row, and it nothing */
     unsigned users;   /* metadata I/O under way */
 };
 #define VBOUNCE_CLASSES 3u
@@ -439,19 +440,6 @@ void *vunits_alloc(uint32_t units); /* aligned, zeroed; free() */
 void vmfs_fence(struct vmfs *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void vmfs_tell_all(struct vmfs *v, enum gr_event ev); /* whoever has a disk open. [sync] */
 void vmfs_warn(struct vmfs *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-
-/* ---------- loss.c: a device that is lost while the volume is in use ---------- */
-#define VMFS_ATTR_LOST "lost-writes"
-/* [sync] Within vmfs_fence(): is it because of devices without tables? Then v->lost says what is lost with them. */
-bool vloss_found(struct vmfs *v);
-/* After a request to devices @devs failed: are they lost? -GR_EFENCED: yes, the volume was given up; else @r (fiber). */
-int vloss_look(struct vmfs *v, uint32_t devs, int r);
-void vloss_suspect(struct vmfs *v, uint32_t devs); /* the same in the background [sync] */
-int vloss_write(struct vmfs *v); /* what was lost goes into our slot; nothing of ours is under way any more */
-/* The superblock says that the tables of @dev are stale; no lock is needed. -GR_EVERSION: another host does not know that. */
-int vloss_mark(struct vmfs *v, unsigned dev, struct gr_err *err);
-int vloss_unmark(struct vmfs *v, unsigned dev, struct gr_err *err);
-int vloss_poison(struct vobj *o, uint32_t devices); /* unflushed writes of it were lost [sync] */
 
 /* ---------- super.c ---------- */
 int vsuper_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct gr_err *err); /* the newer valid copy of a device */
@@ -616,13 +604,6 @@ uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_
 int space_lease_any(struct vmfs *v, struct gr_err *err);
 void space_watch(struct vmfs *v); /* tell who uses the volume when it is nearly full. [sync] */
 int space_lease(struct vmfs *v, uint32_t index, struct gr_err *err);
-/* The same of a region whose device was lost, with what was counted in place of what its tables say; *@n's list is taken. */
-struct recount {
-    const uint64_t *used;
-    struct vshare *shares;
-    size_t n_shares;
-};
-int space_lease_recounted(struct vmfs *v, uint32_t index, struct recount *n, struct gr_err *err);
 int space_ensure(struct vmfs *v, uint64_t units); /* lease until so many are free here; -GR_ENOSPACE */
 /* Reserve units [sync]: they are busy until space_used() or space_unreserve(). 0 = none (ask space_ensure and try again). */
 uint64_t space_take_block(struct vmfs *v);                       /* 16 units, aligned */
@@ -846,6 +827,7 @@ int vobj_attr_put(struct vobj *o, const char *key, size_t key_len, const void *v
 /* Bytes of a physical block as reported to initiators: the attribute of that name, 512 or a piece. */
 #define VMFS_ATTR_PHYSICAL "physical-block"
 uint32_t vobj_physical_block(const struct vobj *o);
+#define VMFS_ATTR_LOST "lost-writes"
 uint32_t vobj_lost_writes(const struct vobj *o); /* devices that were lost with unflushed writes of it, a bit each */
 int vobj_set_physical_block(struct vobj *o, uint32_t bytes);
 /* How the disk shows itself as a logical unit. */

@@ -11,7 +11,7 @@
  *
  * Logical units that fence nobody: the same questions, but no answer to them ends a host: alone.c. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 
 struct timing {
     unsigned look_ms;    /* between two looks at our own alarm */
@@ -113,6 +113,8 @@ static void watch(void *arg)
             vmfs_fence(v, "an administrator has declared it gone, and another host has taken its place");
         for (unsigned i = 0; i < l->n_charge && !v->fenced; i++)
             answer(v, l->charge[i]);
+        if (!l->stop && !v->fenced)
+            vloss_watch(v, timing_of(v)->look_ms, 2 * timing_of(v)->patience_ms);
         if (!l->stop)
             gr_fqueue_wait_ms(&l->wake, timing_of(v)->look_ms);
     }

@@ -1,6 +1,6 @@
 /* A device is lost while the volume is in use: it holds no tables that all depend on, so the others can go on without it.
  *
- * 1. A flush of it fails, or a write of metadata. What it acknowledged before and nobody flushed may be gone, and which of it nobody can tell. So the
+ * 1. A flush of it fails, or a write of metadata; or a logical unit answers nothing for twice as long as a host may be silent, while device 0 does. What it acknowledged before and nobody flushed may be gone, and which of it nobody can tell. So the
  *    volume is given up at once, as in a crash; nothing under way is answered. v->lost says what is gone: up to which frame data there was durable,
  *    and which objects had written there since.
  * 2. Who uses the volume leaves it: its slot is not freed, but says what is gone (vloss_write).
@@ -10,7 +10,7 @@
  *
  * When the device is back it can be read and overwritten at once; it gets new data when its tables have been counted anew (rebuild.c). */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 
 #define LOOK_NS 1000000000ull /* between two looks at a device of which requests fail */
 
@@ -134,6 +134,22 @@ void vloss_suspect(struct vmfs *v, uint32_t devs)
     for (unsigned i = 0; devs; i++, devs >>= 1)
         if (devs & 1)
             suspect(v, i);
+}
+
+void vloss_watch(struct vmfs *v, unsigned look_ms, unsigned patience_ms)
+{
+    for (unsigned i = 1; i < v->sb.n_devices && !v->fenced; i++) {
+        struct vdev *d = &v->dev[i];
+        struct gr_bdev *b = can_do_without(v, i) && d->bdev->ops->silent_ms ? d->bdev : NULL;
+        if (!b)
+            continue;
+        d->silent = b->ops->silent_ms(b) < look_ms ? 0 : d->silent + 1;
+        if (d->silent * look_ms < patience_ms)
+            continue;
+        d->failed = true;
+        vmfs_fence(v, "it was silent for %.1f s, while device 0 answered", d->silent * look_ms / 1e3);
+        b->ops->give_up(b);
+    }
 }
 
 /* ---- what recovery must know ---- */

@@ -3,6 +3,7 @@
  * counts as used here and is given back with its region. Nobody takes anything there until the superblock says that the tables are good. */
 #include "common/seam.h"
 #include "vmfs/check.h"
+#include "vmfs/loss.h"
 
 int recount_share(struct chk_region *r, struct vshare s)
 {

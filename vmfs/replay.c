@@ -2,7 +2,7 @@
  * of frames above the durable watermark of the last frame is believed only if its CRC agrees: such a frame was never
  * flushed, and after a power cut its data may not have reached the device. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 
 struct scan {
     struct vmfs *v;

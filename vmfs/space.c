@@ -1,7 +1,7 @@
 /* Free space: regions leased from the volume, allocation private to this host, frees that wait until nobody can need the
  * bytes any more, and frees in regions others lease. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 
 #define WORD_BITS 64u
 

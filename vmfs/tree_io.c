@@ -1,6 +1,6 @@
 /* Reading trees: bytes, extents, what changed since. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 #include "vmfs/keys.h"
 
 /* ---- segments: runs of a request that are contiguous on a device, or zeros ---- */

@@ -24,8 +24,8 @@ pkgs_snapshot :=
 pkgs_iscsi-target := gnutls libseccomp
 pkgs_hv :=
 pkgs_backup-proxy := libnbd sqlite3 libzstd libisal libseccomp zlib nettle
-# ---- programs: FOLDER/main_NAME.c becomes build/VARIANT/bin/NAME.  mods_NAME: the modules it is composed of (default: its
-# folder and that folder's deps), pkgs_NAME: libraries beyond those of its modules. -----------------------------------
+# ---- programs: FOLDER/main_NAME.c becomes build/VARIANT/bin/NAME, with its parts main_NAME_PART.c.  mods_NAME: the modules it is
+# composed of (default: its folder and that folder's deps), pkgs_NAME: libraries beyond those of its modules. -----------
 mods_granary := $(MODULES)
 mods_granary-storaged := iscsi-target snapshot vmfs backup-proxy common
 mods_granary-hostd := hv common
@@ -88,6 +88,8 @@ libs = $(foreach p,$(sort $(foreach m,$(1),$(pkgs_$(m))) $(2)),$(link_$(p))) -lm
 with_deps = $(1) $(deps_$(1))
 # $(call mods_for,NAME,MODULE): composition of a program or test
 mods_for = $(or $(mods_$(1)),$(call with_deps,$(2)))
+# $(call main_objs,NAME): of a program
+main_objs = $(patsubst %.c,$(B)/%.o,$(foreach m,$(MODULES),$(wildcard $(m)/main_$(1).c $(m)/main_$(1)_*.c)))
 
 ifeq ($(V),)
 Q := @
@@ -114,7 +116,7 @@ endef
 
 define PROGRAM
 progs += $(B)/bin/$(2)
-$(call LINK,$(B)/bin/$(2),$(B)/$(1)/main_$(2).o,$(call mods_for,$(2),$(1)),$(pkgs_$(2)))
+$(call LINK,$(B)/bin/$(2),$(call main_objs,$(2)),$(call mods_for,$(2),$(1)),$(pkgs_$(2)))
 endef
 
 define UNIT
@@ -133,7 +135,7 @@ objs_$(1) := $(patsubst %.c,$(B)/%.o,$(filter-out $(1)/main_%,$(wildcard $(1)/*.
 $(B)/lib$(1).a: $$(objs_$(1))
 	$$(call say,AR,$$@)
 	$$(Q)mkdir -p $$(@D); rm -f $$@; $$(AR) rcs $$@ $$(objs_$(1))
-$(foreach p,$(patsubst $(1)/main_%.c,%,$(wildcard $(1)/main_*.c)),$(eval $(call PROGRAM,$(1),$(p))))
+$(foreach p,$(patsubst $(1)/main_%.c,%,$(wildcard $(1)/main_*.c)),$(if $(findstring _,$(p)),,$(eval $(call PROGRAM,$(1),$(p)))))
 $(foreach t,$(patsubst tests/unit/%.c,%,$(wildcard tests/unit/$(1)_*.c)),$(eval $(call UNIT,$(1),$(t))))
 $(foreach t,$(patsubst tests/fuzz/%.c,%,$(wildcard tests/fuzz/$(1)_*.c)),$(eval $(call FUZZ,$(1),$(t))))
 endef
@@ -146,11 +148,24 @@ $(call LINK,$(B)/$(1),$(B)/$(1).o,$(or $(mods_$(notdir $(1))),$(MODULES)),$(pkgs
 endef
 $(foreach t,$(patsubst %.c,%,$(wildcard tests/tools/*.c tests/bench/*.c)),$(eval $(call TOOL,$(t))))
 
+# programs of a release from before the last feature of the format: one object is another one (tests/older)
+older := granary granary-storaged
+$(foreach p,$(older),$(eval $(call LINK,$(B)/older/bin/$(p),$(call main_objs,$(p)) $(B)/tests/older/feature_known.o,$(mods_$(p)),)))
+$(B)/older/bin/granary-hostd: | $(B)/bin/granary-hostd
+	$(Q)mkdir -p $(@D); ln -sf ../../bin/granary-hostd $@
+tools += $(older:%=$(B)/older/bin/%) $(B)/older/bin/granary-hostd
+
 # what a program is started with (LD_PRELOAD) to see another wall clock
 tools += $(B)/tests/matrix/clock.so
 $(B)/tests/matrix/clock.so: tests/matrix/clock.c
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D); $(CC) -std=gnu17 -D_GNU_SOURCE $(WARN) -O2 -fPIC -shared -o $@ $<
+
+# and to be killed at a step of a take-over
+tools += $(B)/tests/matrix/steps.so
+$(B)/tests/matrix/steps.so: tests/matrix/steps.c tests/lib/take_steps.c tests/lib/take_steps.h vmfs/format.h
+	$(call say,LINK,$@)
+	$(Q)mkdir -p $(@D); $(CC) -std=gnu17 -D_GNU_SOURCE -I. $(WARN) -O2 -fPIC -shared -o $@ tests/matrix/steps.c tests/lib/take_steps.c
 
 $(B)/%.o: %.c
 	$(call say,CC,$<)
@@ -172,7 +187,7 @@ $(B)/%.h.ok: %.h
 .PHONY: model check check-unit asan tsan cov clang lint lint-light fuzz fuzz-run bench soak
 check: all lint-light check-unit
 # the unit tests and the corpus of every fuzz target, TAP lines and a count at the end; where a sanitizer watches, the target has 3 loops
-check-unit: $(units) $(fuzzers) $(tools) progs
+check-unit: $(units) $(fuzzers) $(if $(filter release,$(VARIANT)),$(tools)) progs
 	$(Q)$(if $(filter asan tsan,$(VARIANT)),GRANARY_LOOPS=3 )tests/run --build $(B) --jobs $(JOBS) $(if $(SUMMARY),--summary $(SUMMARY)) units
 lint-light: $(headers:%=$(B)/%.ok)
 	$(Q)$(MAKE) --no-print-directory -s print-deps | scripts/check-layering
@@ -212,7 +227,7 @@ model: $(B)/tests/tools/order_model $(B)/tests/unit/vmfs_cluster $(B)/tests/unit
 # real processes, killed, stopped, starved and cut off: TRIALS of them (docs/developing.md)
 .PHONY: matrix
 matrix: all tools
-	$(Q)GRANARY_BUILD=$(abspath $(B)) tests/matrix/run --trials $(if $(filter command environment,$(origin TRIALS)),$(TRIALS),0) $(if $(SEED),--seed $(SEED)) --jobs $(JOBS)
+	$(Q)GRANARY_BUILD=$(abspath $(B)) tests/matrix/run --trials $(if $(filter command environment,$(origin TRIALS)),$(TRIALS),0) $(if $(SEED),--seed $(SEED)) $(if $(FROM),--from $(FROM)) $(if $(KEEP),--keep $(KEEP)) --jobs $(JOBS)
 
 # ---- install --------------------------------------------------------------------------------------------------------
 .PHONY: install clean help print-deps
@@ -235,7 +250,7 @@ help:
 	@echo 'make fuzz        each fuzz target for RUNS=20000 inputs (clang)'
 	@echo 'make bench       measurements, against peers where they are installed'
 	@echo 'make model       take-overs: every state within bounds, and TRIALS=1000 simulated sites; V=1 shows counter-examples'
-	@echo 'make matrix      hosts killed, stopped, starved, cut off: TRIALS=500 SEED=n (default: one trial of each cell); root'
+	@echo 'make matrix      hosts killed, stopped, starved, cut off: TRIALS=500 SEED=n FROM=n (default: one of each cell); root'
 	@echo 'make soak        randomised tests for GRANARY_SOAK=600 seconds each'
 	@echo 'make install     DESTDIR= PREFIX=/usr/local UNITDIR='
 	@echo 'scripts/test     everything, as CI runs it'

@@ -3,7 +3,7 @@
 #include "backup-proxy/cmd_proxy.h"
 #include "backup-proxy/gc.h"
 #include "backup-proxy/point.h"
-#include "backup-proxy/prune.h"
+#include "common/retain.h"
 #include "backup-proxy/verify.h"
 #include "backup-proxy/vmdk.h"
 #include "common/buf.h"
@@ -198,7 +198,7 @@ static int cmd_verify(struct gr_cmd_ctx *c, struct gr_err *err)
 }
 
 /* ---- prune ---- */
-static int keep_options(struct gr_cmd_ctx *c, struct bp_keep *k, struct gr_err *err)
+static int keep_options(struct gr_cmd_ctx *c, struct gr_keep *k, struct gr_err *err)
 {
     const struct {
         const char *name;
@@ -215,10 +215,10 @@ static int keep_options(struct gr_cmd_ctx *c, struct bp_keep *k, struct gr_err *
     return any ? 0 : gr_fail(err, -GR_EUSAGE, "say what to keep: --keep-last N, --keep-daily N, …; without a rule nothing is removed");
 }
 /* Judge the points of one name, @ids[from..to) oldest first; rows get {"point","time","keep","why"} newest first. */
-static int prune_name(struct bp_repo *repo, json_t *ids, size_t from, size_t to, const struct bp_keep *keep, json_t *rows, struct gr_err *err)
+static int prune_name(struct bp_repo *repo, json_t *ids, size_t from, size_t to, const struct gr_keep *keep, json_t *rows, struct gr_err *err)
 {
     size_t n = to - from;
-    gr_auto_free struct bp_prune_item *it = gr_zalloc(n * sizeof *it);
+    gr_auto_free struct gr_retain_item *it = gr_zalloc(n * sizeof *it);
     if (!it)
         return gr_fail(err, -ENOMEM, "out of memory");
     for (size_t i = 0; i < n; i++) {
@@ -231,7 +231,7 @@ static int prune_name(struct bp_repo *repo, json_t *ids, size_t from, size_t to,
         it[i].protect = r < 0 || json_is_true(json_object_get(p.doc, "protected")); /* a damaged one is for people to judge */
         bp_point_done(&p);
     }
-    bp_prune_plan(it, n, keep);
+    gr_retain_plan(it, n, keep);
     for (size_t i = 0; i < n; i++)
         json_array_append_new(rows, json_pack("{s:O,s:I,s:b,s:s}", "point", json_array_get(ids, to - 1 - i), "time", (json_int_t)it[i].time_s, "keep",
                                               it[i].keep, "why", it[i].why ? it[i].why : "removed"));
@@ -242,7 +242,7 @@ static size_t name_len(json_t *id)
     const char *s = json_string_value(id);
     return (size_t)(strrchr(s, '/') - s);
 }
-static int prune_all(struct bp_repo *repo, json_t *ids, const struct bp_keep *keep, json_t *rows, struct gr_err *err)
+static int prune_all(struct bp_repo *repo, json_t *ids, const struct gr_keep *keep, json_t *rows, struct gr_err *err)
 {
     size_t n = json_array_size(ids);
     int r = 0;
@@ -262,7 +262,7 @@ static int cmd_prune(struct gr_cmd_ctx *c, struct gr_err *err)
     static const struct gr_col cols[] = {{"point", "POINT", GR_COL_TEXT}, {"time", "TIME", GR_COL_TIME}, {"keep", "KEEP", GR_COL_BOOL},
                                          {"why", "WHY", GR_COL_TEXT}, {NULL, NULL, 0}};
     struct bp_repo *repo = NULL;
-    struct bp_keep keep = {0};
+    struct gr_keep keep = {0};
     json_t *ids = NULL, *rows = json_array(), *row;
     size_t i;
     int r = keep_options(c, &keep, err);

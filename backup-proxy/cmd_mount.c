@@ -3,9 +3,9 @@
 #include "backup-proxy/mount_table.h"
 #include "common/buf.h"
 #include "common/cleanup.h"
+#include "common/daemon.h"
 #include "common/seam.h"
 #include <fcntl.h>
-#include <limits.h>
 #include <poll.h>
 #include <spawn.h>
 #include <string.h>
@@ -14,17 +14,6 @@
 #define ARGS_MAX 16
 
 /* ---- starting granary-mount ---- */
-static char *program_path(void)
-{
-    char self[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (n <= 0)
-        return NULL;
-    self[n] = '\0';
-    char *slash = strrchr(self, '/');
-    return slash ? gr_asprintf("%.*s/granary-mount", (int)(slash - self), self) : NULL;
-}
-
 static int code_of_exit(int status)
 {
     switch (status) {
@@ -82,10 +71,10 @@ static int listen_to(int fd, struct gr_buf *said)
 
 int mount_start_program(const char *const *args, struct gr_err *err)
 {
-    gr_auto_free char *program = program_path();
+    gr_auto_free char *program = gr_program_path("granary-mount");
     gr_auto_buf struct gr_buf said = {0};
     char *argv[ARGS_MAX + 2] = {(char[]){"granary-mount"}};
-    int n = 1, fds[2], rc = program ? 0 : -ENOMEM;
+    int n = 1, fds[2], rc = program ? 0 : -ENOENT;
     pid_t pid = 0;
     for (; rc == 0 && args[n - 1] && n <= ARGS_MAX; n++)
         if (!(argv[n] = gr_strdup(args[n - 1])))

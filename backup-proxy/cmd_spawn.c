@@ -2,25 +2,15 @@
 #include "backup-proxy/cmd_proxy.h"
 #include "common/buf.h"
 #include "common/cleanup.h"
+#include "common/daemon.h"
 #include "common/seam.h"
 #include <fcntl.h>
-#include <limits.h>
 #include <poll.h>
 #include <spawn.h>
 #include <string.h>
 #include <sys/wait.h>
 
 #define RESULT_MAX (64u << 20)
-static char *proxy_path(void)
-{
-    char self[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (n <= 0)
-        return NULL;
-    self[n] = 0;
-    char *slash = strrchr(self, '/');
-    return slash ? gr_asprintf("%.*s/granary-proxy", (int)(slash - self), self) : NULL;
-}
 static int spawn_it(const char *program, const char *const *args, int out, pid_t *ret)
 {
     size_t n = 0;
@@ -75,12 +65,14 @@ static int take_result(json_t *doc, int status, struct gr_err *err)
 }
 int bp_run_proxy(const char *const *args, json_t **ret, struct gr_err *err)
 {
-    gr_auto_free char *program = proxy_path();
+    gr_auto_free char *program = gr_program_path("granary-proxy");
     gr_auto_buf struct gr_buf out = {0};
     int fds[2];
     pid_t pid = 0;
-    if (!program || pipe2(fds, O_CLOEXEC) < 0)
-        return gr_fail(err, program ? -errno : -ENOMEM, "cannot start granary-proxy");
+    if (!program)
+        return gr_fail(err, -ENOENT, "granary-proxy is not beside this program: install it there");
+    if (pipe2(fds, O_CLOEXEC) < 0)
+        return gr_fail(err, -errno, "cannot start granary-proxy: %s", gr_code_text(-errno));
     gr_auto_close int from = fds[0];
     int r = spawn_it(program, args, fds[1], &pid);
     close(fds[1]);

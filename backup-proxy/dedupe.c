@@ -1,6 +1,7 @@
 /* The index of hashes: a lossy table in a sparse file, and the markers of condemned packs. An entry is only a hint: the extent it
  * names is read and checked before it is used, so that the table may be stale, torn or lost. */
 #include "backup-proxy/repo_dir.h"
+#include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/seam.h"
 #include <fcntl.h>
@@ -57,7 +58,7 @@ int bp_dedupe_find(struct bp_repo *r, struct bp_codec *c, const uint8_t hash[32]
     struct dedupe_bucket_disk b;
     uint64_t prefix = prefix_of(hash), at;
     int fd = index_of(r, prefix, &at);
-    if (fd < 0 || repo_pread(fd, &b, sizeof b, at) < 0)
+    if (fd < 0 || gr_file_pread(fd, &b, sizeof b, at) < 0)
         return 0;
     for (unsigned i = 0; i < DEDUPE_WAYS; i++) {
         uint64_t pack = gr_le64_get(b.e[i].pack);
@@ -86,15 +87,15 @@ static int index_split(int from, int to, uint32_t n)
     for (uint32_t i = 0; r == 0 && i < n; i += CHUNK) {
         struct dedupe_bucket_disk *lo = v + CHUNK, *hi = v + 2 * CHUNK;
         memset(lo, 0, 2 * CHUNK * sizeof *v);
-        r = repo_pread(from, v, CHUNK * sizeof *v, (uint64_t)i * sizeof *v);
+        r = gr_file_pread(from, v, CHUNK * sizeof *v, (uint64_t)i * sizeof *v);
         for (uint32_t k = 0; r == 0 && k < CHUNK; k++)
             for (unsigned w = 0; w < DEDUPE_WAYS; w++)
                 if (gr_le64_get(v[k].e[w].prefix))
                     bucket_add(gr_le64_get(v[k].e[w].prefix) & n ? &hi[k] : &lo[k], &v[k].e[w]);
         if (r == 0)
-            r = repo_pwrite(to, lo, CHUNK * sizeof *v, (uint64_t)i * sizeof *v);
+            r = gr_file_pwrite(to, lo, CHUNK * sizeof *v, (uint64_t)i * sizeof *v);
         if (r == 0)
-            r = repo_pwrite(to, hi, CHUNK * sizeof *v, (uint64_t)(n + i) * sizeof *v);
+            r = gr_file_pwrite(to, hi, CHUNK * sizeof *v, (uint64_t)(n + i) * sizeof *v);
     }
     free(v);
     return r;
@@ -125,7 +126,7 @@ void bp_dedupe_add(struct bp_repo *r, const struct bp_ref *ref)
     struct dedupe_bucket_disk b;
     uint64_t prefix = prefix_of(ref->hash), at;
     int fd = index_of(r, prefix, &at);
-    if (fd < 0 || repo_pread(fd, &b, sizeof b, at) < 0)
+    if (fd < 0 || gr_file_pread(fd, &b, sizeof b, at) < 0)
         return;
     unsigned way = ref->hash[16] % DEDUPE_WAYS;
     bool evict = true;
@@ -136,7 +137,7 @@ void bp_dedupe_add(struct bp_repo *r, const struct bp_ref *ref)
             break;
         }
     b.e[way] = (struct dedupe_entry_disk){gr_le64_of(prefix), gr_le64_of(ref->pack), gr_le32_of(ref->off), gr_le32_of(ref->stored)};
-    (void)repo_pwrite(fd, &b, sizeof b, at);
+    (void)gr_file_pwrite(fd, &b, sizeof b, at);
     if (evict && ++r->index_evicted > r->index_buckets / 32)
         index_grow(r);
 }

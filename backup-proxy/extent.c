@@ -1,5 +1,6 @@
 /* Extents: encode, read, probe. */
 #include "backup-proxy/repo_dir.h"
+#include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/crc.h"
 #include "common/seam.h"
@@ -83,7 +84,7 @@ static int extent_load(struct bp_repo *r, struct bp_codec *c, uint64_t pack, uin
         rc = repo_pack_get(r, pack, &fd, err);
     if (rc < 0)
         return rc;
-    rc = repo_pread(fd, c->buf, len, off);
+    rc = gr_file_pread(fd, c->buf, len, off);
     repo_pack_put(r, pack, fd);
     if (rc < 0)
         return gr_fail(err, rc, "cannot read %zu bytes at %u: %s", len, off, gr_code_text(rc));

@@ -66,12 +66,9 @@ static int write_sparse(int fd, const uint8_t *p, size_t len, uint64_t off)
         }
         while (at + n < len && !is_zero(p + at + n, GR_MIN(len - at - n, (size_t)ZERO_PART)))
             n += GR_MIN(len - at - n, (size_t)ZERO_PART);
-        for (size_t done = 0; done < n;) {
-            ssize_t k = pwrite(fd, p + at + done, n - done, (off_t)(off + at + done));
-            if (k < 0 && errno != EINTR)
-                return -errno;
-            done += k > 0 ? (size_t)k : 0;
-        }
+        int r = gr_file_pwrite(fd, p + at, n, off + at);
+        if (r < 0)
+            return r;
         at += n;
     }
     return 0;

@@ -1,10 +1,10 @@
 #include "backup-proxy/fs_helper.h"
 #include "common/cleanup.h"
+#include "common/daemon.h"
 #include "common/endian.h"
 #include "common/fiber.h"
 #include "common/seam.h"
 #include <fcntl.h>
-#include <limits.h>
 #include <poll.h>
 #include <signal.h>
 #include <spawn.h>
@@ -20,25 +20,8 @@
 /* granary-fsread beside the running program, or where `make install` may put helpers. */
 static char *default_program(void)
 {
-    char self[PATH_MAX];
-    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (n <= 0)
-        return NULL;
-    self[n] = '\0';
-    char *slash = strrchr(self, '/');
-    if (!slash)
-        return NULL;
-    *slash = '\0';
-    char *beside = gr_asprintf("%s/granary-fsread", self);
-    if (beside && access(beside, X_OK) == 0)
-        return beside;
-    char *libexec = gr_asprintf("%s/../libexec/granary/granary-fsread", self);
-    if (libexec && access(libexec, X_OK) == 0) {
-        free(beside);
-        return libexec;
-    }
-    free(libexec);
-    return beside;
+    char *beside = gr_program_path("granary-fsread");
+    return beside ? beside : gr_program_path("../libexec/granary/granary-fsread");
 }
 
 int fs_helper_init(struct fs_helper *h, struct gr_loop *loop, struct fs_cache *cache, const char *name, const char *program,
@@ -49,8 +32,10 @@ int fs_helper_init(struct fs_helper *h, struct gr_loop *loop, struct fs_cache *c
     h->in = gr_alloc(FS_HDR + FS_BODY_MAX);
     h->out = gr_alloc(FS_HDR + FS_BODY_MAX);
     if (!h->program || !h->in || !h->out) {
+        int r = h->in && h->out && !program ? gr_fail(err, -ENOENT, "%s: granary-fsread is not beside this program: install it there", name)
+                                            : gr_fail(err, -ENOMEM, "%s: out of memory", name);
         fs_helper_done(h);
-        return gr_fail(err, -ENOMEM, "%s: out of memory", name);
+        return r;
     }
     return 0;
 }

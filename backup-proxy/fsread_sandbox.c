@@ -1,4 +1,5 @@
 #include "backup-proxy/fsread_sandbox.h"
+#include "common/sandbox.h"
 #include <errno.h>
 #include <grp.h>
 #include <linux/landlock.h>
@@ -14,16 +15,6 @@
 #include <unistd.h>
 
 #define NOBODY 65534
-#if defined(__SANITIZE_ADDRESS__)
-#define SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer)
-#define SANITIZED 1
-#endif
-#endif
-#ifndef SANITIZED
-#define SANITIZED 0
-#endif
 
 static int set_limit(int which, rlim_t value)
 {
@@ -34,7 +25,7 @@ static int set_limit(int which, rlim_t value)
 static int set_limits(size_t max_memory)
 {
     int rc = 0;
-    if (max_memory && !SANITIZED) /* AddressSanitizer reserves terabytes of addresses */
+    if (max_memory && !GR_SANITIZED) /* AddressSanitizer reserves terabytes of addresses */
         rc = set_limit(RLIMIT_AS, max_memory);
     if (rc == 0)
         rc = set_limit(RLIMIT_CORE, 0);
@@ -112,7 +103,7 @@ static int allow_calls(int keep_fd)
     int rc = allow_memory(ctx);
     for (size_t i = 0; rc == 0 && i < sizeof calls / sizeof calls[0]; i++)
         rc = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, calls[i], 0);
-    for (size_t i = 0; SANITIZED && rc == 0 && i < sizeof sanitizer_calls / sizeof sanitizer_calls[0]; i++)
+    for (size_t i = 0; GR_SANITIZED && rc == 0 && i < sizeof sanitizer_calls / sizeof sanitizer_calls[0]; i++)
         rc = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, sanitizer_calls[i], 0);
     for (size_t i = 0; rc == 0 && i < sizeof io / sizeof io[0]; i++)
         rc = seccomp_rule_add(ctx, SCMP_ACT_ALLOW, io[i], 1, SCMP_A0(SCMP_CMP_EQ, (scmp_datum_t)keep_fd));

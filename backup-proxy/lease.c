@@ -45,7 +45,7 @@ int bp_lease_take(struct bp_repo *r, enum bp_lease_kind kind, const char *point,
     gr_auto_close int fd = openat(r->dir, tmp, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
     rc = fd < 0 ? -errno : lock_try(fd);
     if (rc == 0)
-        rc = repo_pwrite(fd, text, strlen(text), 0);
+        rc = gr_file_pwrite(fd, text, strlen(text), 0);
     if (rc == 0 && renameat(r->dir, tmp, r->dir, name) < 0) /* it appears locked and complete */
         rc = -errno;
     if (rc < 0) {

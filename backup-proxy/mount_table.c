@@ -13,7 +13,8 @@
 #include <time.h>
 
 #define TYPE "fuse.granary"
-#define END_S 10   /* patience with a daemon that was unmounted */
+#define END_MS 10000 /* patience with a daemon that was unmounted */
+#define COPY_MS 1000 /* and until it is told: a mount namespace made meanwhile has the mount, too, and it would serve that */
 
 static void nap(void)
 {
@@ -131,9 +132,9 @@ static bool still_runs(json_t *intent)
     return bp_process_start(pid) == (uint64_t)json_integer_value(json_object_get(intent, "start-time"));
 }
 
-static bool wait_end(json_t *intent, int seconds)
+static bool wait_end(json_t *intent, int ms)
 {
-    for (int i = 0; i < seconds * 50 && still_runs(intent); i++)
+    for (int i = 0; i < ms / 20 && still_runs(intent); i++)
         nap();
     return !still_runs(intent);
 }
@@ -148,7 +149,7 @@ int mount_reap(struct gr_home *home, struct gr_err *err)
     json_array_foreach(list, i, one)
     {
         const char *dir = detail_str(one, "dir");
-        if (json_is_true(json_object_get(one, "alive")) && !(dir && is_dead_mount(dir) && wait_end(one, END_S)))
+        if (json_is_true(json_object_get(one, "alive")) && !(dir && is_dead_mount(dir) && wait_end(one, END_MS)))
             continue; /* a dying process closes its mount before it is gone */
         while (rc == 0 && dir && is_dead_mount(dir))
             rc = detach(dir, true);
@@ -187,11 +188,11 @@ static int end_mount(json_t *intent, const char *dir, bool force, struct gr_err 
         return gr_fail(err, -GR_ELOCKED, "'%s' is in use: close what is open below it, or unmount it with --force", dir);
     if (rc < 0 && rc != -EINVAL) /* EINVAL: not mounted (any more): end the daemon */
         return gr_fail(err, rc, "cannot unmount '%s': %s", dir, gr_code_text(rc));
-    if (force && still_runs(intent))
+    if ((force || !wait_end(intent, COPY_MS)) && still_runs(intent))
         kill(pid, SIGTERM);
-    if (!wait_end(intent, END_S)) {
+    if (!wait_end(intent, END_MS)) {
         kill(pid, SIGKILL);
-        if (!wait_end(intent, END_S))
+        if (!wait_end(intent, END_MS))
             return gr_fail(err, -ETIMEDOUT, "'%s' is unmounted, but its daemon (process %d) does not end", dir, pid);
     }
     return 0;

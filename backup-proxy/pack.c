@@ -43,7 +43,7 @@ static int pack_open(struct bp_repo *r, uint64_t id, int *ret_fd, struct gr_err 
     gr_auto_close int fd = openat(r->dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     if (fd < 0)
         return gr_fail(err, -errno, "cannot open %s: %s", name, gr_code_text(-errno));
-    int rc = repo_pread(fd, &h, sizeof h, 0);
+    int rc = gr_file_pread(fd, &h, sizeof h, 0);
     if (rc < 0)
         return gr_fail(err, rc, "cannot read the header of %s: %s", name, gr_code_text(rc));
     repo_pack_header(r, id, &want);
@@ -164,7 +164,7 @@ int bp_packer_flush(struct bp_packer *p, struct gr_err *err)
 {
     if (p->pending.len == 0)
         return 0;
-    int rc = repo_pwrite(p->fd, p->pending.data, p->pending.len, p->flushed);
+    int rc = gr_file_pwrite(p->fd, p->pending.data, p->pending.len, p->flushed);
     if (rc < 0)
         return gr_fail(err, rc, "%s/%s: cannot write: %s", p->repo->path, p->tmp, gr_code_text(rc));
     p->flushed += (uint32_t)p->pending.len;
@@ -181,9 +181,9 @@ static int packer_trailer(struct bp_packer *p)
     end.crc = gr_le32_of(gr_crc32c(0, &end, offsetof(struct pack_end_disk, crc)));
     if (fdatasync(p->fd) < 0)
         return -errno;
-    int rc = repo_pwrite(p->fd, p->entries.data, p->entries.len, p->flushed);
+    int rc = gr_file_pwrite(p->fd, p->entries.data, p->entries.len, p->flushed);
     if (rc == 0)
-        rc = repo_pwrite(p->fd, &end, sizeof end, p->flushed + p->entries.len);
+        rc = gr_file_pwrite(p->fd, &end, sizeof end, p->flushed + p->entries.len);
     if (rc == 0 && fdatasync(p->fd) < 0)
         rc = -errno;
     p->total += p->entries.len + sizeof end;
@@ -249,7 +249,7 @@ static int trailer_load(int fd, uint64_t id, uint64_t size, struct gr_buf *ret)
     struct pack_end_disk end;
     if (size < sizeof(struct pack_header_disk) + sizeof end || size > 2 * (uint64_t)BP_PACK_BYTES)
         return -GR_ECORRUPT;
-    int rc = repo_pread(fd, &end, sizeof end, size - sizeof end);
+    int rc = gr_file_pread(fd, &end, sizeof end, size - sizeof end);
     if (rc < 0)
         return rc;
     uint64_t len = (uint64_t)gr_le32_get(end.count) * sizeof(struct trailer_entry_disk), at = gr_le32_get(end.trailer_off);
@@ -259,7 +259,7 @@ static int trailer_load(int fd, uint64_t id, uint64_t size, struct gr_buf *ret)
         return -GR_ECORRUPT;
     if (gr_buf_reserve(ret, len + 1) < 0)
         return -ENOMEM;
-    rc = repo_pread(fd, ret->data, len, at);
+    rc = gr_file_pread(fd, ret->data, len, at);
     ret->len = len;
     return rc < 0 ? rc : gr_le32_get(end.trailer_crc) == gr_crc32c(0, ret->data, len) ? 0 : -GR_ECORRUPT;
 }

@@ -13,39 +13,6 @@
 static const char stamp_name[] = "granary-repository";
 static const char *const parts[] = {"packs", "tmp", "points", "removed", "leases", "condemned", "index"};
 
-int repo_pread(int fd, void *buf, size_t len, uint64_t off)
-{
-    char *p = buf;
-    while (len > 0) {
-        ssize_t n = pread(fd, p, len, (off_t)off);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -errno;
-        if (n == 0)
-            return -GR_ECORRUPT;
-        p += n;
-        off += (uint64_t)n;
-        len -= (size_t)n;
-    }
-    return 0;
-}
-int repo_pwrite(int fd, const void *buf, size_t len, uint64_t off)
-{
-    const char *p = buf;
-    while (len > 0) {
-        ssize_t n = pwrite(fd, p, len, (off_t)off);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
-            return n < 0 ? -errno : -ENOSPC;
-        p += n;
-        off += (uint64_t)n;
-        len -= (size_t)n;
-    }
-    return 0;
-}
-
 int bp_repo_sync_dir(struct bp_repo *r, const char *dir, struct gr_err *err)
 {
     gr_auto_close int fd = openat(r->dir, dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -171,7 +138,7 @@ int bp_repo_publish(struct bp_repo *r, const char *lease_id, const char *path, c
     if (!dir || !tmp)
         return gr_fail(err, -ENOMEM, "out of memory");
     gr_auto_close int fd = openat(r->dir, tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-    int rc = fd < 0 ? -errno : repo_pwrite(fd, data, len, 0);
+    int rc = fd < 0 ? -errno : gr_file_pwrite(fd, data, len, 0);
     if (rc == 0 && fsync(fd) < 0)
         rc = -errno;
     if (rc == 0 && renameat2(r->dir, tmp, r->dir, path, RENAME_NOREPLACE) < 0)

@@ -29,6 +29,4 @@ void repo_pack_put(struct bp_repo *r, uint64_t id, int fd);
 void repo_index_open(struct bp_repo *r); /* best effort */
 void repo_index_close(struct bp_repo *r);
 void repo_pack_header(const struct bp_repo *r, uint64_t id, struct pack_header_disk *ret);
-int repo_pread(int fd, void *buf, size_t len, uint64_t off);  /* whole; -GR_ECORRUPT at the end of the file */
-int repo_pwrite(int fd, const void *buf, size_t len, uint64_t off);
 #endif

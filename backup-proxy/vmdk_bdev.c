@@ -2,6 +2,7 @@
  * needed (the page cache keeps them), so that the size of an image costs no memory. */
 #include "backup-proxy/vmdk_image.h"
 #include "backup-proxy/walk.h"
+#include "common/buf.h"
 #include "common/cleanup.h"
 #include <isa-l/igzip_lib.h>
 #include <string.h>
@@ -27,7 +28,7 @@ static int locate(struct vmdk_job *j, uint64_t g, uint64_t *ret)
     if (s->gd[t] == 0)
         return 0;
     if (j->gt_index != t) {
-        int r = vmdk_pread(j->m->seg[0].fd, j->gt, (size_t)s->gt_entries * 4, (uint64_t)s->gd[t] * VMDK_SECTOR);
+        int r = gr_file_pread(j->m->seg[0].fd, j->gt, (size_t)s->gt_entries * 4, (uint64_t)s->gd[t] * VMDK_SECTOR);
         if (r < 0)
             return r;
         j->gt_index = t;
@@ -55,13 +56,13 @@ static int inflate_grain(struct vmdk_job *j, uint64_t g, uint64_t at)
             return -ENOMEM;
     }
     j->grain_index = UINT64_MAX;
-    int r = vmdk_pread(j->m->seg[0].fd, mark, sizeof mark, at);
+    int r = gr_file_pread(j->m->seg[0].fd, mark, sizeof mark, at);
     if (r < 0)
         return r;
     uint32_t size = gr_get_le32(mark + 8);
     if (gr_get_le64(mark) != g * (s->grain / VMDK_SECTOR) || size == 0 || size >= 2 * (uint64_t)s->grain)
         return -GR_ECORRUPT;
-    r = vmdk_pread(j->m->seg[0].fd, j->packed, size, at + VMDK_GRAIN_MARKER);
+    r = gr_file_pread(j->m->seg[0].fd, j->packed, size, at + VMDK_GRAIN_MARKER);
     if (r < 0)
         return r;
     isal_inflate_init(&j->inflate);
@@ -91,7 +92,7 @@ static int read_sparse(struct vmdk_job *j, uint8_t *buf, size_t len, uint64_t of
         if (at == 0)
             memset(buf, 0, n);
         else if (!s->compressed)
-            r = vmdk_pread(j->m->seg[0].fd, buf, n, at + in);
+            r = gr_file_pread(j->m->seg[0].fd, buf, n, at + in);
         else if ((r = inflate_grain(j, g, at)) == 0)
             memcpy(buf, j->grain + in, n);
         if (r < 0)
@@ -121,7 +122,7 @@ static int read_range(struct vmdk_job *j, uint8_t *buf, size_t len, uint64_t off
         if (s->kind == VMDK_SEG_SPARSE)
             r = read_sparse(j, buf, n, off);
         else if (s->kind == VMDK_SEG_FLAT)
-            r = vmdk_pread(s->fd, buf, n, s->file_off + (off - s->off));
+            r = gr_file_pread(s->fd, buf, n, s->file_off + (off - s->off));
         else
             memset(buf, 0, n);
         if (r < 0)

@@ -51,7 +51,5 @@ struct vmdk_desc {
 int vmdk_desc_parse(const char *text, size_t len, struct vmdk_desc *ret, struct gr_err *err);
 /* Decode the sparse extent in @fd of @file_size bytes: header or footer, directory. @ret->gd is new memory. */
 int vmdk_sparse_decode(int fd, uint64_t file_size, const char *path, struct vmdk_sparse *ret, struct gr_err *err);
-/* Whole read at @off: 0, -GR_ECORRUPT when the file ends before, or -errno. Blocks. */
-int vmdk_pread(int fd, void *buf, size_t len, uint64_t off);
 extern const struct gr_bdev_ops vmdk_ops;
 #endif

@@ -1,6 +1,7 @@
 /* Open an image: probe, descriptor, the files it consists of. */
 #include "backup-proxy/vmdk.h"
 #include "backup-proxy/vmdk_image.h"
+#include "common/buf.h"
 #include "common/cleanup.h"
 #include <fcntl.h>
 #include <string.h>
@@ -33,7 +34,7 @@ int bp_vmdk_probe(const char *path, struct gr_err *err)
         return r;
     if (size < VMDK_SECTOR / 4)
         return 0;
-    r = vmdk_pread(fd, head, sizeof head, 0);
+    r = gr_file_pread(fd, head, sizeof head, 0);
     if (r < 0)
         return gr_fail(err, r, "%s: cannot read: %s", path, gr_code_text(r));
     return gr_get_le32(head) == VMDK_MAGIC || !strncasecmp(head, text_magic, sizeof head);
@@ -61,7 +62,7 @@ static int open_sparse(struct vmdk_image *m, int *fd, uint64_t size, const char 
     if (!text)
         return gr_fail(err, -ENOMEM, "out of memory");
     struct vmdk_desc d;
-    r = vmdk_pread(m->seg[0].fd, text, m->sp.desc_len, m->sp.desc_off);
+    r = gr_file_pread(m->seg[0].fd, text, m->sp.desc_len, m->sp.desc_off);
     if (r < 0)
         return gr_fail(err, r, "%s: cannot read the embedded descriptor: %s", path, gr_code_text(r));
     r = vmdk_desc_parse(text, m->sp.desc_len, &d, err);
@@ -122,7 +123,7 @@ static int open_text(struct vmdk_image *m, int fd, uint64_t size, const char *pa
     struct vmdk_desc d;
     if (!text)
         return gr_fail(err, -ENOMEM, "out of memory");
-    int r = vmdk_pread(fd, text, size, 0);
+    int r = gr_file_pread(fd, text, size, 0);
     if (r < 0)
         return gr_fail(err, r, "%s: cannot read: %s", path, gr_code_text(r));
     r = vmdk_desc_parse(text, size, &d, err);
@@ -146,7 +147,7 @@ int bp_vmdk_open(struct gr_loop *loop, const char *path, const char *const *exte
     int r = open_regular(path, &fd, &size, err);
     if (r < 0)
         return r;
-    if (size < sizeof head || vmdk_pread(fd, head, sizeof head, 0) < 0)
+    if (size < sizeof head || gr_file_pread(fd, head, sizeof head, 0) < 0)
         return gr_fail(err, -GR_EFORMAT, "%s: %llu bytes are too few for a VMDK", path, (unsigned long long)size);
     struct vmdk_image *m = gr_zalloc(sizeof *m);
     if (!m)

@@ -1,27 +1,8 @@
 /* Decode of a sparse extent's header and directory; the numbered rules are vmdk_format.h's. */
 #include "backup-proxy/vmdk_image.h"
+#include "common/buf.h"
 #include "common/cleanup.h"
 #include <string.h>
-
-int vmdk_pread(int fd, void *buf, size_t len, uint64_t off)
-{
-    char *p = buf;
-    while (len > 0) {
-        if (off > INT64_MAX - len)
-            return -GR_ECORRUPT;
-        ssize_t n = pread(fd, p, len, (off_t)off);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return -errno;
-        if (n == 0)
-            return -GR_ECORRUPT;
-        p += n;
-        off += (uint64_t)n;
-        len -= (size_t)n;
-    }
-    return 0;
-}
 
 /* Sectors → bytes, when the place lies inside the file. */
 static int in_file(uint64_t sector, uint64_t len, uint64_t file_size, uint64_t *ret)
@@ -74,7 +55,7 @@ static int read_directory(int fd, uint64_t off, const struct vmdk_sparse *s, uin
     gr_auto_free uint32_t *gd = gr_alloc(s->gd_len * 4);
     if (!gd)
         return -ENOMEM;
-    int r = vmdk_pread(fd, gd, s->gd_len * 4, off);
+    int r = gr_file_pread(fd, gd, s->gd_len * 4, off);
     if (r < 0)
         return r;
     for (uint64_t i = 0; i < s->gd_len; i++)
@@ -112,8 +93,8 @@ static int redundant_check(int fd, const struct vmdk_sparse *s, const char *path
     for (uint64_t i = 0; r == 0 && i < s->gd_len; i++) {
         if (!rgd[i] && !s->gd[i])
             continue;
-        if (!rgd[i] || !s->gd[i] || (r = vmdk_pread(fd, a, n, (uint64_t)rgd[i] * VMDK_SECTOR)) < 0 ||
-            (r = vmdk_pread(fd, b, n, (uint64_t)s->gd[i] * VMDK_SECTOR)) < 0 || memcmp(a, b, n))
+        if (!rgd[i] || !s->gd[i] || (r = gr_file_pread(fd, a, n, (uint64_t)rgd[i] * VMDK_SECTOR)) < 0 ||
+            (r = gr_file_pread(fd, b, n, (uint64_t)s->gd[i] * VMDK_SECTOR)) < 0 || memcmp(a, b, n))
             return gr_fail(err, r < 0 ? r : -GR_ECORRUPT, "%s: grain table %llu and its redundant copy differ", path, (unsigned long long)i);
     }
     return r;
@@ -129,7 +110,7 @@ static int footer_read(int fd, const char *path, struct vmdk_sparse *s, struct v
     } __attribute__((packed)) t;
     if (s->file_size % VMDK_SECTOR || s->file_size < 4 * VMDK_SECTOR)
         return gr_fail(err, -GR_ECORRUPT, "%s: truncated: a stream-optimized VMDK of %llu bytes", path, (unsigned long long)s->file_size);
-    int r = vmdk_pread(fd, &t, sizeof t, s->file_size - sizeof t);
+    int r = gr_file_pread(fd, &t, sizeof t, s->file_size - sizeof t);
     if (r < 0)
         return gr_fail(err, r, "%s: cannot read the footer: %s", path, gr_code_text(r));
     if (gr_le32_get(t.mark.size) != 0 || gr_le32_get(t.mark.type) != VMDK_MARK_FOOTER || gr_le32_get(t.footer.magic) != VMDK_MAGIC)
@@ -144,7 +125,7 @@ int vmdk_sparse_decode(int fd, uint64_t file_size, const char *path, struct vmdk
 {
     struct vmdk_header_disk h;
     struct vmdk_sparse s = {.file_size = file_size};
-    int r = vmdk_pread(fd, &h, sizeof h, 0);
+    int r = gr_file_pread(fd, &h, sizeof h, 0);
     if (r < 0)
         return gr_fail(err, r, "%s: cannot read its header: %s", path, gr_code_text(r));
     r = header_check(&h, path, "first sector", &s, err);

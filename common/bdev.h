@@ -94,6 +94,7 @@ struct gr_geometry {
     uint32_t limit_burst_ms;  /* how much of a limit may be saved up; 0: the server's default */
     bool thin;                /* EXTENTS tells holes */
     bool rotational;
+    bool in_memory;           /* a transfer is a copy: more of them at a time only push each other out of the cache */
     uint8_t uuid[16];         /* stable identity of the bytes (VPD 83), zero when none */
 };
 /* Events upward, turned into UNIT ATTENTIONs and the like. */

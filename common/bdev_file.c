@@ -207,6 +207,7 @@ static int file_geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
         .read_only = b->read_only,
         .thin = b->can_punch && !b->node,
         .rotational = b->rotational,
+        .in_memory = b->at_once,
     };
     return 0;
 }

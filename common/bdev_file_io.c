@@ -15,7 +15,7 @@ enum {
     ZERO_LEN = 64 << 10,     /* bytes of zeros there are */
     ZERO_IOVS = 8,           /* of them in one write */
     BUFFER_ALIGN = 4096,
-    LARGE_READ = 256 << 10,  /* bytes */
+    LONG = 256 << 10,        /* bytes of a transfer */
 };
 static const uint8_t zeros[ZERO_LEN] __attribute__((aligned(BUFFER_ALIGN)));
 
@@ -135,11 +135,10 @@ static void rw_fail(struct file_req *req, int code)
     req_end(req, code);
 }
 
-/* Copying from a file in memory is done at once, but for long reads: those the ring's workers do on other cores, while the loop sends.
- * (Long writes gain nothing by it: they wait for each other's lock of the file.) */
+/* Copying from or to a file in memory is done at once, but long transfers by the ring's workers: on other cores, while the loop sends and receives. */
 static void rw_issue(struct file_req *req)
 {
-    if (req->bio->op == GR_OP_READ && req->bio->len - req->done >= LARGE_READ)
+    if (req->bio->len - req->done >= LONG)
         gr_loop_file_io(req->ch->loop, &req->fio);
     else
         file_issue(file_of(req->ch), req->ch, &req->fio);

@@ -375,7 +375,7 @@ static int mem_geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
 {
     const struct mem_bdev *b = (const struct mem_bdev *)bdev;
 
-    *ret = (struct gr_geometry){.size = b->mem->size, .logical_block = 512, .physical_block = 4096, .unmap_granule = 512, .optimal_io = 4096, .thin = true};
+    *ret = (struct gr_geometry){.size = b->mem->size, .logical_block = 512, .physical_block = 4096, .unmap_granule = 512, .optimal_io = 4096, .thin = true, .in_memory = true};
     return 0;
 }
 

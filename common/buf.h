@@ -29,6 +29,9 @@ int gr_uuid_parse(const char *text, uint8_t ret[16]);                /* 0 or -EI
 /* Whole small file: read (up to @max bytes) and atomic replace (temporary file, fsync, rename, fsync of the directory). */
 int gr_file_read(const char *path, size_t max, struct gr_buf *ret, struct gr_err *err);
 int gr_file_replace(const char *path, const void *data, size_t len, int mode, struct gr_err *err);
+/* All of @len bytes of the file @fd at @off. -GR_ECORRUPT: it ends before them; -ENOSPC: nothing more is written. */
+int gr_file_pread(int fd, void *buf, size_t len, uint64_t off);
+int gr_file_pwrite(int fd, const void *buf, size_t len, uint64_t off);
 int gr_mkdirs(const char *path, int mode, struct gr_err *err);
 int gr_sync_parent(const char *path); /* make what happened to the name @path durable: fsync of its directory; 0 or negative */
 /* Secret from a file: must be a regular file, not readable by group or others, else refused; one trailing newline is dropped. */

@@ -155,6 +155,34 @@ char *gr_program_path(const char *name)
 }
 
 /* ---- the daemon's side ---- */
+int gr_daemon_args(int argc, char **argv, struct gr_daemon_args *a)
+{
+    bool bad = false;
+    a->ready_fd = -1;
+    for (int i = 1; i < argc && !bad; i++) {
+        uint64_t fd;
+        if (!strcmp(argv[i], "--help")) {
+            fputs(a->usage, stdout);
+            return 0;
+        }
+        if (!strcmp(argv[i], "--ready-fd")) {
+            bad = i + 1 == argc || gr_parse_u64(argv[++i], STDERR_FILENO + 1, 1023, &fd, NULL) < 0;
+            if (!bad)
+                a->ready_fd = (int)fd;
+        } else if (a->flag && !strcmp(argv[i], a->flag)) {
+            a->flagged = true;
+        } else if (a->takes_name && argv[i][0] != '-' && !a->name) {
+            a->name = argv[i];
+        } else {
+            bad = true;
+        }
+    }
+    if (!bad && (a->name || !a->takes_name))
+        return -1;
+    fputs(a->usage, stderr);
+    return 2;
+}
+
 /* sd_notify(3): one datagram to the socket named in the environment. */
 static void notify_systemd(const char *text)
 {

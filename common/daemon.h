@@ -19,6 +19,17 @@ int gr_daemon_stop(const char *path, const char *program, unsigned timeout_ms, s
 char *gr_program_path(const char *name);
 
 /* ---- for the daemon itself; any context ---- */
+/* The arguments of a daemon that people do not start by hand: "--help", "--ready-fd N", a flag and a name where it takes them. */
+struct gr_daemon_args {
+    const char *usage;
+    const char *flag; /* NULL: none */
+    bool takes_name;  /* one must be given */
+    bool flagged;     /* from here on what was found */
+    const char *name;
+    int ready_fd; /* -1: none */
+};
+/* -1: go on; else the exit status of a program that has nothing more to do. */
+int gr_daemon_args(int argc, char **argv, struct gr_daemon_args *a);
 /* Tell the starter (descriptor @ready_fd, -1: none) and systemd: ready (@code 0), or failed with @code and the sentence @text.
  * Closes @ready_fd. */
 void gr_daemon_ready(int ready_fd, int code, const char *text);

@@ -75,6 +75,40 @@ int gr_secret_read(const char *path, struct gr_buf *ret, struct gr_err *err)
     return 0;
 }
 
+int gr_file_pread(int fd, void *buf, size_t len, uint64_t off)
+{
+    char *p = buf;
+    if (off > INT64_MAX || len > INT64_MAX - off)
+        return -GR_ECORRUPT;
+    while (len > 0) {
+        ssize_t n = pread(fd, p, len, (off_t)off);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n < 0 ? -errno : -GR_ECORRUPT;
+        p += n;
+        off += (uint64_t)n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
+int gr_file_pwrite(int fd, const void *buf, size_t len, uint64_t off)
+{
+    const char *p = buf;
+    while (len > 0) {
+        ssize_t n = pwrite(fd, p, len, (off_t)off);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return n < 0 ? -errno : -ENOSPC;
+        p += n;
+        off += (uint64_t)n;
+        len -= (size_t)n;
+    }
+    return 0;
+}
+
 static int write_all(int fd, const char *p, size_t len)
 {
     while (len > 0) {

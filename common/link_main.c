@@ -12,7 +12,6 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #define PRIORITY "NORMAL:-VERS-ALL:+VERS-TLS1.3:+ECDHE-PSK"
@@ -359,22 +358,8 @@ static int credentials(struct link_proc *p)
 
 static int confine(void)
 {
-    static const struct gr_call calls[] = {
-        /* the loop */
-        {SCMP_SYS(epoll_wait)}, {SCMP_SYS(epoll_pwait)}, {SCMP_SYS(epoll_pwait2)}, {SCMP_SYS(epoll_ctl)}, {SCMP_SYS(clock_gettime)},
-        /* sockets */
-        {SCMP_SYS(accept4)}, {SCMP_SYS(recvfrom)}, {SCMP_SYS(recvmsg)}, {SCMP_SYS(sendto)}, {SCMP_SYS(sendmsg)}, {SCMP_SYS(close)},
-        {SCMP_SYS(shutdown)}, {SCMP_SYS(socketpair), {{0, SCMP_CMP_EQ, AF_UNIX}}}, {SCMP_SYS(fcntl), {{1, SCMP_CMP_EQ, F_DUPFD_CLOEXEC}}},
-        {SCMP_SYS(setsockopt), {{1, SCMP_CMP_EQ, IPPROTO_TCP}}},
-        {SCMP_SYS(setsockopt), {{1, SCMP_CMP_EQ, SOL_SOCKET}, {2, SCMP_CMP_EQ, SO_KEEPALIVE}}},
-        /* memory, for the allocator and the stacks of fibers */
-        {SCMP_SYS(brk)}, {SCMP_SYS(munmap)}, {SCMP_SYS(mremap)}, {SCMP_SYS(madvise)},
-        {SCMP_SYS(mmap), {{2, SCMP_CMP_MASKED_EQ, PROT_EXEC, 0}, {3, SCMP_CMP_MASKED_EQ, MAP_ANONYMOUS, MAP_ANONYMOUS}}},
-        {SCMP_SYS(mprotect), {{2, SCMP_CMP_MASKED_EQ, PROT_EXEC, 0}}},
-        /* GnuTLS and the C library */
-        {SCMP_SYS(getrandom)}, {SCMP_SYS(futex)}, {SCMP_SYS(time)}, {SCMP_SYS(gettimeofday)},
-        {SCMP_SYS(exit_group)}, {SCMP_SYS(exit)}, {SCMP_SYS(rt_sigreturn)}, {SCMP_SYS(restart_syscall)}};
-    return gr_confine(calls, GR_ARRAY_LEN(calls));
+    static const struct gr_call more = {SCMP_SYS(fcntl), {{1, SCMP_CMP_EQ, F_DUPFD_CLOEXEC}}};
+    return gr_confine_tls(&more, 1);
 }
 
 int gr_link_main(int argc, char **argv)

@@ -26,4 +26,18 @@ struct gr_call {
 };
 /* Any other call kills the process. A sanitizer makes many of its own: it goes without. 0 or negative. */
 int gr_confine(const struct gr_call *calls, size_t n);
+/* The same for a process that talks TLS with strangers in fibers of a loop: the calls which that takes, and @more. */
+int gr_confine_tls(const struct gr_call *more, size_t n);
+
+/* A sanitizer is in this program: it reserves terabytes of addresses, and makes calls of its own. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define GR_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define GR_SANITIZED 1
+#endif
+#endif
+#ifndef GR_SANITIZED
+#define GR_SANITIZED 0
+#endif
 #endif

@@ -6,8 +6,6 @@
 #include "hv/hostd.h"
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 static const char usage[] = "usage: granary-hostd [options]\n"
@@ -21,7 +19,6 @@ struct app {
     int ready_fd;
     bool stop;
 };
-
 
 static void ready(void *arg)
 {
@@ -53,22 +50,16 @@ static int run(void *arg)
 
 int main(int argc, char **argv)
 {
-    struct app a = {.ready_fd = -1};
+    struct app a = {0};
     struct gr_err err = {0};
-    for (int i = 1; i < argc; i++) {
-        if (!strcmp(argv[i], "--help")) {
-            fputs(usage, stdout);
-            return 0;
-        } else if (!strcmp(argv[i], "--ready-fd") && i + 1 < argc) {
-            a.ready_fd = (int)strtol(argv[++i], NULL, 10);
-        } else {
-            fputs(usage, stderr);
-            return 2;
-        }
-    }
+    struct gr_daemon_args args = {.usage = usage};
+    int r = gr_daemon_args(argc, argv, &args);
+    if (r >= 0)
+        return r;
+    a.ready_fd = args.ready_fd;
     signal(SIGPIPE, SIG_IGN);
     signal(SIGCHLD, SIG_IGN); /* supervisors are watched by pidfd; nothing of them is to be collected */
-    int r = gr_log_open("granary-hostd", NULL, GR_LOG_INFO, &err);
+    r = gr_log_open("granary-hostd", NULL, GR_LOG_INFO, &err);
     if (r >= 0)
         r = gr_home_open(1, &a.home, &err);
     if (r >= 0)

@@ -7,8 +7,6 @@
 #include "hv/supervisor.h"
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 static const char usage[] = "usage: granary-vmx [options] DATASTORE/NAME\n"
                             "Supervises one virtual machine: starts its engine and stays with it until it ends.\n"
@@ -42,29 +40,17 @@ static int supervise(void *arg)
 
 int main(int argc, char **argv)
 {
-    struct app a = {.ready_fd = -1};
+    struct app a = {0};
     struct gr_err err = {0};
-    for (int i = 1; i < argc; i++) {
-        if (!strcmp(argv[i], "--help")) {
-            fputs(usage, stdout);
-            return 0;
-        } else if (!strcmp(argv[i], "--adopt")) {
-            a.opts.adopt = true;
-        } else if (!strcmp(argv[i], "--ready-fd") && i + 1 < argc) {
-            a.ready_fd = (int)strtol(argv[++i], NULL, 10);
-        } else if (argv[i][0] != '-' && !a.opts.path) {
-            a.opts.path = argv[i];
-        } else {
-            fputs(usage, stderr);
-            return 2;
-        }
-    }
-    if (!a.opts.path) {
-        fputs(usage, stderr);
-        return 2;
-    }
+    struct gr_daemon_args args = {.usage = usage, .flag = "--adopt", .takes_name = true};
+    int r = gr_daemon_args(argc, argv, &args);
+    if (r >= 0)
+        return r;
+    a.ready_fd = args.ready_fd;
+    a.opts.adopt = args.flagged;
+    a.opts.path = args.name;
     signal(SIGPIPE, SIG_IGN);
-    int r = gr_log_open("granary-vmx", NULL, GR_LOG_INFO, &err);
+    r = gr_log_open("granary-vmx", NULL, GR_LOG_INFO, &err);
     if (r >= 0)
         r = gr_home_open(1, &a.home, &err);
     if (r >= 0)

@@ -8,7 +8,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define DIRECT_MIN 16384u /* segments with so much still to come bypass the buffer */
+#define DIRECT_MIN 16384u   /* segments with so much still to come bypass the buffer */
+#define BEHIND_DIRECT 4096u /* of the buffer, behind such a segment: the next header, but little of the next segment, which would be copied once more */
 
 static bool congested(const struct tgt_conn *c)
 {
@@ -188,7 +189,7 @@ static int receive(struct tgt_conn *c, bool open)
     int n_iov = 0;
     if (direct)
         iov[n_iov++] = (struct iovec){c->rx_to + (c->rx_len - c->rx_left), c->rx_left};
-    iov[n_iov++] = (struct iovec){c->rx_buf + c->rx_end, TGT_RX_BYTES - c->rx_end};
+    iov[n_iov++] = (struct iovec){c->rx_buf + c->rx_end, GR_MIN(direct ? BEHIND_DIRECT : TGT_RX_BYTES, TGT_RX_BYTES - c->rx_end)};
     size_t room = iov[0].iov_len + (direct ? iov[1].iov_len : 0);
     struct msghdr h = {.msg_iov = iov, .msg_iovlen = (size_t)n_iov};
     ssize_t n = direct || !open ? recvmsg(c->fd, &h, MSG_DONTWAIT) : receive_open(c, iov);

@@ -44,6 +44,6 @@ unsigned tgt_heritage_take_requests(struct tgt_heritage *h, struct gr_rpc_server
 /* (fiber) Over a connected SOCK_SEQPACKET socket. 0 or negative. */
 int tgt_heritage_send(struct gr_loop *loop, int sock, const struct tgt_heritage *h, struct gr_err *err);
 int tgt_heritage_recv(struct gr_loop *loop, int sock, struct tgt_heritage *ret, struct gr_err *err);
-/* (fiber) Ask the daemon that runs in @home for its place (RPC daemon.hand-over), and receive. */
-int tgt_heritage_ask(struct gr_loop *loop, const struct gr_home *home, struct tgt_heritage *ret, struct gr_err *err);
+/* (fiber) Ask the daemon that runs in @home for its place (RPC daemon.hand-over), and receive. @features: of datastores, that this program knows. */
+int tgt_heritage_ask(struct gr_loop *loop, const struct gr_home *home, uint64_t features, struct tgt_heritage *ret, struct gr_err *err);
 #endif

@@ -196,7 +196,7 @@ int tgt_heritage_readable(json_t *params, struct gr_err *err)
                    (long long)oldest, (long long)newest);
 }
 
-int tgt_heritage_ask(struct gr_loop *loop, const struct gr_home *home, struct tgt_heritage *ret, struct gr_err *err)
+int tgt_heritage_ask(struct gr_loop *loop, const struct gr_home *home, uint64_t features, struct tgt_heritage *ret, struct gr_err *err)
 {
     gr_auto_free char *path = gr_home_path(home, "run/hand-over.sock"), *socket = gr_home_path(home, "run/storaged.sock");
     gr_auto_close int listener = -1, from = -1;
@@ -205,7 +205,8 @@ int tgt_heritage_ask(struct gr_loop *loop, const struct gr_home *home, struct tg
     if (r == 0)
         r = gr_rpc_connect(loop, socket, &before, err);
     if (r == 0)
-        r = gr_rpc_call(before, "daemon.hand-over", json_pack("{s:s,s:[i,i]}", "socket", path, "versions", TGT_HERITAGE_OLDEST, TGT_HERITAGE_VERSION), NULL, NULL, TAKE_OVER_MS, NULL, err);
+        r = gr_rpc_call(before, "daemon.hand-over", json_pack("{s:s,s:[i,i],s:I}", "socket", path, "versions", TGT_HERITAGE_OLDEST, TGT_HERITAGE_VERSION, "features",
+                                                              (json_int_t)features), NULL, NULL, TAKE_OVER_MS, NULL, err);
     gr_rpc_client_free(before);
     if (r == 0) {
         from = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);

@@ -77,7 +77,7 @@ void tgt_run_read(struct tgt_task *t)
         return;
     }
     want = (want + block - 1) & ~(block - 1);
-    int r = tgt_task_buf(t, want);
+    int r = tgt_task_read_buf(t, want);
     if (r == -EAGAIN) {
         t->sess->running--;
         tgt_task_wait_buf(t);

@@ -33,6 +33,10 @@
 #define TGT_UA_MAX 8u
 #define TGT_TEXT_IN_MAX 8192u    /* text of one exchange in full feature phase */
 #define TGT_SESSION_BYTES (64u << 20) /* data buffers of a session; more: TASK SET FULL, or the command waits */
+/* Long reads of a session from a medium in memory, read or not yet sent: they are sent while they are in a core's cache (0.91 instead of 0.79 of nbdkit's
+ * rate at 1 MiB and depth 32, for 0.42 instead of 0.50 s of CPU per GiB). */
+#define TGT_LONG_READ (256u << 10)
+#define TGT_WINDOW_BYTES (2u << 20)
 #define TGT_SERVER_BYTES (768u << 20)
 #define TGT_FIBERS_MAX 128u      /* slow commands running at once in a server; more wait */
 #define TGT_BAD_DATA_MAX 4096u   /* Data-Outs in a row that belong to no task: then the connection is closed */
@@ -124,6 +128,7 @@ struct tgt_task {
     bool failed_early;          /* answered before its data came */
     bool receiving;             /* held until its immediate data is known to be whole */
     bool lun_ok;
+    bool windowed;              /* its buffer counts in the session's window of long reads */
     uint8_t cdb[16];
     uint32_t itt, cmdsn, edtl;
     uint64_t began_ns;
@@ -271,7 +276,7 @@ struct tgt_sess {
     unsigned n_held_requests;
     struct tgt_task *hash[TGT_TASKS];
     unsigned n_free;
-    size_t buf_bytes, unacked_bytes;
+    size_t buf_bytes, window_bytes, unacked_bytes;
     unsigned n_unacked;
     /* unit attentions: ASC << 8 | ASCQ, first come first served */
     uint16_t ua[TGT_UA_MAX];
@@ -479,21 +484,27 @@ void tgt_kept_load(struct tgt_conn *c, json_t *list, const struct tgt_kept_data 
 void tgt_unassigned_load(struct tgt_sess *sess, json_t *list, const struct tgt_kept_data *data);
 /* ---- text in full feature phase: ffp_text.c ---- */
 void tgt_ffp_text(struct tgt_conn *c, const struct tgt_request *rq);
-/* ---- sess_task.c ---- */
-struct tgt_task *tgt_task_find(struct tgt_sess *sess, uint32_t itt);
-struct tgt_task *tgt_task_blank(struct tgt_sess *sess, uint32_t itt); /* one of the free ones, which there must be; of no connection */
+/* ---- a command arrives: sess_cmd.c ---- */
 void tgt_task_command(struct tgt_conn *c, bool bad_ahs);     /* header of a SCSI command */
 void tgt_task_data_out(struct tgt_conn *c);
 void tgt_task_segment(struct tgt_task *t);     /* the segment being received for it is whole */
 void tgt_task_segment_bad(struct tgt_conn *c); /* or broken */
 void tgt_task_resend_r2ts(struct tgt_task *t); /* ask anew for what is missing */
 bool tgt_task_advance(struct tgt_sess *sess);  /* start the held command whose turn has come: true */
+void tgt_task_go_on(struct tgt_task *t);       /* more of its data is there, or may come: ask for it, or run the command */
+uint32_t tgt_task_data_room(const struct tgt_task *t); /* bytes that its data may need */
+/* ---- a task: sess_task.c ---- */
+struct tgt_task *tgt_task_find(struct tgt_sess *sess, uint32_t itt);
+struct tgt_task *tgt_task_blank(struct tgt_sess *sess, uint32_t itt); /* one of the free ones, which there must be; of no connection */
+void tgt_task_unhold(struct tgt_sess *sess, struct tgt_task *t);
+void tgt_task_stop_receiving(struct tgt_task *t); /* the rest of the segment being received for it is thrown away */
 void tgt_task_release(struct tgt_task *t);
 void tgt_task_leave(struct tgt_task *t, enum tgt_leave how); /* its connection ends */
 void tgt_task_to_send(struct tgt_task *t);
 void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf);
 void tgt_task_done(struct tgt_task *t);        /* the command has its status: answer */
 int tgt_task_buf(struct tgt_task *t, uint32_t len); /* 0; -EAGAIN: over the limit for now; -ENOMEM */
+int tgt_task_read_buf(struct tgt_task *t, uint32_t len); /* the same, within the window of long reads */
 void tgt_task_wait_buf(struct tgt_task *t);
 /* Queues of tasks that wait, by their wait_next. */
 void tgt_queue_add(struct tgt_task **head, struct tgt_task **last, struct tgt_task *t);

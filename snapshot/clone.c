@@ -8,7 +8,8 @@
 struct clone {
     struct vobj *from;
     uint64_t snap;
-    struct vkeys_new *keys; /* NULL: not encrypted */
+    struct vkeys_new *keys; /* of each; NULL: not encrypted */
+    unsigned next;          /* which is made */
     struct gr_err *err;
 };
 
@@ -44,35 +45,83 @@ static int init(void *arg, struct vobj *o)
     if (r == 0)
         r = vobj_set_physical_block(o, vobj_physical_block(c->from));
     if (r == 0 && c->keys)
-        r = vkeys_take(c->keys, o);
+        r = vkeys_take(&c->keys[c->next], o);
     if (r < 0)
         return gr_fail(c->err, r, "out of memory");
+    c->next++;
     s->clones++; /* goes home with the clone's name, in one checkpoint */
     vobj_touch(c->from);
     return 0;
 }
 
+static void undo(void *arg, struct vobj *o)
+{
+    struct clone *c = arg;
+    struct vsnap *s = vobj_snap(c->from, o->origin_snap);
+    if (s && s->clones)
+        s->clones--;
+}
+
+/* Blocks of keys for all of them. */
+static int keys_make(struct vobj *o, uint64_t epoch, unsigned n, struct vkeys_new **ret, struct gr_err *err)
+{
+    struct vkeys_new *keys = gr_zalloc(n * sizeof *keys);
+    int r = keys ? 0 : gr_fail(err, -ENOMEM, "out of memory");
+    unsigned made = 0;
+    while (r == 0 && made < n && (r = vkeys_make(o->v, 0, o, epoch, &keys[made], err)) == 0)
+        made++;
+    if (r == 0) {
+        *ret = keys;
+        return 0;
+    }
+    while (made-- > 0)
+        vkeys_made(&keys[made], r);
+    free(keys);
+    return r;
+}
+
+static int clone_once(struct vmfs_disk *d, const char *name, const char *const *paths, unsigned n, struct gr_err *err)
+{
+    struct vobj *o = d->o;
+    struct vsnap *s = vobj_snap_named(o, name);
+    if (!s)
+        return gr_fail(err, -ENOENT, "'%s' has no snapshot '%s'", d->bdev.name, name);
+    struct clone c = { .from = o, .snap = s->id, .err = err };
+    uint64_t epoch = s->epoch;
+    int r = 0;
+    if (o->late || (s->tree.root.mem && s->tree.root.mem->dirty)) /* its nodes must have addresses */
+        r = vmfs_checkpoint(o->v, err);
+    if (r == 0 && o->ino.key_id && (r = keys_make(o, epoch, n, &c.keys, err)) < 0)
+        gr_prefix(err, r, "'%s'", d->bdev.name);
+    if (r == 0)
+        r = vmfs_create_many(o->v, paths, n, &(struct ns_many){ VMFS_DISK, init, undo, &c }, err);
+    for (unsigned i = 0; c.keys && i < n; i++)
+        vkeys_made(&c.keys[i], r);
+    free(c.keys);
+    return r;
+}
+
+int snap_clone_many(struct vmfs_disk *d, const char *name, const char *const *paths, unsigned n, unsigned *ret_made, struct gr_err *err)
+{
+    int r = 0;
+    unsigned made = 0;
+    while (r == 0 && made < n) {
+        if (!d->o || d->gone) {
+            r = gr_fail(err, -GR_EFENCED, "'%s' is no longer ours", d->bdev.name);
+            break;
+        }
+        unsigned k = GR_MIN(n - made, vmfs_create_max(d->o->v));
+        r = -EAGAIN;
+        for (int tries = 0; r == -EAGAIN && tries < 5; tries++)
+            r = clone_once(d, name, paths + made, k, err);
+        made += r == 0 ? k : 0;
+    }
+    if (ret_made)
+        *ret_made = made;
+    return r;
+}
+
 int snap_clone(struct vmfs_disk *d, const char *name, const char *path, struct gr_err *err)
 {
-    if (!d->o || d->gone)
-        return gr_fail(err, -GR_EFENCED, "'%s' is no longer ours", d->bdev.name);
-    struct vobj *o = d->o;
-    int r = -EAGAIN;
-    for (int tries = 0; r == -EAGAIN && tries < 5; tries++) {
-        struct vsnap *s = vobj_snap_named(o, name);
-        if (!s)
-            return gr_fail(err, -ENOENT, "'%s' has no snapshot '%s'", d->bdev.name, name);
-        struct vkeys_new keys = { 0 };
-        struct clone c = { o, s->id, o->ino.key_id ? &keys : NULL, err };
-        uint64_t epoch = s->epoch;
-        if (o->late || (s->tree.root.mem && s->tree.root.mem->dirty)) /* its nodes must have addresses */
-            if ((r = vmfs_checkpoint(o->v, err)) < 0)
-                return r;
-        if (c.keys && (r = vkeys_make(o->v, 0, o, epoch, &keys, err)) < 0)
-            return gr_prefix(err, r, "'%s'", d->bdev.name);
-        r = vmfs_create_with(o->v, path, VMFS_DISK, init, &c, err);
-        if (c.keys)
-            vkeys_made(&keys, r);
-    }
-    return r;
+    return snap_clone_many(d, name, &path, 1, NULL, err);
 }

@@ -21,10 +21,13 @@ static const struct gr_col space_cols[] = {
     {"used", "USED", GR_COL_SIZE},       {"shared", "SHARED", GR_COL_SIZE},     {"unique", "UNIQUE", GR_COL_SIZE},
     {"held", "HELD", GR_COL_SIZE},       {NULL},
 };
+static const struct gr_col deleted_cols[] = {
+    {"disk", "DISK", GR_COL_TEXT}, {"size", "SIZE", GR_COL_SIZE}, {"held", "HELD", GR_COL_SIZE}, {"clones", "KEPT FOR", GR_COL_LIST}, {NULL},
+};
 static const struct gr_col info_cols[] = {
     {"disk", "Disk", GR_COL_TEXT},           {"uuid", "UUID", GR_COL_TEXT},   {"size", "Size", GR_COL_SIZE},
     {"used", "Used", GR_COL_SIZE},           {"shared", "Shared", GR_COL_SIZE}, {"unique", "Unique", GR_COL_SIZE}, {"held", "Held with snapshots", GR_COL_SIZE}, {"provision", "Provision", GR_COL_TEXT}, {"snapshots", "Snapshots", GR_COL_NUMBER},
-    {"physical-block", "Physical block", GR_COL_NUMBER}, {"read-only", "Read-only", GR_COL_BOOL}, {"removable", "Removable", GR_COL_BOOL}, {"iops", "IOPS limit", GR_COL_NUMBER}, {"bandwidth", "Bandwidth limit", GR_COL_SIZE}, {"encrypted", "Encrypted", GR_COL_BOOL}, {"key", "Key", GR_COL_TEXT}, {"lost-writes", "Has lost writes", GR_COL_BOOL}, {"parent", "Cloned from", GR_COL_TEXT},  {"owner", "Owner", GR_COL_TEXT}, {"mtime", "Changed", GR_COL_TIME},
+    {"physical-block", "Physical block", GR_COL_NUMBER}, {"read-only", "Read-only", GR_COL_BOOL}, {"removable", "Removable", GR_COL_BOOL}, {"template", "Template", GR_COL_BOOL}, {"iops", "IOPS limit", GR_COL_NUMBER}, {"bandwidth", "Bandwidth limit", GR_COL_SIZE}, {"encrypted", "Encrypted", GR_COL_BOOL}, {"key", "Key", GR_COL_TEXT}, {"lost-writes", "Has lost writes", GR_COL_BOOL}, {"parent", "Cloned from", GR_COL_TEXT}, {"parent-deleted", "Which is deleted", GR_COL_BOOL}, {"clones", "Clones", GR_COL_LIST}, {"owner", "Owner", GR_COL_TEXT}, {"mtime", "Changed", GR_COL_TIME},
     {NULL},
 };
 
@@ -112,16 +115,17 @@ static int cmd_list(struct gr_cmd_ctx *c, struct gr_err *err)
     json_t *res = NULL;
     const char *path = gr_cmd_arg(c, 0);
     int r = path ? snap_path_parse(path, SNAP_PATH_DIR, &p, err) : 0;
+    bool deleted = gr_cmd_flag(c, "deleted");
     if (r == 0)
-        r = snap_cmd_call(c, "disk.list", path ? json_pack("{s:s}", "path", path) : json_object(), NULL, NULL, &res, err);
-    if (r == 0 && gr_cmd_flag(c, "snapshots")) {
+        r = snap_cmd_call(c, "disk.list", json_pack("{s:s*,s:b}", "path", path, "deleted", deleted), NULL, NULL, &res, err);
+    if (r == 0 && gr_cmd_flag(c, "snapshots") && !deleted) {
         json_t *all = json_array();
         r = add_snapshots(c, res, all, err);
         if (r == 0)
             r = gr_cmd_rows(c, space_cols, all);
         json_decref(all);
     } else if (r == 0) {
-        r = gr_cmd_rows(c, list_cols, res);
+        r = gr_cmd_rows(c, deleted ? deleted_cols : list_cols, res);
     }
     json_decref(res);
     return r;
@@ -173,6 +177,8 @@ static int cmd_set(struct gr_cmd_ctx *c, struct gr_err *err)
     if (r == 0)
         r = gr_cmd_on_off(c, "removable", params, err);
     if (r == 0)
+        r = gr_cmd_on_off(c, "template", params, err);
+    if (r == 0)
         r = gr_cmd_limit(c, "iops", "iops", false, params, err);
     if (r == 0)
         r = gr_cmd_limit(c, "bandwidth", "bandwidth", true, params, err);
@@ -181,7 +187,7 @@ static int cmd_set(struct gr_cmd_ctx *c, struct gr_err *err)
     if (r == 0 && gr_cmd_flag(c, "accept-loss"))
         json_object_set_new(params, "accept-loss", json_true());
     if (r == 0 && json_object_size(params) == 1)
-        r = gr_fail(err, -GR_EUSAGE, "disk %s: say what to set (--read-only, --removable, --iops, --bandwidth, --burst, --accept-loss)", gr_cmd_arg(c, 0));
+        r = gr_fail(err, -GR_EUSAGE, "disk %s: say what to set (--read-only, --removable, --template, --iops, --bandwidth, --burst, --accept-loss)", gr_cmd_arg(c, 0));
     if (r == 0)
         r = snap_cmd_call(c, "disk.set", json_incref(params), NULL, NULL, &res, err);
     if (r == 0)
@@ -323,7 +329,11 @@ static const struct gr_opt create_opts[] = {
     ENCRYPT_OPTS,
     {NULL},
 };
-static const struct gr_opt list_opts[] = {{"snapshots", NULL, "the snapshots of each disk, too, and how much space each has"}, {NULL}};
+static const struct gr_opt list_opts[] = {
+    {"snapshots", NULL, "the snapshots of each disk, too, and how much space each has"},
+    {"deleted", NULL, "disks that were deleted, and are kept as long as there are clones of them"},
+    {NULL},
+};
 static const struct gr_opt rekey_opts[] = {
     {"wrap", NULL, "keep the data key, and wrap it with the present (or --key) key-encryption key"},
     {"rewrite", NULL, "also write anew what older data keys were used on"},
@@ -340,6 +350,7 @@ static const struct gr_opt resize_opts[] = {
 static const struct gr_opt set_opts[] = {
     {"read-only", "on|off", "refuse every write through iSCSI and the mover"},
     {"removable", "on|off", "show a medium that initiators can eject"},
+    {"template", "on|off", "keep it as it is: it can be cloned, but not written, resized, reverted or deleted"},
     {"iops", "N|off", "most commands a second through iSCSI"},
     {"bandwidth", "SIZE|off", "most bytes a second through iSCSI"},
     {"burst", "MS|off", "how much of a limit may be saved up while little is asked, in milliseconds; off: 100"},
@@ -363,6 +374,7 @@ const struct gr_cmd snap_disk_commands[] = {
     {"disk", "resize", "DATASTORE/PATH SIZE", 1, 2, "make a disk larger (or, with --shrink, smaller)", resize_opts, cmd_resize},
     {"disk", "set", "DATASTORE/PATH", 1, 1, "change how a disk shows itself as a LUN", set_opts, cmd_set},
     {"disk", "delete", "DATASTORE/PATH", 1, 1, "delete a disk and its snapshots", NULL, cmd_delete},
+    {"disk", "detach", "DATASTORE/PATH", 1, 1, "give a clone its own copy of all that it shares", snap_detach_opts, snap_cmd_detach},
     {"disk", "rekey", "DATASTORE/PATH", 1, 1, "give an encrypted disk a new key", rekey_opts, cmd_rekey},
     {"disk", "erase", "DATASTORE/PATH", 1, 1, "destroy the keys of an encrypted disk", erase_opts, cmd_erase},
     {"disk", "move", "DATASTORE/PATH HOST", 2, 2, "give a disk to another host while it is in use", NULL, cmd_move},

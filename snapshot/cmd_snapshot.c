@@ -9,27 +9,49 @@
 static const struct gr_col list_cols[] = {
     {"name", "NAME", GR_COL_TEXT},      {"kind", "KIND", GR_COL_TEXT},     {"created", "CREATED", GR_COL_TIME}, {"size", "SIZE", GR_COL_SIZE},
     {"used", "USED", GR_COL_SIZE},      {"shared", "SHARED", GR_COL_SIZE}, {"unique", "UNIQUE", GR_COL_SIZE},
-    {"clones", "CLONES", GR_COL_NUMBER}, {"current", "CURRENT", GR_COL_BOOL}, {"bookmark", "BOOKMARK", GR_COL_TEXT}, {NULL},
+    {"clone-disks", "CLONES", GR_COL_LIST}, {"deleting", "DELETED", GR_COL_BOOL}, {"protected", "PROTECTED", GR_COL_BOOL},
+    {"expires", "EXPIRES", GR_COL_TIME}, {"current", "CURRENT", GR_COL_BOOL}, {"bookmark", "BOOKMARK", GR_COL_TEXT}, {NULL},
 };
 static const struct gr_col diff_cols[] = {
     {"offset", "OFFSET", GR_COL_NUMBER}, {"length", "LENGTH", GR_COL_NUMBER}, {"state", "STATE", GR_COL_TEXT}, {NULL},
 };
 
-static int cmd_create(struct gr_cmd_ctx *c, struct gr_err *err)
+static int create_params(struct gr_cmd_ctx *c, json_t **ret, struct gr_err *err)
 {
-    json_t *disks = json_array(), *res = NULL;
-    const char *name = gr_cmd_opt(c, "name");
-    int r = name ? snap_name_check(name, err) : gr_fail(err, -GR_EUSAGE, "give the snapshot's --name");
+    const char *name = gr_cmd_opt(c, "name"), *expire = gr_cmd_opt(c, "expire");
+    bool policy = gr_cmd_flag(c, "policy");
+    json_t *disks = json_array();
+    int64_t at = 0;
+    int r = 0;
+    if (policy && name)
+        r = gr_fail(err, -GR_EUSAGE, "with --policy the name is made of the policy's prefix and the time: leave --name away");
+    else if (!policy)
+        r = name ? snap_name_check(name, err) : gr_fail(err, -GR_EUSAGE, "give the snapshot's --name, or --policy");
+    if (r == 0 && expire)
+        r = snap_cmd_expiry(expire, &at, err);
     for (int i = 0; r == 0 && gr_cmd_arg(c, i); i++) {
         struct snap_path p;
-        r = snap_path_parse(gr_cmd_arg(c, i), SNAP_PATH_DISK, &p, err);
+        r = snap_path_parse(gr_cmd_arg(c, i), policy ? SNAP_PATH_DIR : SNAP_PATH_DISK, &p, err);
         if (r == 0)
             json_array_append_new(disks, json_string(gr_cmd_arg(c, i)));
     }
     if (r == 0)
-        r = snap_cmd_call(c, "snapshot.create", json_pack("{s:O,s:s}", "disks", disks, "name", name), NULL, NULL, &res, err);
+        *ret = json_pack("{s:O,s:s*,s:I}", policy ? "paths" : "disks", disks, "name", name, "expires", (json_int_t)at);
     json_decref(disks);
-    if (r == 0 && gr_cmd_nargs(c) == 1)
+    return r;
+}
+
+static int cmd_create(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_t *params = NULL, *res = NULL;
+    const char *name = gr_cmd_opt(c, "name");
+    bool policy = gr_cmd_flag(c, "policy");
+    int r = create_params(c, &params, err);
+    if (r == 0)
+        r = snap_cmd_call(c, policy ? "snapshot.create-by-policy" : "snapshot.create", params, NULL, NULL, &res, err);
+    if (r == 0 && policy)
+        r = gr_cmd_done(c, res, "snapshots of %zu disks created", json_array_size(res));
+    else if (r == 0 && gr_cmd_nargs(c) == 1)
         r = gr_cmd_done(c, res, "snapshot %s@%s created", gr_cmd_arg(c, 0), name);
     else if (r == 0)
         r = gr_cmd_done(c, res, "snapshot '%s' of %d disks created, all at one instant", name, gr_cmd_nargs(c));
@@ -41,7 +63,8 @@ static int get_list(struct gr_cmd_ctx *c, json_t **ret, struct gr_err *err)
 {
     struct snap_path p;
     int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_DISK, &p, err);
-    return r < 0 ? r : snap_cmd_call(c, "snapshot.list", json_pack("{s:s}", "disk", gr_cmd_arg(c, 0)), NULL, NULL, ret, err);
+    bool deleted = gr_cmd_flag(c, "deleted");
+    return r < 0 ? r : snap_cmd_call(c, "snapshot.list", json_pack("{s:s,s:b}", "disk", gr_cmd_arg(c, 0), "deleted", deleted), NULL, NULL, ret, err);
 }
 
 static int cmd_list(struct gr_cmd_ctx *c, struct gr_err *err)
@@ -143,23 +166,6 @@ static int cmd_revert(struct gr_cmd_ctx *c, struct gr_err *err)
     return r < 0 ? r : gr_cmd_done(c, NULL, "disk reverted to %s", gr_cmd_arg(c, 0));
 }
 
-static int cmd_clone(struct gr_cmd_ctx *c, struct gr_err *err)
-{
-    struct snap_path to;
-    json_t *params = NULL, *res = NULL;
-    int r = snap_path_parse(gr_cmd_arg(c, 1), SNAP_PATH_DISK, &to, err);
-    if (r == 0)
-        r = disk_snapshot(c, &params, err);
-    if (r < 0)
-        return r;
-    json_object_set_new(params, "to", json_string(gr_cmd_arg(c, 1)));
-    r = snap_cmd_call(c, "snapshot.clone", params, NULL, NULL, &res, err);
-    if (r == 0)
-        r = gr_cmd_done(c, res, "disk %s starts at %s", gr_cmd_arg(c, 1), gr_cmd_arg(c, 0));
-    json_decref(res);
-    return r;
-}
-
 static int cmd_bookmark(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     json_t *params = NULL, *res = NULL;
@@ -237,7 +243,13 @@ static int cmd_diff(struct gr_cmd_ctx *c, struct gr_err *err)
     return r < 0 ? r : end;
 }
 
-static const struct gr_opt create_opts[] = {{"name", "NAME", "name of the snapshot"}, {NULL}};
+static const struct gr_opt create_opts[] = {
+    {"name", "NAME", "name of the snapshot"},
+    {"policy", NULL, "name it as the policy of the disks says; folders stand for the disks below that have one, an instant for each folder"},
+    {"expire", "TIME", "prune may remove it after 90m, 12h, 7d, 4w, 1y"},
+    {NULL},
+};
+static const struct gr_opt list_opts[] = {{"deleted", NULL, "also those that were deleted, and are kept as long as there are clones of them"}, {NULL}};
 static const struct gr_opt delete_opts[] = {
     {"keep-bookmark", NULL, "leave a bookmark of the same name, so that changes since can still be asked for"},
     {"settle", NULL, "return when its space is free again"},
@@ -248,13 +260,18 @@ static const struct gr_opt diff_opts[] = {{"since", "BOOKMARK", "changes since t
 
 const struct gr_cmd snap_snapshot_commands[] = {
     {"snapshot", "create", "DATASTORE/PATH...", 1, -1, "take a snapshot of one or more disks, all at one instant", create_opts, cmd_create},
-    {"snapshot", "list", "DATASTORE/PATH", 1, 1, "list the snapshots and bookmarks of a disk", NULL, cmd_list},
+    {"snapshot", "list", "DATASTORE/PATH", 1, 1, "list the snapshots and bookmarks of a disk", list_opts, cmd_list},
     {"snapshot", "tree", "DATASTORE/PATH", 1, 1, "show which snapshot grew from which", NULL, cmd_tree},
     {"snapshot", "delete", "DATASTORE/PATH@SNAPSHOT", 1, 1, "delete a snapshot or bookmark", delete_opts, cmd_delete},
     {"snapshot", "revert", "DATASTORE/PATH@SNAPSHOT", 1, 1, "make the disk what it was at the snapshot", revert_opts, cmd_revert},
-    {"snapshot", "clone", "DATASTORE/PATH@SNAPSHOT DATASTORE/NEW", 2, 2, "make a new disk that starts at a snapshot", NULL, cmd_clone},
+    {"snapshot", "clone", "DATASTORE/PATH[@SNAPSHOT] DATASTORE/NEW...", 2, -1, "make new disks that start at a snapshot", snap_clone_opts, snap_cmd_clone},
     {"snapshot", "bookmark", "DATASTORE/PATH@SNAPSHOT NAME", 2, 2, "note the snapshot's instant for later comparison", NULL, cmd_bookmark},
     {"snapshot", "diff", "DATASTORE/PATH@A [DATASTORE/PATH@B]", 1, 2, "list what changed between a snapshot and a later one, or now", diff_opts,
      cmd_diff},
+    {"snapshot", "policy", "DATASTORE[/PATH]", 1, 1, "say, or show, which snapshots of a disk or of a folder's disks stay", snap_policy_opts, snap_cmd_policy},
+    {"snapshot", "prune", "DATASTORE[/PATH]...", 1, -1, "remove snapshots that no policy keeps, and those that have expired", snap_prune_opts, snap_cmd_prune},
+    {"snapshot", "protect", "DATASTORE/PATH@SNAPSHOT", 1, 1, "let nobody delete a snapshot, nor its disk", snap_protect_opts, snap_cmd_protect},
+    {"snapshot", "unprotect", "DATASTORE/PATH@SNAPSHOT", 1, 1, "let it be deleted again", NULL, snap_cmd_unprotect},
+    {"snapshot", "expire", "DATASTORE/PATH@SNAPSHOT TIME|off", 2, 2, "let prune remove a snapshot after a time", NULL, snap_cmd_expire},
     {NULL},
 };

@@ -13,6 +13,18 @@ int snap_cmd_absolute(const char *path, char **ret, struct gr_err *err);
 /* --size of the command line. */
 int snap_cmd_size(struct gr_cmd_ctx *c, const char *text, uint64_t *ret, struct gr_err *err);
 int snap_cmd_quota(struct gr_cmd_ctx *c, struct gr_err *err); /* cmd_quota.c */
+/* cmd_clone.c */
+int snap_cmd_clone(struct gr_cmd_ctx *c, struct gr_err *err);
+int snap_cmd_detach(struct gr_cmd_ctx *c, struct gr_err *err);
+extern const struct gr_opt snap_clone_opts[], snap_detach_opts[];
+/* cmd_policy.c */
+int snap_cmd_policy(struct gr_cmd_ctx *c, struct gr_err *err);
+int snap_cmd_prune(struct gr_cmd_ctx *c, struct gr_err *err);
+int snap_cmd_protect(struct gr_cmd_ctx *c, struct gr_err *err);
+int snap_cmd_unprotect(struct gr_cmd_ctx *c, struct gr_err *err);
+int snap_cmd_expire(struct gr_cmd_ctx *c, struct gr_err *err);
+int snap_cmd_expiry(const char *text, int64_t *ret, struct gr_err *err); /* "7d" from now, in seconds since 1970 */
+extern const struct gr_opt snap_policy_opts[], snap_prune_opts[], snap_protect_opts[];
 /* cmd_check.c */
 int snap_cmd_check(struct gr_cmd_ctx *c, struct gr_err *err);
 int snap_cmd_scrub(struct gr_cmd_ctx *c, struct gr_err *err);

@@ -112,9 +112,18 @@ static int may_take(struct vmfs_disk *const *disks, unsigned n, const char *name
     return r;
 }
 
-/* One instant: no suspension between these records, so they are in one frame of the journal. */
-static int take(struct vmfs_disk *const *disks, unsigned n, const char *name, const uint8_t group[16], struct gr_err *err)
+static int note_do(struct vmfs_disk *d, const char *kind, uint64_t snap, const void *val, size_t len, struct gr_err *err)
 {
+    char key[33];
+    vobj_note_key(kind, snap, key);
+    return disk_attr_do(d, key, val, len, err);
+}
+
+/* One instant: no suspension between these records, so they are in one frame of the journal. */
+static int take(struct vmfs_disk *const *disks, unsigned n, const struct snap_new *s, const uint8_t group[16], struct gr_err *err)
+{
+    const char *name = s->name;
+    gr_le64 expires = gr_le64_of((uint64_t)s->expires_s);
     const struct gr_world *w = gr_loop_world(disks[0]->o->v->loop);
     int r = may_take(disks, n, name, err); /* again: since then others had their turn */
     if (r == 0)
@@ -123,6 +132,8 @@ static int take(struct vmfs_disk *const *disks, unsigned n, const char *name, co
         r = add_record(disks[i]->o, name, group, w->wall_s(w->arg), err);
         if (r == 0)
             r = record_promise(disks[i]->o, err);
+        if (r == 0 && s->expires_s)
+            r = note_do(disks[i], VMFS_NOTE_EXPIRES, disks[i]->o->parent_snap, &expires, sizeof expires, err);
     }
     if (r < 0)
         return r;
@@ -133,8 +144,13 @@ static int take(struct vmfs_disk *const *disks, unsigned n, const char *name, co
 
 int snap_create(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err)
 {
+    return snap_create_new(disks, n, &(struct snap_new){ .name = name }, err);
+}
+
+int snap_create_new(struct vmfs_disk *const *disks, unsigned n, const struct snap_new *s, struct gr_err *err)
+{
     uint8_t group[16];
-    int r = may_take(disks, n, name, err);
+    int r = may_take(disks, n, s->name, err);
     if (r < 0 || n == 0)
         return r;
     struct vmfs *v = disks[0]->o->v;
@@ -149,7 +165,7 @@ int snap_create(struct vmfs_disk *const *disks, unsigned n, const char *name, st
             gr_fqueue_wait(&disks[i]->o->drained);
             i = UINT_MAX; /* all again */
         }
-    return take(disks, n, name, group, err);
+    return take(disks, n, s, group, err);
 }
 
 /* ---- of disks that are held: part of an instant of several hosts ---- */
@@ -179,13 +195,13 @@ void snap_resume(struct vmfs_disk *const *disks, unsigned n)
             disk_thaw(disks[i]->o);
 }
 
-int snap_create_held(struct vmfs_disk *const *disks, unsigned n, const char *name, const uint8_t group[16], struct gr_err *err)
+int snap_create_held(struct vmfs_disk *const *disks, unsigned n, const struct snap_new *s, const uint8_t group[16], struct gr_err *err)
 {
-    int r = may_take(disks, n, name, err);
+    int r = may_take(disks, n, s->name, err);
     if (r < 0 || n == 0)
         return r;
     journal_room(disks[0]->o->v);
-    return take(disks, n, name, group, err);
+    return take(disks, n, s, group, err);
 }
 
 int snap_rename(struct vmfs_disk *d, const char *name, const char *to, struct gr_err *err)
@@ -216,12 +232,29 @@ static unsigned pins_of(struct vobj *o, uint64_t id)
     return s ? s->open : 0;
 }
 
+static void notes_of(const struct vobj *o, uint64_t id, struct snap_info *ret)
+{
+    const struct vattr *p = vobj_note(o, VMFS_NOTE_PROTECTED, id), *e = vobj_note(o, VMFS_NOTE_EXPIRES, id);
+    if (e && e->len == sizeof(gr_le64))
+        ret->expires_s = (int64_t)gr_le64_get(*(const gr_le64 *)e->val);
+    ret->protect = p != NULL;
+    const struct vmfs_protected_disk *d = p && p->len >= sizeof *d ? p->val : NULL;
+    if (!d)
+        return;
+    size_t len = p->len - sizeof *d, who = strnlen(d->text, len);
+    ret->protected_s = (int64_t)gr_le64_get(d->since_s);
+    snprintf(ret->protected_by, sizeof ret->protected_by, "%.*s", (int)who, d->text);
+    if (who + 1 < len)
+        snprintf(ret->protected_why, sizeof ret->protected_why, "%.*s", (int)(len - who - 1), d->text + who + 1);
+}
+
 static void info_of(struct vmfs_disk *d, const struct vsnap *s, struct snap_info *ret)
 {
     struct vobj *o = d->o;
     *ret = (struct snap_info){ .id = s->id, .parent_id = s->parent, .created_s = s->created_s, .size = s->size, .clones = s->clones,
                                .current = o->parent_snap == s->id, .deleting = s->flags & VMFS_SNAP_DELETING, .pins = pins_of(o, s->id),
                                .counted = o->counted, .used = s->use.used * VMFS_UNIT, .unique = usage_unique(o, s) * VMFS_UNIT };
+    notes_of(o, s->id, ret);
     snprintf(ret->name, sizeof ret->name, "%s", s->name);
     memcpy(ret->bookmark.disk, o->ino.uuid, 16);
     ret->bookmark.lineage = s->lineage;
@@ -251,6 +284,18 @@ int snap_list(struct vmfs_disk *d, int (*fn)(void *arg, const struct snap_info *
         info_of_bookmark(d, &d->o->bookmarks[i], &info);
         r = fn(arg, &info);
     }
+    return r < 0 ? r : 0;
+}
+
+int snap_list_kept(struct vmfs_disk *d, int (*fn)(void *arg, const struct snap_info *info), void *arg, struct gr_err *err)
+{
+    struct snap_info info;
+    int r = usable(d, err);
+    for (size_t i = 0; r >= 0 && i < d->o->n_snaps; i++)
+        if ((d->o->snaps[i]->flags & VMFS_SNAP_HIDDEN) && d->o->snaps[i]->clones) {
+            info_of(d, d->o->snaps[i], &info);
+            r = fn(arg, &info);
+        }
     return r < 0 ? r : 0;
 }
 
@@ -312,6 +357,46 @@ int snap_bookmark(struct vmfs_disk *d, const char *snapshot, const char *bookmar
     return r < 0 ? r : durable(d, err);
 }
 
+/* ---- what is said of them ---- */
+static int note_set(struct vmfs_disk *d, const char *name, const char *kind, const void *val, size_t len, struct gr_err *err)
+{
+    int r = usable(d, err);
+    if (r < 0)
+        return r;
+    journal_room(d->o->v);
+    struct vsnap *s = named(d, name, err);
+    r = s ? note_do(d, kind, s->id, val, len, err) : -ENOENT;
+    return r < 0 ? r : durable(d, err);
+}
+
+int snap_protect(struct vmfs_disk *d, const char *name, const char *by, const char *why, struct gr_err *err)
+{
+    const struct gr_world *w = gr_loop_world(vmfs_disk_volume(d)->loop);
+    size_t who = strlen(by) + 1, len = sizeof(struct vmfs_protected_disk) + who + strlen(why);
+    if (who > SNAP_WHO_MAX || strlen(why) > SNAP_WHY_MAX)
+        return gr_fail(err, -GR_EUSAGE, "who protects a snapshot, and why: at most %u and %u bytes", SNAP_WHO_MAX - 1, SNAP_WHY_MAX);
+    struct vmfs_protected_disk *p = gr_zalloc(len);
+    if (!p)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    p->since_s = gr_le64_of((uint64_t)w->wall_s(w->arg));
+    memcpy(p->text, by, who);
+    memcpy(p->text + who, why, strlen(why));
+    int r = note_set(d, name, VMFS_NOTE_PROTECTED, p, len, err);
+    free(p);
+    return r;
+}
+
+int snap_unprotect(struct vmfs_disk *d, const char *name, struct gr_err *err)
+{
+    return note_set(d, name, VMFS_NOTE_PROTECTED, NULL, 0, err);
+}
+
+int snap_expire(struct vmfs_disk *d, const char *name, int64_t at_s, struct gr_err *err)
+{
+    gr_le64 at = gr_le64_of((uint64_t)at_s);
+    return note_set(d, name, VMFS_NOTE_EXPIRES, &at, at_s ? sizeof at : 0, err);
+}
+
 /* ---- deleting ---- */
 int snap_delete(struct vmfs_disk *d, const char *name, bool keep_bookmark, struct gr_err *err)
 {
@@ -328,8 +413,11 @@ int snap_delete(struct vmfs_disk *d, const char *name, bool keep_bookmark, struc
     struct vsnap *s = named(d, name, err);
     if (!s)
         return -ENOENT;
-    if (keep_bookmark)
+    r = vobj_protected(d->o, s, d->bdev.name, err);
+    if (r == 0 && keep_bookmark)
         r = bookmark_record(d->o, name, s->lineage, s->epoch, err);
+    if (r == 0 && vobj_note(d->o, VMFS_NOTE_EXPIRES, s->id))
+        r = note_do(d, VMFS_NOTE_EXPIRES, s->id, NULL, 0, err);
     if (r == 0)
         r = snap_record(d->o, VMFS_R_SNAP_FLAGS, s->id, 0, VMFS_SNAP_HIDDEN | VMFS_SNAP_DELETING, err);
     if (r == 0)
@@ -363,6 +451,8 @@ int snap_revert(struct vmfs_disk *d, const char *name, struct gr_err *err)
     uint64_t lineage, old_size = o->ino.size;
     w->random(w->arg, &lineage, sizeof lineage);
     journal_room(o->v);
+    if (vobj_template(o))
+        return gr_fail(err, -GR_EREADONLY, "'%s' is a template (granary disk set --template off makes it a disk like any other)", d->bdev.name);
     disk_freeze(o);
     struct vsnap *s = named(d, name, err);
     r = s ? snap_record(o, VMFS_R_REVERT, s->id, lineage, 0, err) : -ENOENT;

@@ -55,7 +55,7 @@ static int geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
     if (gone(b))
         return -GR_EFENCED;
     *ret = (struct gr_geometry){ .size = b->s->size, .logical_block = 512, .physical_block = vobj_physical_block(b->o), .optimal_io = VMFS_BLOCK,
-                                 .read_only = true, .thin = true };
+                                 .read_only = true, .thin = true, .in_memory = vdev_all_in_memory(b->o->v) };
     memcpy(ret->uuid, b->o->ino.uuid, 16);
     for (unsigned i = 0; i < 8; i++) /* an identity of its own, always the same */
         ret->uuid[15 - i] ^= (uint8_t)((b->s->id * 0x9e3779b97f4a7c15ull) >> (8 * i));

@@ -95,6 +95,16 @@ int snap_op_run(void *arg, struct gr_rpc_call *call, const char *method, snap_op
     return r;
 }
 
+int snap_op_sub(struct snap_op *op, snap_op_fn fn, const char *method, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct snap_op one = {.s = op->s, .call = op->call, .method = method, .params = params, .ret = ret, .err = err};
+    int r = params ? fn(&one) : gr_fail(err, -ENOMEM, "out of memory");
+    if (r == -GR_ELOCKED && one.forward)
+        r = snap_peer_ask(op->s, one.owner.address, method, json_incref(params), SNAP_SUB_MS, ret, err);
+    json_decref(params);
+    return r;
+}
+
 int snap_op_path(struct snap_op *op, const char *key, enum snap_path_kind kind, struct snap_path *ret)
 {
     const char *text = NULL;
@@ -124,7 +134,7 @@ int snap_op_result(struct snap_op *op, json_t *o)
 int snap_svc_serve(struct snap_svc *s, struct gr_rpc_server *server)
 {
     const struct gr_rpc_method *const tables[] = {snap_datastore_methods, snap_disk_methods, snap_snapshot_methods, snap_file_methods,
-                                                  snap_move_methods, snap_group_methods, snap_key_methods, snap_fs_methods, snap_quota_methods};
+                                                  snap_move_methods, snap_group_methods, snap_key_methods, snap_fs_methods, snap_quota_methods, snap_origin_methods, snap_clone_methods, snap_policy_methods, snap_prune_methods};
     int r = 0;
     for (size_t i = 0; i < GR_ARRAY_LEN(tables) && r == 0; i++)
         r = gr_rpc_server_add(server, tables[i], s);
@@ -175,6 +185,15 @@ int snap_svc_checkpoint(struct snap_svc *s, struct gr_err *err)
         r = vmfs_checkpoint(ds->v, err);
         snap_ds_put(ds);
     }
+    return r;
+}
+
+int snap_svc_known_to(struct snap_svc *s, uint64_t features, struct gr_err *err)
+{
+    int r = 0;
+    for (const struct snap_ds *ds = s->list; ds && r == 0; ds = ds->next)
+        if (ds->v && !ds->leaving)
+            r = vmfs_known_to(ds->v, features, err);
     return r;
 }
 

@@ -145,6 +145,8 @@ int snap_svc_set_portal(struct snap_svc *s, const char *portal, struct gr_err *e
 
 /* (fiber) Bring home what the journals hold, of all joined datastores: leaving them is short then. */
 int snap_svc_checkpoint(struct snap_svc *s, struct gr_err *err);
+/* Could a program that knows @features (0: it does not say) serve all datastores that we serve? -GR_EVERSION names one that it could not. */
+int snap_svc_known_to(struct snap_svc *s, uint64_t features, struct gr_err *err);
 
 /* Where a disk or snapshot is. */
 struct snap_place {

@@ -1,7 +1,6 @@
 /* Methods disk.*: create, list, info, resize, delete, release. Import and export: service_image.c. */
 #include "common/buf.h"
 #include "snapshot/service_int.h"
-#include <stdio.h>
 #include <string.h>
 
 #define OWNER_MS 5000 /* what another host gets to tell about its disks */
@@ -48,9 +47,9 @@ json_t *snap_disk_row(struct snap_ds *ds, const char *path, const struct vmfs_st
     char uuid[37];
     gr_auto_free char *disk = gr_asprintf("%s/%s", ds->name, path);
     gr_uuid_format(st->uuid, uuid);
-    json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:b,s:b,s:I,s:I,s:I,s:s,s:s,s:I,s:i,s:s,s:I}", "disk", disk ? disk : path, "size", (json_int_t)st->size, "used",
+    json_t *o = json_pack("{s:s,s:I,s:I,s:I,s:b,s:b,s:b,s:I,s:I,s:I,s:s,s:s,s:I,s:i,s:s,s:I}", "disk", disk ? disk : path, "size", (json_int_t)st->size, "used",
                           (json_int_t)st->used, "physical-block", (json_int_t)st->physical_block, "read-only", st->lun.flags & VMFS_LUN_READ_ONLY,
-                          "removable", st->lun.flags & VMFS_LUN_REMOVABLE, "iops", (json_int_t)st->lun.iops, "bandwidth",
+                          "removable", st->lun.flags & VMFS_LUN_REMOVABLE, "template", st->lun.flags & VMFS_LUN_TEMPLATE, "iops", (json_int_t)st->lun.iops, "bandwidth",
                           (json_int_t)st->lun.bytes_per_s, "burst-ms", (json_int_t)st->lun.burst_ms, "provision", (unsigned)st->provision < 3 ? provision_names[st->provision] : "unknown", "uuid",
                           uuid, "id", (json_int_t)st->id, "snapshots", (int)st->n_snapshots, "parent", st->parent, "mtime",
                           (json_int_t)st->mtime_s);
@@ -124,6 +123,7 @@ SNAP_METHOD(op_create, "disk.create")
 struct rows {
     struct snap_ds *ds;
     json_t *a;
+    struct snap_origins *origins;
 };
 
 static int add_disk(void *arg, const char *path, const struct vmfs_stat *st)
@@ -131,9 +131,11 @@ static int add_disk(void *arg, const char *path, const struct vmfs_stat *st)
     struct rows *l = arg;
     if (st->type == VMFS_DIR)
         return SNAP_WALK_INTO;
-    if (st->type == VMFS_DISK)
-        return json_array_append_new(l->a, snap_disk_row(l->ds, path, st)) < 0 ? -ENOMEM : 0;
-    return 0;
+    if (st->type != VMFS_DISK)
+        return 0;
+    json_t *row = snap_disk_row(l->ds, path, st);
+    snap_origins_row(l->origins, st, row);
+    return json_array_append_new(l->a, row) < 0 ? -ENOMEM : 0;
 }
 
 static int list_below(struct snap_op *op, const struct snap_path *p, json_t *a)
@@ -142,7 +144,11 @@ static int list_below(struct snap_op *op, const struct snap_path *p, json_t *a)
     int r = snap_ds_get(op->s, p->ds, &l.ds, op->err);
     if (r < 0)
         return r;
-    r = snap_walk(l.ds, p->path, add_disk, &l, op->err);
+    if (json_is_true(json_object_get(op->params, "deleted")))
+        r = snap_list_deleted(l.ds, a, op->err);
+    else if ((r = snap_origins_find(l.ds, &l.origins, op->err)) == 0)
+        r = snap_walk(l.ds, p->path, add_disk, &l, op->err);
+    snap_origins_free(l.origins);
     snap_ds_put(l.ds);
     return r < 0 && op->err->code == 0 ? gr_fail(op->err, r, "%s/%s: %s", p->ds, p->path, gr_code_text(r)) : r;
 }
@@ -224,54 +230,6 @@ static int op_list(struct snap_op *op)
 }
 SNAP_METHOD(op_list, "disk.list")
 
-/* ---- what a clone came from ---- */
-struct origin {
-    unsigned long long object, snapshot;
-    char *path;
-    const char *name; /* of the snapshot, once found */
-    char name_buf[VMFS_NAME_MAX + 1];
-};
-
-static int match_object(void *arg, const char *path, const struct vmfs_stat *st)
-{
-    struct origin *o = arg;
-    if (st->id == o->object && !o->path)
-        o->path = gr_strdup(path);
-    return o->path ? -ECANCELED : SNAP_WALK_INTO; /* found: walk no further */
-}
-
-static int match_snapshot(void *arg, const struct snap_info *info)
-{
-    struct origin *o = arg;
-    if (info->id == o->snapshot && !info->is_bookmark) {
-        memcpy(o->name_buf, info->name, sizeof(o->name_buf));
-        o->name = o->name_buf;
-    }
-    return 0;
-}
-
-/* The volume knows a clone's origin by numbers; people want names. */
-static void name_parent(struct snap_svc *s, struct snap_ds *ds, const struct vmfs_stat *st, json_t *row)
-{
-    struct origin o = {0};
-    struct snap_handle *h = NULL;
-    if (sscanf(st->parent, "object %llu snapshot %llu", &o.object, &o.snapshot) != 2)
-        return;
-    (void)snap_walk(ds, "", match_object, &o, NULL);
-    if (o.path && snap_handle_get(s, ds, o.path, "disk.info", 0, &h, NULL, NULL) == 0) {
-        (void)snap_list(h->disk, match_snapshot, &o, NULL);
-        h->users--;
-    }
-    gr_auto_free char *text = NULL;
-    if (o.path && o.name)
-        text = gr_asprintf("%s/%s@%s", ds->name, o.path, o.name);
-    else if (o.path)
-        text = gr_asprintf("%s/%s", ds->name, o.path);
-    if (text)
-        json_object_set_new(row, "parent", json_string(text));
-    free(o.path);
-}
-
 /* Of a disk owned elsewhere the owner knows best; when it has no service, what the volume says will do. */
 static int op_info(struct snap_op *op)
 {
@@ -283,16 +241,14 @@ static int op_info(struct snap_op *op)
         r = snap_ds_get(op->s, p.ds, &ds, op->err);
     if (r < 0)
         return r;
-    struct snap_handle *h = snap_handle_find(ds, p.path);
-    if (h && !h->closing)
-        vmfs_disk_stat(h->disk, &st);
-    else
-        r = vmfs_stat(ds->v, p.path, &st, op->err);
+    r = snap_stat(ds, p.path, &st, op->err);
     if (r == 0 && st.type != VMFS_DISK)
         r = gr_fail(op->err, -EINVAL, "%s/%s is a %s, not a disk", p.ds, p.path, st.type == VMFS_DIR ? "folder" : "file");
     json_t *o = r == 0 ? snap_disk_row(ds, p.path, &st) : NULL;
-    if (o && st.parent[0])
-        name_parent(op->s, ds, &st, o);
+    struct snap_origins *origins = NULL;
+    if (o && snap_origins_find(ds, &origins, NULL) == 0)
+        snap_origins_row(origins, &st, o);
+    snap_origins_free(origins);
     snap_ds_put(ds);
     const char *address = json_string_value(json_object_get(o, OWNER_ADDRESS));
     if (address && !json_is_true(json_object_get(op->params, "forwarded"))) {
@@ -373,6 +329,47 @@ static int take_limits(struct snap_op *op, struct vmfs_lun *lun)
     return 0;
 }
 
+static int count_changes(void *arg, uint64_t off, uint64_t len, bool zero)
+{
+    (void)off;
+    (void)len;
+    (void)zero;
+    *(bool *)arg = true;
+    return -ECANCELED;
+}
+
+/* Clones of a template start at a snapshot of that name: what the disk is now, and stays. */
+static int template_snapshot(struct snap_disk *d, struct gr_err *err)
+{
+    struct snap_info info;
+    bool changed = false;
+    int r = snap_find(d->h->disk, SNAP_TEMPLATE, &info, NULL);
+    if (r == 0 && !info.is_bookmark) {
+        r = snap_diff(d->h->disk, SNAP_TEMPLATE, NULL, count_changes, &changed, err);
+        if (r == 0 && !changed)
+            return 0;
+        r = changed ? 0 : r;
+    }
+    if (r == 0)
+        r = snap_delete(d->h->disk, SNAP_TEMPLATE, false, err); /* kept for those that started at it */
+    else if (r == -ENOENT)
+        r = 0;
+    return r < 0 ? r : snap_create(&d->h->disk, 1, SNAP_TEMPLATE, err);
+}
+
+/* Nobody writes any more before the snapshot is taken. */
+static int become_template(struct snap_op *op, struct snap_disk *d, const struct vmfs_lun *was, const struct vmfs_lun *lun)
+{
+    int r = snap_refuse_in_use(op->s, d, "become a template", op->err);
+    if (r == 0 && d->h->mounted)
+        r = gr_fail(op->err, -GR_ELOCKED, "disk %s/%s is open for writing on '%s'", d->ds->name, d->h->path, mnt_mounted_on(d->ds));
+    if (r == 0)
+        r = vmfs_set_lun(d->h->disk, lun, op->err);
+    if (r == 0 && (r = template_snapshot(d, op->err)) < 0)
+        (void)vmfs_set_lun(d->h->disk, was, NULL);
+    return r;
+}
+
 static int op_set(struct snap_op *op)
 {
     struct snap_path p;
@@ -389,6 +386,8 @@ static int op_set(struct snap_op *op)
     if (r == 0)
         r = take_flag(op, "removable", VMFS_LUN_REMOVABLE, &lun.flags);
     if (r == 0)
+        r = take_flag(op, "template", VMFS_LUN_TEMPLATE, &lun.flags);
+    if (r == 0)
         r = take_limits(op, &lun);
     bool accept = false;
     if (r == 0)
@@ -396,7 +395,7 @@ static int op_set(struct snap_op *op)
     if (r == 0 && accept)
         r = vmfs_accept_loss(d.h->disk, op->err);
     if (r == 0)
-        r = vmfs_set_lun(d.h->disk, &lun, op->err);
+        r = lun.flags & ~st.lun.flags & VMFS_LUN_TEMPLATE ? become_template(op, &d, &st.lun, &lun) : vmfs_set_lun(d.h->disk, &lun, op->err);
     if (r == 0)
         r = result_disk(op, &d);
     snap_disk_put(&d);
@@ -417,6 +416,8 @@ static int op_delete(struct snap_op *op)
     r = vmfs_remove(d.ds->v, p.path, op->err);
     if (r == 0)
         snap_rules_forget(d.ds, st.uuid, NULL);
+    if (r == 0)
+        snap_policy_forget(d.ds, st.uuid);
     if (r == 0 && !op->s->address[0]) /* a command has no background: most of it is done before it goes */
         (void)vmfs_settle(d.ds->v, SNAP_SETTLE_MS);
     snap_disk_put(&d);

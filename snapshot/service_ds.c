@@ -102,7 +102,7 @@ static void vmfs_ejected(void *arg)
 static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
 {
     char address[VMFS_ADDRESS_MAX + 1];
-    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = address, .portal = s->portal, .ejected = vmfs_ejected, .device_lost = vmfs_ejected, .in_use = object_in_use, .warn = vmfs_warning, .recall = snap_quota_recall,
+    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = address, .portal = s->portal, .ejected = vmfs_ejected, .device_lost = vmfs_ejected, .in_use = object_in_use, .warn = vmfs_warning, .recall = snap_quota_recall, .resume = snap_tell_resume,
                                .warn_arg = ds, .gone = s->gone};
     char host[65] = "";
     int r = gr_home_host_uuid(s->o.home, o.host_uuid, err);
@@ -159,7 +159,8 @@ int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
     struct gr_err scratch = {0};
     struct gr_err *e = err ? err : &scratch;
     int r = join_volume(s, ds, e);
-    snap_rules_free(ds); /* it may be another datastore of that name */
+    snap_table_free(&ds->rules); /* it may be another datastore of that name */
+    snap_table_free(&ds->policies);
     if (r < 0) {
         close_devices(ds);
     } else {
@@ -272,6 +273,15 @@ struct snap_handle *snap_handle_find(struct snap_ds *ds, const char *path)
         if (strcmp(h->path, path) == 0)
             return h;
     return NULL;
+}
+
+int snap_stat(struct snap_ds *ds, const char *path, struct vmfs_stat *ret, struct gr_err *err)
+{
+    const struct snap_handle *h = snap_handle_find(ds, path);
+    if (!h || h->closing)
+        return vmfs_stat(ds->v, path, ret, err);
+    vmfs_disk_stat(h->disk, ret);
+    return 0;
 }
 
 unsigned snap_users_of(struct snap_svc *s, const struct snap_ds *ds, const char *path)

@@ -78,11 +78,7 @@ static int op_dir_stat(struct snap_op *op)
         r = snap_ds_get(op->s, p.ds, &ds, op->err);
     if (r < 0)
         return r;
-    struct snap_handle *h = snap_handle_find(ds, p.path);
-    if (h && !h->closing)
-        vmfs_disk_stat(h->disk, &st);
-    else
-        r = vmfs_stat(ds->v, p.path, &st, op->err);
+    r = snap_stat(ds, p.path, &st, op->err);
     json_t *o = r == 0 ? entry_row(ds, p.path, &st) : NULL;
     snap_ds_put(ds);
     return r < 0 ? r : snap_op_result(op, o);

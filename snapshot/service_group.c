@@ -28,6 +28,7 @@ struct snap_group {
     struct snap_ds *ds;
     char id[ID_MAX];
     char name[VMFS_NAME_MAX + 1];
+    int64_t expires_s;
     struct snap_disk *disks; /* all of @ds, open here */
     struct vmfs_disk **raw;
     unsigned n;
@@ -140,14 +141,15 @@ static void part_free(struct snap_group *g)
 }
 
 /* Take what is in @disks over. */
-static int part_new(struct snap_svc *s, const char *id, const char *name, const struct snap_disk *disks, unsigned n, struct snap_group **ret,
+static int part_new(struct snap_svc *s, const char *id, const struct snap_new *new, const struct snap_disk *disks, unsigned n, struct snap_group **ret,
                     struct gr_err *err)
 {
     struct snap_group *g = gr_zalloc(sizeof(*g));
     if (g) {
         *g = (struct snap_group){.s = s, .ds = disks[0].ds, .disks = gr_alloc(n * sizeof(*g->disks)), .raw = gr_alloc(n * sizeof(*g->raw))};
         snprintf(g->id, sizeof(g->id), "%s", id);
-        snprintf(g->name, sizeof(g->name), "%s", name);
+        snprintf(g->name, sizeof(g->name), "%s", new->name);
+        g->expires_s = new->expires_s;
     }
     if (!g || !g->disks || !g->raw) {
         if (g) {
@@ -178,7 +180,7 @@ static int part_take(struct snap_group *g, struct gr_err *err)
     if (!g->held || g->taken || g->settling)
         return gr_fail(err, -GR_ELOCKED, "snapshot '%s': its disks are not held any more", g->name);
     g->taken = true; /* perhaps in part: whatever there is gets settled */
-    return snap_create_held(g->raw, g->n, temp, uuid, err);
+    return snap_create_held(g->raw, g->n, &(struct snap_new){temp, g->expires_s}, uuid, err);
 }
 
 static json_t *rows_of(const struct snap_group *g)
@@ -291,6 +293,7 @@ static int named_part(struct snap_op *op, struct snap_group **ret)
 static int op_hold(struct snap_op *op)
 {
     const char *id, *name;
+    uint64_t expires = 0;
     char temp[VMFS_NAME_MAX + 1];
     struct snap_disk *disks = NULL;
     struct snap_group *g = NULL;
@@ -298,6 +301,8 @@ static int op_hold(struct snap_op *op)
     int r = gr_json_str(op->params, "group", &id, op->err);
     if (r == 0)
         r = snap_op_name(op, "name", &name);
+    if (r == 0)
+        r = gr_json_opt_u64(op->params, "expires", &expires, op->err);
     if (r == 0 && (!id_ok(id) || part_find(op->s, id)))
         r = gr_fail(op->err, -GR_EUSAGE, "\"group\" is not the number of a new group");
     if (r == 0)
@@ -306,7 +311,7 @@ static int op_hold(struct snap_op *op)
         r = open_members(op, &disks, &n);
     if (r < 0)
         return r;
-    r = part_new(op->s, id, name, disks, n, &g, op->err);
+    r = part_new(op->s, id, &(struct snap_new){name, (int64_t)expires}, disks, n, &g, op->err);
     for (unsigned i = 0; r < 0 && i < n; i++)
         snap_disk_put(&disks[i]);
     free(disks);
@@ -353,7 +358,7 @@ struct follower { /* another host */
 };
 struct lead {
     struct snap_op *op;
-    const char *name;
+    const struct snap_new *new;
     struct snap_ds *ds;
     struct snap_group *own;
     struct follower *others;
@@ -391,7 +396,8 @@ static int prepare(struct lead *l)
 
 static int tell(struct lead *l, struct follower *f, const char *method, json_t **ret)
 {
-    json_t *params = json_pack("{s:O,s:s,s:s,s:b}", "disks", f->disks, "group", l->id, "name", l->name, "forwarded", 1);
+    json_t *params = json_pack("{s:O,s:s,s:s,s:I,s:b}", "disks", f->disks, "group", l->id, "name", l->new->name, "expires", (json_int_t)l->new->expires_s,
+                               "forwarded", 1);
     int r = params ? gr_rpc_call(f->peer, method, params, NULL, NULL, CALL_MS, ret, l->op->err) : gr_fail(l->op->err, -ENOMEM, "out of memory");
     return r < 0 ? gr_prefix(l->op->err, r, "host '%s'", f->where->host) : 0;
 }
@@ -424,7 +430,7 @@ static int run(struct lead *l)
     if (r == 0)
         r = everybody(l, "snapshot.hold");
     if (r == 0)
-        r = snap_hold(l->own->raw, l->own->n, l->name, op->err);
+        r = snap_hold(l->own->raw, l->own->n, l->new->name, op->err);
     l->own->held = r == 0;
     if (r == 0)
         r = part_take(l->own, op->err);
@@ -456,16 +462,16 @@ static int connect_all(struct lead *l)
     return r;
 }
 
-int snap_group_lead(struct snap_op *op, struct snap_ds *ds, const char *name, const struct snap_disk *own, unsigned n_own, const struct snap_member *all,
+int snap_group_lead(struct snap_op *op, struct snap_ds *ds, const struct snap_new *new, const struct snap_disk *own, unsigned n_own, const struct snap_member *all,
                     size_t n, json_t *rows)
 {
-    struct lead l = {.op = op, .name = name, .ds = ds, .n_disks = n};
+    struct lead l = {.op = op, .new = new, .ds = ds, .n_disks = n};
     char temp[VMFS_NAME_MAX + 1];
     l.ids = gr_zalloc(n * sizeof(*l.ids));
     l.others = gr_zalloc(n * sizeof(*l.others));
     int r = l.ids && l.others ? lead_id(&l) : gr_fail(op->err, -ENOMEM, "out of memory");
     if (r == 0)
-        r = temp_name(l.id, name, temp, op->err);
+        r = temp_name(l.id, new->name, temp, op->err);
     for (size_t i = 0; r == 0 && i < n; i++) {
         size_t k = 0;
         l.ids[i] = all[i].id;
@@ -480,7 +486,7 @@ int snap_group_lead(struct snap_op *op, struct snap_ds *ds, const char *name, co
     if (r == 0)
         r = connect_all(&l);
     if (r == 0)
-        r = part_new(op->s, l.id, name, own, n_own, &l.own, op->err);
+        r = part_new(op->s, l.id, new, own, n_own, &l.own, op->err);
     if (r == 0) {
         for (unsigned i = 0; i < n_own; i++) { /* both hold it for now */
             l.own->disks[i].h->users++;

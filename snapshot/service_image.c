@@ -128,23 +128,22 @@ static int source_open(struct snap_op *op, const char *file, const char *format,
     return 0;
 }
 
-static int fill(struct snap_op *op, struct source *src, struct vmfs_disk *disk, const char *file)
+struct import {
+    struct snap_op *op;
+    struct source *src;
+    const char *file;
+};
+
+static int fill(void *arg, struct gr_chan *to, snap_progress_fn progress, void *progress_arg, struct gr_err *err)
 {
-    struct progress progress = {op, 0};
-    struct gr_chan *to = NULL;
-    int r = gr_chan_open(vmfs_bdev(disk), op->s->o.loop, &to);
-    if (r < 0)
-        return gr_fail(op->err, r, "%s: %s", file, gr_code_text(r));
-    if (src->chan)
-        r = op->s->o.images->copy(src->chan, to, report, &progress, op->err);
+    struct import *i = arg;
+    struct source *src = i->src;
+    int r = src->chan ? i->op->s->o.images->copy(src->chan, to, progress, progress_arg, err) : 0;
     if (r == 0 && src->n_tail) {
         r = gr_pwrite(to, src->tail, sizeof(src->tail), src->size, 0);
         if (r < 0)
-            gr_fail(op->err, r, "%s: its last sector cannot be written: %s", file, gr_code_text(r));
+            gr_fail(err, r, "%s: its last sector cannot be written: %s", i->file, gr_code_text(r));
     }
-    if (r == 0 && (r = gr_flush(to)) < 0)
-        gr_fail(op->err, r, "%s: the disk cannot be flushed: %s", file, gr_code_text(r));
-    gr_chan_close(to);
     return r;
 }
 
@@ -160,29 +159,42 @@ static int make_parents(struct snap_ds *ds, const char *path, struct gr_err *err
     return vmfs_mkdir(ds->v, dir, true, err);
 }
 
+static int filled(struct snap_op *op, struct vmfs_disk *disk, int (*fn)(void *, struct gr_chan *, snap_progress_fn, void *, struct gr_err *), void *arg)
+{
+    struct progress progress = {op, 0};
+    struct gr_chan *to = NULL;
+    int r = gr_chan_open(vmfs_bdev(disk), op->s->o.loop, &to);
+    if (r < 0)
+        return gr_fail(op->err, r, "it cannot be written: %s", gr_code_text(r));
+    r = fn(arg, to, report, &progress, op->err);
+    if (r == 0 && (r = gr_flush(to)) < 0)
+        gr_fail(op->err, r, "it cannot be flushed: %s", gr_code_text(r));
+    gr_chan_close(to);
+    return r;
+}
+
 /* Make, fill and name the disk. */
-static int import_as(struct snap_op *op, struct snap_ds *ds, const struct snap_path *p, struct source *src, const char *file,
-                     enum vmfs_provision provision, uint32_t physical, uint64_t key)
+int snap_fill_as(struct snap_op *op, struct snap_ds *ds, const char *path, const struct snap_shape *h,
+                 int (*fn)(void *arg, struct gr_chan *to, snap_progress_fn progress, void *progress_arg, struct gr_err *err), void *arg)
 {
     struct vmfs_disk *disk = NULL;
     char tmp[64];
     uint64_t salt;
     gr_world_real()->random(NULL, &salt, sizeof(salt));
     snprintf(tmp, sizeof(tmp), SNAP_TMP_DIR "/import-%016llx", (unsigned long long)salt);
-    uint64_t size = src->size + (src->n_tail ? 512 : 0);
-    int r = key ? vmfs_create_encrypted(ds->v, tmp, size, provision, physical, key, op->err)
-                : vmfs_create_disk(ds->v, tmp, size, provision, physical, op->err);
+    int r = h->key ? vmfs_create_encrypted(ds->v, tmp, h->size, h->provision, h->physical, h->key, op->err)
+                   : vmfs_create_disk(ds->v, tmp, h->size, h->provision, h->physical, op->err);
     if (r < 0)
-        return gr_prefix(op->err, r, "disk %s/%s", p->ds, p->path);
+        return gr_prefix(op->err, r, "disk %s/%s", ds->name, path);
     r = vmfs_open(ds->v, tmp, &disk, NULL, op->err);
     if (r == 0) {
-        r = fill(op, src, disk, file);
+        r = filled(op, disk, fn, arg);
         vmfs_close(disk);
     }
     if (r == 0)
-        r = make_parents(ds, p->path, op->err);
+        r = make_parents(ds, path, op->err);
     if (r == 0)
-        r = vmfs_rename(ds->v, tmp, p->path, op->err);
+        r = vmfs_rename(ds->v, tmp, path, op->err);
     if (r < 0 && vmfs_remove(ds->v, tmp, NULL) < 0)
         snap_warn(op->s, "%s/%s: what a failed import left cannot be removed now", ds->name, tmp);
     return r;
@@ -216,8 +228,10 @@ int snap_op_disk_import(struct snap_op *op)
         r = source_open(op, file, format, &src);
     if (r == 0 && src.size + src.n_tail > VMFS_DISK_MAX)
         r = gr_fail(op->err, -EFBIG, "%s: larger than the largest disk, 1 PiB", file);
+    struct import i = {op, &src, file};
+    const struct snap_shape shape = {src.size + (src.n_tail ? 512 : 0), provision, physical, key};
     if (r == 0)
-        r = import_as(op, ds, &p, &src, file, provision, physical, key);
+        r = snap_fill_as(op, ds, p.path, &shape, fill, &i);
     if (r == 0)
         r = vmfs_stat(ds->v, p.path, &st, op->err);
     json_t *o = r == 0 ? snap_disk_row(ds, p.path, &st) : NULL;

@@ -5,6 +5,7 @@
 #include "common/bdev_open.h"
 #include "common/link.h"
 #include "common/log.h"
+#include "common/retain.h"
 #include "snapshot/service.h"
 
 #define SNAP_WAIT_MS 10000u            /* how long a request waits for a command that holds what it needs */
@@ -13,7 +14,9 @@
 #define SNAP_EXPORT_PREFIX "granary.export." /* snapshots of an export under way; what is found at first open is left over */
 #define SNAP_GROUP_PREFIX "granary.group." /* snapshots of a group that is not decided yet: service_group.c */
 #define SNAP_GROUP_MAX 256u             /* disks in one instant */
+#define SNAP_TEMPLATE "template" /* the snapshot that clones of a template start at, when none is named */
 #define SNAP_TMP_DIR "granary.tmp" /* folder of disks that are being filled; what no living host owns in it is removed at join */
+#define SNAP_SUB_MS 60000                /* a part of a request that another host does */
 #define SNAP_TELL_MS 10000               /* what another host gets to answer in */
 #define SNAP_PROGRESS_NS 500000000ull  /* between two words on how far a long request has come */
 #define SNAP_FILE_MAX (8u << 20)       /* bytes of a file in one answer */
@@ -39,6 +42,13 @@ struct snap_moving { /* a disk between two hosts */
     const char *path;
     struct snap_moving *next;
 };
+struct snap_table { /* of what is said of disks and folders (service_table.c) */
+    const char *place, *what; /* the file that has it; in messages */
+    const char *hint;         /* behind the message that a row is too long, or "" */
+    uint64_t id, version;     /* of the object, and what was read of it last; 0: none */
+    json_t *rows;             /* by UUID; NULL: none */
+    struct gr_fmutex reading, changing;
+};
 struct snap_ds {
     struct snap_ds *next;
     char name[VMFS_VOLUME_NAME_MAX + 1];
@@ -58,11 +68,7 @@ struct snap_ds {
     struct snap_handle *handles;
     struct snap_moving *moving;
     struct snap_wait *waits;
-    struct {
-        uint64_t id, version; /* of the object that has them, and what was read of it last; 0: none */
-        json_t *rows;         /* by UUID; NULL: none */
-        struct gr_fmutex reading, changing;
-    } rules; /* service_rules.c */
+    struct snap_table rules, policies;
     struct mnt_vol *fs; /* what mounts have open in it; NULL: nothing yet. mnt_int.h */
 };
 struct snap_svc {
@@ -173,6 +179,8 @@ void snap_place_of_host(const struct snap_ds *ds, const struct vmfs_slot_info *i
 int snap_quota_recall(void *ds, struct gr_err *err);
 int snap_ds_tell(struct snap_ds *ds, const char *method, json_t *params, struct gr_err *err);
 struct snap_handle *snap_handle_find(struct snap_ds *ds, const char *path);
+/* What is at @path, as its open handle knows it where there is one. */
+int snap_stat(struct snap_ds *ds, const char *path, struct vmfs_stat *ret, struct gr_err *err);
 /* Who owns @path: 0 nobody or this host, 1 @ret is filled, or an error. */
 int snap_owner_of(struct snap_ds *ds, const char *path, struct snap_place *ret, struct gr_err *err);
 unsigned snap_users_of(struct snap_svc *s, const struct snap_ds *ds, const char *path);
@@ -182,10 +190,18 @@ int snap_refuse_in_use(struct snap_svc *s, const struct snap_disk *d, const char
 void snap_note(struct snap_svc *s, enum gr_log_level level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 #define snap_warn(s, ...) snap_note(s, GR_LOG_WARN, __VA_ARGS__)
 
+/* ---- tables in a datastore (service_table.c) ---- */
+void snap_table_key(const uint8_t uuid[16], char ret[33]);
+int snap_table_look(struct snap_ds *ds, struct snap_table *t, struct gr_err *err); /* t->rows are as they are now */
+int snap_table_row(const struct snap_ds *ds, const struct snap_table *t, const char *uuid, json_t **ret, struct gr_err *err); /* borrowed; NULL: none */
+/* fn(arg) gives rows that are to be kept, {UUID: row}, from those that are, with the lock; an empty row is removed. Durable, and other hosts see it. */
+typedef int (*snap_rows_fn)(void *arg, struct snap_ds *ds, json_t *ret_rows, struct gr_err *err);
+int snap_table_change(struct snap_ds *ds, struct snap_table *t, snap_rows_fn fn, void *arg, struct gr_err *err);
+void snap_table_free(struct snap_table *t); /* read anew when it is needed */
+
 /* ---- rules of disks (service_rules.c) ---- */
 /* What was deleted has no rules any more: the disk @uuid, or its snapshot @snap. What cannot be done is warned about. */
 void snap_rules_forget(struct snap_ds *ds, const uint8_t uuid[16], const char *snap);
-void snap_rules_free(struct snap_ds *ds); /* read anew when they are needed */
 
 /* ---- datastores shown as file systems (mnt_int.h) ---- */
 extern const struct gr_rpc_method snap_fs_methods[];
@@ -218,21 +234,56 @@ static inline void snap_json_decref(json_t **o)
     json_decref(*o);
 }
 #define snap_auto_json gr_auto(snap_json_decref)
-extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_move_methods[], snap_group_methods[], snap_key_methods[], snap_quota_methods[];
+extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_move_methods[], snap_group_methods[], snap_key_methods[], snap_quota_methods[], snap_origin_methods[], snap_clone_methods[], snap_policy_methods[], snap_prune_methods[];
 /* ---- encrypted disks (service_key.c) ---- */
 /* The key that params "encrypt", "key" and "key-file" ask for a new disk; 0: it is not encrypted. */
 int snap_op_encrypt(struct snap_op *op, uint64_t *ret_key);
 void snap_key_row(uint64_t key_id, json_t *row); /* "encrypted" and "key" of a disk's row */
 /* The disk closed, so that it can end; with or without its key. Put it back with snap_disk_put(). */
 int snap_disk_get_to_end(struct snap_op *op, const struct snap_path *p, const char *what, struct snap_disk *ret, struct vmfs_stat *st);
+/* ---- what was cloned from what (service_origin.c) ---- */
+struct snap_origins; /* of one datastore, by name */
+int snap_origins_find(struct snap_ds *ds, struct snap_origins **ret, struct gr_err *err);
+void snap_origins_free(struct snap_origins *o); /* NULL allowed */
+json_t *snap_origins_clones(const struct snap_origins *o, uint64_t id, uint64_t snapshot); /* names of clones of it (0: of any snapshot) */
+void snap_origins_row(const struct snap_origins *o, const struct vmfs_stat *st, json_t *row); /* "clones", and of a clone "parent" */
+int snap_list_deleted(struct snap_ds *ds, json_t *a, struct gr_err *err); /* disks that were deleted, and are kept for their clones */
+void snap_tell_resume(void *ds); /* struct vmfs_join_opts.resume */
+/* ---- snapshots, also for other methods: service_snapshot.c ---- */
+int snap_op_snapshot_create(struct snap_op *op);
+int snap_op_snapshot_list(struct snap_op *op);
+int snap_op_snapshot_delete(struct snap_op *op);
+/* One of them with @params (taken) in the course of another request, here or at the owner. */
+int snap_op_sub(struct snap_op *op, snap_op_fn fn, const char *method, json_t *params, json_t **ret, struct gr_err *err);
+/* ---- policies (service_policy.c) ---- */
+struct snap_policy {
+    bool none; /* there is none, or it says so */
+    struct gr_keep keep;
+    char prefix[64];
+    char from[VMFS_VOLUME_NAME_MAX + VMFS_PATH_MAX + 2]; /* the disk or folder that has it */
+};
+/* What counts for the disk or folder @path: its own, or that of the nearest folder above. */
+int snap_policy_find(struct snap_ds *ds, const char *path, struct snap_policy *ret, struct gr_err *err);
+void snap_policy_forget(struct snap_ds *ds, const uint8_t uuid[16]); /* its disk was deleted */
+/* ---- new disks that are filled before they have their name (service_image.c) ---- */
+struct snap_shape {
+    uint64_t size;
+    enum vmfs_provision provision;
+    uint32_t physical;
+    uint64_t key; /* 0: not encrypted */
+};
+/* fill(arg, disk, progress, progress_arg, err) writes it; @progress sends parts to the caller of @op, and fails when that is gone. */
+typedef int (*snap_progress_fn)(void *arg, uint64_t done, uint64_t total);
+int snap_fill_as(struct snap_op *op, struct snap_ds *ds, const char *path, const struct snap_shape *shape,
+                 int (*fill)(void *arg, struct gr_chan *to, snap_progress_fn progress, void *progress_arg, struct gr_err *err), void *arg);
 /* ---- an instant of several hosts (service_group.c) ---- */
 struct snap_member {
     const char *disk;               /* "DS/PATH" */
     uint64_t id;                    /* object */
     const struct snap_place *where; /* NULL: owned here */
 };
-/* Take snapshot @name of all @n disks, some of which are @own; rows of the others' as well are added to @rows. */
-int snap_group_lead(struct snap_op *op, struct snap_ds *ds, const char *name, const struct snap_disk *own, unsigned n_own, const struct snap_member *all,
+/* Take the snapshot of all @n disks, some of which are @own; rows of the others' as well are added to @rows. */
+int snap_group_lead(struct snap_op *op, struct snap_ds *ds, const struct snap_new *new, const struct snap_disk *own, unsigned n_own, const struct snap_member *all,
                     size_t n, json_t *rows);
 /* @temp, a snapshot of a group, was found when its disk was opened. */
 void snap_group_recover(struct snap_svc *s, struct snap_ds *ds, struct vmfs_disk *disk, const char *temp);

@@ -90,10 +90,10 @@ static void comes(void *arg, int fd, const struct gr_link_peer *who)
 static bool for_hosts(const char *method)
 {
     static const char *const names[] = {
-        "daemon.nbd-url", "datastore.open-device", "datastore.recall-quota", "datastore.rescan", "disk.checkpoint", "disk.delete", "disk.erase", "disk.info", "disk.list", "disk.move",
+        "daemon.nbd-url", "datastore.open-device", "datastore.recall-quota", "datastore.rescan", "datastore.resume", "disk.checkpoint", "disk.delete", "disk.detach", "disk.erase", "disk.info", "disk.list", "disk.move",
         "disk.rekey", "disk.release", "disk.resize", "disk.set", "disk.take", "fs.locks", "fs.lost", "fs.stat", "fs.yield", "lun.attention", "lun.reserve",
         "lun.rules-changed", "snapshot.bookmark", "snapshot.clone", "snapshot.create", "snapshot.delete",
-        "snapshot.diff", "snapshot.expose", "snapshot.hold", "snapshot.list", "snapshot.revert", "snapshot.settle", "snapshot.take", "snapshot.unexpose",
+        "snapshot.diff", "snapshot.expire", "snapshot.expose", "snapshot.hold", "snapshot.list", "snapshot.protect", "snapshot.revert", "snapshot.settle", "snapshot.take", "snapshot.unexpose", "snapshot.unprotect",
     };
     for (size_t i = 0; i < GR_ARRAY_LEN(names); i++)
         if (strcmp(names[i], method) == 0)
@@ -111,7 +111,8 @@ static bool inside(const struct peer *p, const char *path)
 static bool stays_inside(const struct peer *p, const char *method, json_t *params)
 {
     static const char *const keys[] = {"disk", "path", "from", "to"};
-    json_t *disks = json_object_get(params, "disks"), *v;
+    static const char *const lists[] = {"disks", "targets"};
+    json_t *v;
     unsigned named = 0;
     size_t i;
     for (i = 0; i < GR_ARRAY_LEN(keys); i++) {
@@ -122,12 +123,13 @@ static bool stays_inside(const struct peer *p, const char *method, json_t *param
             return false;
         named += v != NULL;
     }
-    json_array_foreach(disks, i, v)
-    {
-        if (!inside(p, json_string_value(v)))
-            return false;
-        named++;
-    }
+    for (unsigned k = 0; k < GR_ARRAY_LEN(lists); k++)
+        json_array_foreach(json_object_get(params, lists[k]), i, v)
+        {
+            if (!inside(p, json_string_value(v)))
+                return false;
+            named++;
+        }
     v = strncmp(method, "datastore.", 10) == 0 || strncmp(method, "lun.rules", 9) == 0 ? json_object_get(params, "name") : NULL;
     if (v && (!json_is_string(v) || strcmp(json_string_value(v), p->datastore) != 0))
         return false;

@@ -22,7 +22,8 @@ void snap_ds_remove(struct snap_svc *s, struct snap_ds *ds)
         for (unsigned i = 0; i < ds->n_devices; i++)
             free(ds->devices[i]);
         json_decref(ds->login_row);
-        snap_rules_free(ds);
+        snap_table_free(&ds->rules);
+        snap_table_free(&ds->policies);
         mnt_vol_free(ds);
         free(ds);
         return;
@@ -63,6 +64,8 @@ int snap_ds_add(struct snap_svc *s, const char *name, json_t *devices, json_t *l
         return gr_fail(err, -ENOMEM, "datastore '%s': out of memory", name);
     memcpy(ds->name, name, strlen(name) + 1);
     ds->svc = s;
+    ds->rules = (struct snap_table){.place = "granary.access", .what = "access rules", .hint = ": name initiators by patterns"};
+    ds->policies = (struct snap_table){.place = "granary.policy", .what = "snapshot policies", .hint = ""};
     ds->next = s->list;
     s->list = ds;
     ds->login_row = json_incref(login);

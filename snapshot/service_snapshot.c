@@ -16,6 +16,14 @@ json_t *snap_info_row(const char *ds, const char *path, const struct snap_info *
                      i->current, "deleting", i->deleting, "pins", (int)i->pins, "group", i->group);
     if (row && i->counted)
         snap_usage_row(row, i->used, i->unique);
+    json_object_set_new(row, "protected", json_boolean(i->protect));
+    if (i->protect) {
+        json_object_set_new(row, "protected-by", json_string(i->protected_by));
+        json_object_set_new(row, "protected-since", json_integer(i->protected_s));
+        json_object_set_new(row, "protected-why", json_string(i->protected_why));
+    }
+    if (i->expires_s)
+        json_object_set_new(row, "expires", json_integer(i->expires_s));
     return row;
 }
 
@@ -99,18 +107,18 @@ static int group_open(struct snap_op *op, struct group *g)
     return 0;
 }
 
-static int create_here(struct snap_op *op, struct group *g, const char *name, json_t *rows)
+static int create_here(struct snap_op *op, struct group *g, const struct snap_new *new, json_t *rows)
 {
     struct vmfs_disk **disks = gr_alloc(g->n * sizeof(struct vmfs_disk *));
     if (!disks)
         return gr_fail(op->err, -ENOMEM, "snapshot of %zu disks: out of memory", g->n);
     for (size_t i = 0; i < g->n; i++)
         disks[i] = g->disks[i].h->disk;
-    int r = snap_create(disks, (unsigned)g->n, name, op->err);
+    int r = snap_create_new(disks, (unsigned)g->n, new, op->err);
     free(disks);
     for (size_t i = 0; r == 0 && i < g->n; i++) {
         struct snap_info info;
-        r = snap_find(g->disks[i].h->disk, name, &info, op->err);
+        r = snap_find(g->disks[i].h->disk, new->name, &info, op->err);
         if (r == 0)
             json_array_append_new(rows, snap_info_row(g->paths[i].ds, g->paths[i].path, &info));
     }
@@ -135,7 +143,7 @@ static int by_position(struct snap_op *op, const struct group *g, json_t *rows)
 }
 
 /* Disks of several hosts. */
-static int create_everywhere(struct snap_op *op, struct group *g, const char *name, json_t *rows)
+static int create_everywhere(struct snap_op *op, struct group *g, const struct snap_new *new, json_t *rows)
 {
     struct snap_member *all = gr_zalloc(g->n * sizeof(*all));
     struct snap_disk *own = gr_zalloc(g->n * sizeof(*own));
@@ -152,7 +160,7 @@ static int create_everywhere(struct snap_op *op, struct group *g, const char *na
             own[n_own++] = g->disks[i];
     }
     if (r == 0)
-        r = snap_group_lead(op, g->disks[0].ds, name, own, n_own, all, g->n, rows);
+        r = snap_group_lead(op, g->disks[0].ds, new, own, n_own, all, g->n, rows);
     if (r == 0)
         r = by_position(op, g, rows);
     for (size_t i = 0; names && i < g->n; i++)
@@ -163,11 +171,17 @@ static int create_everywhere(struct snap_op *op, struct group *g, const char *na
     return r;
 }
 
-static int op_create(struct snap_op *op)
+int snap_op_snapshot_create(struct snap_op *op)
 {
     gr_auto(group_done) struct group g = {0};
-    const char *name = NULL;
-    int r = snap_op_name(op, "name", &name);
+    struct snap_new new = {0};
+    uint64_t expires = 0;
+    int r = snap_op_name(op, "name", &new.name);
+    if (r == 0)
+        r = gr_json_opt_u64(op->params, "expires", &expires, op->err);
+    if (r == 0 && expires > UINT32_MAX)
+        r = gr_fail(op->err, -GR_EUSAGE, "a snapshot cannot expire at second %llu", (unsigned long long)expires);
+    new.expires_s = (int64_t)expires;
     if (r == 0)
         r = group_parse(op, &g);
     if (r == 0)
@@ -175,15 +189,16 @@ static int op_create(struct snap_op *op)
     if (r < 0)
         return r;
     snap_auto_json json_t *a = json_array();
-    r = !a ? gr_fail(op->err, -ENOMEM, "out of memory") : g.n_others ? create_everywhere(op, &g, name, a) : create_here(op, &g, name, a);
+    r = !a ? gr_fail(op->err, -ENOMEM, "out of memory") : g.n_others ? create_everywhere(op, &g, &new, a) : create_here(op, &g, &new, a);
     return r < 0 ? r : snap_op_result(op, gr_take(a));
 }
-SNAP_METHOD(op_create, "snapshot.create")
+SNAP_METHOD(snap_op_snapshot_create, "snapshot.create")
 
 /* ---- list, delete, revert, clone, bookmark ---- */
 struct rows {
     const struct snap_path *p;
     json_t *a;
+    uint64_t disk; /* object */
 };
 
 static int add_row(void *arg, const struct snap_info *info)
@@ -194,28 +209,54 @@ static int add_row(void *arg, const struct snap_info *info)
     return json_array_append_new(l->a, snap_info_row(l->p->ds, l->p->path, info)) < 0 ? -ENOMEM : 0;
 }
 
+/* Which disks start at each. */
+static int name_clones(struct snap_op *op, struct rows *l, struct snap_ds *ds)
+{
+    struct snap_origins *o = NULL;
+    json_t *row;
+    size_t i;
+    int r = 0;
+    json_array_foreach(l->a, i, row)
+    {
+        if (!json_integer_value(json_object_get(row, "clones")))
+            continue;
+        if (!o && (r = snap_origins_find(ds, &o, op->err)) < 0)
+            return r;
+        json_object_set_new(row, "clone-disks", snap_origins_clones(o, l->disk, (uint64_t)json_integer_value(json_object_get(row, "id"))));
+    }
+    snap_origins_free(o);
+    return r;
+}
+
 static int open_disk(struct snap_op *op, struct snap_path *p, struct snap_disk *d)
 {
     int r = snap_op_path(op, "disk", SNAP_PATH_DISK, p);
     return r < 0 ? r : snap_disk_get(op, p, d);
 }
 
-static int op_list(struct snap_op *op)
+int snap_op_snapshot_list(struct snap_op *op)
 {
     struct snap_path p;
     struct snap_disk d = {0};
     snap_auto_json json_t *a = json_array();
-    int r = open_disk(op, &p, &d);
+    bool deleted = false;
+    int r = gr_json_opt_bool(op->params, "deleted", &deleted, op->err);
+    if (r == 0)
+        r = open_disk(op, &p, &d);
     if (r < 0)
         return r;
-    struct rows l = {&p, a};
+    struct rows l = {&p, a, vmfs_disk_id(d.h->disk)};
     r = snap_list(d.h->disk, add_row, &l, op->err);
+    if (r == 0 && deleted)
+        r = snap_list_kept(d.h->disk, add_row, &l, op->err);
+    if (r == 0)
+        r = name_clones(op, &l, d.ds);
     snap_disk_put(&d);
     return r < 0 ? r : snap_op_result(op, gr_take(a));
 }
-SNAP_METHOD(op_list, "snapshot.list")
+SNAP_METHOD(snap_op_snapshot_list, "snapshot.list")
 
-static int op_delete(struct snap_op *op)
+int snap_op_snapshot_delete(struct snap_op *op)
 {
     struct snap_path p;
     struct snap_disk d = {0};
@@ -246,7 +287,7 @@ static int op_delete(struct snap_op *op)
     snap_disk_put(&d);
     return r;
 }
-SNAP_METHOD(op_delete, "snapshot.delete")
+SNAP_METHOD(snap_op_snapshot_delete, "snapshot.delete")
 
 static int op_revert(struct snap_op *op)
 {
@@ -269,38 +310,6 @@ static int op_revert(struct snap_op *op)
     return r;
 }
 SNAP_METHOD(op_revert, "snapshot.revert")
-
-static int op_clone(struct snap_op *op)
-{
-    struct snap_path p, to;
-    struct snap_disk d = {0};
-    const char *name = NULL;
-    int r = gr_json_str(op->params, "snapshot", &name, op->err);
-    if (r == 0)
-        r = snap_op_path(op, "to", SNAP_PATH_DISK, &to);
-    if (r == 0)
-        r = open_disk(op, &p, &d);
-    if (r < 0)
-        return r;
-    if (strcmp(p.ds, to.ds) != 0)
-        r = gr_fail(op->err, -EXDEV, "a clone shares its blocks with the snapshot and must be in the same datastore, '%s'", p.ds);
-    if (r == 0)
-        r = snap_clone(d.h->disk, name, to.path, op->err);
-    snap_disk_put(&d);
-    if (r == 0)
-        r = snap_disk_get(op, &to, &d);
-    if (r < 0)
-        return r;
-    struct vmfs_stat st;
-    vmfs_disk_stat(d.h->disk, &st);
-    json_t *row = snap_disk_row(d.ds, to.path, &st);
-    gr_auto_free char *parent = gr_asprintf("%s/%s@%s", p.ds, p.path, name);
-    if (row && parent)
-        json_object_set_new(row, "parent", json_string(parent));
-    snap_disk_put(&d);
-    return snap_op_result(op, row);
-}
-SNAP_METHOD(op_clone, "snapshot.clone")
 
 static int op_bookmark(struct snap_op *op)
 {
@@ -397,7 +406,7 @@ static int op_diff(struct snap_op *op)
 SNAP_METHOD(op_diff, "snapshot.diff")
 
 const struct gr_rpc_method snap_snapshot_methods[] = {
-    {"snapshot.create", rpc_op_create}, {"snapshot.list", rpc_op_list, true},         {"snapshot.delete", rpc_op_delete},
-    {"snapshot.revert", rpc_op_revert}, {"snapshot.clone", rpc_op_clone},       {"snapshot.bookmark", rpc_op_bookmark},
+    {"snapshot.create", rpc_snap_op_snapshot_create}, {"snapshot.list", rpc_snap_op_snapshot_list, true},         {"snapshot.delete", rpc_snap_op_snapshot_delete},
+    {"snapshot.revert", rpc_op_revert}, {"snapshot.bookmark", rpc_op_bookmark},
     {"snapshot.diff", rpc_op_diff, true},     {"disk.checkpoint", rpc_op_checkpoint, true}, {NULL, NULL},
 };

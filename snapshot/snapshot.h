@@ -4,6 +4,8 @@
 #define SNAPSHOT_H
 #include "vmfs/vmfs.h"
 
+#define SNAP_WHO_MAX 128u
+#define SNAP_WHY_MAX 512u
 struct snap_info {
     char name[VMFS_NAME_MAX + 1];
     bool is_bookmark;
@@ -21,23 +23,37 @@ struct snap_info {
     bool deleting;        /* going away in the background */
     unsigned pins;        /* readers elsewhere */
     char group[37];       /* uuid text of the group taken in one instant */
+    int64_t expires_s;    /* from then on it is removed by whoever prunes; 0: never */
+    bool protect;         /* it is not deleted: */
+    int64_t protected_s;  /* since then, */
+    char protected_by[SNAP_WHO_MAX], protected_why[SNAP_WHY_MAX + 1];
+};
+struct snap_new {
+    const char *name;
+    int64_t expires_s; /* 0: never */
 };
 /* One instant of all @disks; durable when it returns. -EEXIST names the disk that has @name already (then nothing is done). */
 int snap_create(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err);
+int snap_create_new(struct vmfs_disk *const *disks, unsigned n, const struct snap_new *s, struct gr_err *err);
 /* An instant of disks of several hosts is made of three steps on each, all hosts having done one before any does the next: hold (no write is
  * admitted any more, those that were are over; reads and flushes go on), take, resume. What is acknowledged on one host before something is
  * written on another is then in the first's snapshot, if that is in the second's. Held disks must be resumed, by whoever held them.
  * -EEXIST: as above. */
 int snap_hold(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err);
-int snap_create_held(struct vmfs_disk *const *disks, unsigned n, const char *name, const uint8_t group[16], struct gr_err *err);
+int snap_create_held(struct vmfs_disk *const *disks, unsigned n, const struct snap_new *s, const uint8_t group[16], struct gr_err *err);
 void snap_resume(struct vmfs_disk *const *disks, unsigned n);
 /* Another name, from now on; durable with the next checkpoint. */
 int snap_rename(struct vmfs_disk *d, const char *name, const char *to, struct gr_err *err);
 int snap_list(struct vmfs_disk *d, int (*fn)(void *arg, const struct snap_info *info), void *arg, struct gr_err *err);
+int snap_list_kept(struct vmfs_disk *d, int (*fn)(void *arg, const struct snap_info *info), void *arg, struct gr_err *err); /* deleted, with clones */
 int snap_find(struct vmfs_disk *d, const char *name, struct snap_info *ret, struct gr_err *err); /* -ENOENT */
 /* Gone from the list at once, durably; space comes back in the background. @keep_bookmark leaves a bookmark of the same name.
- * A snapshot with clones stays hidden until they are gone. -GR_ELOCKED: pinned by readers (named). */
+ * A snapshot with clones stays hidden until they are gone. -GR_ELOCKED: pinned by readers (named), or protected. */
 int snap_delete(struct vmfs_disk *d, const char *name, bool keep_bookmark, struct gr_err *err);
+/* Nobody deletes it, nor its disk (-GR_ELOCKED with who and why), until it is unprotected. Durable. */
+int snap_protect(struct vmfs_disk *d, const char *name, const char *by, const char *why, struct gr_err *err);
+int snap_unprotect(struct vmfs_disk *d, const char *name, struct gr_err *err);
+int snap_expire(struct vmfs_disk *d, const char *name, int64_t at_s, struct gr_err *err); /* 0: never. Durable */
 int snap_bookmark(struct vmfs_disk *d, const char *snapshot, const char *bookmark, struct gr_err *err);
 /* Wait until no snapshot of @d is being deleted any more. */
 int snap_settle(struct vmfs_disk *d, struct gr_err *err);
@@ -45,6 +61,8 @@ int snap_settle(struct vmfs_disk *d, struct gr_err *err);
 int snap_revert(struct vmfs_disk *d, const char *name, struct gr_err *err);
 /* New disk @path of the same volume that starts at the snapshot. */
 int snap_clone(struct vmfs_disk *d, const char *name, const char *path, struct gr_err *err);
+/* Many of them. On failure the first *ret_made (may be NULL) exist; of as many as fit one checkpoint all are made, or none. */
+int snap_clone_many(struct vmfs_disk *d, const char *name, const char *const *paths, unsigned n, unsigned *ret_made, struct gr_err *err);
 /* Read-only bdev of a snapshot; holds the snapshot while open (a delete waits hidden). Put with gr_bdev_put. */
 int snap_open(struct vmfs_disk *d, const char *name, struct gr_bdev **ret, struct gr_err *err);
 /* The same for a process that joined as VMFS_READER: pins the snapshot in the reader's slot. @path is the disk. */

@@ -1,6 +1,6 @@
 /* Object blobs: what an inode says of a directory's entries, or of a disk's tree, snapshots, lineages, bookmarks, attributes. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 
 static void ptr_put(const struct mchild *c, struct vmfs_ptr_disk *d)
 {

@@ -6,7 +6,7 @@
  *   phase 2   the images go into the journal and are flushed: from here on recovery starts behind them
  *   phase 3   the images are written home and flushed        phase 4   the journal's tail moves */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/evacuate.h"
 
 struct chunk { /* contiguous units to be written */
     uint64_t addr;

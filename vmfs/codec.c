@@ -188,9 +188,9 @@ int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
     memcpy(s.name, d->name, sizeof s.name);
     if (memchr(s.name, 0, sizeof s.name) == NULL || !gr_utf8_ok(s.name, strlen(s.name)) || s.name[0] == 0)
         return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: the volume's name is not text");
-    if (s.incompat & ~VMFS_INCOMPAT_KNOWN)
+    if (s.incompat & ~vmfs_features_known())
         return gr_fail(err, -GR_EVERSION, "datastore '%s' uses features 0x%llx that this build does not know: use a newer Granary", s.name,
-                       (unsigned long long)(s.incompat & ~VMFS_INCOMPAT_KNOWN));
+                       (unsigned long long)(s.incompat & ~vmfs_features_known()));
     s.n_devices = gr_le32_get(d->n_devices);
     s.this_device = gr_le32_get(d->this_device);
     s.region_units = gr_le32_get(d->region_units);

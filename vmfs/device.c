@@ -114,6 +114,16 @@ int vdev_flush(struct vmfs *v)
     return first;
 }
 
+bool vdev_all_in_memory(struct vmfs *v)
+{
+    bool all = true;
+    for (unsigned i = 0; all && i < v->sb.n_devices; i++) {
+        struct gr_geometry g = {0};
+        all = !v->dev[i].bdev || (gr_bdev_geometry(v->dev[i].bdev, &g) == 0 && g.in_memory);
+    }
+    return all;
+}
+
 void vmfs_warn(struct vmfs *v, const char *fmt, ...)
 {
     char text[GR_ERR_TEXT];

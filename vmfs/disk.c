@@ -280,13 +280,16 @@ static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
     case GR_OP_UNMAP:
     case GR_OP_WRITE_ZEROES:
     case GR_OP_COMPARE_WRITE:
-        if (bio->len == 0)
-            gr_bio_end(bio, 0);
+        if (bio->len == 0 || vobj_template(o))
+            gr_bio_end(bio, bio->len ? -GR_EREADONLY : 0);
         else
             change(o, bio);
         return;
     case GR_OP_SCRUB:
-        scrub(ch, bio);
+        if (vobj_template(o))
+            gr_bio_end(bio, -GR_EREADONLY);
+        else
+            scrub(ch, bio);
         return;
     case GR_OP_FLUSH:
         flush(o->v, bio);
@@ -295,7 +298,10 @@ static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
         tree_extents(o, &o->live, o->ino.size, o->lineage, o->epoch, bio);
         return;
     case GR_OP_COPY:
-        disk_copy(ch, bio);
+        if (vobj_template(o))
+            gr_bio_end(bio, -GR_EREADONLY);
+        else
+            disk_copy(ch, bio);
         return;
     }
     gr_bio_end(bio, -EOPNOTSUPP);
@@ -305,7 +311,7 @@ static void shape(uint64_t size, uint32_t physical_block, const struct vmfs_lun 
 {
     *ret = (struct gr_geometry){ .size = size, .logical_block = 512, .physical_block = physical_block, .unmap_granule = VMFS_PIECE,
                                  .optimal_io = VMFS_BLOCK, .atomic_bytes = 1u << 20, .thin = true,
-                                 .read_only = lun->flags & VMFS_LUN_READ_ONLY, .removable = lun->flags & VMFS_LUN_REMOVABLE,
+                                 .read_only = lun->flags & (VMFS_LUN_READ_ONLY | VMFS_LUN_TEMPLATE), .removable = lun->flags & VMFS_LUN_REMOVABLE,
                                  .limit_iops = lun->iops, .limit_bytes = lun->bytes_per_s, .limit_burst_ms = lun->burst_ms };
     memcpy(ret->uuid, uuid, 16);
 }
@@ -323,6 +329,7 @@ static int disk_geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
     struct vmfs_lun lun = vobj_lun(d->o);
     uint64_t size = d->o->ino.type == VMFS_FILE ? (d->o->ino.size + 511) & ~511ull : d->o->ino.size; /* whole sectors of a file */
     shape(size, vobj_physical_block(d->o), &lun, d->o->ino.uuid, ret);
+    ret->in_memory = vdev_all_in_memory(d->o->v);
     return 0;
 }
 
@@ -354,7 +361,7 @@ static int attr_get(struct gr_bdev *bdev, const char *key, void **ret, struct gr
     return gr_fail(err, -ENOENT, "'%s' has no attribute '%s'", bdev->name, key);
 }
 
-int disk_attr_record(struct vmfs_disk *d, const char *key, const void *val, size_t len, struct gr_err *err)
+int disk_attr_do(struct vmfs_disk *d, const char *key, const void *val, size_t len, struct gr_err *err)
 {
     struct gr_bdev *bdev = &d->bdev;
     size_t kl = strlen(key), total = (sizeof(struct vmfs_rec_attr_disk) + kl + len + 3) & ~3ul;
@@ -373,10 +380,16 @@ int disk_attr_record(struct vmfs_disk *d, const char *key, const void *val, size
     memcpy(rec->bytes, key, kl);
     if (len)
         memcpy(rec->bytes + kl, val, len);
-    journal_room(d->o->v);
     int r = record_do(d->o, rec, total, err);
     free(rec);
     return r;
+}
+
+int disk_attr_record(struct vmfs_disk *d, const char *key, const void *val, size_t len, struct gr_err *err)
+{
+    if (d->o && !d->gone)
+        journal_room(d->o->v);
+    return disk_attr_do(d, key, val, len, err);
 }
 
 static int attr_set(struct gr_bdev *bdev, const char *key, const void *val, size_t len, struct gr_err *err)

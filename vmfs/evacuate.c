@@ -9,6 +9,7 @@
  * Cut anywhere, what the last checkpoint took over stays moved; the rest is copied again by the next attempt. */
 #include "common/seam.h"
 #include "vmfs/evacuate.h"
+#include "vmfs/loss.h"
 
 #define PUBLISH_UNITS 262144u     /* 1 GiB: so much is copied before a checkpoint takes it over */
 #define PUBLISH_ENTRIES 65536u

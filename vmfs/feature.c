@@ -36,6 +36,14 @@ int vfeature_on(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *e
     return r;
 }
 
+int vmfs_known_to(const struct vmfs *v, uint64_t features, struct gr_err *err)
+{
+    uint64_t unknown = v->sb.incompat & ~(features ? features : VMFS_INCOMPAT_FIRST);
+    return unknown ? gr_fail(err, -GR_EVERSION, "datastore '%s' uses features 0x%llx that the other build does not know: use a newer Granary", v->sb.name,
+                             (unsigned long long)unknown)
+                   : 0;
+}
+
 int vfeature_check(const struct vmfs *v, const struct vsuper *s, struct gr_err *err)
 {
     uint64_t unknown = s->incompat & ~v->features, readers_only = v->role == VMFS_HOST ? s->ro_compat & ~VMFS_RO_COMPAT_KNOWN : 0;

@@ -16,6 +16,7 @@
 #include "vmfs/files.h"
 #include "vmfs/format.h"
 #include "vmfs/quota.h"
+#include "vmfs/share.h"
 #include "vmfs/usage.h"
 #include "vmfs/vmfs.h"
 #include <string.h>
@@ -391,7 +392,7 @@ struct vmfs {
     struct vmfs_join_opts opts; /* strings owned below */
     char *host_name, *address, *portal;
     uint8_t link_key[32];
-    uint64_t features; /* incompat features that we know */
+    uint64_t features; /* incompat features that we know, or say that we do */
     struct vjournal j;
     struct vspace sp;
     struct vobj *objs[VOBJ_HASH];
@@ -406,7 +407,7 @@ struct vmfs {
     size_t dirty_objects;
     size_t n_leaves, max_leaves;
     unsigned background;          /* fibers that must end before leave */
-    bool resuming; /* what others left to be given back is still being looked for */
+    bool resuming, resume_again; /* what others left to be given back is still being looked for; and once more */
     struct gr_fqueue background_q;
     bool ckpt_running_auto, ckpt_cleaning;
     uint64_t ckpt_rounds;         /* checkpoints in the background that ended */
@@ -433,8 +434,6 @@ int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, u
 /* Compare-and-write of one unit. Where one host is alone the device need not be able to. */
 int vdev_swap(struct vmfs *v, uint64_t addr, const void *was, const void *now);
 int vdev_flush(struct vmfs *v); /* all devices */
-/* [sync] Do tables lie there that all depend on, or journals? */
-bool vdev_has_tables(const struct vmfs *v, unsigned dev);
 void *vunits_alloc(uint32_t units); /* aligned, zeroed; free() */
 /* Give the volume up on this host: nothing is acknowledged any more. [sync] */
 void vmfs_fence(struct vmfs *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -647,6 +646,7 @@ static inline bool space_leaving(const struct vmfs *v, uint64_t addr) /* nothing
     unsigned dev = vmfs_addr_dev(addr);
     return v->sb.dev[dev].state != VMFS_DEVICE_IN_USE || vdev_missing(v, dev);
 }
+bool vdev_all_in_memory(struct vmfs *v);
 static inline bool vdev_stale(const struct vmfs *v, unsigned dev) { return v->sb.dev[dev].stale; }
 static inline bool space_closed(const struct vmfs *v, uint64_t addr) /* nothing is taken there [sync] */
 {
@@ -678,31 +678,6 @@ int moved_load(struct vmfs *v, struct gr_err *err); /* the lists that the superb
 void moved_done(struct vmfs *v);
 /* vhdr_check() of a block that may have been moved since it was written. */
 int vblock_check(const struct vmfs *v, const void *block, unsigned type, uint32_t units, uint64_t addr, struct gr_err *err);
-
-/* ---------- evacuate.c ---------- */
-struct ckpt;
-const struct vmoved *evac_pending(const struct evac *e, unsigned dev); /* what a checkpoint under way moves off it; NULL: nothing [sync] */
-int evac_clear(struct vmfs *v, struct gr_err *err); /* nobody is emptying a device: the superblock says so */
-void evac_capture(struct ckpt *c); /* [sync] within the capture of a checkpoint */
-/* ckpt.c, for it: a run that was reserved becomes part of the checkpoint. NULL: out of memory, the run is free again. */
-uint8_t *ckpt_take(struct ckpt *c, uint64_t addr, uint32_t units);
-void ckpt_image(struct ckpt *c, uint64_t addr_a, uint64_t addr_b, const void *block);
-void ckpt_fail(struct ckpt *c, int code);
-uint64_t ckpt_number(const struct ckpt *c);
-struct vmfs *ckpt_volume(const struct ckpt *c);
-
-/* ---------- share.c ---------- */
-/* Owners of [at, at+units) of a region: one more, or one less where there are more than one [sync]. 0; -ENOMEM: nothing changed. */
-int share_change(struct vregion *r, uint32_t at, uint32_t units, bool more);
-/* Is the unit @at shared? *ret_units: so many from there on are alike, at most @units [sync]. */
-bool share_at(const struct vregion *r, uint32_t at, uint32_t units, uint32_t *ret_units);
-/* Nothing of [at, at+units) is on the list any more [sync]. 0; -ENOMEM. */
-int share_cut(struct vregion *r, uint32_t at, uint32_t units);
-int share_load(struct vmfs *v, struct vregion *r, const struct vmfs_region_disk *h, struct gr_err *err);
-uint32_t share_blob_units(const struct vregion *r);
-void share_blob_encode(const struct vregion *r, void *units); /* behind the header [sync] */
-/* Rule 7: ascending, apart, inside a region of @units. */
-bool share_list_ok(const struct vmfs_share_disk *d, size_t n, uint32_t units);
 
 /* ---------- data_crc.c: datastores that keep a CRC32C of every piece ---------- */
 static inline bool vcrc_kept(const struct vmfs *v) { return v->sb.incompat & VMFS_INCOMPAT_DATA_CRC; }
@@ -827,12 +802,11 @@ int vobj_attr_put(struct vobj *o, const char *key, size_t key_len, const void *v
 /* Bytes of a physical block as reported to initiators: the attribute of that name, 512 or a piece. */
 #define VMFS_ATTR_PHYSICAL "physical-block"
 uint32_t vobj_physical_block(const struct vobj *o);
-#define VMFS_ATTR_LOST "lost-writes"
-uint32_t vobj_lost_writes(const struct vobj *o); /* devices that were lost with unflushed writes of it, a bit each */
 int vobj_set_physical_block(struct vobj *o, uint32_t bytes);
 /* How the disk shows itself as a logical unit. */
 #define VMFS_ATTR_LUN "lun"
 struct vmfs_lun vobj_lun(const struct vobj *o);
+static inline bool vobj_template(const struct vobj *o) { return vobj_lun(o).flags & VMFS_LUN_TEMPLATE; }
 struct vbookmark *vobj_bookmark_named(struct vobj *o, const char *name);
 
 /* object_name.c: "DATASTORE/PATH", or "DATASTORE, object N" of one that has no name (fiber). */
@@ -940,6 +914,18 @@ int disk_clear(struct dop *op);
 /* Make [first, end) holes, whatever is there (fiber). */
 int disk_clear_pieces(struct dop *op, uint64_t first, uint64_t end);
 
+/* ---------- renew.c ---------- */
+struct vrenew {
+    struct vmfs_disk *d;
+    uint64_t from; /* what was born before this epoch is old */
+    bool all;      /* not only data: pieces that are owned and read as zeros become holes */
+    uint64_t done; /* pieces of data written anew */
+    int (*progress)(void *arg, uint64_t pieces, struct gr_err *err); /* once in a while; not 0: stop; may be NULL */
+    void *arg;
+    int (*leaf)(struct vrenew *w, uint64_t piece, struct mnode *leaf, struct gr_err *err); /* of each leaf that has nothing old any more; may be NULL */
+};
+int disk_renew(struct vrenew *w, struct gr_err *err); /* all of the live head (fiber) */
+
 /* ---------- bounce.c ---------- */
 uint8_t *vbounce_get(struct vmfs *v, size_t len); /* NULL: all are in use, or out of memory [sync] */
 void vbounce_put(struct vmfs *v, uint8_t *buf, size_t len); /* [sync] */
@@ -949,9 +935,16 @@ void vbounce_done(struct vmfs *v); /* [sync] */
 /* ---------- reap.c ---------- */
 void reap_kick(struct vobj *o);    /* give back deleted snapshots in the background [sync] */
 bool reap_pending(struct vobj *o); /* something is being given back, or could be [sync] */
+bool reap_parked(struct vobj *o);  /* it was removed, and what is left of it stays as long as there are clones of it [sync] */
 
 /* ---------- disk.c, open.c: what files.c does differently ---------- */
 int disk_attr_record(struct vmfs_disk *d, const char *key, const void *val, size_t len, struct gr_err *err); /* not durable yet */
+int disk_attr_do(struct vmfs_disk *d, const char *key, const void *val, size_t len, struct gr_err *err); /* the same [sync]; the journal has room */
+/* notes.c: what is said of a snapshot. The attribute's value, or NULL. */
+const struct vattr *vobj_note(const struct vobj *o, const char *kind, uint64_t snap);
+void vobj_note_key(const char *kind, uint64_t snap, char ret[33]);
+/* -GR_ELOCKED and who protects it, or 0. */
+int vobj_protected(const struct vobj *o, const struct vsnap *s, const char *disk, struct gr_err *err);
 int disk_open(struct vmfs *v, uint64_t id, const char *path, unsigned wait_ms, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err);
 int disk_give_up(struct vmfs *v, uint64_t id, const char *path, struct gr_err *err);
 /* Cut or grow, frozen (fiber). */
@@ -981,12 +974,25 @@ int ns_dir(struct vmfs *v, const char *path, struct vobj **ret, struct gr_err *e
 int ns_end(struct vmfs *v, int r, struct gr_err *err);
 int vmfs_refresh(struct vmfs *v, struct gr_err *err); /* grow.c: learn that another host grew the volume */
 void vobj_adopt(struct vobj *o); /* object.c: a peeked object joins the table of those held here [sync] */
+/* New objects at all @paths, or at none; they and their names go home in one checkpoint, so no more than vmfs_create_max() of them. */
+struct ns_many {
+    enum vmfs_type type;
+    int (*init)(void *arg, struct vobj *o);  /* [sync] fills its content before it becomes visible; may be NULL */
+    void (*undo)(void *arg, struct vobj *o); /* [sync] of one that init() was called for: it comes to nothing; may be NULL */
+    void *arg;
+};
+int vmfs_create_many(struct vmfs *v, const char *const *paths, unsigned n, const struct ns_many *m, struct gr_err *err);
+static inline unsigned vmfs_create_max(const struct vmfs *v) { return GR_MAX(v->j.units / 8, 1u); }
 /* New object at @path; init(arg, o) [sync] fills its content before it becomes visible. */
 int vmfs_create_with(struct vmfs *v, const char *path, enum vmfs_type type, int (*init)(void *arg, struct vobj *o), void *arg, struct gr_err *err);
 /* The object at @from takes the name @to over; what had it goes. */
 int ns_replace(struct vmfs *v, const char *from, const char *to, struct gr_err *err);
 void ns_destroy(struct vobj *o);              /* a removed object's content goes, in the background */
 int ns_bury(struct vobj *o);                  /* … and its inode; 0: @o is gone (fiber) */
+/* The origin of a clone, held for one that lets go of it: between them it is in use. */
+void origin_let_go(struct vobj *origin, uint64_t snap, const struct vobj *dying); /* [sync] */
+void origin_done(struct vobj *origin);        /* origin->users was raised; NULL allowed (fiber) */
+int hidden_name(struct vobj *o, const char *path, struct gr_err *err); /* hidden.c: what is deleted keeps its name while there are clones of it [sync] */
 void ns_undo(struct vmfs *v, struct vobj *o); /* an operation failed: forget what it made */
 void inode_clear(struct vmfs *v, struct vobj *o); /* [sync] */
 int ns_format_root(struct vmfs *v, struct gr_err *err); /* the root and the directory of dying objects */

@@ -5,9 +5,7 @@
 #include "common/seam.h"
 #include "vmfs/internal.h"
 #include "vmfs/keys.h"
-#include <assert.h>
 
-#define REWRITE_PIECES 64u /* looked at, and written, at once */
 
 uint64_t vmfs_kek_id(const uint8_t kek[32]) { return vcipher_kek_id(kek); }
 
@@ -106,122 +104,6 @@ int vmfs_keys_rotate(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *err)
 }
 
 /* ---- writing anew ---- */
-struct rewrite {
-    struct vmfs_disk *d;
-    struct vobj *o;
-    uint64_t from; /* epoch of the newest key */
-    uint64_t done; /* pieces */
-    int (*progress)(void *arg, uint64_t pieces, struct gr_err *err);
-    void *arg;
-};
-
-static bool is_old(const struct mnode *leaf, uint64_t piece, uint64_t from)
-{
-    struct mpiece m = ment_piece(&leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES], (unsigned)(piece % VMFS_BLOCK_PIECES));
-    return m.state == VMFS_P_DATA && m.birth < from;
-}
-
-/* The first run of old pieces in [*piece, end) of one leaf: its length, and *piece where it begins. 0: none. */
-static uint32_t old_run(const struct mnode *leaf, uint64_t *piece, uint64_t end, uint64_t from)
-{
-    uint32_t n = 0;
-    while (*piece < end && !is_old(leaf, *piece, from))
-        (*piece)++;
-    while (*piece + n < end && n < REWRITE_PIECES && is_old(leaf, *piece + n, from))
-        n++;
-    return n;
-}
-
-struct pass { /* one admitted operation */
-    struct gr_fiber *fiber;
-    bool ended, waits;
-};
-static void pass_granted(struct vrange *r)
-{
-    struct pass *p = ((struct dop *)r->arg)->bio->arg;
-    if (p->waits)
-        gr_fiber_wake(p->fiber);
-}
-static void pass_ended(struct gr_bio *bio)
-{
-    ((struct pass *)bio->arg)->ended = true;
-}
-
-/* Admitted: what is old in [first, end) of one leaf is read and written. */
-static int rewrite_range(struct rewrite *w, struct dop *op, uint64_t first, uint64_t end)
-{
-    struct vobj *o = w->o;
-    uint8_t *buf = vunits_alloc(REWRITE_PIECES);
-    int r = buf ? 0 : -ENOMEM;
-    while (r == 0 && first < end) {
-        struct mnode *leaf;
-        journal_room_for(op);
-        r = o->v->fenced ? -GR_EFENCED : mtree_load(o, &o->live, first, NULL);
-        if (r < 0 || mtree_peek(&o->live, first, &leaf) < 0)
-            continue;
-        uint32_t n = leaf ? old_run(leaf, &first, end, w->from) : 0;
-        if (!n)
-            break;
-        struct iovec iov = { buf, (size_t)n * VMFS_PIECE };
-        r = tree_read_wait(o, &o->live, buf, iov.iov_len, first * VMFS_PIECE);
-        if (r == 0)
-            r = disk_write_pieces(op, first * VMFS_PIECE, iov.iov_len, &iov, 1, false);
-        w->done += n;
-        first += n;
-    }
-    free(buf);
-    return r;
-}
-
-static int rewrite_pass(struct rewrite *w, uint64_t first, uint64_t end)
-{
-    struct pass p = { gr_fiber_self(), false, false };
-    struct gr_bio bio = { .op = GR_OP_WRITE, .off = first * VMFS_PIECE, .len = (end - first) * VMFS_PIECE, .done = pass_ended, .arg = &p };
-    struct dop *op = disk_op_new(w->o, &bio);
-    if (!op)
-        return -ENOMEM;
-    op->range.first = first;
-    op->range.end = end;
-    op->range.grant = pass_granted;
-    op->range.arg = op;
-    range_enter(w->o, &op->range);
-    p.waits = true;
-    while (!op->range.granted)
-        gr_fiber_suspend();
-    disk_op_finish(op, op->v->fenced ? -GR_EFENCED : rewrite_range(w, op, first, end), false);
-    assert(p.ended);
-    return bio.status;
-}
-
-/* All of the live head. */
-static int rewrite_live(struct rewrite *w, struct gr_err *err)
-{
-    struct vobj *o = w->o;
-    int r = 0;
-    for (uint64_t piece = 0; r == 0;) {
-        struct mnode *leaf;
-        r = mtree_next(o, &o->live, piece, 0, &piece, err);
-        if (r < 0 || piece == UINT64_MAX)
-            break;
-        r = mtree_load(o, &o->live, piece, err);
-        if (r < 0 || mtree_peek(&o->live, piece, &leaf) < 0)
-            continue;
-        uint64_t end = (piece / VMFS_LEAF_PIECES + 1) * VMFS_LEAF_PIECES;
-        uint32_t n = leaf ? old_run(leaf, &piece, end, w->from) : 0;
-        if (!n) {
-            piece = end;
-            gr_fiber_yield();
-        } else if ((r = rewrite_pass(w, piece, piece + n)) < 0) {
-            gr_fail(err, r, "it cannot be written anew: %s", gr_code_text(r));
-        } else {
-            piece += n;
-            r = w->progress ? w->progress(w->arg, w->done, err) : 0;
-        }
-        if (r == 0)
-            r = usable(w->d, err);
-    }
-    return r;
-}
 
 /* Which of the keys the data of a tree needs: bits in *need. */
 static int tree_needs(struct vobj *o, struct mtree *t, const struct vkeys *k, uint32_t *need, struct gr_err *err)
@@ -309,16 +191,17 @@ int vmfs_keys_rewrite(struct vmfs_disk *d, int (*progress)(void *arg, uint64_t p
                       struct gr_err *err)
 {
     struct vkeys k;
-    struct rewrite w = { .d = d, .o = d->o, .progress = progress, .arg = arg };
+    struct vrenew w = { .d = d, .progress = progress, .arg = arg };
     int r = usable(d, err);
     if (r < 0)
         return r;
-    struct vmfs *v = w.o->v;
+    struct vobj *o = d->o;
+    struct vmfs *v = o->v;
     v->background++; /* nobody leaves the volume meanwhile */
-    r = vkeys_read(w.o, &k, err);
+    r = vkeys_read(o, &k, err);
     w.from = r == 0 ? k.key[k.n - 1].from : 0;
     if (r == 0 && k.n > 1)
-        r = rewrite_live(&w, err);
+        r = disk_renew(&w, err);
     if (r == 0 && (r = journal_commit(v)) < 0) /* what replaces the old data is there before its key goes */
         gr_fail(err, r, "it is not durable: %s", v->fence_reason);
     if (r == 0 && k.n > 1)

@@ -334,9 +334,14 @@ static int removable(struct vobj *o, const char *path, struct gr_err *err)
         return o->n_ents ? gr_fail(err, -ENOTEMPTY, "'%s/%s' is not empty", ds, path) : 0;
     if (o->opens || o->handle || o->users)
         return gr_fail(err, -EBUSY, "'%s/%s' is in use", ds, path);
+    if (vobj_template(o))
+        return gr_fail(err, -GR_ELOCKED, "'%s/%s' is a template (granary disk set --template off makes it a disk like any other)", ds, path);
     for (size_t i = 0; i < o->n_snaps; i++) {
-        if (o->snaps[i]->clones)
-            return gr_fail(err, -EBUSY, "'%s/%s': %u clones start at its snapshot '%s'", ds, path, o->snaps[i]->clones, o->snaps[i]->name);
+        char disk[VMFS_VOLUME_NAME_MAX + VMFS_PATH_MAX + 2];
+        snprintf(disk, sizeof disk, "%s/%s", ds, path);
+        int r = o->snaps[i]->flags & VMFS_SNAP_HIDDEN ? 0 : vobj_protected(o, o->snaps[i], disk, err);
+        if (r < 0)
+            return r;
         if (o->snaps[i]->open)
             return gr_fail(err, -EBUSY, "'%s/%s': its snapshot '%s' is being read", ds, path, o->snaps[i]->name);
     }
@@ -423,6 +428,8 @@ int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err)
             r = removable(o, path, err);
         if (r == 0)
             r = vkeys_destroy(o, err);
+        if (r == 0)
+            r = hidden_name(o, path, err);
         if (r == 0)
             r = dying_add(v, id, o->ino.type, err);
         if (r == 0) {

@@ -26,29 +26,62 @@ void ns_destroy(struct vobj *o)
     reap_kick(o);
 }
 
-/* A clone's origin, held: its counter goes home together with the clone's inode. Waits while another host has it. */
+/* A clone's origin, held: its counter goes home together with the clone's inode. Another host may have it: a command ends soon, but a daemon does
+ * not, and then -GR_ELOCKED. */
+#define ORIGIN_TRIES 6
 static int hold_origin(struct vobj *o, struct vobj **ret)
 {
     struct vmfs *v = o->v;
     int r = -GR_ELOCKED;
     *ret = NULL;
-    while (o->origin_object && r == -GR_ELOCKED && !v->fenced && !v->leaving) {
+    for (unsigned i = 0; o->origin_object && r == -GR_ELOCKED && i < ORIGIN_TRIES && !v->fenced && !v->leaving; i++) {
         struct gr_err err = { 0 };
-        r = vobj_hold(v, o->origin_object, 0, ret, NULL, &err);
-        if (r == -GR_ELOCKED)
+        if (i)
             gr_fiber_sleep_ms(500);
-        else if (r < 0)
+        r = vobj_hold(v, o->origin_object, 0, ret, NULL, &err);
+        if (r < 0 && r != -GR_ELOCKED)
             vmfs_warn(v, "object %llu cannot be removed: its origin: %s", (unsigned long long)o->id, gr_err_text(&err, r));
     }
     return o->origin_object ? r : 0;
 }
 
-static void origin_done(struct vobj *origin)
+void origin_done(struct vobj *origin)
 {
-    if (origin) {
-        origin->users--;
-        gr_fqueue_wake_all(&origin->settled);
+    if (!origin)
+        return;
+    struct vmfs *v = origin->v;
+    uint64_t id = origin->id;
+    origin->users--;
+    gr_fqueue_wake_all(&origin->settled);
+    reap_kick(origin);
+    if (reap_parked(origin))
+        (void)vobj_release_idle(v, id, NULL); /* deleted, and kept for other clones: whoever has those may need it */
+}
+
+/* One clone less hangs on it [sync]. @dying: the directory of those. */
+void origin_let_go(struct vobj *origin, uint64_t snap, const struct vobj *dying)
+{
+    struct vsnap *s = vobj_snap(origin, snap);
+    if (s && s->clones) {
+        s->clones--;
+        vobj_touch(origin);
     }
+    for (size_t i = 0; i < dying->n_ents; i++)
+        origin->dying |= dying->ents[i].id == origin->id; /* it was deleted before */
+}
+
+/* Nothing is left of @o but the inode, and the host that has its origin must go on: it gets it. */
+static int hand_over(struct vobj *o)
+{
+    struct vmfs *v = o->v;
+    if (!v->opts.resume)
+        return -GR_ELOCKED;
+    int r = ckpt_run(v);
+    if (r == 0)
+        r = vobj_release(v, o, NULL);
+    if (r == 0)
+        v->opts.resume(v->opts.warn_arg);
+    return r;
 }
 
 /* Nothing is left of it but the inode. The names, the counter and the inode change without a suspension in between, so they go home
@@ -59,6 +92,8 @@ int ns_bury(struct vobj *o)
     struct vobj *root, *dying, *origin;
     struct gr_err err = { 0 };
     int r = hold_origin(o, &origin);
+    if (r == -GR_ELOCKED && !o->n_snaps && slot_empty(&o->live.root))
+        return hand_over(o);
     if (r < 0)
         return r;
     if (origin)
@@ -72,12 +107,9 @@ int ns_bury(struct vobj *o)
     if (r == 0 && (o->n_snaps || !slot_empty(&o->live.root)))
         r = -EAGAIN; /* it was marked as dying, but what it holds was not yet: once more */
     if (r == 0) {
-        struct vsnap *s = origin ? vobj_snap(origin, o->origin_snap) : NULL;
         dir_remove(dying, o->id);
-        if (s && s->clones) {
-            s->clones--;
-            vobj_touch(origin);
-        }
+        if (origin)
+            origin_let_go(origin, o->origin_snap, dying);
         inode_clear(v, o);
     }
     r = ns_end(v, r, &err);
@@ -85,8 +117,6 @@ int ns_bury(struct vobj *o)
         gr_fqueue_wake_all(&o->settled);
         vobj_release(v, o, &err);
     }
-    if (r == 0 && origin)
-        reap_kick(origin);
     origin_done(origin);
     return r;
 }
@@ -120,12 +150,23 @@ void ns_undo(struct vmfs *v, struct vobj *o)
     }
 }
 
+static bool parked_at_home(struct vmfs *v, uint64_t id)
+{
+    struct vobj *o;
+    if (vobj_peek(v, id, &o, NULL) < 0)
+        return false;
+    o->dying = true;
+    bool parked = reap_parked(o);
+    vobj_free(o);
+    return parked;
+}
+
 /* One of the dying, if it still is: a new disk is among them while it is being filled, and then it is not. */
 static void resume_one(struct vmfs *v, uint64_t id)
 {
     struct vobj *root, *dying, *o = NULL;
     bool listed = false;
-    if (vobj_find(v, id) || (v->opts.in_use && v->opts.in_use(v->opts.warn_arg, id)) || ns_begin(v, &root, NULL) < 0)
+    if (vobj_find(v, id) || parked_at_home(v, id) || (v->opts.in_use && v->opts.in_use(v->opts.warn_arg, id)) || ns_begin(v, &root, NULL) < 0)
         return; /* one of ours, under way; or a file that somebody has open */
     int r = dir_load(v, VMFS_INODE_DYING, &dying, NULL);
     for (size_t i = 0; r == 0 && i < dying->n_ents; i++)
@@ -137,15 +178,23 @@ static void resume_one(struct vmfs *v, uint64_t id)
         ns_destroy(o);
 }
 
+static void resume_all(struct vmfs *v)
+{
+    struct vobj *dying;
+    if (vobj_peek(v, VMFS_INODE_DYING, &dying, NULL) < 0)
+        return;
+    for (size_t i = 0; i < dying->n_ents && !v->fenced && !v->leaving; i++)
+        resume_one(v, dying->ents[i].id);
+    vobj_free(dying);
+}
+
 static void resume_work(void *arg)
 {
     struct vmfs *v = arg;
-    struct vobj *dying;
-    if (vobj_peek(v, VMFS_INODE_DYING, &dying, NULL) == 0) {
-        for (size_t i = 0; i < dying->n_ents && !v->fenced && !v->leaving; i++)
-            resume_one(v, dying->ents[i].id);
-        vobj_free(dying);
-    }
+    do {
+        v->resume_again = false;
+        resume_all(v);
+    } while (v->resume_again && !v->fenced && !v->leaving);
     v->resuming = false;
     if (--v->background == 0)
         gr_fqueue_wake_all(&v->background_q);
@@ -155,10 +204,19 @@ void ns_resume(struct vmfs *v)
 {
     if (v->role != VMFS_HOST)
         return;
+    if (v->resuming) {
+        v->resume_again = true;
+        return;
+    }
     v->background++;
     v->resuming = true;
     if (gr_fiber_start(v->loop, resume_work, v) < 0) {
         v->background--;
         v->resuming = false;
     }
+}
+
+void vmfs_resume(struct vmfs *v)
+{
+    ns_resume(v);
 }

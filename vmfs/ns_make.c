@@ -3,6 +3,11 @@
 #include "vmfs/internal.h"
 #include "vmfs/keys.h"
 
+struct ns_made {
+    const char *path, *name;
+    struct vobj *dir, *o;
+};
+
 struct shape {
     uint64_t size;
     enum vmfs_provision provision;
@@ -131,31 +136,84 @@ static int create_thick(struct vmfs *v, const char *path, enum vmfs_type type, s
     return r;
 }
 
-int vmfs_create_with(struct vmfs *v, const char *path, enum vmfs_type type, int (*init)(void *arg, struct vobj *o), void *arg, struct gr_err *err)
+/* A free inode that goes to a name below; it is not home, nor named, before all are. */
+static int make_one(struct vmfs *v, struct vobj *root, const struct ns_many *m, struct ns_made *ret, struct gr_err *err)
 {
-    struct vobj *root, *o = NULL, *dir;
+    struct vobj *dir;
     const char *name;
-    int r = ns_must_be_free(v, path, err);
-    if (r == 0)
-        r = ns_begin(v, &root, err);
-    if (r < 0)
-        return r;
-    r = ns_walk_parent(v, root, path, true, &dir, &name, err);
+    int r = ns_walk_parent(v, root, ret->path, true, &dir, &name, err);
     if (r == 0 && dir_find(dir, name, strlen(name)))
-        r = gr_fail(err, -EEXIST, "'%s/%s' exists already", v->sb.name, path);
-    if (r == 0 && type == VMFS_DISK)
+        r = gr_fail(err, -EEXIST, "'%s/%s' exists already", v->sb.name, ret->path);
+    if (r == 0 && m->type == VMFS_DISK)
         r = quota_may_create(v, dir->id, 0, err);
     if (r == 0)
-        r = vobj_new(v, type, &o, err);
-    if (r == 0 && init)
-        r = init(arg, o);
+        r = vobj_new(v, m->type, &ret->o, err);
+    if (r == 0) {
+        vobj_clean(ret->o);
+        ret->dir = dir;
+        ret->name = name;
+    }
+    return r;
+}
+
+/* [sync] */
+static int name_all(struct vmfs *v, const struct ns_many *m, struct ns_made *made, unsigned n, struct gr_err *err)
+{
+    int r = 0;
+    unsigned done = 0;
+    for (; r == 0 && done < n; done++) {
+        struct ns_made *k = &made[done];
+        if (dir_find(k->dir, k->name, strlen(k->name)))
+            r = gr_fail(err, -EEXIST, "'%s/%s' is named twice", v->sb.name, k->path);
+        if (r == 0)
+            r = dir_add(k->dir, k->name, strlen(k->name), k->o->id, (uint16_t)m->type);
+        if (r == 0 && m->init && (r = m->init(m->arg, k->o)) < 0)
+            dir_remove(k->dir, k->o->id);
+        if (r < 0)
+            break;
+        vobj_touch(k->o);
+        if (m->type == VMFS_DIR)
+            k->o->ino.lock.holder = 0;
+    }
+    while (r < 0 && done-- > 0) {
+        dir_remove(made[done].dir, made[done].o->id);
+        if (m->undo)
+            m->undo(m->arg, made[done].o);
+    }
+    return r;
+}
+
+int vmfs_create_many(struct vmfs *v, const char *const *paths, unsigned n, const struct ns_many *m, struct gr_err *err)
+{
+    struct vobj *root;
+    struct ns_made *made = gr_zalloc(n * sizeof *made);
+    int r = made ? 0 : gr_fail(err, -ENOMEM, "out of memory");
+    for (unsigned i = 0; r == 0 && i < n; i++) {
+        made[i].path = paths[i];
+        r = ns_must_be_free(v, paths[i], err);
+    }
     if (r == 0)
-        r = dir_add(dir, name, strlen(name), o->id, (uint16_t)type);
-    if (r == 0 && type == VMFS_DIR)
-        o->ino.lock.holder = 0;
-    if (r < 0)
-        ns_undo(v, o);
+        r = ns_begin(v, &root, err);
+    if (r < 0) {
+        free(made);
+        return r;
+    }
+    for (unsigned i = 0; r == 0 && i < n; i++)
+        r = make_one(v, root, m, &made[i], err);
+    if (r == 0)
+        r = name_all(v, m, made, n, err);
+    if (r < 0) {
+        ns_undo(v, NULL);
+        for (unsigned i = 0; i < n && made[i].o; i++)
+            ns_undo(v, made[i].o);
+    }
+    free(made);
     return ns_end(v, r, err);
+}
+
+int vmfs_create_with(struct vmfs *v, const char *path, enum vmfs_type type, int (*init)(void *arg, struct vobj *o), void *arg, struct gr_err *err)
+{
+    return vmfs_create_many(v, &path, 1, &(struct ns_many){ .type = type, .init = init, .arg = arg }, err);
 }
 
 static int size_ok(const struct vmfs *v, const char *path, const struct shape *shape, struct gr_err *err)

@@ -1,6 +1,6 @@
 /* Objects this host holds the lock of: inode, blob, trees. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 #include "vmfs/keys.h"
 
 static struct vobj **bucket(struct vmfs *v, uint64_t id)
@@ -130,6 +130,8 @@ void vobj_stat(struct vobj *o, struct vmfs_stat *ret)
     ret->counted = o->counted;
     ret->reachable = o->use.used * VMFS_UNIT;
     ret->unique = o->use.own * VMFS_UNIT;
+    ret->origin_id = o->origin_object;
+    ret->origin_snapshot = o->origin_snap;
     if (o->origin_object)
         snprintf(ret->parent, sizeof ret->parent, "object %llu snapshot %llu", (unsigned long long)o->origin_object,
                  (unsigned long long)o->origin_snap);
@@ -368,7 +370,7 @@ int vobj_release_idle(struct vmfs *v, uint64_t id, struct gr_err *err)
     gr_fmutex_lock(&v->ckpt_lock);
     struct vobj *o = vobj_find(v, id);
     int r = 0;
-    if (o && !o->dying)
+    if (o && (!o->dying || reap_parked(o)))
         r = o->opens || o->handle || o->walker || o->dirty || o->users ? 1 : release(v, o, err);
     gr_fmutex_unlock(&v->ckpt_lock);
     gr_fmutex_unlock(&v->hold_lock);

@@ -211,6 +211,8 @@ int vmfs_resize(struct vmfs_disk *d, uint64_t size, bool shrink, struct gr_err *
     if (size == 0 || size > VMFS_DISK_MAX || size % 512)
         return gr_fail(err, -EINVAL, "'%s': %llu bytes: a size is a multiple of 512, at least 512 and at most 1 PiB", d->bdev.name,
                        (unsigned long long)size);
+    if (vobj_template(o))
+        return gr_fail(err, -GR_EREADONLY, "'%s' is a template (granary disk set --template off makes it a disk like any other)", d->bdev.name);
     if (size < o->ino.size && !shrink)
         return gr_fail(err, -EINVAL, "'%s' has %llu bytes: making it smaller loses what is behind byte %llu; say --shrink to do it",
                        d->bdev.name, (unsigned long long)o->ino.size, (unsigned long long)size);

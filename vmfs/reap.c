@@ -406,6 +406,14 @@ static bool empty(const struct vobj *o)
     return o->dying && !o->n_snaps && slot_empty(&o->live.root);
 }
 
+bool reap_parked(struct vobj *o)
+{
+    bool begun = o->dying && !o->walker && o->n_snaps && slot_empty(&o->live.root);
+    for (size_t i = 0; begun && i < o->n_snaps; i++)
+        begun = o->snaps[i]->flags & VMFS_SNAP_DELETING;
+    return begun && !next_to_reap(o);
+}
+
 static void reap_all(struct vobj *o)
 {
     struct vmfs *v = o->v;
@@ -443,10 +451,13 @@ static void reap_work(void *arg)
     reap_all(o);
     int r = empty(o) && !v->fenced && !v->leaving ? ns_bury(o) : -ECANCELED;
     if (r < 0) {
+        uint64_t id = o->id;
         o->walker = false;
         gr_fqueue_wake_all(&o->settled);
         if (r == -EAGAIN)
             reap_kick(o);
+        if (!v->leaving && reap_parked(o) && ckpt_run(v) == 0)
+            (void)vobj_release_idle(v, id, NULL); /* whoever has its clones may need it */
     }
     if (--v->background == 0)
         gr_fqueue_wake_all(&v->background_q);
@@ -476,7 +487,7 @@ static bool settling(struct vmfs *v)
         return false;
     for (unsigned h = 0; h < VOBJ_HASH; h++)
         for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
-            if (o->dying || reap_pending(o))
+            if ((o->dying && !reap_parked(o)) || reap_pending(o))
                 return true;
     return v->resuming;
 }

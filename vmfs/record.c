@@ -1,7 +1,7 @@
 /* Records: the only way durable state changes. A record is added to the journal and applied; on replay it is applied again,
  * in the same order, to the state of the last checkpoint, by the same code. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 
 bool held_by_ancestors(struct vobj *o, uint64_t parent_snap, uint64_t birth, uint64_t piece_end)
 {

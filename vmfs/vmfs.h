@@ -75,6 +75,8 @@ struct vmfs_join_opts {
      * got GR_EVENT_EJECTED. Context and argument as for ejected; NULL: the volume just ends on this host. */
     void (*device_lost)(void *arg);
     bool (*in_use)(void *arg, uint64_t id);   /* an object without a name: does another host have it open? Fiber; argument as for warn; may be NULL */
+    void (*resume)(void *arg); /* every other host that has joined calls vmfs_resume(): something is left that one of them must go on with. Fiber;
+                                  argument as for warn; may be NULL */
     void (*warn)(void *arg, const char *text); /* damage repaired from a copy, slots recovered, …; may be NULL */
     void *warn_arg;
     /* Every other host that has joined calls vmfs_quota_recall(): 0, or why one did not. In a fiber; the namespace may be locked. Argument as
@@ -117,6 +119,9 @@ struct vmfs_info {
     char fence_reason[160];
 };
 void vmfs_info(struct vmfs *v, struct vmfs_info *ret); /* any context */
+uint64_t vmfs_features_known(void); /* incompat features that this build knows */
+/* Could a build that knows @features (0: of the first releases) join? 0, or -GR_EVERSION. */
+int vmfs_known_to(const struct vmfs *v, uint64_t features, struct gr_err *err);
 struct vmfs_slot_info {
     unsigned slot;
     uint64_t generation;
@@ -216,7 +221,13 @@ void vmfs_stats(const struct vmfs *v, struct vmfs_stats *ret); /* any context */
 /* ---- namespace: paths inside the volume, '/'-separated, no leading slash needed; "" is the root ---- */
 enum vmfs_type { VMFS_DIR = 1, VMFS_FILE = 2, VMFS_DISK = 3 };
 enum vmfs_provision { VMFS_THIN = 0, VMFS_THICK = 1, VMFS_EAGER = 2 };
-enum vmfs_lun_flags { VMFS_LUN_READ_ONLY = 1, VMFS_LUN_REMOVABLE = 2 };
+enum vmfs_lun_flags {
+    VMFS_LUN_READ_ONLY = 1,
+    VMFS_LUN_REMOVABLE = 2,
+    VMFS_LUN_TEMPLATE = 4, /* it is there to be cloned: nobody writes, resizes, reverts or removes it */
+};
+#define VMFS_NOTE_PROTECTED "protected" /* kinds of attributes of snapshots: vmfs/format.h */
+#define VMFS_NOTE_EXPIRES "expires"
 struct vmfs_lun {
     uint32_t flags, iops; /* commands a second; 0: no limit */
     uint64_t bytes_per_s; /* 0: no limit */
@@ -241,6 +252,7 @@ struct vmfs_stat {
     int owner_slot;      /* -1: nobody */
     uint64_t owner_generation;
     char parent[VMFS_NAME_MAX + 1 + 16]; /* clones: text naming the origin, "" otherwise */
+    uint64_t origin_id, origin_snapshot; /* clones: object and snapshot that they start at; 0: not a clone */
 };
 /* What the disk of @st looks like as a gr_bdev, without opening it. Any context. */
 void vmfs_stat_geometry(const struct vmfs_stat *st, struct gr_geometry *ret);
@@ -251,8 +263,29 @@ int vmfs_readdir(struct vmfs *v, const char *path, int (*fn)(void *arg, const ch
                  struct gr_err *err);
 int vmfs_mkdir(struct vmfs *v, const char *path, bool parents, struct gr_err *err);
 int vmfs_rename(struct vmfs *v, const char *from, const char *to, struct gr_err *err);
-/* Remove an empty directory, a file, or a disk (nobody else may own it, it may not be open; refused while clones hang on its snapshots). */
+/* Remove an empty directory, a file, or a disk (nobody else may own it, it may not be open, be a template, or have a protected snapshot:
+ * -GR_ELOCKED). Of a disk that clones start at what they need stays,
+ * hidden, until the last of them is gone. */
 int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err);
+/* Disks that were removed and are kept for their clones; @name: what it was called. fn returns < 0 to stop. */
+int vmfs_hidden(struct vmfs *v, int (*fn)(void *arg, const char *name, const struct vmfs_stat *st), void *arg, struct gr_err *err);
+struct vmfs_origin { /* where a clone starts */
+    bool removed;                     /* the disk */
+    bool snapshot_removed;
+    char name[VMFS_PATH_MAX + 1];     /* what the disk was called, when it was removed; else "" */
+    char snapshot[VMFS_NAME_MAX + 1]; /* "" when it cannot be told */
+};
+int vmfs_origin(struct vmfs *v, uint64_t id, uint64_t snapshot, struct vmfs_origin *ret, struct gr_err *err); /* -ENOENT */
+struct vmfs_detach {
+    int (*progress)(void *arg, uint64_t bytes, struct gr_err *err); /* once in a while, bytes copied; not 0: stop. In the fiber; may be NULL */
+    void *arg;
+};
+/* A clone gets its own copies of all that it shares with its origin, while it is in use, and is a clone no more: durable. Stopped or cut off it goes
+ * on in the next call. *ret_copied (may be NULL), also on failure: bytes. Nothing is done for a disk that is no clone. -EBUSY: it has snapshots,
+ * which share, too; -GR_ELOCKED: all is copied, but another host has the origin; -GR_ENOSPACE. */
+int vmfs_detach(struct vmfs_disk *d, const struct vmfs_detach *opts, uint64_t *ret_copied, struct gr_err *err);
+/* Go on with removals that no host is at: another one asks that cannot, because something that it needs is ours. Any context. */
+void vmfs_resume(struct vmfs *v);
 /* New disk or file; parent folders are made. -EEXIST. size: multiple of 512, > 0 for disks, at most VMFS_DISK_MAX. */
 int vmfs_create(struct vmfs *v, const char *path, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct gr_err *err);
 /* New disk whose initiators are told physical blocks of 512 bytes (for software that refuses 512e) or of 4096, as vmfs_create() makes. */

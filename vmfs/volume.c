@@ -1,5 +1,6 @@
 /* Joining and leaving a volume. */
 #include "common/seam.h"
+#include "vmfs/evacuate.h"
 #include "vmfs/loss.h"
 
 static int devices_open(struct vmfs *v, struct gr_bdev *const *devices, unsigned n, struct gr_err *err)
@@ -130,7 +131,7 @@ static int opts_copy(struct vmfs *v, const struct vmfs_join_opts *o, struct gr_e
 {
     v->opts = *o;
     v->role = o->role;
-    v->features = o->features ? o->features : VMFS_INCOMPAT_KNOWN;
+    v->features = o->features ? o->features : vmfs_features_known();
     v->host_name = gr_strdup(o->host_name ? o->host_name : "");
     v->address = gr_strdup(o->address ? o->address : "");
     v->portal = gr_strdup(o->portal ? o->portal : "");

@@ -1,7 +1,6 @@
 #!/bin/bash
 # The daemon is replaced while backups read: exposed snapshots stay exposed, requests wait, and nobody sees an error.
 # timeout: 600
-# alone
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-img qemu-io nbdcopy nbdinfo nbdsh cmp
 rpc=$BUILD/tests/tools/rpc_call

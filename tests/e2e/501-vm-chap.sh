@@ -1,7 +1,7 @@
 #!/bin/bash
 # A virtual machine on a disk that wants CHAP: without the secret, or with a wrong one, it does not start and says why; with it
 # the engine logs in, and the secret shows in no command line, environment, log or record.
-# guest
+# idle
 . "$(dirname "$0")/lib.sh"
 requires qemu-system-x86_64 jq
 [ -x "$BUILD/bin/granary" ] || skip "granary is not built"

@@ -2,7 +2,7 @@
 # granary-mount over raw images: every file and attribute of ext4, FAT and NTFS guests through FUSE, no kernel mount.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/guest-images.sh"
-requires mke2fs debugfs mkfs.vfat mcopy mkntfs ntfscp sgdisk sfdisk python3
+requires unshare mke2fs debugfs mkfs.vfat mcopy mkntfs ntfscp sgdisk sfdisk python3
 requires_root
 [ -c /dev/fuse ] || skip "no /dev/fuse"
 mkdir -p "$T/m"
@@ -66,6 +66,12 @@ check "no mount left" test -z "$(grep " $T/m" /proc/mounts)"
 check "no record left" test -z "$(ls "$GRANARY_HOME/state/intents")"
 check "the image is untouched" sha256sum -c --quiet "$T/before"
 run_mustfail 1 'nothing that this GRANARY_HOME mounted' granary-mount --unmount "$T/m"
+# one that a mount namespace made meanwhile holds, too, ends here, and in order: its daemon would serve the other for ever
+run_check granary-mount --image "$T/gpt.img" "$T/m"
+start elsewhere unshare -m --propagation private sleep 60
+wait_for 10 grep -q " $T/m " "/proc/$(cat "$T/elsewhere.pid")/mounts"
+run_check timeout 8 granary-mount --unmount "$T/m"
+stop elsewhere
 
 echo "MBR: ext2 and ext3 with other block sizes, FAT12 and FAT16 in logical partitions"
 truncate -s 200M "$T/mbr.img"

@@ -32,6 +32,16 @@ truncate -s 24M "$T/ext4"; mke2fs -q -t ext4 -d "$T/src" "$T/ext4"
 make_fat "$T/fat" 20 16 "$T/src"
 make_ntfs "$T/ntfs" 16 "$T/src"
 
+# the source package comes while the rest is done
+mkdir -p "$T/apt/lists/partial" "$T/corpus"
+echo "deb-src http://deb.debian.org/debian bookworm main" > "$T/apt/sources.list"
+apt=(apt-get -q -o "Dir::Etc::sourcelist=$T/apt/sources.list" -o Dir::Etc::sourceparts=/dev/null -o "Dir::State::lists=$T/apt/lists"
+    -o APT::Sandbox::User=root -o Acquire::http::Timeout=20)
+source_package() { cd "$T/apt" && timeout 120 "${apt[@]}" update && timeout 120 "${apt[@]}" source --download-only e2fsprogs; }
+source_package > "$T/apt/log" 2>&1 &
+coming=$!
+track $coming
+
 echo "truncated"
 for fs in ext4 fat ntfs; do
     for kib in 2 64 1000 5000; do
@@ -66,11 +76,7 @@ done
 check "as many as meant" test "$touched" -eq $((12 + 3 * rounds))
 
 echo "the corrupted images of e2fsprogs"
-mkdir -p "$T/apt/lists/partial" "$T/corpus"
-echo "deb-src http://deb.debian.org/debian bookworm main" > "$T/apt/sources.list"
-apt=(apt-get -q -o "Dir::Etc::sourcelist=$T/apt/sources.list" -o Dir::Etc::sourceparts=/dev/null -o "Dir::State::lists=$T/apt/lists"
-    -o APT::Sandbox::User=root -o Acquire::http::Timeout=20)
-if (cd "$T/apt" && timeout 120 "${apt[@]}" update && timeout 120 "${apt[@]}" source --download-only e2fsprogs) > "$T/apt/log" 2>&1 &&
+if wait $coming &&
     tar -xzf "$T"/apt/e2fsprogs_*.orig.tar.gz -C "$T/corpus" --wildcards '*/tests/f_*/image.gz' 2> /dev/null; then
     n=0
     for gz in "$T"/corpus/*/tests/f_*/image.gz; do

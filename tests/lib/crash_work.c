@@ -254,7 +254,7 @@ static void remove_disk(struct crash_work *w, struct orc_disk *d)
     if (r == 0) {
         d->removed.ack = orc_tick(&w->orc);
         w->removes++;
-    } else if (r == -EBUSY) { /* clones hang on it */
+    } else if (r == -EBUSY) { /* a snapshot of it is being read */
         d->removed.submit = 0;
         attach(w, d);
     } else {
@@ -375,6 +375,24 @@ static void revert(struct crash_work *w, struct orc_disk *d, struct orc_snap *s)
     w->reverts++;
 }
 
+/* It gets its own copies of what it shares with its origin, while it is written. */
+static void own(struct crash_work *w, struct orc_disk *d)
+{
+    struct gr_err err = { 0 };
+    struct vmfs_stat st;
+    gr_frwlock_read(&d->lock);
+    int r = d->d ? vmfs_detach(d->d, &(struct vmfs_detach){ 0 }, NULL, &err) : -EBUSY;
+    if (r == 0) {
+        vmfs_disk_stat(d->d, &st);
+        w->owned++;
+        if (st.origin_id)
+            wrong(w, "it is still a clone", -EINVAL);
+    } else if (r != -GR_ENOSPACE && r != -EBUSY) { /* a snapshot of it was taken */
+        wrong(w, gr_err_text(&err, r), r);
+    }
+    gr_frwlock_unlock(&d->lock);
+}
+
 static void clone(struct crash_work *w, struct orc_disk *d, struct orc_snap *s)
 {
     struct gr_err err = { 0 };
@@ -389,6 +407,8 @@ static void clone(struct crash_work *w, struct orc_disk *d, struct orc_snap *s)
     c->made.ack = orc_tick(&w->orc);
     attach(w, c);
     w->clones++;
+    if (rnd(w, 2))
+        own(w, c);
 }
 
 /* A copy that shares, from the same place of another disk, which is held still meanwhile; small, or whole windows. */

@@ -7,6 +7,8 @@
 #include <stdint.h>
 /* cmocka.h needs the four above */
 #include <cmocka.h>
+#include "common/err.h"
+#include <string.h>
 
 /* A fresh private directory, removed with all it holds when the process ends. The string lives as long as the process. */
 const char *test_dir(void);
@@ -23,6 +25,23 @@ unsigned test_cases(unsigned usual);
 
 /* Run @body as a fiber on a loop of its own (the test's body when it calls what suspends); it must return 0. */
 void test_in_fiber(int (*body)(void *arg), void *arg);
+
+/* @call must succeed, or its sentence is shown: it may hand on `&err`, a struct gr_err of its own. */
+#define OK(call)                                               \
+    do {                                                       \
+        struct gr_err err = {0};                               \
+        int rc_ = (call);                                      \
+        if (rc_ < 0)                                           \
+            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
+    } while (0)
+/* @call, which hands on `&err`, must fail with @code and a sentence that has @part in it ("": any sentence). */
+#define FAILS(code, part, call)                                        \
+    do {                                                               \
+        struct gr_err err = {0};                                       \
+        assert_int_equal(call, code);                                  \
+        if (!err.text[0] || !strstr(err.text, part))                   \
+            fail_msg("%s: '%s' is not in: %s", #call, part, err.text); \
+    } while (0)
 
 #define TEST(fn) cmocka_unit_test(fn)
 #define TEST_MAIN(...)                                                        \

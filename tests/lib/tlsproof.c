@@ -10,7 +10,7 @@
 #include <string.h>
 #include <time.h>
 
-#define OK(call) assert_true((call) >= 0)
+#define TLS(call) assert_true((call) >= 0)
 
 /* ---- certificates ---- */
 
@@ -27,28 +27,28 @@ static unsigned bits_of(gnutls_pk_algorithm_t algo)
 void tlsproof_issue(struct tlsproof_id *ret, const char *cn, gnutls_pk_algorithm_t algo, enum tlsproof_kind kind, const struct tlsproof_id *issuer, time_t until)
 {
     uint8_t number[8];
-    OK(gnutls_rnd(GNUTLS_RND_NONCE, number, sizeof number));
+    TLS(gnutls_rnd(GNUTLS_RND_NONCE, number, sizeof number));
     number[0] = 1;
-    OK(gnutls_x509_privkey_init(&ret->key));
-    OK(gnutls_x509_privkey_generate(ret->key, algo, bits_of(algo), 0));
-    OK(gnutls_x509_crt_init(&ret->crt));
-    OK(gnutls_x509_crt_set_version(ret->crt, 3));
-    OK(gnutls_x509_crt_set_serial(ret->crt, number, sizeof number));
-    OK(gnutls_x509_crt_set_activation_time(ret->crt, time(NULL) - 2 * 86400));
-    OK(gnutls_x509_crt_set_expiration_time(ret->crt, until));
-    OK(gnutls_x509_crt_set_dn_by_oid(ret->crt, GNUTLS_OID_X520_COMMON_NAME, 0, cn, (unsigned)strlen(cn)));
-    OK(gnutls_x509_crt_set_key(ret->crt, ret->key));
-    OK(gnutls_x509_crt_set_basic_constraints(ret->crt, kind == TLSPROOF_CA, -1));
-    OK(gnutls_x509_crt_set_key_usage(ret->crt, kind == TLSPROOF_CA ? GNUTLS_KEY_KEY_CERT_SIGN : GNUTLS_KEY_DIGITAL_SIGNATURE));
+    TLS(gnutls_x509_privkey_init(&ret->key));
+    TLS(gnutls_x509_privkey_generate(ret->key, algo, bits_of(algo), 0));
+    TLS(gnutls_x509_crt_init(&ret->crt));
+    TLS(gnutls_x509_crt_set_version(ret->crt, 3));
+    TLS(gnutls_x509_crt_set_serial(ret->crt, number, sizeof number));
+    TLS(gnutls_x509_crt_set_activation_time(ret->crt, time(NULL) - 2 * 86400));
+    TLS(gnutls_x509_crt_set_expiration_time(ret->crt, until));
+    TLS(gnutls_x509_crt_set_dn_by_oid(ret->crt, GNUTLS_OID_X520_COMMON_NAME, 0, cn, (unsigned)strlen(cn)));
+    TLS(gnutls_x509_crt_set_key(ret->crt, ret->key));
+    TLS(gnutls_x509_crt_set_basic_constraints(ret->crt, kind == TLSPROOF_CA, -1));
+    TLS(gnutls_x509_crt_set_key_usage(ret->crt, kind == TLSPROOF_CA ? GNUTLS_KEY_KEY_CERT_SIGN : GNUTLS_KEY_DIGITAL_SIGNATURE));
     if (kind != TLSPROOF_CA)
-        OK(gnutls_x509_crt_set_key_purpose_oid(ret->crt, kind == TLSPROOF_CLIENT ? GNUTLS_KP_TLS_WWW_CLIENT : GNUTLS_KP_TLS_WWW_SERVER, 0));
+        TLS(gnutls_x509_crt_set_key_purpose_oid(ret->crt, kind == TLSPROOF_CLIENT ? GNUTLS_KP_TLS_WWW_CLIENT : GNUTLS_KP_TLS_WWW_SERVER, 0));
     const struct tlsproof_id *by = issuer ? issuer : ret;
-    OK(gnutls_x509_crt_sign2(ret->crt, by->crt, by->key, digest_for(by), 0));
+    TLS(gnutls_x509_crt_sign2(ret->crt, by->crt, by->key, digest_for(by), 0));
     gnutls_datum_t der; /* read again: what was made in memory lacks what GnuTLS finds when it reads */
-    OK(gnutls_x509_crt_export2(ret->crt, GNUTLS_X509_FMT_DER, &der));
+    TLS(gnutls_x509_crt_export2(ret->crt, GNUTLS_X509_FMT_DER, &der));
     gnutls_x509_crt_deinit(ret->crt);
-    OK(gnutls_x509_crt_init(&ret->crt));
-    OK(gnutls_x509_crt_import(ret->crt, &der, GNUTLS_X509_FMT_DER));
+    TLS(gnutls_x509_crt_init(&ret->crt));
+    TLS(gnutls_x509_crt_import(ret->crt, &der, GNUTLS_X509_FMT_DER));
     gnutls_free(der.data);
 }
 
@@ -59,10 +59,10 @@ void tlsproof_load(struct tlsproof_id *ret, const char *dir, const char *what)
     assert_int_equal(gr_file_read(cert, 1 << 20, &c, NULL), 0);
     assert_int_equal(gr_file_read(key, 1 << 20, &k, NULL), 0);
     gnutls_datum_t dc = {(unsigned char *)c.data, (unsigned)c.len}, dk = {(unsigned char *)k.data, (unsigned)k.len};
-    OK(gnutls_x509_crt_init(&ret->crt));
-    OK(gnutls_x509_crt_import(ret->crt, &dc, GNUTLS_X509_FMT_PEM));
-    OK(gnutls_x509_privkey_init(&ret->key));
-    OK(gnutls_x509_privkey_import(ret->key, &dk, GNUTLS_X509_FMT_PEM));
+    TLS(gnutls_x509_crt_init(&ret->crt));
+    TLS(gnutls_x509_crt_import(ret->crt, &dc, GNUTLS_X509_FMT_PEM));
+    TLS(gnutls_x509_privkey_init(&ret->key));
+    TLS(gnutls_x509_privkey_import(ret->key, &dk, GNUTLS_X509_FMT_PEM));
 }
 
 void tlsproof_done(struct tlsproof_id *id)
@@ -96,9 +96,9 @@ void tlsproof_sign(const struct tlsproof_id *server, const uint8_t digest[GATE_D
 {
     gnutls_datum_t hash = {(unsigned char *)(uintptr_t)digest, GATE_DIGEST_LEN}, signature;
     gnutls_privkey_t key;
-    OK(gnutls_privkey_init(&key));
-    OK(gnutls_privkey_import_x509(key, server->key, 0));
-    OK(gnutls_privkey_sign_hash2(key, GNUTLS_SIGN_ECDSA_SHA256, 0, &hash, &signature));
+    TLS(gnutls_privkey_init(&key));
+    TLS(gnutls_privkey_import_x509(key, server->key, 0));
+    TLS(gnutls_privkey_sign_hash2(key, GNUTLS_SIGN_ECDSA_SHA256, 0, &hash, &signature));
     assert_true(signature.size <= sizeof ret->bytes);
     ret->len = signature.size;
     memcpy(ret->bytes, signature.data, signature.size);
@@ -169,9 +169,9 @@ static ssize_t push(gnutls_transport_ptr_t arg, const void *p, size_t len)
 
 static void end_new(struct end *e, unsigned flags, const char *priority, gnutls_certificate_credentials_t cred, struct shake *k)
 {
-    OK(gnutls_init(&e->session, flags | GNUTLS_NONBLOCK | GNUTLS_NO_TICKETS));
-    OK(gnutls_priority_set_direct(e->session, priority, NULL));
-    OK(gnutls_credentials_set(e->session, GNUTLS_CRD_CERTIFICATE, cred));
+    TLS(gnutls_init(&e->session, flags | GNUTLS_NONBLOCK | GNUTLS_NO_TICKETS));
+    TLS(gnutls_priority_set_direct(e->session, priority, NULL));
+    TLS(gnutls_credentials_set(e->session, GNUTLS_CRD_CERTIFICATE, cred));
     gnutls_session_set_ptr(e->session, k);
     gnutls_transport_set_ptr(e->session, e);
     gnutls_transport_set_pull_function(e->session, pull);
@@ -183,11 +183,11 @@ static void server_key(gnutls_certificate_credentials_t cred, struct shake *k)
 {
     static gnutls_pcert_st pcert; /* the credentials keep it */
     gnutls_privkey_t key;
-    OK(gnutls_pcert_import_x509(&pcert, k->server->crt, 0));
-    OK(gnutls_privkey_init(&key));
-    OK(gnutls_privkey_import_ext4(key, k, NULL, sign, NULL, NULL, key_info, 0));
+    TLS(gnutls_pcert_import_x509(&pcert, k->server->crt, 0));
+    TLS(gnutls_privkey_init(&key));
+    TLS(gnutls_privkey_import_ext4(key, k, NULL, sign, NULL, NULL, key_info, 0));
     gnutls_certificate_set_flags(cred, GNUTLS_CERTIFICATE_SKIP_KEY_CERT_MATCH);
-    OK(gnutls_certificate_set_key(cred, NULL, 0, &pcert, 1, key));
+    TLS(gnutls_certificate_set_key(cred, NULL, 0, &pcert, 1, key));
 }
 
 static void client_key(gnutls_certificate_credentials_t cred, const struct tlsproof_id *const *chain, unsigned n)
@@ -196,7 +196,7 @@ static void client_key(gnutls_certificate_credentials_t cred, const struct tlspr
     assert_true(n <= GR_ARRAY_LEN(list));
     for (unsigned i = 0; i < n; i++)
         list[i] = chain[i]->crt;
-    OK(gnutls_certificate_set_x509_key(cred, list, (int)n, chain[0]->key));
+    TLS(gnutls_certificate_set_x509_key(cred, list, (int)n, chain[0]->key));
 }
 
 void tlsproof_shake(struct tlsproof *ret, const struct tlsproof_id *server, const struct tlsproof_id *const *chain, unsigned n, const char *server_priority,
@@ -206,8 +206,8 @@ void tlsproof_shake(struct tlsproof *ret, const struct tlsproof_id *server, cons
     struct end s = {.in = &k.to_server, .out = &k.to_client}, c = {.in = &k.to_client, .out = &k.to_server};
     gnutls_certificate_credentials_t cs, cc;
     memset(ret, 0, sizeof *ret);
-    OK(gnutls_certificate_allocate_credentials(&cs));
-    OK(gnutls_certificate_allocate_credentials(&cc));
+    TLS(gnutls_certificate_allocate_credentials(&cs));
+    TLS(gnutls_certificate_allocate_credentials(&cc));
     server_key(cs, &k);
     client_key(cc, chain, n);
     end_new(&s, GNUTLS_SERVER, server_priority, cs, &k);

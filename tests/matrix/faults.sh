@@ -63,11 +63,11 @@ fault_caw() {
     for h in $(others); do for d in 0 1; do kill -USR2 "$(cat "$T/proxy-$h$d.pid")"; done; done
 }
 
-jump() { # HOST SECONDS: of the wall clock, from now on
-    local k v=$2 bytes=''
-    for k in 0 1 2 3 4 5 6 7; do bytes+=$(printf '\\x%02x' $((v >> 8 * k & 255))); done
-    printf '%b' "$bytes" | dd of="$T/$1.clock" conv=notrunc status=none
+word() { # NUMBER BYTES: as this machine has it in memory
+    local k
+    for ((k = 0; k < $2; k++)); do printf '%b' "$(printf '\\x%02x' $(($1 >> 8 * k & 255)))"; done
 }
+jump() { word "$2" 8 | dd of="$T/$1.clock" conv=notrunc status=none; } # HOST SECONDS: of the wall clock, from now on
 fault_clock() {
     local h
     due=1
@@ -79,15 +79,52 @@ fault_clock() {
     taken_over
 }
 
-# Storage that does not answer anybody, for far longer than anybody's patience: all wait, nobody is shut out.
+# Storage that does not answer anybody, or one of its devices, for far longer than anybody's patience: all wait, nobody is shut out.
 fault_stall() {
-    local pid
-    pid=$(if [ "$on" = lun ]; then pid_of array; else cat "$T/fuse.pid"; fi)
-    resume+=("$pid")
-    kill -STOP "$pid"
+    local pids=() which=$(($(random) % 3)) h d p # 2: all of it
+    for d in 0 1; do
+        if [ "$which" = $((1 - d)) ]; then continue; fi
+        if [ "$on" = fuse ]; then pids+=("$(cat "$T/fuse$d.pid")"); else for h in "${HOSTS[@]}"; do pids+=("$(cat "$T/proxy-$h$d.pid")"); done; fi
+    done
+    if [ "$on$which" = lun2 ]; then pids=("$(pid_of array)"); fi
+    say "device $which stands still (2: both)"
+    resume+=("${pids[@]}")
+    for p in "${pids[@]}"; do kill -STOP "$p"; done
     ms $((10000 + long * 50000))
-    kill -CONT "$pid"
+    for p in "${pids[@]}"; do kill -CONT "$p"; done
 }
+
+# What is written from now on goes to new places, so there is something in the victim's journal.
+journal_something() { run_check granary_on "$victim" snapshot create ds/d0 --name "before-$seed" && ms 100; }
+
+# One of two devices that a file system serves fails whatever is asked of it. A host that a write or a flush has failed on gives the volume up, then or at its next
+# flush, and acknowledges nothing any more; who starts again finds what was acknowledged. Nothing else needs help.
+gave_up() { [ "$(count "$1" 'is given up on this host')" -gt "${before_given_up[$1]}" ]; } # HOST
+well_again() { # NUMBER NUMBER: of writes that were answered on the disks; whoever gave up starts again
+    local h
+    for h in "${HOSTS[@]}"; do
+        gave_up "$h" || continue
+        say "$h gave up"
+        before_given_up[$h]=$((before_given_up[$h] + 1)) due=$((due + 1))
+        kill_host "$h"
+        host_up "$h"
+    done
+    works 0 $(($1 + 100)) && works 1 $(($2 + 100))
+}
+fails_for_a_while() { # DEVICE
+    local h n0 n1
+    for h in "${HOSTS[@]}"; do before_given_up[$h]=$(count "$h" 'is given up on this host'); done
+    journal_something
+    touch "$T/eio$1"
+    ms $((1000 + $(random) % 3000 + long * 20000))
+    rm "$T/eio$1"
+    status 0 acked; n0=$is
+    status 1 acked; n1=$is
+    wait_for 90 well_again $n0 $n1
+    dead=()
+}
+fault_errors_first() { fails_for_a_while 0; }
+fault_errors_second() { fails_for_a_while 1; }
 
 starve() { # HOST PERCENT: of a core, for all its processes; 0: no longer
     local group=/sys/fs/cgroup/cpu/granary-matrix-$$-$1 p
@@ -127,3 +164,35 @@ fault_recoverer() {
     wait_for 30 owns "${next[1 - last]}" 0
     wait_for 30 owns "${next[1 - last]}" 1
 }
+
+# Whoever takes over is killed at the n-th occasion of a step of it (tests/lib/take_steps.h), before or after what it asks of the device at that moment gets
+# there; the third does both.
+STEPS=(none ask claim eject ejected mark replay home free lock) # enum take_step
+struck() { is=$(od -An -tu4 -j12 -N4 "$T/steps") && [ "$is" -gt 0 ]; }
+recoverer_at() { # STEP NTH [HOLD]
+    local k step=0 hold=${3:-$(($(random) % 2))} h
+    for k in "${!STEPS[@]}"; do if [ "${STEPS[k]}" = "$1" ]; then step=$k; fi; done
+    due=2
+    journal_something
+    { word $step 4; word "$2" 4; word "$hold" 4; head -c 4084 /dev/zero; } | dd of="$T/steps" bs=4096 iflag=fullblock conv=notrunc status=none
+    kill_host "$victim"
+    wait_for 20 struck
+    h=${HOSTS[is - 1]}
+    dead+=("$h")
+    say "$h was killed at its $1 number $2, which $([ "$hold" = 1 ] && echo did not reach the device || echo was on its way)"
+    for k in $(others); do
+        if [ "$k" = "$h" ]; then continue; fi
+        wait_for 30 owns "$k" 0
+        wait_for 30 owns "$k" 1
+    done
+}
+fault_recoverer_ask() { recoverer_at ask 1; }
+fault_recoverer_claim() { recoverer_at claim 1; }
+fault_recoverer_eject() { recoverer_at eject 1; }
+fault_recoverer_half() { recoverer_at eject 2 1; } # shut out of one of two devices
+fault_recoverer_ejected() { recoverer_at ejected 2; }
+fault_recoverer_mark() { recoverer_at mark 1; }
+fault_recoverer_replay() { recoverer_at replay $((1 + $(random) % 2)); }
+fault_recoverer_home() { recoverer_at home $((1 + $(random) % 6)); }
+fault_recoverer_free() { recoverer_at free $((1 + $(random) % 2)); due=1; } # it may be free already, and then one is left that must be taken over from
+fault_recoverer_lock() { recoverer_at lock 1; } # not always the one that has recovered the slot

@@ -1,11 +1,12 @@
 # shellcheck shell=bash
 # A site of three hosts, a, b and c, that share datastore ds, for tests/matrix/trials; sourced after tests/e2e/lib.sh.
 #   $place  plain: processes of this machine with a home each; netns: a network namespace each, and homes at one path
-#   $on     file: the datastore lies in a file; fuse: in one that a process serves, which can stand still; lun: on two LUNs of a target of ours ("array"), each behind a portal of its own. Every host has a
-#           proxy per device (tests/tools/iscsi_proxy), which may lose answers; it is what is cut for a process, a cable is in a namespace.
+#   $on     file: the datastore lies in a file; fuse: in two that processes serve, which can stand still or fail; lun: on two LUNs of a target of ours
+#           ("array"), each behind a portal of its own. Every host has a proxy per device (tests/tools/iscsi_proxy), which may lose answers and kills at a
+#           step of a take-over; it is what is cut for a process, a cable is in a namespace. On files a library in each host does that (steps.c).
 # shellcheck disable=SC2154,SC2034 # place, on, seed: the caller's
 HOSTS=(a b c)
-declare -A addr multi upstream url
+declare -A addr multi upstream url before_given_up
 N=gm$$
 H=$T/host
 
@@ -25,6 +26,7 @@ on_host() { # HOST CMD...: there, with its home
 granary_on() { local h=$1; shift; on_host "$h" granary "$@"; }
 array() { if [ "$place" = netns ]; then GRANARY_HOME=$T/array ip netns exec "${N}s" granary "$@"; else GRANARY_HOME=$T/array granary "$@"; fi; }
 pid_of() { cat "$T/$1/run/storaged.pid"; }
+number_of() { local k; for k in "${!HOSTS[@]}"; do [ "${HOSTS[k]}" != "$1" ] || echo "$k"; done; } # HOST
 log_of() { cat "$T/$1/log/storaged.log"; }
 
 switch() { # NAMESPACE BRIDGE ADDRESS
@@ -59,7 +61,8 @@ network() {
 proxy_start() { # HOST DEVICE
     local port
     port=$(free_port)
-    start_in "$1" "proxy-$1$2" "$BUILD/tests/tools/iscsi_proxy" "127.0.0.1:$port" "${upstream[$2]}" "$((seed * 8 + $2))"
+    start_in "$1" "proxy-$1$2" "$BUILD/tests/tools/iscsi_proxy" "127.0.0.1:$port" "${upstream[$2]}" "$((seed * 8 + $2))" \
+        "$T/steps" "$(number_of "$1")" "$2" "$T/$1/run/storaged.pid"
     url[$1$2]="iscsi://127.0.0.1:$port/$(array lun list "store$2" --json | jq -r '.[0].target')/0"
 }
 array_up() {
@@ -73,19 +76,25 @@ array_up() {
     run_check array up --portal "${upstream[0]}" --portal "${upstream[1]}" --insecure
 }
 fuse_up() {
+    local d
     requires nbdfuse nbdkit
-    truncate -s 512M "$T/back.img"
-    touch "$T/ds.img"
-    start fuse nbdfuse "$T/ds.img" --command nbdkit -s file "$T/back.img"
-    wait_for 10 [ -s "$T/ds.img" ]
+    for d in 0 1; do
+        truncate -s 256M "$T/back$d.img"
+        touch "$T/ds$d.img"
+        start "fuse$d" nbdfuse "$T/ds$d.img" --command nbdkit -s --filter=error file "$T/back$d.img" error=EIO error-rate=100% error-file="$T/eio$d"
+        wait_for 10 [ -s "$T/ds$d.img" ]
+    done
 }
 host_up() { # HOST
-    LD_PRELOAD=$BUILD/tests/matrix/clock.so GRANARY_CLOCK_FILE=$T/$1.clock run_check granary_on "$1" up --portal "${addr[$1]}" --multipath-portal "${multi[$1]}" \
-        --mover 127.0.0.1:0 --insecure
+    local library=$BUILD/tests/matrix/clock.so
+    if [ "$on" != lun ]; then library+=:$BUILD/tests/matrix/steps.so; fi
+    LD_PRELOAD=$library GRANARY_CLOCK_FILE=$T/$1.clock GRANARY_STEPS_FILE=$T/steps GRANARY_STEPS_HOST=$(number_of "$1") \
+        run_check granary_on "$1" up --portal "${addr[$1]}" --multipath-portal "${multi[$1]}" --mover 127.0.0.1:0 --insecure
 }
 site_up() {
     local h devices
     mkdir "$H" "$T/array"
+    head -c 4096 /dev/zero > "$T/steps"
     if [ "$place" = netns ]; then network; fi
     if [ "$on" = lun ]; then array_up; fi
     if [ "$on" = fuse ]; then fuse_up; fi
@@ -102,11 +111,14 @@ site_up() {
             proxy_start "$h" 0
             proxy_start "$h" 1
             devices=("${url[${h}0]}" "${url[${h}1]}")
+        elif [ "$on" = fuse ]; then
+            devices=("$T/ds0.img" "$T/ds1.img")
         else
             devices=("$T/ds.img")
         fi
         if [ "$h" = a ] && [ "$on" = lun ]; then run_check granary_on a datastore create ds "${devices[@]}" --timing fast
-        elif [ "$h" = a ]; then run_check granary_on a datastore create ds "${devices[@]}" --size 512M
+        elif [ "$h" = a ] && [ "$on" = file ]; then run_check granary_on a datastore create ds "${devices[@]}" --size 512M
+        elif [ "$h" = a ]; then run_check granary_on a datastore create ds "${devices[@]}"
         else run_check granary_on "$h" datastore join ds "${devices[@]}"; fi
     done
     for h in 0 1; do run_check granary_on a disk create "ds/d$h" --size 16M; done

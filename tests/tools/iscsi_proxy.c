@@ -1,11 +1,14 @@
-/* A path to an iSCSI portal that can lose answers: passes bytes on, and knows enough of the PDUs to see a COMPARE AND WRITE and its answer.
+/* A path to an iSCSI portal that can lose answers, and end who uses it: passes bytes on, and knows enough of the PDUs to see what is asked.
  *
- *   iscsi_proxy LISTEN-HOST:PORT HOST:PORT [SEED]
+ *   iscsi_proxy LISTEN-HOST:PORT HOST:PORT [SEED [PLAN HOST DEVICE PIDFILE]]
  *
  * SIGUSR1: from now on every other answer to a COMPARE AND WRITE (as the seed has it) does not arrive, and the connection ends instead;
- * SIGUSR2: no longer. SIGTERM: prints how many were lost, ends. A stopped proxy is a cut path. No digests. */
+ * SIGUSR2: no longer. SIGTERM: prints how many were lost, ends. A stopped proxy is a cut path. With a plan (tests/lib/take_steps.h) it kills the process
+ * whose number is in PIDFILE at the moment that the plan says; it is host number HOST, and this the path to device number DEVICE of its datastore, a LUN of
+ * blocks of 512 bytes. No digests. */
 #include "common/cleanup.h"
 #include "tests/lib/ini.h"
+#include "tests/lib/take_steps.h"
 #include <errno.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -21,6 +24,8 @@
 #define PAIRS 16u
 #define BUF (1u << 20)
 #define TAGS 256u
+#define UNIT 4096u
+#define UNIT_BLOCKS (UNIT / 512)
 
 struct side { /* bytes of one direction */
     int from, to;
@@ -33,12 +38,17 @@ struct pair {
     struct side up, down;
     uint32_t tag[TAGS]; /* of COMPARE AND WRITEs under way */
     unsigned tags;
+    uint32_t eject; /* tag of a PREEMPT AND ABORT under way */
+    bool ejecting;
 };
 struct proxy {
     const char *host, *port;
     struct pair *pair[PAIRS];
     uint64_t seed;
     unsigned long lost;
+    struct take_plan *plan; /* may be NULL */
+    unsigned number, device;
+    const char *pid_file;
 };
 
 static volatile sig_atomic_t losing, enough;
@@ -84,11 +94,16 @@ static void end(struct proxy *x, unsigned i)
     x->pair[i] = NULL;
 }
 
+static bool is(const uint8_t *bhs, unsigned opcode, uint8_t cdb)
+{
+    return tgt_bhs_opcode(bhs) == opcode && bhs[32] == cdb;
+}
+
 /* A PDU passes: is it an answer that gets lost? */
-static bool look(struct proxy *x, struct pair *p, bool up, const uint8_t *bhs)
+static bool gets_lost(struct proxy *x, struct pair *p, bool up, const uint8_t *bhs)
 {
     uint32_t itt = tgt_bhs_itt(bhs);
-    if (up && tgt_bhs_opcode(bhs) == TGT_OP_SCSI_CMD && bhs[32] == 0x89 && p->tags < TAGS)
+    if (up && is(bhs, TGT_OP_SCSI_CMD, 0x89) && p->tags < TAGS)
         p->tag[p->tags++] = itt;
     if (!up && tgt_bhs_opcode(bhs) == TGT_OP_SCSI_RSP)
         for (unsigned i = 0; i < p->tags; i++)
@@ -97,6 +112,49 @@ static bool look(struct proxy *x, struct pair *p, bool up, const uint8_t *bhs)
                 return losing && coin(x);
             }
     return false;
+}
+
+/* So many bytes of a PDU's data must be here before it can be told what it does: the first unit that it writes. */
+static size_t data_needed(const struct proxy *x, bool up, const uint8_t *bhs)
+{
+    size_t most = !x->plan || !x->plan->armed || !up ? 0 : is(bhs, TGT_OP_SCSI_CMD, 0x89) ? 2 * UNIT : is(bhs, TGT_OP_SCSI_CMD, 0x8a) ? UNIT : 0;
+    return GR_MIN(most, tgt_bhs_dsl(bhs));
+}
+
+/* A PDU passes, @n bytes of its data are here: does the plan end the process that sent it, or is about to hear it? */
+static enum take_verdict verdict(struct proxy *x, struct pair *p, bool up, const uint8_t *bhs, const uint8_t *data, size_t n)
+{
+    const uint8_t *cdb = bhs + 32;
+    if (!x->plan || !x->plan->armed)
+        return TAKE_GO;
+    if (!up) {
+        if (tgt_bhs_opcode(bhs) != TGT_OP_SCSI_RSP || !p->ejecting || tgt_bhs_itt(bhs) != p->eject)
+            return TAKE_GO;
+        p->ejecting = false;
+        return take_other(x->plan, x->number, TAKE_EJECTED);
+    }
+    if (is(bhs, TGT_OP_SCSI_CMD, 0x5f) && (cdb[1] & 31) == 5) {
+        p->ejecting = true;
+        p->eject = tgt_bhs_itt(bhs);
+        return take_other(x->plan, x->number, TAKE_EJECT);
+    }
+    if (is(bhs, TGT_OP_SCSI_CMD, 0x88))
+        return take_read(x->plan, x->number, x->device, gr_get_be64(cdb + 2) / UNIT_BLOCKS, gr_get_be32(cdb + 10) / UNIT_BLOCKS);
+    if (is(bhs, TGT_OP_SCSI_CMD, 0x8a) && n >= UNIT)
+        return take_write(x->plan, x->number, data);
+    if (is(bhs, TGT_OP_SCSI_CMD, 0x89) && n >= 2 * UNIT)
+        return take_write(x->plan, x->number, data + UNIT);
+    return TAKE_GO;
+}
+
+static void end_process(const struct proxy *x)
+{
+    FILE *f = fopen(x->pid_file, "re");
+    int pid = 0;
+    if (!f || fscanf(f, "%d", &pid) != 1 || pid <= 1 || kill(pid, SIGKILL) < 0)
+        fprintf(stderr, "iscsi_proxy: the process of '%s' cannot be ended: %s\n", x->pid_file, strerror(errno));
+    if (f)
+        fclose(f);
 }
 
 static bool send_all(int fd, const uint8_t *data, size_t len)
@@ -127,12 +185,21 @@ static bool pass(struct proxy *x, struct pair *p, struct side *s, bool up)
         if (!s->passing) {
             if (s->n - at < TGT_BHS_LEN)
                 break;
-            uint32_t dsl = tgt_bhs_dsl(s->buf + at);
-            if (look(x, p, up, s->buf + at)) {
+            const uint8_t *bhs = s->buf + at;
+            uint32_t dsl = tgt_bhs_dsl(bhs);
+            size_t head = TGT_BHS_LEN + (size_t)bhs[4] * 4, here = s->n - at < head ? 0 : s->n - at - head;
+            if (here < data_needed(x, up, bhs))
+                break;
+            enum take_verdict v = verdict(x, p, up, bhs, bhs + head, GR_MIN(here, (size_t)dsl));
+            if (v != TAKE_GO)
+                end_process(x);
+            if (v == TAKE_KILL_HOLD)
+                return false;
+            if (gets_lost(x, p, up, bhs)) {
                 x->lost++;
                 return false;
             }
-            s->passing = TGT_BHS_LEN + (size_t)s->buf[at + 4] * 4 + dsl + tgt_pad4(dsl);
+            s->passing = head + dsl + tgt_pad4(dsl);
         }
         size_t now = GR_MIN(s->passing, s->n - at);
         if (!send_all(s->to, s->buf + at, now))
@@ -201,11 +268,21 @@ int main(int argc, char **argv)
     const char *host, *port;
     struct sigaction sa = { .sa_handler = on_signal };
     if (argc < 3 || !split(argv[1], &host, &port) || !split(argv[2], &x.host, &x.port)) {
-        fprintf(stderr, "usage: iscsi_proxy LISTEN-HOST:PORT HOST:PORT [SEED]\n");
+        fprintf(stderr, "usage: iscsi_proxy LISTEN-HOST:PORT HOST:PORT [SEED [PLAN HOST DEVICE PIDFILE]]\n");
         return 2;
     }
     if (argc > 3)
         x.seed = strtoull(argv[3], NULL, 10);
+    if (argc > 7) {
+        x.plan = take_map(argv[4]);
+        x.number = (unsigned)strtoul(argv[5], NULL, 10);
+        x.device = (unsigned)strtoul(argv[6], NULL, 10);
+        x.pid_file = argv[7];
+        if (!x.plan) {
+            fprintf(stderr, "iscsi_proxy: %s: %s\n", argv[4], strerror(errno));
+            return 1;
+        }
+    }
     sigaction(SIGTERM, &sa, NULL);
     sigaction(SIGUSR1, &sa, NULL);
     sigaction(SIGUSR2, &sa, NULL);

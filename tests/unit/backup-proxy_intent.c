@@ -1,14 +1,12 @@
 /* Records of what a process has begun: they outlive it, and tell whether it still runs. */
+#include "tests/lib/test.h"
 #include "backup-proxy/intent.h"
-#include <setjmp.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
-#include <cmocka.h>
 
 static struct gr_home *home_at(char dir[64])
 {
@@ -92,8 +90,4 @@ static void test_killed_process_leaves_record(void **state)
     remove_dir(dir);
 }
 
-int main(void)
-{
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_life), cmocka_unit_test(test_killed_process_leaves_record)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
-}
+TEST_MAIN(TEST(test_life), TEST(test_killed_process_leaves_record))

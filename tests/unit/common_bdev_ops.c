@@ -108,7 +108,7 @@ static int cut(struct ctx *c, uint8_t *p, size_t len, struct iovec *iov, int max
     return n;
 }
 
-#define OK(expr)                                                                   \
+#define TRY(expr)                                                                  \
     do {                                                                           \
         int r_ = (expr);                                                           \
         if (r_ < 0) {                                                              \
@@ -138,28 +138,28 @@ static int one_round(struct ctx *c, int round)
     case 0:
     case 1:
         memset(p, (int)rnd(c, 256), len);
-        OK(gr_pwritev(c->ch, iov, cut(c, p, len, iov, 24, rnd(c, 2)), off, rnd(c, 8) ? 0 : GR_BIO_FUA));
+        TRY(gr_pwritev(c->ch, iov, cut(c, p, len, iov, 24, rnd(c, 2)), off, rnd(c, 8) ? 0 : GR_BIO_FUA));
         memcpy(c->oracle + off, p, len);
         break;
     case 2:
     case 3:
     case 4:
         memset(p, 0xee, len);
-        OK(gr_preadv(c->ch, iov, cut(c, p, len, iov, 24, rnd(c, 2)), off));
+        TRY(gr_preadv(c->ch, iov, cut(c, p, len, iov, 24, rnd(c, 2)), off));
         MUST(!memcmp(p, c->oracle + off, len));
         break;
     case 5:
         if (rnd(c, 2))
-            OK(gr_unmap(c->ch, off, len, rnd(c, 2) ? GR_BIO_FUA : 0));
+            TRY(gr_unmap(c->ch, off, len, rnd(c, 2) ? GR_BIO_FUA : 0));
         else
-            OK(gr_write_zeroes(c->ch, off, len, rnd(c, 2) ? GR_BIO_MAY_UNMAP : 0));
+            TRY(gr_write_zeroes(c->ch, off, len, rnd(c, 2) ? GR_BIO_MAY_UNMAP : 0));
         memset(c->oracle + off, 0, len);
         break;
     case 6:
         memcpy(p, c->oracle + off, cmp_len);
         memset(other, (int)rnd(c, 256), sizeof(other));
         if (rnd(c, 2)) {
-            OK(gr_compare_write(c->ch, off, p, other, cmp_len, &miss));
+            TRY(gr_compare_write(c->ch, off, p, other, cmp_len, &miss));
             memcpy(c->oracle + off, other, cmp_len);
         } else {
             size_t at = rnd(c, (unsigned)cmp_len);
@@ -170,7 +170,7 @@ static int one_round(struct ctx *c, int round)
         break;
     case 7:
         if (rnd(c, 8) == 0)
-            OK(gr_flush(c->ch));
+            TRY(gr_flush(c->ch));
         break;
     }
     return 0;
@@ -184,7 +184,7 @@ static int check_extents(struct ctx *c)
     int round = -1;
 
     for (uint64_t at = 0; at < SIZE;) {
-        OK(gr_extents(c->ch, at, SIZE - at, NULL, ext, 3, &n));
+        TRY(gr_extents(c->ch, at, SIZE - at, NULL, ext, 3, &n));
         MUST(n >= 1 && n <= 3);
         for (unsigned i = 0; i < n; i++) {
             MUST(ext[i].off == at && ext[i].len && ext[i].len % 512 == 0 && ext[i].changed);
@@ -430,11 +430,11 @@ static int run_half(void *arg)
         uint64_t off = h->base + 4096 * (uint64_t)(rand_r(&h->seed) % 100);
         for (int i = 0; i < 512; i++)
             w[i] = h->base + (uint64_t)(round * i);
-        OK(gr_pwrite(h->ch, w, sizeof(w), off, 0));
-        OK(gr_pread(h->ch, r, sizeof(r), off));
+        TRY(gr_pwrite(h->ch, w, sizeof(w), off, 0));
+        TRY(gr_pread(h->ch, r, sizeof(r), off));
         MUST(!memcmp(w, r, sizeof(w)));
         if (round % 10 == 0)
-            OK(gr_flush(h->ch));
+            TRY(gr_flush(h->ch));
     }
     return 0;
 }

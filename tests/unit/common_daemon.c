@@ -5,6 +5,7 @@
 #include "common/seam.h"
 #include "tests/lib/test.h"
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -105,4 +106,40 @@ static void test_pidfile(void **state)
     free(path);
 }
 
-TEST_MAIN(TEST(test_ready), TEST(test_failure), TEST(test_death), TEST(test_silence), TEST(test_nobody), TEST(test_pidfile))
+/* What gr_daemon_args() makes of "program @words". */
+static int parse(struct gr_daemon_args *a, const char *words)
+{
+    char *argv[8] = {(char[]){"program"}}, *text = gr_strdup(words), *rest = NULL;
+    int argc = 1;
+    for (char *p = strtok_r(text, " ", &rest); p; p = strtok_r(NULL, " ", &rest))
+        argv[argc++] = p;
+    a->usage = "usage: program\n";
+    int r = gr_daemon_args(argc, argv, a);
+    a->name = a->name ? "given" : NULL;
+    free(text);
+    return r;
+}
+
+static void test_args(void **state)
+{
+    static const char *const bad[] = {"--ready-fd", "--ready-fd 2", "--ready-fd 1x", "--ready-fd -1", "--ready-fd 4096", "--flag", "name", "--", "-x"};
+    static const char *const bad_named[] = {"", "--flag", "one two", "one --flags", "--ready-fd 5"};
+    struct gr_daemon_args a;
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+        assert_int_equal(parse(&(struct gr_daemon_args){0}, bad[i]), 2);
+    for (size_t i = 0; i < sizeof bad_named / sizeof *bad_named; i++)
+        assert_int_equal(parse(&(struct gr_daemon_args){.flag = "--flag", .takes_name = true}, bad_named[i]), 2);
+    assert_int_equal(parse(&(struct gr_daemon_args){0}, "--help"), 0);
+    a = (struct gr_daemon_args){0};
+    assert_int_equal(parse(&a, ""), -1);
+    assert_int_equal(a.ready_fd, -1);
+    a = (struct gr_daemon_args){.flag = "--flag", .takes_name = true};
+    assert_int_equal(parse(&a, "--ready-fd 7 name --flag"), -1);
+    assert_int_equal(a.ready_fd, 7);
+    assert_true(a.flagged && a.name);
+    a = (struct gr_daemon_args){.flag = "--flag", .takes_name = true};
+    assert_int_equal(parse(&a, "name"), -1);
+    assert_false(a.flagged);
+}
+
+TEST_MAIN(TEST(test_args), TEST(test_ready), TEST(test_failure), TEST(test_death), TEST(test_silence), TEST(test_nobody), TEST(test_pidfile))

@@ -1,8 +1,4 @@
 /* The oracle of the fault matrix finds what it is there to find. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 #include "tests/lib/fault_oracle.h"
 #include "tests/lib/test.h"
 #include <stdlib.h>

@@ -1,13 +1,11 @@
 /* Fibers: switching, waiting, locks. */
+#include "tests/lib/test.h"
 #include "common/fiber.h"
 #include "common/cleanup.h"
 #include <fcntl.h>
 #include <poll.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <cmocka.h>
 
 struct ctx {
     struct gr_loop *loop;
@@ -322,11 +320,5 @@ static void test_no_memory(void **state)
 }
 
 #define BOTH(f) {#f " (auto)", f, setup_auto, teardown, NULL}, {#f " (sync)", f, setup_sync, teardown, NULL}
-int main(void)
-{
-    const struct CMUnitTest tests[] = {
-        BOTH(test_run), BOTH(test_yield_many), BOTH(test_wake_sleep), BOTH(test_outside), BOTH(test_mutex), BOTH(test_rwlock),
-        BOTH(test_queue), BOTH(test_no_memory),
-    };
-    return cmocka_run_group_tests(tests, NULL, NULL);
-}
+TEST_MAIN(BOTH(test_run), BOTH(test_yield_many), BOTH(test_wake_sleep), BOTH(test_outside), BOTH(test_mutex), BOTH(test_rwlock), BOTH(test_queue),
+          BOTH(test_no_memory))

@@ -36,14 +36,6 @@ struct history {
     uint64_t diffs, pairs, unknown, extents, clones, crashes, reverts, deletes;
 };
 
-#define OK(call)                                               \
-    do {                                                       \
-        struct gr_err err = { 0 };                             \
-        int rc_ = (call);                                      \
-        if (rc_ < 0)                                           \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
-    } while (0)
-
 static uint32_t rnd(struct history *h, uint32_t n) { return (uint32_t)(test_rand(&h->rng) % n); }
 static uint64_t disk_piece(uint32_t p) { return p % 256 + (uint64_t)(p / 256) * 2560 - (p / 256 ? 700 : 0); }
 

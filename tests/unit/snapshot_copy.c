@@ -9,14 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define OK(call)                                               \
-    do {                                                       \
-        struct gr_err err = { 0 };                             \
-        int rc_ = (call);                                      \
-        if (rc_ < 0)                                           \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
-    } while (0)
-
 /* ---- the list ---- */
 #define UNITS 2000u
 

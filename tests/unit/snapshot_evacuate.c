@@ -8,14 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-#define OK(call)                                               \
-    do {                                                       \
-        struct gr_err err = { 0 };                             \
-        int rc_ = (call);                                      \
-        if (rc_ < 0)                                           \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
-    } while (0)
-
 #define MIB ((uint64_t)1 << 20)
 #define PIECES 4096u /* of a disk: 16 MiB */
 #define DISKS 4u

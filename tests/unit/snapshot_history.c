@@ -37,14 +37,6 @@ struct history {
     uint64_t rng;
 };
 
-#define OK(call)                                                 \
-    do {                                                         \
-        struct gr_err err = { 0 };                               \
-        int rc_ = (call);                                        \
-        if (rc_ < 0)                                             \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_));   \
-    } while (0)
-
 static void warn(void *arg, const char *text)
 {
     (void)arg;

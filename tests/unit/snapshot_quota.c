@@ -12,13 +12,6 @@
 #define FOLDERS 4u
 #define SIZE (64ull << 20)
 #define KIB 1024ull
-#define OK(call)                                               \
-    do {                                                       \
-        struct gr_err err = { 0 };                             \
-        int rc_ = (call);                                      \
-        if (rc_ < 0)                                           \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
-    } while (0)
 
 static const char *const folder[FOLDERS] = { "free", "a", "a/b", "c" };
 

@@ -14,13 +14,6 @@
 #define PLACE 600u /* so many pieces at each of four places are used */
 #define SNAPS 8u
 #define TREES 40u
-#define OK(call)                                               \
-    do {                                                       \
-        struct gr_err err = { 0 };                             \
-        int rc_ = (call);                                      \
-        if (rc_ < 0)                                           \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
-    } while (0)
 
 struct history {
     uint64_t rng;

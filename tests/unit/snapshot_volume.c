@@ -1,8 +1,5 @@
 /* A volume in memory: format, join, names, content, what a crash leaves. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
+#include "tests/lib/test.h"
 #include "common/bdev.h"
 #include "common/fiber.h"
 #include "snapshot/snapshot.h"
@@ -61,14 +58,6 @@ static void crash(struct site *s)
     vmfs_abandon(s->v);
     gr_bdev_put(s->dev);
 }
-
-#define OK(call)                                                 \
-    do {                                                         \
-        struct gr_err err = { 0 };                               \
-        int rc_ = (call);                                        \
-        if (rc_ < 0)                                             \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_));   \
-    } while (0)
 
 static void check_clean(struct site *s)
 {
@@ -263,9 +252,4 @@ static void test_content(void **state) { (void)state; run(content_fn); }
 static void test_thick(void **state) { (void)state; run(thick_fn); }
 static void test_grow(void **state) { (void)state; run(grow_fn); }
 
-int main(void)
-{
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_names), cmocka_unit_test(test_content), cmocka_unit_test(test_thick),
-                                         cmocka_unit_test(test_grow) };
-    return cmocka_run_group_tests(tests, NULL, NULL);
-}
+TEST_MAIN(TEST(test_names), TEST(test_content), TEST(test_thick), TEST(test_grow))

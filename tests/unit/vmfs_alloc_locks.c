@@ -1,10 +1,6 @@
 /* Allocation asks nobody: two hosts write to new blocks of two disks at once, far past the regions that each began with. What a device sees of it is
  * counted: alarms that one host raises for another, compare-and-writes that another was quicker at, slots of others that are read. There is none of it
  * while each finds room where it begins to look, its share of the volume; beyond, it meets regions of others, sees whose they are, and goes on: still nobody is asked for anything. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 #include "tests/lib/sim.h"
 #include "tests/lib/test.h"
 #include "vmfs/internal.h"

@@ -21,14 +21,6 @@ struct site {
     size_t memory; /* for a check; 0: as much as it likes */
 };
 
-#define OK(call)                                               \
-    do {                                                       \
-        struct gr_err err = { 0 };                             \
-        int rc_ = (call);                                      \
-        if (rc_ < 0)                                           \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
-    } while (0)
-
 static void warned(void *arg, const char *text)
 {
     (void)text;

@@ -1,10 +1,6 @@
 /* Many hosts on one volume of shared logical units, on a virtual clock (tests/lib/sim.h): hosts stop for longer than every timeout with
  * writes on their way, never come back, are cut off from one device, lose answers; the storage stands still for everybody. Every write
  * carries (disk, piece, number), and an oracle says what may be read. GRANARY_SEED=N runs one seed, GRANARY_TRIALS=N so many. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 #include "tests/lib/cluster.h"
 #include "tests/model/order.h"
 #include "tests/lib/test.h"

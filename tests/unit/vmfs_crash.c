@@ -2,7 +2,8 @@
  * recovered, prove sound, and show what was promised. Some are cut a second time while they are recovered.
  *
  * GRANARY_CUTS: how many cuts (default 2000); GRANARY_SOAK: go on for so many seconds; GRANARY_SEED repeats a run exactly (the
- * clock and all random are the test's own), with GRANARY_CUT=N only the N-th cut of each history. */
+ * clock and all random are the test's own), with GRANARY_CUT=N only the N-th cut of each history.
+ * timeout: 240 */
 #include "tests/lib/test.h"
 #include "common/cleanup.h"
 #include "tests/lib/crash_replay.h"
@@ -27,7 +28,7 @@ static const uint64_t slice_end[SLICES + 1] = { 0, 36ull << 20, 100ull << 20, 19
 static struct totals {
     uint64_t cuts, second_cuts, histories, entries;
     uint64_t replays, replayed_records, dropped, takeovers, redirected, in_place, splits, merges, checkpoints, frames, unsure, durable;
-    uint64_t snapshots, clones, reverts, deletes, removes, renames, resizes, compares, copies, repaired, no_space, thick, eager, roomy_cuts;
+    uint64_t snapshots, clones, owned, reverts, deletes, removes, renames, resizes, compares, copies, repaired, no_space, thick, eager, roomy_cuts;
     uint64_t devices_added, devices_removed, devices_kept, device_cuts, moved_kib, encrypted, rekeys, rewrites, key_cuts;
 } total;
 
@@ -290,6 +291,7 @@ static int history_fn(void *arg)
     total.durable += h->w.orc.durable_ops;
     total.snapshots += h->w.snapshots;
     total.clones += h->w.clones;
+    total.owned += h->w.owned;
     total.reverts += h->w.reverts;
     total.deletes += h->w.deletes;
     total.removes += h->w.removes;
@@ -319,8 +321,8 @@ static void report(void)
            N(replayed_records), N(dropped), N(repaired));
     printf("# writes: redirected %llu, in place %llu, splits %llu, merges %llu; frames %llu, checkpoints %llu, out of space %llu\n", N(redirected),
            N(in_place), N(splits), N(merges), N(frames), N(checkpoints), N(no_space));
-    printf("# snapshots %llu, deletes %llu, clones %llu, reverts %llu, removes %llu, renames %llu, resizes %llu, compares %llu, copies %llu\n", N(snapshots),
-           N(deletes), N(clones), N(reverts), N(removes), N(renames), N(resizes), N(compares), N(copies));
+    printf("# snapshots %llu, deletes %llu, clones %llu (%llu detached), reverts %llu, removes %llu, renames %llu, resizes %llu, compares %llu, copies %llu\n", N(snapshots),
+           N(deletes), N(clones), N(owned), N(reverts), N(removes), N(renames), N(resizes), N(compares), N(copies));
     printf("# thick disks %llu, eager disks %llu, in histories of %llu cuts\n", N(thick), N(eager), N(roomy_cuts));
     printf("# devices added %llu, removed %llu, kept for want of room %llu, %llu KiB moved, in histories of %llu cuts\n", N(devices_added),
            N(devices_removed), N(devices_kept), N(moved_kib), N(device_cuts));
@@ -346,7 +348,7 @@ static void power_cuts(void **state)
     report();
     if (cuts >= 1000) { /* what never happened was not tested */
         assert_true(total.takeovers && total.replayed_records && total.dropped && total.redirected && total.in_place && total.splits);
-        assert_true(total.snapshots && total.deletes && total.clones && total.reverts && total.removes && total.renames && total.resizes);
+        assert_true(total.snapshots && total.deletes && total.clones && total.owned && total.reverts && total.removes && total.renames && total.resizes);
         assert_true(total.encrypted && total.rekeys && total.rewrites && total.key_cuts);
         assert_true(total.thick && total.eager && total.roomy_cuts);
         assert_true(total.devices_added && total.devices_removed && total.moved_kib && total.device_cuts);

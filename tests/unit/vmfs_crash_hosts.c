@@ -3,7 +3,8 @@
  * instants, for all at once; those who come back, one or two, recover, see what was promised, and `check` finds nothing.
  *
  * GRANARY_CUTS: how many cuts (default 600); GRANARY_SOAK: 100,000 of them (make soak); GRANARY_SEED repeats a run exactly, GRANARY_CUT=N tries only
- * the N-th cut of each history. */
+ * the N-th cut of each history.
+ * timeout: 240 */
 #include "tests/lib/test.h"
 #include "common/cleanup.h"
 #include "tests/lib/crash_ports.h"

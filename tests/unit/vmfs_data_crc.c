@@ -1,10 +1,10 @@
 /* Datastores that keep a CRC32C of every piece: what the device does not return as it was written is never handed on, wherever it is read
  * from, and everything that moves or shares pieces takes their CRCs along. */
 #include "tests/lib/test.h"
+#include "tests/lib/volfix.h"
 #include "common/bdev.h"
 #include "common/cleanup.h"
 #include "snapshot/snapshot.h"
-#include "vmfs/internal.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,24 +12,12 @@
 #define MIB (1ull << 20)
 #define SIZE (16 * MIB)
 struct site {
-    struct gr_loop *loop;
-    struct gr_mem *mem, *mem2;
-    struct gr_bdev *dev, *dev2;
-    struct gr_chan *raw; /* the device */
-    struct vmfs *v;
-    struct vmfs_disk *d;
-    struct gr_chan *ch;
+    struct volfix f;
+    struct gr_mem *mem2;
+    struct gr_bdev *dev2;
     char told[1024];
     unsigned n_told;
 };
-
-#define OK(call)                                               \
-    do {                                                       \
-        struct gr_err err = { 0 };                             \
-        int rc_ = (call);                                      \
-        if (rc_ < 0)                                           \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
-    } while (0)
 
 static void warned(void *arg, const char *text)
 {
@@ -38,51 +26,44 @@ static void warned(void *arg, const char *text)
     snprintf(s->told, sizeof s->told, "%s", text);
 }
 
-static void join(struct site *s)
+static struct vmfs_join_opts joining(struct site *s)
 {
-    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "crc", .warn = warned, .warn_arg = s };
-    OK(vmfs_join(s->loop, &s->dev, 1, &o, &s->v, &err));
-}
-
-static void open_disk(struct site *s, const char *path)
-{
-    OK(vmfs_open(s->v, path, &s->d, NULL, &err));
-    assert_int_equal(gr_chan_open(vmfs_bdev(s->d), s->loop, &s->ch), 0);
-}
-
-static void close_disk(struct site *s)
-{
-    gr_chan_close(s->ch);
-    vmfs_close(s->d);
+    return (struct vmfs_join_opts){ .role = VMFS_HOST, .host_name = "crc", .warn = warned, .warn_arg = s };
 }
 
 static void make(struct site *s, bool data_crc)
 {
-    struct vmfs_format_opts f = { .name = "ds1", .data_crc = data_crc };
     struct vmfs_info info;
     memset(s, 0, sizeof *s);
-    s->loop = gr_fiber_loop();
-    s->mem = gr_mem_new(96 * MIB);
-    assert_int_equal(gr_bdev_mem_open(s->loop, s->mem, &s->dev), 0);
-    OK(vmfs_format(s->loop, &s->dev, 1, &f, &err));
-    assert_int_equal(gr_chan_open(s->dev, s->loop, &s->raw), 0);
-    join(s);
-    vmfs_info(s->v, &info);
+    const struct vmfs_join_opts o = joining(s);
+    volfix_make(&s->f, 96 * MIB, "disk", SIZE, data_crc, &o);
+    vmfs_info(s->f.v, &info);
     assert_int_equal(info.data_crc, data_crc);
-    OK(vmfs_create(s->v, "disk", VMFS_DISK, SIZE, VMFS_THIN, &err));
-    open_disk(s, "disk");
 }
 
-static void unmake(struct site *s, bool sound)
+/* Where the live head has the piece. */
+static uint64_t place(struct site *s, uint64_t off)
 {
-    struct vmfs_check_report rep;
-    close_disk(s);
-    if (sound)
-        OK(vmfs_check(s->v, NULL, NULL, &rep, &err));
-    OK(vmfs_leave(s->v, &err));
-    gr_chan_close(s->raw);
-    gr_bdev_put(s->dev);
-    gr_mem_free(s->mem);
+    uint64_t addr = volfix_place(&s->f, &s->f.d->o->live, off);
+    assert_int_not_equal(addr, 0);
+    return addr;
+}
+
+/* Map and data come from the device again. */
+static void again(struct site *s)
+{
+    const struct vmfs_join_opts o = joining(s);
+    volfix_again(&s->f, &o);
+}
+
+/* As a host that is gone left it. */
+static void crash(struct site *s)
+{
+    const struct vmfs_join_opts o = joining(s);
+    volfix_close(&s->f);
+    vmfs_abandon(s->f.v);
+    volfix_join(&s->f, &o);
+    volfix_open(&s->f);
 }
 
 static void fill(uint8_t *b, size_t len, uint64_t off, unsigned seed)
@@ -116,41 +97,11 @@ static int get(struct gr_chan *ch, uint64_t off, size_t len, unsigned seed)
     return r;
 }
 
-/* Where the live head has the piece. */
-static uint64_t place(struct site *s, uint64_t off)
-{
-    struct mnode *leaf;
-    OK(mtree_load(s->d->o, &s->d->o->live, off / VMFS_PIECE, &err));
-    assert_int_equal(mtree_peek(&s->d->o->live, off / VMFS_PIECE, &leaf), 0);
-    struct mpiece p = ment_piece(&leaf->ent[off / VMFS_PIECE % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES], (unsigned)(off / VMFS_PIECE % VMFS_BLOCK_PIECES));
-    assert_int_equal(p.state, VMFS_P_DATA);
-    return p.addr;
-}
-
-static void flip(struct site *s, uint64_t addr, size_t byte)
-{
-    uint8_t *b = aligned_alloc(4096, 4096);
-    assert_int_equal(vmfs_addr_dev(addr), 0);
-    assert_int_equal(gr_pread(s->raw, b, 4096, vmfs_addr_unit(addr) * 4096), 0);
-    b[byte] ^= 0x10;
-    assert_int_equal(gr_pwrite(s->raw, b, 4096, vmfs_addr_unit(addr) * 4096, 0), 0);
-    free(b);
-}
-
 static uint64_t rotten(struct site *s)
 {
     struct vmfs_stats st;
-    vmfs_stats(s->v, &st);
+    vmfs_stats(s->f.v, &st);
     return st.rotten;
-}
-
-/* Map and data come from the device again. */
-static void again(struct site *s)
-{
-    close_disk(s);
-    OK(vmfs_leave(s->v, &err));
-    join(s);
-    open_disk(s, "disk");
 }
 
 static int flipped(void *arg)
@@ -159,46 +110,46 @@ static int flipped(void *arg)
     char where[64];
     (void)arg;
     make(&s, true);
-    put(s.ch, 0, 256 << 10, 1);
+    put(s.f.ch, 0, 256 << 10, 1);
     uint64_t addr = place(&s, 73728);
-    flip(&s, addr, 4095);
+    volfix_flip(&s.f, addr, 4095);
     uint8_t *b = aligned_alloc(4096, 65536);
     struct iovec iov = { b, 65536 };
     struct gr_bio bio = { .op = GR_OP_READ, .off = 65536, .len = 65536, .iov = &iov, .iovcnt = 1 };
-    assert_int_equal(gr_submit_wait(s.ch, &bio), -EIO);
+    assert_int_equal(gr_submit_wait(s.f.ch, &bio), -EIO);
     assert_int_equal(bio.bad_off, 73728 - 65536 + 1);
     assert_int_equal(rotten(&s), 1);
-    snprintf(where, sizeof where, "device 0 ('%s')", s.dev->name);
+    snprintf(where, sizeof where, "device 0 ('%s')", s.f.dev->name);
     assert_non_null(strstr(s.told, "'ds1/disk' at byte 73728"));
     assert_non_null(strstr(s.told, where));
     snprintf(where, sizeof where, "its byte %llu:", (unsigned long long)vmfs_addr_unit(addr) * 4096);
     assert_non_null(strstr(s.told, where));
     unsigned told = s.n_told;
-    assert_int_equal(get(s.ch, 73728, 4096, 1), -EIO);
+    assert_int_equal(get(s.f.ch, 73728, 4096, 1), -EIO);
     assert_int_equal(s.n_told, told); /* the same piece is not told over and over */
-    assert_int_equal(get(s.ch, 0, 73728, 1), 0); /* its neighbours are well */
-    assert_int_equal(get(s.ch, 77824, 180224, 1), 0);
+    assert_int_equal(get(s.f.ch, 0, 73728, 1), 0); /* its neighbours are well */
+    assert_int_equal(get(s.f.ch, 77824, 180224, 1), 0);
     /* parts of it, and of what lies beside it */
     iov.iov_len = bio.len = 512;
     bio.off = 73728 + 512;
-    assert_int_equal(gr_submit_wait(s.ch, &bio), -EIO);
+    assert_int_equal(gr_submit_wait(s.f.ch, &bio), -EIO);
     assert_int_equal(bio.bad_off, 1);
     iov.iov_len = bio.len = 4096;
     bio.off = 73728 - 1024;
-    assert_int_equal(gr_submit_wait(s.ch, &bio), -EIO);
+    assert_int_equal(gr_submit_wait(s.f.ch, &bio), -EIO);
     assert_int_equal(bio.bad_off, 1025);
     free(b);
-    assert_int_equal(get(s.ch, 73728 - 1024, 1024, 1), 0);
-    assert_int_equal(get(s.ch, 77824, 512, 1), 0);
+    assert_int_equal(get(s.f.ch, 73728 - 1024, 1024, 1), 0);
+    assert_int_equal(get(s.f.ch, 77824, 512, 1), 0);
     /* a write that would need the rest of it is refused, a whole one heals it */
     b = aligned_alloc(4096, 4096);
     memset(b, 9, 4096);
-    assert_int_equal(gr_pwrite(s.ch, b, 512, 73728, 0), -EIO);
+    assert_int_equal(gr_pwrite(s.f.ch, b, 512, 73728, 0), -EIO);
     free(b);
-    put(s.ch, 73728, 4096, 5);
-    assert_int_equal(get(s.ch, 73728, 4096, 5), 0);
+    put(s.f.ch, 73728, 4096, 5);
+    assert_int_equal(get(s.f.ch, 73728, 4096, 5), 0);
     assert_int_not_equal(place(&s, 73728), addr);
-    unmake(&s, true);
+    volfix_unmake(&s.f);
     return 0;
 }
 static void any_flipped_bit_is_found(void **state)
@@ -212,36 +163,32 @@ static int kept(void *arg)
     struct site s;
     (void)arg;
     make(&s, true);
-    put(s.ch, 0, 65536, 1);            /* EXTENT */
-    put(s.ch, MIB, 12288, 2);          /* the rest of its block reserved */
-    OK(snap_create(&s.d, 1, "one", &err));
-    put(s.ch, 4096, 4096, 3);          /* SPLIT */
-    put(s.ch, 8 * MIB + 512, 3072, 4); /* merged with nothing */
+    put(s.f.ch, 0, 65536, 1);            /* EXTENT */
+    put(s.f.ch, MIB, 12288, 2);          /* the rest of its block reserved */
+    OK(snap_create(&s.f.d, 1, "one", &err));
+    put(s.f.ch, 4096, 4096, 3);          /* SPLIT */
+    put(s.f.ch, 8 * MIB + 512, 3072, 4); /* merged with nothing */
     for (unsigned i = 0; i < 300; i++) /* many pieces one by one: a leaf of more units than without */
-        put(s.ch, 10 * MIB + i * 7ull % 512 * 4096, 4096, 6 + i);
+        put(s.f.ch, 10 * MIB + i * 7ull % 512 * 4096, 4096, 6 + i);
     for (unsigned round = 0; round < 3; round++) {
-        assert_int_equal(get(s.ch, 0, 4096, 1), 0);
-        assert_int_equal(get(s.ch, 4096, 4096, 3), 0);
-        assert_int_equal(get(s.ch, 8192, 57344, 1), 0);
-        assert_int_equal(get(s.ch, MIB, 12288, 2), 0);
-        assert_int_equal(get(s.ch, 8 * MIB + 512, 3072, 4), 0);
-        assert_int_equal(get(s.ch, 10 * MIB + 299 * 7ull % 512 * 4096, 4096, 305), 0);
-        if (round == 0) { /* as a host that is gone left it */
-            assert_int_equal(gr_flush(s.ch), 0);
-            gr_chan_close(s.ch);
-            vmfs_close(s.d);
-            vmfs_abandon(s.v);
-            join(&s);
-            open_disk(&s, "disk");
+        assert_int_equal(get(s.f.ch, 0, 4096, 1), 0);
+        assert_int_equal(get(s.f.ch, 4096, 4096, 3), 0);
+        assert_int_equal(get(s.f.ch, 8192, 57344, 1), 0);
+        assert_int_equal(get(s.f.ch, MIB, 12288, 2), 0);
+        assert_int_equal(get(s.f.ch, 8 * MIB + 512, 3072, 4), 0);
+        assert_int_equal(get(s.f.ch, 10 * MIB + 299 * 7ull % 512 * 4096, 4096, 305), 0);
+        if (round == 0) {
+            assert_int_equal(gr_flush(s.f.ch), 0);
+            crash(&s);
         } else {
             again(&s);
         }
     }
-    flip(&s, place(&s, 8192), 0);
-    assert_int_equal(get(s.ch, 8192, 4096, 1), -EIO);
-    flip(&s, place(&s, 4096), 77);
-    assert_int_equal(get(s.ch, 4096, 4096, 3), -EIO);
-    unmake(&s, true);
+    volfix_flip(&s.f, place(&s, 8192), 0);
+    assert_int_equal(get(s.f.ch, 8192, 4096, 1), -EIO);
+    volfix_flip(&s.f, place(&s, 4096), 77);
+    assert_int_equal(get(s.f.ch, 4096, 4096, 3), -EIO);
+    volfix_unmake(&s.f);
     return 0;
 }
 static void crcs_are_kept_by_the_map_and_by_replay(void **state)
@@ -253,8 +200,8 @@ static void crcs_are_kept_by_the_map_and_by_replay(void **state)
 static struct gr_chan *snapshot(struct site *s, const char *name, struct gr_bdev **ret)
 {
     struct gr_chan *ch;
-    OK(snap_open(s->d, name, ret, &err));
-    assert_int_equal(gr_chan_open(*ret, s->loop, &ch), 0);
+    OK(snap_open(s->f.d, name, ret, &err));
+    assert_int_equal(gr_chan_open(*ret, s->f.loop, &ch), 0);
     return ch;
 }
 
@@ -264,51 +211,52 @@ static int shared(void *arg)
     struct gr_bdev *snap;
     (void)arg;
     make(&s, true);
-    put(s.ch, 0, 2 * MIB, 1);
-    OK(snap_create(&s.d, 1, "one", &err));
-    put(s.ch, 4096, 4096, 2);
-    OK(snap_clone(s.d, "one", "clone", &err));
+    put(s.f.ch, 0, 2 * MIB, 1);
+    OK(snap_create(&s.f.d, 1, "one", &err));
+    put(s.f.ch, 4096, 4096, 2);
+    OK(snap_clone(s.f.d, "one", "clone", &err));
     uint64_t addr = place(&s, 65536);
     struct vmfs_disk *to;
     struct gr_chan *copy;
-    OK(vmfs_create(s.v, "copy", VMFS_DISK, SIZE, VMFS_THIN, &err));
-    OK(vmfs_open(s.v, "copy", &to, NULL, &err));
-    assert_int_equal(gr_chan_open(vmfs_bdev(to), s.loop, &copy), 0);
-    struct gr_bio bio = { .op = GR_OP_COPY, .off = 4 * MIB, .len = MIB, .copy_src = s.ch };
+    OK(vmfs_create(s.f.v, "copy", VMFS_DISK, SIZE, VMFS_THIN, &err));
+    OK(vmfs_open(s.f.v, "copy", &to, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(to), s.f.loop, &copy), 0);
+    struct gr_bio bio = { .op = GR_OP_COPY, .off = 4 * MIB, .len = MIB, .copy_src = s.f.ch };
     assert_int_equal(gr_submit_wait(copy, &bio), 0);
-    bio = (struct gr_bio){ .op = GR_OP_COPY, .off = 8 * MIB, .len = MIB, .copy_src = s.ch };
-    assert_int_equal(gr_submit_wait(s.ch, &bio), 0); /* within the disk */
+    bio = (struct gr_bio){ .op = GR_OP_COPY, .off = 8 * MIB, .len = MIB, .copy_src = s.f.ch };
+    assert_int_equal(gr_submit_wait(s.f.ch, &bio), 0); /* within the disk */
     uint8_t *b = aligned_alloc(4096, 4096), *want = malloc(4096);
     fill(want, 4096, 8192, 1);
     assert_int_equal(gr_pread(copy, b, 4096, 4 * MIB + 8192), 0);
     assert_memory_equal(b, want, 4096);
-    assert_int_equal(gr_pread(s.ch, b, 4096, 8 * MIB + 8192), 0);
+    assert_int_equal(gr_pread(s.f.ch, b, 4096, 8 * MIB + 8192), 0);
     assert_memory_equal(b, want, 4096);
     free(b);
     free(want);
-    flip(&s, addr, 1000); /* all of them share it */
+    volfix_flip(&s.f, addr, 1000); /* all of them share it */
     struct gr_chan *ch = snapshot(&s, "one", &snap);
     assert_int_equal(get(ch, 65536, 4096, 1), -EIO);
     assert_int_equal(get(ch, 4096, 4096, 1), 0);
     gr_chan_close(ch);
     gr_bdev_put(snap);
-    assert_int_equal(get(s.ch, 65536, 4096, 1), -EIO);
-    assert_int_equal(get(s.ch, 8 * MIB + 65536, 4096, 0), -EIO);
+    assert_int_equal(get(s.f.ch, 65536, 4096, 1), -EIO);
+    assert_int_equal(get(s.f.ch, 8 * MIB + 65536, 4096, 0), -EIO);
     assert_int_equal(get(copy, 4 * MIB + 65536, 4096, 0), -EIO);
     gr_chan_close(copy);
     vmfs_close(to);
-    put(s.ch, 65536, 4096, 4);
-    OK(snap_revert(s.d, "one", &err));
-    assert_int_equal(get(s.ch, 65536, 4096, 1), -EIO);
-    assert_int_equal(get(s.ch, 4096, 4096, 1), 0);
+    put(s.f.ch, 65536, 4096, 4);
+    OK(snap_revert(s.f.d, "one", &err));
+    assert_int_equal(get(s.f.ch, 65536, 4096, 1), -EIO);
+    assert_int_equal(get(s.f.ch, 4096, 4096, 1), 0);
     again(&s);
-    assert_int_equal(get(s.ch, 65536, 4096, 1), -EIO);
-    close_disk(&s);
-    open_disk(&s, "clone");
-    assert_int_equal(get(s.ch, 65536, 4096, 1), -EIO);
-    assert_int_equal(get(s.ch, 4096, 4096, 1), 0);
-    assert_int_equal(get(s.ch, 69632, 4096, 1), 0);
-    unmake(&s, true);
+    assert_int_equal(get(s.f.ch, 65536, 4096, 1), -EIO);
+    volfix_close(&s.f);
+    s.f.path = "clone";
+    volfix_open(&s.f);
+    assert_int_equal(get(s.f.ch, 65536, 4096, 1), -EIO);
+    assert_int_equal(get(s.f.ch, 4096, 4096, 1), 0);
+    assert_int_equal(get(s.f.ch, 69632, 4096, 1), 0);
+    volfix_unmake(&s.f);
     return 0;
 }
 static void snapshots_clones_copies_and_reverts_carry_them(void **state)
@@ -322,30 +270,26 @@ static int atomic(void *arg)
     struct site s;
     (void)arg;
     make(&s, true);
-    put(s.ch, 0, 65536, 1);
+    put(s.f.ch, 0, 65536, 1);
     uint8_t *was = aligned_alloc(4096, 4096), *now = aligned_alloc(4096, 4096);
     fill(was, 4096, 8192, 1);
     fill(now, 4096, 8192, 2);
-    assert_int_equal(gr_compare_write(s.ch, 8192, was, now, 4096, NULL), 0);
-    assert_int_equal(get(s.ch, 8192, 4096, 2), 0);
-    gr_chan_close(s.ch);
-    vmfs_close(s.d);
-    vmfs_abandon(s.v);
-    join(&s);
-    open_disk(&s, "disk");
-    assert_int_equal(get(s.ch, 8192, 4096, 2), 0);
-    flip(&s, place(&s, 8192), 5);
-    assert_int_equal(gr_compare_write(s.ch, 8192, now, was, 4096, NULL), -EIO);
-    assert_int_equal(get(s.ch, 8192, 4096, 2), -EIO);
+    assert_int_equal(gr_compare_write(s.f.ch, 8192, was, now, 4096, NULL), 0);
+    assert_int_equal(get(s.f.ch, 8192, 4096, 2), 0);
+    crash(&s);
+    assert_int_equal(get(s.f.ch, 8192, 4096, 2), 0);
+    volfix_flip(&s.f, place(&s, 8192), 5);
+    assert_int_equal(gr_compare_write(s.f.ch, 8192, now, was, 4096, NULL), -EIO);
+    assert_int_equal(get(s.f.ch, 8192, 4096, 2), -EIO);
     free(was);
     free(now);
     /* sanitizing cannot promise anything where overwrites leave the old bytes behind */
     struct gr_err err = { 0 };
-    assert_int_equal(vmfs_bdev(s.d)->ops->exclusive(vmfs_bdev(s.d), &err), -EOPNOTSUPP);
+    assert_int_equal(vmfs_bdev(s.f.d)->ops->exclusive(vmfs_bdev(s.f.d), &err), -EOPNOTSUPP);
     assert_non_null(strstr(err.text, "data CRCs"));
     struct gr_bio bio = { .op = GR_OP_SCRUB, .off = 0, .len = 65536 };
-    assert_int_equal(gr_submit_wait(s.ch, &bio), -EOPNOTSUPP);
-    unmake(&s, true);
+    assert_int_equal(gr_submit_wait(s.f.ch, &bio), -EOPNOTSUPP);
+    volfix_unmake(&s.f);
     return 0;
 }
 static void atomic_writes_have_them_too(void **state)
@@ -361,16 +305,16 @@ static int full(void *arg)
     struct vmfs_info info;
     (void)arg;
     make(&s, true);
-    put(s.ch, 0, 4 * MIB, 1);
-    OK(vmfs_create(s.v, "thick", VMFS_DISK, 4 * MIB, VMFS_THICK, &err));
+    put(s.f.ch, 0, 4 * MIB, 1);
+    OK(vmfs_create(s.f.v, "thick", VMFS_DISK, 4 * MIB, VMFS_THICK, &err));
     struct vmfs_disk *thick, *filler;
     struct gr_chan *tch, *fch;
-    OK(vmfs_open(s.v, "thick", &thick, NULL, &err));
-    assert_int_equal(gr_chan_open(vmfs_bdev(thick), s.loop, &tch), 0);
+    OK(vmfs_open(s.f.v, "thick", &thick, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(thick), s.f.loop, &tch), 0);
     put(tch, 0, 4 * MIB, 1);
-    OK(vmfs_create(s.v, "filler", VMFS_DISK, 1024 * MIB, VMFS_THIN, &err));
-    OK(vmfs_open(s.v, "filler", &filler, NULL, &err));
-    assert_int_equal(gr_chan_open(vmfs_bdev(filler), s.loop, &fch), 0);
+    OK(vmfs_create(s.f.v, "filler", VMFS_DISK, 1024 * MIB, VMFS_THIN, &err));
+    OK(vmfs_open(s.f.v, "filler", &filler, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(filler), s.f.loop, &fch), 0);
     uint8_t *b = aligned_alloc(4096, 65536);
     memset(b, 7, 65536);
     int r = 0;
@@ -380,10 +324,10 @@ static int full(void *arg)
         e = (uint64_t)-gr_pwrite(fch, b, 4096, off, 0);
     free(b);
     assert_int_equal(r, -GR_ENOSPACE);
-    vmfs_info(s.v, &info);
+    vmfs_info(s.f.v, &info);
     for (unsigned round = 0; round < 6; round++)
         for (uint64_t off = 0; off < 4 * MIB; off += 65536) {
-            put(s.ch, off + round % 2 * 8192, 16384, round);
+            put(s.f.ch, off + round % 2 * 8192, 16384, round);
             put(tch, off, 65536, round);
         }
     assert_int_equal(get(tch, 0, 4 * MIB, 5), 0);
@@ -391,7 +335,7 @@ static int full(void *arg)
     vmfs_close(thick);
     gr_chan_close(fch);
     vmfs_close(filler);
-    unmake(&s, true);
+    volfix_unmake(&s.f);
     return 0;
 }
 static void a_full_datastore_is_still_overwritten(void **state)
@@ -409,36 +353,36 @@ static int moved(void *arg)
     (void)arg;
     make(&s, true);
     s.mem2 = gr_mem_new(96 * MIB);
-    assert_int_equal(gr_bdev_mem_open(s.loop, s.mem2, &s.dev2), 0);
+    assert_int_equal(gr_bdev_mem_open(s.f.loop, s.mem2, &s.dev2), 0);
     struct vmfs_info info;
-    vmfs_info(s.v, &info);
-    OK(vmfs_create(s.v, "filler", VMFS_DISK, (info.free - 4 * MIB) & ~65535ull, VMFS_THICK, &err));
-    OK(vmfs_device_add(s.v, s.dev2, &add, &err));
-    put(s.ch, 0, 12 * MIB, 1);
-    assert_int_equal(gr_flush(s.ch), 0);
+    vmfs_info(s.f.v, &info);
+    OK(vmfs_create(s.f.v, "filler", VMFS_DISK, (info.free - 4 * MIB) & ~65535ull, VMFS_THICK, &err));
+    OK(vmfs_device_add(s.f.v, s.dev2, &add, &err));
+    put(s.f.ch, 0, 12 * MIB, 1);
+    assert_int_equal(gr_flush(s.f.ch), 0);
     uint64_t off = 0;
     while (vmfs_addr_dev(place(&s, off)) != 1)
         off += 65536;
     struct gr_chan *raw2;
     uint8_t *b = aligned_alloc(4096, 4096);
     uint64_t at = vmfs_addr_unit(place(&s, off)) * 4096;
-    assert_int_equal(gr_chan_open(s.dev2, s.loop, &raw2), 0);
+    assert_int_equal(gr_chan_open(s.dev2, s.f.loop, &raw2), 0);
     assert_int_equal(gr_pread(raw2, b, 4096, at), 0);
     b[0] ^= 1;
     assert_int_equal(gr_pwrite(raw2, b, 4096, at, 0), 0);
     free(b);
     gr_chan_close(raw2);
-    OK(vmfs_remove(s.v, "filler", &err));
-    OK(vmfs_settle(s.v, 10000));
-    OK(vmfs_device_remove(s.v, 1, &rem, &err));
+    OK(vmfs_remove(s.f.v, "filler", &err));
+    OK(vmfs_settle(s.f.v, 10000));
+    OK(vmfs_device_remove(s.f.v, 1, &rem, &err));
     gr_bdev_put(s.dev2);
     for (unsigned round = 0; round < 2; round++) {
-        assert_int_equal(get(s.ch, off, 4096, 1), -EIO);
-        assert_int_equal(get(s.ch, 0, off, 1), 0);
-        assert_int_equal(get(s.ch, off + 4096, 12 * MIB - off - 4096, 1), 0);
+        assert_int_equal(get(s.f.ch, off, 4096, 1), -EIO);
+        assert_int_equal(get(s.f.ch, 0, off, 1), 0);
+        assert_int_equal(get(s.f.ch, off + 4096, 12 * MIB - off - 4096, 1), 0);
         again(&s);
     }
-    unmake(&s, true);
+    volfix_unmake(&s.f);
     gr_mem_free(s.mem2);
     return 0;
 }
@@ -455,24 +399,24 @@ static int without(void *arg)
     struct vmfs_stats st;
     (void)arg;
     make(&s, false);
-    put(s.ch, 0, 65536, 1);
-    OK(vmfs_checkpoint(s.v, &err));
+    put(s.f.ch, 0, 65536, 1);
+    OK(vmfs_checkpoint(s.f.v, &err));
     uint64_t addr = place(&s, 0);
-    put(s.ch, 0, 65536, 2);
-    vmfs_stats(s.v, &st);
+    put(s.f.ch, 0, 65536, 2);
+    vmfs_stats(s.f.v, &st);
     assert_int_equal(st.writes_in_place, 1);
     assert_int_equal(place(&s, 0), addr);
-    assert_null(s.d->o->live.root.mem->child[0].mem->ent[0].crc);
-    unmake(&s, true);
+    assert_null(s.f.d->o->live.root.mem->child[0].mem->ent[0].crc);
+    volfix_unmake(&s.f);
     make(&s, true);
-    put(s.ch, 0, 65536, 1);
-    OK(vmfs_checkpoint(s.v, &err));
+    put(s.f.ch, 0, 65536, 1);
+    OK(vmfs_checkpoint(s.f.v, &err));
     addr = place(&s, 0);
-    put(s.ch, 0, 65536, 2);
-    vmfs_stats(s.v, &st);
+    put(s.f.ch, 0, 65536, 2);
+    vmfs_stats(s.f.v, &st);
     assert_int_equal(st.writes_in_place, 0);
     assert_int_not_equal(place(&s, 0), addr);
-    unmake(&s, true);
+    volfix_unmake(&s.f);
     return 0;
 }
 static void such_a_datastore_always_redirects(void **state)

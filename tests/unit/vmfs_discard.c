@@ -8,13 +8,6 @@
 
 #define DEVICE (256ull << 20)
 #define SIZE (64ull << 20)
-#define OK(call)                                               \
-    do {                                                       \
-        struct gr_err err = { 0 };                             \
-        int rc_ = (call);                                      \
-        if (rc_ < 0)                                           \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
-    } while (0)
 
 struct fix {
     struct gr_mem *mem;

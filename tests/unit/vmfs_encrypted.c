@@ -23,14 +23,6 @@ struct site {
     char found[2048];
 };
 
-#define OK(call)                                               \
-    do {                                                       \
-        struct gr_err err = { 0 };                             \
-        int rc_ = (call);                                      \
-        if (rc_ < 0)                                           \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
-    } while (0)
-
 static int kek(void *arg, uint64_t id, uint8_t ret[32])
 {
     struct site *s = arg;

@@ -17,14 +17,6 @@ struct site {
     uint8_t *buf;
 };
 
-#define OK(call)                                               \
-    do {                                                       \
-        struct gr_err err = { 0 };                             \
-        int rc_ = (call);                                      \
-        if (rc_ < 0)                                           \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
-    } while (0)
-
 static void say(void *arg, const char *text)
 {
     (void)arg;

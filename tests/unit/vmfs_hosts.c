@@ -1,22 +1,11 @@
 /* Several devices under one volume; several hosts on one device; what a flush promises while a checkpoint runs. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
+#include "tests/lib/test.h"
 #include "common/bdev.h"
 #include "common/fiber.h"
 #include "vmfs/vmfs.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-#define OK(call)                                               \
-    do {                                                       \
-        struct gr_err err = { 0 };                             \
-        int rc_ = (call);                                      \
-        if (rc_ < 0)                                           \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
-    } while (0)
 
 #define MIB ((uint64_t)1 << 20)
 
@@ -571,10 +560,5 @@ static void test_crowd(void **state) { (void)state; run(crowd_fn); }
 static void test_quiet(void **state) { (void)state; run(quiet_fn); }
 static void test_reader(void **state) { (void)state; run(reader_fn); }
 
-int main(void)
-{
-    const struct CMUnitTest tests[] = { cmocka_unit_test(test_devices), cmocka_unit_test(test_names), cmocka_unit_test(test_hand_over),
-                                        cmocka_unit_test(test_release), cmocka_unit_test(test_flush), cmocka_unit_test(test_crowd), cmocka_unit_test(test_quiet),
-                                        cmocka_unit_test(test_reader) };
-    return cmocka_run_group_tests(tests, NULL, NULL);
-}
+TEST_MAIN(TEST(test_devices), TEST(test_names), TEST(test_hand_over), TEST(test_release), TEST(test_flush), TEST(test_crowd), TEST(test_quiet),
+          TEST(test_reader))

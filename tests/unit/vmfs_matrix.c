@@ -1,10 +1,6 @@
 /* The fault matrix on a virtual clock (tests/lib/cluster.h): one fault a trial, as in tests/matrix, a row per cell with the take-overs that were seen.
  * One that was due and does not come fails, and so does anything that the oracle, the order or the final check finds. GRANARY_SEED=N repeats,
  * GRANARY_TRIALS=N says how many (default: one of each cell). */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <cmocka.h>
 #include "tests/lib/cluster.h"
 #include "tests/lib/test.h"
 #include "tests/model/order.h"

@@ -35,14 +35,6 @@ static int kek(void *arg, uint64_t id, uint8_t ret[32])
     return id == vmfs_kek_id(secret) ? 0 : -ENOKEY;
 }
 
-#define OK(call)                                                   \
-    do {                                                           \
-        struct gr_err err = {0};                                   \
-        int rc_ = (call);                                          \
-        if (rc_ < 0)                                               \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_));     \
-    } while (0)
-
 /* ---- a volume with something of everything ---- */
 static void put(struct gr_chan *ch, uint64_t off, size_t len, unsigned seed)
 {

@@ -19,14 +19,6 @@ struct site {
     char said[16384];
 };
 
-#define OK(call)                                               \
-    do {                                                       \
-        struct gr_err err = { 0 };                             \
-        int rc_ = (call);                                      \
-        if (rc_ < 0)                                           \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
-    } while (0)
-
 static void join_as(struct site *s, const char *host, struct gr_bdev *dev, struct vmfs **ret)
 {
     struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = host };

@@ -1,78 +1,29 @@
 /* Scrubbing: all that rots is found, once, wherever it lies and whatever shares it; copies of metadata are repaired; it goes at the rate it was
  * told, beside writes, and goes on where it was broken off. */
 #include "tests/lib/test.h"
+#include "tests/lib/volfix.h"
 #include "common/bdev.h"
 #include "common/cleanup.h"
 #include "snapshot/snapshot.h"
-#include "vmfs/internal.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define MIB (1ull << 20)
 struct site {
-    struct gr_loop *loop;
-    struct gr_mem *mem;
-    struct gr_bdev *dev;
-    struct gr_chan *raw, *ch;
-    struct vmfs *v;
-    struct vmfs_disk *d;
+    struct volfix f;
     struct vmfs_scrub_report rep;
     char lines[8192];
     unsigned n_lines, calls;
     uint64_t stop_at, done; /* progress */
     bool meddle;
 };
-
-#define OK(call)                                               \
-    do {                                                       \
-        struct gr_err err = { 0 };                             \
-        int rc_ = (call);                                      \
-        if (rc_ < 0)                                           \
-            fail_msg("%s: %s", #call, gr_err_text(&err, rc_)); \
-    } while (0)
-
-static void join(struct site *s)
-{
-    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "scrub" };
-    OK(vmfs_join(s->loop, &s->dev, 1, &o, &s->v, &err));
-}
-
-static void open_disk(struct site *s, const char *path)
-{
-    OK(vmfs_open(s->v, path, &s->d, NULL, &err));
-    assert_int_equal(gr_chan_open(vmfs_bdev(s->d), s->loop, &s->ch), 0);
-}
-
-static void close_disk(struct site *s)
-{
-    gr_chan_close(s->ch);
-    vmfs_close(s->d);
-}
+static const struct vmfs_join_opts joining = { .role = VMFS_HOST, .host_name = "scrub" };
 
 static void make(struct site *s, bool data_crc)
 {
-    struct vmfs_format_opts f = { .name = "ds1", .data_crc = data_crc };
     memset(s, 0, sizeof *s);
-    s->loop = gr_fiber_loop();
-    s->mem = gr_mem_new(512 * MIB);
-    assert_int_equal(gr_bdev_mem_open(s->loop, s->mem, &s->dev), 0);
-    OK(vmfs_format(s->loop, &s->dev, 1, &f, &err));
-    assert_int_equal(gr_chan_open(s->dev, s->loop, &s->raw), 0);
-    join(s);
-    OK(vmfs_create(s->v, "a/disk", VMFS_DISK, 256 * MIB, VMFS_THIN, &err));
-    open_disk(s, "a/disk");
-}
-
-static void unmake(struct site *s)
-{
-    struct vmfs_check_report rep;
-    close_disk(s);
-    OK(vmfs_check(s->v, NULL, NULL, &rep, &err));
-    OK(vmfs_leave(s->v, &err));
-    gr_chan_close(s->raw);
-    gr_bdev_put(s->dev);
-    gr_mem_free(s->mem);
+    volfix_make(&s->f, 512 * MIB, "a/disk", 256 * MIB, data_crc, &joining);
 }
 
 static void put(struct gr_chan *ch, uint64_t off, size_t len, unsigned seed)
@@ -81,23 +32,6 @@ static void put(struct gr_chan *ch, uint64_t off, size_t len, unsigned seed)
     for (size_t i = 0; i < len; i++)
         b[i] = (uint8_t)(seed + i / 4096 * 13 + i % 253);
     assert_int_equal(gr_pwrite(ch, b, len, off, 0), 0);
-    free(b);
-}
-
-static uint64_t place_in(struct site *s, struct mtree *t, uint64_t off)
-{
-    struct mnode *leaf;
-    OK(mtree_load(s->d->o, t, off / VMFS_PIECE, &err));
-    assert_int_equal(mtree_peek(t, off / VMFS_PIECE, &leaf), 0);
-    return ment_piece(&leaf->ent[off / VMFS_PIECE % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES], (unsigned)(off / VMFS_PIECE % VMFS_BLOCK_PIECES)).addr;
-}
-
-static void flip(struct site *s, uint64_t addr)
-{
-    uint8_t *b = aligned_alloc(4096, 4096);
-    assert_int_equal(gr_pread(s->raw, b, 4096, vmfs_addr_unit(addr) * 4096), 0);
-    b[2000] ^= 0x40;
-    assert_int_equal(gr_pwrite(s->raw, b, 4096, vmfs_addr_unit(addr) * 4096, 0), 0);
     free(b);
 }
 
@@ -117,13 +51,13 @@ static int progress(void *arg, uint64_t done, uint64_t all, struct gr_err *err)
     s->done = done;
     if (s->meddle) { /* the disk is written, snapshotted, trimmed under it */
         char name[24];
-        put(s->ch, s->calls * 3 % 200 * MIB, MIB, s->calls);
+        put(s->f.ch, s->calls * 3 % 200 * MIB, MIB, s->calls);
         snprintf(name, sizeof name, "m%u", s->calls);
-        assert_int_equal(snap_create(&s->d, 1, name, err), 0);
-        put(s->ch, s->calls * 5 % 200 * MIB, 65536, s->calls + 1);
-        assert_int_equal(vmfs_checkpoint(s->v, err), 0);
+        assert_int_equal(snap_create(&s->f.d, 1, name, err), 0);
+        put(s->f.ch, s->calls * 5 % 200 * MIB, 65536, s->calls + 1);
+        assert_int_equal(vmfs_checkpoint(s->f.v, err), 0);
         if (s->calls % 3 == 0)
-            assert_int_equal(snap_delete(s->d, name, false, err), 0);
+            assert_int_equal(snap_delete(s->f.d, name, false, err), 0);
     }
     if (s->stop_at && done >= s->stop_at)
         return gr_fail(err, -ECANCELED, "stopped by the test");
@@ -136,7 +70,7 @@ static int scrub(struct site *s, uint64_t rate)
     struct gr_err err = { 0 };
     s->lines[0] = 0;
     s->n_lines = s->calls = 0;
-    return vmfs_scrub(s->v, &o, &s->rep, &err);
+    return vmfs_scrub(s->f.v, &o, &s->rep, &err);
 }
 
 static int finds(void *arg)
@@ -146,44 +80,45 @@ static int finds(void *arg)
     char text[128];
     (void)arg;
     make(&s, true);
-    vmfs_info(s.v, &info);
+    vmfs_info(s.f.v, &info);
     assert_int_equal(info.scrubbed.started_s, 0);
-    put(s.ch, 0, 4 * MIB, 1);
-    OK(snap_create(&s.d, 1, "one", &err));
-    put(s.ch, 65536, 4096, 2);
-    OK(snap_clone(s.d, "one", "clone", &err));
-    OK(vmfs_file_write(s.v, "note", "text", 4, &err));
+    put(s.f.ch, 0, 4 * MIB, 1);
+    OK(snap_create(&s.f.d, 1, "one", &err));
+    put(s.f.ch, 65536, 4096, 2);
+    OK(snap_clone(s.f.d, "one", "clone", &err));
+    OK(vmfs_file_write(s.f.v, "note", "text", 4, &err));
     assert_int_equal(scrub(&s, 0), 0);
     assert_int_equal(s.rep.bytes, 4 * MIB + 4096 + 4096); /* what is shared is read once */
     assert_int_equal(s.rep.bad_pieces, 0);
-    uint64_t shared = place_in(&s, &s.d->o->live, MIB), new = place_in(&s, &s.d->o->live, 65536), old = place_in(&s, &s.d->o->snaps[0]->tree, 65536);
-    flip(&s, shared);
-    flip(&s, new);
-    flip(&s, old);
+    uint64_t shared = volfix_place(&s.f, &s.f.d->o->live, MIB), new = volfix_place(&s.f, &s.f.d->o->live, 65536);
+    uint64_t old = volfix_place(&s.f, &s.f.d->o->snaps[0]->tree, 65536);
+    volfix_flip(&s.f, shared, 2000);
+    volfix_flip(&s.f, new, 2000);
+    volfix_flip(&s.f, old, 2000);
     assert_int_equal(scrub(&s, 0), -GR_ECORRUPT);
     assert_int_equal(s.rep.bad_pieces, 3);
     assert_int_equal(s.n_lines, 3);
-    snprintf(text, sizeof text, "'ds1/a/disk', snapshot number 1, at byte 1048576: device 0 ('%s') does not return what was written at its byte %llu", s.dev->name,
-             (unsigned long long)vmfs_addr_unit(shared) * 4096);
+    snprintf(text, sizeof text, "'ds1/a/disk', snapshot number 1, at byte 1048576: device 0 ('%s') does not return what was written at its byte %llu",
+             s.f.dev->name, (unsigned long long)vmfs_addr_unit(shared) * 4096);
     assert_non_null(strstr(s.lines, text));
     assert_non_null(strstr(s.lines, "'ds1/a/disk' at byte 65536"));
-    vmfs_info(s.v, &info);
+    vmfs_info(s.f.v, &info);
     assert_true(info.scrubbed.ended_s > 0);
     assert_int_equal(info.scrubbed.bad_pieces, 3);
     /* from the device, as nobody has it in memory; and kept by the volume */
-    close_disk(&s);
-    OK(vmfs_leave(s.v, &err));
-    join(&s);
-    vmfs_info(s.v, &info);
+    volfix_close(&s.f);
+    OK(vmfs_leave(s.f.v, &err));
+    volfix_join(&s.f, &joining);
+    vmfs_info(s.f.v, &info);
     assert_int_equal(info.scrubbed.bad_pieces, 3);
     assert_int_equal(scrub(&s, 0), -GR_ECORRUPT);
     assert_int_equal(s.rep.bad_pieces, 3);
-    flip(&s, shared);
-    flip(&s, old);
-    open_disk(&s, "a/disk");
-    put(s.ch, 65536, 4096, 2); /* written anew */
+    volfix_flip(&s.f, shared, 2000);
+    volfix_flip(&s.f, old, 2000);
+    volfix_open(&s.f);
+    put(s.f.ch, 65536, 4096, 2); /* written anew */
     assert_int_equal(scrub(&s, 0), 0);
-    unmake(&s);
+    volfix_unmake(&s.f);
     return 0;
 }
 static void what_rots_is_found_once(void **state)
@@ -197,17 +132,17 @@ static int metadata(void *arg)
     struct site s;
     (void)arg;
     make(&s, false);
-    put(s.ch, 0, MIB, 1);
-    OK(vmfs_checkpoint(s.v, &err));
-    flip(&s, vhome_addr(&s.v->sb.inodes, (uint32_t)s.d->o->id, 0, 1));
-    flip(&s, vmfs_addr(0, VMFS_SUPER_B));
-    flip(&s, place_in(&s, &s.d->o->live, 8192)); /* nothing to tell it by on a datastore without data CRCs */
+    put(s.f.ch, 0, MIB, 1);
+    OK(vmfs_checkpoint(s.f.v, &err));
+    volfix_flip(&s.f, vhome_addr(&s.f.v->sb.inodes, (uint32_t)s.f.d->o->id, 0, 1), 2000);
+    volfix_flip(&s.f, vmfs_addr(0, VMFS_SUPER_B), 2000);
+    volfix_flip(&s.f, volfix_place(&s.f, &s.f.d->o->live, 8192), 2000); /* nothing to tell it by on a datastore without data CRCs */
     assert_int_equal(scrub(&s, 0), 0);
     assert_int_equal(s.rep.repaired, 2);
     assert_int_equal(s.rep.bytes, MIB);
     assert_int_equal(scrub(&s, 0), 0);
     assert_int_equal(s.rep.repaired, 0);
-    unmake(&s);
+    volfix_unmake(&s.f);
     return 0;
 }
 static void copies_of_metadata_are_repaired(void **state)
@@ -223,33 +158,33 @@ static int resumes(void *arg)
     (void)arg;
     make(&s, true);
     for (unsigned i = 0; i < 200; i++)
-        put(s.ch, i * MIB, MIB, i);
-    flip(&s, place_in(&s, &s.d->o->live, 3 * MIB));
-    flip(&s, place_in(&s, &s.d->o->live, 190 * MIB));
+        put(s.f.ch, i * MIB, MIB, i);
+    volfix_flip(&s.f, volfix_place(&s.f, &s.f.d->o->live, 3 * MIB), 2000);
+    volfix_flip(&s.f, volfix_place(&s.f, &s.f.d->o->live, 190 * MIB), 2000);
     s.stop_at = 64 * MIB;
     assert_int_equal(scrub(&s, 0), -ECANCELED);
     uint64_t first = s.rep.bytes;
     assert_true(first >= 64 * MIB && first <= 129 * MIB);
     assert_int_equal(s.rep.bad_pieces, 1);
-    vmfs_info(s.v, &info);
+    vmfs_info(s.f.v, &info);
     assert_true(info.scrubbed.started_s > 0);
     assert_int_equal(info.scrubbed.ended_s, 0);
-    close_disk(&s);
-    OK(vmfs_leave(s.v, &err));
-    join(&s); /* another start goes on */
-    open_disk(&s, "a/disk");
+    volfix_close(&s.f);
+    OK(vmfs_leave(s.f.v, &err));
+    volfix_join(&s.f, &joining); /* another start goes on */
+    volfix_open(&s.f);
     s.stop_at = 0;
     assert_int_equal(scrub(&s, 0), -GR_ECORRUPT);
     assert_true(s.rep.resumed);
     assert_int_equal(s.rep.bytes, 200 * MIB);
     assert_int_equal(s.rep.bad_pieces, 2);
     assert_int_equal(s.n_lines, 1); /* the other was told before */
-    put(s.ch, 3 * MIB, 4096, 1);
-    put(s.ch, 190 * MIB, 4096, 1);
+    put(s.f.ch, 3 * MIB, 4096, 1);
+    put(s.f.ch, 190 * MIB, 4096, 1);
     assert_int_equal(scrub(&s, 0), 0); /* a new one, from the beginning */
     assert_false(s.rep.resumed);
     assert_int_equal(s.rep.bytes, 200 * MIB);
-    unmake(&s);
+    volfix_unmake(&s.f);
     return 0;
 }
 static void it_goes_on_where_it_was_broken_off(void **state)
@@ -264,17 +199,17 @@ static int beside(void *arg)
     (void)arg;
     make(&s, true);
     for (unsigned i = 0; i < 200; i++)
-        put(s.ch, i * MIB, MIB, i);
+        put(s.f.ch, i * MIB, MIB, i);
     s.meddle = true;
-    uint64_t t0 = gr_loop_now_ns(s.loop);
+    uint64_t t0 = gr_loop_now_ns(s.f.loop);
     assert_int_equal(scrub(&s, 250 * MIB), 0);
-    uint64_t ms = (gr_loop_now_ns(s.loop) - t0) / 1000000;
+    uint64_t ms = (gr_loop_now_ns(s.f.loop) - t0) / 1000000;
     assert_true(s.rep.bytes >= 200 * MIB);
     if (ms < s.rep.bytes / MIB * 1000 / 250 - 60)
         fail_msg("%llu MiB took %llu ms", (unsigned long long)(s.rep.bytes / MIB), (unsigned long long)ms);
     assert_true(s.calls > 4);
     s.meddle = false;
-    unmake(&s);
+    volfix_unmake(&s.f);
     return 0;
 }
 static void it_keeps_the_rate_beside_writes(void **state)
@@ -290,14 +225,14 @@ static int snapped(void *arg)
     (void)arg;
     make(&s, true);
     for (unsigned i = 0; i < 150; i++)
-        put(s.ch, i * MIB, MIB, i);
-    flip(&s, place_in(&s, &s.d->o->live, 140 * MIB));
+        put(s.f.ch, i * MIB, MIB, i);
+    volfix_flip(&s.f, volfix_place(&s.f, &s.f.d->o->live, 140 * MIB), 2000);
     struct vmfs_scrub_opts o = { .rate = 0, .line = line, .progress = progress, .arg = &s };
     s.meddle = true;
-    assert_int_equal(vmfs_scrub(s.v, &o, &s.rep, NULL), -GR_ECORRUPT);
+    assert_int_equal(vmfs_scrub(s.f.v, &o, &s.rep, NULL), -GR_ECORRUPT);
     assert_int_equal(s.rep.bad_pieces, 1);
     s.meddle = false;
-    unmake(&s);
+    volfix_unmake(&s.f);
     return 0;
 }
 static void a_snapshot_meanwhile_hides_nothing(void **state)

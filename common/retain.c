@@ -1,9 +1,9 @@
-#include "backup-proxy/prune.h"
+#include "common/retain.h"
 #include <string.h>
 #include <time.h>
 
 #define PERIOD_TEXT 24
-static void period_of(const struct bp_prune_item *it, size_t i, const char *format, char out[PERIOD_TEXT])
+static void period_of(const struct gr_retain_item *it, size_t i, const char *format, char out[PERIOD_TEXT])
 {
     struct tm tm = {0};
     time_t t = (time_t)it[i].time_s;
@@ -21,7 +21,7 @@ static void period_of(const struct bp_prune_item *it, size_t i, const char *form
         (void)strftime(out, PERIOD_TEXT, "%Y", &tm);
 }
 /* One rule. Points are in order, so that equal periods are neighbours among those kept or looked at. */
-static void apply(struct bp_prune_item *it, size_t n, uint64_t count, const char *format, const char *why)
+static void apply(struct gr_retain_item *it, size_t n, uint64_t count, const char *format, const char *why)
 {
     char last[PERIOD_TEXT] = "", p[PERIOD_TEXT], other[PERIOD_TEXT];
     uint64_t used = 0;
@@ -43,7 +43,7 @@ static void apply(struct bp_prune_item *it, size_t n, uint64_t count, const char
         used++;
     }
 }
-void bp_prune_plan(struct bp_prune_item *it, size_t n, const struct bp_keep *keep)
+void gr_retain_plan(struct gr_retain_item *it, size_t n, const struct gr_keep *keep)
 {
     bool any = keep->last || keep->hourly || keep->daily || keep->weekly || keep->monthly || keep->yearly;
     uint64_t last = keep->last;

@@ -1,5 +1,5 @@
 /* Retention: fixed cases with their answers, and random ones against a second, slower statement of the rules. */
-#include "backup-proxy/prune.h"
+#include "common/retain.h"
 #include "tests/lib/test.h"
 #include <stdio.h>
 #include <string.h>
@@ -9,7 +9,7 @@
 #define HOUR 3600
 static const int64_t t0 = 1795348800; /* 2026-11-22T12:00:00Z, a Sunday */
 
-static size_t kept(const struct bp_prune_item *it, size_t n)
+static size_t kept(const struct gr_retain_item *it, size_t n)
 {
     size_t k = 0;
     for (size_t i = 0; i < n; i++)
@@ -18,36 +18,36 @@ static size_t kept(const struct bp_prune_item *it, size_t n)
 }
 static void cases(void **state)
 {
-    struct bp_prune_item it[400];
-    struct bp_keep keep = {0};
+    struct gr_retain_item it[400];
+    struct gr_keep keep = {0};
     for (size_t i = 0; i < 400; i++)
-        it[i] = (struct bp_prune_item){.time_s = t0 - (int64_t)i * DAY};
-    bp_prune_plan(it, 400, &keep); /* no rule: nothing goes */
+        it[i] = (struct gr_retain_item){.time_s = t0 - (int64_t)i * DAY};
+    gr_retain_plan(it, 400, &keep); /* no rule: nothing goes */
     assert_int_equal(kept(it, 400), 400);
-    keep = (struct bp_keep){.last = 3};
-    bp_prune_plan(it, 400, &keep);
+    keep = (struct gr_keep){.last = 3};
+    gr_retain_plan(it, 400, &keep);
     assert_int_equal(kept(it, 400), 3);
     assert_true(it[0].keep && it[2].keep && !it[3].keep);
-    keep = (struct bp_keep){.daily = 7, .weekly = 4, .monthly = 12};
-    bp_prune_plan(it, 400, &keep);
+    keep = (struct gr_keep){.daily = 7, .weekly = 4, .monthly = 12};
+    gr_retain_plan(it, 400, &keep);
     assert_int_equal(kept(it, 400), 7 + 4 + 12);
     assert_string_equal(it[6].why, "daily");
     assert_string_equal(it[7].why, "weekly"); /* Sunday a week ago ends an ISO week that no daily one covers */
-    keep = (struct bp_keep){.yearly = 10};
-    bp_prune_plan(it, 400, &keep);
+    keep = (struct gr_keep){.yearly = 10};
+    gr_retain_plan(it, 400, &keep);
     assert_int_equal(kept(it, 400), 2); /* there are points of two years only */
     it[100].protect = true;
-    bp_prune_plan(it, 400, &keep);
+    gr_retain_plan(it, 400, &keep);
     assert_int_equal(kept(it, 400), 3);
     assert_string_equal(it[100].why, "protected");
     /* periods without a point do not count */
-    struct bp_prune_item gap[3] = {{.time_s = t0}, {.time_s = t0 - 40 * DAY}, {.time_s = t0 - 90 * DAY}};
-    keep = (struct bp_keep){.daily = 2};
-    bp_prune_plan(gap, 3, &keep);
+    struct gr_retain_item gap[3] = {{.time_s = t0}, {.time_s = t0 - 40 * DAY}, {.time_s = t0 - 90 * DAY}};
+    keep = (struct gr_keep){.daily = 2};
+    gr_retain_plan(gap, 3, &keep);
     assert_true(gap[0].keep && gap[1].keep && !gap[2].keep);
-    bp_prune_plan(gap, 0, &keep);
+    gr_retain_plan(gap, 0, &keep);
 }
-static void period(const struct bp_prune_item *it, size_t i, unsigned rule, char out[32])
+static void period(const struct gr_retain_item *it, size_t i, unsigned rule, char out[32])
 {
     struct tm tm;
     time_t t = (time_t)it[i].time_s;
@@ -67,7 +67,7 @@ static void period(const struct bp_prune_item *it, size_t i, unsigned rule, char
         (void)strftime(out, 32, "%Y", &tm);
 }
 /* The rules again, told another way: a set of period names that are taken. */
-static void slow_plan(struct bp_prune_item *it, size_t n, const struct bp_keep *k)
+static void slow_plan(struct gr_retain_item *it, size_t n, const struct gr_keep *k)
 {
     const uint64_t counts[] = {k->last, k->hourly, k->daily, k->weekly, k->monthly, k->yearly};
     uint64_t any = 0;
@@ -106,16 +106,16 @@ static void random_cases(void **state)
 {
     uint64_t rnd = test_seed();
     for (unsigned c = 0; c < test_cases(200); c++) {
-        struct bp_prune_item a[150], b[150];
+        struct gr_retain_item a[150], b[150];
         size_t n = test_rand(&rnd) % 150;
         int64_t t = t0;
         for (size_t i = 0; i < n; i++) {
             static const int64_t steps[] = {60, HOUR / 2, HOUR, 5 * HOUR, DAY, 9 * DAY, 40 * DAY};
             t -= 1 + (int64_t)(test_rand(&rnd) % (uint64_t)steps[test_rand(&rnd) % (c % 7 + 1)]);
-            a[i] = b[i] = (struct bp_prune_item){.time_s = t, .protect = test_rand(&rnd) % 20 == 0};
+            a[i] = b[i] = (struct gr_retain_item){.time_s = t, .protect = test_rand(&rnd) % 20 == 0};
         }
-        struct bp_keep k = {test_rand(&rnd) % 4, test_rand(&rnd) % 6, test_rand(&rnd) % 6, test_rand(&rnd) % 5, test_rand(&rnd) % 5, test_rand(&rnd) % 3};
-        bp_prune_plan(a, n, &k);
+        struct gr_keep k = {test_rand(&rnd) % 4, test_rand(&rnd) % 6, test_rand(&rnd) % 6, test_rand(&rnd) % 5, test_rand(&rnd) % 5, test_rand(&rnd) % 3};
+        gr_retain_plan(a, n, &k);
         slow_plan(b, n, &k);
         for (size_t i = 0; i < n; i++)
             if (a[i].keep != b[i].keep)

@@ -1,0 +1,35 @@
+/* What is said of snapshots: attributes of their disk, so they are changed by records and go where the disk goes. */
+#include "vmfs/internal.h"
+#include <time.h>
+
+void vobj_note_key(const char *kind, uint64_t snap, char ret[33])
+{
+    snprintf(ret, 33, "%s-%llx", kind, (unsigned long long)snap);
+}
+
+const struct vattr *vobj_note(const struct vobj *o, const char *kind, uint64_t snap)
+{
+    char key[33];
+    vobj_note_key(kind, snap, key);
+    for (size_t i = 0; i < o->n_attrs; i++)
+        if (strcmp(o->attrs[i].key, key) == 0)
+            return &o->attrs[i];
+    return NULL;
+}
+
+int vobj_protected(const struct vobj *o, const struct vsnap *s, const char *disk, struct gr_err *err)
+{
+    const struct vattr *a = vobj_note(o, VMFS_NOTE_PROTECTED, s->id);
+    const struct vmfs_protected_disk *d = a && a->len >= sizeof *d ? a->val : NULL;
+    char since[32] = "?";
+    if (!a)
+        return 0;
+    size_t len = d ? a->len - sizeof *d : 0, who = d ? strnlen(d->text, len) : 0;
+    time_t t = d ? (time_t)gr_le64_get(d->since_s) : 0;
+    struct tm tm;
+    if (d && gmtime_r(&t, &tm))
+        strftime(since, sizeof since, "%Y-%m-%d %H:%M:%S UTC", &tm);
+    int why = who + 1 < len ? (int)(len - who - 1) : 0;
+    return gr_fail(err, -GR_ELOCKED, "'%s@%s' is protected by %.*s since %s%s%.*s (granary snapshot unprotect)", disk, s->name, (int)who, d ? d->text : "",
+                   since, why ? ": " : "", why, why ? d->text + who + 1 : "");
+}

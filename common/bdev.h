@@ -146,6 +146,10 @@ struct gr_bdev_ops {
      * get: length or -ENOENT; value is new memory. set with len 0 deletes. Keys: [a-z0-9.-]{1,32}; values up to 64 KiB. */
     int (*attr_get)(struct gr_bdev *bdev, const char *key, void **ret, struct gr_err *err);
     int (*attr_set)(struct gr_bdev *bdev, const char *key, const void *val, size_t len, struct gr_err *err);
+    /* Optional, devices that are waited for as long as it takes: for how many milliseconds nothing was answered though something is under way (0:
+     * nothing is, or it answers). And the end of waiting: what is under way, and what comes, ends with -EIO for ever. Any context. */
+    uint64_t (*silent_ms)(struct gr_bdev *bdev);
+    void (*give_up)(struct gr_bdev *bdev);
     /* Optional: 0 when no byte of it belongs to anybody else too (a snapshot, a clone), -EBUSY with the reason otherwise. Absent: 0. */
     int (*exclusive)(struct gr_bdev *bdev, struct gr_err *err);
 };

@@ -147,10 +147,10 @@ static int start(struct isc_dev *d, struct isc_req *r)
 static void iscsi_submit(struct gr_chan *ch, struct gr_bio *bio)
 {
     struct isc_dev *d = gr_container_of(ch->bdev, struct isc_dev, bdev);
-    struct isc_req *r = d->fenced ? NULL : gr_zalloc(sizeof(*r));
+    struct isc_req *r = d->fenced || d->given_up ? NULL : gr_zalloc(sizeof(*r));
 
     if (!r) {
-        gr_bio_end(bio, d->fenced ? -GR_EFENCED : -ENOMEM);
+        gr_bio_end(bio, d->fenced ? -GR_EFENCED : d->given_up ? -EIO : -ENOMEM);
         return;
     }
     *r = (struct isc_req){.bio = bio, .ch = ch};
@@ -264,6 +264,8 @@ static const struct gr_bdev_ops iscsi_ops = {
     .close = iscsi_close,
     .chan_open = iscsi_chan_open,
     .chan_close = iscsi_chan_close,
+    .silent_ms = isc_silent_ms,
+    .give_up = isc_give_up,
 };
 
 /* ---- opening ---- */

@@ -67,7 +67,7 @@ struct isc_sub { /* one SCSI command */
     struct scsi_iovec *iov;
     int n_iov;
     struct scsi_task *task; /* while it is with libiscsi */
-    uint64_t sent_ns;
+    uint64_t sent_ns, first_ns; /* and when it was sent first */
     uint64_t nonce; /* planted in every sector before a read */
     unsigned tries;
     uint64_t mark;             /* ISC_FLUSH: what of the dirty it makes durable */
@@ -104,7 +104,8 @@ struct isc_dev {
     uint64_t down_since_ns;
     struct isc_session session;
     struct gr_watch watch;
-    bool watching, lost, tearing, closing;
+    bool watching, lost, tearing, closing, given_up;
+    uint64_t answered_ns; /* the last answer of the unit */
     bool look;     /* the unit may have changed, or thrown us out: see before anything else is sent */
     bool looking;  /* a fiber does */
     bool paused;   /* nothing is sent until the timer rings */
@@ -210,6 +211,8 @@ int isc_dirty_replay(struct isc_dev *d);
 
 /* ---- bdev_iscsi_fence.c ---- */
 extern const struct gr_fence_ops isc_fence_ops;
+uint64_t isc_silent_ms(struct gr_bdev *bdev);
+void isc_give_up(struct gr_bdev *bdev);
 void isc_fenced(struct isc_dev *d); /* everything ends with -GR_EFENCED from now on */
 /* Fiber, the session is up: are we still registered, and is the reservation there? 0, -GR_EFENCED, or why nobody knows. */
 int isc_check_place(struct isc_dev *d, struct gr_err *err);

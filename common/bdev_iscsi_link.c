@@ -153,7 +153,37 @@ static bool patient(const struct isc_dev *d)
 {
     uint64_t down_ms = (gr_loop_now_ns(d->loop) - d->down_since_ns) / 1000000;
 
-    return (!d->reconnects || d->failures <= d->reconnects) && (!d->patience_ms || down_ms < d->patience_ms);
+    return !d->given_up && (!d->reconnects || d->failures <= d->reconnects) && (!d->patience_ms || down_ms < d->patience_ms);
+}
+
+static uint64_t oldest(const struct isc_list *l, uint64_t ns)
+{
+    for (const struct isc_sub *s = l->head; s; s = s->next)
+        if (s->first_ns && s->first_ns < ns)
+            ns = s->first_ns;
+    return ns;
+}
+
+uint64_t isc_silent_ms(struct gr_bdev *bdev)
+{
+    const struct isc_dev *d = gr_container_of(bdev, struct isc_dev, bdev);
+    uint64_t now = gr_loop_now_ns(d->loop), since = oldest(&d->busy, oldest(&d->waiting, now));
+
+    if (d->waiting.head && d->state != ISC_LIVE && d->down_since_ns < since)
+        since = d->down_since_ns;
+    since = GR_MAX(since, d->answered_ns);
+    return since < now ? (now - since) / 1000000 : 0;
+}
+
+void isc_give_up(struct gr_bdev *bdev)
+{
+    struct isc_dev *d = gr_container_of(bdev, struct isc_dev, bdev);
+
+    d->given_up = true;
+    if (d->state == ISC_DIALING) /* its fiber sees it */
+        isc_fail_waiting(d, -EIO);
+    else
+        settle(d, ISC_DEAD, -EIO);
 }
 
 static void redial(struct isc_dev *d)
@@ -164,7 +194,7 @@ static void redial(struct isc_dev *d)
         if (d->failures > 1)
             isc_sleep_ms(d, GR_MIN((uint64_t)REDIAL_MIN_MS << GR_MIN(d->failures, 8u), (uint64_t)REDIAL_MAX_MS));
         r = resume(d, &d->why);
-        if (r >= 0) {
+        if (r >= 0 && !d->given_up) {
             settle(d, ISC_LIVE, 0);
             isc_kick(d);
             return;
@@ -177,7 +207,7 @@ static void redial(struct isc_dev *d)
         d->failures++;
     }
     d->failures = 0;
-    settle(d, ISC_DOWN, r);
+    settle(d, d->given_up ? ISC_DEAD : ISC_DOWN, d->given_up ? -EIO : r);
 }
 
 static void fiber_ends(struct isc_dev *d)

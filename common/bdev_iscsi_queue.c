@@ -156,6 +156,7 @@ static void on_command(struct iscsi_context *ctx, int status, void *data, void *
         return;
     }
     d->failures = 0;
+    d->answered_ns = gr_loop_now_ns(d->loop);
     switch (judge(d, s, status, t)) {
     case FINAL:
         conclude(s, status, t);
@@ -180,6 +181,7 @@ static int put_out(struct isc_sub *s, struct scsi_task *t)
         return -ENOMEM;
     s->task = t;
     s->sent_ns = gr_loop_now_ns(d->loop);
+    s->first_ns = s->first_ns ? s->first_ns : s->sent_ns;
     s->prev = d->busy.tail;
     s->next = NULL;
     *(d->busy.tail ? &d->busy.tail->next : &d->busy.head) = s;

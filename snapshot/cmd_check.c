@@ -44,7 +44,10 @@ int snap_cmd_check(struct gr_cmd_ctx *c, struct gr_err *err)
                         json_integer_value(json_object_get(res, "pieces")), json_integer_value(json_object_get(res, "shared-pieces")));
     else if (gr_cmd_json(c))
         gr_cmd_done(c, res, "%s", name);
+    bool partly = json_is_true(json_object_get(res, "partly"));
     json_decref(res);
+    if (partly)
+        return gr_fail(err, -GR_EPARTIAL, "datastore '%s' is sound as far as it could be looked at: a device is missing, or was lost", name);
     return sound ? r : gr_fail(err, -GR_ECORRUPT, "datastore '%s' is damaged: %lld rules broken, %lld units leaked", name, errors, leaked);
 }
 

@@ -6,12 +6,14 @@
 
 static const struct gr_col list_cols[] = {
     {"name", "NAME", GR_COL_TEXT},       {"state", "STATE", GR_COL_TEXT}, {"size", "SIZE", GR_COL_SIZE},       {"used", "USED", GR_COL_SIZE},
-    {"free", "FREE", GR_COL_SIZE},       {"devices", "DEVICES", GR_COL_LIST}, {"error", "ERROR", GR_COL_TEXT}, {NULL},
+    {"free", "FREE", GR_COL_SIZE},       {"devices", "DEVICES", GR_COL_LIST}, {"error", "ERROR", GR_COL_TEXT}, {"warning", "WARNING", GR_COL_TEXT}, {NULL},
 };
 static const struct gr_col info_cols[] = {
     {"name", "Name", GR_COL_TEXT},
     {"uuid", "UUID", GR_COL_TEXT},
     {"state", "State", GR_COL_TEXT},
+    {"fence-reason", "Because", GR_COL_TEXT},
+    {"warning", "Warning", GR_COL_TEXT},
     {"size", "Size", GR_COL_SIZE},
     {"used", "Used", GR_COL_SIZE},
     {"free", "Free", GR_COL_SIZE},
@@ -44,12 +46,12 @@ static const struct gr_col wait_cols[] = {
 
 static const struct gr_col device_cols[] = {
     {"number", "NUMBER", GR_COL_NUMBER}, {"device", "DEVICE", GR_COL_TEXT}, {"size", "SIZE", GR_COL_SIZE},
-    {"used", "USED", GR_COL_SIZE},       {"free", "FREE", GR_COL_SIZE},     {"uuid", "UUID", GR_COL_TEXT},
-    {NULL},
+    {"used", "USED", GR_COL_SIZE},       {"free", "FREE", GR_COL_SIZE},     {"missing", "MISSING", GR_COL_BOOL},
+    {"stale", "STALE", GR_COL_BOOL},     {"uuid", "UUID", GR_COL_TEXT},     {NULL},
 };
 
 static const struct gr_col member_cols[] = {
-    {"number", "NUMBER", GR_COL_NUMBER}, {"device", "DEVICE", GR_COL_TEXT},   {"missing", "MISSING", GR_COL_BOOL}, {"leaving", "LEAVING", GR_COL_BOOL},
+    {"number", "NUMBER", GR_COL_NUMBER}, {"device", "DEVICE", GR_COL_TEXT},   {"missing", "MISSING", GR_COL_BOOL}, {"stale", "STALE", GR_COL_BOOL}, {"leaving", "LEAVING", GR_COL_BOOL},
     {"tested", "TESTED", GR_COL_LIST},   {"tested-at", "AT", GR_COL_TIME}, {NULL},
 };
 

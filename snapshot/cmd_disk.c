@@ -27,7 +27,7 @@ static const struct gr_col deleted_cols[] = {
 static const struct gr_col info_cols[] = {
     {"disk", "Disk", GR_COL_TEXT},           {"uuid", "UUID", GR_COL_TEXT},   {"size", "Size", GR_COL_SIZE},
     {"used", "Used", GR_COL_SIZE},           {"shared", "Shared", GR_COL_SIZE}, {"unique", "Unique", GR_COL_SIZE}, {"held", "Held with snapshots", GR_COL_SIZE}, {"provision", "Provision", GR_COL_TEXT}, {"snapshots", "Snapshots", GR_COL_NUMBER},
-    {"physical-block", "Physical block", GR_COL_NUMBER}, {"read-only", "Read-only", GR_COL_BOOL}, {"removable", "Removable", GR_COL_BOOL}, {"template", "Template", GR_COL_BOOL}, {"iops", "IOPS limit", GR_COL_NUMBER}, {"bandwidth", "Bandwidth limit", GR_COL_SIZE}, {"encrypted", "Encrypted", GR_COL_BOOL}, {"key", "Key", GR_COL_TEXT}, {"parent", "Cloned from", GR_COL_TEXT}, {"parent-deleted", "Which is deleted", GR_COL_BOOL}, {"clones", "Clones", GR_COL_LIST}, {"owner", "Owner", GR_COL_TEXT}, {"mtime", "Changed", GR_COL_TIME},
+    {"physical-block", "Physical block", GR_COL_NUMBER}, {"read-only", "Read-only", GR_COL_BOOL}, {"removable", "Removable", GR_COL_BOOL}, {"template", "Template", GR_COL_BOOL}, {"iops", "IOPS limit", GR_COL_NUMBER}, {"bandwidth", "Bandwidth limit", GR_COL_SIZE}, {"encrypted", "Encrypted", GR_COL_BOOL}, {"key", "Key", GR_COL_TEXT}, {"lost-writes", "Has lost writes", GR_COL_BOOL}, {"parent", "Cloned from", GR_COL_TEXT}, {"parent-deleted", "Which is deleted", GR_COL_BOOL}, {"clones", "Clones", GR_COL_LIST}, {"owner", "Owner", GR_COL_TEXT}, {"mtime", "Changed", GR_COL_TIME},
     {NULL},
 };
 
@@ -184,8 +184,10 @@ static int cmd_set(struct gr_cmd_ctx *c, struct gr_err *err)
         r = gr_cmd_limit(c, "bandwidth", "bandwidth", true, params, err);
     if (r == 0)
         r = gr_cmd_limit(c, "burst", "burst-ms", false, params, err);
+    if (r == 0 && gr_cmd_flag(c, "accept-loss"))
+        json_object_set_new(params, "accept-loss", json_true());
     if (r == 0 && json_object_size(params) == 1)
-        r = gr_fail(err, -GR_EUSAGE, "disk %s: say what to set (--read-only, --removable, --template, --iops, --bandwidth, --burst)", gr_cmd_arg(c, 0));
+        r = gr_fail(err, -GR_EUSAGE, "disk %s: say what to set (--read-only, --removable, --template, --iops, --bandwidth, --burst, --accept-loss)", gr_cmd_arg(c, 0));
     if (r == 0)
         r = snap_cmd_call(c, "disk.set", json_incref(params), NULL, NULL, &res, err);
     if (r == 0)
@@ -352,6 +354,7 @@ static const struct gr_opt set_opts[] = {
     {"iops", "N|off", "most commands a second through iSCSI"},
     {"bandwidth", "SIZE|off", "most bytes a second through iSCSI"},
     {"burst", "MS|off", "how much of a limit may be saved up while little is asked, in milliseconds; off: 100"},
+    {"accept-loss", NULL, "use it again, though writes of it were lost with a device"},
     {NULL},
 };
 static const struct gr_opt import_opts[] = {

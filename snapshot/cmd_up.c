@@ -365,7 +365,7 @@ static const struct gr_col status_cols[] = {
 };
 static const struct gr_col datastore_cols[] = {
     {"name", "DATASTORE", GR_COL_TEXT}, {"state", "STATE", GR_COL_TEXT}, {"size", "SIZE", GR_COL_SIZE},
-    {"free", "FREE", GR_COL_SIZE},      {"error", "ERROR", GR_COL_TEXT}, {NULL},
+    {"free", "FREE", GR_COL_SIZE},      {"error", "ERROR", GR_COL_TEXT}, {"warning", "WARNING", GR_COL_TEXT}, {NULL},
 };
 static const struct gr_col lun_cols[] = {
     {"disk", "RAW LUN", GR_COL_TEXT}, {"size", "SIZE", GR_COL_SIZE}, {"file", "FILE", GR_COL_TEXT}, {"redirect", "SERVED BY", GR_COL_TEXT},

@@ -16,13 +16,13 @@ static int prove(struct snap_op *op, bool repair)
     if (r < 0)
         return r;
     r = (repair ? vmfs_repair : vmfs_check)(ds->v, tell_line, op, &rep, op->err);
-    json_t *o = json_pack("{s:s,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "name", ds->name, "sound", r == 0, "errors", (json_int_t)rep.errors,
+    json_t *o = json_pack("{s:s,s:b,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "name", ds->name, "sound", r == 0, "partly", r == -GR_EPARTIAL, "errors", (json_int_t)rep.errors,
                           "leaked-units", (json_int_t)rep.leaked_units, "objects", (json_int_t)rep.objects, "nodes", (json_int_t)rep.nodes,
                           "pieces", (json_int_t)rep.pieces, "shared-pieces", (json_int_t)rep.shared_pieces, "regions",
-                          (json_int_t)rep.regions, "repaired", (json_int_t)rep.repaired, "mended", (json_int_t)rep.mended, "memory",
+                          (json_int_t)rep.regions, "unreachable", (json_int_t)rep.unreachable, "repaired", (json_int_t)rep.repaired, "mended", (json_int_t)rep.mended, "memory",
                           (json_int_t)rep.memory);
     snap_ds_put(ds);
-    if (r < 0 && (r != -GR_ECORRUPT || (rep.errors == 0 && rep.leaked_units == 0))) {
+    if (r < 0 && r != -GR_EPARTIAL && (r != -GR_ECORRUPT || (rep.errors == 0 && rep.leaked_units == 0))) {
         json_decref(o);
         return r;
     }

@@ -58,7 +58,16 @@ static json_t *stats_row(struct vmfs *v)
 
 static const char *state_of(const struct vmfs_info *i)
 {
-    return i->fenced ? "fenced" : i->n_missing ? "degraded" : "joined";
+    return i->fenced ? "fenced" : i->n_missing || i->n_stale ? "degraded" : "joined";
+}
+
+/* What is to be done about a device. */
+static void add_warning(json_t *o, const struct vmfs_info *i)
+{
+    const char *text = i->n_missing ? "a device is missing: bring it back, then 'granary datastore add-device' it"
+                       : i->n_stale ? "a device was lost and is back: 'granary datastore check --repair' puts it to use again" : NULL;
+    if (o && text)
+        json_object_set_new(o, "warning", json_string(text));
 }
 
 /* Who waits is looked at first: asking who is silent may take longer than the waiting. */
@@ -122,6 +131,7 @@ static json_t *info_row(struct snap_ds *ds, bool owners, struct gr_err *err)
     }
     if (o && i.fenced)
         json_object_set_new(o, "fence-reason", json_string(i.fence_reason));
+    add_warning(o, &i);
     return o;
 }
 
@@ -153,6 +163,7 @@ static json_t *list_row(struct snap_ds *ds)
                           "free", (json_int_t)i.free, "used", (json_int_t)(i.size - GR_MIN(i.free, i.size)), "devices", devices_row(ds));
     if (o && i.fenced)
         json_object_set_new(o, "error", json_string(i.fence_reason));
+    add_warning(o, &i);
     return o;
 }
 

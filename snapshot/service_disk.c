@@ -54,6 +54,8 @@ json_t *snap_disk_row(struct snap_ds *ds, const char *path, const struct vmfs_st
                           uuid, "id", (json_int_t)st->id, "snapshots", (int)st->n_snapshots, "parent", st->parent, "mtime",
                           (json_int_t)st->mtime_s);
     if (o)
+        json_object_set_new(o, "lost-writes", json_boolean(st->lost_writes));
+    if (o)
         snap_key_row(st->key_id, o);
     if (o)
         set_owner(o, ds, path);
@@ -387,6 +389,11 @@ static int op_set(struct snap_op *op)
         r = take_flag(op, "template", VMFS_LUN_TEMPLATE, &lun.flags);
     if (r == 0)
         r = take_limits(op, &lun);
+    bool accept = false;
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "accept-loss", &accept, op->err);
+    if (r == 0 && accept)
+        r = vmfs_accept_loss(d.h->disk, op->err);
     if (r == 0)
         r = lun.flags & ~st.lun.flags & VMFS_LUN_TEMPLATE ? become_template(op, &d, &st.lun, &lun) : vmfs_set_lun(d.h->disk, &lun, op->err);
     if (r == 0)

@@ -33,7 +33,28 @@ static struct snap_ds *ejected_one(struct snap_svc *s)
     return ds;
 }
 
-/* Another host has our disks now; ours come back to be led there, and we come back as if we had just started. */
+/* Devices because of which the volume was given up. */
+static void note_lost(struct snap_ds *ds)
+{
+    struct vmfs_info info;
+    vmfs_info(ds->v, &info);
+    for (unsigned i = 0; i < ds->n_devices; i++) {
+        int number = ds->bdevs[i] ? vmfs_device_number(ds->v, ds->bdevs[i]) : -1;
+        if (number >= 0 && (info.lost >> number & 1))
+            ds->lost[i] = true;
+    }
+}
+
+static bool any_lost(const struct snap_ds *ds)
+{
+    for (unsigned i = 0; i < ds->n_devices; i++)
+        if (ds->lost[i])
+            return true;
+    return false;
+}
+
+/* Another host has our disks now; ours come back to be led there, and we come back as if we had just started. Or a device was lost: initiators come
+ * back, too, and send again what was not answered. */
 static void rejoin_fiber(void *arg)
 {
     struct snap_svc *s = arg;
@@ -41,8 +62,10 @@ static void rejoin_fiber(void *arg)
     int r = 0;
     gr_fmutex_lock(&s->lock);
     for (struct snap_ds *ds; !s->ending && (ds = ejected_one(s));) {
-        if (ds->v)
+        if (ds->v) {
+            note_lost(ds);
             snap_ds_leave(s, ds, false, NULL);
+        }
         r = ds->v ? -EBUSY : snap_ds_join(s, ds, &err);
         ds->ejected = r < 0;
         snap_note(s, r < 0 ? GR_LOG_WARN : GR_LOG_NOTE, r < 0 ? "datastore '%s' cannot be joined again, and will be tried again: %s" : "datastore '%s' is joined again%s", ds->name,
@@ -60,9 +83,8 @@ static void rejoin_fiber(void *arg)
     gr_fqueue_wake_all(&s->wake);
 }
 
-static void vmfs_ejected(void *arg)
+void snap_ds_rejoin(struct snap_ds *ds)
 {
-    struct snap_ds *ds = arg;
     struct snap_svc *s = ds->svc;
     ds->ejected = true;
     if (s->rejoining || s->ending)
@@ -72,10 +94,15 @@ static void vmfs_ejected(void *arg)
         s->rejoining--;
 }
 
+static void vmfs_ejected(void *arg)
+{
+    snap_ds_rejoin(arg);
+}
+
 static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
 {
     char address[VMFS_ADDRESS_MAX + 1];
-    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = address, .portal = s->portal, .ejected = vmfs_ejected, .in_use = object_in_use, .warn = vmfs_warning, .recall = snap_quota_recall, .resume = snap_tell_resume,
+    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = address, .portal = s->portal, .ejected = vmfs_ejected, .device_lost = vmfs_ejected, .in_use = object_in_use, .warn = vmfs_warning, .recall = snap_quota_recall, .resume = snap_tell_resume,
                                .warn_arg = ds, .gone = s->gone};
     char host[65] = "";
     int r = gr_home_host_uuid(s->o.home, o.host_uuid, err);
@@ -94,7 +121,7 @@ static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *er
     if (!name)
         return gr_fail(err, -ENOMEM, "out of memory");
     o.host_name = name;
-    o.degraded = ds->degraded;
+    o.degraded = ds->degraded || any_lost(ds);
     o.kek = snap_key_find;
     o.kek_arg = s->o.home;
     struct gr_device_opts device = {.host_uuid = o.host_uuid, .login = ds->login};
@@ -102,7 +129,7 @@ static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *er
     struct gr_err missing = {0};
     unsigned n = 0;
     for (unsigned i = 0; i < ds->n_devices; i++) { /* one that cannot be opened may have been removed by another host */
-        r = gr_device_open(s->o.loop, ds->devices[i], &device, &ds->bdevs[i], missing.code ? NULL : &missing);
+        r = ds->lost[i] ? -ENODEV : gr_device_open(s->o.loop, ds->devices[i], &device, &ds->bdevs[i], missing.code ? NULL : &missing);
         if (r == 0)
             open[n++] = ds->bdevs[i];
     }
@@ -137,7 +164,9 @@ int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
     if (r < 0) {
         close_devices(ds);
     } else {
-        if (!ds->degraded)
+        struct vmfs_info info;
+        vmfs_info(ds->v, &info);
+        if (!info.n_missing)
             snap_ds_prune(s, ds);
         snap_clean_tmp(s, ds);
         snap_clean_groups(ds);

@@ -58,11 +58,12 @@ struct snap_ds {
     json_t *login_row;            /* NULL: without */
     struct gr_device_login login; /* strings of login_row */
     struct gr_bdev *bdevs[VMFS_DEVICES_MAX]; /* while joined */
+    bool lost[VMFS_DEVICES_MAX];             /* it failed here: joined without it, until it is added again or the daemon starts anew */
     struct vmfs *v;                          /* NULL: not joined */
     char error[GR_ERR_TEXT];                 /* why not */
     unsigned users;
     bool leaving;
-    bool ejected; /* another host took our place: a fiber is at joining again */
+    bool ejected; /* another host took our place, or a device was lost: a fiber is at joining again */
     struct snap_svc *svc;
     struct snap_handle *handles;
     struct snap_moving *moving;
@@ -124,6 +125,7 @@ int snap_op_shape(struct snap_op *op, enum vmfs_provision *ret_provision, uint32
 int snap_ds_get(struct snap_svc *s, const char *name, struct snap_ds **ret, struct gr_err *err);
 void snap_ds_put(struct snap_ds *ds);
 struct snap_ds *snap_ds_find(struct snap_svc *s, const char *name);
+void snap_ds_rejoin(struct snap_ds *ds); /* leave it and join it again in the background, as it is registered now */
 /* With s->lock held: */
 int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err);
 int snap_ds_leave(struct snap_svc *s, struct snap_ds *ds, bool only_idle, struct gr_err *err);

@@ -21,20 +21,32 @@ struct rows {
     json_t *a;
 };
 
+/* One that is missing is told apart from others that are only by what is on it. */
+static bool only_missing(const struct snap_ds *ds)
+{
+    unsigned n = 0;
+    for (unsigned i = 0; i < ds->n_devices; i++)
+        n += vmfs_device_number(ds->v, ds->bdevs[i]) < 0;
+    return n == 1;
+}
+
 static void add_row(void *arg, const struct vmfs_device_info *d)
 {
     struct rows *r = arg;
     const char *name = d->name;
     char uuid[37];
     gr_uuid_format(d->uuid, uuid);
-    for (unsigned i = 0; i < r->ds->n_devices; i++)
-        if (vmfs_device_number(r->ds->v, r->ds->bdevs[i]) == (int)d->number)
+    for (unsigned i = 0; i < r->ds->n_devices; i++) {
+        int number = vmfs_device_number(r->ds->v, r->ds->bdevs[i]);
+        if (number == (int)d->number || (number < 0 && d->missing && only_missing(r->ds)))
             name = r->ds->devices[i];
+    }
     json_t *row = json_pack("{s:i,s:s,s:s,s:I,s:I,s:I,s:I,s:i,s:b,s:b}", "number", (int)d->number, "device", name, "uuid", uuid, "size",
                                           (json_int_t)d->size, "free", (json_int_t)d->free, "used",
                                           (json_int_t)(d->size - GR_MIN(d->size, d->free + d->metadata)), "metadata", (json_int_t)d->metadata,
                                           "regions", (int)d->regions, "added", d->added, "leaving", d->leaving);
     json_object_set_new(row, "missing", json_boolean(d->missing));
+    json_object_set_new(row, "stale", json_boolean(d->stale));
     json_object_set_new(row, "tested", snap_tested_row(d->tested));
     if (d->tested_s)
         json_object_set_new(row, "tested-at", json_integer(d->tested_s));
@@ -100,6 +112,7 @@ static int keep(struct snap_svc *s, struct snap_ds *ds, const char *device, stru
 void snap_ds_prune(struct snap_svc *s, struct snap_ds *ds)
 {
     unsigned n = 0;
+    memset(ds->lost, 0, sizeof(ds->lost));
     for (unsigned i = 0; i < ds->n_devices; i++) {
         if (vmfs_device_number(ds->v, ds->bdevs[i]) < 0) {
             gr_bdev_put(ds->bdevs[i]);
@@ -196,6 +209,43 @@ static int add_missing(struct snap_op *op, const char *name, const char *device,
     return r;
 }
 
+/* A device that was lost, or that it was joined without, is there again: join anew, with it. 1; 0: it is none. */
+static int bring_back(struct snap_op *op, struct snap_ds *ds, const char *device)
+{
+    uint8_t host_uuid[16];
+    struct gr_device_opts o = {.host_uuid = host_uuid, .login = ds->login};
+    struct gr_bdev *bdev = NULL;
+    struct vmfs_info info;
+    int i = find_device(ds, device);
+    vmfs_info(ds->v, &info);
+    if (i < 0 || !info.n_missing || vmfs_device_number(ds->v, ds->bdevs[i]) >= 0)
+        return 0;
+    int r = gr_home_host_uuid(op->s->o.home, host_uuid, op->err);
+    if (r == 0)
+        r = gr_device_open(op->s->o.loop, device, &o, &bdev, op->err);
+    if (r < 0)
+        return r;
+    gr_bdev_put(bdev);
+    ds->lost[i] = false;
+    snap_ds_put(ds); /* leaving it waits for requests at work */
+    snap_ds_rejoin(ds);
+    while (ds->ejected && !op->s->ending)
+        gr_fiber_sleep_ms(20);
+    struct snap_ds *again = NULL;
+    const char *name = NULL;
+    r = gr_json_str(op->params, "name", &name, op->err);
+    if (r == 0)
+        r = snap_ds_get(op->s, name, &again, op->err);
+    if (r < 0)
+        return r;
+    if (vmfs_device_number(again->v, again->bdevs[find_device(again, device)]) < 0)
+        r = gr_fail(op->err, -ENODEV, "%s cannot be used yet: the log of the storage daemon says why", device);
+    else
+        r = snap_op_datastore(op, again);
+    snap_ds_put(again);
+    return r < 0 ? r : 1;
+}
+
 int snap_op_device_add(struct snap_op *op)
 {
     struct adding a = {.op = op};
@@ -220,6 +270,8 @@ int snap_op_device_add(struct snap_op *op)
         r = 0;
     if (r < 0)
         return r;
+    if (joined && (r = bring_back(op, a.ds, a.device)) != 0)
+        return r < 0 ? r : 0;
     a.unaware = json_array();
     if (joined) {
         r = snap_creation_open(&c, op->s, &a.ds->login, op->err);

@@ -1,6 +1,6 @@
 /* Object blobs: what an inode says of a directory's entries, or of a disk's tree, snapshots, lineages, bookmarks, attributes. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 
 static void ptr_put(const struct mchild *c, struct vmfs_ptr_disk *d)
 {
@@ -238,6 +238,7 @@ static int attrs_decode(struct vobj *o, struct cursor *c, uint32_t n, struct gr_
         memcpy(a.val, val, len);
         o->attrs[o->n_attrs++] = a;
     }
+    o->lost = vobj_lost_writes(o);
     return 0;
 }
 

@@ -31,6 +31,18 @@ void chk_error(struct chk *c, const char *fmt, ...)
     c->rep.errors++;
 }
 
+void chk_unread(struct chk *c, uint64_t addr, const char *fmt, ...)
+{
+    unsigned dev = vmfs_addr_dev(addr);
+    bool missing = dev < c->v->sb.n_devices && vdev_missing(c->v, dev);
+    va_list ap;
+    va_start(ap, fmt);
+    line_add(c, fmt, ap);
+    va_end(ap);
+    c->rep.unreachable += missing;
+    c->rep.errors += !missing;
+}
+
 void chk_error_once(struct chk *c, const char *fmt, ...)
 {
     va_list ap;
@@ -75,7 +87,7 @@ size_t chk_memory(const struct chk *c)
     for (uint32_t i = 0; c->regions && i < c->n_regions; i++) {
         const struct chk_region *r = &c->regions[i];
         n += (r->bits ? (r->units + 7) / 8 : 0) + (r->mark ? r->units * sizeof *r->mark : 0) + r->n_shares * sizeof *r->shares;
-        n += r->cap_owned * sizeof *r->owned;
+        n += r->cap_owned * sizeof *r->owned + (r->used ? (r->units + 7) / 8 : 0) + r->n_found * sizeof *r->found;
     }
     for (size_t i = 0; i < c->n_objs; i++)
         n += c->objs[i].n_ents * sizeof *c->objs[i].ents + c->objs[i].n_snaps * sizeof *c->objs[i].snaps;
@@ -95,6 +107,8 @@ static void chk_done(struct chk *c)
         free(c->regions[i].mark);
         free(c->regions[i].shares);
         free(c->regions[i].owned);
+        free(c->regions[i].used);
+        free(c->regions[i].found);
     }
     for (size_t i = 0; i < c->n_objs; i++) {
         free(c->objs[i].ents);
@@ -238,7 +252,15 @@ static int report(struct chk *c, struct vmfs_check_report *ret, struct gr_err *e
     ret->leaked_units = c->rep.leaked_units;
     ret->repaired += c->repaired;
     ret->memory = GR_MAX(ret->memory, c->memory);
-    return ret->errors ? gr_fail(err, -GR_ECORRUPT, "datastore '%s': %llu rules are broken", c->v->sb.name, (unsigned long long)ret->errors) : 0;
+    ret->unreachable = c->rep.unreachable;
+    if (ret->errors)
+        return gr_fail(err, -GR_ECORRUPT, "datastore '%s': %llu rules are broken", c->v->sb.name, (unsigned long long)ret->errors);
+    for (unsigned i = 0; i < c->v->sb.n_devices; i++)
+        if (vdev_missing(c->v, i) || vdev_stale(c->v, i))
+            return gr_fail(err, -GR_EPARTIAL, vdev_missing(c->v, i) ? "datastore '%s': what lies on its device %u was not looked at, for that is missing"
+                                                                   : "datastore '%s': the free space of its device %u, which was lost, has to be counted anew: 'granary datastore check --repair'",
+                           c->v->sb.name, i);
+    return 0;
 }
 
 static int cannot(struct vmfs *v, struct chk *c, int r, struct gr_err *err)
@@ -270,10 +292,11 @@ int vmfs_check(struct vmfs *v, void (*line)(void *arg, const char *text), void *
 }
 
 /* Look, mend, look again: the last look is the proof. */
-int vmfs_repair(struct vmfs *v, void (*line)(void *arg, const char *text), void *arg, struct vmfs_check_report *ret, struct gr_err *err)
+static int repair(struct vmfs *v, void (*line)(void *arg, const char *text), void *arg, struct vmfs_check_report *ret, struct gr_err *err)
 {
     int r = begin(v, err);
     *ret = (struct vmfs_check_report){ 0 };
+    v->sp.recounting = true; /* before the first look's checkpoint: what is freed behind it must not be forgotten */
     for (unsigned round = 0; r >= 0; round++) {
         struct chk c = { .v = v, .repair = true };
         if ((r = looked(v, &c)) < 0)
@@ -283,6 +306,8 @@ int vmfs_repair(struct vmfs *v, void (*line)(void *arg, const char *text), void 
                         c.others ? "have the other hosts leave it, or stop them, first" : "let that end first");
         lines_tell(&c, line, arg);
         int64_t mended = r == 0 && round < ROUNDS ? chk_mend(&c, err) : 0;
+        if (r == 0 && mended == 0 && (mended = recount_install(&c, err)) > 0)
+            v->sp.recounting = false;
         lines_tell(&c, line, arg);
         ret->mended += mended > 0 ? (uint64_t)mended : 0;
         r = mended < 0 ? (int)mended : r < 0 ? r : report(&c, ret, mended ? NULL : err);
@@ -291,5 +316,12 @@ int vmfs_repair(struct vmfs *v, void (*line)(void *arg, const char *text), void 
             return r;
         r = 0;
     }
+    return r;
+}
+
+int vmfs_repair(struct vmfs *v, void (*line)(void *arg, const char *text), void *arg, struct vmfs_check_report *ret, struct gr_err *err)
+{
+    int r = repair(v, line, arg, ret, err);
+    v->sp.recounting = false;
     return r;
 }

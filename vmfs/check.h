@@ -5,7 +5,8 @@
  *   check_space.c  remembers what was reached, by unit, and compares with the bitmaps
  *   check_usage.c  counts again how much space each tree has
  *   check_names.c  directories, links between objects, counters
- *   check_repair.c what can be mended without guessing */
+ *   check_repair.c what can be mended without guessing
+ *   recount.c      tables of a device that was lost, made anew from what was reached */
 #ifndef VMFS_CHECK_H
 #define VMFS_CHECK_H
 #include "vmfs/internal.h"
@@ -55,6 +56,10 @@ struct chk_region {
     uint32_t free_units; /* as the header says */
     bool stable;         /* leased here or by nobody: compared */
     bool fresh;          /* never written: all free */
+    bool stale;          /* its tables are not believed: what was reached is what is used */
+    uint64_t *used;      /* stale: a bit for each unit, and */
+    struct vshare *found; /* those with several owners */
+    size_t n_found;
     uint8_t *bits;       /* copy of the bitmap; NULL: all free */
     uint32_t *mark;      /* per unit, made when one is reached; see check_space.c */
     uint64_t shares_addr;
@@ -87,6 +92,7 @@ struct chk {
     uint64_t n_lines, repaired, skipped_regions;
     bool others;   /* other hosts live: what they change meanwhile may look wrong */
     bool blind;    /* part of a tree could not be read: what is below it is not known */
+    bool stale;    /* so are regions of devices that were lost */
     int failed;    /* the check itself cannot go on (out of memory, fenced) */
     struct chk_region *regions;
     uint32_t n_regions;
@@ -114,6 +120,8 @@ void chk_error(struct chk *c, const char *fmt, ...) __attribute__((format(printf
 void chk_error_once(struct chk *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 /* Behind chk_error(): this mends it. */
 void chk_fix(struct chk *c, struct chk_fix f);
+/* Something at @addr could not be looked at: an error, unless its device is missing. */
+void chk_unread(struct chk *c, uint64_t addr, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 /* Something to be told that is no error. */
 void chk_note(struct chk *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int chk_nomem(struct chk *c); /* remember it; -ENOMEM */
@@ -130,6 +138,7 @@ struct chk_use {
     uint32_t print; /* fingerprint of what the unit is: same print, same thing */
     bool owned;     /* named by the tree whose time it was born in */
     bool full;      /* nodes: all below is walked now */
+    bool data;      /* may have several owners */
 };
 uint32_t chk_print(uint64_t a, uint64_t b, uint64_t c, uint64_t d);
 struct chk_early {
@@ -163,6 +172,10 @@ struct chk_snap *chk_snap(struct chk_obj *o, uint64_t id);
 void chk_names(struct chk *c);
 void chk_links(struct chk *c);
 bool chk_damaged(const struct chk *c, uint64_t id); /* its inode cannot be read */
+
+/* recount.c: regions of devices that were lost. What was found goes home (no lock held), and the devices are used again: how many; negative. */
+int recount_share(struct chk_region *r, struct vshare s); /* behind the others. 0; -ENOMEM */
+int recount_install(struct chk *c, struct gr_err *err);
 
 /* check_repair.c: mend what one look found, no lock held. How much was mended; negative: it cannot go on. */
 int64_t chk_mend(struct chk *c, struct gr_err *err);

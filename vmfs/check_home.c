@@ -182,7 +182,7 @@ static void aux_blob(struct chk *c, uint32_t slot, const struct vmfs_aux_disk *a
     if (r == 0)
         foreign_add(c, (const struct vmfs_run_disk *)(b + sizeof(struct vmfs_hdr_disk)), more);
     else
-        chk_error(c, "slot %u: its list of foreign frees: %s", slot, gr_err_text(&err, r));
+        chk_unread(c, addr, "slot %u: its list of foreign frees: %s", slot, gr_err_text(&err, r));
     c->blind |= r < 0;
     free(b);
 }
@@ -222,6 +222,8 @@ static void region_block(struct chk *c, uint32_t index, uint32_t sub, const uint
     struct chk_region *r = &c->regions[index];
     uint32_t bytes = (r->units + 7) / 8, per = VMFS_BITMAP_BITS / 8;
     char at[40];
+    if (r->stale)
+        return;
     if (sub == 0) {
         struct vlock l = { 0 };
         const struct vmfs_region_disk *d = (const struct vmfs_region_disk *)block;
@@ -266,7 +268,7 @@ static void shares_take(struct chk *c, uint32_t index)
     r->shares = read.shares;
     r->n_shares = (uint32_t)read.n_shares;
     if (rc < 0) {
-        chk_error(c, "%s", gr_err_text(&err, rc));
+        chk_unread(c, r->shares_addr, "%s", gr_err_text(&err, rc));
         c->blind = true;
         return;
     }
@@ -418,7 +420,7 @@ static int regions_scan(struct chk *c)
     struct scan s = { c, &sb->regions, "region", VMFS_T_REGION, VMFS_T_BITMAP, 0, common, region_block, NULL, NULL, 0 };
     r = table_scan(&s);
     for (unsigned d = 0; r == 0 && d < sb->n_devices; d++) {
-        if (!sb->dev[d].table.entries || sb->dev[d].state == VMFS_DEVICE_GONE || vdev_missing(c->v, d))
+        if (!sb->dev[d].table.entries || sb->dev[d].state == VMFS_DEVICE_GONE || vdev_missing(c->v, d) || vdev_stale(c->v, d))
             continue;
         s.t = &sb->dev[d].table;
         s.end = sb->dev[d].regions;
@@ -435,8 +437,12 @@ int chk_home(struct chk *c)
     c->regions = gr_zalloc(c->n_regions * sizeof *c->regions);
     if (!c->regions)
         return chk_nomem(c);
-    for (uint32_t i = 0; i < c->n_regions; i++)
-        c->regions[i].first = space_region_first(c->v, i, &c->regions[i].units);
+    for (uint32_t i = 0; i < c->n_regions; i++) {
+        struct chk_region *r = &c->regions[i];
+        r->first = space_region_first(c->v, i, &r->units);
+        r->stale = vdev_stale(c->v, vmfs_addr_dev(r->first));
+        c->stale |= r->stale;
+    }
     struct scan inodes = { c, &sb->inodes, "inode", VMFS_T_INODE, 0, 1, sb->inodes.entries, inode_block, NULL, NULL, 0 };
     struct scan slots = { c, &sb->slots, "slot", VMFS_T_SLOT, VMFS_T_AUX, 0, sb->slots.entries, slot_block, NULL, NULL, 0 };
     int r = regions_scan(c);
@@ -461,7 +467,7 @@ int chk_blobs(struct chk *c)
         if (r == 0) {
             blob_take(c, o, b + sizeof(struct vmfs_hdr_disk));
         } else {
-            chk_error(c, "object %llu: its blob: %s", (unsigned long long)o->id, gr_err_text(&err, r));
+            chk_unread(c, o->blob_addr, "object %llu: its blob: %s", (unsigned long long)o->id, gr_err_text(&err, r));
             o->bad = c->blind = true;
         }
         free(b);
@@ -525,6 +531,8 @@ static void note_missing(struct chk *c)
     for (unsigned d = 0; d < c->v->sb.n_devices; d++)
         if (vdev_missing(c->v, d))
             chk_note(c, "device %u is missing: what lies there was not looked at", d);
+        else if (vdev_stale(c->v, d))
+            chk_note(c, "device %u was lost: what is free there has to be counted anew", d);
 }
 
 int chk_supers(struct chk *c)

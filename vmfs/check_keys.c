@@ -34,7 +34,7 @@ void chk_keys(struct chk *c, struct chk_obj *o)
         return;
     bool a = copy_take(c, o, 0, &k[0], &err[0]), b = copy_take(c, o, 1, &k[1], &err[1]);
     if (!a && !b)
-        chk_error(c, "object %llu: both copies of its keys are damaged: %s; %s", (unsigned long long)o->id, err[0].text, err[1].text);
+        chk_unread(c, o->keys_at[0], "object %llu: both copies of its keys are damaged: %s; %s", (unsigned long long)o->id, err[0].text, err[1].text);
     else if (!a || !b)
         chk_note(c, "object %llu: one copy of its keys is damaged: %s; 'granary disk rekey --wrap' writes both anew", (unsigned long long)o->id, err[!a ? 0 : 1].text);
     const struct vkeys *now = !a || (b && k[1].generation > k[0].generation) ? &k[1] : &k[0];

@@ -88,7 +88,7 @@ enum chk_reached chk_reach(struct chk *c, uint64_t addr, uint32_t units, const s
         chk_nomem(c);
         return CHK_CONFLICT;
     }
-    if (units == 1 && share_of(r, (uint32_t)(addr - r->first)))
+    if (units == 1 && (r->stale ? use->data : share_of(r, (uint32_t)(addr - r->first)) != NULL))
         return shared_reach(c, r, (uint32_t)(addr - r->first), use);
     uint32_t flags = (use->owned ? MARK_OWNED : 0) | (use->full ? MARK_FULL : 0);
     bool again = false, was_full = true;
@@ -154,7 +154,7 @@ static enum fault fault_of(const struct chk *c, const struct chk_region *r, uint
         return FAULT_NOT_ALLOCATED;
     if (freed && !bit(r, i))
         return FAULT_FREED_TWICE;
-    if (!reached && !freed && bit(r, i) && !c->blind)
+    if (!reached && !freed && bit(r, i) && !c->blind && !c->stale)
         return FAULT_LEAK;
     return FAULT_NONE;
 }
@@ -190,8 +190,8 @@ static void foreign_shared(struct chk *c)
     for (size_t i = 0; i < c->n_foreign; i++)
         for (uint64_t k = 0; k < c->foreign[i].units; k++) {
             struct chk_region *r = chk_region_of(c, c->foreign[i].addr + k, 1);
-            struct chk_use u = { .print = chk_print(i, k, 2, c->foreign[i].addr), .owned = true };
-            if (r && share_of(r, (uint32_t)(c->foreign[i].addr + k - r->first)))
+            struct chk_use u = { .print = chk_print(i, k, 2, c->foreign[i].addr), .owned = true, .data = true };
+            if (r && (r->stale || share_of(r, (uint32_t)(c->foreign[i].addr + k - r->first))))
                 chk_reach(c, c->foreign[i].addr + k, 1, &u);
         }
 }
@@ -215,6 +215,7 @@ static void shares_compare(struct chk *c, struct chk_region *r)
 
 static void region_compare(struct chk *c, struct chk_region *r)
 {
+    shares_compare(c, r);
     uint8_t *foreign = foreign_bits(c, r);
     char at[40];
     uint32_t free_units = 0;
@@ -241,6 +242,25 @@ static void region_compare(struct chk *c, struct chk_region *r)
     if (miscounted)
         chk_fix(c, (struct chk_fix){ .kind = CHK_FIX_COUNT, .n = (uint64_t)(r - c->regions) });
     free(foreign);
+}
+
+/* What a region of a device that was lost holds: nobody may believe its tables. Units on lists of foreign frees are used until they are given back. */
+static void region_recount(struct chk *c, struct chk_region *r)
+{
+    if (!c->repair || (!r->used && !(r->used = gr_zalloc((r->units + 63) / 64 * 8)))) {
+        c->failed = c->repair ? -ENOMEM : c->failed;
+        return;
+    }
+    for (uint32_t i = 0; r->mark && i < r->units; i++)
+        if (r->mark[i])
+            bits_set(r->used, i, 1, true);
+    if (r->n_owned)
+        qsort(r->owned, r->n_owned, sizeof *r->owned, by_unit);
+    for (size_t i = 0, next; i < r->n_owned; i = next) {
+        uint32_t unit = r->owned[i].unit, n = owners_of(c, r, i, &next);
+        if (n > 1 && recount_share(r, (struct vshare){ unit, 1, n - 1 }) < 0)
+            chk_nomem(c);
+    }
 }
 
 /* ---- passes ---- */
@@ -306,8 +326,10 @@ void chk_pass_end(struct chk *c)
 {
     foreign_shared(c);
     for (uint32_t i = c->from; i < c->to && !c->failed; i++) {
-        shares_compare(c, &c->regions[i]);
-        region_compare(c, &c->regions[i]);
+        if (c->regions[i].stale)
+            region_recount(c, &c->regions[i]);
+        else
+            region_compare(c, &c->regions[i]);
         c->rep.regions++;
         gr_fiber_yield();
     }

@@ -82,6 +82,7 @@ static void piece_walk(struct chk_tree *t, uint64_t piece, const struct mpiece *
     if (piece >= t->end)
         chk_error_once(t->c, "%s: piece %llu lies behind the end", tree_name(t, name), (unsigned long long)piece);
     struct chk_use u = use_of(t, piece, piece + 1, p->birth, PRINT_DATA);
+    u.data = true;
     enum chk_reached r = chk_reach(t->c, p->addr, 1, &u);
     if (r == CHK_CONFLICT)
         chk_error(t->c, "%s: piece %llu: %s is also in use for something else", tree_name(t, name), (unsigned long long)piece, chk_unit(p->addr, at));
@@ -90,7 +91,7 @@ static void piece_walk(struct chk_tree *t, uint64_t piece, const struct mpiece *
 }
 
 /* What is lost with a node: of which disk, from where to where. */
-static void lost_tell(struct chk_tree *t, unsigned level, uint64_t first, const char *why)
+static void lost_tell(struct chk_tree *t, const struct mptr *ptr, unsigned level, uint64_t first, const char *why)
 {
     char name[VMFS_PATH_MAX + 80], of[40] = "";
     uint64_t end = GR_MIN(first + mnode_span(level), t->end);
@@ -99,7 +100,7 @@ static void lost_tell(struct chk_tree *t, unsigned level, uint64_t first, const 
     vobj_name(t->c->v, t->o->id, name, sizeof name);
     if (t->s)
         snprintf(of, sizeof of, ", snapshot %llu", (unsigned long long)t->s->id);
-    chk_error(t->c, "object %llu%s ('%.300s'): bytes %llu to %llu cannot be read: %s", (unsigned long long)t->o->id, of, name,
+    chk_unread(t->c, ptr->addr, "object %llu%s ('%.300s'): bytes %llu to %llu cannot be read: %s", (unsigned long long)t->o->id, of, name,
               (unsigned long long)first * VMFS_PIECE, (unsigned long long)end * VMFS_PIECE, why);
 }
 
@@ -117,7 +118,7 @@ static struct mnode *node_load(struct chk_tree *t, const struct mptr *ptr, unsig
         r = mnode_decode(c->v, buf, ptr->units, ptr->addr, level, &n, &err);
     free(buf);
     if (r < 0) {
-        lost_tell(t, level, first, gr_err_text(&err, r));
+        lost_tell(t, ptr, level, first, gr_err_text(&err, r));
         c->blind = true;
     }
     return n;

@@ -6,7 +6,7 @@
  *   phase 2   the images go into the journal and are flushed: from here on recovery starts behind them
  *   phase 3   the images are written home and flushed        phase 4   the journal's tail moves */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/evacuate.h"
 
 struct chunk { /* contiguous units to be written */
     uint64_t addr;
@@ -50,11 +50,7 @@ static struct chunk *chunk_for(struct ckpt *c, uint32_t units)
     uint32_t got = 0;
     if (k && k->units - k->used >= units)
         return k;
-    uint64_t addr = space_take_run(c->v, GR_MAX(CHUNK_UNITS, units), &got);
-    if (addr && got < units) {
-        space_unreserve(c->v, addr, got);
-        addr = 0;
-    }
+    uint64_t addr = space_take_steady(c->v, GR_MAX(CHUNK_UNITS, units), units, &got);
     if (!addr)
         addr = space_pool_take(c->v, units, &got);
     return addr ? chunk_add(c, addr, got) : NULL;
@@ -372,6 +368,7 @@ static int prepare(struct vmfs *v)
 {
     lease_for_foreign(v);
     for (;;) {
+        space_steady(v, CHUNK_UNITS);
         space_pool_fill(v);
         int r = space_ensure(v, units_wanted(v));
         if (r < 0 && r != -GR_ENOSPACE) /* short of space: there is the pool */
@@ -423,6 +420,7 @@ static int clean_leaves(struct vmfs *v)
         struct ckpt c = { .v = v, .number = v->ckpt_started + 1 };
         unsigned left = CLEAN_BATCH;
         v->ckpt_cleaning = true;
+        space_steady(v, CHUNK_UNITS);
         space_pool_fill(v);
         r = space_ensure(v, CLEAN_BATCH * leaf_units_max(v) + 2 * CHUNK_UNITS);
         if (r == -GR_ENOSPACE)

@@ -161,6 +161,7 @@ static void member_put(const struct vdevinfo *i, struct vmfs_member_disk *d)
     d->moved_units = gr_le32_of(i->moved_units);
     d->tested = gr_le32_of(i->tested);
     d->tested_s = gr_le64_of(i->tested_s);
+    d->stale = gr_le32_of(i->stale);
 }
 
 static void scrub_get(const struct vmfs_scrub_disk *d, struct vscrub *s)
@@ -213,6 +214,10 @@ int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
         s.dev[i].tested_s = gr_le64_get(d->members[i].tested_s);
         if (s.incompat & (VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED))
             member_get(&d->members[i], &s.dev[i]);
+        uint32_t stale = s.incompat & VMFS_INCOMPAT_STALE ? gr_le32_get(d->members[i].stale) : 0;
+        if (stale > 1 || (stale && i == 0))
+            return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: tables of device %u in state %u", i, stale);
+        s.dev[i].stale = stale;
     }
     int r = super_ranges_ok(&s, err);
     if (r < 0)
@@ -281,12 +286,15 @@ int vslot_decode(const struct vsuper *sb, const void *block, uint64_t self, stru
     s.version = gr_le64_get(d->version);
     memcpy(s.link_key, d->link_key, sizeof s.link_key);
     s.features = gr_le64_get(d->features);
-    if (s.state > VMFS_SLOT_REPLAYING || s.n_pins > VMFS_PINS_MAX || (s.journal_addr && (s.journal_units < 64 || s.tail_off >= s.journal_units)))
+    s.lost = (struct vlost){ .devices = gr_le32_get(d->lost_devices), .n = gr_le32_get(d->n_lost), .seq = gr_le64_get(d->lost_seq) };
+    if (s.state > VMFS_SLOT_REPLAYING || s.n_pins > VMFS_PINS_MAX || s.lost.n > VMFS_LOST_MAX || (s.journal_addr && (s.journal_units < 64 || s.tail_off >= s.journal_units)))
         return gr_fail(err, -GR_ECORRUPT, "slot block at unit %llu: rule 7", (unsigned long long)vmfs_addr_unit(self));
     for (unsigned i = 0; i < s.n_pins; i++) {
         s.pins[i].object = gr_le64_get(d->pins[i].object);
         s.pins[i].snapshot = gr_le64_get(d->pins[i].snapshot);
     }
+    for (unsigned i = 0; i < s.lost.n; i++)
+        s.lost.objects[i] = gr_le64_get(d->lost_objects[i]);
     *ret = s;
     return 0;
 }
@@ -314,6 +322,11 @@ void vslot_encode(const struct vmfs *v, const struct vslot *s, unsigned index, u
         d->pins[i].object = gr_le64_of(s->pins[i].object);
         d->pins[i].snapshot = gr_le64_of(s->pins[i].snapshot);
     }
+    d->lost_devices = gr_le32_of(s->lost.devices);
+    d->n_lost = gr_le32_of(s->lost.n);
+    d->lost_seq = gr_le64_of(s->lost.seq);
+    for (unsigned i = 0; i < s->lost.n; i++)
+        d->lost_objects[i] = gr_le64_of(s->lost.objects[i]);
     vhdr_seal(v, block, VMFS_T_SLOT, 1, self, s->block_generation, index);
 }
 

@@ -1,5 +1,5 @@
 /* Metadata I/O of a volume, written as if it blocked (fibers). */
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 #include "common/seam.h"
 
 void *vunits_alloc(uint32_t units)
@@ -46,6 +46,21 @@ int vdev_read(struct vmfs *v, uint64_t addr, uint32_t units, void *buf)
     return r;
 }
 
+bool vdev_has_tables(const struct vmfs *v, unsigned dev)
+{
+    const struct vtable *t[] = { &v->sb.slots, &v->sb.regions, &v->sb.inodes };
+    for (unsigned i = 0; i < 3; i++)
+        if (vmfs_addr_dev(t[i]->addr_a) == dev || vmfs_addr_dev(t[i]->addr_b) == dev)
+            return true; /* journals lie beside copies B */
+    return v->joined && vmfs_addr_dev(v->me.journal_addr) == dev;
+}
+
+/* It failed to do what everything relies on: whoever gives the volume up looks at that. */
+static void note_failure(struct vdev *d, int r)
+{
+    d->failed |= r < 0 && r != -GR_EFENCED && r != -GR_ENOSPACE && r != -ENOSPC && r != -ENOMEM;
+}
+
 int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, uint32_t flags)
 {
     struct vdev *d = device_of(v, &addr, units);
@@ -56,6 +71,7 @@ int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, u
     d->users++;
     int r = gr_pwrite(d->ch, buf, (size_t)units * VMFS_UNIT, vmfs_addr_unit(addr) * VMFS_UNIT, flags);
     d->users--;
+    note_failure(d, r);
     return r;
 }
 
@@ -90,6 +106,7 @@ int vdev_flush(struct vmfs *v)
         v->dev[i].users++;
         int r = gr_flush(v->dev[i].ch);
         v->dev[i].users--;
+        note_failure(&v->dev[i], r);
         v->stats.device_flushes++;
         if (r < 0 && first == 0)
             first = r;
@@ -136,8 +153,12 @@ void vmfs_fence(struct vmfs *v, const char *fmt, ...)
     va_start(ap, fmt);
     vsnprintf(v->fence_reason, sizeof v->fence_reason, fmt, ap);
     va_end(ap);
+    bool lost = vloss_found(v);
     gr_fqueue_wake_all(&v->j.commit_q);
     gr_fqueue_wake_all(&v->j.room_q);
-    vmfs_warn(v, "datastore '%s' is given up on this host: %s", v->sb.name, v->fence_reason);
-    vmfs_tell_all(v, v->life.ejected ? GR_EVENT_EJECTED : GR_EVENT_FENCED);
+    gr_fqueue_wake_all(&v->looks);
+    vmfs_warn(v, lost ? "datastore '%s' goes on without it: %s" : "datastore '%s' is given up on this host: %s", v->sb.name, v->fence_reason);
+    vmfs_tell_all(v, v->life.ejected || lost ? GR_EVENT_EJECTED : GR_EVENT_FENCED);
+    if (lost)
+        v->opts.device_lost(v->opts.warn_arg);
 }

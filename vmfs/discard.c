@@ -20,7 +20,7 @@ static uint32_t granule(const struct vmfs *v, unsigned dev)
 bool discard_wanted(const struct vmfs *v, uint64_t addr, uint32_t units)
 {
     const struct vdiscard *d = &v->sp.discard;
-    if (v->leaving || v->fenced || v->replaying || (v->sb.compat & VMFS_COMPAT_PREALLOCATED) || d->n == RUNS_MAX || space_leaving(v, addr))
+    if (v->leaving || v->fenced || v->replaying || (v->sb.compat & VMFS_COMPAT_PREALLOCATED) || d->n == RUNS_MAX || space_closed(v, addr))
         return false;
     return granule(v, vmfs_addr_dev(addr)) && space_free_units(v) > 4 * (d->units + units) + 2 * space_meta_reserve(v);
 }

@@ -1,6 +1,6 @@
 /* The live head of a disk as a gr_bdev. Reads and overwrites in place run without a fiber; everything else is sequential code. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 #include "vmfs/keys.h"
 
 struct vmfs_disk *disk_of(struct gr_chan *ch)
@@ -95,7 +95,7 @@ static void in_place_put(struct dop *op)
         free(op->iov);
     if (op->sealed.iov_base)
         vbounce_put(v, op->sealed.iov_base, op->bio->len);
-    journal_data_written(op->o);
+    journal_data_written(op->o, op->status == 0 ? op->devs : 0); /* who is told that it failed relies on nothing */
     if (op->status == 0 && v->fenced)
         op->status = -GR_EFENCED;
     if (op->status == 0 && (op->bio->flags & GR_BIO_FUA)) {
@@ -111,6 +111,8 @@ static void in_place_kid_done(struct gr_bio *kid)
     struct dop *op = kid->arg;
     if (kid->status < 0 && op->status == 0)
         op->status = kid->status;
+    if (kid->status < 0)
+        vloss_suspect(op->v, op->devs);
     in_place_put(op);
 }
 
@@ -169,6 +171,7 @@ static bool write_in_place(struct dop *op)
         k->done = in_place_kid_done;
         k->arg = op;
         op->kids++;
+        op->devs |= (uint32_t)1 << vmfs_addr_dev(runs[i].addr);
         gr_submit(v->dev[vmfs_addr_dev(runs[i].addr)].ch, k);
     }
     in_place_put(op);
@@ -263,6 +266,10 @@ static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
     }
     if (vkeys_locked(o)) {
         gr_bio_end(bio, -ENOKEY);
+        return;
+    }
+    if (o->lost && bio->op != GR_OP_READ && bio->op != GR_OP_EXTENTS) { /* no flush of it means anything until somebody has taken notice */
+        gr_bio_end(bio, -EIO);
         return;
     }
     switch (bio->op) {

@@ -39,6 +39,14 @@ static int places(const struct dop *op, uint64_t piece, uint64_t end, struct vmf
     return 0;
 }
 
+static uint32_t runs_devs(const struct vmfs_run *runs, unsigned n)
+{
+    uint32_t devs = 0;
+    for (unsigned i = 0; i < n; i++)
+        devs |= (uint32_t)1 << vmfs_addr_dev(runs[i].addr);
+    return devs;
+}
+
 int disk_scrub(struct dop *op)
 {
     struct vmfs *v = op->o->v;
@@ -57,7 +65,7 @@ int disk_scrub(struct dop *op)
         for (unsigned i = 0; r == 0 && i < n; i++)
             r = vdev_write(v, runs[i].addr, (uint32_t)runs[i].units, zero, 0);
         if (n)
-            journal_data_written(op->o);
+            journal_data_written(op->o, runs_devs(runs, n));
         piece = end;
     }
     /* Before the map may let go of them: or a power cut keeps the records and loses the zeros, and nobody knows these units any more. */

@@ -1,6 +1,6 @@
 /* Writes that cannot go in place, compare-and-write: sequential code in a fiber, range already granted. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 
 /* What becomes of a run of pieces. */
 struct part {
@@ -265,6 +265,15 @@ static void batch_done(struct gr_bio *bio)
         gr_fiber_wake(b->fiber);
 }
 
+/* Devices that data of the plan goes to, a bit each. */
+static uint32_t plan_devs(const struct plan *p)
+{
+    uint32_t devs = 0;
+    for (size_t i = 0; i < p->n; i++)
+        devs |= p->parts[i].reserve ? 0 : (uint32_t)1 << vmfs_addr_dev(p->parts[i].addr);
+    return devs;
+}
+
 /* The data of all parts at once; @iov holds whole pieces from piece @first. */
 static int plan_write(struct plan *p, uint64_t first, const struct iovec *iov, int iovcnt)
 {
@@ -299,8 +308,8 @@ static int plan_write(struct plan *p, uint64_t first, const struct iovec *iov, i
     }
     free(bios);
     free(vec);
-    journal_data_written(p->op->o);
-    return b.status;
+    journal_data_written(p->op->o, b.status == 0 ? plan_devs(p) : 0);
+    return b.status < 0 ? vloss_look(v, plan_devs(p), b.status) : 0; /* of one that is lost nothing is to be told to whoever had nothing there */
 }
 
 /* ---- records ---- */

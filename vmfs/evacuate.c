@@ -9,6 +9,7 @@
  * Cut anywhere, what the last checkpoint took over stays moved; the rest is copied again by the next attempt. */
 #include "common/seam.h"
 #include "vmfs/evacuate.h"
+#include "vmfs/loss.h"
 
 #define PUBLISH_UNITS 262144u     /* 1 GiB: so much is copied before a checkpoint takes it over */
 #define PUBLISH_ENTRIES 65536u
@@ -209,15 +210,6 @@ static int region_move(struct evac *e, struct vregion *r, struct gr_err *err)
 }
 
 /* ---- the steps ---- */
-static bool has_tables(struct vmfs *v, unsigned dev)
-{
-    const struct vtable *t[] = { &v->sb.slots, &v->sb.regions, &v->sb.inodes };
-    for (unsigned i = 0; i < 3; i++)
-        if (vmfs_addr_dev(t[i]->addr_a) == dev || vmfs_addr_dev(t[i]->addr_b) == dev)
-            return true;
-    return vmfs_addr_dev(v->me.journal_addr) == dev; /* all journals lie behind each other */
-}
-
 /* Nobody but us, dead or alive. */
 static int refuse_others(struct vmfs *v, struct gr_err *err)
 {
@@ -247,9 +239,9 @@ static int state_write(struct vmfs *v, unsigned dev, uint32_t state, uint32_t mo
         s.dev[dev].state = state;
         s.dev[dev].mover = mover;
         r = vsuper_write_all(v, &s, err);
-        if (r < 0)
+        if (r < 0 && r != -EAGAIN)
             vmfs_fence(v, "a superblock could not be written: nobody knows what it says");
-        else
+        else if (r == 0)
             v->sb = s;
         space_close(v);
     }
@@ -373,7 +365,7 @@ int vmfs_device_remove(struct vmfs *v, unsigned number, const struct vmfs_device
     gr_fmutex_lock(&v->member_lock);
     if (number >= v->sb.n_devices || v->sb.dev[number].state == VMFS_DEVICE_GONE)
         r = gr_fail(err, -ENOENT, "datastore '%s' has no device %u", v->sb.name, number);
-    else if (has_tables(v, number))
+    else if (vdev_has_tables(v, number))
         r = gr_fail(err, -EBUSY, "'%s' holds tables and journals of datastore '%s' from when it was made, which hosts use all the time and which cannot be moved: only devices that hold none can be removed",
                     v->dev[number].bdev->name, v->sb.name);
     if (r == 0)

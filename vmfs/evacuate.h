@@ -25,4 +25,16 @@ struct evac {
 int evac_room(struct evac *e, uint32_t want, uint32_t least, uint64_t *ret_addr, uint32_t *ret_got, struct gr_err *err);
 /* Units [at, at + run) of the region, which are in use, or some of them: *@ret_units were copied, and stand in e->copied (fiber). */
 int evac_copy(struct evac *e, struct vregion *r, uint32_t at, uint32_t run, uint32_t *ret_units, struct gr_err *err);
+
+/* For the rest of the volume, and from ckpt.c. */
+struct ckpt;
+const struct vmoved *evac_pending(const struct evac *e, unsigned dev); /* what a checkpoint under way moves off it; NULL: nothing [sync] */
+int evac_clear(struct vmfs *v, struct gr_err *err); /* nobody is emptying a device: the superblock says so */
+void evac_capture(struct ckpt *c); /* [sync] within the capture of a checkpoint */
+/* ckpt.c, for it: a run that was reserved becomes part of the checkpoint. NULL: out of memory, the run is free again. */
+uint8_t *ckpt_take(struct ckpt *c, uint64_t addr, uint32_t units);
+void ckpt_image(struct ckpt *c, uint64_t addr_a, uint64_t addr_b, const void *block);
+void ckpt_fail(struct ckpt *c, int code);
+uint64_t ckpt_number(const struct ckpt *c);
+struct vmfs *ckpt_volume(const struct ckpt *c);
 #endif

@@ -28,6 +28,11 @@
  * up where it lies now. Blocks keep the address they were written at (rule 4 follows the list). When all is moved the device is gone; its number
  * and its list stay.
  *
+ * A DEVICE THAT IS LOST holds no tables that all depend on. Its regions count as nobody's and as full: nothing is leased there, and what is freed there
+ * is forgotten. The superblock says so (stale) before the slot is free whose journal may tell of them; then they are counted anew from all trees
+ * and lists of foreign frees, and the superblock says that they are good. A slot's host that was there when the device was lost says in its slot up to
+ * which frame data on it was durable: of later frames, records of unflushed data there are not applied. Nobody was told that these were durable.
+ *
  * VALIDITY RULES of every metadata block
  *   rule 1 magic and type are the expected ones     rule 2 version <= VMFS_VERSION    rule 3 volume equals the superblock's
  *   rule 4 self equals the address read from (or was moved there)     rule 5 crc32c over all units of the block with the field zero
@@ -67,9 +72,10 @@
 #define VMFS_INCOMPAT_DATA_CRC 64ull    /* every piece with data has a CRC32C in the map, and is never overwritten where it lies */
 #define VMFS_INCOMPAT_QUOTA 128ull      /* folders may have quotas: who writes must stay below what his disks were granted */
 #define VMFS_INCOMPAT_FILES 256ull      /* regular files of any length; owners, modes and times of files and directories: struct vmfs_posix_disk */
+#define VMFS_INCOMPAT_STALE 512ull      /* a device was lost: its tables are stale, and slots say what was lost with it */
 #define VMFS_INCOMPAT_KNOWN                                                                                                                  \
     (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED | VMFS_INCOMPAT_ONE_HOST |                     \
-     VMFS_INCOMPAT_ENCRYPTED | VMFS_INCOMPAT_DATA_CRC | VMFS_INCOMPAT_QUOTA | VMFS_INCOMPAT_FILES)
+     VMFS_INCOMPAT_ENCRYPTED | VMFS_INCOMPAT_DATA_CRC | VMFS_INCOMPAT_QUOTA | VMFS_INCOMPAT_FILES | VMFS_INCOMPAT_STALE)
 /* Of releases that did not write it into their slots. */
 #define VMFS_INCOMPAT_FIRST (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED)
 #define VMFS_RO_COMPAT_KNOWN 0ull
@@ -132,11 +138,13 @@ struct vmfs_member_disk {
     gr_le32 mover;                  /* LEAVING: slot + 1 of the host that is at it, alone; 0: nobody is */
     gr_le64 moved_addr;             /* LEAVING, GONE: blob of struct vmfs_moved_disk, ascending, apart; 0: nothing moved */
     gr_le32 moved_bytes, moved_units;
-    gr_le32 tested, reserved;       /* VMFS_TESTED_*: what was seen before it became part of a datastore that hosts share; 0: not tried */
+    gr_le32 tested;                 /* VMFS_TESTED_*: what was seen before it became part of a datastore that hosts share; 0: not tried */
+    gr_le32 stale;                  /* 1 (INCOMPAT_STALE): headers, bitmaps and lists of its regions are not to be believed */
     gr_le64 tested_s;               /* when */
 } __attribute__((packed));
 GR_SIZE(struct vmfs_member_disk, 64);
 GR_LAYOUT(struct vmfs_member_disk, tested, 48);
+GR_LAYOUT(struct vmfs_member_disk, stale, 52);
 /* The fence: there is one, it shuts out the writes and the reads of who is not registered, and lets whoever is work. Compare-and-writes: what
  * compares equal is replaced, what does not is left alone, one of two at a time wins. Ejecting: it shuts out, nothing lands afterwards, a
  * second session is outside too, registrations outlast a loss of power. */
@@ -190,6 +198,7 @@ GR_SIZE(struct vmfs_super_disk, 4096);
 
 enum vmfs_slot_state { VMFS_SLOT_FREE = 0, VMFS_SLOT_HOST = 1, VMFS_SLOT_READER = 2, VMFS_SLOT_REPLAYING = 3 };
 #define VMFS_PINS_MAX 64u
+#define VMFS_LOST_MAX 192u
 struct vmfs_pin_disk {
     gr_le64 object, snapshot;
 } __attribute__((packed));
@@ -210,9 +219,14 @@ struct vmfs_slot_disk {
     struct vmfs_pin_disk pins[VMFS_PINS_MAX];
     uint8_t link_key[32];          /* Ed25519 public key by which other hosts know this one; zero: it takes part in no links */
     gr_le64 features;              /* incompat features that its software knows; 0: VMFS_INCOMPAT_FIRST. None is switched on that one in use does not know */
-    uint8_t pad[4096 - 64 - 8 - 16 - 16 - 64 - 128 - 1024 - 16 - 24 - VMFS_PINS_MAX * 16 - 32 - 8];
+    gr_le32 lost_devices;          /* a bit for each that its host lost (INCOMPAT_STALE); 0: none, and the rest is zero */
+    gr_le32 n_lost;                /* objects in the list */
+    gr_le64 lost_seq;              /* frames up to here had their data on those devices durable */
+    gr_le64 lost_objects[VMFS_LOST_MAX]; /* with data there that was not flushed when they were lost, whether or not it has records */
+    uint8_t pad[4096 - 64 - 8 - 16 - 16 - 64 - 128 - 1024 - 16 - 24 - VMFS_PINS_MAX * 16 - 32 - 8 - 16 - VMFS_LOST_MAX * 8];
 } __attribute__((packed));
 GR_SIZE(struct vmfs_slot_disk, 4096);
+GR_LAYOUT(struct vmfs_slot_disk, lost_devices, 2424);
 GR_LAYOUT(struct vmfs_slot_disk, link_key, 2384);
 GR_LAYOUT(struct vmfs_slot_disk, features, 2416);
 
@@ -364,7 +378,8 @@ struct vmfs_bookmark_disk {
  * for a disk that is encrypted, which never changes, "posix", a struct vmfs_posix_disk, "protected-N" of the snapshot whose id is N, in hexadecimal,
  * a struct vmfs_protected_disk: neither it nor the disk is removed, "removed-as", the path that a removed disk had which is kept for its clones,
  * and "heir-of", gr_le64s: objects whose snapshots became this one's under the same ids, so that pins of readers elsewhere may still name those.
- * "expires-N", a gr_le64: seconds since 1970, from when on whoever prunes snapshots removes it. */
+ * "expires-N", a gr_le64: seconds since 1970, from when on whoever prunes snapshots removes it. "lost-writes", a gr_le32 with a bit for each device that
+ * was lost with writes that it had acknowledged and nobody had flushed. */
 struct vmfs_protected_disk {
     gr_le64 since_s;
     char text[]; /* who, a NUL, why */

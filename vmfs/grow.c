@@ -73,8 +73,26 @@ static int devices_known(struct vmfs *v, const struct vsuper *s, struct gr_err *
     return 0;
 }
 
+/* What is free elsewhere on a device that was lost is of no use any more; or of use again. */
+static void stale_count(struct vmfs *v, const struct vsuper *s)
+{
+    for (unsigned i = 0; i < v->sb.n_devices; i++) {
+        const struct vdevinfo *d = &v->sb.dev[i];
+        bool stale = s->dev[i].stale;
+        if (d->stale == stale || d->state != VMFS_DEVICE_IN_USE || !v->sp.by_index)
+            continue;
+        for (uint32_t k = d->first_region; k < d->first_region + d->regions; k++) {
+            uint64_t units = 0;
+            if (!v->sp.by_index[k] && space_region_free(v, k, &units, NULL) < 0)
+                units = stale ? v->sb.region_units : 0;
+            v->sp.free_elsewhere = stale ? v->sp.free_elsewhere - GR_MIN(units, v->sp.free_elsewhere) : v->sp.free_elsewhere + units;
+        }
+    }
+}
+
 static int adopt(struct vmfs *v, const struct vsuper *s, struct gr_err *err)
 {
+    stale_count(v, s);
     int r = space_regions_added(v, s);
     if (r < 0)
         return gr_fail(err, r, "out of memory");

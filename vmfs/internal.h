@@ -16,6 +16,7 @@
 #include "vmfs/files.h"
 #include "vmfs/format.h"
 #include "vmfs/quota.h"
+#include "vmfs/share.h"
 #include "vmfs/usage.h"
 #include "vmfs/vmfs.h"
 #include <string.h>
@@ -39,6 +40,7 @@ struct vdevinfo {
     uint32_t moved_bytes, moved_units;
     uint32_t tested;   /* VMFS_TESTED_* */
     uint64_t tested_s;
+    bool stale;        /* its tables are not to be believed */
 };
 struct vscrub { /* the last one: struct vmfs_scrub_disk */
     uint64_t started_s, ended_s, object, snapshot, piece, bytes, bad_pieces, errors;
@@ -53,6 +55,10 @@ struct vsuper {
     struct vscrub scrub;
     struct vdevinfo dev[VMFS_DEVICES_MAX];
 };
+struct vlost { /* devices that the slot's host lost: struct vmfs_slot_disk */
+    uint32_t devices, n;
+    uint64_t seq, objects[VMFS_LOST_MAX];
+};
 struct vslot {
     uint64_t block_generation;
     uint32_t state, n_pins;
@@ -63,6 +69,7 @@ struct vslot {
     uint64_t features;
     uint64_t journal_addr, tail_seq, tail_off, version;
     uint32_t journal_units;
+    struct vlost lost;
     struct {
         uint64_t object, snapshot;
     } pins[VMFS_PINS_MAX];
@@ -192,7 +199,9 @@ struct vobj { /* an object this host holds the lock of */
     bool quota_hidden;           /* not in a folder yet */
     bool quota_low, quota_low_known; /* its users, all hosts were told that a folder above is nearly full */
     bool copied;                 /* VMFS_CONTENT_COPIED */
-    uint64_t data_written;       /* v->j.data_written when data of it last reached the device */
+    uint64_t data_written;       /* v->j.data_written when data of it last reached a device, */
+    uint64_t data_on[VMFS_DEVICES_MAX]; /* and each of them */
+    bool lost;                   /* VMFS_ATTR_LOST */
     struct mtree live;
     struct vusage use; /* of the live head */
     bool counted;      /* the numbers of all trees are known */
@@ -300,6 +309,7 @@ struct vspace {
     struct vticket *oldest, *newest;
     struct vmoved moved[VMFS_DEVICES_MAX];
     struct evac *evac;           /* a device is being emptied here */
+    bool recounting;             /* stale devices are counted anew: what is freed there meanwhile is listed */
     uint32_t moves;              /* how often addresses were settled anew */
     bool any_moved;
     uint64_t free_elsewhere;     /* free units of regions not leased here, as of their last checkpoint */
@@ -361,6 +371,9 @@ struct vdev {
     struct gr_chan *ch;
     uint8_t uuid[16]; /* as its superblock says */
     bool no_discard;  /* it has said so */
+    bool failed;      /* a flush of it failed, or a write of metadata */
+    bool looking;     /* a fiber finds out whether it is lost */
+    unsigned silent;  /* looks of ours that device 0 answered in a row, and it nothing */
     unsigned users;   /* metadata I/O under way */
 };
 #define VBOUNCE_CLASSES 3u
@@ -373,6 +386,8 @@ struct vmfs {
     enum vmfs_role role;
     bool joined, leaving, fenced, replaying;
     char fence_reason[160];
+    struct vlost lost; /* devices != 0: they are why it was given up */
+    struct gr_fqueue looks; /* loss.c */
     unsigned slot;
     struct vslot me;
     struct vlife life;
@@ -431,7 +446,7 @@ void vmfs_warn(struct vmfs *v, const char *fmt, ...) __attribute__((format(print
 int vsuper_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct gr_err *err); /* the newer valid copy of a device */
 int vsuper_write(struct vmfs *v, const struct vsuper *s, unsigned dev, struct gr_err *err); /* both copies of a device, durable; none of one that is gone */
 /* The same on every device the volume has in @s, device 0 first: once it is there the change is made. */
-int vsuper_write_all(struct vmfs *v, const struct vsuper *s, struct gr_err *err);
+int vsuper_write_all(struct vmfs *v, const struct vsuper *s, struct gr_err *err); /* -EAGAIN: another host was quicker, nothing was changed */
 
 /* ---------- mkfs.c ---------- */
 /* Where things are on device @dev, of @units, of a volume that has the devices before it: rest of the entry, and *ret_table (NULL: its
@@ -511,11 +526,12 @@ void vlife_unclaim(struct vmfs *v, unsigned slot);
  * datastore's timing says. 0: so it is, and no other fiber of ours does the same until vlife_end_done(); -EBUSY: it lives. */
 int vlife_end(struct vmfs *v, unsigned slot, const struct vslot *s, struct gr_err *err);
 void vlife_end_done(struct vmfs *v, unsigned slot);
+bool vlife_earlier_self(const struct vmfs *v, const struct vslot *s); /* @s is that of an earlier start of this home, which is over [sync] */
 unsigned vlife_look_ms(const struct vmfs *v); /* between two looks of a host at its alarm */
 
 /* ---------- feature.c: releases of different age on one volume ---------- */
 /* Switch on an incompat feature that is not on yet; the namespace is locked. -GR_EVERSION: a host that has joined does not know it. @what: the feature. */
-int vfeature_all_know(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err);
+int vfeature_all_know(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err); /* every host that has joined */
 int vfeature_on(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err);
 int vfeature_check(const struct vmfs *v, const struct vsuper *s, struct gr_err *err); /* may we use such a volume? -GR_EVERSION */
 
@@ -545,7 +561,7 @@ int journal_commit(struct vmfs *v);       /* everything applied so far is durabl
 int journal_append(struct vmfs *v);       /* everything applied so far is with the device, not flushed: it outlives this process */
 int journal_seal(struct vmfs *v);         /* and what it wrote may be overwritten where it lies */
 int journal_try_seal(struct vmfs *v);     /* the same, without ever waiting for a checkpoint: -EAGAIN when the journal is too full */
-void journal_data_written(struct vobj *o); /* data of it reached the device: a flush is owed [sync] */
+void journal_data_written(struct vobj *o, uint32_t devs); /* data of it reached devices @devs (a bit each): a flush is owed [sync] */
 /* Write images as frames (no flush). *ret_seq: the last one's. */
 int journal_write_images(struct vmfs *v, const struct vmfs_image_disk *images, unsigned n, uint64_t covers, uint64_t *ret_seq);
 /* A frame cut but not yet written. */
@@ -593,6 +609,9 @@ int space_ensure(struct vmfs *v, uint64_t units); /* lease until so many are fre
 /* Reserve units [sync]: they are busy until space_used() or space_unreserve(). 0 = none (ask space_ensure and try again). */
 uint64_t space_take_block(struct vmfs *v);                       /* 16 units, aligned */
 uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got); /* 1..want contiguous; for metadata and odd pieces */
+/* The same for metadata of disks, at least @least units: on devices that hold tables, if there is room there [sync]. space_steady(): lease some there. */
+uint64_t space_take_steady(struct vmfs *v, uint32_t want, uint32_t least, uint32_t *ret_got);
+void space_steady(struct vmfs *v, uint32_t want);
 uint64_t space_take_piece(struct vmfs *v);                       /* 1 unit, packed in arrival order */
 void space_pool_fill(struct vmfs *v); /* fiber */
 bool space_nodes_fit(struct vmfs *v); /* can all that is dirty be written, and what one more write makes so? Fills the pool when space is short (fiber) */
@@ -631,6 +650,11 @@ static inline bool space_leaving(const struct vmfs *v, uint64_t addr) /* nothing
     return v->sb.dev[dev].state != VMFS_DEVICE_IN_USE || vdev_missing(v, dev);
 }
 bool vdev_all_in_memory(struct vmfs *v);
+static inline bool vdev_stale(const struct vmfs *v, unsigned dev) { return v->sb.dev[dev].stale; }
+static inline bool space_closed(const struct vmfs *v, uint64_t addr) /* nothing is taken there [sync] */
+{
+    return space_leaving(v, addr) || vdev_stale(v, vmfs_addr_dev(addr));
+}
 int vdev_all_here(struct vmfs *v, const char *what, struct gr_err *err); /* -ENODEV when one is missing: @what cannot be done */
 void space_close(struct vmfs *v);                 /* regions of devices that leave are closed, those of others open [sync] */
 int space_left(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units); /* they lie elsewhere now. 0; -ENOMEM [sync] */
@@ -657,31 +681,6 @@ int moved_load(struct vmfs *v, struct gr_err *err); /* the lists that the superb
 void moved_done(struct vmfs *v);
 /* vhdr_check() of a block that may have been moved since it was written. */
 int vblock_check(const struct vmfs *v, const void *block, unsigned type, uint32_t units, uint64_t addr, struct gr_err *err);
-
-/* ---------- evacuate.c ---------- */
-struct ckpt;
-const struct vmoved *evac_pending(const struct evac *e, unsigned dev); /* what a checkpoint under way moves off it; NULL: nothing [sync] */
-int evac_clear(struct vmfs *v, struct gr_err *err); /* nobody is emptying a device: the superblock says so */
-void evac_capture(struct ckpt *c); /* [sync] within the capture of a checkpoint */
-/* ckpt.c, for it: a run that was reserved becomes part of the checkpoint. NULL: out of memory, the run is free again. */
-uint8_t *ckpt_take(struct ckpt *c, uint64_t addr, uint32_t units);
-void ckpt_image(struct ckpt *c, uint64_t addr_a, uint64_t addr_b, const void *block);
-void ckpt_fail(struct ckpt *c, int code);
-uint64_t ckpt_number(const struct ckpt *c);
-struct vmfs *ckpt_volume(const struct ckpt *c);
-
-/* ---------- share.c ---------- */
-/* Owners of [at, at+units) of a region: one more, or one less where there are more than one [sync]. 0; -ENOMEM: nothing changed. */
-int share_change(struct vregion *r, uint32_t at, uint32_t units, bool more);
-/* Is the unit @at shared? *ret_units: so many from there on are alike, at most @units [sync]. */
-bool share_at(const struct vregion *r, uint32_t at, uint32_t units, uint32_t *ret_units);
-/* Nothing of [at, at+units) is on the list any more [sync]. 0; -ENOMEM. */
-int share_cut(struct vregion *r, uint32_t at, uint32_t units);
-int share_load(struct vmfs *v, struct vregion *r, const struct vmfs_region_disk *h, struct gr_err *err);
-uint32_t share_blob_units(const struct vregion *r);
-void share_blob_encode(const struct vregion *r, void *units); /* behind the header [sync] */
-/* Rule 7: ascending, apart, inside a region of @units. */
-bool share_list_ok(const struct vmfs_share_disk *d, size_t n, uint32_t units);
 
 /* ---------- data_crc.c: datastores that keep a CRC32C of every piece ---------- */
 static inline bool vcrc_kept(const struct vmfs *v) { return v->sb.incompat & VMFS_INCOMPAT_DATA_CRC; }
@@ -882,6 +881,7 @@ struct dop {
     struct vticket ticket;
     unsigned kids;
     int status;
+    uint32_t devs; /* that it overwrites, a bit each */
     bool left; /* no longer admitted */
     struct iovec *iov;
     struct iovec sealed; /* encrypted: what goes to the device instead of the caller's bytes */

@@ -46,9 +46,12 @@ int journal_add(struct vmfs *v, const void *rec, size_t len)
     return 0;
 }
 
-void journal_data_written(struct vobj *o)
+void journal_data_written(struct vobj *o, uint32_t devs)
 {
     o->data_written = ++o->v->j.data_written;
+    for (unsigned i = 0; devs; i++, devs >>= 1)
+        if (devs & 1)
+            o->data_on[i] = o->data_written;
 }
 
 static bool full(const struct vmfs *v)

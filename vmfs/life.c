@@ -11,7 +11,7 @@
  *
  * Logical units that fence nobody: the same questions, but no answer to them ends a host: alone.c. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 
 struct timing {
     unsigned look_ms;    /* between two looks at our own alarm */
@@ -113,6 +113,8 @@ static void watch(void *arg)
             vmfs_fence(v, "an administrator has declared it gone, and another host has taken its place");
         for (unsigned i = 0; i < l->n_charge && !v->fenced; i++)
             answer(v, l->charge[i]);
+        if (!l->stop && !v->fenced)
+            vloss_watch(v, timing_of(v)->look_ms, 2 * timing_of(v)->patience_ms);
         if (!l->stop)
             gr_fqueue_wait_ms(&l->wake, timing_of(v)->look_ms);
     }
@@ -339,7 +341,7 @@ static bool same_home(const struct vmfs *v, const struct vslot *s)
 }
 
 /* Its earlier start of this very home (the home's lock says that it is gone): nobody to ask. */
-static bool our_earlier_self(const struct vmfs *v, const struct vslot *s)
+bool vlife_earlier_self(const struct vmfs *v, const struct vslot *s)
 {
     return v->role == VMFS_HOST && s->state == VMFS_SLOT_HOST && memcmp(s->host_uuid, v->opts.host_uuid, 16) == 0 &&
            strcmp(s->host_name, v->host_name) == 0 && same_home(v, s);
@@ -348,7 +350,7 @@ static bool our_earlier_self(const struct vmfs *v, const struct vslot *s)
 /* 0: it is gone, or silent for so long that it is ejected, if we can; 1: it lives, or nobody can tell. */
 static int is_gone(struct vmfs *v, unsigned slot, const struct vslot *s, struct vseen *seen, struct gr_err *err)
 {
-    bool self = our_earlier_self(v, s);
+    bool self = vlife_earlier_self(v, s);
     if (v->life.alone && !self && !valone_declared_gone(v, s))
         return 1;
     if (self && v->life.fences)

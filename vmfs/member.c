@@ -150,7 +150,7 @@ static int add_locked(struct vmfs *v, unsigned n, const struct vmfs_device_add *
     if (r == 0 && add->confirm)
         r = add->confirm(add->arg, err);
     for (unsigned i = 0; r == 0 && i < n; i++)
-        if ((r = vsuper_write(v, &s, i, err)) < 0)
+        if ((r = vsuper_write(v, &s, i, err)) < 0 && r != -EAGAIN)
             vmfs_fence(v, "a superblock could not be written: nobody knows whether '%s' is a device of it", v->dev[n].bdev->name);
     if (r == 0 && (r = space_regions_added(v, &s)) < 0)
         gr_fail(err, r, "out of memory");
@@ -222,9 +222,11 @@ int vmfs_devices(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_device_
         uint64_t free_units = 0;
         memcpy(info.uuid, d->uuid, 16);
         info.missing = vdev_missing(v, i);
+        info.stale = vdev_stale(v, i);
+        info.lost = v->lost.devices >> i & 1;
         if (!info.missing)
             snprintf(info.name, sizeof info.name, "%s", v->dev[i].bdev->name);
-        r = d->state == VMFS_DEVICE_IN_USE && !info.missing ? free_of(v, i, &free_units, err) : 0;
+        r = d->state == VMFS_DEVICE_IN_USE && !info.missing && !info.stale ? free_of(v, i, &free_units, err) : 0;
         info.free = free_units * VMFS_UNIT;
         if (r == 0)
             fn(arg, &info);

@@ -1,7 +1,7 @@
 /* What lay on a device that leaves: where it lies now. Addresses are looked up when they come from the device (nodes, blobs, superblock),
  * so that in memory they are those of today; and all that is in memory is looked up at the instant a list grows. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/evacuate.h"
 
 /* ---- lists ---- */
 size_t moved_find(const struct vmoved *m, uint64_t unit)

@@ -1,6 +1,6 @@
 /* Objects this host holds the lock of: inode, blob, trees. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 #include "vmfs/keys.h"
 
 static struct vobj **bucket(struct vmfs *v, uint64_t id)
@@ -100,6 +100,11 @@ uint32_t vobj_physical_block(const struct vobj *o)
     return attr_u32(o, VMFS_ATTR_PHYSICAL) == 512 ? 512 : VMFS_PIECE;
 }
 
+uint32_t vobj_lost_writes(const struct vobj *o)
+{
+    return attr_u32(o, VMFS_ATTR_LOST);
+}
+
 struct vmfs_lun vobj_lun(const struct vobj *o)
 {
     for (size_t i = 0; i < o->n_attrs; i++)
@@ -120,7 +125,7 @@ void vobj_stat(struct vobj *o, struct vmfs_stat *ret)
 {
     *ret = (struct vmfs_stat){ .type = (enum vmfs_type)o->ino.type, .id = o->id, .size = o->ino.size, .used = o->ino.used_units * VMFS_UNIT,
                                .provision = (enum vmfs_provision)o->ino.provision, .physical_block = vobj_physical_block(o),
-                               .lun = vobj_lun(o), .key_id = o->ino.key_id, .mtime_s = o->ino.mtime_s, .n_snapshots = o->ino.n_snapshots, .owner_slot = -1 };
+                               .lun = vobj_lun(o), .key_id = o->ino.key_id, .mtime_s = o->ino.mtime_s, .lost_writes = o->lost, .n_snapshots = o->ino.n_snapshots, .owner_slot = -1 };
     memcpy(ret->uuid, o->ino.uuid, 16);
     ret->counted = o->counted;
     ret->reachable = o->use.used * VMFS_UNIT;

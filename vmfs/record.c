@@ -1,7 +1,7 @@
 /* Records: the only way durable state changes. A record is added to the journal and applied; on replay it is applied again,
  * in the same order, to the state of the last checkpoint, by the same code. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 
 bool held_by_ancestors(struct vobj *o, uint64_t parent_snap, uint64_t birth, uint64_t piece_end)
 {
@@ -120,6 +120,27 @@ static bool frozen_since(struct vobj *o, uint64_t birth)
     return s && s->epoch >= birth;
 }
 
+/* Units of the change that the object does not hold yet, when no bitmap tells: recovery without their device, or after it was lost. */
+static uint32_t units_new(struct vobj *o, const struct map_change *c)
+{
+    unsigned dev = vmfs_addr_dev(c->addr);
+    uint32_t n = 0;
+    if (c->state == VMFS_P_HOLE || dev >= o->v->sb.n_devices || !(vdev_missing(o->v, dev) || vdev_stale(o->v, dev)))
+        return 0;
+    for (uint32_t i = 0; i < c->count; i++) {
+        bool held = false;
+        for (size_t k = 0; k <= o->n_snaps && !held; k++) {
+            struct mnode *leaf;
+            if (mtree_peek(k < o->n_snaps ? &o->snaps[k]->tree : &o->live, c->piece + i, &leaf) < 0 || !leaf)
+                continue;
+            struct mpiece p = piece_of(leaf, c->piece + i);
+            held = p.state != VMFS_P_HOLE && p.addr == c->addr + i;
+        }
+        n += !held;
+    }
+    return n;
+}
+
 static int map_apply(struct vobj *o, const struct map_change *c)
 {
     struct drop d = { o, o->parent_snap, c->seq, 0, c->state == VMFS_P_HOLE ? SPACE_GIVEN_UP : 0 };
@@ -132,6 +153,7 @@ static int map_apply(struct vobj *o, const struct map_change *c)
         return -GR_ECORRUPT;
     if (mtree_peek(&o->live, c->piece, &leaf) < 0)
         return -EAGAIN;
+    uint32_t unseen = units_new(o, c);
     int r = frozen_since(o, c->birth) ? map_late(o, c, &d) : map_live(o, c, &d);
     if (r < 0)
         return r;
@@ -140,6 +162,7 @@ static int map_apply(struct vobj *o, const struct map_change *c)
         o->ino.used_units += c->count;
     } else if (c->state != VMFS_P_HOLE) {
         uint32_t n = space_used(o->v, c->addr, c->count);
+        n = space_region(o->v, c->addr) ? n : n + unseen;
         o->ino.used_units += n;
         n -= GR_MIN(n, d.dropped); /* what gives back a unit for the one it takes uses nothing of the promise up */
         reserve_set(o, o->reserved_units - GR_MIN((uint64_t)n, o->reserved_units));
@@ -442,8 +465,10 @@ static void attr_remove(struct vobj *o, const char *key, size_t key_len)
 int vobj_attr_put(struct vobj *o, const char *k, size_t kl, const void *v, size_t vl)
 {
     attr_remove(o, k, kl);
-    if (!vl)
+    if (!vl) {
+        o->lost = vobj_lost_writes(o);
         return 0;
+    }
     struct vattr *a = gr_realloc(o->attrs, (o->n_attrs + 1) * sizeof *a);
     if (a)
         o->attrs = a;
@@ -457,6 +482,7 @@ int vobj_attr_put(struct vobj *o, const char *k, size_t kl, const void *v, size_
     memcpy(key, k, kl);
     memcpy(val, v, vl);
     o->attrs[o->n_attrs++] = (struct vattr){ key, val, vl };
+    o->lost = vobj_lost_writes(o);
     return 0;
 }
 

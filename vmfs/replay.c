@@ -2,7 +2,7 @@
  * of frames above the durable watermark of the last frame is believed only if its CRC agrees: such a frame was never
  * flushed, and after a power cut its data may not have reached the device. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 
 struct scan {
     struct vmfs *v;
@@ -11,6 +11,7 @@ struct scan {
     uint32_t set_parts, set_seen;
     struct gr_buf set, complete;
     uint64_t watermark;
+    uint32_t stale; /* devices of which images did not go home */
     struct gr_err *err;
 };
 
@@ -58,6 +59,24 @@ static int image_home(struct vmfs *v, const struct vmfs_image_disk *d, int copy,
     return r < 0 ? gr_fail(err, r, "slot %u: a block cannot be brought home: %s", v->slot, gr_code_text(r)) : 0;
 }
 
+static bool lost_here(const struct vmfs *v, unsigned dev)
+{
+    return v->me.lost.devices >> dev & 1;
+}
+
+/* Is it a block of a device that is missing, or whose tables are not believed any more? Those of a missing one are stale from then on. */
+static bool goes_nowhere(struct scan *s, const struct vmfs_image_disk *d)
+{
+    const struct vmfs *v = s->v;
+    unsigned dev = vmfs_addr_dev(gr_le64_get(d->addr_a));
+    if (dev >= v->sb.n_devices || !(vdev_missing(v, dev) || vdev_stale(v, dev) || lost_here(v, dev)))
+        return false;
+    if (gr_le16_get(((const struct vmfs_hdr_disk *)d->block)->type) == VMFS_T_SUPER)
+        return vdev_missing(v, dev); /* device 0's counts */
+    s->stale |= (uint32_t)1 << dev;
+    return true;
+}
+
 static int images_home(struct scan *s)
 {
     const struct vmfs_image_disk *d = (const struct vmfs_image_disk *)s->complete.data;
@@ -67,7 +86,7 @@ static int images_home(struct scan *s)
         r = vhdr_check(s->v->sb.uuid, d[i].block, gr_le16_get(((const struct vmfs_hdr_disk *)d[i].block)->type), 1, gr_le64_get(d[i].addr_a), s->err);
     for (int copy = 0; r == 0 && copy < 2; copy++) {
         for (size_t i = 0; r == 0 && i < n; i++)
-            r = image_home(s->v, &d[i], copy, s->err);
+            r = goes_nowhere(s, &d[i]) ? 0 : image_home(s->v, &d[i], copy, s->err);
         if (r == 0 && n) /* one copy at a time: a power cut never tears both */
             r = vdev_flush(s->v);
     }
@@ -119,16 +138,37 @@ static int load_trees(struct vobj *o, const struct vmfs_rec_map_disk *d, struct 
     return r < 0 ? r : mtree_load(o, &o->live, piece, err);
 }
 
+/* A record of something on a device that is missing or was lost. 1: it is not applied, for its data was not durable when that was lost; 0: it is,
+ * and *doubt tells whether its data is to be looked at. */
+static int replay_absent(struct vmfs *v, const struct vmfs_rec_map_disk *d, uint64_t seq, bool *doubt, struct gr_err *err)
+{
+    unsigned dev = vmfs_addr_dev(gr_le64_get(d->addr));
+    bool data = gr_le32_get(d->state) == VMFS_P_DATA && !(gr_le16_get(d->r.flags) & VMFS_RF_TRUSTED);
+    if (gr_le32_get(d->state) == VMFS_P_HOLE || dev >= v->sb.n_devices)
+        return 0;
+    if (lost_here(v, dev)) {
+        *doubt = false;
+        if (data && seq > v->me.lost.seq) {
+            v->stats.dropped_pieces += gr_le32_get(d->count);
+            return 1;
+        }
+    } else if (vdev_missing(v, dev) && data && *doubt) {
+        return gr_fail(err, -EIO, "its journal tells of data on device %u, which is missing, and only that can tell whether it was written: join it with that device first", dev);
+    }
+    return vdev_missing(v, dev) ? vloss_mark(v, dev, err) : 0; /* its bitmap does not say so */
+}
+
 /* Which pieces of the record's data are really there? Runs of good ones are applied. */
 static int replay_map(struct vobj *o, const struct vmfs_rec_map_disk *d, uint64_t seq, bool doubt, struct gr_err *err)
 {
     uint32_t count = gr_le32_get(d->count);
     uint64_t addr = gr_le64_get(d->addr), piece = gr_le64_get(d->piece);
-    int r = load_trees(o, d, err);
+    int r = replay_absent(o->v, d, seq, &doubt, err);
+    if (r != 0)
+        return r < 0 ? r : 0;
+    r = load_trees(o, d, err);
     if (r < 0)
         return r;
-    if (gr_le32_get(d->state) != VMFS_P_HOLE && vmfs_addr_dev(addr) < o->v->sb.n_devices && vdev_missing(o->v, vmfs_addr_dev(addr)))
-        return gr_fail(err, -EIO, "its journal tells of data on device %u, which is missing", vmfs_addr_dev(addr)); /* its bitmap must say so */
     if (!doubt || gr_le32_get(d->state) != VMFS_P_DATA || (gr_le16_get(d->r.flags) & VMFS_RF_TRUSTED))
         return record_apply(o, d, seq, err);
     size_t len = gr_le32_get(d->r.len);
@@ -166,25 +206,27 @@ struct apply {
     struct gr_err *err;
 };
 
+/* The object, if the dead host had it to the end: *ret, or NULL. */
+static int object_of(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err)
+{
+    struct vobj *seen;
+    if ((*ret = vobj_find(v, id)))
+        return 0;
+    int r = vobj_peek(v, id, &seen, err);
+    if (r < 0)
+        return r == -ENOENT ? 0 : r;
+    bool mine = vlock_mine(v, &seen->ino.lock);
+    vobj_free(seen);
+    return mine ? vobj_hold(v, id, 0, ret, NULL, err) : 0; /* given up since */
+}
+
 static int replay_record(struct apply *a, const struct vmfs_rec_disk *d, uint64_t seq)
 {
     struct vmfs *v = a->v;
-    uint64_t id = gr_le64_get(d->object);
-    struct vobj *o = vobj_find(v, id);
-    if (!o) {
-        struct vobj *seen;
-        int r = vobj_peek(v, id, &seen, a->err);
-        if (r == -ENOENT)
-            return 0;
-        if (r < 0)
-            return r;
-        bool mine = vlock_mine(v, &seen->ino.lock);
-        vobj_free(seen);
-        if (!mine)
-            return 0; /* given up since */
-        if ((r = vobj_hold(v, id, 0, &o, NULL, a->err)) < 0)
-            return r;
-    }
+    struct vobj *o;
+    int r = object_of(v, gr_le64_get(d->object), &o, a->err);
+    if (r < 0 || !o)
+        return r;
     if (o->ino.lock.token != gr_le64_get(d->token))
         return 0; /* somebody had it in between */
     v->stats.replayed_records++;
@@ -215,6 +257,29 @@ static int replay_frame(void *arg, const struct vframe *f, const uint8_t *payloa
     return 0;
 }
 
+/* What its host lost with devices: their tables are stale, and who has lost writes says so from now on. */
+static int losses_marked(struct vmfs *v, uint32_t stale, struct gr_err *err)
+{
+    int r = 0;
+    stale |= v->me.lost.devices;
+    for (unsigned i = 1; r == 0 && i < v->sb.n_devices; i++)
+        if (stale >> i & 1)
+            r = vloss_mark(v, i, err);
+    return r;
+}
+
+static int objects_marked(struct vmfs *v, struct gr_err *err)
+{
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < v->me.lost.n; i++) {
+        struct vobj *o;
+        r = object_of(v, v->me.lost.objects[i], &o, err);
+        if (r == 0 && o && (r = vloss_poison(o, v->me.lost.devices)) < 0)
+            gr_fail(err, r, "out of memory");
+    }
+    return r;
+}
+
 int replay_run(struct vmfs *v, struct gr_err *err)
 {
     struct gr_err local = { 0 };
@@ -228,6 +293,8 @@ int replay_run(struct vmfs *v, struct gr_err *err)
     if (r == 0)
         r = vmfs_refresh(v, s.err); /* there may have been superblocks among them */
     if (r == 0)
+        r = losses_marked(v, s.stale, s.err);
+    if (r == 0)
         r = space_init(v, s.err);
     if (r == 0)
         r = foreign_load(v, s.err);
@@ -236,6 +303,8 @@ int replay_run(struct vmfs *v, struct gr_err *err)
         struct vframe again;
         r = journal_scan(v, replay_frame, &a, &again, s.err);
     }
+    if (r == 0)
+        r = objects_marked(v, s.err);
     gr_buf_done(&s.set);
     gr_buf_done(&s.complete);
     if (r == 0 && last.units) {

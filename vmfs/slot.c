@@ -129,8 +129,11 @@ static int recover_ended(struct vmfs *v, unsigned slot, struct vslot *s, struct 
         s->state = VMFS_SLOT_FREE;
         s->n_pins = 0;
         s->generation++;
+        s->lost = (struct vlost){ 0 };
         r = slot_write(v, slot, s, err);
     }
+    if (r == 0)
+        r = vmfs_refresh(v, err); /* it may say that a device is lost */
     vlife_answer_no_more(v, slot);
     return r == -GR_EMISCOMPARE ? 0 : r < 0 ? r : 1;
 }
@@ -156,7 +159,7 @@ static int recover_slot(struct vmfs *v, unsigned slot, struct gr_err *err)
     r = vmfs_refresh(v, err); /* it is ejected from all devices it may have, or not at all */
     if (r < 0)
         return r;
-    if (v->life.fences && (r = vdev_all_here(v, "nobody can be shut out of it, so no host is taken over from", err)) < 0)
+    if (v->life.fences && !vlife_earlier_self(v, &s) && (r = vdev_all_here(v, "nobody can be shut out of it, so no host is taken over from", err)) < 0)
         return r;
     unsigned n_dev = v->n_dev;
     r = vlife_end(v, slot, &s, err);
@@ -240,6 +243,7 @@ static int claim(struct vmfs *v, unsigned i, struct gr_err *err)
         snprintf(s.address, sizeof s.address, "%s", v->address);
         memcpy(s.link_key, v->link_key, sizeof s.link_key);
         s.features = v->features;
+        s.lost = (struct vlost){ 0 };
         v->slot = i;
         r = slot_swap(v, i, &was, &s, err);
         v->me = s;

@@ -1,7 +1,7 @@
 /* Free space: regions leased from the volume, allocation private to this host, frees that wait until nobody can need the
  * bytes any more, and frees in regions others lease. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 
 #define WORD_BITS 64u
 
@@ -131,7 +131,7 @@ static struct vregion *region_new(struct vmfs *v, uint32_t index)
         return NULL;
     r->index = index;
     r->first = space_region_first(v, index, &r->units);
-    r->closed = space_leaving(v, r->first);
+    r->closed = space_closed(v, r->first);
     r->used = gr_zalloc((r->units + WORD_BITS - 1) / WORD_BITS * 8);
     r->dirty_blocks = gr_zalloc((v->sb.bitmap_blocks + WORD_BITS - 1) / WORD_BITS * 8);
     if (!r->used || busy_init(&r->busy, r->units) < 0 || !r->dirty_blocks) {
@@ -199,24 +199,51 @@ int space_region_free(struct vmfs *v, uint32_t index, uint64_t *ret, struct gr_e
     return r < 0 ? r : 0;
 }
 
+/* What its tables say; or, of a device that was lost, what was counted. */
+static int tables_load(struct vmfs *v, struct vregion *r, const struct vmfs_region_disk *h, struct recount *n, struct gr_err *err)
+{
+    if (!n) {
+        int rc = bitmap_load(v, r, err);
+        return rc == 0 ? share_load(v, r, h, err) : rc;
+    }
+    (void)bitmap_load(v, r, NULL); /* for the generation of its blocks: those that cannot be read have none */
+    busy_done(&r->busy);
+    memcpy(r->used, n->used, (r->units + WORD_BITS - 1) / WORD_BITS * 8);
+    if (busy_init(&r->busy, r->units) < 0)
+        return -ENOMEM;
+    busy_load(&r->busy, r->used);
+    r->free_used = r->busy.free;
+    r->shares = gr_take(n->shares);
+    r->n_shares = r->cap_shares = n->n_shares;
+    r->shares_dirty = r->n_shares > 0;
+    return 0;
+}
+
 /* 0 leased (or was already), 1 held by another, negative error. */
-static int lease(struct vmfs *v, uint32_t index, struct gr_err *err)
+static int lease(struct vmfs *v, uint32_t index, struct recount *n, struct gr_err *err)
 {
     uint32_t len;
     if (v->sp.by_index[index])
         return 0;
-    if (vdev_missing(v, vmfs_addr_dev(space_region_first(v, index, &len))))
-        return 1; /* what is freed there waits until it is back */
+    unsigned dev = vmfs_addr_dev(space_region_first(v, index, &len));
+    if (vdev_missing(v, dev) || (vdev_stale(v, dev) && !n))
+        return 1; /* what is freed there waits until it is back, or until its tables are good again */
     struct vmfs_region_disk *h = vunits_alloc(1), *h2 = vunits_alloc(1);
     struct vregion *r = region_new(v, index);
     uint32_t at = index;
     const struct vtable *t = space_table(v, &at);
     int rc = h && h2 && r ? vhome_read(v, t, at, 0, VMFS_T_REGION, h, err) : -ENOMEM;
+    if (rc == -GR_ECORRUPT && n) {
+        memset(h, 0, VMFS_UNIT);
+        rc = 1;
+    }
     uint32_t listed = rc >= 0 ? listed_free(h, r->units) : 0;
     if (rc >= 0) {
         rc = 0;
         vlock_get(&h->lock, &r->lock);
         int held = vlock_mine(v, &r->lock) ? 0 : vlock_counts(v, &r->lock, err);
+        if (held == 0 && r->lock.holder && !vlock_mine(v, &r->lock) && (held = vmfs_refresh(v, err)) == 0)
+            held = vdev_stale(v, dev) && !n; /* whoever had it may have lost the device */
         if (held < 0) {
             rc = held;
         } else if (held) {
@@ -233,13 +260,13 @@ static int lease(struct vmfs *v, uint32_t index, struct gr_err *err)
             r->hdr_generation = gr_le64_get(h->hdr.generation);
         }
     }
-    if (rc == 0)
-        rc = bitmap_load(v, r, err);
-    if (rc == 0)
-        rc = share_load(v, r, h, err);
+    if (rc == 0 && (rc = tables_load(v, r, h, n, err)) == -EIO && !v->replaying && vdev_missing(v, vmfs_addr_dev(r->shares_addr)))
+        rc = 1; /* its list of shared units lies on a device that is missing */
     if (rc == 0) {
         v->sp.free_elsewhere -= r->closed ? 0 : GR_MIN(v->sp.free_elsewhere, listed);
         region_add(v, r);
+        if (n)
+            space_touch(v, r, 0, r->units);
         foreign_return(v, r);
     } else {
         region_free(r);
@@ -252,21 +279,31 @@ static int lease(struct vmfs *v, uint32_t index, struct gr_err *err)
 int space_lease(struct vmfs *v, uint32_t index, struct gr_err *err)
 {
     gr_fmutex_lock(&v->sp.lease_lock);
-    int r = lease(v, index, err);
+    int r = lease(v, index, NULL, err);
     gr_fmutex_unlock(&v->sp.lease_lock);
     return r;
 }
 
-static int lease_any(struct vmfs *v, struct gr_err *err)
+int space_lease_recounted(struct vmfs *v, uint32_t index, struct recount *n, struct gr_err *err)
+{
+    gr_fmutex_lock(&v->sp.lease_lock);
+    int r = lease(v, index, n, err);
+    gr_fmutex_unlock(&v->sp.lease_lock);
+    return r;
+}
+
+/* @steady: only on devices that hold tables. */
+static int lease_any(struct vmfs *v, bool steady, struct gr_err *err)
 {
     uint32_t n = space_n_regions(v), start = (uint32_t)((uint64_t)v->slot * n / v->sb.slots.entries);
     for (uint32_t k = 0; k < n; k++) {
         uint32_t i = (start + k) % n;
         uint32_t units;
-        if (v->sp.by_index[i] || v->sp.tried[i] || space_leaving(v, space_region_first(v, i, &units)))
+        uint64_t first = space_region_first(v, i, &units);
+        if (v->sp.by_index[i] || v->sp.tried[i] || space_closed(v, first) || (steady && !vdev_has_tables(v, vmfs_addr_dev(first))))
             continue;
         v->sp.tried[i] = 1;
-        int r = lease(v, i, err);
+        int r = lease(v, i, NULL, err);
         if (r < 0)
             return r;
         if (r == 0 && v->sp.by_index[i]->busy.free)
@@ -277,10 +314,10 @@ static int lease_any(struct vmfs *v, struct gr_err *err)
 
 static int lease_more(struct vmfs *v, struct gr_err *err)
 {
-    int r = lease_any(v, err);
+    int r = lease_any(v, false, err);
     if (r == -GR_ENOSPACE) { /* another host may have left meanwhile */
         memset(v->sp.tried, 0, space_n_regions(v));
-        r = lease_any(v, err);
+        r = lease_any(v, false, err);
     }
     return r;
 }
@@ -374,20 +411,19 @@ uint64_t space_take_block(struct vmfs *v)
 }
 
 /* A region that may hold a run of @want units, or else the one whose longest may be the longest. */
-static struct vregion *most_promising(const struct vmfs *v, uint32_t want)
+static struct vregion *most_promising(const struct vmfs *v, uint32_t want, bool steady)
 {
     struct vregion *pick = NULL;
     for (struct vregion *r = v->sp.regions; r && (!pick || pick->busy.run_bound < want); r = r->next)
-        if (!r->closed && r->busy.run_bound > (pick ? pick->busy.run_bound : 0))
+        if (!r->closed && r->busy.run_bound > (pick ? pick->busy.run_bound : 0) && (!steady || vdev_has_tables(v, vmfs_addr_dev(r->first))))
             pick = r;
     return pick;
 }
 
-/* A run of @want units, or else the longest. */
-uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got)
+static uint64_t take_run(struct vmfs *v, uint32_t want, bool steady, uint32_t *ret_got)
 {
     struct vregion *r;
-    while ((r = most_promising(v, want))) {
+    while ((r = most_promising(v, want, steady))) {
         uint32_t at, units = GR_MIN(want, r->busy.run_bound);
         if (!busy_find_run(&r->busy, units, &at)) /* now its bound is lower */
             continue;
@@ -396,6 +432,43 @@ uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got)
         return r->first + at;
     }
     return 0;
+}
+
+/* A run of @want units, or else the longest. */
+uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got)
+{
+    return take_run(v, want, false, ret_got);
+}
+
+uint64_t space_take_steady(struct vmfs *v, uint32_t want, uint32_t least, uint32_t *ret_got)
+{
+    for (int steady = 1; steady >= 0; steady--) {
+        uint64_t a = take_run(v, want, steady, ret_got);
+        if (a && *ret_got >= least)
+            return a;
+        if (a)
+            space_unreserve(v, a, *ret_got);
+    }
+    return 0;
+}
+
+/* Is there a device that could be lost without the volume? Then metadata of disks keeps away from it. */
+static bool any_unsteady(const struct vmfs *v)
+{
+    for (unsigned i = 0; i < v->sb.n_devices; i++)
+        if (v->sb.dev[i].state == VMFS_DEVICE_IN_USE && !vdev_has_tables(v, i))
+            return true;
+    return false;
+}
+
+void space_steady(struct vmfs *v, uint32_t want)
+{
+    const struct vregion *r = any_unsteady(v) ? most_promising(v, want, true) : NULL;
+    if ((r && r->busy.run_bound >= want) || !any_unsteady(v))
+        return;
+    gr_fmutex_lock(&v->sp.lease_lock);
+    (void)lease_any(v, true, NULL); /* there is none: it goes where there is room */
+    gr_fmutex_unlock(&v->sp.lease_lock);
 }
 
 uint64_t space_take_piece(struct vmfs *v)
@@ -428,11 +501,7 @@ void space_pool_fill(struct vmfs *v)
     struct vspace *s = &v->sp;
     while (s->pool_units < pool_target(v) && s->n_pool < VSPACE_POOL) {
         uint32_t got = 0;
-        uint64_t a = space_take_run(v, (uint32_t)GR_MAX(GR_MIN(pool_target(v) - s->pool_units, 512u), 64u), &got);
-        if (a && got < leaf_units_max(v)) {
-            space_unreserve(v, a, got);
-            a = 0;
-        }
+        uint64_t a = space_take_steady(v, (uint32_t)GR_MAX(GR_MIN(pool_target(v) - s->pool_units, 512u), 64u), leaf_units_max(v), &got);
         if (a) {
             s->pool[s->n_pool++] = (struct vmfs_run){ a, got };
             s->pool_units += got;
@@ -624,7 +693,8 @@ static void free_in_region(struct vmfs *v, uint64_t addr, uint32_t units, uint32
 {
     struct vregion *r = space_region(v, addr);
     if (!r) {
-        foreign_add(v, addr, units);
+        if (!vdev_stale(v, vmfs_addr_dev(addr)) || v->sp.recounting)
+            foreign_add(v, addr, units); /* else it is found to be nobody's when the device is counted anew */
         return;
     }
     if (addr - r->first + units > r->units) {
@@ -682,13 +752,13 @@ void space_reclaim(struct vmfs *v)
 static void drop_kept(struct vmfs *v)
 {
     struct vspace *s = &v->sp;
-    if (s->frag_left && space_leaving(v, s->frag_addr)) {
+    if (s->frag_left && space_closed(v, s->frag_addr)) {
         space_unreserve(v, s->frag_addr, s->frag_left);
         s->frag_left = 0;
     }
     for (unsigned i = 0; i < s->n_pool;) {
         struct vmfs_run run = s->pool[i];
-        if (!space_leaving(v, run.addr)) {
+        if (!space_closed(v, run.addr)) {
             i++;
             continue;
         }
@@ -703,7 +773,7 @@ void space_close(struct vmfs *v)
 {
     drop_kept(v);
     for (struct vregion *r = v->sp.regions; r; r = r->next) {
-        bool leaving = space_leaving(v, r->first);
+        bool leaving = space_closed(v, r->first);
         if (leaving && !r->closed)
             count_free(v, r, false);
         bool opens = !leaving && r->closed;
@@ -793,7 +863,7 @@ static int scan_regions(struct vmfs *v, struct gr_err *err)
         struct vlock l;
         uint32_t at = i, units;
         unsigned dev = vmfs_addr_dev(space_region_first(v, i, &units)), state = v->sb.dev[dev].state;
-        if (state == VMFS_DEVICE_GONE || vdev_missing(v, dev))
+        if (state == VMFS_DEVICE_GONE || vdev_missing(v, dev) || vdev_stale(v, dev))
             continue;
         const struct vtable *t = space_table(v, &at);
         r = vhome_read(v, t, at, 0, VMFS_T_REGION, h, err);
@@ -803,7 +873,7 @@ static int scan_regions(struct vmfs *v, struct gr_err *err)
         r = 0;
         vlock_get(&h->lock, &l);
         if (v->role == VMFS_HOST && vlock_mine(v, &l))
-            r = lease(v, i, err);
+            r = lease(v, i, NULL, err);
     }
     free(h);
     return r;

@@ -45,21 +45,38 @@ int vsuper_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct gr_err 
     return gr_fail(err, ra == -GR_EFORMAT ? rb : ra, "'%s': both superblocks are damaged: %s; %s", v->dev[dev].bdev->name, ea.text, eb.text);
 }
 
+/* The copy that decides, if it is still the one that @s was made from: hosts that mark a device as lost hold no lock. */
+static int super_swap(struct vmfs *v, const struct vsuper *s, const void *block, struct gr_err *err)
+{
+    uint64_t at = vmfs_addr(0, VMFS_SUPER_A);
+    uint8_t *is = vunits_alloc(1);
+    struct vsuper now;
+    int r = is ? vdev_read(v, at, 1, is) : -ENOMEM;
+    if (r == 0 && vhdr_check(s->uuid, is, VMFS_T_SUPER, 1, at, NULL) == 0 && vsuper_decode(is, &now, NULL) == 0 && now.generation >= s->generation)
+        r = -GR_EMISCOMPARE;
+    if (r == 0)
+        r = vdev_swap(v, at, is, block);
+    if (r == -GR_EMISCOMPARE && vdev_read(v, at, 1, is) == 0 && memcmp(is, block, VMFS_UNIT) == 0)
+        r = 0; /* our own write whose answer was lost */
+    free(is);
+    return r == -GR_EMISCOMPARE ? gr_fail(err, -EAGAIN, "datastore '%s': another host changed its superblock meanwhile: try again", s->name) : r;
+}
+
 int vsuper_write(struct vmfs *v, const struct vsuper *s, unsigned dev, struct gr_err *err)
 {
-    static const uint64_t at[] = { VMFS_SUPER_B, VMFS_SUPER_A };
-    if (s->dev[dev].state == VMFS_DEVICE_GONE)
-        return 0;
+    static const uint64_t at[] = { VMFS_SUPER_A, VMFS_SUPER_B };
+    if (s->dev[dev].state == VMFS_DEVICE_GONE || (dev && dev < v->sb.n_devices && vdev_missing(v, dev)))
+        return 0; /* device 0's counts, whatever is on one that comes back */
     uint8_t *b = vunits_alloc(1);
     struct vsuper copy = *s;
     int r = b ? 0 : -ENOMEM;
     copy.this_device = dev;
     for (unsigned i = 0; r == 0 && i < 2; i++) {
         vsuper_encode(&copy, vmfs_addr(dev, at[i]), b);
-        r = vdev_write(v, vmfs_addr(dev, at[i]), 1, b, GR_BIO_FUA);
+        r = dev == 0 && i == 0 && (v->joined || v->replaying) ? super_swap(v, &copy, b, err) : vdev_write(v, vmfs_addr(dev, at[i]), 1, b, GR_BIO_FUA);
     }
     free(b);
-    return r < 0 ? gr_fail(err, r, "datastore '%s': the superblocks of '%s' cannot be written: %s", s->name, v->dev[dev].bdev->name, gr_code_text(r)) : 0;
+    return r < 0 && r != -EAGAIN ? gr_fail(err, r, "datastore '%s': the superblocks of '%s' cannot be written: %s", s->name, v->dev[dev].bdev->name, gr_code_text(r)) : 0;
 }
 
 int vsuper_write_all(struct vmfs *v, const struct vsuper *s, struct gr_err *err)

@@ -1,6 +1,6 @@
 /* Reading trees: bytes, extents, what changed since. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 #include "vmfs/keys.h"
 
 /* ---- segments: runs of a request that are contiguous on a device, or zeros ---- */
@@ -14,6 +14,7 @@ struct rkid { /* the read of one */
     struct gr_bio bio; /* first member */
     size_t off;        /* bytes of the request */
     int key;           /* negative: zeros, not read */
+    unsigned dev;
 };
 #define SEGS_INLINE 8
 #define IOV_INLINE 16
@@ -121,6 +122,8 @@ static void kid_done(struct gr_bio *kid)
     struct rop *r = kid->arg;
     if (kid->status < 0 && r->status == 0)
         r->status = kid->status;
+    if (kid->status < 0)
+        vloss_suspect(r->o->v, (uint32_t)1 << gr_container_of(kid, struct rkid, bio)->dev);
     rop_put(r);
 }
 
@@ -153,6 +156,7 @@ static int read_segments(struct rop *r, const struct seg *s, unsigned n)
         iov += k->iovcnt;
         k->done = kid_done;
         k->arg = r;
+        r->kid[i].dev = vmfs_addr_dev(s[i].addr);
         r->kids++;
         if (vdev_missing(v, vmfs_addr_dev(s[i].addr)))
             gr_bio_end(k, -EIO);

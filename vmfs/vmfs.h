@@ -70,6 +70,10 @@ struct vmfs_join_opts {
     size_t check_memory;    /* limit of what a check remembers of units at a time; 0: 256 MiB */
     void (*ejected)(void *arg); /* another host has taken our place: nothing works any more, vmfs_leave() or vmfs_abandon() it and join
                                    again. Any context, nothing of the volume may be called in it; argument as for warn; may be NULL */
+    /* A device was lost that the others can do without, and of which it could not be told what was durable: nothing works any more. vmfs_leave()
+     * fails, but keeps what the next join has to know, which is to be made without that device (vmfs_info.lost, degraded). Whoever has a disk open
+     * got GR_EVENT_EJECTED. Context and argument as for ejected; NULL: the volume just ends on this host. */
+    void (*device_lost)(void *arg);
     bool (*in_use)(void *arg, uint64_t id);   /* an object without a name: does another host have it open? Fiber; argument as for warn; may be NULL */
     void (*resume)(void *arg); /* every other host that has joined calls vmfs_resume(): something is left that one of them must go on with. Fiber;
                                   argument as for warn; may be NULL */
@@ -108,6 +112,8 @@ struct vmfs_info {
         uint64_t bytes, bad_pieces, errors;
     } scrubbed;
     unsigned n_missing; /* devices it was joined without */
+    unsigned n_stale;   /* devices that were lost: nothing new is put there until vmfs_repair() has counted them anew */
+    uint32_t lost;      /* fenced: because these were lost, a bit for each number */
     bool shared_luns; /* its devices are logical units that fence lost hosts */
     bool fenced; /* this host gave the volume up; `fence_reason` says why */
     char fence_reason[160];
@@ -159,6 +165,8 @@ struct vmfs_device_info {
     uint32_t tested;        /* VMFS_TESTED_*: what was seen when it was tried, */
     int64_t tested_s;       /* and when (seconds since 1970); 0: it was not */
     bool missing;           /* joined without it */
+    bool stale;             /* it was lost: nothing new is put there until it is counted anew */
+    bool lost;              /* this host has given the volume up because of it */
     bool leaving;           /* what lies on it is being moved to the others, or was until that was broken off */
 };
 int vmfs_devices(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_device_info *d), void *arg, struct gr_err *err);
@@ -240,6 +248,7 @@ struct vmfs_stat {
     struct vmfs_lun lun;     /* disks */
     uint64_t key_id;         /* disks: 0 not encrypted; else of the key-encryption key, or VMFS_ERASED, as of its holder's last checkpoint */
     int64_t mtime_s;
+    bool lost_writes;        /* disks and files: vmfs_accept_loss() */
     unsigned n_snapshots;
     int owner_slot;      /* -1: nobody */
     uint64_t owner_generation;
@@ -319,6 +328,8 @@ struct vmfs *vmfs_disk_volume(struct vmfs_disk *d);
 int vmfs_resize(struct vmfs_disk *d, uint64_t size, bool shrink, struct gr_err *err);
 /* How the disk shows itself as a logical unit, on every host. Durable before it returns; GR_EVENT_PRESENTED. */
 int vmfs_set_lun(struct vmfs_disk *d, const struct vmfs_lun *lun, struct gr_err *err);
+/* Writes of it were lost with a device before they were flushed: it refuses everything but reads, until this is called. Durable. */
+int vmfs_accept_loss(struct vmfs_disk *d, struct gr_err *err);
 /* Whole small files (configuration): read at most @max bytes into new memory; replace atomically. */
 int vmfs_file_read(struct vmfs *v, const char *path, size_t max, void **ret, size_t *ret_len, struct gr_err *err);
 int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t len, struct gr_err *err);
@@ -353,6 +364,7 @@ struct vmfs_check_report {
     uint64_t repaired;                                       /* home blocks with one damaged copy, rewritten from the other */
     uint64_t mended;                                         /* vmfs_repair(): broken rules that were mended */
     uint64_t memory;                                         /* bytes of memory that it took by the size of the volume */
+    uint64_t unreachable;                                    /* things that lie on missing devices and could not be looked at */
 };
 /* Prove the volume while it is in use: every metadata block valid, reachable ∪ journals ∪ tables ∪ pending frees ∪ free = all, disjoint but for
  * sharing that births explain. One line per broken rule goes to @line. 0: sound; -GR_ECORRUPT: @ret counts what is wrong. */

@@ -1,6 +1,7 @@
 /* Joining and leaving a volume. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/evacuate.h"
+#include "vmfs/loss.h"
 
 static int devices_open(struct vmfs *v, struct gr_bdev *const *devices, unsigned n, struct gr_err *err)
 {
@@ -60,7 +61,7 @@ static bool do_without(struct vmfs *v, unsigned dev)
     bool tables = false;
     for (unsigned i = 0; i < 3; i++)
         tables |= vmfs_addr_dev(t[i]->addr_a) == dev || vmfs_addr_dev(t[i]->addr_b) == dev; /* journals lie beside copies B */
-    if (tables || !v->opts.degraded)
+    if (tables || !(v->opts.degraded || v->sb.dev[dev].stale)) /* stale: it was lost, and that is known */
         return false;
     vmfs_warn(v, "datastore '%s' is joined without its device %u: what lies there cannot be read until it is joined with it again", v->sb.name, dev);
     return true;
@@ -104,9 +105,10 @@ static int devices_check(struct vmfs *v, struct gr_err *err)
             first = i;
         if (i + 1 == v->n_dev && first == v->n_dev)
             break; /* on none of them is a datastore */
-        if (r == -GR_ECORRUPT) /* it was about to be added when its first superblock was torn; or it will be missed */
+        bool unread = r < 0 && r != -GR_EFORMAT && r != -GR_EFENCED && r != -GR_EVERSION && r != -ENOMEM;
+        if (unread) /* it was about to be added when its first superblock was torn; or it cannot be read; or it will be missed */
             vmfs_warn(v, "%s", err ? err->text : gr_code_text(r));
-        if (r == -GR_ECORRUPT || r == -GR_EFORMAT) /* removed, perhaps */
+        if (unread || r == -GR_EFORMAT) /* removed, perhaps */
             r = 0;
     }
     if (r == 0)
@@ -311,6 +313,8 @@ int vmfs_leave(struct vmfs *v, struct gr_err *err)
                 r = gr_fail(err, -EBUSY, "'%s' is still open", o->handle ? o->handle->path : "an object");
     if (r == 0 && v->role == VMFS_HOST)
         r = vmfs_checkpoint(v, err);
+    if (v->lost.devices && vloss_write(v) < 0)
+        vmfs_warn(v, "datastore '%s': what was lost cannot be written down: it can be joined again with all its devices only", v->sb.name);
     if (r == 0)
         r = vslot_free_mine(v, err);
     if (r == 0)
@@ -348,11 +352,13 @@ void vmfs_info(struct vmfs *v, struct vmfs_info *ret)
             continue;
         n_devices++;
         i.n_missing += vdev_missing(v, d);
+        i.n_stale += vdev_stale(v, d);
         i.size += v->sb.dev[d].units * VMFS_UNIT;
         i.n_regions += v->sb.dev[d].regions;
         in_regions += (v->sb.dev[d].units - v->sb.dev[d].first_unit) * VMFS_UNIT;
     }
     i.n_devices = n_devices;
+    i.lost = v->lost.devices;
     i.free = space_free_units(v) * VMFS_UNIT;
     i.metadata = i.size - in_regions;
     for (unsigned h = 0; h < VOBJ_HASH; h++)

@@ -515,6 +515,7 @@ unsigned vlife_look_ms(const struct vmfs *v); /* between two looks of a host at 
 
 /* ---------- feature.c: releases of different age on one volume ---------- */
 /* Switch on an incompat feature that is not on yet; the namespace is locked. -GR_EVERSION: a host that has joined does not know it. @what: the feature. */
+int vfeature_all_know(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err);
 int vfeature_on(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err);
 int vfeature_check(const struct vmfs *v, const struct vsuper *s, struct gr_err *err); /* may we use such a volume? -GR_EVERSION */
 
@@ -947,6 +948,9 @@ int disk_attr_do(struct vmfs_disk *d, const char *key, const void *val, size_t l
 /* notes.c: what is said of a snapshot. The attribute's value, or NULL. */
 const struct vattr *vobj_note(const struct vobj *o, const char *kind, uint64_t snap);
 void vobj_note_key(const char *kind, uint64_t snap, char ret[33]);
+/* Snapshots of @o were that object's before (snap_promote), under the same numbers: readers elsewhere may have pinned them there [sync]. */
+bool vobj_was_of(const struct vobj *o, uint64_t object);
+int vobj_heir_of(struct vobj *o, uint64_t object);
 /* -GR_ELOCKED and who protects it, or 0. */
 int vobj_protected(const struct vobj *o, const struct vsnap *s, const char *disk, struct gr_err *err);
 int disk_open(struct vmfs *v, uint64_t id, const char *path, unsigned wait_ms, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err);

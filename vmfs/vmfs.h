@@ -251,6 +251,7 @@ void vmfs_stat_geometry(const struct vmfs_stat *st, struct gr_geometry *ret);
 /* Names: 1..255 bytes of UTF-8 without '/', '@', ':' or control characters, not "." or "..". */
 int vmfs_name_check(const char *path, struct gr_err *err); /* any context */
 int vmfs_stat(struct vmfs *v, const char *path, struct vmfs_stat *ret, struct gr_err *err);
+int vmfs_stat_object(struct vmfs *v, uint64_t id, struct vmfs_stat *ret, struct gr_err *err); /* by its id */
 int vmfs_readdir(struct vmfs *v, const char *path, int (*fn)(void *arg, const char *name, const struct vmfs_stat *st), void *arg,
                  struct gr_err *err);
 int vmfs_mkdir(struct vmfs *v, const char *path, bool parents, struct gr_err *err);

@@ -15,6 +15,7 @@
 #include "vmfs/cipher.h"
 #include "vmfs/files.h"
 #include "vmfs/format.h"
+#include "vmfs/mnode.h"
 #include "vmfs/quota.h"
 #include "vmfs/share.h"
 #include "vmfs/usage.h"
@@ -87,48 +88,6 @@ struct vinode {
     uint32_t blob_bytes, blob_units;
     uint64_t key_id;
     uint8_t inline_blob[VMFS_INODE_BLOB_MAX];
-};
-
-/* ---------- map in memory ---------- */
-struct mptr {
-    uint64_t addr;
-    uint64_t birth;
-    uint32_t units;
-};
-struct mpieces { /* SPLIT and RUN in memory */
-    uint64_t addr[VMFS_BLOCK_PIECES];
-    uint64_t birth[VMFS_BLOCK_PIECES];
-};
-struct mentry {
-    uint64_t addr;  /* EXTENT: first piece; unused with px */
-    uint64_t birth; /* EXTENT: of every owned piece */
-    uint64_t seq;   /* newest frame with a record for this block: in place only when sealed */
-    uint16_t written, zero;
-    struct mpieces *px; /* NULL: EXTENT (or never written: addr 0) */
-    uint32_t *crc;      /* of each piece with data; NULL: none has data, or the volume keeps none */
-};
-struct mnode;
-struct mchild {
-    struct mnode *mem;
-    struct mptr ptr; /* when mem is NULL */
-};
-struct mnode {
-    unsigned refs; /* parents (and pins) */
-    uint8_t level; /* 0: leaf */
-    bool dirty, used; /* used: clock bit of the cache */
-    uint32_t hanging; /* bytes that hang on the entries of a leaf, as they are counted in v->map_bytes */
-    uint32_t settled; /* v->sp.moves when its addresses were last looked up */
-    struct mptr ptr;  /* where it lies on disk; addr 0: nowhere yet. ptr.birth of the version on disk */
-    uint64_t birth;   /* newest birth below, now */
-    union {
-        struct mchild child[VMFS_FANOUT];
-        struct mentry ent[VMFS_FANOUT];
-    };
-};
-/* Root of a tree: the live head's, a snapshot's. */
-struct mtree {
-    struct mchild root;
-    uint8_t level; /* of the root, >= 1 */
 };
 
 /* ---------- objects ---------- */

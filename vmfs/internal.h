@@ -13,6 +13,7 @@
 #include "common/iov.h"
 #include "vmfs/busy.h"
 #include "vmfs/cipher.h"
+#include "vmfs/feature.h"
 #include "vmfs/files.h"
 #include "vmfs/format.h"
 #include "vmfs/mnode.h"
@@ -488,17 +489,6 @@ void vlife_end_done(struct vmfs *v, unsigned slot);
 bool vlife_earlier_self(const struct vmfs *v, const struct vslot *s); /* @s is that of an earlier start of this home, which is over [sync] */
 unsigned vlife_look_ms(const struct vmfs *v); /* between two looks of a host at its alarm */
 
-/* ---------- feature.c: releases of different age on one volume ---------- */
-/* Switch on an incompat feature that is not on yet; the namespace is locked. -GR_EVERSION: a host that has joined does not know it. @what: the feature. */
-int vfeature_all_know(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err); /* every host that has joined */
-int vfeature_on(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err);
-int vfeature_check(const struct vmfs *v, const struct vsuper *s, struct gr_err *err); /* may we use such a volume? -GR_EVERSION */
-
-/* ---------- alone.c: logical units that fence nobody ---------- */
-bool valone_found(struct vmfs *v); /* the devices, which are open, hold such a volume; nothing is registered */
-int valone_join(struct vmfs *v, struct gr_err *err); /* a slot, when nobody else has one */
-bool valone_declared_gone(const struct vmfs *v, const struct vslot *s);
-bool valone_lost(struct vmfs *v); /* our slot is another's */
 bool vlife_shows(struct vmfs *v, unsigned slot, const struct vslot *s); /* it is there now, or nobody can tell */
 
 /* Claim a free slot (its life lock and block); give it back; drop the life lock only. */

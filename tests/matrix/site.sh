@@ -91,6 +91,10 @@ host_up() { # HOST
     LD_PRELOAD=$library GRANARY_CLOCK_FILE=$T/$1.clock GRANARY_STEPS_FILE=$T/steps GRANARY_STEPS_HOST=$(number_of "$1") \
         run_check granary_on "$1" up --portal "${addr[$1]}" --multipath-portal "${multi[$1]}" --mover 127.0.0.1:0 --insecure
 }
+host_end() { # HOST: whatever state it is in
+    local pid
+    granary_on "$1" down || { pid=$(pid_of "$1") && grep -qzxF "T=$T" "/proc/$pid/environ" && kill -KILL "$pid"; }
+}
 site_up() {
     local h devices
     mkdir "$H" "$T/array"
@@ -101,7 +105,7 @@ site_up() {
     for h in "${HOSTS[@]}"; do
         mkdir "$T/$h"
         head -c 4096 /dev/zero > "$T/$h.clock"
-        on_exit "granary_on $h down"
+        on_exit "host_end $h"
         addr[$h]=127.0.0.1:$(free_port) multi[$h]=127.0.0.1:$(free_port)
         if [ "$place" = netns ]; then
             local ip; ip=$(ip -n "$N$h" -j addr show dev front | jq -r '.[].addr_info[] | select(.family == "inet") | .local')

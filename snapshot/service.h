@@ -41,7 +41,8 @@
  *   snapshot.create {"disks":[…],"name","expires"?} → [{"disk","name","bookmark","group",…}] as snapshot.list
  *   snapshot.create-by-policy {"paths":[disk, folder or datastore],"expires"?} → the same: an instant for the disks named, one for each folder
  *   snapshot.list {"disk","deleted"?: also those kept for clones} → [{"disk","name","kind":"snapshot|bookmark","id","parent-id","created","size","bookmark",
- *       "clones","clone-disks"?,"current","deleting","pins","group","protected","protected-by"?,"protected-since"?,"protected-why"?,"expires"?,"used"?,"shared"?,"unique"?}]      "bookmark" is the token "uuid:lineage:epoch"
+ *       "clones","clone-disks"?,"current","deleting","pins","group","description","protected","protected-by"?,"protected-since"?,"protected-why"?,"expires"?,"used"?,"shared"?,"unique"?}]      "bookmark" is the token "uuid:lineage:epoch"
+ *   snapshot.describe {"disk","snapshot","description"}: "" removes it
  *   snapshot.delete {"disk","snapshot","keep-bookmark"?,"settle"?}      snapshot.revert {"disk","snapshot","force"?}
  *   snapshot.clone {"disk","snapshot"?,"to":"DS/NEW","full"?,"provision"?} → as disk.info of the new disk; without "snapshot" of a template. With "targets":[…]
  *       instead of "to": [{"disk","size","uuid","id","parent"}]. With "full" parts {"done","total"}, and nothing is shared
@@ -56,6 +57,8 @@
  *   dir.rename {"from","to"}      dir.remove {"path"} an empty directory or a file
  *   file.read {"path","offset"?,"length"?} → {"data-b64","size"}  (8 MiB at most in one answer; also of a disk)
  *   file.write {"path","data-b64"} replaces the whole file atomically      file.list {"path"} → all files below, as dir.list
+ *   file.take {"path","socket","limit"} a new file of what comes over the unix socket, where the caller listens, until it ends; file.give
+ *       {"path","socket"} the other way round → both {"bytes","crc"} (CRC32C of all of it)
  *
  *   fs.serve {"name":"DS[/DIR]","dir","socket","uid","gid","again"?} a mount: its descriptor comes over the socket (mnt_int.h). Between hosts, "path" is
  *   "DS": fs.yield {"path","id"} give a file up   fs.stat {"path","id"} → {"held","size",…}   fs.lost {"path","id"} → {"open"}: it has no name any more

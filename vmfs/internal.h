@@ -109,6 +109,7 @@ struct mnode {
     unsigned refs; /* parents (and pins) */
     uint8_t level; /* 0: leaf */
     bool dirty, used; /* used: clock bit of the cache */
+    uint32_t hanging; /* bytes that hang on the entries of a leaf, as they are counted in v->map_bytes */
     uint32_t settled; /* v->sp.moves when its addresses were last looked up */
     struct mptr ptr;  /* where it lies on disk; addr 0: nowhere yet. ptr.birth of the version on disk */
     uint64_t birth;   /* newest birth below, now */
@@ -265,7 +266,7 @@ struct vmoved {
     size_t n, cap;
 };
 struct evac; /* evacuate.c */
-#define VSPACE_POOL 64u
+#define VSPACE_POOL 1024u
 struct vspace {
     struct vregion *regions;     /* leased here, newest first */
     struct vregion **by_index;   /* [n_regions] or NULL */
@@ -323,6 +324,7 @@ struct vjournal {
     uint32_t n_pending;
     bool committing;
     uint64_t data_written, data_flushed; /* data writes that ended; those that ended before a device flush that ended well began */
+    uint64_t flushed_ns; /* when the last flush ended */
     uint32_t last_crc;           /* of the frame before: frames are a chain */
     uint64_t last_record_seq;  /* newest frame with records */
     uint64_t replay_watermark; /* of the last frame found by recovery */
@@ -388,9 +390,9 @@ struct vmfs {
     struct gr_fmutex ckpt_lock;
     uint64_t ckpt_started, ckpt_done; /* numbers of checkpoints */
     uint64_t reserved_units;          /* sum over the objects held here */
-    size_t dirty_nodes, max_dirty_nodes;
+    size_t dirty_nodes, max_dirty_nodes, dirty_hanging; /* of the map: not written yet; and bytes that hang on them (struct mnode) */
     size_t dirty_objects;
-    size_t n_leaves, max_leaves;
+    size_t map_bytes, map_limit; /* of map nodes in memory; to throw out clean ones above it */
     unsigned background;          /* fibers that must end before leave */
     bool resuming, resume_again; /* what others left to be given back is still being looked for; and once more */
     struct gr_fqueue background_q;
@@ -513,6 +515,7 @@ unsigned vlife_look_ms(const struct vmfs *v); /* between two looks of a host at 
 
 /* ---------- feature.c: releases of different age on one volume ---------- */
 /* Switch on an incompat feature that is not on yet; the namespace is locked. -GR_EVERSION: a host that has joined does not know it. @what: the feature. */
+int vfeature_all_know(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err);
 int vfeature_on(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err);
 int vfeature_check(const struct vmfs *v, const struct vsuper *s, struct gr_err *err); /* may we use such a volume? -GR_EVERSION */
 
@@ -592,6 +595,7 @@ uint64_t space_take_block(struct vmfs *v);                       /* 16 units, al
 uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got); /* 1..want contiguous; for metadata and odd pieces */
 uint64_t space_take_piece(struct vmfs *v);                       /* 1 unit, packed in arrival order */
 void space_pool_fill(struct vmfs *v); /* fiber */
+bool space_nodes_fit(struct vmfs *v); /* can all that is dirty be written, and what one more write makes so? Fills the pool when space is short (fiber) */
 uint64_t space_pool_take(struct vmfs *v, uint32_t units, uint32_t *ret_got); /* [sync] */
 void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units);
 /* Apply [sync]: units become / stop being part of the logical state. @kind/@seq: see struct vfree. */
@@ -695,6 +699,8 @@ uint32_t *vcrc_of(const struct iovec *iov, int iovcnt, uint64_t count);
 
 /* ---------- map.c ---------- */
 struct mnode *mnode_new(struct vmfs *v, unsigned level);
+void mnode_set_dirty(struct vmfs *v, struct mnode *n, bool dirty);
+void mnode_count(struct vmfs *v, struct mnode *n); /* what hangs on its entries changed otherwise than by mleaf_set() */
 void mnode_put(struct vmfs *v, struct mnode *n);
 struct mnode *mnode_get(struct mnode *n);
 void mtree_done(struct vmfs *v, struct mtree *t);
@@ -767,7 +773,7 @@ struct map_change {
     bool shared;         /* … and is somebody's already */
 };
 /* Change pieces of one leaf, already owned [sync]. Old units are handed to @dropped(arg, piece, old) when owned. */
-int mleaf_set(const struct vmfs *v, struct mnode *leaf, const struct map_change *c, void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old), void *arg);
+int mleaf_set(struct vmfs *v, struct mnode *leaf, const struct map_change *c, void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old), void *arg);
 void map_evict(struct vmfs *v); /* keep the cache within its limit [sync] */
 
 /* ---------- object.c ---------- */

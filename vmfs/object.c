@@ -372,14 +372,15 @@ int vobj_release_idle(struct vmfs *v, uint64_t id, struct gr_err *err)
     return r;
 }
 
+/* 0; 1: it is somebody's, or damaged: what it was may be mended yet. */
 static int inode_take(struct vmfs *v, uint32_t index, void *block, struct vinode *ret, struct gr_err *err)
 {
     int r = vhome_read(v, &v->sb.inodes, index, 0, VMFS_T_INODE, block, err);
-    if (r < 0)
-        return r;
     memset(ret, 0, sizeof *ret);
-    if (r == 0 && (r = vinode_decode(&v->sb, block, vhome_addr(&v->sb.inodes, index, 0, 0), ret, err)) < 0)
-        return r;
+    if (r == 0)
+        r = vinode_decode(&v->sb, block, vhome_addr(&v->sb.inodes, index, 0, 0), ret, err);
+    if (r < 0)
+        return r == -GR_ECORRUPT ? 1 : r;
     if (ret->type || vobj_find(v, ret->id))
         return 1;
     if (ret->lock.holder) {

@@ -2,6 +2,7 @@
 #include "common/seam.h"
 #include "snapshot/snapshot.h"
 #include "vmfs/internal.h"
+#include "vmfs/notes.h"
 #include <limits.h>
 
 static int name_ok(const char *name, struct gr_err *err)

@@ -6,6 +6,7 @@
 #include "common/seam.h"
 #include "snapshot/snapshot.h"
 #include "vmfs/internal.h"
+#include "vmfs/notes.h"
 
 struct promote {
     struct vmfs_disk *d;

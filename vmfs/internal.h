@@ -894,14 +894,6 @@ bool reap_parked(struct vobj *o);  /* it was removed, and what is left of it sta
 /* ---------- disk.c, open.c: what files.c does differently ---------- */
 int disk_attr_record(struct vmfs_disk *d, const char *key, const void *val, size_t len, struct gr_err *err); /* not durable yet */
 int disk_attr_do(struct vmfs_disk *d, const char *key, const void *val, size_t len, struct gr_err *err); /* the same [sync]; the journal has room */
-/* notes.c: what is said of a snapshot. The attribute's value, or NULL. */
-const struct vattr *vobj_note(const struct vobj *o, const char *kind, uint64_t snap);
-void vobj_note_key(const char *kind, uint64_t snap, char ret[33]);
-/* Snapshots of @o were that object's before (snap_promote), under the same numbers: readers elsewhere may have pinned them there [sync]. */
-bool vobj_was_of(const struct vobj *o, uint64_t object);
-int vobj_heir_of(struct vobj *o, uint64_t object);
-/* -GR_ELOCKED and who protects it, or 0. */
-int vobj_protected(const struct vobj *o, const struct vsnap *s, const char *disk, struct gr_err *err);
 int disk_open(struct vmfs *v, uint64_t id, const char *path, unsigned wait_ms, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err);
 int disk_give_up(struct vmfs *v, uint64_t id, const char *path, struct gr_err *err);
 /* Cut or grow, frozen (fiber). */

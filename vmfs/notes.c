@@ -1,5 +1,6 @@
 /* What is said of snapshots: attributes of their disk, so they are changed by records and go where the disk goes. */
 #include "vmfs/internal.h"
+#include "vmfs/notes.h"
 #include <time.h>
 
 void vobj_note_key(const char *kind, uint64_t snap, char ret[33])

@@ -2,6 +2,7 @@
  * it, and what changed is home (checkpoint) before it is given up. So names need no records of their own. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
+#include "vmfs/notes.h"
 #include "vmfs/keys.h"
 
 #define NS_WAIT_MS 15000u

@@ -6,6 +6,7 @@
  * ask it who is responsible for a unit (held_by_ancestors): behind the cursor they are, before it this walk is. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
+#include "vmfs/notes.h"
 
 #define REAP_RUNS 4096u
 #define SUCC_MAX 64u

@@ -1,0 +1,20 @@
+/* What is said of snapshots: attributes of their disk. All [sync]. */
+#ifndef VMFS_NOTES_H
+#define VMFS_NOTES_H
+#include <stdbool.h>
+#include <stdint.h>
+
+struct gr_err;
+struct vattr;
+struct vobj;
+struct vsnap;
+
+/* The attribute, or NULL. */
+const struct vattr *vobj_note(const struct vobj *o, const char *kind, uint64_t snap);
+void vobj_note_key(const char *kind, uint64_t snap, char ret[33]);
+/* Snapshots of @o were that object's before (snap_promote), under the same numbers: readers elsewhere may have pinned them there [sync]. */
+bool vobj_was_of(const struct vobj *o, uint64_t object);
+int vobj_heir_of(struct vobj *o, uint64_t object);
+/* -GR_ELOCKED and who protects it, or 0. */
+int vobj_protected(const struct vobj *o, const struct vsnap *s, const char *disk, struct gr_err *err);
+#endif

@@ -54,6 +54,9 @@ struct gr_col {
 };
 /* Print an array of objects (takes no reference): a table, or JSON. */
 int gr_cmd_rows(struct gr_cmd_ctx *c, const struct gr_col *cols, json_t *rows);
+/* Rows as a tree: each below the one whose @id equals its @parent (at the root if there is none), the first column indented, and behind what is below
+ * one with "current" a row that says @now there. With --json the rows as they are. */
+int gr_cmd_tree(struct gr_cmd_ctx *c, const struct gr_col *cols, json_t *rows, const char *id, const char *parent, const char *now);
 /* Print one object: "title: value" lines, or JSON. */
 int gr_cmd_object(struct gr_cmd_ctx *c, const struct gr_col *cols, json_t *obj);
 /* One sentence of result for people ("created ds1/web01"); silent with --json, which prints @obj instead (may be NULL: {}). */

@@ -16,7 +16,7 @@ int main(int argc, char **argv)
         return r;
     static const struct snap_images images = {bp_image_probe, bp_image_open, bp_image_write, bp_image_copy};
     static const struct gr_cmd *const tables[] = {
-        snap_up_commands, snap_datastore_commands, snap_disk_commands, snap_key_commands, tgt_commands, tgt_raw_commands, tgt_portal_commands, snap_snapshot_commands, hv_vm_commands,
+        snap_up_commands, snap_datastore_commands, snap_disk_commands, snap_key_commands, tgt_commands, tgt_raw_commands, tgt_portal_commands, snap_snapshot_commands, hv_vm_commands, hv_vm_snapshot_commands,
         bp_backup_commands, bp_restore_commands, mount_cmds, gr_audit_commands, NULL,
     };
     struct snap_cmd_app app = {.rules = {snap_cmd_with_rules}, .images = &images};

@@ -22,6 +22,7 @@ static const struct gr_col info_columns[] = {
     {"agent", "guest agent", GR_COL_TEXT}, {"frozen", "frozen", GR_COL_TEXT},
     {"accel", "accelerator", GR_COL_TEXT}, {"accel-reason", "because", GR_COL_TEXT},
     {"since", "running since", GR_COL_TIME}, {"incarnation", "starts so far", GR_COL_NUMBER},
+    {"snapshot", "snapshot it grew from", GR_COL_TEXT}, {"resumes", "goes on from memory", GR_COL_BOOL},
     {"pid", "engine's process", GR_COL_NUMBER}, {"config", "configuration", GR_COL_TEXT},
     {NULL, NULL, GR_COL_TEXT},
 };
@@ -221,21 +222,6 @@ static int vm_delete(struct gr_cmd_ctx *c, struct gr_err *err)
     return r < 0 ? r : gr_cmd_done(c, res, "deleted %s", gr_cmd_arg(c, 0));
 }
 
-static int vm_snapshot(struct gr_cmd_ctx *c, struct gr_err *err)
-{
-    json_auto_t *params = named(c), *res = NULL;
-    const char *name = gr_cmd_opt(c, "name");
-    if (!name)
-        return gr_fail(err, -GR_EUSAGE, "--name is missing");
-    if (!params || json_object_set_new(params, "name", json_string(name)) || json_object_set_new(params, "quiesce", json_boolean(!gr_cmd_flag(c, "no-quiesce"))))
-        return -ENOMEM;
-    int r = call(c, "vm.snapshot", gr_take(params), &res, err);
-    if (r < 0)
-        return r;
-    const char *how = json_string_value(json_object_get(res, "consistency")), *cause = json_string_value(json_object_get(res, "cause"));
-    return gr_cmd_done(c, res, "snapshot %s of %s is %s-consistent: %s", name, gr_cmd_arg(c, 0), how ? how : "?", cause ? cause : "");
-}
-
 /* Append the bytes of a part's "data-b64". */
 static int take_part(json_t *part, struct gr_buf *ret)
 {
@@ -329,11 +315,6 @@ static const struct gr_opt delete_opts[] = {
     {"keep-disks", NULL, "delete the configuration only", false},
     {NULL, NULL, NULL, false},
 };
-static const struct gr_opt snapshot_opts[] = {
-    {"name", "NAME", "name of the snapshot", false},
-    {"no-quiesce", NULL, "do not freeze the guest's file systems", false},
-    {NULL, NULL, NULL, false},
-};
 static const struct gr_opt console_opts[] = {
     {"follow", NULL, "go on with what comes, until interrupted", false},
     {NULL, NULL, NULL, false},
@@ -354,7 +335,6 @@ const struct gr_cmd hv_vm_commands[] = {
     {"vm", "info", "NAME", 1, 1, "All about one virtual machine", NULL, vm_info},
     {"vm", "console", "NAME", 1, 1, "What the guest wrote to its serial console", console_opts, vm_console},
     {"vm", "exec", "NAME -- PROGRAM [ARGUMENT...]", 2, -1, "Run a program in the guest through its agent", exec_opts, vm_exec},
-    {"vm", "snapshot", "NAME", 1, 1, "Snapshot all disks in one instant, the guest's file systems frozen", snapshot_opts, vm_snapshot},
     {"vm", "register", "DS/NAME", 1, 1, "Make a virtual machine of a datastore known to this host", NULL, vm_register},
     {"vm", "unregister", "NAME", 1, 1, "Forget a virtual machine; nothing of it is deleted", NULL, vm_unregister},
     {"vm", "delete", "NAME", 1, 1, "Delete a virtual machine", delete_opts, vm_delete},

@@ -5,7 +5,7 @@
 #include "common/home.h"
 
 /* For gr_cmd_main's tables; its app is not used. */
-extern const struct gr_cmd hv_vm_commands[];
+extern const struct gr_cmd hv_vm_commands[], hv_vm_snapshot_commands[];
 /* (fiber) Call the host agent of GRANARY_HOME, starting it when it does not run. @params reference is taken. */
 int hv_host_call(struct gr_loop *loop, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *part_arg, int64_t timeout_ms,
                  json_t **ret, struct gr_err *err);

@@ -40,6 +40,12 @@ struct hv_launch {
     char *initiator;
     const char *dir;  /* absolute; the engine's sockets are made here */
     unsigned uid;     /* run as this user and group; 0: as we are */
+    int memory_fd;    /* go on from what save() wrote, which comes from here; -1: from nothing. Stays the caller's */
+};
+struct hv_save {
+    /* Bytes of memory written of all, once in a while; negative: give it up. May suspend; may be NULL. */
+    int (*progress)(void *arg, uint64_t done, uint64_t total);
+    void *arg;
 };
 enum hv_event {
     HV_EVENT_STATE,  /* state changed; @text: its name */
@@ -67,6 +73,11 @@ struct hv_engine_ops {
     int (*suspend)(struct hv_engine *e, struct gr_err *err);
     int (*reset)(struct hv_engine *e, struct gr_err *err);
     int (*power_button)(struct hv_engine *e, struct gr_err *err); /* ask the guest */
+    /* Write memory and devices to @fd (a socket, which stays the caller's) while the guest runs, and hold the guest for the end of it: afterwards
+     * its vCPUs stand still until go(), nothing of its disks is under way, and what was written is of that instant. On failure it goes on as before. */
+    int (*save)(struct hv_engine *e, int fd, const struct hv_save *opts, struct gr_err *err);
+    /* Whoever called save() is gone (this is an adopted engine): it is given up, and the guest goes on. */
+    void (*save_undo)(struct hv_engine *e);
     /* End it: orderly within @grace_ms, else by SIGKILL. HV_EVENT_EXIT comes. */
     void (*kill)(struct hv_engine *e, uint64_t grace_ms);
     void (*free)(struct hv_engine *e); /* after HV_EVENT_EXIT, or when nothing was started */

@@ -4,6 +4,7 @@
 #include "common/rpc.h"
 #include "common/seam.h"
 #include "hv/qemu_argv.h"
+#include "hv/qemu_memory.h"
 #include "hv/qmp.h"
 #include "hv/spawn.h"
 #include <fcntl.h>
@@ -195,6 +196,16 @@ static int open_fds(const struct hv_launch *l, struct fd_list *fds, struct gr_er
     return 0;
 }
 
+static int load_memory(struct qemu *q, int fd, struct gr_err *err)
+{
+    int r = hv_qemu_load(q->qmp, fd, err);
+    if (r < 0 && (q->exited || r == -EPIPE))
+        return gr_fail(err, -EIO, "QEMU could not load the guest's memory: %s", q->last_line[0] ? q->last_line : "it ended without a word");
+    if (r >= 0)
+        ask_agent(q);
+    return r;
+}
+
 static int qemu_start(struct hv_engine *e, const struct hv_launch *l, struct gr_err *err)
 {
     struct qemu *q = (struct qemu *)e;
@@ -219,6 +230,8 @@ static int qemu_start(struct hv_engine *e, const struct hv_launch *l, struct gr_
     q->child = true;
     hv_process_start_time(q->pid, &q->start_time);
     if ((r = start_fibers(q, err)) >= 0 && (r = connect_monitor(q, l->dir, err)) >= 0)
+        r = l->memory_fd < 0 ? 0 : load_memory(q, l->memory_fd, err);
+    if (r >= 0)
         return 0;
     kill(q->pid, SIGKILL);
     while (!q->exited && q->fibers)
@@ -332,6 +345,23 @@ static int qemu_power_button(struct hv_engine *e, struct gr_err *err)
     return call(e, "system_powerdown", err);
 }
 
+static int qemu_save(struct hv_engine *e, int fd, const struct hv_save *opts, struct gr_err *err)
+{
+    struct qemu *q = (struct qemu *)e;
+    enum hv_state state = HV_OFF;
+    int r = qemu_state(e, &state, err);
+    if (r >= 0 && state != HV_RUNNING && state != HV_SUSPENDED)
+        r = gr_fail(err, -EBUSY, "the guest is neither running nor suspended (%s)", hv_state_name(state));
+    return r < 0 ? r : hv_qemu_save(q->loop, q->qmp, fd, state == HV_RUNNING, opts, err);
+}
+
+static void qemu_save_undo(struct hv_engine *e)
+{
+    struct qemu *q = (struct qemu *)e;
+    if (q->qmp && !q->exited)
+        hv_qemu_save_undo(q->loop, q->qmp);
+}
+
 static void qemu_kill(struct hv_engine *e, uint64_t grace_ms)
 {
     struct qemu *q = (struct qemu *)e;
@@ -365,7 +395,8 @@ int hv_engine_qemu_new(struct gr_loop *loop, struct hv_engine **ret)
 {
     static const struct hv_engine_ops ops = {
         .name = "qemu", .start = qemu_start, .adopt = qemu_adopt, .record = qemu_record, .state = qemu_state_refined, .go = qemu_go,
-        .suspend = qemu_suspend, .reset = qemu_reset, .power_button = qemu_power_button, .kill = qemu_kill, .free = qemu_free};
+        .suspend = qemu_suspend, .reset = qemu_reset, .power_button = qemu_power_button, .save = qemu_save,
+        .save_undo = qemu_save_undo, .kill = qemu_kill, .free = qemu_free};
     struct qemu *q = gr_zalloc(sizeof *q);
     if (!q)
         return -ENOMEM;

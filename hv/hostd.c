@@ -12,6 +12,7 @@
 #include <sys/syscall.h>
 
 #define START_MS 60000
+#define RESUME_MS 3600000
 #define INFO_MS 15000
 #define RESTARTS_MAX 5
 #define ENDING_MS 10000
@@ -53,7 +54,7 @@ static int revive(struct hv_hostd *h, const char *path, const char *uuid, struct
 {
     if (!hv_hostd_has_record(h, uuid) || answers(h, uuid))
         return 0;
-    return hv_hostd_supervise(h, path, uuid, true, err);
+    return hv_hostd_supervise(h, path, uuid, HV_START_ADOPT, err);
 }
 
 int hv_hostd_vmx_wait(struct hv_hostd *h, const char *path, const char *uuid, const char *method, json_t *params, struct gr_rpc_call *call,
@@ -121,6 +122,37 @@ int hv_hostd_resolve(struct hv_hostd *h, json_t *params, char **ret_path, char r
     return 0;
 }
 
+/* ---- claims ---- */
+int hv_hostd_unclaimed(const struct hv_hostd *h, const char *path, const char *uuid, struct gr_err *err)
+{
+    for (const struct hv_claim *c = h->claims; c; c = c->next)
+        if (!strcmp(c->uuid, uuid))
+            return gr_fail(err, -EBUSY, "'%s': %s", path, c->what);
+    return 0;
+}
+
+int hv_hostd_claim(struct hv_hostd *h, struct hv_claim *c, const char *path, const char *uuid, const char *what, struct gr_err *err)
+{
+    gr_fmutex_lock(&h->lock);
+    int r = hv_hostd_unclaimed(h, path, uuid, err);
+    if (r >= 0) {
+        *c = (struct hv_claim){.next = h->claims, .what = what};
+        memcpy(c->uuid, uuid, sizeof c->uuid);
+        h->claims = c;
+    }
+    gr_fmutex_unlock(&h->lock);
+    return r;
+}
+
+void hv_hostd_unclaim(struct hv_hostd *h, struct hv_claim *c)
+{
+    for (struct hv_claim **p = &h->claims; *p; p = &(*p)->next)
+        if (*p == c) {
+            *p = c->next;
+            break;
+        }
+}
+
 /* ---- supervisors ---- */
 struct guard {
     struct hv_hostd *h;
@@ -140,17 +172,17 @@ static int open_pidfd(struct hv_hostd *h, const char *uuid)
     return fd;
 }
 
-static int launch_vmx(struct hv_hostd *h, const char *path, const char *uuid, bool adopt, struct gr_err *err)
+static int launch_vmx(struct hv_hostd *h, const char *path, const char *uuid, enum hv_start how, struct gr_err *err)
 {
     gr_auto_free char *dir = hv_log_path(h->home, uuid, ""), *log = hv_log_path(h->home, uuid, "supervisor.log");
     if (!dir || !log)
         return gr_fail(err, -ENOMEM, "out of memory");
     int r = gr_mkdirs(dir, 0700, err);
     gr_auto_free char *exe = gr_program_path("granary-vmx");
-    const char *args[] = {exe, path, adopt ? "--adopt" : NULL, NULL};
+    const char *args[] = {exe, path, how == HV_START_ADOPT ? "--adopt" : NULL, NULL};
     if (r >= 0 && !exe)
         r = gr_fail(err, -ENOENT, "the program granary-vmx is not beside granary-hostd");
-    return r < 0 ? r : gr_daemon_start(args, log, START_MS, err);
+    return r < 0 ? r : gr_daemon_start(args, log, how == HV_START_RESUME ? RESUME_MS : START_MS, err);
 }
 
 /* Stands by one supervisor: when it dies while its engine's record is still there, another takes the engine over. */
@@ -166,7 +198,7 @@ static void guard_fiber(void *arg)
         bool needed = hv_hostd_has_record(g->h, g->uuid) && !g->h->ending && !answers(g->h, g->uuid); /* another has its own guard */
         if (needed)
             gr_log(GR_LOG_WARN, "vm=%s: its supervisor died; starting another", g->path);
-        int r = needed ? launch_vmx(g->h, g->path, g->uuid, true, &err) : 0;
+        int r = needed ? launch_vmx(g->h, g->path, g->uuid, HV_START_ADOPT, &err) : 0;
         if (r < 0)
             gr_log(GR_LOG_ERR, "vm=%s: %s", g->path, gr_err_text(&err, r));
         else if (needed)
@@ -199,9 +231,9 @@ static int start_guard(struct hv_hostd *h, const char *path, const char *uuid)
     return r;
 }
 
-int hv_hostd_supervise(struct hv_hostd *h, const char *path, const char *uuid, bool adopt, struct gr_err *err)
+int hv_hostd_supervise(struct hv_hostd *h, const char *path, const char *uuid, enum hv_start how, struct gr_err *err)
 {
-    int r = launch_vmx(h, path, uuid, adopt, err);
+    int r = launch_vmx(h, path, uuid, how, err);
     if (r < 0)
         return r;
     if (start_guard(h, path, uuid) < 0)
@@ -219,7 +251,7 @@ static void readopt(struct hv_hostd *h, const struct hv_reg_entry *e)
         close(fd);
         start_guard(h, e->path, e->uuid);
     } else if (record && hv_hostd_has_record(h, e->uuid)) {
-        int r = hv_hostd_supervise(h, e->path, e->uuid, true, &err);
+        int r = hv_hostd_supervise(h, e->path, e->uuid, HV_START_ADOPT, &err);
         if (r == -ESRCH)
             unlink(record);
         gr_log(r < 0 ? GR_LOG_WARN : GR_LOG_NOTE, "vm=%s: %s", e->path, r < 0 ? gr_err_text(&err, r) : "its engine was running without supervisor; taken over");
@@ -305,6 +337,8 @@ static int serve(struct hv_hostd *h, struct gr_err *err)
         r = gr_rpc_server_add(h->server, hv_hostd_vm_methods, h);
     if (r >= 0)
         r = gr_rpc_server_add(h->server, hv_hostd_run_methods, h);
+    if (r >= 0)
+        r = gr_rpc_server_add(h->server, hv_hostd_snapshot_methods, h);
     return r < 0 ? gr_fail(err, r, "out of memory") : gr_rpc_server_listen(h->server, path, err);
 }
 

@@ -32,7 +32,9 @@ int hv_hostd_describe(struct hv_hostd *h, const char *path, const char *uuid, js
         for (unsigned i = 0; i < vm.disk_count; i++)
             bad |= json_array_append_new(json_object_get(o, "disks"), json_string(vm.disks[i].path));
         bad |= json_object_set_new(o, "memory", json_integer((json_int_t)vm.memory)) | json_object_set_new(o, "vcpus", json_integer(vm.vcpus)) |
-               json_object_set_new(o, "incarnation", json_integer((json_int_t)vm.incarnation)) | json_object_set_new(o, "nic", json_boolean(vm.nic));
+               json_object_set_new(o, "incarnation", json_integer((json_int_t)vm.incarnation)) | json_object_set_new(o, "nic", json_boolean(vm.nic)) |
+               json_object_set_new(o, "snapshot", json_string(hv_vmsn_get(&vm, "snapshot.current"))) |
+               json_object_set_new(o, "resumes", json_boolean(*hv_vmsn_get(&vm, "snapshot.resume") != 0));
     }
     if (bad)
         return gr_fail(err, -ENOMEM, "out of memory");
@@ -179,6 +181,16 @@ static void remove_flat_dir(const char *path)
         rmdir(path);
 }
 
+static bool listed(json_t *list, const char *text)
+{
+    size_t i;
+    json_t *v;
+    json_array_foreach(list, i, v)
+        if (!strcmp(json_string_value(v), text))
+            return true;
+    return false;
+}
+
 /* Disks inside the VM's directory belong to it; others only were used by it. */
 static int delete_disks(struct hv_hostd *h, const struct hv_vm *vm, bool keep, json_t *deleted, json_t *kept, struct gr_err *err)
 {
@@ -186,6 +198,8 @@ static int delete_disks(struct hv_hostd *h, const struct hv_vm *vm, bool keep, j
     for (unsigned i = 0; i < vm->disk_count; i++) {
         const char *disk = vm->disks[i].path;
         bool own = !strncmp(disk, vm->path, len) && disk[len] == '/';
+        if (listed(deleted, disk) || listed(kept, disk))
+            continue;
         if (own && !keep) {
             int r = hv_storage_call(&h->storage, "disk.delete", json_pack("{s:s}", "disk", disk), STORAGE_MS, NULL, err);
             if (r < 0 && r != -ENOENT)
@@ -196,10 +210,30 @@ static int delete_disks(struct hv_hostd *h, const struct hv_vm *vm, bool keep, j
     return 0;
 }
 
+/* Their records and memory, and disks that only they know. */
+static int delete_snapshots(struct hv_hostd *h, const struct hv_vmsn_list *l, bool keep, json_t *deleted, json_t *kept, struct gr_err *err)
+{
+    int r = 0;
+    for (size_t i = 0; r >= 0 && i < l->n; i++) {
+        const char *name = hv_vmsn_get(&l->v[i], "snapshot.name");
+        gr_auto_free char *memory = hv_vmsn_path(l->v[i].path, name, "vmem"), *file = hv_vmsn_path(l->v[i].path, name, "vmsn");
+        if (!memory || !file)
+            return gr_fail(err, -ENOMEM, "out of memory");
+        if ((r = delete_disks(h, &l->v[i], keep, deleted, kept, err)) < 0)
+            return r;
+        r = hv_storage_call(&h->storage, "dir.remove", json_pack("{s:s}", "path", memory), STORAGE_MS, NULL, err);
+        if (r >= 0 || r == -ENOENT)
+            r = hv_storage_call(&h->storage, "dir.remove", json_pack("{s:s}", "path", file), STORAGE_MS, NULL, err);
+        r = r == -ENOENT ? 0 : r;
+    }
+    return r;
+}
+
 /* In this order, so that a delete that was cut short can be given again. */
 static int delete(struct hv_hostd *h, const char *path, const char *uuid, bool keep, json_t *deleted, json_t *kept, struct gr_err *err)
 {
     gr_auto(hv_vm_done) struct hv_vm vm = {0};
+    gr_auto(hv_vmsn_list_done) struct hv_vmsn_list snapshots = {0};
     gr_auto_free char *config = hv_vm_config_path(path), *run = hv_run_path(h->home, uuid, ""), *log = hv_log_path(h->home, uuid, "");
     if (!config || !run || !log)
         return gr_fail(err, -ENOMEM, "out of memory");
@@ -211,7 +245,11 @@ static int delete(struct hv_hostd *h, const char *path, const char *uuid, bool k
     r = hv_storage_read_vm(&h->storage, path, &vm, err);
     if (r < 0 && r != -ENOENT)
         return r;
+    if (r >= 0 && (r = hv_hostd_unclaimed(h, path, uuid, err)) < 0)
+        return r;
     if (r >= 0 && (r = delete_disks(h, &vm, keep, deleted, kept, err)) < 0)
+        return r;
+    if (hv_vmsn_list(&h->storage, path, &snapshots, NULL) >= 0 && (r = delete_snapshots(h, &snapshots, keep, deleted, kept, err)) < 0)
         return r;
     r = hv_storage_call(&h->storage, "dir.remove", json_pack("{s:s}", "path", config), STORAGE_MS, NULL, err);
     if (r < 0 && r != -ENOENT)

@@ -51,6 +51,7 @@ static int add_machine(struct hv_argv *a, const struct hv_launch *l)
         (r = option(a, "-smp", "%u", vm->vcpus)) < 0 || (r = option(a, "-m", "%lluM", (unsigned long long)(vm->memory >> 20))) < 0 ||
         (r = option(a, "-uuid", "%s", vm->uuid)) < 0 || (r = option(a, "-rtc", "base=utc")) < 0 || (r = option(a, "-boot", "strict=on")) < 0 ||
         (r = option(a, "-action", "panic=pause")) < 0 || (r = option(a, "-msg", "timestamp=on")) < 0 || (r = option(a, "-S", NULL)) < 0 ||
+        (l->memory_fd >= 0 && (r = option(a, "-incoming", "defer")) < 0) ||
         (r = option(a, "-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")) < 0)
         return r;
     return 0;

@@ -91,7 +91,7 @@ static int exchange(struct hv_qga *g, bool mark, json_t *msg, int64_t sync_id, u
 {
     g->waiting = true;
     g->sync_id = sync_id;
-    int r = hv_stream_send(g->stream, mark, msg, GR_MAX(left_ms(g, due), 1u));
+    int r = hv_stream_send(g->stream, mark, msg, -1, GR_MAX(left_ms(g, due), 1u));
     while (r >= 0 && !g->reply) {
         uint64_t ms = left_ms(g, due);
         if (g->ended || !g->open)

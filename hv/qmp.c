@@ -58,7 +58,7 @@ static int remaining_ms(struct gr_loop *loop, uint64_t due)
     return now >= due ? 0 : (int)GR_MIN((due - now) / 1000000 + 1, (uint64_t)INT32_MAX);
 }
 
-int hv_qmp_call(struct hv_qmp *q, const char *cmd, json_t *args, uint64_t timeout_ms, json_t **ret, struct gr_err *err)
+static int call(struct hv_qmp *q, const char *cmd, json_t *args, int fd, uint64_t timeout_ms, json_t **ret, struct gr_err *err)
 {
     json_auto_t *take = args;
     struct waiter w = {.id = ++q->last_id};
@@ -69,7 +69,7 @@ int hv_qmp_call(struct hv_qmp *q, const char *cmd, json_t *args, uint64_t timeou
         return gr_fail(err, -ENOMEM, "out of memory");
     w.next = q->waiters;
     q->waiters = &w;
-    int r = q->ended ? -EPIPE : hv_stream_send(q->stream, false, msg, timeout_ms);
+    int r = q->ended ? -EPIPE : hv_stream_send(q->stream, false, msg, fd, timeout_ms);
     while (r >= 0 && !w.reply && !q->ended) {
         int ms = remaining_ms(q->o.loop, due);
         r = ms ? gr_fqueue_wait_ms(&w.q, (uint64_t)ms) : -ETIMEDOUT;
@@ -92,6 +92,16 @@ int hv_qmp_call(struct hv_qmp *q, const char *cmd, json_t *args, uint64_t timeou
     if (ret)
         *ret = json_incref(value);
     return 0;
+}
+
+int hv_qmp_call(struct hv_qmp *q, const char *cmd, json_t *args, uint64_t timeout_ms, json_t **ret, struct gr_err *err)
+{
+    return call(q, cmd, args, -1, timeout_ms, ret, err);
+}
+
+int hv_qmp_give_fd(struct hv_qmp *q, const char *name, int fd, uint64_t timeout_ms, struct gr_err *err)
+{
+    return call(q, "getfd", json_pack("{s:s}", "fdname", name), fd, timeout_ms, NULL, err);
 }
 
 int hv_qmp_connect(const struct hv_qmp_opts *opts, const char *path, uint64_t timeout_ms, struct hv_qmp **ret, struct gr_err *err)

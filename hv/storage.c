@@ -22,36 +22,44 @@ int hv_storage_call(const struct hv_storage *s, const char *method, json_t *para
     return r;
 }
 
-int hv_storage_read_vm(const struct hv_storage *s, const char *path, struct hv_vm *ret, struct gr_err *err)
+int hv_storage_read_config(const struct hv_storage *s, const char *file, const char *vm_path, struct hv_vm *ret, struct gr_err *err)
 {
-    gr_auto_free char *config = hv_vm_config_path(path);
     gr_auto_buf struct gr_buf text = {0};
     json_auto_t *result = NULL;
     const char *b64 = NULL;
-    if (!config)
-        return gr_fail(err, -ENOMEM, "out of memory");
-    int r = hv_vm_path_check(path, err);
-    if (r < 0)
-        return r;
-    r = hv_storage_call(s, "file.read", json_pack("{s:s}", "path", config), CALL_MS, &result, err);
-    if (r == -ENOENT)
-        return gr_prefix(err, r, "no virtual machine '%s'", path);
+    int r = hv_storage_call(s, "file.read", json_pack("{s:s}", "path", file), CALL_MS, &result, err);
     if (r < 0 || (r = gr_json_str(result, "data-b64", &b64, err)) < 0)
         return r;
     if ((r = gr_b64_decode(b64, strlen(b64), &text)) < 0)
-        return gr_fail(err, -GR_EPROTO, "the storage service's answer for '%s' is no base64", config);
-    return hv_vm_decode(path, text.data ? text.data : "", text.len, ret, err);
+        return gr_fail(err, -GR_EPROTO, "the storage service's answer for '%s' is no base64", file);
+    return hv_vm_decode(vm_path, text.data ? text.data : "", text.len, ret, err);
+}
+
+int hv_storage_read_vm(const struct hv_storage *s, const char *path, struct hv_vm *ret, struct gr_err *err)
+{
+    gr_auto_free char *config = hv_vm_config_path(path);
+    if (!config)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    int r = hv_vm_path_check(path, err);
+    if (r >= 0)
+        r = hv_storage_read_config(s, config, path, ret, err);
+    return r == -ENOENT ? gr_prefix(err, r, "no virtual machine '%s'", path) : r;
+}
+
+int hv_storage_write_config(const struct hv_storage *s, const char *file, struct hv_vm *vm, struct gr_err *err)
+{
+    gr_auto_buf struct gr_buf text = {0};
+    int r = hv_vm_encode(vm, &text);
+    gr_auto_free char *b64 = r >= 0 ? gr_b64_encode(text.data, text.len) : NULL;
+    if (!b64)
+        return gr_fail(err, r < 0 ? r : -ENOMEM, "cannot write %s: %s", file, gr_code_text(r < 0 ? r : -ENOMEM));
+    return hv_storage_call(s, "file.write", json_pack("{s:s, s:s}", "path", file, "data-b64", b64), CALL_MS, NULL, err);
 }
 
 int hv_storage_write_vm(const struct hv_storage *s, struct hv_vm *vm, struct gr_err *err)
 {
     gr_auto_free char *config = hv_vm_config_path(vm->path);
-    gr_auto_buf struct gr_buf text = {0};
-    int r = config ? hv_vm_encode(vm, &text) : -ENOMEM;
-    gr_auto_free char *b64 = r >= 0 ? gr_b64_encode(text.data, text.len) : NULL;
-    if (!b64)
-        return gr_fail(err, r < 0 ? r : -ENOMEM, "cannot write the configuration of '%s': %s", vm->path, gr_code_text(r < 0 ? r : -ENOMEM));
-    return hv_storage_call(s, "file.write", json_pack("{s:s, s:s}", "path", config, "data-b64", b64), CALL_MS, NULL, err);
+    return config ? hv_storage_write_config(s, config, vm, err) : gr_fail(err, -ENOMEM, "out of memory");
 }
 
 static int chap_secret(const struct hv_storage *s, const char *disk, struct hv_lun *lun, struct gr_err *err)

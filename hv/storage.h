@@ -12,6 +12,9 @@ struct hv_storage {
 };
 /* (fiber) One call; @params reference is taken. Nobody there: -ENOENT with a sentence that says to run "granary up". */
 int hv_storage_call(const struct hv_storage *s, const char *method, json_t *params, uint64_t timeout_ms, json_t **ret, struct gr_err *err);
+/* (fiber) A file with the keys of the VM at @vm_path, perhaps among others: "DS/NAME/FILE". */
+int hv_storage_read_config(const struct hv_storage *s, const char *file, const char *vm_path, struct hv_vm *ret, struct gr_err *err);
+int hv_storage_write_config(const struct hv_storage *s, const char *file, struct hv_vm *vm, struct gr_err *err);
 /* (fiber) Read and write the .vmx of the VM at @path. */
 int hv_storage_read_vm(const struct hv_storage *s, const char *path, struct hv_vm *ret, struct gr_err *err);
 int hv_storage_write_vm(const struct hv_storage *s, struct hv_vm *vm, struct gr_err *err);

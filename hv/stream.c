@@ -82,7 +82,24 @@ int hv_stream_open(const struct hv_stream_opts *opts, const char *path, struct h
     return 0;
 }
 
-int hv_stream_send(struct hv_stream *s, bool mark, json_t *msg, uint64_t timeout_ms)
+/* With the first bytes goes the descriptor, if there is one. */
+static ssize_t send_some(struct hv_stream *s, const char *data, size_t len, int fd)
+{
+    union {
+        struct cmsghdr h;
+        char space[CMSG_SPACE(sizeof(int))];
+    } control = {.h = {.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
+    struct iovec iov = {(char *)(uintptr_t)data, len};
+    struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1};
+    if (fd >= 0) {
+        memcpy(CMSG_DATA(&control.h), &fd, sizeof(int));
+        m.msg_control = &control;
+        m.msg_controllen = sizeof control.space;
+    }
+    return sendmsg(s->send_fd, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
+}
+
+int hv_stream_send(struct hv_stream *s, bool mark, json_t *msg, int fd, uint64_t timeout_ms)
 {
     gr_auto_free char *text = json_dumps(msg, JSON_COMPACT);
     gr_auto_buf struct gr_buf line = {0};
@@ -92,7 +109,7 @@ int hv_stream_send(struct hv_stream *s, bool mark, json_t *msg, uint64_t timeout
     int r = 0;
     gr_fmutex_lock(&s->send_lock);
     for (size_t off = 0; off < line.len && r >= 0;) {
-        ssize_t n = s->ended ? -1 : send(s->send_fd, line.data + off, line.len - off, MSG_NOSIGNAL | MSG_DONTWAIT);
+        ssize_t n = s->ended ? -1 : send_some(s, (const char *)line.data + off, line.len - off, off ? -1 : fd);
         if (n >= 0) {
             off += (size_t)n;
         } else if (s->ended || (errno != EAGAIN && errno != EINTR)) {

@@ -17,8 +17,9 @@ struct hv_stream_opts {
 };
 /* (fiber) Connect to @path. */
 int hv_stream_open(const struct hv_stream_opts *opts, const char *path, struct hv_stream **ret, struct gr_err *err);
-/* (fiber) Send @msg (borrowed) as one line, after @prefix bytes 0xFF or none. -EPIPE: the peer is gone; -ETIMEDOUT. */
-int hv_stream_send(struct hv_stream *s, bool mark, json_t *msg, uint64_t timeout_ms);
+/* (fiber) Send @msg (borrowed) as one line, after a byte 0xFF with @mark; with the descriptor @fd, which stays the caller's, or -1.
+ * -EPIPE: the peer is gone; -ETIMEDOUT. */
+int hv_stream_send(struct hv_stream *s, bool mark, json_t *msg, int fd, uint64_t timeout_ms);
 /* (fiber) Close and free; NULL allowed. Not from inside the callbacks. */
 void hv_stream_close(struct hv_stream *s);
 #endif

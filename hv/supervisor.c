@@ -47,6 +47,8 @@ static void on_event(void *arg, enum hv_event e, const char *text)
     switch (e) {
     case HV_EVENT_STATE:
         s->check_state = true;
+        if (!strcmp(text, hv_state_name(HV_SUSPENDED)))
+            s->stopped_ns = gr_loop_now_ns(s->opts->loop);
         note(s, text);
         break;
     case HV_EVENT_AGENT:
@@ -77,12 +79,13 @@ static int save_json(struct hv_sup *s, const char *name, json_t *doc)
     return path && text ? gr_file_replace(path, text, strlen(text), 0600, NULL) : -ENOMEM;
 }
 
-static int save_record(struct hv_sup *s)
+int hv_sup_save_record(struct hv_sup *s)
 {
     json_auto_t *record = s->engine->ops->record(s->engine);
     if (!record || json_object_set_new(record, "path", json_string(s->vm.path)) || json_object_set_new(record, "accel", json_string(hv_accel_name(s->accel))) ||
         json_object_set_new(record, "accel-reason", json_string(s->accel_reason)) || json_object_set_new(record, "since", json_integer(s->since)) ||
-        json_object_set_new(record, "incarnation", json_integer((json_int_t)s->vm.incarnation)))
+        json_object_set_new(record, "incarnation", json_integer((json_int_t)s->vm.incarnation)) ||
+        json_object_set_new(record, "saving", json_boolean(s->saving == HV_SAVING_RUNNING)))
         return -ENOMEM;
     char pid[24];
     gr_auto_free char *pid_path = in_dir(s, "engine.pid");
@@ -149,10 +152,9 @@ static void end_engine(struct hv_sup *s)
 }
 
 /* A new incarnation: its number is durable in the VM's configuration before anything uses it. */
-static int start_engine(struct hv_sup *s, struct gr_err *err)
+static int launch(struct hv_sup *s, int memory_fd, struct gr_err *err)
 {
-    gr_auto(launch_done) struct hv_launch l = {.vm = &s->vm, .accel = s->accel, .dir = s->dir, .uid = engine_uid(&s->vm)};
-    char mark[200];
+    gr_auto(launch_done) struct hv_launch l = {.vm = &s->vm, .accel = s->accel, .dir = s->dir, .uid = engine_uid(&s->vm), .memory_fd = memory_fd};
     int r = hv_storage_fence(&s->storage, &s->vm, err);
     for (unsigned i = 0; r >= 0 && i < s->vm.disk_count; i++)
         r = hv_storage_lun(&s->storage, s->vm.disks[i].path, &l.luns[i], err);
@@ -163,14 +165,31 @@ static int start_engine(struct hv_sup *s, struct gr_err *err)
     if (!l.initiator)
         return gr_fail(err, -ENOMEM, "out of memory");
     s->since = gr_loop_world(s->opts->loop)->wall_s(gr_loop_world(s->opts->loop)->arg);
-    if ((r = hv_storage_write_vm(&s->storage, &s->vm, err)) < 0 || (r = make_parts(s, err)) < 0 || (r = s->engine->ops->start(s->engine, &l, err)) < 0)
+    if ((r = hv_storage_write_vm(&s->storage, &s->vm, err)) < 0 || (r = make_parts(s, err)) < 0)
         return r;
-    if ((r = save_record(s)) < 0)
+    return s->engine->ops->start(s->engine, &l, err);
+}
+
+static int start_engine(struct hv_sup *s, struct gr_err *err)
+{
+    gr_auto(hv_sup_memory_done) struct hv_sup_memory m = {.fd = -1};
+    const char *reverting = hv_vmx_get(&s->vm.vmx, "snapshot.reverting");
+    char mark[200];
+    if (reverting)
+        return gr_fail(err, -EBUSY, "'%s': its revert to snapshot '%s' was cut short; give it again", s->vm.path, reverting);
+    int r = hv_sup_memory_begin(s, &m, err);
+    if (r >= 0)
+        r = launch(s, m.fd, err);
+    bool loaded = r >= 0;
+    int e = hv_sup_memory_end(s, &m, loaded, err);
+    if (!loaded)
+        return r;
+    if ((r = e) >= 0 && (r = hv_sup_save_record(s)) < 0)
         r = gr_fail(err, r, "cannot write %s/record.json: %s", s->dir, gr_code_text(r));
     if (r >= 0 && (r = open_console(s, err)) >= 0) {
         snprintf(mark, sizeof mark, "start %llu of %s with %s", (unsigned long long)s->vm.incarnation, s->vm.name, hv_accel_name(s->accel));
         hv_console_mark(s->console, mark);
-        r = s->engine->ops->go(s->engine, err);
+        r = m.suspended ? 0 : s->engine->ops->go(s->engine, err);
     }
     if (r < 0)
         end_engine(s);
@@ -193,6 +212,11 @@ static int adopt_engine(struct hv_sup *s, struct gr_err *err)
     s->since = json_integer_value(json_object_get(record, "since"));
     if ((r = make_parts(s, err)) < 0 || (r = s->engine->ops->adopt(s->engine, s->dir, record, err)) < 0)
         return r;
+    if (json_is_true(json_object_get(record, "saving"))) {
+        note(s, "whoever was saving its memory is gone: it goes on without");
+        s->engine->ops->save_undo(s->engine);
+        (void)hv_sup_save_record(s);
+    }
     /* whoever had frozen the guest cannot thaw it any more */
     hv_freezer_suspect(s->freezer);
     return open_console(s, err);
@@ -281,13 +305,28 @@ static void tell_ready(struct hv_sup *s, int code, const char *text)
         s->opts->ready(s->opts->arg, code, text);
 }
 
+/* Started once more: its configuration may have changed since. */
+static int reread(struct hv_sup *s, struct gr_err *err)
+{
+    gr_auto(hv_vm_done) struct hv_vm vm = {0};
+    int r = hv_storage_read_vm(&s->storage, s->opts->path, &vm, err);
+    if (r < 0)
+        return r;
+    hv_vm_done(&s->vm);
+    s->vm = vm;
+    vm = (struct hv_vm){0};
+    return 0;
+}
+
 static int run(struct hv_sup *s, struct gr_err *err)
 {
     bool adopt = s->opts->adopt, told = false;
     int r, again;
     do {
         s->ended = false;
-        r = adopt ? adopt_engine(s, err) : choose_accel(s, err);
+        r = adopt ? adopt_engine(s, err) : told ? reread(s, err) : 0;
+        if (r >= 0 && !adopt)
+            r = choose_accel(s, err);
         if (r >= 0 && !adopt)
             r = start_engine(s, err);
         if (r >= 0 && !s->server && (r = serve(s, err)) < 0 && !adopt)

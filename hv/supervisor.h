@@ -9,6 +9,8 @@
  *   vmx.wait {"for":"agent|off","timeout-ms"?}     vmx.stop {"force"?,"timeout-ms"?}      vmx.reset  vmx.suspend  vmx.resume
  *   vmx.exec {"argv":[…],"input-b64"?,"timeout-ms"?} → {"exit-code","out-b64","err-b64","truncated"}
  *   vmx.freeze {"deadline-ms"} → {"filesystems"}   vmx.thaw → {"frozen-ms"}
+ *   vmx.save {"file","limit","disks","name"} parts {"done","total"} → {"bytes","crc","held-ms","accel","suspended","made"}: memory and devices to a new file
+ *       of a datastore while the guest runs, of the same instant as snapshot "name" of "disks"; the guest goes on
  *   vmx.console {"follow"?} parts {"data-b64"}: what is kept of the console, then, with follow, what comes */
 #ifndef HV_SUPERVISOR_H
 #define HV_SUPERVISOR_H

@@ -1,11 +1,15 @@
-/* Inside of the supervisor: shared by supervisor.c (life), supervisor_rpc.c (methods) and console.c. */
+/* Inside of the supervisor: shared by supervisor.c (life), supervisor_rpc.c (methods),
+ * supervisor_memory.c and console.c. */
 #ifndef HV_SUPERVISOR_INT_H
 #define HV_SUPERVISOR_INT_H
 #include "hv/console.h"
 #include "hv/freeze.h"
+#include "hv/memory_file.h"
 #include "hv/storage.h"
 #include "hv/supervisor.h"
+#include "hv/vmsn.h"
 
+enum hv_saving { HV_SAVING_NOT, HV_SAVING_RUNNING, HV_SAVING_SUSPENDED /* what the guest was */ };
 struct hv_sup {
     const struct hv_sup_opts *opts;
     struct hv_storage storage;
@@ -25,7 +29,25 @@ struct hv_sup {
     char how[400];    /* it ended */
     int64_t since;    /* wall clock of the start */
     unsigned calls;   /* methods under way */
+    enum hv_saving saving; /* a snapshot of its memory is being taken */
+    uint64_t stopped_ns; /* when its virtual CPUs were last stopped */
     struct gr_fqueue changed; /* ended, agent, state */
 };
 extern const struct gr_rpc_method hv_sup_methods[];
+int hv_sup_save_record(struct hv_sup *s);
+
+/* What a start goes on from. */
+struct hv_sup_memory {
+    struct hv_vm record; /* of the snapshot */
+    struct hv_memory_file *file; /* NULL: from nothing */
+    int fd;
+    bool suspended;
+};
+/* (fiber) When the configuration says so, have the memory come. End in any case; @loaded: the engine has it, and its virtual CPUs may run when this
+ * was 0, as nothing loads it again. */
+int hv_sup_memory_begin(struct hv_sup *s, struct hv_sup_memory *m, struct gr_err *err);
+int hv_sup_memory_end(struct hv_sup *s, struct hv_sup_memory *m, bool loaded, struct gr_err *err);
+void hv_sup_memory_done(struct hv_sup_memory *m);
+int hv_sup_m_save(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err);
+int hv_sup_not_saving(const struct hv_sup *s, struct gr_err *err); /* 0 or -EBUSY */
 #endif

@@ -141,6 +141,8 @@ static int m_reset(void *arg, struct gr_rpc_call *call, json_t *params, json_t *
     enum hv_state state = HV_OFF;
     int r = need_live(s, err);
     if (r >= 0)
+        r = hv_sup_not_saving(s, err);
+    if (r >= 0)
         r = s->engine->ops->reset(s->engine, err);
     /* a guest that had crashed or was paused runs again after a reset */
     if (r >= 0 && (r = engine_state(s, &state, err)) >= 0 && state != HV_RUNNING)
@@ -152,6 +154,8 @@ static int m_suspend(void *arg, struct gr_rpc_call *call, json_t *params, json_t
 {
     struct hv_sup *s = arg;
     int r = need_live(s, err);
+    if (r >= 0)
+        r = hv_sup_not_saving(s, err);
     return r < 0 ? r : s->engine->ops->suspend(s->engine, err);
 }
 
@@ -159,7 +163,9 @@ static int m_resume(void *arg, struct gr_rpc_call *call, json_t *params, json_t 
 {
     struct hv_sup *s = arg;
     enum hv_state state = HV_OFF;
-    int r = engine_state(s, &state, err);
+    int r = hv_sup_not_saving(s, err);
+    if (r >= 0)
+        r = engine_state(s, &state, err);
     if (r >= 0 && (state == HV_PANICKED || state == HV_ENGINE_FAILED))
         r = gr_fail(err, -EBUSY, "'%s' has crashed (%s); it can only be reset or stopped", s->vm.path, hv_state_name(state));
     return r < 0 ? r : s->engine->ops->go(s->engine, err);
@@ -202,7 +208,7 @@ static int m_freeze(void *arg, struct gr_rpc_call *call, json_t *params, json_t 
     int r = gr_json_u64(params, "deadline-ms", &ms, err);
     if (r >= 0 && (ms < 1 || ms > 600000))
         r = gr_fail(err, -GR_EUSAGE, "a freeze deadline of %llu ms is not between 1 ms and 10 minutes", (unsigned long long)ms);
-    if (r < 0 || (r = need_running(s, err)) < 0)
+    if (r < 0 || (r = need_running(s, err)) < 0 || (r = hv_sup_not_saving(s, err)) < 0)
         return r;
     s->calls++;
     r = hv_freeze(s->freezer, ms, err);
@@ -242,5 +248,5 @@ static int m_console(void *arg, struct gr_rpc_call *call, json_t *params, json_t
 
 const struct gr_rpc_method hv_sup_methods[] = {
     {"vmx.info", m_info},       {"vmx.wait", m_wait},     {"vmx.stop", m_stop}, {"vmx.reset", m_reset}, {"vmx.suspend", m_suspend}, {"vmx.resume", m_resume},
-    {"vmx.exec", m_exec},       {"vmx.freeze", m_freeze}, {"vmx.thaw", m_thaw}, {"vmx.console", m_console}, {NULL, NULL},
+    {"vmx.exec", m_exec},       {"vmx.freeze", m_freeze}, {"vmx.thaw", m_thaw}, {"vmx.console", m_console}, {"vmx.save", hv_sup_m_save}, {NULL, NULL},
 };

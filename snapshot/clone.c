@@ -10,6 +10,7 @@ struct clone {
     uint64_t snap;
     struct vkeys_new *keys; /* of each; NULL: not encrypted */
     unsigned next;          /* which is made */
+    uint64_t *ids;          /* of the clones; NULL: not wanted */
     struct gr_err *err;
 };
 
@@ -48,6 +49,8 @@ static int init(void *arg, struct vobj *o)
         r = vkeys_take(&c->keys[c->next], o);
     if (r < 0)
         return gr_fail(c->err, r, "out of memory");
+    if (c->ids)
+        c->ids[c->next] = o->id;
     c->next++;
     s->clones++; /* goes home with the clone's name, in one checkpoint */
     vobj_touch(c->from);
@@ -80,13 +83,13 @@ static int keys_make(struct vobj *o, uint64_t epoch, unsigned n, struct vkeys_ne
     return r;
 }
 
-static int clone_once(struct vmfs_disk *d, const char *name, const char *const *paths, unsigned n, struct gr_err *err)
+static int clone_once(struct vmfs_disk *d, const char *name, const char *const *paths, unsigned n, uint64_t *ids, struct gr_err *err)
 {
     struct vobj *o = d->o;
     struct vsnap *s = vobj_snap_named(o, name);
     if (!s)
         return gr_fail(err, -ENOENT, "'%s' has no snapshot '%s'", d->bdev.name, name);
-    struct clone c = { .from = o, .snap = s->id, .err = err };
+    struct clone c = { .from = o, .snap = s->id, .ids = ids, .err = err };
     uint64_t epoch = s->epoch;
     int r = 0;
     if (o->late || (s->tree.root.mem && s->tree.root.mem->dirty)) /* its nodes must have addresses */
@@ -101,7 +104,8 @@ static int clone_once(struct vmfs_disk *d, const char *name, const char *const *
     return r;
 }
 
-int snap_clone_many(struct vmfs_disk *d, const char *name, const char *const *paths, unsigned n, unsigned *ret_made, struct gr_err *err)
+int snap_clone_many(struct vmfs_disk *d, const char *name, const char *const *paths, unsigned n, unsigned *ret_made, uint64_t *ret_ids,
+                    struct gr_err *err)
 {
     int r = 0;
     unsigned made = 0;
@@ -113,7 +117,7 @@ int snap_clone_many(struct vmfs_disk *d, const char *name, const char *const *pa
         unsigned k = GR_MIN(n - made, vmfs_create_max(d->o->v));
         r = -EAGAIN;
         for (int tries = 0; r == -EAGAIN && tries < 5; tries++)
-            r = clone_once(d, name, paths + made, k, err);
+            r = clone_once(d, name, paths + made, k, ret_ids ? ret_ids + made : NULL, err);
         made += r == 0 ? k : 0;
     }
     if (ret_made)
@@ -123,5 +127,5 @@ int snap_clone_many(struct vmfs_disk *d, const char *name, const char *const *pa
 
 int snap_clone(struct vmfs_disk *d, const char *name, const char *path, struct gr_err *err)
 {
-    return snap_clone_many(d, name, &path, 1, NULL, err);
+    return snap_clone_many(d, name, &path, 1, NULL, NULL, err);
 }

@@ -1,4 +1,4 @@
-/* granary snapshot clone, granary disk detach */
+/* granary snapshot clone, granary disk detach|promote */
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "snapshot/cmd_storage.h"
@@ -112,6 +112,19 @@ int snap_cmd_detach(struct gr_cmd_ctx *c, struct gr_err *err)
     gr_format_size((uint64_t)json_integer_value(json_object_get(res, "copied")), size);
     if (r == 0)
         r = gr_cmd_done(c, res, "disk %s shares nothing with another disk any more (%s copied)", gr_cmd_arg(c, 0), size);
+    json_decref(res);
+    return r;
+}
+
+int snap_cmd_promote(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct snap_path p;
+    json_t *res = NULL;
+    int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_DISK, &p, err);
+    if (r == 0)
+        r = snap_cmd_call(c, "disk.promote", json_pack("{s:s}", "disk", gr_cmd_arg(c, 0)), NULL, NULL, &res, err);
+    if (r == 0)
+        r = gr_cmd_done(c, res, "disk %s has the snapshots that it started from, and the other disk is a clone of it", gr_cmd_arg(c, 0));
     json_decref(res);
     return r;
 }

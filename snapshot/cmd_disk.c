@@ -375,6 +375,7 @@ const struct gr_cmd snap_disk_commands[] = {
     {"disk", "set", "DATASTORE/PATH", 1, 1, "change how a disk shows itself as a LUN", set_opts, cmd_set},
     {"disk", "delete", "DATASTORE/PATH", 1, 1, "delete a disk and its snapshots", NULL, cmd_delete},
     {"disk", "detach", "DATASTORE/PATH", 1, 1, "give a clone its own copy of all that it shares", snap_detach_opts, snap_cmd_detach},
+    {"disk", "promote", "DATASTORE/PATH", 1, 1, "let a clone and the disk it was cloned from change places", NULL, snap_cmd_promote},
     {"disk", "rekey", "DATASTORE/PATH", 1, 1, "give an encrypted disk a new key", rekey_opts, cmd_rekey},
     {"disk", "erase", "DATASTORE/PATH", 1, 1, "destroy the keys of an encrypted disk", erase_opts, cmd_erase},
     {"disk", "move", "DATASTORE/PATH HOST", 2, 2, "give a disk to another host while it is in use", NULL, cmd_move},

@@ -1,20 +1,29 @@
-/* granary snapshot create|list|tree|delete|revert|clone|bookmark|diff */
+/* granary snapshot create|list|tree|describe|delete|revert|clone|bookmark|diff */
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "snapshot/cmd_storage.h"
 #include <string.h>
 
-#define TREE_DEPTH_MAX 64
-
 static const struct gr_col list_cols[] = {
     {"name", "NAME", GR_COL_TEXT},      {"kind", "KIND", GR_COL_TEXT},     {"created", "CREATED", GR_COL_TIME}, {"size", "SIZE", GR_COL_SIZE},
     {"used", "USED", GR_COL_SIZE},      {"shared", "SHARED", GR_COL_SIZE}, {"unique", "UNIQUE", GR_COL_SIZE},
     {"clone-disks", "CLONES", GR_COL_LIST}, {"deleting", "DELETED", GR_COL_BOOL}, {"protected", "PROTECTED", GR_COL_BOOL},
-    {"expires", "EXPIRES", GR_COL_TIME}, {"current", "CURRENT", GR_COL_BOOL}, {"bookmark", "BOOKMARK", GR_COL_TEXT}, {NULL},
+    {"expires", "EXPIRES", GR_COL_TIME}, {"current", "CURRENT", GR_COL_BOOL}, {"bookmark", "BOOKMARK", GR_COL_TEXT},
+    {"description", "DESCRIPTION", GR_COL_TEXT}, {NULL},
+};
+static const struct gr_col tree_cols[] = {
+    {"name", "NAME", GR_COL_TEXT},     {"created", "CREATED", GR_COL_TIME}, {"used", "USED", GR_COL_SIZE},
+    {"unique", "UNIQUE", GR_COL_SIZE}, {"clones", "CLONES", GR_COL_NUMBER}, {"description", "DESCRIPTION", GR_COL_TEXT}, {NULL},
 };
 static const struct gr_col diff_cols[] = {
     {"offset", "OFFSET", GR_COL_NUMBER}, {"length", "LENGTH", GR_COL_NUMBER}, {"state", "STATE", GR_COL_TEXT}, {NULL},
 };
+
+static int describe(struct gr_cmd_ctx *c, const char *disk, const char *name, const char *text, struct gr_err *err)
+{
+    json_t *params = json_pack("{s:s,s:s,s:s}", "disk", disk, "snapshot", name, "description", text);
+    return params ? snap_cmd_call(c, "snapshot.describe", params, NULL, NULL, NULL, err) : gr_fail(err, -GR_EUSAGE, "the description is not UTF-8");
+}
 
 static int create_params(struct gr_cmd_ctx *c, json_t **ret, struct gr_err *err)
 {
@@ -49,6 +58,9 @@ static int cmd_create(struct gr_cmd_ctx *c, struct gr_err *err)
     int r = create_params(c, &params, err);
     if (r == 0)
         r = snap_cmd_call(c, policy ? "snapshot.create-by-policy" : "snapshot.create", params, NULL, NULL, &res, err);
+    for (int i = 0; r == 0 && !policy && gr_cmd_opt(c, "description") && gr_cmd_arg(c, i); i++)
+        if ((r = describe(c, gr_cmd_arg(c, i), name, gr_cmd_opt(c, "description"), err)) < 0)
+            gr_prefix(err, r, "the snapshot exists, but is not described");
     if (r == 0 && policy)
         r = gr_cmd_done(c, res, "snapshots of %zu disks created", json_array_size(res));
     else if (r == 0 && gr_cmd_nargs(c) == 1)
@@ -57,6 +69,17 @@ static int cmd_create(struct gr_cmd_ctx *c, struct gr_err *err)
         r = gr_cmd_done(c, res, "snapshot '%s' of %d disks created, all at one instant", name, gr_cmd_nargs(c));
     json_decref(res);
     return r;
+}
+
+static int cmd_describe(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    struct snap_path p;
+    int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_SNAPSHOT, &p, err);
+    if (r < 0)
+        return r;
+    gr_auto_free char *disk = snap_cmd_disk(&p);
+    r = disk ? describe(c, disk, p.snap, gr_cmd_arg(c, 1), err) : -ENOMEM;
+    return r < 0 ? r : gr_cmd_done(c, NULL, "snapshot %s described", gr_cmd_arg(c, 0));
 }
 
 static int get_list(struct gr_cmd_ctx *c, json_t **ret, struct gr_err *err)
@@ -77,53 +100,15 @@ static int cmd_list(struct gr_cmd_ctx *c, struct gr_err *err)
     return r;
 }
 
-static int print_children(struct gr_cmd_ctx *c, json_t *rows, json_int_t parent, int depth)
-{
-    size_t i;
-    json_t *row;
-    json_array_foreach(rows, i, row)
-    {
-        json_int_t id = json_integer_value(json_object_get(row, "id"));
-        if (id == 0 || json_integer_value(json_object_get(row, "parent-id")) != parent || depth > TREE_DEPTH_MAX)
-            continue;
-        bool current = json_is_true(json_object_get(row, "current"));
-        int r = gr_cmd_done(c, NULL, "%*s%s", depth * 2, "", json_string_value(json_object_get(row, "name")));
-        if (r == 0)
-            r = print_children(c, rows, id, depth + 1);
-        if (r == 0 && current)
-            r = gr_cmd_done(c, NULL, "%*s(the disk as it is now)", depth * 2 + 2, "");
-        if (r < 0)
-            return r;
-    }
-    return 0;
-}
-
-/* A snapshot whose parent is gone stands at the root. */
-static void root_orphans(json_t *rows)
-{
-    size_t i, k;
-    json_t *row, *other;
-    json_array_foreach(rows, i, row)
-    {
-        json_int_t parent = json_integer_value(json_object_get(row, "parent-id"));
-        bool found = false;
-        json_array_foreach(rows, k, other)
-            found = found || json_integer_value(json_object_get(other, "id")) == parent;
-        if (parent && !found)
-            json_object_set_new(row, "parent-id", json_integer(0));
-    }
-}
-
 static int cmd_tree(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     json_t *res = NULL;
     int r = get_list(c, &res, err);
-    if (r == 0 && gr_cmd_json(c))
-        r = gr_cmd_rows(c, list_cols, res);
-    else if (r == 0) {
-        root_orphans(res);
-        r = print_children(c, res, 0, 0);
-    }
+    for (size_t i = json_array_size(res); r == 0 && !gr_cmd_json(c) && i-- > 0;) /* bookmarks grow from nothing */
+        if (json_integer_value(json_object_get(json_array_get(res, i), "id")) == 0)
+            json_array_remove(res, i);
+    if (r == 0)
+        r = gr_cmd_tree(c, tree_cols, res, "id", "parent-id", "(the disk as it is now)");
     json_decref(res);
     return r;
 }
@@ -245,6 +230,7 @@ static int cmd_diff(struct gr_cmd_ctx *c, struct gr_err *err)
 
 static const struct gr_opt create_opts[] = {
     {"name", "NAME", "name of the snapshot"},
+    {"description", "TEXT", "what it is for; not with --policy"},
     {"policy", NULL, "name it as the policy of the disks says; folders stand for the disks below that have one, an instant for each folder"},
     {"expire", "TIME", "prune may remove it after 90m, 12h, 7d, 4w, 1y"},
     {NULL},
@@ -262,6 +248,7 @@ const struct gr_cmd snap_snapshot_commands[] = {
     {"snapshot", "create", "DATASTORE/PATH...", 1, -1, "take a snapshot of one or more disks, all at one instant", create_opts, cmd_create},
     {"snapshot", "list", "DATASTORE/PATH", 1, 1, "list the snapshots and bookmarks of a disk", list_opts, cmd_list},
     {"snapshot", "tree", "DATASTORE/PATH", 1, 1, "show which snapshot grew from which", NULL, cmd_tree},
+    {"snapshot", "describe", "DATASTORE/PATH@SNAPSHOT TEXT", 2, 2, "say what a snapshot is for; an empty text removes that", NULL, cmd_describe},
     {"snapshot", "delete", "DATASTORE/PATH@SNAPSHOT", 1, 1, "delete a snapshot or bookmark", delete_opts, cmd_delete},
     {"snapshot", "revert", "DATASTORE/PATH@SNAPSHOT", 1, 1, "make the disk what it was at the snapshot", revert_opts, cmd_revert},
     {"snapshot", "clone", "DATASTORE/PATH[@SNAPSHOT] DATASTORE/NEW...", 2, -1, "make new disks that start at a snapshot", snap_clone_opts, snap_cmd_clone},

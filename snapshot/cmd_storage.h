@@ -16,6 +16,7 @@ int snap_cmd_quota(struct gr_cmd_ctx *c, struct gr_err *err); /* cmd_quota.c */
 /* cmd_clone.c */
 int snap_cmd_clone(struct gr_cmd_ctx *c, struct gr_err *err);
 int snap_cmd_detach(struct gr_cmd_ctx *c, struct gr_err *err);
+int snap_cmd_promote(struct gr_cmd_ctx *c, struct gr_err *err);
 extern const struct gr_opt snap_clone_opts[], snap_detach_opts[];
 /* cmd_policy.c */
 int snap_cmd_policy(struct gr_cmd_ctx *c, struct gr_err *err);

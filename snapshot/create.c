@@ -34,6 +34,21 @@ static int name_free(struct vmfs_disk *d, const char *name, struct gr_err *err)
     return 0;
 }
 
+/* Room for a record, and nobody is changing the table of snapshots as a whole. */
+static int may_record(struct vmfs_disk *d, struct gr_err *err)
+{
+    int r = usable(d, err);
+    while (r == 0) {
+        journal_room(d->o->v);
+        r = usable(d, err);
+        if (r < 0 || !d->o->frozen)
+            break;
+        gr_fqueue_wait(&d->o->drained);
+        r = usable(d, err);
+    }
+    return r;
+}
+
 static int durable(struct vmfs_disk *d, struct gr_err *err)
 {
     int r = journal_commit(d->o->v);
@@ -347,9 +362,10 @@ int snap_bookmark(struct vmfs_disk *d, const char *snapshot, const char *bookmar
         r = usable(d, err);
     if (r == 0)
         r = name_free(d, bookmark, err);
+    if (r == 0)
+        r = may_record(d, err);
     if (r < 0)
         return r;
-    journal_room(d->o->v);
     struct vsnap *s = named(d, snapshot, err);
     if (!s)
         return -ENOENT;
@@ -360,10 +376,9 @@ int snap_bookmark(struct vmfs_disk *d, const char *snapshot, const char *bookmar
 /* ---- what is said of them ---- */
 static int note_set(struct vmfs_disk *d, const char *name, const char *kind, const void *val, size_t len, struct gr_err *err)
 {
-    int r = usable(d, err);
+    int r = may_record(d, err);
     if (r < 0)
         return r;
-    journal_room(d->o->v);
     struct vsnap *s = named(d, name, err);
     r = s ? note_do(d, kind, s->id, val, len, err) : -ENOENT;
     return r < 0 ? r : durable(d, err);
@@ -400,10 +415,9 @@ int snap_expire(struct vmfs_disk *d, const char *name, int64_t at_s, struct gr_e
 /* ---- deleting ---- */
 int snap_delete(struct vmfs_disk *d, const char *name, bool keep_bookmark, struct gr_err *err)
 {
-    int r = usable(d, err);
+    int r = may_record(d, err);
     if (r < 0)
         return r;
-    journal_room(d->o->v);
     if (vobj_bookmark_named(d->o, name)) {
         if (keep_bookmark)
             return gr_fail(err, -EEXIST, "'%s@%s' is a bookmark already", d->bdev.name, name);

@@ -24,22 +24,31 @@
  *   datastore.remove-device {"name","device"} parts {"done","total"}: bytes moved to the other devices → as datastore.info
  *   datastore.quota {"path":"DS or DS/FOLDER"} → [{"folder","limit","used","free","granted"}]: what is limited there or below
  *   datastore.set-quota {"path":"DS/FOLDER","size": 0 for none} → the same
+ *   datastore.resume {"name"} another host cannot finish a removal, because something that it needs belongs to this one
  *   datastore.recall-quota {"name"} another host sets one, or needs what was granted here and is not used
  *   datastore.rescan {"name"} another host made it grow → as datastore.info
  *   disk.create {"disk","size","provision"?:"thin|thick|eager"} → as disk.info
- *   disk.list {"path"?: "DS" or "DS/DIR"} → [as disk.info]
- *   disk.info {"disk"} → {"disk","size","used","shared"?,"unique"?,"held","physical-block","read-only","removable","iops","bandwidth","burst-ms","provision","uuid","id","snapshots","owner","owner-self","parent","mtime"}
- *   disk.set {"disk","read-only"?,"removable"?,"iops"?,"bandwidth"?,"burst-ms"?} → as disk.info: how it shows itself as a LUN
+ *   disk.list {"path"?: "DS" or "DS/DIR"} → [as disk.info]      with "deleted":true those that are kept for their clones: [{"disk","id","size","held","clones"}]
+ *   disk.info {"disk"} → {"disk","size","used","shared"?,"unique"?,"held","physical-block","read-only","removable","iops","bandwidth","burst-ms","provision","uuid","id","snapshots","owner","owner-self","parent","parent-deleted"?,"clones":[disk],"template","mtime"}
+ *   disk.set {"disk","read-only"?,"removable"?,"template"?,"iops"?,"bandwidth"?,"burst-ms"?} → as disk.info: how it shows itself as a LUN
  *            (initiators are told by UNIT ATTENTION), and its limits (a second; 0: none)
  *   disk.resize {"disk","size","shrink"?} → as disk.info      disk.delete {"disk"}      disk.release {"disk"}
+ *   disk.detach {"disk","rate"?} parts {"done","total"} → as disk.info, and "copied": a clone gets its own blocks; goes on where an earlier one was
+ *   disk.promote {"disk"} → as disk.info: a clone and the disk it was cloned from change places
  *   disk.checkpoint {"disk"} makes all that is known of it readable for readers of the datastore elsewhere
  *   disk.import {"disk","file","format"?:"raw|vmdk","extents"?:[…],"provision"?} parts {"done","total"} → as disk.info
  *   disk.export {"disk","snapshot"?,"file","format"?} parts {"done","total"} → {"file","bytes"}
- *   snapshot.create {"disks":[…],"name"} → [{"disk","name","bookmark","group",…}] as snapshot.list
- *   snapshot.list {"disk"} → [{"disk","name","kind":"snapshot|bookmark","id","parent-id","created","size","bookmark",
- *       "clones","current","deleting","pins","group","used"?,"shared"?,"unique"?}]      "bookmark" is the token "uuid:lineage:epoch"
+ *   snapshot.create {"disks":[…],"name","expires"?} → [{"disk","name","bookmark","group",…}] as snapshot.list
+ *   snapshot.create-by-policy {"paths":[disk, folder or datastore],"expires"?} → the same: an instant for the disks named, one for each folder
+ *   snapshot.list {"disk","deleted"?: also those kept for clones} → [{"disk","name","kind":"snapshot|bookmark","id","parent-id","created","size","bookmark",
+ *       "clones","clone-disks"?,"current","deleting","pins","group","description","protected","protected-by"?,"protected-since"?,"protected-why"?,"expires"?,"used"?,"shared"?,"unique"?}]      "bookmark" is the token "uuid:lineage:epoch"
+ *   snapshot.describe {"disk","snapshot","description"}: "" removes it
  *   snapshot.delete {"disk","snapshot","keep-bookmark"?,"settle"?}      snapshot.revert {"disk","snapshot","force"?}
- *   snapshot.clone {"disk","snapshot","to":"DS/NEW"} → as disk.info of the new disk
+ *   snapshot.clone {"disk","snapshot"?,"to":"DS/NEW","full"?,"provision"?} → as disk.info of the new disk; without "snapshot" of a template. With "targets":[…]
+ *       instead of "to": [{"disk","size","uuid","id","parent"}]. With "full" parts {"done","total"}, and nothing is shared
+ *   snapshot.policy {"path"} → {"path","policy","from","prefix","keep-last",…}      snapshot.set-policy {"path","prefix"?,"keep-last"?,…|"none"|"clear"} → the same
+ *   snapshot.prune {"path","dry-run"?} → [{"disk","name","created","keep","why","deleted"?,"error"?}]
+ *   snapshot.protect {"disk","snapshot","by","why"} → as snapshot.list      snapshot.unprotect {"disk","snapshot"}      snapshot.expire {"disk","snapshot","expires"}
  *   snapshot.bookmark {"disk","snapshot","bookmark"} → {"disk","name","bookmark"}
  *   snapshot.diff {"disk","base","to"?} parts [{"offset","length","state":"data|zero"},…] → {"ranges","bytes"}
  *       base: a snapshot, a bookmark or a token
@@ -48,6 +57,8 @@
  *   dir.rename {"from","to"}      dir.remove {"path"} an empty directory or a file
  *   file.read {"path","offset"?,"length"?} → {"data-b64","size"}  (8 MiB at most in one answer; also of a disk)
  *   file.write {"path","data-b64"} replaces the whole file atomically      file.list {"path"} → all files below, as dir.list
+ *   file.take {"path","socket","limit"} a new file of what comes over the unix socket, where the caller listens, until it ends; file.give
+ *       {"path","socket"} the other way round → both {"bytes","crc"} (CRC32C of all of it)
  *
  *   fs.serve {"name":"DS[/DIR]","dir","socket","uid","gid","again"?} a mount: its descriptor comes over the socket (mnt_int.h). Between hosts, "path" is
  *   "DS": fs.yield {"path","id"} give a file up   fs.stat {"path","id"} → {"held","size",…}   fs.lost {"path","id"} → {"open"}: it has no name any more

@@ -1,4 +1,4 @@
-/* Methods snapshot.clone and disk.detach: disks that start at a snapshot, and share with it or do not. */
+/* Methods snapshot.clone, disk.detach and disk.promote: disks that start at a snapshot, and share with it or do not. */
 #include "common/buf.h"
 #include "snapshot/service_int.h"
 #include <string.h>
@@ -51,18 +51,29 @@ static int targets(struct cloning *c)
 }
 
 /* ---- linked ---- */
-static int linked_rows(struct cloning *c, json_t *rows)
+/* Of one all that is known; of many what tells them apart. */
+static json_t *linked_row(struct cloning *c, unsigned i, const struct vmfs_stat *st, const char *parent)
+{
+    char uuid[37];
+    json_t *row;
+    gr_uuid_format(st->uuid, uuid);
+    if (c->n == 1)
+        row = snap_disk_row(c->d.ds, c->paths[i], st);
+    else
+        row = json_pack("{s:O,s:I,s:s,s:I}", "disk", json_array_get(c->names, i), "size", (json_int_t)st->size, "uuid", uuid, "id", (json_int_t)st->id);
+    json_object_set_new(row, "parent", json_string(parent));
+    return row;
+}
+
+static int linked_rows(struct cloning *c, const uint64_t *ids, json_t *rows)
 {
     gr_auto_free char *parent = gr_asprintf("%s/%s@%s", c->from.ds, c->from.path, c->snap);
     for (unsigned i = 0; i < c->n; i++) {
         struct vmfs_stat st;
-        int r = vmfs_stat(c->d.ds->v, c->paths[i], &st, c->op->err);
+        int r = vmfs_stat_object(c->d.ds->v, ids[i], &st, c->op->err);
         if (r < 0)
             return r;
-        json_t *row = snap_disk_row(c->d.ds, c->paths[i], &st);
-        if (row && parent)
-            json_object_set_new(row, "parent", json_string(parent));
-        if (!row || json_array_append_new(rows, row) < 0)
+        if (!parent || json_array_append_new(rows, linked_row(c, i, &st, parent)) < 0)
             return gr_fail(c->op->err, -ENOMEM, "out of memory");
     }
     return 0;
@@ -71,13 +82,16 @@ static int linked_rows(struct cloning *c, json_t *rows)
 static int linked(struct cloning *c, json_t *rows)
 {
     unsigned made = 0;
-    int r = snap_clone_many(c->d.h->disk, c->snap, c->paths, c->n, &made, c->op->err);
+    struct snap_handle *h = NULL;
+    gr_auto_free uint64_t *ids = gr_zalloc(c->n * sizeof(*ids));
+    if (!ids)
+        return gr_fail(c->op->err, -ENOMEM, "out of memory");
+    int r = snap_clone_many(c->d.h->disk, c->snap, c->paths, c->n, &made, ids, c->op->err);
     if (r < 0 && made)
         return gr_prefix(c->op->err, -GR_EPARTIAL, "the first %u of %u clones were made, then", made, c->n);
-    struct snap_handle *h = NULL;
     if (r == 0 && c->n == 1 && (r = snap_handle_get(c->op->s, c->d.ds, c->paths[0], c->op->method, SNAP_WAIT_MS, &h, NULL, c->op->err)) == 0)
         h->users--; /* as any new disk it is open, and so this host's */
-    return r < 0 ? r : linked_rows(c, rows);
+    return r < 0 ? r : linked_rows(c, ids, rows);
 }
 
 /* ---- full ---- */
@@ -239,7 +253,7 @@ static int fetch_origin(struct snap_op *op, const struct snap_disk *d, uint64_t 
         return -GR_ELOCKED;
     struct gr_err why = {0};
     r = snap_peer_ask(op->s, owner.address, "disk.release", json_pack("{s:s,s:b}", "disk", disk, "forwarded", 1), SNAP_TELL_MS, NULL, &why);
-    return r < 0 ? gr_fail(op->err, -GR_ELOCKED, "all of it is copied, but host '%s' must let go of the disk it was cloned from: %s", owner.host, why.text) : 0;
+    return r < 0 ? gr_fail(op->err, -GR_ELOCKED, "host '%s' must let go of the disk it was cloned from: %s", owner.host, why.text) : 0;
 }
 
 static int op_detach(struct snap_op *op)
@@ -276,4 +290,31 @@ static int op_detach(struct snap_op *op)
 }
 SNAP_METHOD(op_detach, "disk.detach")
 
-const struct gr_rpc_method snap_clone_methods[] = {{"snapshot.clone", rpc_op_clone}, {"disk.detach", rpc_op_detach}, {NULL, NULL}};
+/* ---- promote ---- */
+static int op_promote(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_disk d = {0};
+    struct vmfs_stat st;
+    int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
+    if (r == 0)
+        r = snap_disk_get(op, &p, &d);
+    if (r < 0)
+        return r;
+    vmfs_disk_stat(d.h->disk, &st);
+    r = snap_promote(d.h->disk, op->err);
+    if (r == -GR_ELOCKED && fetch_origin(op, &d, st.origin_id) == 0)
+        r = snap_promote(d.h->disk, op->err);
+    op->forward = false;
+    if (r == 0) {
+        vmfs_disk_stat(d.h->disk, &st);
+        r = snap_op_result(op, snap_disk_row(d.ds, p.path, &st));
+    }
+    snap_disk_put(&d);
+    return r;
+}
+SNAP_METHOD(op_promote, "disk.promote")
+
+const struct gr_rpc_method snap_clone_methods[] = {
+    {"snapshot.clone", rpc_op_clone}, {"disk.detach", rpc_op_detach}, {"disk.promote", rpc_op_promote}, {NULL, NULL},
+};

@@ -234,7 +234,8 @@ static inline void snap_json_decref(json_t **o)
     json_decref(*o);
 }
 #define snap_auto_json gr_auto(snap_json_decref)
-extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_move_methods[], snap_group_methods[], snap_key_methods[], snap_quota_methods[], snap_origin_methods[], snap_clone_methods[], snap_policy_methods[], snap_prune_methods[];
+extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_stream_methods[], snap_move_methods[],
+    snap_group_methods[], snap_key_methods[], snap_quota_methods[], snap_origin_methods[], snap_clone_methods[], snap_policy_methods[], snap_prune_methods[];
 /* ---- encrypted disks (service_key.c) ---- */
 /* The key that params "encrypt", "key" and "key-file" ask for a new disk; 0: it is not encrypted. */
 int snap_op_encrypt(struct snap_op *op, uint64_t *ret_key);

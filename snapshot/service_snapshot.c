@@ -1,4 +1,4 @@
-/* Methods snapshot.*: create, list, delete, revert, clone, bookmark, diff. */
+/* Methods snapshot.*: create, describe, list, delete, revert, clone, bookmark, diff. */
 #include "common/buf.h"
 #include "snapshot/service_int.h"
 #include <string.h>
@@ -26,6 +26,72 @@ json_t *snap_info_row(const char *ds, const char *path, const struct snap_info *
         json_object_set_new(row, "expires", json_integer(i->expires_s));
     return row;
 }
+
+static int open_disk(struct snap_op *op, struct snap_path *p, struct snap_disk *d)
+{
+    int r = snap_op_path(op, "disk", SNAP_PATH_DISK, p);
+    return r < 0 ? r : snap_disk_get(op, p, d);
+}
+
+/* ---- what a snapshot is for: an attribute of its disk ---- */
+#define TEXT_MAX 1024u /* bytes */
+
+static void text_key(uint64_t id, char ret[33])
+{
+    snprintf(ret, 33, "snapshot.text.%llx", (unsigned long long)id);
+}
+
+static int set_text(struct vmfs_disk *d, uint64_t id, const char *text, struct gr_err *err)
+{
+    struct gr_bdev *b = vmfs_bdev(d);
+    char key[33];
+    text_key(id, key);
+    return b->ops->attr_set(b, key, text, strlen(text), err);
+}
+
+static void add_text(struct vmfs_disk *d, uint64_t id, json_t *row)
+{
+    struct gr_bdev *b = vmfs_bdev(d);
+    gr_auto_free void *text = NULL;
+    char key[33];
+    text_key(id, key);
+    int n = b->ops->attr_get(b, key, &text, NULL);
+    json_object_set_new(row, "description", json_stringn(n > 0 ? text : "", n > 0 ? (size_t)n : 0));
+}
+
+static bool has_text(struct vmfs_disk *d, uint64_t id)
+{
+    struct gr_bdev *b = vmfs_bdev(d);
+    gr_auto_free void *text = NULL;
+    char key[33];
+    text_key(id, key);
+    return b->ops->attr_get(b, key, &text, NULL) > 0;
+}
+
+static int op_describe(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_disk d = {0};
+    struct snap_info info;
+    const char *name = NULL, *text = NULL;
+    int r = gr_json_str(op->params, "snapshot", &name, op->err);
+    if (r == 0)
+        r = gr_json_str(op->params, "description", &text, op->err);
+    if (r == 0 && strlen(text) > TEXT_MAX)
+        r = gr_fail(op->err, -GR_EUSAGE, "a description of %zu bytes, the longest allowed is %u", strlen(text), TEXT_MAX);
+    if (r == 0)
+        r = open_disk(op, &p, &d);
+    if (r < 0)
+        return r;
+    r = snap_find(d.h->disk, name, &info, op->err);
+    if (r == 0 && info.is_bookmark)
+        r = gr_fail(op->err, -EINVAL, "%s/%s@%s is a bookmark: only snapshots are described", p.ds, p.path, name);
+    if (r == 0)
+        r = set_text(d.h->disk, info.id, text, op->err);
+    snap_disk_put(&d);
+    return r;
+}
+SNAP_METHOD(op_describe, "snapshot.describe")
 
 /* ---- create ---- */
 struct group {
@@ -197,8 +263,9 @@ SNAP_METHOD(snap_op_snapshot_create, "snapshot.create")
 /* ---- list, delete, revert, clone, bookmark ---- */
 struct rows {
     const struct snap_path *p;
+    struct vmfs_disk *disk;
     json_t *a;
-    uint64_t disk; /* object */
+    uint64_t id; /* object */
 };
 
 static int add_row(void *arg, const struct snap_info *info)
@@ -206,7 +273,10 @@ static int add_row(void *arg, const struct snap_info *info)
     struct rows *l = arg;
     if (strncmp(info->name, SNAP_GROUP_PREFIX, strlen(SNAP_GROUP_PREFIX)) == 0)
         return 0; /* not decided yet */
-    return json_array_append_new(l->a, snap_info_row(l->p->ds, l->p->path, info)) < 0 ? -ENOMEM : 0;
+    json_t *row = snap_info_row(l->p->ds, l->p->path, info);
+    if (row)
+        add_text(l->disk, info->is_bookmark ? 0 : info->id, row);
+    return json_array_append_new(l->a, row) < 0 ? -ENOMEM : 0;
 }
 
 /* Which disks start at each. */
@@ -222,16 +292,10 @@ static int name_clones(struct snap_op *op, struct rows *l, struct snap_ds *ds)
             continue;
         if (!o && (r = snap_origins_find(ds, &o, op->err)) < 0)
             return r;
-        json_object_set_new(row, "clone-disks", snap_origins_clones(o, l->disk, (uint64_t)json_integer_value(json_object_get(row, "id"))));
+        json_object_set_new(row, "clone-disks", snap_origins_clones(o, l->id, (uint64_t)json_integer_value(json_object_get(row, "id"))));
     }
     snap_origins_free(o);
     return r;
-}
-
-static int open_disk(struct snap_op *op, struct snap_path *p, struct snap_disk *d)
-{
-    int r = snap_op_path(op, "disk", SNAP_PATH_DISK, p);
-    return r < 0 ? r : snap_disk_get(op, p, d);
 }
 
 int snap_op_snapshot_list(struct snap_op *op)
@@ -245,7 +309,7 @@ int snap_op_snapshot_list(struct snap_op *op)
         r = open_disk(op, &p, &d);
     if (r < 0)
         return r;
-    struct rows l = {&p, a, vmfs_disk_id(d.h->disk)};
+    struct rows l = {&p, d.h->disk, a, vmfs_disk_id(d.h->disk)};
     r = snap_list(d.h->disk, add_row, &l, op->err);
     if (r == 0 && deleted)
         r = snap_list_kept(d.h->disk, add_row, &l, op->err);
@@ -278,6 +342,8 @@ int snap_op_snapshot_delete(struct snap_op *op)
     r = snap_find(d.h->disk, name, &info, op->err);
     if (r == 0 && op->s->o.hooks.release && full)
         r = op->s->o.hooks.release(op->s->o.hooks.arg, full, true, op->err);
+    if (r == 0 && has_text(d.h->disk, info.id))
+        r = set_text(d.h->disk, info.id, "", op->err);
     if (r == 0)
         r = snap_delete(d.h->disk, name, keep, op->err);
     if (r == 0)
@@ -408,5 +474,5 @@ SNAP_METHOD(op_diff, "snapshot.diff")
 const struct gr_rpc_method snap_snapshot_methods[] = {
     {"snapshot.create", rpc_snap_op_snapshot_create}, {"snapshot.list", rpc_snap_op_snapshot_list, true},         {"snapshot.delete", rpc_snap_op_snapshot_delete},
     {"snapshot.revert", rpc_op_revert}, {"snapshot.bookmark", rpc_op_bookmark},
-    {"snapshot.diff", rpc_op_diff, true},     {"disk.checkpoint", rpc_op_checkpoint, true}, {NULL, NULL},
+    {"snapshot.describe", rpc_op_describe}, {"snapshot.diff", rpc_op_diff, true},     {"disk.checkpoint", rpc_op_checkpoint, true}, {NULL, NULL},
 };

@@ -61,8 +61,13 @@ int snap_settle(struct vmfs_disk *d, struct gr_err *err);
 int snap_revert(struct vmfs_disk *d, const char *name, struct gr_err *err);
 /* New disk @path of the same volume that starts at the snapshot. */
 int snap_clone(struct vmfs_disk *d, const char *name, const char *path, struct gr_err *err);
-/* Many of them. On failure the first *ret_made (may be NULL) exist; of as many as fit one checkpoint all are made, or none. */
-int snap_clone_many(struct vmfs_disk *d, const char *name, const char *const *paths, unsigned n, unsigned *ret_made, struct gr_err *err);
+/* Many of them. On failure the first *ret_made (may be NULL) exist; of as many as fit one checkpoint all are made, or none. @ret_ids (may be NULL):
+ * @n object ids. */
+int snap_clone_many(struct vmfs_disk *d, const char *name, const char *const *paths, unsigned n, unsigned *ret_made, uint64_t *ret_ids,
+                    struct gr_err *err);
+/* The clone and the disk it was cloned from change places: the snapshot it starts at and those before it become the clone's, and that disk is a clone
+ * that starts there. Durable. -EBUSY and why: other clones, readers, snapshots of the clone, a revert of the other disk. */
+int snap_promote(struct vmfs_disk *d, struct gr_err *err);
 /* Read-only bdev of a snapshot; holds the snapshot while open (a delete waits hidden). Put with gr_bdev_put. */
 int snap_open(struct vmfs_disk *d, const char *name, struct gr_bdev **ret, struct gr_err *err);
 /* The same for a process that joined as VMFS_READER: pins the snapshot in the reader's slot. @path is the disk. */

@@ -97,8 +97,7 @@ static void node_capture(struct ckpt *c, struct vobj *o, struct mnode *n, uint64
     if (n->ptr.addr && !held_by_ancestors(o, parent_snap, n->ptr.birth, end))
         space_freed(c->v, n->ptr.addr, n->ptr.units, 1, c->number);
     n->ptr = (struct mptr){ addr, n->birth, units };
-    n->dirty = false;
-    c->v->dirty_nodes--;
+    mnode_set_dirty(c->v, n, false);
     c->v->stats.node_bytes += (uint64_t)units * VMFS_UNIT;
 }
 
@@ -598,8 +597,18 @@ uint64_t ckpt_images_due(const struct vmfs *v)
     return GR_MIN(v->sp.images + 2 * v->dirty_nodes, v->sp.images_max) + v->dirty_objects;
 }
 
+/* Random writes touch a leaf each, so the seldomer it comes the less is written for the map. But what is dirty cannot be thrown out of memory,
+ * and needs room on the device. */
+#define DIRTY_FEW 2048u
+static bool too_dirty(const struct vmfs *v)
+{
+    if (v->dirty_nodes > v->max_dirty_nodes || v->dirty_nodes <= DIRTY_FEW)
+        return v->dirty_nodes > v->max_dirty_nodes;
+    return v->map_bytes > v->map_limit || space_free_units(v) / 4 < v->dirty_nodes * leaf_units_max(v);
+}
+
 void ckpt_kick(struct vmfs *v)
 {
-    if (v->j.used + ckpt_images_due(v) > v->j.units / 2 || v->dirty_nodes > v->max_dirty_nodes)
+    if (v->j.used + ckpt_images_due(v) > v->j.units / 2 || too_dirty(v))
         ckpt_background(v);
 }

@@ -69,13 +69,14 @@ int disk_room_for(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces)
     for (int tries = 0; tries < 3; tries++) {
         /* what checkpoints need must be free in regions leased here: others' free space is of no use to them */
         uint64_t keep = space_meta_reserve(v) / (o->reserved_units || replaces ? 2 : 1);
-        int r = fits(o, units, replaces) ? space_ensure(v, units + keep - GR_MIN(keep, v->sp.pool_units)) : -GR_ENOSPACE;
+        bool runs = space_nodes_fit(v);
+        int r = runs && fits(o, units, replaces) ? space_ensure(v, units + keep - GR_MIN(keep, v->sp.pool_units)) : -GR_ENOSPACE;
         if (r != -GR_ENOSPACE)
             return r;
         bool telling = v->sp.discard.units; /* a device, of what is free then */
         while (v->sp.discard.units && !v->fenced && epoch >= o->epoch)
             gr_fqueue_wait(&v->j.room_q);
-        if (!telling && !v->sp.freeq[0].n && !v->sp.freeq[1].n)
+        if (!telling && !v->sp.freeq[0].n && !v->sp.freeq[1].n && (runs || !v->dirty_nodes))
             break;
         uint64_t until = v->ckpt_rounds + (v->ckpt_running_auto ? 2 : 1); /* one that begins from now on */
         while (v->ckpt_rounds < until && !v->fenced && epoch >= o->epoch) {

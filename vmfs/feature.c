@@ -3,7 +3,7 @@
  * behind the claim of its slot, so it sees the feature, or is seen. */
 #include "vmfs/internal.h"
 
-int vfeature_known(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err)
+int vfeature_all_know(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err)
 {
     for (unsigned i = 0; i < v->sb.slots.entries; i++) {
         struct vslot s;
@@ -22,7 +22,7 @@ int vfeature_on(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *e
 {
     gr_fmutex_lock(&v->ckpt_lock); /* the other writer of superblocks */
     int r = vmfs_refresh(v, err);
-    if (r == 0 && !(v->sb.incompat & bit) && (r = vfeature_known(v, bit, what, err)) == 0) {
+    if (r == 0 && !(v->sb.incompat & bit) && (r = vfeature_all_know(v, bit, what, err)) == 0) {
         struct vsuper s = v->sb;
         s.generation++;
         s.incompat |= bit;

@@ -15,6 +15,7 @@
 #include "vmfs/cipher.h"
 #include "vmfs/files.h"
 #include "vmfs/format.h"
+#include "vmfs/mnode.h"
 #include "vmfs/quota.h"
 #include "vmfs/share.h"
 #include "vmfs/usage.h"
@@ -87,47 +88,6 @@ struct vinode {
     uint32_t blob_bytes, blob_units;
     uint64_t key_id;
     uint8_t inline_blob[VMFS_INODE_BLOB_MAX];
-};
-
-/* ---------- map in memory ---------- */
-struct mptr {
-    uint64_t addr;
-    uint64_t birth;
-    uint32_t units;
-};
-struct mpieces { /* SPLIT and RUN in memory */
-    uint64_t addr[VMFS_BLOCK_PIECES];
-    uint64_t birth[VMFS_BLOCK_PIECES];
-};
-struct mentry {
-    uint64_t addr;  /* EXTENT: first piece; unused with px */
-    uint64_t birth; /* EXTENT: of every owned piece */
-    uint64_t seq;   /* newest frame with a record for this block: in place only when sealed */
-    uint16_t written, zero;
-    struct mpieces *px; /* NULL: EXTENT (or never written: addr 0) */
-    uint32_t *crc;      /* of each piece with data; NULL: none has data, or the volume keeps none */
-};
-struct mnode;
-struct mchild {
-    struct mnode *mem;
-    struct mptr ptr; /* when mem is NULL */
-};
-struct mnode {
-    unsigned refs; /* parents (and pins) */
-    uint8_t level; /* 0: leaf */
-    bool dirty, used; /* used: clock bit of the cache */
-    uint32_t settled; /* v->sp.moves when its addresses were last looked up */
-    struct mptr ptr;  /* where it lies on disk; addr 0: nowhere yet. ptr.birth of the version on disk */
-    uint64_t birth;   /* newest birth below, now */
-    union {
-        struct mchild child[VMFS_FANOUT];
-        struct mentry ent[VMFS_FANOUT];
-    };
-};
-/* Root of a tree: the live head's, a snapshot's. */
-struct mtree {
-    struct mchild root;
-    uint8_t level; /* of the root, >= 1 */
 };
 
 /* ---------- objects ---------- */
@@ -274,7 +234,7 @@ struct vmoved {
     size_t n, cap;
 };
 struct evac; /* evacuate.c */
-#define VSPACE_POOL 64u
+#define VSPACE_POOL 1024u
 struct vspace {
     struct vregion *regions;     /* leased here, newest first */
     struct vregion **by_index;   /* [n_regions] or NULL */
@@ -333,6 +293,7 @@ struct vjournal {
     uint32_t n_pending;
     bool committing;
     uint64_t data_written, data_flushed; /* data writes that ended; those that ended before a device flush that ended well began */
+    uint64_t flushed_ns; /* when the last flush ended */
     uint32_t last_crc;           /* of the frame before: frames are a chain */
     uint64_t last_record_seq;  /* newest frame with records */
     uint64_t replay_watermark; /* of the last frame found by recovery */
@@ -403,9 +364,9 @@ struct vmfs {
     struct gr_fmutex ckpt_lock;
     uint64_t ckpt_started, ckpt_done; /* numbers of checkpoints */
     uint64_t reserved_units;          /* sum over the objects held here */
-    size_t dirty_nodes, max_dirty_nodes;
+    size_t dirty_nodes, max_dirty_nodes, dirty_hanging; /* of the map: not written yet; and bytes that hang on them (struct mnode) */
     size_t dirty_objects;
-    size_t n_leaves, max_leaves;
+    size_t map_bytes, map_limit; /* of map nodes in memory; to throw out clean ones above it */
     unsigned background;          /* fibers that must end before leave */
     bool resuming, resume_again; /* what others left to be given back is still being looked for; and once more */
     struct gr_fqueue background_q;
@@ -529,7 +490,7 @@ unsigned vlife_look_ms(const struct vmfs *v); /* between two looks of a host at 
 
 /* ---------- feature.c: releases of different age on one volume ---------- */
 /* Switch on an incompat feature that is not on yet; the namespace is locked. -GR_EVERSION: a host that has joined does not know it. @what: the feature. */
-int vfeature_known(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err); /* to every host that has joined */
+int vfeature_all_know(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err); /* every host that has joined */
 int vfeature_on(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *err);
 int vfeature_check(const struct vmfs *v, const struct vsuper *s, struct gr_err *err); /* may we use such a volume? -GR_EVERSION */
 
@@ -612,6 +573,7 @@ uint64_t space_take_steady(struct vmfs *v, uint32_t want, uint32_t least, uint32
 void space_steady(struct vmfs *v, uint32_t want);
 uint64_t space_take_piece(struct vmfs *v);                       /* 1 unit, packed in arrival order */
 void space_pool_fill(struct vmfs *v); /* fiber */
+bool space_nodes_fit(struct vmfs *v); /* can all that is dirty be written, and what one more write makes so? Fills the pool when space is short (fiber) */
 uint64_t space_pool_take(struct vmfs *v, uint32_t units, uint32_t *ret_got); /* [sync] */
 void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units);
 /* Apply [sync]: units become / stop being part of the logical state. @kind/@seq: see struct vfree. */
@@ -695,6 +657,8 @@ uint32_t *vcrc_of(const struct iovec *iov, int iovcnt, uint64_t count);
 
 /* ---------- map.c ---------- */
 struct mnode *mnode_new(struct vmfs *v, unsigned level);
+void mnode_set_dirty(struct vmfs *v, struct mnode *n, bool dirty);
+void mnode_count(struct vmfs *v, struct mnode *n); /* what hangs on its entries changed otherwise than by mleaf_set() */
 void mnode_put(struct vmfs *v, struct mnode *n);
 struct mnode *mnode_get(struct mnode *n);
 void mtree_done(struct vmfs *v, struct mtree *t);
@@ -767,7 +731,7 @@ struct map_change {
     bool shared;         /* … and is somebody's already */
 };
 /* Change pieces of one leaf, already owned [sync]. Old units are handed to @dropped(arg, piece, old) when owned. */
-int mleaf_set(const struct vmfs *v, struct mnode *leaf, const struct map_change *c, void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old), void *arg);
+int mleaf_set(struct vmfs *v, struct mnode *leaf, const struct map_change *c, void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old), void *arg);
 void map_evict(struct vmfs *v); /* keep the cache within its limit [sync] */
 
 /* ---------- object.c ---------- */
@@ -943,6 +907,9 @@ int disk_attr_do(struct vmfs_disk *d, const char *key, const void *val, size_t l
 /* notes.c: what is said of a snapshot. The attribute's value, or NULL. */
 const struct vattr *vobj_note(const struct vobj *o, const char *kind, uint64_t snap);
 void vobj_note_key(const char *kind, uint64_t snap, char ret[33]);
+/* Snapshots of @o were that object's before (snap_promote), under the same numbers: readers elsewhere may have pinned them there [sync]. */
+bool vobj_was_of(const struct vobj *o, uint64_t object);
+int vobj_heir_of(struct vobj *o, uint64_t object);
 /* -GR_ELOCKED and who protects it, or 0. */
 int vobj_protected(const struct vobj *o, const struct vsnap *s, const char *disk, struct gr_err *err);
 int disk_open(struct vmfs *v, uint64_t id, const char *path, unsigned wait_ms, struct vmfs_disk **ret, int *ret_owner_slot, struct gr_err *err);

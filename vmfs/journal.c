@@ -175,6 +175,7 @@ int journal_flush(struct vmfs *v, uint64_t seq)
         vmfs_fence(v, "a device flush failed: %s", gr_code_text(r));
         return r;
     }
+    j->flushed_ns = gr_loop_now_ns(v->loop);
     j->data_flushed = GR_MAX(j->data_flushed, data);
     j->durable_seq = GR_MAX(j->durable_seq, seq);
     j->sealed_seq = GR_MAX(j->sealed_seq, watermark);
@@ -308,12 +309,22 @@ int journal_try_seal(struct vmfs *v)
     return seal(v, v->j.last_record_seq, false);
 }
 
-/* Nobody flushed for a while: do it, and seal, so that the next overwrites go in place. */
+/* Nobody flushed for a while: do it. Nothing comes any more: seal, so that the next overwrites go in place. While guests write and flush their
+ * own flushes do both, and one of ours between them would cost the device as much as theirs. */
 static void timer_work(void *arg)
 {
     struct vmfs *v = arg;
     struct vjournal *j = &v->j;
-    if (j->n_pending || j->durable_seq < j->last_record_seq)
+    uint64_t quiet_ns = gr_loop_now_ns(v->loop) - j->flushed_ns;
+    bool unflushed = j->n_pending || j->durable_seq < j->last_record_seq;
+    if (unflushed && quiet_ns < COMMIT_AFTER_NS && j->pending.len <= pending_limit(v)) {
+        j->timer_fiber = false;
+        arm(v, COMMIT_AFTER_NS - quiet_ns);
+        if (--v->background == 0)
+            gr_fqueue_wake_all(&v->background_q);
+        return;
+    }
+    if (unflushed)
         journal_commit(v);
     if (!j->stopping && !v->fenced && j->last_record_seq > j->sealed_seq && !j->committing && j->used < j->units - j->units / 4)
         (void)seal_round(v); /* a failure that counts has given the volume up */

@@ -177,7 +177,7 @@ static int stale_set(struct vmfs *v, unsigned dev, bool stale, struct gr_err *er
             gr_fiber_sleep_ms(5);
         if ((r = vmfs_refresh(v, err)) < 0 || v->sb.dev[dev].stale == stale)
             return r;
-        if (stale && !(v->sb.incompat & VMFS_INCOMPAT_STALE) && (r = vfeature_known(v, VMFS_INCOMPAT_STALE, "lost devices", err)) < 0)
+        if (stale && !(v->sb.incompat & VMFS_INCOMPAT_STALE) && (r = vfeature_all_know(v, VMFS_INCOMPAT_STALE, "lost devices", err)) < 0)
             return r;
         struct vsuper s = v->sb;
         s.generation++;

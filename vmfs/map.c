@@ -3,16 +3,51 @@
 #include "common/seam.h"
 #include "vmfs/internal.h"
 
+static size_t node_size(unsigned level)
+{
+    return level ? offsetof(struct mnode, child) + sizeof(struct mchild) * VMFS_FANOUT : sizeof(struct mnode);
+}
+
+/* What hangs on an entry counts for the cache, too: of a leaf of splits that is five times the leaf. */
+static uint32_t entry_bytes(const struct mentry *e)
+{
+    return (uint32_t)((e->px ? sizeof *e->px : 0) + (e->crc ? VMFS_BLOCK_PIECES * sizeof *e->crc : 0));
+}
+
+static void set_hanging(struct vmfs *v, struct mnode *n, uint32_t bytes)
+{
+    v->map_bytes = v->map_bytes - n->hanging + bytes;
+    if (n->dirty)
+        v->dirty_hanging = v->dirty_hanging - n->hanging + bytes;
+    n->hanging = bytes;
+}
+
+void mnode_count(struct vmfs *v, struct mnode *n)
+{
+    uint32_t bytes = 0;
+    for (unsigned i = 0; !n->level && i < VMFS_FANOUT; i++)
+        bytes += entry_bytes(&n->ent[i]);
+    set_hanging(v, n, bytes);
+}
+
+void mnode_set_dirty(struct vmfs *v, struct mnode *n, bool dirty)
+{
+    if (n->dirty == dirty)
+        return;
+    n->dirty = dirty;
+    v->dirty_nodes += dirty ? 1 : (size_t)-1;
+    v->dirty_hanging += dirty ? n->hanging : -(size_t)n->hanging;
+}
+
 struct mnode *mnode_new(struct vmfs *v, unsigned level)
 {
-    struct mnode *n = gr_zalloc(level ? offsetof(struct mnode, child) + sizeof(struct mchild) * VMFS_FANOUT : sizeof *n);
+    struct mnode *n = gr_zalloc(node_size(level));
     if (!n)
         return NULL;
     n->refs = 1;
     n->level = (uint8_t)level;
     n->used = true;
-    if (!level)
-        v->n_leaves++;
+    v->map_bytes += node_size(level);
     return n;
 }
 
@@ -26,8 +61,7 @@ void mnode_put(struct vmfs *v, struct mnode *n)
 {
     if (!n || --n->refs)
         return;
-    if (n->dirty)
-        v->dirty_nodes--;
+    mnode_set_dirty(v, n, false);
     if (n->level) {
         for (unsigned i = 0; i < VMFS_FANOUT; i++)
             mnode_put(v, n->child[i].mem);
@@ -36,8 +70,8 @@ void mnode_put(struct vmfs *v, struct mnode *n)
             free(n->ent[i].px);
             free(n->ent[i].crc);
         }
-        v->n_leaves--;
     }
+    v->map_bytes -= node_size(n->level) + n->hanging;
     free(n);
 }
 
@@ -207,10 +241,7 @@ int mtree_next(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t since, 
 
 static void mark_dirty(struct vmfs *v, struct mnode *n, uint64_t birth)
 {
-    if (!n->dirty) {
-        n->dirty = true;
-        v->dirty_nodes++;
-    }
+    mnode_set_dirty(v, n, true);
     if (birth > n->birth)
         n->birth = birth;
 }
@@ -263,6 +294,7 @@ static struct mnode *node_copy(struct vmfs *v, const struct mnode *n)
             mnode_put(v, c);
             return NULL;
         }
+    mnode_count(v, c);
     return c;
 }
 
@@ -478,7 +510,7 @@ static int block_prepare(struct mentry *e, const struct block_change *c)
     return in_run || explode(e) ? 0 : -ENOMEM;
 }
 
-int mleaf_set(const struct vmfs *v, struct mnode *leaf, const struct map_change *m, void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old),
+int mleaf_set(struct vmfs *v, struct mnode *leaf, const struct map_change *m, void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old),
               void *arg)
 {
     for (uint32_t done = 0; done < m->count;) {
@@ -488,6 +520,7 @@ int mleaf_set(const struct vmfs *v, struct mnode *leaf, const struct map_change 
         struct block_change c = { at % VMFS_BLOCK_PIECES, 0, addr, m->birth, m->state, kept ? m->crc + done : NULL };
         struct mentry *e = &leaf->ent[b];
         c.n = GR_MIN(m->count - done, VMFS_BLOCK_PIECES - c.first);
+        uint32_t before = entry_bytes(e);
         int r = block_prepare(e, &c);
         if (r < 0)
             return r;
@@ -499,6 +532,7 @@ int mleaf_set(const struct vmfs *v, struct mnode *leaf, const struct map_change 
         }
         if ((r = block_set(e, &c)) < 0)
             return r;
+        set_hanging(v, leaf, leaf->hanging + entry_bytes(e) - before);
         e->seq = GR_MAX(e->seq, m->seq);
         done += c.n;
     }
@@ -508,7 +542,7 @@ int mleaf_set(const struct vmfs *v, struct mnode *leaf, const struct map_change 
 /* Drop clean leaves nobody used since the last sweep. */
 static void evict_below(struct vmfs *v, struct mnode *n)
 {
-    for (unsigned i = 0; i < VMFS_FANOUT && v->n_leaves > v->max_leaves; i++) {
+    for (unsigned i = 0; i < VMFS_FANOUT && v->map_bytes > v->map_limit; i++) {
         struct mchild *c = &n->child[i];
         if (!c->mem)
             continue;
@@ -528,7 +562,7 @@ void map_evict(struct vmfs *v)
 {
     if (v->ckpt_writing)
         return; /* clean nodes may not have reached the device yet */
-    for (unsigned pass = 0; pass < 2 && v->n_leaves > v->max_leaves; pass++)
+    for (unsigned pass = 0; pass < 2 && v->map_bytes > v->map_limit; pass++)
         for (unsigned h = 0; h < VOBJ_HASH; h++)
             for (struct vobj *o = v->objs[h]; o; o = o->hash_next) {
                 if (o->live.root.mem)

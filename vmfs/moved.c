@@ -131,6 +131,7 @@ static void node_settle(struct vmfs *v, struct mnode *n)
             node_settle(v, n->child[i].mem);
         n->child[i].ptr.addr = moved_addr(v, n->child[i].ptr.addr, n->child[i].ptr.units, NULL);
     }
+    mnode_count(v, n);
 }
 
 static void tree_settle(struct vmfs *v, struct mtree *t)

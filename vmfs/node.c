@@ -207,6 +207,7 @@ int mnode_decode(struct vmfs *v, const void *buf, uint32_t units, uint64_t addr,
         mnode_put(v, n);
         return gr_fail(err, r, "map node at device %u unit %llu: rule 7", vmfs_addr_dev(addr), (unsigned long long)vmfs_addr_unit(addr));
     }
+    mnode_count(v, n);
     *ret = n;
     return 0;
 }

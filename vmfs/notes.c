@@ -33,3 +33,24 @@ int vobj_protected(const struct vobj *o, const struct vsnap *s, const char *disk
     return gr_fail(err, -GR_ELOCKED, "'%s@%s' is protected by %.*s since %s%s%.*s (granary snapshot unprotect)", disk, s->name, (int)who, d ? d->text : "",
                    since, why ? ": " : "", why, why ? d->text + who + 1 : "");
 }
+
+#define HEIR "heir-of"
+bool vobj_was_of(const struct vobj *o, uint64_t object)
+{
+    for (size_t i = 0; i < o->n_attrs; i++)
+        for (size_t k = 0; strcmp(o->attrs[i].key, HEIR) == 0 && k < o->attrs[i].len / sizeof(gr_le64); k++)
+            if (gr_le64_get(((const gr_le64 *)o->attrs[i].val)[k]) == object)
+                return true;
+    return false;
+}
+
+int vobj_heir_of(struct vobj *o, uint64_t object)
+{
+    gr_le64 all[64] = { gr_le64_of(object) }; /* the newest; a reader that pinned as many changes of places ago has long ended */
+    size_t n = 1;
+    for (size_t i = 0; i < o->n_attrs; i++)
+        for (size_t k = 0; strcmp(o->attrs[i].key, HEIR) == 0 && k < o->attrs[i].len / sizeof(gr_le64) && n < GR_ARRAY_LEN(all); k++)
+            if (gr_le64_get(((const gr_le64 *)o->attrs[i].val)[k]) != object)
+                all[n++] = ((const gr_le64 *)o->attrs[i].val)[k];
+    return vobj_attr_put(o, HEIR, strlen(HEIR), all, n * sizeof all[0]);
+}

@@ -235,6 +235,8 @@ static int stat_id(struct vmfs *v, uint64_t id, struct vmfs_stat *ret, struct gr
     return 0;
 }
 
+int vmfs_stat_object(struct vmfs *v, uint64_t id, struct vmfs_stat *ret, struct gr_err *err) { return stat_id(v, id, ret, err); }
+
 int vmfs_stat(struct vmfs *v, const char *path, struct vmfs_stat *ret, struct gr_err *err)
 {
     uint64_t id;

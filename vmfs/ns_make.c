@@ -136,24 +136,57 @@ static int create_thick(struct vmfs *v, const char *path, enum vmfs_type type, s
     return r;
 }
 
-/* A free inode that goes to a name below; it is not home, nor named, before all are. */
-static int make_one(struct vmfs *v, struct vobj *root, const struct ns_many *m, struct ns_made *ret, struct gr_err *err)
+static int place_one(struct vmfs *v, struct vobj *root, const struct ns_many *m, struct ns_made *ret, struct gr_err *err)
 {
-    struct vobj *dir;
-    const char *name;
-    int r = ns_walk_parent(v, root, ret->path, true, &dir, &name, err);
-    if (r == 0 && dir_find(dir, name, strlen(name)))
+    int r = ns_walk_parent(v, root, ret->path, true, &ret->dir, &ret->name, err);
+    if (r == 0 && dir_find(ret->dir, ret->name, strlen(ret->name)))
         r = gr_fail(err, -EEXIST, "'%s/%s' exists already", v->sb.name, ret->path);
     if (r == 0 && m->type == VMFS_DISK)
-        r = quota_may_create(v, dir->id, 0, err);
-    if (r == 0)
-        r = vobj_new(v, m->type, &ret->o, err);
-    if (r == 0) {
-        vobj_clean(ret->o);
-        ret->dir = dir;
-        ret->name = name;
-    }
+        r = quota_may_create(v, ret->dir->id, 0, err);
     return r;
+}
+
+/* Free inodes, several at a time: each is a compare-and-write that a flash or a disk takes its time for. */
+#define MAKERS 16u
+struct makers {
+    struct vmfs *v;
+    enum vmfs_type type;
+    struct ns_made *made;
+    unsigned n, next, running;
+    int r;
+    struct gr_err err;
+    struct gr_fqueue done;
+};
+static void make_some(void *arg)
+{
+    struct makers *k = arg;
+    while (k->r == 0 && k->next < k->n) {
+        struct ns_made *m = &k->made[k->next++];
+        struct gr_err err = { 0 };
+        int r = vobj_new(k->v, k->type, &m->o, &err);
+        if (r == 0)
+            vobj_clean(m->o); /* it is not home, nor named, before all are */
+        else if (k->r == 0) {
+            k->r = r;
+            k->err = err;
+        }
+    }
+    k->running--;
+    gr_fqueue_wake_all(&k->done);
+}
+
+static int make_all(struct vmfs *v, enum vmfs_type type, struct ns_made *made, unsigned n, struct gr_err *err)
+{
+    struct makers k = { .v = v, .type = type, .made = made, .n = n, .running = 1 };
+    for (unsigned i = 1; i < GR_MIN(n, MAKERS); i++)
+        if (gr_fiber_start(v->loop, make_some, &k) == 0)
+            k.running++;
+    make_some(&k);
+    while (k.running)
+        gr_fqueue_wait(&k.done);
+    if (k.r < 0 && err)
+        *err = k.err;
+    return k.r;
 }
 
 /* [sync] */
@@ -190,7 +223,7 @@ int vmfs_create_many(struct vmfs *v, const char *const *paths, unsigned n, const
     int r = made ? 0 : gr_fail(err, -ENOMEM, "out of memory");
     for (unsigned i = 0; r == 0 && i < n; i++) {
         made[i].path = paths[i];
-        r = ns_must_be_free(v, paths[i], err);
+        r = n > 1 && *paths[i] ? vmfs_name_check(paths[i], err) : ns_must_be_free(v, paths[i], err); /* before anything is locked */
     }
     if (r == 0)
         r = ns_begin(v, &root, err);
@@ -199,13 +232,16 @@ int vmfs_create_many(struct vmfs *v, const char *const *paths, unsigned n, const
         return r;
     }
     for (unsigned i = 0; r == 0 && i < n; i++)
-        r = make_one(v, root, m, &made[i], err);
+        r = place_one(v, root, m, &made[i], err);
+    if (r == 0)
+        r = make_all(v, m->type, made, n, err);
     if (r == 0)
         r = name_all(v, m, made, n, err);
     if (r < 0) {
         ns_undo(v, NULL);
-        for (unsigned i = 0; i < n && made[i].o; i++)
-            ns_undo(v, made[i].o);
+        for (unsigned i = 0; i < n; i++)
+            if (made[i].o)
+                ns_undo(v, made[i].o);
     }
     free(made);
     return ns_end(v, r, err);

@@ -377,14 +377,15 @@ int vobj_release_idle(struct vmfs *v, uint64_t id, struct gr_err *err)
     return r;
 }
 
+/* 0; 1: it is somebody's, or damaged: what it was may be mended yet. */
 static int inode_take(struct vmfs *v, uint32_t index, void *block, struct vinode *ret, struct gr_err *err)
 {
     int r = vhome_read(v, &v->sb.inodes, index, 0, VMFS_T_INODE, block, err);
-    if (r < 0)
-        return r;
     memset(ret, 0, sizeof *ret);
-    if (r == 0 && (r = vinode_decode(&v->sb, block, vhome_addr(&v->sb.inodes, index, 0, 0), ret, err)) < 0)
-        return r;
+    if (r == 0)
+        r = vinode_decode(&v->sb, block, vhome_addr(&v->sb.inodes, index, 0, 0), ret, err);
+    if (r < 0)
+        return r == -GR_ECORRUPT ? 1 : r;
     if (ret->type || vobj_find(v, ret->id))
         return 1;
     if (ret->lock.holder) {
@@ -410,10 +411,9 @@ int vobj_new(struct vmfs *v, enum vmfs_type type, struct vobj **ret, struct gr_e
     int r = block ? 1 : -ENOMEM;
     uint32_t index = 0;
     for (uint32_t k = 0; r == 1 && k < n; k++) {
-        index = 16 + (start + v->next_inode + k) % n;
+        index = 16 + (start + v->next_inode) % n;
+        v->next_inode = (v->next_inode + 1) % n; /* before anything suspends: others look for one, too */
         r = inode_take(v, index, block, &ino, err);
-        if (r != 1)
-            v->next_inode = (v->next_inode + k + 1) % n;
     }
     free(block);
     if (r == 1)

@@ -500,7 +500,9 @@ static int switch_on(struct vmfs *v, struct gr_err *err)
     int r = vmfs_refresh(v, err);
     if (r < 0 || quotas_on(v))
         return r;
-    r = others_recall(v, err);
+    r = vfeature_all_know(v, VMFS_INCOMPAT_QUOTA, "quotas", err); /* before anything is asked of one that does not */
+    if (r == 0)
+        r = others_recall(v, err);
     return r < 0 ? r : vfeature_on(v, VMFS_INCOMPAT_QUOTA, "quotas", err);
 }
 

@@ -366,7 +366,7 @@ static int pinned(struct vobj *o, uint64_t snap)
         if (s.state == VMFS_SLOT_FREE)
             continue;
         for (unsigned p = 0; p < s.n_pins; p++)
-            if (s.pins[p].object == id && s.pins[p].snapshot == snap) {
+            if (s.pins[p].snapshot == snap && (s.pins[p].object == id || vobj_was_of(o, s.pins[p].object))) {
                 if (i != v->slot)
                     vslot_recover_holder(v, i, s.generation, NULL);
                 return 1;

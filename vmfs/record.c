@@ -39,7 +39,7 @@ static void drop_piece(void *arg, uint64_t piece, const struct mpiece *old)
     d->dropped++;
 }
 
-static int set_in(const struct vmfs *v, struct mnode *leaf, const struct map_change *c, struct drop *d)
+static int set_in(struct vmfs *v, struct mnode *leaf, const struct map_change *c, struct drop *d)
 {
     return leaf ? mleaf_set(v, leaf, c, d ? drop_piece : NULL, d) : -ENOMEM;
 }

@@ -90,7 +90,7 @@ static struct vmfs *stand_in(struct vmfs *v, unsigned slot, const struct vslot *
     r->me = *s;
     r->opts.warn = v->opts.warn;
     r->opts.warn_arg = v->opts.warn_arg;
-    r->max_leaves = SIZE_MAX;
+    r->map_limit = SIZE_MAX;
     return r;
 }
 

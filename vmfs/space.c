@@ -348,9 +348,15 @@ static uint64_t all_units(const struct vmfs *v)
     return units;
 }
 
+/* Units for the nodes that are not written yet: a split takes as much on disk as in memory, a leaf without any one unit, and each may begin another. */
+static uint64_t nodes_due(const struct vmfs *v)
+{
+    return v->dirty_nodes * 2 + v->dirty_hanging / (VMFS_UNIT - 64);
+}
+
 uint64_t space_meta_reserve(const struct vmfs *v)
 {
-    return GR_MIN(all_units(v) / 64, 16384u) + v->dirty_nodes * 2 + v->sp.share_units; /* a checkpoint writes the lists anew before the old ones go */
+    return GR_MIN(all_units(v) / 64, 16384u) + nodes_due(v) + v->sp.share_units; /* a checkpoint writes the lists anew before the old ones go */
 }
 
 void space_watch(struct vmfs *v)
@@ -480,9 +486,14 @@ uint64_t space_take_piece(struct vmfs *v)
 }
 
 /* ---- the pool: long runs that data never takes, so that a checkpoint finds room for its nodes on a splintered volume ---- */
+static bool is_tight(const struct vmfs *v)
+{
+    return space_free_units(v) < 3 * space_meta_reserve(v);
+}
+
 static uint64_t pool_target(const struct vmfs *v)
 {
-    return GR_MIN(all_units(v) / 128, 4096u);
+    return GR_MIN(all_units(v) / 128, 4096u) + (is_tight(v) ? nodes_due(v) : 0);
 }
 
 void space_pool_fill(struct vmfs *v)
@@ -498,6 +509,17 @@ void space_pool_fill(struct vmfs *v)
             return;
         }
     }
+}
+
+/* Enough free units are not enough: in splinters no leaf can be written, and a checkpoint that cannot is the end of the volume on this host. So when
+ * space is short nothing gets dirty that the pool has no run for. */
+bool space_nodes_fit(struct vmfs *v)
+{
+    uint64_t need = nodes_due(v) + GR_MIN(all_units(v) / 1024, 512u);
+    if (!is_tight(v) || v->sp.pool_units >= need)
+        return true;
+    space_pool_fill(v);
+    return v->sp.pool_units >= nodes_due(v) + GR_MIN(all_units(v) / 1024, 512u);
 }
 
 uint64_t space_pool_take(struct vmfs *v, uint32_t units, uint32_t *ret_got)

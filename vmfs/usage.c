@@ -216,6 +216,16 @@ static int count_one(struct vobj *o, struct mtree *tree, struct vusage *use, uin
     return count_tree(&c, err);
 }
 
+int usage_lost(struct vobj *o, struct mtree *tree, struct vobj *parent_of, struct vsnap *parent, uint64_t *ret, struct gr_err *err)
+{
+    struct vusage use;
+    struct count c = { .o = o, .tree = tree, .use = &use, .parent = parent, .before = parent->epoch, .before_parent = usage_before(parent_of, parent) };
+    int r = count_tree(&c, err);
+    if (r == 0)
+        *ret = use.lost;
+    return r;
+}
+
 static int count_all(struct vobj *o, struct gr_err *err)
 {
     uint64_t own = 0;

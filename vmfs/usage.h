@@ -47,6 +47,8 @@ uint64_t usage_before(struct vobj *o, const struct vsnap *s);
 /* What deleting the snapshot alone would give back, in units: nothing while a clone or more than one tree grows from it. */
 uint64_t usage_unique(struct vobj *o, const struct vsnap *s);
 
+/* How much of the own units of @parent, a snapshot of @parent_of, a tree of @o that grew from it has lost; neither changes meanwhile (fiber). */
+int usage_lost(struct vobj *o, struct mtree *tree, struct vobj *parent_of, struct vsnap *parent, uint64_t *ret, struct gr_err *err);
 /* A disk that is about to be opened and has no numbers is counted: that reads all of its maps, once (fiber). One that is open, or of which
  * something is being given back, stays without for now, as does one of which a map cannot be read. */
 void usage_ready(struct vobj *o);

@@ -66,7 +66,7 @@ struct vmfs_join_opts {
      * after use. Any context; may be NULL: no encrypted disk can be opened. */
     int (*kek)(void *arg, uint64_t id, uint8_t ret[32]);
     void *kek_arg;
-    size_t map_cache_bytes; /* limit of cached map nodes; 0: 256 MiB */
+    size_t map_cache_bytes; /* limit of map nodes in memory, all that belongs to them counted, beyond what is not written yet; 0: 256 MiB */
     size_t check_memory;    /* limit of what a check remembers of units at a time; 0: 256 MiB */
     void (*ejected)(void *arg); /* another host has taken our place: nothing works any more, vmfs_leave() or vmfs_abandon() it and join
                                    again. Any context, nothing of the volume may be called in it; argument as for warn; may be NULL */
@@ -214,6 +214,7 @@ struct vmfs_stats {
     uint64_t rotten;        /* reads that found a piece that is not what was written: they end with -EIO */
     uint64_t journal_frames, journal_bytes, checkpoints, node_bytes, device_flushes;
     uint64_t replays, replayed_records, dropped_pieces, takeovers;
+    uint64_t map_bytes;      /* of map nodes in memory now */
     uint64_t capture_ns_max; /* longest instant a checkpoint held the loop */
 };
 void vmfs_stats(const struct vmfs *v, struct vmfs_stats *ret); /* any context */
@@ -259,6 +260,7 @@ void vmfs_stat_geometry(const struct vmfs_stat *st, struct gr_geometry *ret);
 /* Names: 1..255 bytes of UTF-8 without '/', '@', ':' or control characters, not "." or "..". */
 int vmfs_name_check(const char *path, struct gr_err *err); /* any context */
 int vmfs_stat(struct vmfs *v, const char *path, struct vmfs_stat *ret, struct gr_err *err);
+int vmfs_stat_object(struct vmfs *v, uint64_t id, struct vmfs_stat *ret, struct gr_err *err); /* by its id */
 int vmfs_readdir(struct vmfs *v, const char *path, int (*fn)(void *arg, const char *name, const struct vmfs_stat *st), void *arg,
                  struct gr_err *err);
 int vmfs_mkdir(struct vmfs *v, const char *path, bool parents, struct gr_err *err);

@@ -141,8 +141,8 @@ static int opts_copy(struct vmfs *v, const struct vmfs_join_opts *o, struct gr_e
         return gr_fail(err, -ENOMEM, "out of memory");
     if (strlen(v->address) > VMFS_ADDRESS_MAX || strlen(v->portal) > 127 || strlen(v->host_name) > 63)
         return gr_fail(err, -EINVAL, "host name, address or portal is too long");
-    v->max_leaves = (o->map_cache_bytes ? o->map_cache_bytes : (size_t)256 << 20) / sizeof(struct mnode);
-    v->max_leaves = GR_MAX(v->max_leaves, (size_t)64); /* fewer, and operations would throw out each other's leaves for ever */
+    v->map_limit = o->map_cache_bytes ? o->map_cache_bytes : (size_t)256 << 20;
+    v->map_limit = GR_MAX(v->map_limit, 64 * sizeof(struct mnode)); /* less, and operations would throw out each other's leaves for ever */
     return 0;
 }
 
@@ -151,7 +151,7 @@ static void set_limits(struct vmfs *v)
     uint64_t units = 0;
     for (unsigned i = 0; i < v->sb.n_devices; i++)
         units += v->sb.dev[i].state == VMFS_DEVICE_IN_USE ? v->sb.dev[i].units : 0;
-    v->max_dirty_nodes = (size_t)GR_MAX(16u, GR_MIN(2048u, units / 512));
+    v->max_dirty_nodes = (size_t)GR_MAX(16u, GR_MIN(16384u, units / 256));
 }
 
 /* A device is emptied by a host that is alone. */
@@ -373,4 +373,5 @@ void vmfs_info(struct vmfs *v, struct vmfs_info *ret)
 void vmfs_stats(const struct vmfs *v, struct vmfs_stats *ret)
 {
     *ret = v->stats;
+    ret->map_bytes = v->map_bytes;
 }

@@ -77,7 +77,6 @@ round() { # DS
     run_check granary snapshot revert "$ds/img@one"
     run_check granary snapshot tree "$ds/img"
     check 'the tree shows the snapshot' grep -q one "$T/out"
-    run_mustfail 1 '.' granary disk delete "$ds/img" # a clone hangs on it
     run_check granary disk delete "$ds/clones/c1"
     run_check granary snapshot delete "$ds/img@one" --keep-bookmark --settle
     j granary snapshot list "$ds/img"; is 'map(.kind) | unique == ["bookmark"]'

@@ -66,4 +66,24 @@ run_check granary disk export "$disk" "$T/out.raw"
 equal "$T/a" "$T/out.raw" || fail 'it has another content'
 run_check granary datastore check ds --repair
 check 'nothing is left to do' grep -q ' 0 rules were broken' "$T/out"
+
+# --- what memory it takes: the report, the manual and who looks from outside agree (tests/bench/check.sh: 1 TiB)
+run_check granary down
+run_check granary datastore create wide "$T/wide.img" --size 48G
+run_check granary disk create wide/thick --size 40G --provision thick # 40 MiB to remember of it
+most() { # FILE CMD...: its output; the most bytes that it had at once go to FILE
+    python3 -c 'import os, sys
+pid = os.fork()
+if pid == 0: os.execvp(sys.argv[2], sys.argv[2:])
+_, status, usage = os.wait4(pid, 0)
+open(sys.argv[1], "w").write(str(usage.ru_maxrss * 1024))
+sys.exit(os.waitstatus_to_exitcode(status))' "$@"
+}
+run_check most "$T/most.info" granary datastore info wide --json
+run_check most "$T/most.check" granary datastore check wide --json
+said=$(jq .memory "$T/out") grown=$(($(cat "$T/most.check") - $(cat "$T/most.info")))
+echo "# check: says $said bytes, took $grown more than 'datastore info' does"
+check 'what the manual says' [ "$said" -le $(((256 + 2) << 20)) ]
+check 'it remembers each unit' [ "$said" -ge $((40 << 20)) ]
+check 'it says what it takes' [ $grown -le $((said + (24 << 20))) ]
 if grep -sq Sanitizer "$T"/home/log/*.log; then fail 'a sanitizer complains'; fi

@@ -122,6 +122,10 @@ fails_for_a_while() { # DEVICE
     status 1 acked; n1=$is
     wait_for 90 well_again $n0 $n1
     dead=()
+    owner 0; victim=$is # what it has acknowledged since, and before, is there without it
+    due=$((due + 1))
+    kill_host "$victim"
+    taken_over
 }
 fault_errors_first() { fails_for_a_while 0; }
 fault_errors_second() { fails_for_a_while 1; }

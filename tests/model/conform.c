@@ -184,7 +184,9 @@ uint64_t conform_steps(const struct conform *c)
 bool conform_ejected(const struct conform *c, const struct sim_host *h)
 {
     int p = conform_proc(c, h);
-    return p >= 0 && c->host[p].known && m_proc(&c->m, c->st, (unsigned)p)->reg != (1u << c->n_dev) - 1;
+    if (p < 0)
+        return true; /* for so long that its place among those who are watched is another's */
+    return c->host[p].known && m_proc(&c->m, c->st, (unsigned)p)->reg != (1u << c->n_dev) - 1;
 }
 
 unsigned conform_phase(const struct conform *c, const struct sim_host *h)

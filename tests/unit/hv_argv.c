@@ -21,7 +21,7 @@ static void make_launch(struct hv_launch *l, struct hv_vm *vm, const char *url)
     static const char text[] = "granary.version = \"1\"\nuuid.bios = \"" UUID "\"\nmemsize = \"512\"\nnumvcpus = \"2\"\n"
                                "disk0.fileName = \"ds/a,b=c/root\"\ndisk1.fileName = \"ds/data\"\ndisk1.interface = \"virtio-scsi\"\n";
     assert_int_equal(hv_vm_decode("ds/we,b", text, sizeof text - 1, vm, NULL), 0);
-    *l = (struct hv_launch){.vm = vm, .initiator = hv_vm_initiator(vm), .dir = "/run"};
+    *l = (struct hv_launch){.vm = vm, .initiator = hv_vm_initiator(vm), .dir = "/run", .memory_fd = -1};
     assert_int_equal(hv_lun_parse(url, &l->luns[0], NULL), 0);
     assert_int_equal(hv_lun_parse("iscsi://[::1]/iqn.b/3", &l->luns[1], NULL), 0);
 }
@@ -65,6 +65,7 @@ static void test_argv(void **state)
     assert_non_null(find(&a, "-m", "512M"));
     assert_non_null(find(&a, "-sandbox", "on,"));
     assert_non_null(find(&a, "-netdev", "user,"));
+    assert_null(find(&a, "-incoming", ""));
     done_launch(&l, &vm);
 }
 
@@ -76,10 +77,12 @@ static void test_argv_options(void **state)
     make_launch(&l, &vm, "iscsi://h/t/0");
     l.accel = HV_ACCEL_KVM;
     vm.nic = false;
+    l.memory_fd = 9;
     assert_int_equal(hv_qemu_argv(&l, &a, NULL), 0);
     assert_non_null(find(&a, "-accel", "kvm"));
     assert_non_null(find(&a, "-cpu", "host"));
     assert_null(find(&a, "-netdev", ""));
+    assert_non_null(find(&a, "-incoming", "defer"));
     assert_null(find(&a, "-object", ""));
     hv_lun_done(&l.luns[1]);
     struct gr_err err = {0};

@@ -57,6 +57,13 @@ static int kek(void *arg, uint64_t id, uint8_t ret[32])
     return 0;
 }
 
+/* As an older host answers what it has never heard of. */
+static int no_such_method(void *arg, struct gr_err *e)
+{
+    (void)arg;
+    return gr_fail(e, -ENOSYS, "no such method");
+}
+
 static int together_fn(void *arg)
 {
     struct gr_mem *mem = gr_mem_new(128 * MIB);
@@ -67,7 +74,7 @@ static int together_fn(void *arg)
     (void)arg;
     OK(vmfs_format(gr_fiber_loop(), &da, 1, &f, &err));
     OK(join(da, "old", OLDER, VMFS_HOST, &old, &err));
-    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "now", .host_uuid = "now", .kek = kek };
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "now", .host_uuid = "now", .kek = kek, .recall = no_such_method };
     OK(vmfs_join(gr_fiber_loop(), &db, 1, &o, &now, &err));
     /* they work side by side */
     OK(vmfs_create(old, "d", VMFS_DISK, 8 * MIB, VMFS_THIN, &err));
@@ -82,6 +89,9 @@ static int together_fn(void *arg)
     FAILS(-GR_EVERSION, "host 'old' runs a release of Granary that does not know encrypted disks",
           vmfs_create_encrypted(now, "secret", 8 * MIB, VMFS_THIN, 4096, vmfs_kek_id(key), &err));
     assert_false(now->sb.incompat & VMFS_INCOMPAT_ENCRYPTED);
+    OK(vmfs_create(now, "folder/e", VMFS_DISK, MIB, VMFS_THIN, &err));
+    FAILS(-GR_EVERSION, "host 'old' runs a release of Granary that does not know quotas", vmfs_quota_set(now, "folder", 16 * MIB, &err));
+    OK(vmfs_known_to(now, OLDER, &err));
     put(old, "d", 3);
     /* it dies: the newer one takes over, and may go on once its slot is free */
     vmfs_abandon(old);
@@ -89,6 +99,9 @@ static int together_fn(void *arg)
     shows(now, "d", 3);
     OK(vmfs_create_encrypted(now, "secret", 8 * MIB, VMFS_THIN, 4096, vmfs_kek_id(key), &err));
     put(now, "secret", 4);
+    FAILS(-GR_EVERSION, "uses features 0x20 that the other build does not know", vmfs_known_to(now, OLDER, &err));
+    FAILS(-GR_EVERSION, "", vmfs_known_to(now, 0, &err));
+    OK(vmfs_known_to(now, vmfs_features_known(), &err));
     da = device(mem);
     FAILS(-GR_EVERSION, "use a newer Granary", join(da, "old", OLDER, VMFS_HOST, &old, &err));
     FAILS(-GR_EVERSION, "", join(da, "old", OLDER, VMFS_READER, &old, &err));

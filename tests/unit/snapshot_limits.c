@@ -1,0 +1,229 @@
+/* Where snapshots could cost too much: a group of sixteen disks at work is one frame of the journal and one flush; a guest that flushes
+ * is not joined by flushes of ours; the map in memory keeps to its limit with all that belongs to it; and a datastore that is filled by what
+ * snapshots keep, data and map, until it is full, refuses writes then and is never given up, though its free space is in splinters no leaf fits into. */
+#include "common/cleanup.h"
+#include "snapshot/snapshot.h"
+#include "tests/lib/test.h"
+#include "vmfs/internal.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+struct rig {
+    struct gr_mem *mem;
+    struct gr_bdev *dev;
+    struct vmfs *v;
+};
+
+static void rig_open(struct rig *r, uint64_t size)
+{
+    struct vmfs_format_opts f = { .name = "limits" };
+    struct vmfs_join_opts j = { .role = VMFS_HOST, .host_name = "limits" };
+    assert_non_null(r->mem = gr_mem_new(size));
+    assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), r->mem, &r->dev), 0);
+    OK(vmfs_format(gr_fiber_loop(), &r->dev, 1, &f, &err));
+    OK(vmfs_join(gr_fiber_loop(), &r->dev, 1, &j, &r->v, &err));
+}
+
+static void rig_close(struct rig *r)
+{
+    OK(vmfs_leave(r->v, &err));
+    gr_bdev_put(r->dev);
+    gr_mem_free(r->mem);
+}
+
+/* ---- a group ---- */
+#define GROUP 16u
+static int group_body(void *arg)
+{
+    struct rig r;
+    struct vmfs_disk *d[GROUP];
+    struct gr_chan *ch[GROUP];
+    uint8_t *buf = aligned_alloc(4096, 4096);
+    struct vmfs_stats s0, s1;
+    char name[16];
+    memset(buf, 7, 4096);
+    rig_open(&r, 96ull << 20);
+    for (unsigned i = 0; i < GROUP; i++) {
+        snprintf(name, sizeof name, "d%u", i);
+        OK(vmfs_create(r.v, name, VMFS_DISK, 8 << 20, VMFS_THIN, &err));
+        OK(vmfs_open(r.v, name, &d[i], NULL, &err));
+        assert_int_equal(gr_chan_open(vmfs_bdev(d[i]), gr_fiber_loop(), &ch[i]), 0);
+        assert_int_equal(gr_pwrite(ch[i], buf, 4096, i * 4096, 0), 0);
+    }
+    for (unsigned round = 0; round < 3; round++) {
+        OK(vmfs_checkpoint(r.v, &err));
+        gr_fiber_sleep_ms(100); /* nothing is owed any more */
+        vmfs_stats(r.v, &s0);
+        snprintf(name, sizeof name, "s%u", round);
+        OK(snap_create(d, GROUP, name, &err));
+        vmfs_stats(r.v, &s1);
+        assert_int_equal(s1.journal_frames - s0.journal_frames, 1);
+        assert_int_equal(s1.flushes - s0.flushes, 1);
+    }
+    for (unsigned i = 0; i < GROUP; i++) {
+        struct snap_info a, b;
+        OK(snap_find(d[0], "s1", &a, &err));
+        OK(snap_find(d[i], "s1", &b, &err));
+        assert_string_equal(a.group, b.group);
+        gr_chan_close(ch[i]);
+        vmfs_close(d[i]);
+    }
+    free(buf);
+    rig_close(&r);
+    return 0;
+}
+
+static void test_group_is_one_record(void **state)
+{
+    test_in_fiber(group_body, NULL);
+}
+
+/* ---- flushes, memory ---- */
+#define WIDE (4ull << 30) /* 512 leaves */
+/* Bytes of the nodes at and below @n that are in memory, with all that belongs to them. */
+static uint64_t bytes_of(const struct mnode *n)
+{
+    uint64_t sum = n->level ? offsetof(struct mnode, child) + sizeof(struct mchild) * VMFS_FANOUT : sizeof *n;
+    for (unsigned i = 0; i < VMFS_FANOUT; i++)
+        sum += n->level ? (n->child[i].mem ? bytes_of(n->child[i].mem) : 0) : n->ent[i].px ? sizeof *n->ent[i].px : 0;
+    return sum;
+}
+
+static int wide_body(void *arg)
+{
+    struct rig r;
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    struct vmfs_stats s0, s1;
+    uint8_t *buf = aligned_alloc(4096, 4096);
+    memset(buf, 3, 4096);
+    rig_open(&r, 768ull << 20);
+    OK(vmfs_create(r.v, "wide", VMFS_DISK, WIDE, VMFS_THIN, &err));
+    OK(vmfs_open(r.v, "wide", &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    for (uint64_t block = 0; block < WIDE / VMFS_BLOCK; block += 16)
+        assert_int_equal(gr_pwrite(ch, buf, 4096, block * VMFS_BLOCK, 0), 0);
+    OK(snap_create(&d, 1, "s", &err));
+
+    /* a guest at work flushes for everybody: none of ours come between */
+    vmfs_stats(r.v, &s0);
+    for (unsigned round = 0; round < 15; round++) {
+        for (unsigned i = 0; i < 4; i++) {
+            assert_int_equal(gr_pwrite(ch, buf, 4096, (round * 4 + i) * 16 * VMFS_BLOCK, 0), 0);
+            gr_fiber_sleep_ms(9);
+        }
+        assert_int_equal(gr_flush(ch), 0);
+    }
+    vmfs_stats(r.v, &s1);
+    assert_in_range(s1.device_flushes - s0.device_flushes, 15, 16);
+
+    /* what hangs on leaves of splits is within the limit, too */
+    for (uint64_t block = 0; block < WIDE / VMFS_BLOCK; block += 16)
+        assert_int_equal(gr_pwrite(ch, buf, 4096, block * VMFS_BLOCK, 0), 0);
+    OK(vmfs_checkpoint(r.v, &err));
+    vmfs_stats(r.v, &s1);
+    assert_int_equal(s1.map_bytes, bytes_of(d->o->live.root.mem)); /* the snapshot's tree is not in memory any more */
+    assert_int_equal(r.v->dirty_hanging, 0);
+    assert_int_equal(gr_pwrite(ch, buf, 4096, 0, 0), 0);
+    r.v->map_limit = 1 << 20;
+    OK(vmfs_checkpoint(r.v, &err));
+    vmfs_stats(r.v, &s1);
+    assert_in_range(s1.map_bytes, 1, 1 << 20);
+    for (uint64_t block = 0; block < WIDE / VMFS_BLOCK; block += 64)
+        assert_int_equal(gr_pread(ch, buf, 4096, block * VMFS_BLOCK), 0);
+    OK(vmfs_checkpoint(r.v, &err));
+    gr_chan_close(ch);
+    vmfs_close(d);
+    free(buf);
+    rig_close(&r);
+    return 0;
+}
+
+static void test_flushes_and_memory(void **state)
+{
+    test_in_fiber(wide_body, NULL);
+}
+
+/* ---- full ---- */
+#define DISK (32ull << 20)
+#define SNAPS_MAX 4000u
+static int sound(struct rig *r)
+{
+    struct vmfs_check_report rep;
+    struct gr_err err = { 0 };
+    return vmfs_check(r->v, NULL, NULL, &rep, &err);
+}
+
+/* Snapshots with scattered writes between them, until one is refused: how many there are. */
+static unsigned fill_up(struct rig *r, struct vmfs_disk *d, struct gr_chan *ch, uint64_t *rng, uint8_t *buf)
+{
+    char name[16];
+    for (unsigned n = 0; n < SNAPS_MAX; n++) {
+        struct gr_err err = { 0 };
+        snprintf(name, sizeof name, "s%u", n);
+        int rc = snap_create(&d, 1, name, &err);
+        if (rc == -GR_ENOSPACE)
+            return n;
+        if (rc < 0)
+            fail_msg("snapshot %u: %s", n, gr_err_text(&err, rc));
+        for (unsigned i = 0; i < 100; i++) {
+            memset(buf, (int)(n + i), 4096);
+            rc = gr_pwrite(ch, buf, 4096, test_rand(rng) % (DISK / 4096) * 4096, 0);
+            if (rc == -GR_ENOSPACE)
+                return n + 1;
+            if (rc < 0)
+                fail_msg("write %u after snapshot %u: %s; the volume was given up: %s", i, n, gr_code_text(rc), r->v->fence_reason);
+        }
+    }
+    fail_msg("%u snapshots, and it is not full", SNAPS_MAX);
+    return 0;
+}
+
+static int full_body(void *arg)
+{
+    struct rig r;
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    uint64_t rng = test_seed();
+    size_t len = 1 << 20;
+    uint8_t *buf = aligned_alloc(4096, len);
+    char name[16];
+    memset(buf, 1, len);
+    rig_open(&r, 96ull << 20);
+    OK(vmfs_create(r.v, "disk", VMFS_DISK, DISK, VMFS_THIN, &err));
+    OK(vmfs_open(r.v, "disk", &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    for (uint64_t off = 0; off < DISK; off += len)
+        assert_int_equal(gr_pwrite(ch, buf, len, off, 0), 0);
+    unsigned n = fill_up(&r, d, ch, &rng, buf);
+    assert_false(r.v->fenced);
+    struct vmfs_info i;
+    vmfs_info(r.v, &i);
+    printf("# full after %u snapshots, with %llu KiB free in splinters\n", n, (unsigned long long)(i.free >> 10));
+    OK(vmfs_checkpoint(r.v, &err));
+    assert_int_equal(sound(&r), 0);
+    assert_int_equal(gr_pread(ch, buf, len, 0), 0);
+    for (unsigned k = 0; k < n; k++) { /* a snapshot that was refused is not there */
+        struct gr_err err = { 0 };
+        snprintf(name, sizeof name, "s%u", k);
+        int rc = snap_delete(d, name, false, &err);
+        if (rc < 0 && rc != -ENOENT)
+            fail_msg("delete of %s: %s", name, gr_err_text(&err, rc));
+    }
+    OK(snap_settle(d, &err));
+    for (unsigned k = 0; k < 1000; k++)
+        assert_int_equal(gr_pwrite(ch, buf, 4096, test_rand(&rng) % (DISK / 4096) * 4096, 0), 0);
+    assert_int_equal(sound(&r), 0);
+    gr_chan_close(ch);
+    vmfs_close(d);
+    free(buf);
+    rig_close(&r);
+    return 0;
+}
+
+static void test_full_is_refused_not_given_up(void **state)
+{
+    test_in_fiber(full_body, NULL);
+}
+
+TEST_MAIN(TEST(test_group_is_one_record), TEST(test_flushes_and_memory), TEST(test_full_is_refused_not_given_up))

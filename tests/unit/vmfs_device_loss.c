@@ -428,6 +428,8 @@ static int check(struct site *s, bool repair)
         fail_msg("check: %s", e.text);
     assert_int_equal(rep.errors, 0);
     assert_int_equal(rep.leaked_units, 0);
+    if (repair)
+        assert_int_equal(rep.mended, 1); /* the device, and nothing that was counted wrong */
     return r;
 }
 

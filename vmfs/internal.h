@@ -368,6 +368,7 @@ struct vmfs {
     size_t dirty_nodes, max_dirty_nodes, dirty_hanging; /* of the map: not written yet; and bytes that hang on them (struct mnode) */
     size_t dirty_objects;
     size_t map_bytes, map_limit; /* of map nodes in memory; to throw out clean ones above it */
+    uint32_t map_loads;
     unsigned background;          /* fibers that must end before leave */
     bool resuming, resume_again; /* what others left to be given back is still being looked for; and once more */
     struct gr_fqueue background_q;

@@ -3,6 +3,8 @@
 #include "common/seam.h"
 #include "vmfs/internal.h"
 
+#define LOADED_LAST 64u /* leaves */
+
 static size_t node_size(unsigned level)
 {
     return level ? offsetof(struct mnode, child) + sizeof(struct mchild) * VMFS_FANOUT : sizeof(struct mnode);
@@ -153,6 +155,8 @@ static int load_slot(struct vmfs *v, struct mchild *c, struct mnode *parent, uns
     else
         r = mnode_decode(v, buf, ptr.units, ptr.addr, level, &n, err);
     free(buf);
+    if (r == 0)
+        n->loaded = ++v->map_loads;
     if (r == 0 && !c->mem && c->ptr.addr == ptr.addr)
         c->mem = n;
     else
@@ -539,7 +543,8 @@ int mleaf_set(struct vmfs *v, struct mnode *leaf, const struct map_change *m, vo
     return 0;
 }
 
-/* Drop clean leaves nobody used since the last sweep. */
+/* Drop clean leaves nobody used since the last sweep. Those that came last stay, whatever the limit: an operation that needs several at once would else
+ * throw out the one with the other for ever, when all that is not written yet is above the limit. */
 static void evict_below(struct vmfs *v, struct mnode *n)
 {
     for (unsigned i = 0; i < VMFS_FANOUT && v->map_bytes > v->map_limit; i++) {
@@ -548,7 +553,7 @@ static void evict_below(struct vmfs *v, struct mnode *n)
             continue;
         if (c->mem->level) {
             evict_below(v, c->mem);
-        } else if (c->mem->refs == 1 && n->refs == 1 && !c->mem->dirty && !c->mem->used) {
+        } else if (c->mem->refs == 1 && n->refs == 1 && !c->mem->dirty && !c->mem->used && v->map_loads - c->mem->loaded >= LOADED_LAST) {
             c->ptr = c->mem->ptr;
             mnode_put(v, c->mem);
             c->mem = NULL;

@@ -30,6 +30,7 @@ struct mnode {
     unsigned refs; /* parents (and pins) */
     uint8_t level; /* 0: leaf */
     bool dirty, used; /* used: clock bit of the cache */
+    uint32_t loaded;  /* which load of the volume brought it; 0: it was made here */
     uint32_t hanging; /* bytes that hang on the entries of a leaf, as they are counted in v->map_bytes */
     uint32_t settled; /* v->sp.moves when its addresses were last looked up */
     struct mptr ptr;  /* where it lies on disk; addr 0: nowhere yet. ptr.birth of the version on disk */

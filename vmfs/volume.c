@@ -142,7 +142,6 @@ static int opts_copy(struct vmfs *v, const struct vmfs_join_opts *o, struct gr_e
     if (strlen(v->address) > VMFS_ADDRESS_MAX || strlen(v->portal) > 127 || strlen(v->host_name) > 63)
         return gr_fail(err, -EINVAL, "host name, address or portal is too long");
     v->map_limit = o->map_cache_bytes ? o->map_cache_bytes : (size_t)256 << 20;
-    v->map_limit = GR_MAX(v->map_limit, 64 * sizeof(struct mnode)); /* less, and operations would throw out each other's leaves for ever */
     return 0;
 }
 

@@ -65,6 +65,8 @@ static int group_body(void *arg)
         OK(snap_find(d[0], "s1", &a, &err));
         OK(snap_find(d[i], "s1", &b, &err));
         assert_string_equal(a.group, b.group);
+    }
+    for (unsigned i = 0; i < GROUP; i++) {
         gr_chan_close(ch[i]);
         vmfs_close(d[i]);
     }

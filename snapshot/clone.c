@@ -104,6 +104,28 @@ static int clone_once(struct vmfs_disk *d, const char *name, const char *const *
     return r;
 }
 
+/* New objects that @path may need, folders included, when @before was made with it (NULL: none was). */
+static unsigned objects_of(const char *path, const char *before)
+{
+    size_t same = 0;
+    while (before && path[same] && path[same] == before[same])
+        same++;
+    unsigned n = 1;
+    for (const char *c = path + same; *c; c++)
+        n += *c == '/';
+    return n;
+}
+
+/* How many of @paths go home in one checkpoint. */
+static unsigned batch_of(const struct vmfs *v, const char *const *paths, unsigned n)
+{
+    unsigned k = 0, objects = 0;
+    do
+        objects += objects_of(paths[k], k ? paths[k - 1] : NULL);
+    while (++k < n && objects + objects_of(paths[k], paths[k - 1]) <= vmfs_create_max(v));
+    return k;
+}
+
 int snap_clone_many(struct vmfs_disk *d, const char *name, const char *const *paths, unsigned n, unsigned *ret_made, uint64_t *ret_ids,
                     struct gr_err *err)
 {
@@ -114,7 +136,7 @@ int snap_clone_many(struct vmfs_disk *d, const char *name, const char *const *pa
             r = gr_fail(err, -GR_EFENCED, "'%s' is no longer ours", d->bdev.name);
             break;
         }
-        unsigned k = GR_MIN(n - made, vmfs_create_max(d->o->v));
+        unsigned k = batch_of(d->o->v, paths + made, n - made);
         r = -EAGAIN;
         for (int tries = 0; r == -EAGAIN && tries < 5; tries++)
             r = clone_once(d, name, paths + made, k, ret_ids ? ret_ids + made : NULL, err);

@@ -397,7 +397,9 @@ int snap_protect(struct vmfs_disk *d, const char *name, const char *by, const ch
     p->since_s = gr_le64_of((uint64_t)w->wall_s(w->arg));
     memcpy(p->text, by, who);
     memcpy(p->text + who, why, strlen(why));
-    int r = note_set(d, name, VMFS_NOTE_PROTECTED, p, len, err);
+    int r = vkept_on(vmfs_disk_volume(d), err);
+    if (r == 0)
+        r = note_set(d, name, VMFS_NOTE_PROTECTED, p, len, err);
     free(p);
     return r;
 }

@@ -28,7 +28,7 @@ int mnt_attr(struct mnt_mount *m, const struct vmfs_node *n, struct fuse_attr *r
     bool dir = now.type == VMFS_DIR;
     struct vmfs_posix p = now.posix;
     if (!now.has_posix)
-        p = (struct vmfs_posix){dir ? 0755 : now.type == VMFS_FILE ? 0644 : 0600, m->uid, m->gid, now.made_s * 1000000000, now.made_s * 1000000000, now.made_s * 1000000000};
+        p = (struct vmfs_posix){dir ? 0755 : 0600, m->uid, m->gid, now.made_s * 1000000000, now.made_s * 1000000000, now.made_s * 1000000000};
     *ret = (struct fuse_attr){.ino = now.id, .size = now.size, .blocks = (now.used + 511) / 512, .mode = p.mode | (dir ? S_IFDIR : S_IFREG), .nlink = dir ? 2 : o && o->lost ? 0 : 1,
                               .uid = p.uid, .gid = p.gid, .blksize = VMFS_BLOCK};
     set_time(p.atime_ns, &ret->atime, &ret->atimensec);

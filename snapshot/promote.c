@@ -48,13 +48,18 @@ static int may_promote(const struct promote *p, struct gr_err *err)
         return gr_fail(err, -EOPNOTSUPP, "only thin disks change places: a thick one's space is its own");
     if (!a->counted || !c->counted)
         return gr_fail(err, -EAGAIN, "its space is not counted yet");
+    int64_t moved = 0;
     for (size_t i = 0; r == 0 && i < a->n_snaps; i++) {
         const struct vsnap *s = a->snaps[i];
-        if (moves(p, s->id))
+        bool goes = moves(p, s->id);
+        moved += goes ? (int64_t)s->use.own : 0;
+        if (goes)
             r = snapshot_may_move(p, s, err);
         else if (s->parent != p->s->id && (!s->parent || moves(p, s->parent)))
             r = gr_fail(err, -EBUSY, "'%s' grew from a snapshot before the one it starts at (the disk was reverted)", s->name[0] ? s->name : "what was before a revert");
     }
+    if (r == 0 && !quota_fits(c, moved))
+        r = gr_fail(err, -EDQUOT, "what it would take over (%lld bytes) is more than the quota of its folder leaves", (long long)moved * (long long)VMFS_UNIT);
     if (r == 0 && a->parent_snap != p->s->id && (!a->parent_snap || moves(p, a->parent_snap)))
         r = gr_fail(err, -EBUSY, "the disk it was cloned from was reverted to before the snapshot");
     return r;
@@ -126,7 +131,7 @@ static int change_places(struct promote *p, struct gr_err *err)
     for (struct vsnap *s = top; r == 0 && s; s = vobj_snap(a, s->parent))
         r = take_note(p, VMFS_NOTE_PROTECTED, s->id) < 0 || take_note(p, VMFS_NOTE_EXPIRES, s->id) < 0 ? -ENOMEM : 0;
     if (r == 0)
-        r = vobj_heir_of(c, a->id);
+        r = vobj_heir_of(c, a);
     if (r < 0)
         return gr_fail(err, r, "out of memory");
     size_t n = 0;

@@ -344,8 +344,13 @@ static int template_snapshot(struct snap_disk *d, struct gr_err *err)
     struct snap_info info;
     bool changed = false;
     int r = snap_find(d->h->disk, SNAP_TEMPLATE, &info, NULL);
-    if (r == 0 && !info.is_bookmark) {
-        r = snap_diff(d->h->disk, SNAP_TEMPLATE, NULL, count_changes, &changed, err);
+    struct vmfs_stat st;
+    vmfs_disk_stat(d->h->disk, &st);
+    if (r == 0 && info.is_bookmark)
+        return gr_fail(err, -EEXIST, "%s/%s has a bookmark '%s', which is the name of what clones of a template start at: delete it first", d->ds->name, d->h->path,
+                       SNAP_TEMPLATE);
+    if (r == 0) {
+        r = info.size != st.size ? (changed = true, 0) : snap_diff(d->h->disk, SNAP_TEMPLATE, NULL, count_changes, &changed, err);
         if (r == 0 && !changed)
             return 0;
         r = changed ? 0 : r;
@@ -360,8 +365,8 @@ static int template_snapshot(struct snap_disk *d, struct gr_err *err)
 /* Nobody writes any more before the snapshot is taken. */
 static int become_template(struct snap_op *op, struct snap_disk *d, const struct vmfs_lun *was, const struct vmfs_lun *lun)
 {
-    int r = snap_refuse_in_use(op->s, d, "become a template", op->err);
-    if (r == 0 && d->h->mounted)
+    int r = was->flags & VMFS_LUN_TEMPLATE ? 0 : snap_refuse_in_use(op->s, d, "become a template", op->err);
+    if (r == 0 && d->h->mounted && !(was->flags & VMFS_LUN_TEMPLATE))
         r = gr_fail(op->err, -GR_ELOCKED, "disk %s/%s is open for writing on '%s'", d->ds->name, d->h->path, mnt_mounted_on(d->ds));
     if (r == 0)
         r = vmfs_set_lun(d->h->disk, lun, op->err);
@@ -395,7 +400,7 @@ static int op_set(struct snap_op *op)
     if (r == 0 && accept)
         r = vmfs_accept_loss(d.h->disk, op->err);
     if (r == 0)
-        r = lun.flags & ~st.lun.flags & VMFS_LUN_TEMPLATE ? become_template(op, &d, &st.lun, &lun) : vmfs_set_lun(d.h->disk, &lun, op->err);
+        r = json_is_true(json_object_get(op->params, "template")) ? become_template(op, &d, &st.lun, &lun) : vmfs_set_lun(d.h->disk, &lun, op->err);
     if (r == 0)
         r = result_disk(op, &d);
     snap_disk_put(&d);

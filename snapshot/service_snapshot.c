@@ -340,6 +340,8 @@ int snap_op_snapshot_delete(struct snap_op *op)
     struct vmfs_stat st;
     vmfs_disk_stat(d.h->disk, &st);
     r = snap_find(d.h->disk, name, &info, op->err);
+    if (r == 0 && !info.is_bookmark && st.lun.flags & VMFS_LUN_TEMPLATE && strcmp(name, SNAP_TEMPLATE) == 0)
+        r = gr_fail(op->err, -GR_ELOCKED, "%s/%s is a template, and '%s' is what its clones start at (granary disk set --template off makes it a disk like any other)", p.ds, p.path, name);
     if (r == 0 && op->s->o.hooks.release && full)
         r = op->s->o.hooks.release(op->s->o.hooks.arg, full, true, op->err);
     if (r == 0 && has_text(d.h->disk, info.id))

@@ -2,6 +2,7 @@
 #include "common/seam.h"
 #include "vmfs/loss.h"
 #include "vmfs/keys.h"
+#include "vmfs/notes.h"
 
 struct vmfs_disk *disk_of(struct gr_chan *ch)
 {
@@ -406,7 +407,9 @@ int vmfs_set_lun(struct vmfs_disk *d, const struct vmfs_lun *lun, struct gr_err 
     struct vmfs_lun_disk val = { .flags = gr_le32_of(lun->flags), .iops = gr_le32_of(lun->iops), .bytes_per_s = gr_le64_of(lun->bytes_per_s),
                                  .burst_ms = gr_le32_of(lun->burst_ms) };
     bool any = lun->flags || lun->iops || lun->bytes_per_s;
-    int r = attr_set(&d->bdev, VMFS_ATTR_LUN, &val, any ? sizeof val : 0, err);
+    int r = lun->flags & VMFS_LUN_TEMPLATE && d->o ? vkept_on(d->o->v, err) : 0;
+    if (r == 0)
+        r = attr_set(&d->bdev, VMFS_ATTR_LUN, &val, any ? sizeof val : 0, err);
     if (r == 0)
         gr_bdev_event(&d->bdev, GR_EVENT_PRESENTED);
     return r;

@@ -73,9 +73,10 @@
 #define VMFS_INCOMPAT_QUOTA 128ull      /* folders may have quotas: who writes must stay below what his disks were granted */
 #define VMFS_INCOMPAT_FILES 256ull      /* regular files of any length; owners, modes and times of files and directories: struct vmfs_posix_disk */
 #define VMFS_INCOMPAT_STALE 512ull      /* a device was lost: its tables are stale, and slots say what was lost with it */
+#define VMFS_INCOMPAT_KEPT 1024ull      /* templates, protected snapshots, removed disks kept for their clones: who does not know would write to or remove them */
 #define VMFS_INCOMPAT_KNOWN                                                                                                                  \
     (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED | VMFS_INCOMPAT_ONE_HOST |                     \
-     VMFS_INCOMPAT_ENCRYPTED | VMFS_INCOMPAT_DATA_CRC | VMFS_INCOMPAT_QUOTA | VMFS_INCOMPAT_FILES | VMFS_INCOMPAT_STALE)
+     VMFS_INCOMPAT_ENCRYPTED | VMFS_INCOMPAT_DATA_CRC | VMFS_INCOMPAT_QUOTA | VMFS_INCOMPAT_FILES | VMFS_INCOMPAT_STALE | VMFS_INCOMPAT_KEPT)
 /* Of releases that did not write it into their slots. */
 #define VMFS_INCOMPAT_FIRST (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED)
 #define VMFS_RO_COMPAT_KNOWN 0ull

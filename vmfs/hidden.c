@@ -1,6 +1,7 @@
 /* Disks that were removed while clones start at their snapshots: they are among the dying, all their trees are deleted snapshots, and of those
  * the ones that clones need wait (reap.c). Nobody holds them meanwhile. What they were called is an attribute, for people. */
 #include "vmfs/internal.h"
+#include "vmfs/notes.h"
 
 #define ATTR "removed-as"
 
@@ -9,7 +10,10 @@ int hidden_name(struct vobj *o, const char *path, struct gr_err *err)
     bool clones = false;
     for (size_t i = 0; i < o->n_snaps; i++)
         clones |= o->snaps[i]->clones > 0;
-    return clones && vobj_attr_put(o, ATTR, strlen(ATTR), path, strlen(path)) < 0 ? gr_fail(err, -ENOMEM, "out of memory") : 0;
+    int r = clones && !(o->v->sb.incompat & VMFS_INCOMPAT_KEPT) ? vfeature_on(o->v, VMFS_INCOMPAT_KEPT, VKEPT_WHAT, err) : 0;
+    if (r == 0 && clones && vobj_attr_put(o, ATTR, strlen(ATTR), path, strlen(path)) < 0)
+        r = gr_fail(err, -ENOMEM, "out of memory");
+    return r;
 }
 
 static void name_of(const struct vobj *o, char ret[VMFS_PATH_MAX + 1])

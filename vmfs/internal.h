@@ -161,7 +161,7 @@ struct vobj { /* an object this host holds the lock of */
     bool copied;                 /* VMFS_CONTENT_COPIED */
     uint64_t data_written;       /* v->j.data_written when data of it last reached a device, */
     uint64_t data_on[VMFS_DEVICES_MAX]; /* and each of them */
-    bool lost;                   /* VMFS_ATTR_LOST */
+    bool lost, is_template;      /* of the attributes, as every write asks: VMFS_ATTR_LOST, VMFS_LUN_TEMPLATE */
     struct mtree live;
     struct vusage use; /* of the live head */
     bool counted;      /* the numbers of all trees are known */
@@ -761,7 +761,8 @@ int vobj_set_physical_block(struct vobj *o, uint32_t bytes);
 /* How the disk shows itself as a logical unit. */
 #define VMFS_ATTR_LUN "lun"
 struct vmfs_lun vobj_lun(const struct vobj *o);
-static inline bool vobj_template(const struct vobj *o) { return vobj_lun(o).flags & VMFS_LUN_TEMPLATE; }
+static inline bool vobj_template(const struct vobj *o) { return o->is_template; }
+void vobj_attrs_seen(struct vobj *o); /* they have changed, or were read [sync] */
 struct vbookmark *vobj_bookmark_named(struct vobj *o, const char *name);
 
 /* object_name.c: "DATASTORE/PATH", or "DATASTORE, object N" of one that has no name (fiber). */
@@ -919,12 +920,14 @@ int ns_walk_parent(struct vmfs *v, struct vobj *root, const char *path, bool mak
 int ns_walk_existing(struct vmfs *v, struct vobj *root, const char *path, struct vobj **ret, struct gr_err *err);
 /* Without the lock, in what is home. */
 int ns_lookup(struct vmfs *v, const char *path, uint64_t *ret_id, enum vmfs_type *ret_type, struct gr_err *err);
+int ns_keepsake(const struct vobj *o, const char *path, struct gr_err *err); /* -GR_ELOCKED: a template, or one of its snapshots is protected */
 int ns_must_be_free(struct vmfs *v, const char *path, struct gr_err *err); /* -EEXIST, or what is wrong with it */
 int ns_dir(struct vmfs *v, const char *path, struct vobj **ret, struct gr_err *err); /* a directory, between begin and end */
 int ns_end(struct vmfs *v, int r, struct gr_err *err);
 int vmfs_refresh(struct vmfs *v, struct gr_err *err); /* grow.c: learn that another host grew the volume */
 void vobj_adopt(struct vobj *o); /* object.c: a peeked object joins the table of those held here [sync] */
-/* New objects at all @paths, or at none; they and their names go home in one checkpoint, so no more than vmfs_create_max() of them. */
+/* New objects at all @paths, or at none; they and their names go home in one checkpoint, so no more than vmfs_create_max()
+ * objects, new folders included. */
 struct ns_many {
     enum vmfs_type type;
     int (*init)(void *arg, struct vobj *o);  /* [sync] fills its content before it becomes visible; may be NULL */

@@ -226,6 +226,8 @@ int vmfs_keys_erase(struct vmfs *v, const char *path, struct gr_err *err)
         gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
     if (r == 0 && (o->opens || o->handle || o->users || o->dying))
         r = gr_fail(err, -EBUSY, "'%s/%s' is in use", v->sb.name, path);
+    if (r == 0)
+        r = ns_keepsake(o, path, err);
     for (size_t i = 0; r == 0 && i < o->n_snaps; i++)
         if (o->snaps[i]->clones)
             r = gr_fail(err, -EBUSY, "'%s/%s': %u clones start at its snapshot '%s' and have its key, too: delete them first", v->sb.name, path,

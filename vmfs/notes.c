@@ -18,6 +18,13 @@ const struct vattr *vobj_note(const struct vobj *o, const char *kind, uint64_t s
     return NULL;
 }
 
+int vkept_on(struct vmfs *v, struct gr_err *err)
+{
+    struct vobj *root;
+    int r = v->sb.incompat & VMFS_INCOMPAT_KEPT ? 1 : ns_begin(v, &root, err);
+    return r < 0 ? r : r == 1 ? 0 : ns_end(v, vfeature_on(v, VMFS_INCOMPAT_KEPT, VKEPT_WHAT, err), err);
+}
+
 int vobj_protected(const struct vobj *o, const struct vsnap *s, const char *disk, struct gr_err *err)
 {
     const struct vattr *a = vobj_note(o, VMFS_NOTE_PROTECTED, s->id);
@@ -36,6 +43,7 @@ int vobj_protected(const struct vobj *o, const struct vsnap *s, const char *disk
 }
 
 #define HEIR "heir-of"
+#define HEIR_MAX 64u
 bool vobj_was_of(const struct vobj *o, uint64_t object)
 {
     for (size_t i = 0; i < o->n_attrs; i++)
@@ -45,13 +53,19 @@ bool vobj_was_of(const struct vobj *o, uint64_t object)
     return false;
 }
 
-int vobj_heir_of(struct vobj *o, uint64_t object)
+static void heir_add(const struct vobj *o, uint64_t object, gr_le64 *all, size_t *n)
 {
-    gr_le64 all[64] = { gr_le64_of(object) }; /* the newest; a reader that pinned as many changes of places ago has long ended */
-    size_t n = 1;
     for (size_t i = 0; i < o->n_attrs; i++)
-        for (size_t k = 0; strcmp(o->attrs[i].key, HEIR) == 0 && k < o->attrs[i].len / sizeof(gr_le64) && n < GR_ARRAY_LEN(all); k++)
+        for (size_t k = 0; strcmp(o->attrs[i].key, HEIR) == 0 && k < o->attrs[i].len / sizeof(gr_le64) && *n < HEIR_MAX; k++)
             if (gr_le64_get(((const gr_le64 *)o->attrs[i].val)[k]) != object)
-                all[n++] = ((const gr_le64 *)o->attrs[i].val)[k];
+                all[(*n)++] = ((const gr_le64 *)o->attrs[i].val)[k];
+}
+
+int vobj_heir_of(struct vobj *o, const struct vobj *from)
+{
+    gr_le64 all[HEIR_MAX] = { gr_le64_of(from->id) }; /* the newest; a reader that pinned as many changes of places ago has long ended */
+    size_t n = 1;
+    heir_add(from, from->id, all, &n); /* its snapshots may have come to it in the same way */
+    heir_add(o, from->id, all, &n);
     return vobj_attr_put(o, HEIR, strlen(HEIR), all, n * sizeof all[0]);
 }

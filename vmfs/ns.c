@@ -330,6 +330,21 @@ int vmfs_rename(struct vmfs *v, const char *from, const char *to, struct gr_err 
     return ns_end(v, r, err);
 }
 
+int ns_keepsake(const struct vobj *o, const char *path, struct gr_err *err)
+{
+    const char *ds = o->v->sb.name;
+    char disk[VMFS_VOLUME_NAME_MAX + VMFS_PATH_MAX + 2];
+    if (vobj_template(o))
+        return gr_fail(err, -GR_ELOCKED, "'%s/%s' is a template (granary disk set --template off makes it a disk like any other)", ds, path);
+    snprintf(disk, sizeof disk, "%s/%s", ds, path);
+    for (size_t i = 0; i < o->n_snaps; i++) {
+        int r = o->snaps[i]->flags & VMFS_SNAP_HIDDEN ? 0 : vobj_protected(o, o->snaps[i], disk, err);
+        if (r < 0)
+            return r;
+    }
+    return 0;
+}
+
 static int removable(struct vobj *o, const char *path, struct gr_err *err)
 {
     const char *ds = o->v->sb.name;
@@ -337,18 +352,11 @@ static int removable(struct vobj *o, const char *path, struct gr_err *err)
         return o->n_ents ? gr_fail(err, -ENOTEMPTY, "'%s/%s' is not empty", ds, path) : 0;
     if (o->opens || o->handle || o->users)
         return gr_fail(err, -EBUSY, "'%s/%s' is in use", ds, path);
-    if (vobj_template(o))
-        return gr_fail(err, -GR_ELOCKED, "'%s/%s' is a template (granary disk set --template off makes it a disk like any other)", ds, path);
-    for (size_t i = 0; i < o->n_snaps; i++) {
-        char disk[VMFS_VOLUME_NAME_MAX + VMFS_PATH_MAX + 2];
-        snprintf(disk, sizeof disk, "%s/%s", ds, path);
-        int r = o->snaps[i]->flags & VMFS_SNAP_HIDDEN ? 0 : vobj_protected(o, o->snaps[i], disk, err);
-        if (r < 0)
-            return r;
+    int r = ns_keepsake(o, path, err);
+    for (size_t i = 0; r == 0 && i < o->n_snaps; i++)
         if (o->snaps[i]->open)
-            return gr_fail(err, -EBUSY, "'%s/%s': its snapshot '%s' is being read", ds, path, o->snaps[i]->name);
-    }
-    return 0;
+            r = gr_fail(err, -EBUSY, "'%s/%s': its snapshot '%s' is being read", ds, path, o->snaps[i]->name);
+    return r;
 }
 
 int ns_replace(struct vmfs *v, const char *from, const char *to, struct gr_err *err)

@@ -77,11 +77,12 @@ static int hand_over(struct vobj *o)
     if (!v->opts.resume)
         return -GR_ELOCKED;
     int r = ckpt_run(v);
-    if (r == 0)
-        r = vobj_release(v, o, NULL);
-    if (r == 0)
+    if (r < 0)
+        return r;
+    gr_fqueue_wake_all(&o->settled);
+    if (vobj_release(v, o, NULL) == 0) /* gone from memory in any case; when the write failed, it is ours until we leave */
         v->opts.resume(v->opts.warn_arg);
-    return r;
+    return 0;
 }
 
 /* Nothing is left of it but the inode. The names, the counter and the inode change without a suspension in between, so they go home

@@ -115,6 +115,12 @@ struct vmfs_lun vobj_lun(const struct vobj *o)
     return (struct vmfs_lun){ 0 };
 }
 
+void vobj_attrs_seen(struct vobj *o)
+{
+    o->lost = vobj_lost_writes(o);
+    o->is_template = vobj_lun(o).flags & VMFS_LUN_TEMPLATE;
+}
+
 int vobj_set_physical_block(struct vobj *o, uint32_t bytes)
 {
     gr_le32 d = gr_le32_of(bytes);

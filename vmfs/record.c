@@ -466,7 +466,7 @@ int vobj_attr_put(struct vobj *o, const char *k, size_t kl, const void *v, size_
 {
     attr_remove(o, k, kl);
     if (!vl) {
-        o->lost = vobj_lost_writes(o);
+        vobj_attrs_seen(o);
         return 0;
     }
     struct vattr *a = gr_realloc(o->attrs, (o->n_attrs + 1) * sizeof *a);
@@ -482,7 +482,7 @@ int vobj_attr_put(struct vobj *o, const char *k, size_t kl, const void *v, size_
     memcpy(key, k, kl);
     memcpy(val, v, vl);
     o->attrs[o->n_attrs++] = (struct vattr){ key, val, vl };
-    o->lost = vobj_lost_writes(o);
+    vobj_attrs_seen(o);
     return 0;
 }
 

@@ -36,6 +36,8 @@ is 'length == 1000 and .[0].disk == "big/vdi/desk-0001" and .[999].disk == "big/
 check 'at most 10 s' [ $ms -le 10000 ]
 check 'at most 64 KiB each' [ $kib -le 64 ]
 j snapshot list big/gold; is '.[0]."clone-disks" | length == 1000'
+deep=(); for i in {1..200}; do deep+=("big/deep/$i/of/it/disk"); done # new folders count, too: more than one change of names can take home
+j snapshot clone big/gold@one "${deep[@]}"; is 'length == 200'
 run_check a datastore check big
 run_check a datastore destroy big --yes
 
@@ -57,9 +59,10 @@ j snapshot clone ds/gold@one ds/thick --full --provision thick; is '.provision =
 run_check a disk set ds/full --template on
 run_mustfail 4 'is a template' a disk delete ds/full
 run_mustfail 1 'is a template' a disk resize ds/full 128M
-run_mustfail 1 'is a template' a snapshot revert ds/full@template
+run_mustfail 1 'is a template' a snapshot revert ds/full@granary-template
+run_mustfail 4 'is a template' a snapshot delete ds/full@granary-template
 run_mustfail 2 'is no template' a snapshot clone ds/gold ds/x
-j snapshot clone ds/full ds/t1; is '.parent == "ds/full@template" and (.template | not)'
+j snapshot clone ds/full ds/t1; is '.parent == "ds/full@granary-template" and (.template | not)'
 run_check a up --portal 127.0.0.1:0
 url=$(a lun list ds/full --json | jq -r '.[0]."iscsi-url"')
 run_mustfail 1 'rite.protected|ead.only' qemu-io -f raw -c 'write 0 4k' "$url"
@@ -68,10 +71,16 @@ run_check a disk set ds/full --template on # nothing has changed: the same snaps
 j snapshot list ds/full; is 'length == 1 and .[0]."clone-disks" == ["ds/t1"]'
 run_check a disk set ds/full --template off
 run_check a disk delete ds/full
+run_check a disk create ds/cut --size 8M
+run_check a disk set ds/cut --template on
+run_check a disk set ds/cut --template off
+run_check a disk resize ds/cut 4M --shrink
+run_check a disk set ds/cut --template on # it is another: so is what clones start at
+j snapshot clone ds/cut ds/cut2; is '.size == 4194304'
 
 # --- what is deleted while there are clones
 j disk list --deleted; is '.[0].disk == "ds/full" and .[0].clones == ["ds/t1"]'
-j disk info ds/t1; is '.parent == "ds/full@template" and ."parent-deleted"'
+j disk info ds/t1; is '.parent == "ds/full@granary-template" and ."parent-deleted"'
 same ds/t1
 run_check a snapshot delete ds/gold@one
 j snapshot list ds/gold; is 'length == 0'

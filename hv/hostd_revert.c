@@ -5,6 +5,7 @@
 #include <string.h>
 
 #define CALL_MS 60000
+#define IDLE_MS 5000
 
 json_t *hv_hostd_snapshot_row(json_t *rows, const char *name)
 {
@@ -190,6 +191,17 @@ static int end_it(struct hv_hostd *h, const char *path, const char *uuid, bool f
     return r <= 0 ? r : gr_fail(err, -EBUSY, "'%s' does not end", path);
 }
 
+/* What ended here has soon ended for the target, too; what goes on runs elsewhere. */
+static int wait_idle(struct hv_hostd *h, const struct hv_vm *vm, struct gr_err *err)
+{
+    int r = hv_storage_idle(&h->storage, vm, err);
+    for (unsigned ms = 0; r == -GR_ELOCKED && ms < IDLE_MS; ms += 100) {
+        gr_fiber_sleep_ms(100);
+        r = hv_storage_idle(&h->storage, vm, err);
+    }
+    return r;
+}
+
 static int go_back(struct hv_hostd *h, const char *path, const char *uuid, const char *name, bool memory, struct gr_err *err)
 {
     gr_auto(hv_vm_done) struct hv_vm vm = {0}, record = {0};
@@ -197,6 +209,8 @@ static int go_back(struct hv_hostd *h, const char *path, const char *uuid, const
     if (r < 0 || (r = hv_vmsn_read(&h->storage, path, name, &record, err)) < 0)
         return r;
     memory = memory && hv_vmx_get(&record.vmx, "snapshot.memory");
+    if ((r = wait_idle(h, &vm, err)) < 0)
+        return r;
     gr_fmutex_lock(&h->lock);
     r = hv_hostd_is_on(h, uuid, err); /* it was off; nobody starts it while we are at it */
     r = r > 0 ? gr_fail(err, -EBUSY, "'%s' is on", path) : r < 0 ? r : revert(h, &vm, &record, memory, err);

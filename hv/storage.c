@@ -101,6 +101,24 @@ int hv_storage_lun(const struct hv_storage *s, const char *disk, struct hv_lun *
     return 0;
 }
 
+int hv_storage_idle(const struct hv_storage *s, const struct hv_vm *vm, struct gr_err *err)
+{
+    gr_auto_free char *mine = gr_asprintf(HV_INITIATOR_PREFIX "%s:", vm->uuid);
+    int r = mine ? 0 : gr_fail(err, -ENOMEM, "out of memory");
+    for (unsigned d = 0; r >= 0 && d < vm->disk_count; d++) {
+        json_auto_t *list = NULL;
+        json_t *row;
+        size_t i;
+        r = hv_storage_call(s, "session.list", json_pack("{s:s}", "disk", vm->disks[d].path), CALL_MS, &list, err);
+        json_array_foreach(list, i, row) {
+            const char *who = json_string_value(json_object_get(row, "initiator"));
+            if (r >= 0 && who && !strncmp(who, mine, strlen(mine)))
+                r = gr_fail(err, -GR_ELOCKED, "'%s' is at work on its disk '%s': stop it on the host where it runs", vm->path, vm->disks[d].path);
+        }
+    }
+    return r;
+}
+
 int hv_storage_fence(const struct hv_storage *s, const struct hv_vm *vm, struct gr_err *err)
 {
     gr_auto_free char *mine = gr_asprintf(HV_INITIATOR_PREFIX "%s:", vm->uuid);

@@ -22,4 +22,6 @@ int hv_storage_write_vm(const struct hv_storage *s, struct hv_vm *vm, struct gr_
 int hv_storage_lun(const struct hv_storage *s, const char *disk, struct hv_lun *ret, struct gr_err *err);
 /* (fiber) Nobody but this VM may write its disks: sessions of older incarnations of it are cut; those of another VM, -GR_ELOCKED. */
 int hv_storage_fence(const struct hv_storage *s, const struct hv_vm *vm, struct gr_err *err);
+/* (fiber) -GR_ELOCKED: this VM itself is at work on one of its disks; it runs here, or on another host. */
+int hv_storage_idle(const struct hv_storage *s, const struct hv_vm *vm, struct gr_err *err);
 #endif

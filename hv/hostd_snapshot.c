@@ -250,6 +250,8 @@ int hv_hostd_m_snapshot(void *arg, struct gr_rpc_call *call, json_t *params, jso
     r = hv_storage_read_vm(&h->storage, path, &vm, err);
     if (r >= 0 && !vm.disk_count)
         r = gr_fail(err, -EINVAL, "'%s' has no disks", path);
+    if (r >= 0 && hv_vmx_get(&vm.vmx, "snapshot.reverting"))
+        r = gr_fail(err, -EBUSY, "'%s' is reverted in part: start it, or give the revert again, first", path);
     if (r >= 0)
         r = o.record ? take_recorded(h, &vm, uuid, &o, call, &k, err) : take_disks(h, &vm, uuid, &o, &k, err);
     hv_hostd_unclaim(h, &claim);

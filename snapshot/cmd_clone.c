@@ -76,6 +76,8 @@ int snap_cmd_clone(struct gr_cmd_ctx *c, struct gr_err *err)
     int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_EITHER, &p, err);
     if (r == 0)
         r = target_names(c, names, err);
+    if (r == 0 && gr_cmd_opt(c, "provision") && !gr_cmd_flag(c, "full"))
+        r = gr_fail(err, -GR_EUSAGE, "--provision goes with --full: a linked clone is thin");
     gr_auto_free char *disk = r == 0 ? snap_cmd_disk(&p) : NULL;
     bool one = json_array_size(names) == 1 && !gr_cmd_opt(c, "count");
     if (r == 0)

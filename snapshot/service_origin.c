@@ -143,7 +143,7 @@ void snap_tell_resume(void *arg)
 {
     struct snap_ds *ds = arg;
     struct gr_err err = {0};
-    if (snap_ds_tell(ds, "datastore.resume", json_pack("{s:s}", "name", ds->name), &err) < 0)
+    if (snap_ds_tell(ds, "datastore.resume", json_pack("{s:s}", "name", ds->name), &err) != 0)
         snap_warn(ds->svc, "datastore '%s': what was deleted is finished at the next start of a host: %s", ds->name, err.text);
 }
 

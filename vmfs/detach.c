@@ -5,6 +5,7 @@
  * Until then it is a clone like any other, so a cut leaves one, and whoever begins again has less to copy. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
+#include "vmfs/keys.h"
 
 struct detach {
     struct vmfs_disk *d;
@@ -108,6 +109,8 @@ static int finish(struct vmfs_disk *d, uint64_t lineage, struct gr_err *err)
     if (r == 1)
         wait_readers(v);
     if (r == 1 && (r = usable(d, err)) == 0)
+        r = vkeys_forget_unneeded(d, err); /* those of the origin: when it is erased, nobody may have them */
+    if (r == 0)
         r = vobj_hold(v, d->o->origin_object, 2000, &origin, NULL, err);
     if (r < 0)
         return r == -GR_ELOCKED ? gr_prefix(err, r, "all of it is copied, but the disk it was cloned from must be told") : r;

@@ -30,5 +30,7 @@ int vkeys_take(struct vkeys_new *n, struct vobj *o); /* the object has it from n
 void vkeys_made(struct vkeys_new *n, int r);         /* the object is there, or (@r < 0) came to nothing [sync] */
 void vkeys_free(struct vobj *o);                     /* the inode is given back [sync] */
 /* The keys of a held disk are overwritten, durably: what it held is lost. 0 also when it is not encrypted. -EBUSY: on a device that leaves. */
+/* Keys that none of the disk's data needs any more go, unless it changes too much meanwhile (fiber). */
+int vkeys_forget_unneeded(struct vmfs_disk *d, struct gr_err *err);
 int vkeys_destroy(struct vobj *o, struct gr_err *err);
 #endif

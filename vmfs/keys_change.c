@@ -187,6 +187,15 @@ static int forget(struct vmfs_disk *d, struct vkeys *k, struct gr_err *err)
     return r;
 }
 
+int vkeys_forget_unneeded(struct vmfs_disk *d, struct gr_err *err)
+{
+    struct vkeys k;
+    if (!d->o->ino.key_id)
+        return 0;
+    int r = vkeys_read(d->o, &k, err);
+    return r == 0 && k.n > 1 ? forget(d, &k, err) : r;
+}
+
 int vmfs_keys_rewrite(struct vmfs_disk *d, int (*progress)(void *arg, uint64_t pieces, struct gr_err *err), void *arg, unsigned *ret_keys,
                       struct gr_err *err)
 {

@@ -42,6 +42,7 @@ run_check a datastore check big
 run_check a datastore destroy big --yes
 
 j snapshot clone ds/gold@one 'ds/vdi/desk-####' --count 6
+run_mustfail 2 'goes with --full' a snapshot clone ds/gold@one ds/p --provision thick
 run_mustfail 2 "no '#'" a snapshot clone ds/gold@one ds/vdi/desk --count 3
 run_mustfail 1 'exists already' a snapshot clone ds/gold@one ds/new ds/vdi/desk-0003
 run_mustfail 1 'does not exist' a disk info ds/new

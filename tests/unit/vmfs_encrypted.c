@@ -482,6 +482,35 @@ static int old_keys_go(void *arg)
     return 0;
 }
 
+/* A clone that was given its own copies has no key of its origin any more: when that is erased, nobody can read it. */
+static int detached_forgets(void *arg)
+{
+    struct site s;
+    struct gr_chan *ch;
+    struct vkeys k;
+    uint8_t b[4096];
+    make(&s);
+    create(&s, "gold", VMFS_THIN);
+    struct vmfs_disk *d = open_disk(&s, "gold", &ch);
+    fill(ch, "of the origin...");
+    OK(snap_create(&d, 1, "s", &err));
+    OK(snap_clone(d, "s", "copy", &err));
+    close_disk(d, ch);
+    d = open_disk(&s, "copy", &ch);
+    OK(vkeys_read(d->o, &k, &err));
+    assert_int_equal(k.n, 2);
+    OK(vmfs_detach(d, &(struct vmfs_detach){ 0 }, NULL, &err));
+    OK(vkeys_read(d->o, &k, &err));
+    assert_int_equal(k.n, 1);
+    OK(vmfs_keys_erase(s.v, "gold", &err));
+    assert_int_equal(gr_pread(ch, b, 4096, 1 << 20), 0);
+    assert_memory_equal(b, "of the origin...", 16);
+    close_disk(d, ch);
+    check(&s);
+    unmake(&s);
+    return 0;
+}
+
 /* A thick disk can be written all over when the volume is full, also after its key changed; else it does not change. */
 static int thick_on_full(void *arg)
 {
@@ -789,5 +818,6 @@ static void test_without_key(void **state) { test_in_fiber(without_key, NULL); }
 static void test_erased(void **state) { test_in_fiber(erased, NULL); }
 static void test_oracle(void **state) { test_in_fiber(against_oracle, NULL); }
 static void test_old_keys(void **state) { test_in_fiber(old_keys_go, NULL); }
+static void test_detached(void **state) { test_in_fiber(detached_forgets, NULL); }
 
-TEST_MAIN(TEST(test_no_plaintext), TEST(test_without_key), TEST(test_erased), TEST(test_oracle), TEST(test_thick), TEST(test_leaves), TEST(test_damaged), TEST(test_races), TEST(test_old_keys))
+TEST_MAIN(TEST(test_no_plaintext), TEST(test_without_key), TEST(test_erased), TEST(test_oracle), TEST(test_thick), TEST(test_leaves), TEST(test_damaged), TEST(test_races), TEST(test_old_keys), TEST(test_detached))

@@ -17,8 +17,9 @@ struct timing {
     unsigned look_ms;    /* between two looks at our own alarm */
     unsigned ask_ms;     /* between two looks at another's, having asked */
     unsigned patience_ms;
+    unsigned lost_ms;    /* so long a device may be silent: an array that changes controllers is, and what was lost has to be counted anew; but guests give up after 30 s, too */
 };
-static const struct timing timings[] = { [VMFS_TIMING_DEFAULT] = { 1000, 250, 5000 }, [VMFS_TIMING_FAST] = { 250, 50, 1500 } };
+static const struct timing timings[] = { [VMFS_TIMING_DEFAULT] = { 1000, 250, 5000, 30000 }, [VMFS_TIMING_FAST] = { 250, 50, 1500, 10000 } };
 #define SEEN_NS 1000000000ull /* so long an answer is good for whoever asks next */
 
 static const struct timing *timing_of(const struct vmfs *v)
@@ -114,7 +115,7 @@ static void watch(void *arg)
         for (unsigned i = 0; i < l->n_charge && !v->fenced; i++)
             answer(v, l->charge[i]);
         if (!l->stop && !v->fenced)
-            vloss_watch(v, timing_of(v)->look_ms, 2 * timing_of(v)->patience_ms);
+            vloss_watch(v, timing_of(v)->look_ms, timing_of(v)->lost_ms);
         if (!l->stop)
             gr_fqueue_wait_ms(&l->wake, timing_of(v)->look_ms);
     }

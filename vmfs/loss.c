@@ -1,6 +1,6 @@
 /* A device is lost while the volume is in use: it holds no tables that all depend on, so the others can go on without it.
  *
- * 1. A flush of it fails, or a write of metadata; or a logical unit answers nothing for twice as long as a host may be silent, while device 0 does. What it acknowledged before and nobody flushed may be gone, and which of it nobody can tell. So the
+ * 1. A flush of it fails, or a write of metadata; or a logical unit answers nothing for a long time (life.c), while device 0 does. What it acknowledged before and nobody flushed may be gone, and which of it nobody can tell. So the
  *    volume is given up at once, as in a crash; nothing under way is answered. v->lost says what is gone: up to which frame data there was durable,
  *    and which objects had written there since.
  * 2. Who uses the volume leaves it: its slot is not freed, but says what is gone (vloss_write).

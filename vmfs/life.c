@@ -17,7 +17,7 @@ struct timing {
     unsigned look_ms;    /* between two looks at our own alarm */
     unsigned ask_ms;     /* between two looks at another's, having asked */
     unsigned patience_ms;
-    unsigned lost_ms;    /* so long a device may be silent: an array that changes controllers is, and what was lost has to be counted anew; but guests give up after 30 s, too */
+    unsigned lost_ms;    /* so long a device may be silent: an array that changes controllers is, and a loss has to be counted anew; guests give up after 30 s, too */
 };
 static const struct timing timings[] = { [VMFS_TIMING_DEFAULT] = { 1000, 250, 5000, 30000 }, [VMFS_TIMING_FAST] = { 250, 50, 1500, 10000 } };
 #define SEEN_NS 1000000000ull /* so long an answer is good for whoever asks next */

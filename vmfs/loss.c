@@ -1,14 +1,14 @@
 /* A device is lost while the volume is in use: it holds no tables that all depend on, so the others can go on without it.
  *
- * 1. A flush of it fails, or a write of metadata; or a logical unit answers nothing for a long time (life.c), while device 0 does. What it acknowledged before and nobody flushed may be gone, and which of it nobody can tell. So the
- *    volume is given up at once, as in a crash; nothing under way is answered. v->lost says what is gone: up to which frame data there was durable,
- *    and which objects had written there since.
+ * 1. A flush of it fails, or a write of metadata; or a logical unit answers nothing for a long time (life.c), while device 0 does. What it
+ *    acknowledged before and nobody flushed may be gone, and which of it nobody can tell. So the volume is given up at once, as in a crash;
+ *    nothing under way is answered. v->lost says what is gone: up to which frame data there was durable, and which objects had written there since.
  * 2. Who uses the volume leaves it: its slot is not freed, but says what is gone (vloss_write).
  * 3. He joins again, without the device. Recovery does what it does after a crash: of what was written to other devices nothing is missing, and
  *    records of data there that was not durable are not applied, so what earlier flushes made durable stays. The superblock says that the
  *    device's tables are stale before the slot is free; objects that have lost writes say so and acknowledge no flush any more.
  *
- * When the device is back it can be read and overwritten at once; it gets new data when its tables have been counted anew (rebuild.c). */
+ * When the device is back it can be read and overwritten at once; it gets new data when its tables have been counted anew (recount.c). */
 #include "common/seam.h"
 #include "vmfs/loss.h"
 

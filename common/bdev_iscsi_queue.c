@@ -142,6 +142,8 @@ static void on_command(struct iscsi_context *ctx, int status, void *data, void *
     bool none = status == SCSI_STATUS_CANCELLED || status == SCSI_STATUS_ERROR || status == SCSI_STATUS_TIMEOUT;
     if (none)
         d->lost |= !d->tearing;
+    else
+        d->answered_ns = gr_loop_now_ns(d->loop);
     if (s->kind == ISC_QUESTION) {
         s->answer->task = t;
         s->answer->status = status;
@@ -156,7 +158,6 @@ static void on_command(struct iscsi_context *ctx, int status, void *data, void *
         return;
     }
     d->failures = 0;
-    d->answered_ns = gr_loop_now_ns(d->loop);
     switch (judge(d, s, status, t)) {
     case FINAL:
         conclude(s, status, t);

@@ -81,15 +81,16 @@ static int try_out(struct vmfs *v, unsigned dev)
 
 int vloss_look(struct vmfs *v, uint32_t devs, int r)
 {
+    int why = 0; /* all are tried out first: several may be lost at once */
     for (unsigned i = 0; i < v->sb.n_devices && !v->fenced; i++) {
-        if (!(devs & bit_of(i)) || !can_do_without(v, i))
+        int f = devs & bit_of(i) && can_do_without(v, i) ? try_out(v, i) : 0;
+        if (f == 0 || f == -GR_EFENCED || f == -ENOMEM || f == -GR_ENOSPACE)
             continue;
-        int f = try_out(v, i);
-        if (f < 0 && f != -GR_EFENCED && !v->fenced) {
-            v->dev[i].failed = true;
-            vmfs_fence(v, "%s", gr_code_text(f));
-        }
+        v->dev[i].failed = true;
+        why = f;
     }
+    if (why && !v->fenced)
+        vmfs_fence(v, "%s", gr_code_text(why));
     return v->fenced ? -GR_EFENCED : r;
 }
 
@@ -138,18 +139,27 @@ void vloss_suspect(struct vmfs *v, uint32_t devs)
 
 void vloss_watch(struct vmfs *v, unsigned look_ms, unsigned patience_ms)
 {
+    struct vlost l = { 0 };
+    unsigned longest = 0;
     for (unsigned i = 1; i < v->sb.n_devices && !v->fenced; i++) {
         struct vdev *d = &v->dev[i];
         struct gr_bdev *b = can_do_without(v, i) && d->bdev->ops->silent_ms ? d->bdev : NULL;
         if (!b)
             continue;
         d->silent = b->ops->silent_ms(b) < look_ms ? 0 : d->silent + 1;
-        if (d->silent * look_ms < patience_ms)
+        if (d->silent * look_ms < patience_ms || b->ops->silent_ms(b) < patience_ms)
             continue;
-        d->failed = true;
-        vmfs_fence(v, "it was silent for %.1f s, while device 0 answered", d->silent * look_ms / 1e3);
-        b->ops->give_up(b);
+        l.devices |= bit_of(i);
+        longest = GR_MAX(longest, d->silent * look_ms);
     }
+    if (!l.devices || v->fenced || v->sp.evac || lost_objects(v, &l) < 0)
+        return; /* where it could not go on without them it waits for them */
+    for (unsigned i = 1; i < v->sb.n_devices; i++)
+        v->dev[i].failed |= (l.devices & bit_of(i)) != 0;
+    vmfs_fence(v, "it was silent for %.1f s, while device 0 answered", longest / 1e3);
+    for (unsigned i = 1; i < v->sb.n_devices; i++)
+        if (l.devices & bit_of(i))
+            v->dev[i].bdev->ops->give_up(v->dev[i].bdev);
 }
 
 /* ---- what recovery must know ---- */

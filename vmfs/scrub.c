@@ -319,6 +319,7 @@ static int save(struct scrub *s, struct gr_err *err)
             v->sb.scrub = n.scrub;
         }
         r = ns_end(v, r, err);
+        r = r == -EAGAIN ? 0 : r; /* another host wrote it meanwhile: the next time */
     }
     gr_fmutex_unlock(&v->member_lock);
     return r;

@@ -76,7 +76,9 @@ int vsuper_write(struct vmfs *v, const struct vsuper *s, unsigned dev, struct gr
         r = dev == 0 && i == 0 && (v->joined || v->replaying) ? super_swap(v, &copy, b, err) : vdev_write(v, vmfs_addr(dev, at[i]), 1, b, GR_BIO_FUA);
     }
     free(b);
-    return r < 0 && r != -EAGAIN ? gr_fail(err, r, "datastore '%s': the superblocks of '%s' cannot be written: %s", s->name, v->dev[dev].bdev->name, gr_code_text(r)) : 0;
+    if (r == 0 || r == -EAGAIN)
+        return r;
+    return gr_fail(err, r, "datastore '%s': the superblocks of '%s' cannot be written: %s", s->name, v->dev[dev].bdev->name, gr_code_text(r));
 }
 
 int vsuper_write_all(struct vmfs *v, const struct vsuper *s, struct gr_err *err)

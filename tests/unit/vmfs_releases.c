@@ -154,6 +154,9 @@ static int late_fn(void *arg)
     s.generation++;
     s.incompat |= VMFS_INCOMPAT_QUOTA;
     OK(vsuper_write_all(now, &s, &err));
+    struct vsuper later = now->sb; /* who has not seen that does not write over it */
+    later.generation++;
+    FAILS(-EAGAIN, "another host changed its superblock", vsuper_write_all(now, &later, &err));
     FAILS(-GR_EVERSION, "", vmfs_open(old, "d", &d, NULL, &err));
     vmfs_abandon(old);
     OK(vmfs_leave(now, &err));

@@ -5,15 +5,27 @@
 
 #define ATTR "removed-as"
 
+static bool has_clones(const struct vobj *o)
+{
+    for (size_t i = 0; i < o->n_snaps; i++)
+        if (o->snaps[i]->clones)
+            return true;
+    return false;
+}
+
+int hidden_allowed(struct vobj *o, struct gr_err *err)
+{
+    return has_clones(o) && !(o->v->sb.incompat & VMFS_INCOMPAT_KEPT) ? vfeature_on(o->v, VMFS_INCOMPAT_KEPT, VKEPT_WHAT, err) : 0;
+}
+
 int hidden_name(struct vobj *o, const char *path, struct gr_err *err)
 {
-    bool clones = false;
-    for (size_t i = 0; i < o->n_snaps; i++)
-        clones |= o->snaps[i]->clones > 0;
-    int r = clones && !(o->v->sb.incompat & VMFS_INCOMPAT_KEPT) ? vfeature_on(o->v, VMFS_INCOMPAT_KEPT, VKEPT_WHAT, err) : 0;
-    if (r == 0 && clones && vobj_attr_put(o, ATTR, strlen(ATTR), path, strlen(path)) < 0)
-        r = gr_fail(err, -ENOMEM, "out of memory");
-    return r;
+    if (!has_clones(o))
+        return 0;
+    if (vobj_attr_put(o, ATTR, strlen(ATTR), path, strlen(path)) < 0)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    vobj_touch(o);
+    return 0;
 }
 
 static void name_of(const struct vobj *o, char ret[VMFS_PATH_MAX + 1])

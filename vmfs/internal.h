@@ -945,6 +945,7 @@ int ns_bury(struct vobj *o);                  /* … and its inode; 0: @o is gon
 /* The origin of a clone, held for one that lets go of it: between them it is in use. */
 void origin_let_go(struct vobj *origin, uint64_t snap, const struct vobj *dying); /* [sync] */
 void origin_done(struct vobj *origin);        /* origin->users was raised; NULL allowed (fiber) */
+int hidden_allowed(struct vobj *o, struct gr_err *err); /* may it be removed while there are clones of it: does every host know of such? */
 int hidden_name(struct vobj *o, const char *path, struct gr_err *err); /* hidden.c: what is deleted keeps its name while there are clones of it [sync] */
 void ns_undo(struct vmfs *v, struct vobj *o); /* an operation failed: forget what it made */
 void inode_clear(struct vmfs *v, struct vobj *o); /* [sync] */

@@ -438,6 +438,8 @@ int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err)
         if (r == 0)
             r = removable(o, path, err);
         if (r == 0)
+            r = hidden_allowed(o, err); /* before its keys go */
+        if (r == 0)
             r = vkeys_destroy(o, err);
         if (r == 0)
             r = hidden_name(o, path, err);

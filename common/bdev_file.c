@@ -35,7 +35,7 @@ void file_latch(struct file_bdev *b, int code)
 
 void file_latch_write(struct file_bdev *b, int code)
 {
-    if (code != -GR_ENOSPACE || !(b->direct || b->at_once))
+    if (code != -GR_ENOSPACE || !(b->direct || b->in_memory))
         file_latch(b, code);
 }
 
@@ -87,10 +87,18 @@ static int probe_regular(struct file_bdev *b, const char *path, struct gr_err *e
     }
     b->end = (uint64_t)st.st_size;
     b->physical_block = 4096 > b->logical_block ? 4096 : b->logical_block;
-    b->at_once = fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC;
+    b->in_memory = fs.f_type == TMPFS_MAGIC || fs.f_type == RAMFS_MAGIC;
     /* Behind the end there is nothing to punch: tells only whether the file system knows how. */
     b->can_punch = !b->read_only && fallocate(b->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, st.st_size, 4096) == 0;
     return 0;
+}
+
+/* A ring hands a transfer of a file in memory to its workers, which costs thrice what the copy does, unless both flags say that it need not: then it
+ * is done where the ring is entered. Neither means anything to the file. Linux before 6.6 knows no O_DIRECT there: plain system calls it is. */
+static void try_in_entry(struct file_bdev *b)
+{
+    int fl = fcntl(b->fd, F_GETFL);
+    b->in_entry = b->in_memory && fl >= 0 && fcntl(b->fd, F_SETFL, fl | O_DIRECT | O_NONBLOCK) == 0;
 }
 
 /* Does the kernel take direct reads of one logical block? Only where statx cannot tell. */
@@ -108,7 +116,7 @@ static void try_direct(struct file_bdev *b)
 {
     int fl = fcntl(b->fd, F_GETFL);
 
-    if (b->at_once || b->end < b->size || fl < 0 || fcntl(b->fd, F_SETFL, fl | O_DIRECT) < 0)
+    if (b->in_memory || b->end < b->size || fl < 0 || fcntl(b->fd, F_SETFL, fl | O_DIRECT) < 0)
         return;
     b->mem_align = 512;
     bool ok;
@@ -144,6 +152,7 @@ static int probe(struct file_bdev *b, const char *path, const struct gr_file_opt
         return r;
     uint64_t mask = b->logical_block - 1;
     b->size = b->read_only && b->end <= INT64_MAX - mask ? (b->end + mask) & ~mask : b->end & ~mask;
+    try_in_entry(b);
     if (opts->direct)
         try_direct(b);
     return 0;
@@ -207,7 +216,7 @@ static int file_geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
         .read_only = b->read_only,
         .thin = b->can_punch && !b->node,
         .rotational = b->rotational,
-        .in_memory = b->at_once,
+        .in_memory = b->in_memory,
     };
     return 0;
 }

@@ -16,7 +16,8 @@ struct file_bdev {
     bool read_only;
     bool direct;      /* O_DIRECT */
     bool node;        /* a block device node */
-    bool at_once;     /* memory-backed (tmpfs): plain system calls beat a trip through the ring's worker threads */
+    bool in_memory;   /* tmpfs: plain system calls beat a trip through the ring's worker threads */
+    bool in_entry;    /* in memory, and the kernel does transfers where a ring is entered: one system call for many */
     bool rotational;
     bool can_punch;
     atomic_bool no_zero_range; /* the file system said so */
@@ -45,6 +46,8 @@ struct file_chan {
     struct file_req *free_reqs;
     void *free_bounce; /* chained through their first bytes */
     unsigned n_free_bounce;
+    uint64_t turn;            /* of the loop, the last one in which transfers were asked for */
+    unsigned asked, asked_before; /* how many in it, and in the one before */
 };
 
 static inline struct file_bdev *file_of(const struct gr_chan *ch)

@@ -16,6 +16,7 @@ enum {
     ZERO_IOVS = 8,           /* of them in one write */
     BUFFER_ALIGN = 4096,
     LONG = 256 << 10,        /* bytes of a transfer */
+    BURST = 4,               /* transfers in a turn */
 };
 static const uint8_t zeros[ZERO_LEN] __attribute__((aligned(BUFFER_ALIGN)));
 
@@ -45,7 +46,7 @@ void file_chan_close(struct gr_chan *ch)
 
 void file_issue(struct file_bdev *b, struct gr_chan *ch, struct gr_fio *fio)
 {
-    if (b->at_once) {
+    if (b->in_memory) {
         gr_loop_file_io_now(ch->loop, fio);
     } else {
         gr_loop_file_io(ch->loop, fio);
@@ -64,6 +65,7 @@ static struct file_req *req_get(struct gr_chan *ch, struct gr_bio *bio)
         return NULL;
     req->fio.fd = file_of(ch)->fd;
     req->fio.rw_flags = 0;
+    req->fio.aside = false;
     req->fio.arg = req;
     req->ch = ch;
     req->bio = bio;
@@ -135,13 +137,33 @@ static void rw_fail(struct file_req *req, int code)
     req_end(req, code);
 }
 
-/* Copying from or to a file in memory is done at once, but long transfers by the ring's workers: on other cores, while the loop sends and receives. */
+/* Do many come in one turn of the loop? */
+static bool in_bursts(struct gr_chan *ch)
+{
+    struct file_chan *fc = ch->priv;
+    uint64_t turn = gr_loop_turns(ch->loop);
+
+    if (turn != fc->turn) {
+        fc->turn = turn;
+        fc->asked_before = fc->asked;
+        fc->asked = 0;
+    }
+    fc->asked++;
+    return fc->asked > BURST || fc->asked_before > BURST;
+}
+
+/* Copying from or to a file in memory is done at once, or, where many are asked for, with all that the loop's next entry into the kernel takes; long
+ * transfers by the ring's workers: on other cores, while the loop sends and receives. */
 static void rw_issue(struct file_req *req)
 {
-    if (req->bio->len - req->done >= LONG)
+    struct file_bdev *b = file_of(req->ch);
+    bool is_long = req->bio->len - req->done >= LONG;
+
+    req->fio.aside = b->in_memory && is_long;
+    if (is_long || (b->in_entry && gr_loop_engine(req->ch->loop) == GR_ENGINE_URING && in_bursts(req->ch)))
         gr_loop_file_io(req->ch->loop, &req->fio);
     else
-        file_issue(file_of(req->ch), req->ch, &req->fio);
+        file_issue(b, req->ch, &req->fio);
 }
 
 static void rw_done(struct gr_fio *fio)

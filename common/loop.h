@@ -84,6 +84,7 @@ struct gr_fio {
     uint64_t len;            /* bytes, FALLOCATE only */
     const struct iovec *iov; /* READ, WRITE */
     int iovcnt;
+    bool aside;              /* READ, WRITE: on another core, where the engine has such (a ring's workers) */
     int64_t res;
     void (*done)(struct gr_fio *fio);
     void *arg;

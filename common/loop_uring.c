@@ -123,6 +123,8 @@ static bool queue_fio(struct uring_engine *ue, struct gr_fio *fio)
             io_uring_prep_rw(rd ? IORING_OP_READV : IORING_OP_WRITEV, sqe, fio->fd, fio->iov, (unsigned)n, fio->off);
         }
         sqe->rw_flags = fio->rw_flags;
+        if (fio->aside)
+            sqe->flags |= IOSQE_ASYNC;
         break;
     }
     case GR_FOP_FDATASYNC:

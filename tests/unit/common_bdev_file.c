@@ -233,6 +233,77 @@ static void test_long(void **state)
     }
 }
 
+/* ---- a file in memory ---- */
+enum { MANY = 64, ODD = 512 * 3 };
+struct burst {
+    struct ctx *c;
+    struct gr_bio bio[MANY];
+    struct iovec iov[MANY];
+    uint8_t data[MANY][ODD], back[MANY][ODD];
+    unsigned left, inside; /* under way; how many ended within the call that asked for them */
+    bool asking;
+    int status;
+};
+
+static void burst_done(struct gr_bio *bio)
+{
+    struct burst *b = bio->arg;
+    b->left--;
+    b->inside += b->asking;
+    if (bio->status)
+        b->status = bio->status;
+}
+
+static unsigned ask_many(struct burst *b, enum gr_op op, unsigned n)
+{
+    b->left = n;
+    b->inside = 0;
+    b->asking = true;
+    for (unsigned i = 0; i < n; i++) {
+        b->iov[i] = (struct iovec){op == GR_OP_WRITE ? b->data[i] : b->back[i], ODD};
+        b->bio[i] = (struct gr_bio){.op = op, .off = (uint64_t)i * ODD, .len = ODD, .iov = &b->iov[i], .iovcnt = 1, .done = burst_done, .arg = b};
+        gr_submit(b->c->ch, &b->bio[i]);
+    }
+    b->asking = false;
+    while (b->left)
+        gr_loop_turn(b->c->loop, -1);
+    return b->inside;
+}
+
+/* Many transfers in one turn go into the kernel together, where it can do them there; few are done at once. Odd places and lengths are as good as
+ * others, and what comes of it is the same either way. */
+static void test_memory(void **state)
+{
+    struct ctx *c = *state;
+    struct burst *b = calloc(1, sizeof *b);
+    char path[] = "/dev/shm/granary-test-XXXXXX";
+    close(mkstemp(path));
+    free(c->path);
+    c->path = strdup(path);
+    unlink(path);
+    b->c = c;
+    open_with(c, (struct gr_file_opts){.create = true, .size = MANY * ODD, .direct = true});
+    memset(b->data, 0x5a, sizeof b->data);
+    gr_auto_close int fd = open(path, O_RDONLY | O_CLOEXEC);
+    bool ring = gr_loop_engine(c->loop) == GR_ENGINE_URING && fcntl(fd, F_SETFL, O_DIRECT) == 0;
+    for (unsigned round = 1; round < 4; round++) {
+        for (unsigned i = 0; i < MANY; i++)
+            memset(b->data[i], (int)(round * 64 + i), ODD);
+        unsigned inside = ask_many(b, GR_OP_WRITE, MANY);
+        assert_true(ring ? inside < 8 : inside == MANY);
+        inside = ask_many(b, GR_OP_READ, MANY);
+        assert_true(ring ? inside < 8 : inside == MANY);
+        assert_int_equal(b->status, 0);
+        assert_memory_equal(b->data, b->back, sizeof b->data);
+        assert_int_equal(ask_many(b, GR_OP_READ, 1), ring ? 0 : 1); /* the burst before it counts still */
+        assert_int_equal(ask_many(b, GR_OP_READ, 1), 1);
+    }
+    assert_int_equal(truncate(path, (MANY - 1) * ODD), 0);
+    ask_many(b, GR_OP_READ, MANY);
+    assert_int_equal(b->status, -GR_EMEDIUM);
+    free(b);
+}
+
 /* Whoever serves the file as a whole keeps off others who do, and datastores, whose hosts hold named locks. */
 static void test_claim(void **state)
 {
@@ -260,4 +331,4 @@ static void test_claim(void **state)
 }
 
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-TEST_MAIN(T(test_refused), T(test_odd_size), T(test_cut_below), T(test_latched), T(test_resize), T(test_long), T(test_claim))
+TEST_MAIN(T(test_refused), T(test_odd_size), T(test_cut_below), T(test_latched), T(test_resize), T(test_long), T(test_memory), T(test_claim))

@@ -39,6 +39,7 @@ pkgs_granary-fsread := tsk libseccomp
 mods_backup-proxy_source_nbd := backup-proxy iscsi-target common
 mods_common_bdev_iscsi := iscsi-target common
 mods_vmfs_check := snapshot vmfs common
+mods_vmfs_fields := snapshot vmfs common
 mods_vmfs_mutated := snapshot vmfs common
 mods_vmfs_data_crc := snapshot vmfs common
 mods_vmfs_scrub := snapshot vmfs common

@@ -73,6 +73,7 @@ enum chk_fix_kind {
     CHK_FIX_LEAK,      /* units [addr, addr + n) are given back */
     CHK_FIX_USE,       /* units [addr, addr + n) are allocated */
     CHK_FIX_COUNT,     /* the header of region n is written anew */
+    CHK_FIX_LOCK,      /* region n is nobody's: its lock names a slot that there is not */
     CHK_FIX_OWNERS,    /* the unit at addr has n owners; its list says value + 1 */
     CHK_FIX_SNAPSHOTS, /* the snapshots of object id are counted anew */
     CHK_FIX_USAGE,     /* the space of object id is counted anew */

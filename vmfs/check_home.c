@@ -242,6 +242,10 @@ static void region_block(struct chk *c, uint32_t index, uint32_t sub, const uint
         r->shares_bytes = d ? gr_le32_get(d->shares_bytes) : 0;
         r->shares_units = d ? gr_le32_get(d->shares_units) : 0;
         r->stable = vlock_mine(c->v, &l) || vlock_counts(c->v, &l, NULL) == 0;
+        if (l.holder > c->v->sb.slots.entries) {
+            chk_error(c, "region at %s: rule 7: its lock names slot %u of %u", chk_unit(r->first, at), l.holder - 1, c->v->sb.slots.entries);
+            chk_fix(c, (struct chk_fix){ .kind = CHK_FIX_LOCK, .n = index });
+        }
         c->skipped_regions += !r->stable;
         return;
     }

@@ -29,6 +29,27 @@ static bool all_used(const struct vregion *r, uint32_t at, uint32_t n, bool used
     return true;
 }
 
+/* No other host lives. */
+static int64_t lock_mend(struct chk *c, const struct chk_fix *f)
+{
+    struct vmfs_region_disk *h = vunits_alloc(1);
+    uint32_t index = (uint32_t)f->n;
+    const struct vtable *t = space_table(c->v, &index);
+    struct vlock l = { 0 };
+    char at[40], text[120];
+    int64_t n = 0;
+    int r = h ? vhome_read(c->v, t, index, 0, VMFS_T_REGION, h, NULL) : -ENOMEM;
+    if (r >= 0) {
+        vlock_get(&h->lock, &l);
+        r = l.holder > c->v->sb.slots.entries ? vhome_lock(c->v, t, index, h, &(struct vlock){ .token = l.token + 1 }, NULL, NULL) : 0;
+        snprintf(text, sizeof text, "region at %s: its lock, which named a slot that there is not, is free", chk_unit(c->regions[f->n].first, at));
+        if (r == 0 && l.holder > c->v->sb.slots.entries)
+            done(c, &n, text);
+    }
+    free(h);
+    return r == -GR_EMISCOMPARE || r == -GR_ECORRUPT ? 0 : r < 0 ? r : n;
+}
+
 static int64_t region_mend(struct chk *c, const struct chk_fix *f)
 {
     struct vmfs *v = c->v;
@@ -207,7 +228,7 @@ int64_t chk_mend(struct chk *c, struct gr_err *err)
         const struct chk_fix *f = &c->fixes[i];
         if (of_names(f) || (takes_away(f) && !all))
             continue;
-        m = f->kind == CHK_FIX_OWNERS ? owners_mend(c, f) : of_counters(f) ? counters_mend(c, f, err) : region_mend(c, f);
+        m = f->kind == CHK_FIX_LOCK ? lock_mend(c, f) : f->kind == CHK_FIX_OWNERS ? owners_mend(c, f) : of_counters(f) ? counters_mend(c, f, err) : region_mend(c, f);
         n += m > 0 ? m : 0;
     }
     if (n < 0 || m < 0)

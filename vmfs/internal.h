@@ -242,7 +242,7 @@ struct vspace {
     uint64_t free_busy, free_used; /* sums over the regions leased here */
     uint64_t share_units;          /* that their lists of shared units take */
     uint64_t images, images_max;   /* home blocks of these regions: changed, and all */
-    uint8_t *tried;              /* [n_regions] 1: known to be leased by another or full */
+    uint8_t *tried;              /* [n_regions] not 0: known to be leased by another, full, or damaged */
     uint32_t n_indexed;          /* entries of the two */
     struct vregion *current;     /* allocating from */
     uint64_t frag_addr;          /* fragment block being filled */

@@ -42,6 +42,8 @@ int vlock_counts(struct vmfs *v, const struct vlock *l, struct gr_err *err)
         return 0;
     if (l->holder == v->slot + 1)
         return l->generation == v->me.generation;
+    if (l->holder > v->sb.slots.entries) /* of somebody, or of nobody: who can tell? */
+        return gr_fail(err, -GR_ECORRUPT, "rule 7: a lock names slot %u of %u", l->holder - 1, v->sb.slots.entries);
     int r = vslot_read(v, l->holder - 1, &s, err);
     if (r < 0)
         return r;

@@ -292,6 +292,7 @@ int space_lease_recounted(struct vmfs *v, uint32_t index, struct recount *n, str
     return r;
 }
 
+#define REGION_DAMAGED 2u /* what is said once is not tried again */
 /* @steady: only on devices that hold tables. */
 static int lease_any(struct vmfs *v, bool steady, struct gr_err *err)
 {
@@ -304,6 +305,11 @@ static int lease_any(struct vmfs *v, bool steady, struct gr_err *err)
             continue;
         v->sp.tried[i] = 1;
         int r = lease(v, i, NULL, err);
+        if (r == -GR_ECORRUPT) { /* the others are as good as before */
+            vmfs_warn(v, "datastore '%s': its region %u is damaged and not used (granary datastore check tells more): %s", v->sb.name, i, err && err->text[0] ? err->text : gr_code_text(r));
+            v->sp.tried[i] = REGION_DAMAGED;
+            continue;
+        }
         if (r < 0)
             return r;
         if (r == 0 && v->sp.by_index[i]->busy.free)
@@ -316,7 +322,8 @@ static int lease_more(struct vmfs *v, struct gr_err *err)
 {
     int r = lease_any(v, false, err);
     if (r == -GR_ENOSPACE) { /* another host may have left meanwhile */
-        memset(v->sp.tried, 0, space_n_regions(v));
+        for (uint32_t i = 0; i < space_n_regions(v); i++)
+            v->sp.tried[i] &= REGION_DAMAGED;
         r = lease_any(v, false, err);
     }
     return r;

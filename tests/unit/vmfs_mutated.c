@@ -4,8 +4,8 @@
  * Each case is a process of its own on a copy of a volume in memory. A failure names its seed: GRANARY_SEED=N GRANARY_CASES=1 repeats it. */
 #include "common/cleanup.h"
 #include "snapshot/snapshot.h"
+#include "tests/lib/lies.h"
 #include "tests/lib/test.h"
-#include "vmfs/internal.h"
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -16,13 +16,6 @@
 #define VOLUME (96ull << 20)
 #define UNITS (VOLUME / VMFS_UNIT)
 #define SECONDS 20u /* more than that is for ever */
-#define BLOCKS_MAX 4096u
-
-struct image {
-    struct gr_mem *mem;
-    uint64_t at[BLOCKS_MAX]; /* units where a block begins */
-    unsigned n, kinds;
-};
 
 static void quiet(void *arg, const char *text)
 {
@@ -80,19 +73,8 @@ static void work(struct vmfs *v)
     vmfs_close(d);
 }
 
-static void find_blocks(struct image *m)
-{
-    for (uint64_t u = 0; u < UNITS && m->n < BLOCKS_MAX; u++) {
-        const struct vmfs_hdr_disk *h = gr_mem_page(m->mem, u * VMFS_UNIT, false);
-        if (!h || gr_le32_get(h->magic) != VMFS_MAGIC)
-            continue;
-        m->at[m->n++] = u;
-        m->kinds |= 1u << gr_le16_get(h->type);
-    }
-}
-
 struct making {
-    struct image *m;
+    struct lies_image *m;
     bool leaves; /* in order; else its journal has to be replayed */
 };
 
@@ -103,7 +85,7 @@ static int make(void *arg)
     const struct vmfs_join_opts o = {.role = VMFS_HOST, .host_name = "maker", .warn = quiet, .kek = kek};
     struct gr_bdev *dev;
     struct vmfs *v;
-    assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), k->m->mem, &dev), 0);
+    assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), k->m->mem[0], &dev), 0);
     OK(vmfs_format(gr_fiber_loop(), &dev, 1, &f, &err));
     OK(vmfs_join(gr_fiber_loop(), &dev, 1, &o, &v, &err));
     work(v);
@@ -116,24 +98,15 @@ static int make(void *arg)
 }
 
 /* ---- lies ---- */
-static uint32_t crc_of(const uint8_t *b, uint32_t bytes)
+static uint64_t interesting(const struct lies_image *m, uint64_t *rng, uint64_t now)
 {
-    static const uint8_t zero[4];
-    size_t at = offsetof(struct vmfs_hdr_disk, crc32c);
-    uint32_t c = gr_crc32c(0, b, at);
-    c = gr_crc32c(c, zero, 4);
-    return gr_crc32c(c, b + at + 4, bytes - at - 4);
-}
-
-static uint64_t interesting(const struct image *m, uint64_t *rng, uint64_t now)
-{
-    uint64_t any = m->at[test_rand(rng) % m->n];
+    uint64_t any = m->at[test_rand(rng) % m->n].unit;
     const uint64_t values[] = {0, 1, now + 1, now - 1, ~0ull, now << 1, any, any << 32, UNITS, UNITS - 1, 1ull << 48, 0x7fffffff, 0x80000000,
                                0xffffffff, 0xffff, 65536, VMFS_UNIT, test_rand(rng), now ^ (1ull << test_rand(rng) % 64), 16, 255, 4095};
     return values[test_rand(rng) % GR_ARRAY_LEN(values)];
 }
 
-static void lie(const struct image *m, uint64_t *rng, uint8_t *b, uint32_t bytes)
+static void lie(const struct lies_image *m, uint64_t *rng, uint8_t *b, uint32_t bytes)
 {
     static const unsigned sizes[] = {1, 2, 4, 8};
     unsigned size = sizes[test_rand(rng) % 4];
@@ -153,64 +126,15 @@ static void lie(const struct image *m, uint64_t *rng, uint8_t *b, uint32_t bytes
     memcpy(b + off, &now, size);
 }
 
-static void load(const struct image *m, uint64_t unit, uint8_t *ret, uint32_t units)
-{
-    for (uint32_t i = 0; i < units; i++) {
-        const uint8_t *p = gr_mem_page(m->mem, (unit + i) * VMFS_UNIT, false);
-        if (p)
-            memcpy(ret + i * VMFS_UNIT, p, VMFS_UNIT);
-        else
-            memset(ret + i * VMFS_UNIT, 0, VMFS_UNIT);
-    }
-}
-
-static void store(const struct image *m, uint64_t unit, const uint8_t *b, uint32_t units)
-{
-    for (uint32_t i = 0; i < units; i++)
-        memcpy(gr_mem_page(m->mem, (unit + i) * VMFS_UNIT, true), b + i * VMFS_UNIT, VMFS_UNIT);
-}
-
-static uint32_t units_of(const struct vmfs_hdr_disk *h, uint64_t unit)
-{
-    uint32_t n = gr_le32_get(h->units);
-    return n == 0 || n > 256 || unit + n > UNITS ? 1 : n;
-}
-
-/* The other copy of a home block says the same: else it is simply the one that counts. */
-static int twin_of(const struct image *m, uint64_t unit, const uint8_t *b, uint32_t bytes)
-{
-    gr_auto_free uint8_t *o = gr_alloc(bytes);
-    for (unsigned i = 0; i < m->n; i++) {
-        if (m->at[i] == unit)
-            continue;
-        load(m, m->at[i], o, bytes / VMFS_UNIT);
-        if (memcmp(o, b, 24) == 0 && memcmp(o + sizeof(struct vmfs_hdr_disk), b + sizeof(struct vmfs_hdr_disk), bytes - sizeof(struct vmfs_hdr_disk)) == 0)
-            return (int)i;
-    }
-    return -1;
-}
-
-static void mutate(const struct image *m, uint64_t *rng)
+static void mutate(const struct lies_image *m, uint64_t *rng)
 {
     unsigned blocks = 1 + (unsigned)(test_rand(rng) % 3);
     for (unsigned k = 0; k < blocks; k++) {
-        uint64_t unit = m->at[test_rand(rng) % m->n];
-        struct vmfs_hdr_disk head;
-        memcpy(&head, gr_mem_page(m->mem, unit * VMFS_UNIT, false), sizeof(head));
-        uint32_t units = units_of(&head, unit), bytes = units * VMFS_UNIT;
-        gr_auto_free uint8_t *b = gr_alloc(bytes);
-        load(m, unit, b, units);
-        int twin = twin_of(m, unit, b, bytes);
+        const struct lies_block *at = &m->at[test_rand(rng) % m->n];
+        gr_auto_free uint8_t *b = lies_load(m, at);
         for (unsigned i = 1 + (unsigned)(test_rand(rng) % 3); i; i--)
-            lie(m, rng, b, bytes);
-        struct vmfs_hdr_disk *h = (struct vmfs_hdr_disk *)b;
-        h->crc32c = gr_le32_of(crc_of(b, bytes));
-        store(m, unit, b, units);
-        if (twin < 0 || test_rand(rng) % 8 == 0)
-            continue;
-        h->self = gr_le64_of(m->at[twin]);
-        h->crc32c = gr_le32_of(crc_of(b, bytes));
-        store(m, m->at[twin], b, units);
+            lie(m, rng, b, at->units * VMFS_UNIT);
+        lies_store(m, at, b, test_rand(rng) % 8 != 0);
     }
 }
 
@@ -294,7 +218,7 @@ static void repair_twice(struct vmfs *v)
 
 static int use(void *arg)
 {
-    struct image *m = arg;
+    struct lies_image *m = arg;
     const struct vmfs_join_opts o = {.role = VMFS_HOST, .host_name = "guest", .warn = quiet, .kek = kek};
     struct gr_bdev *dev;
     struct vmfs *v;
@@ -303,7 +227,7 @@ static int use(void *arg)
     char what[160];
     void *text;
     size_t len;
-    if (gr_bdev_mem_open(gr_fiber_loop(), m->mem, &dev) < 0)
+    if (gr_bdev_mem_open(gr_fiber_loop(), m->mem[0], &dev) < 0)
         return -ENOMEM;
     (void)vmfs_probe(gr_fiber_loop(), dev, what, NULL);
     if (vmfs_join(gr_fiber_loop(), &dev, 1, &o, &v, NULL) == 0) {
@@ -337,7 +261,7 @@ static int use(void *arg)
     return 0;
 }
 
-static void child(struct image *m, uint64_t seed)
+static void child(struct lies_image *m, uint64_t seed)
 {
     struct gr_loop *loop;
     const struct gr_loop_opts o = {.engine = GR_ENGINE_SYNC};
@@ -359,15 +283,17 @@ static unsigned cases(void)
 
 static void lies(bool leaves)
 {
-    struct image *m = gr_zalloc(sizeof(*m));
+    struct lies_image *m = gr_zalloc(sizeof(*m));
     struct gr_loop *loop;
     struct making k = {m, leaves};
     const struct gr_loop_opts o = {.engine = GR_ENGINE_SYNC};
-    m->mem = gr_mem_new(VOLUME);
+    m->n_dev = 1;
+    m->units[0] = UNITS;
+    m->mem[0] = gr_mem_new(VOLUME);
     assert_int_equal(gr_loop_new(&o, &loop, NULL), 0);
     assert_int_equal(gr_fiber_run(loop, make, &k), 0);
     gr_loop_free(loop);
-    find_blocks(m);
+    lies_find(m);
     unsigned all = 0;
     for (unsigned t = VMFS_T_SUPER; t <= VMFS_T_KEYS; t++)
         all |= t == VMFS_T_AUX || t == VMFS_T_ALARM ? 0 : 1u << t; /* written only when another host frees */
@@ -388,7 +314,7 @@ static void lies(bool leaves)
                      WIFSIGNALED(status) ? WTERMSIG(status) : WEXITSTATUS(status));
     }
     print_message("# %u cases over %u blocks\n", n, m->n);
-    gr_mem_free(m->mem);
+    gr_mem_free(m->mem[0]);
     free(m);
 }
 

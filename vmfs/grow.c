@@ -1,6 +1,6 @@
 /* A volume whose last device grew: new regions behind the old ones. The namespace lock keeps two hosts from doing it at once;
  * others learn of it when they next take a lock (vmfs_refresh). */
-#include "vmfs/internal.h"
+#include "vmfs/loss.h"
 
 /* The superblock as it would be with the last device of @units. 0: nothing to gain. */
 static int grown(const struct vmfs *v, uint64_t units, struct vsuper *s, struct gr_err *err)
@@ -73,27 +73,36 @@ static int devices_known(struct vmfs *v, const struct vsuper *s, struct gr_err *
     return 0;
 }
 
-/* What is free elsewhere on a device that was lost is of no use any more; or of use again. */
-static void stale_count(struct vmfs *v, const struct vsuper *s)
+/* What is free elsewhere on a device that was lost is of no use any more (*ret_less); or of use again. */
+static void stale_count(struct vmfs *v, const struct vsuper *s, uint64_t *ret_less, uint64_t *ret_more)
 {
+    *ret_less = *ret_more = 0;
     for (unsigned i = 0; i < v->sb.n_devices; i++) {
-        const struct vdevinfo *d = &v->sb.dev[i];
+        const struct vdevinfo d = v->sb.dev[i];
         bool stale = s->dev[i].stale;
-        if (d->stale == stale || d->state != VMFS_DEVICE_IN_USE || !v->sp.by_index)
+        if (d.stale == stale || d.state != VMFS_DEVICE_IN_USE || !v->sp.by_index)
             continue;
-        for (uint32_t k = d->first_region; k < d->first_region + d->regions; k++) {
+        for (uint32_t k = d.first_region; k < d.first_region + d.regions; k++) {
             uint64_t units = 0;
             if (!v->sp.by_index[k] && space_region_free(v, k, &units, NULL) < 0)
                 units = stale ? v->sb.region_units : 0;
-            v->sp.free_elsewhere = stale ? v->sp.free_elsewhere - GR_MIN(units, v->sp.free_elsewhere) : v->sp.free_elsewhere + units;
+            *(stale ? ret_less : ret_more) += units;
         }
     }
 }
 
+/* Other fibers learn of superblocks meanwhile, or write one: the newest stays. */
 static int adopt(struct vmfs *v, const struct vsuper *s, struct gr_err *err)
 {
-    stale_count(v, s);
-    int r = space_regions_added(v, s);
+    uint64_t less, more;
+    int r = vloss_shut_out(v, s, err);
+    if (r < 0)
+        return r;
+    stale_count(v, s, &less, &more);
+    if (s->generation <= v->sb.generation)
+        return 0;
+    v->sp.free_elsewhere = v->sp.free_elsewhere - GR_MIN(less, v->sp.free_elsewhere) + more;
+    r = space_regions_added(v, s);
     if (r < 0)
         return gr_fail(err, r, "out of memory");
     space_close(v);
@@ -112,8 +121,11 @@ int vmfs_refresh(struct vmfs *v, struct gr_err *err)
         int known = vsuper_decode(b, &s, &newer);
         if (known == -GR_EVERSION) /* a newer release has begun to change the volume: nothing more is locked, nobody taken over */
             r = gr_fail(err, known, "%s", newer.text);
-        else if (known == 0 && s.generation > v->sb.generation && (r = vfeature_check(v, &s, err)) == 0 && (r = devices_known(v, &s, err)) == 0)
-            r = adopt(v, &s, err);
+        else if (known == 0 && s.generation > v->sb.generation && (r = vfeature_check(v, &s, err)) == 0 && (r = devices_known(v, &s, err)) == 0) {
+            gr_fmutex_lock(&v->adopt_lock);
+            r = s.generation > v->sb.generation ? adopt(v, &s, err) : 0;
+            gr_fmutex_unlock(&v->adopt_lock);
+        }
     }
     free(b);
     return r;

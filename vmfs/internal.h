@@ -361,6 +361,7 @@ struct vmfs {
     struct gr_fmutex ns_lock;     /* namespace operations of this process */
     struct gr_fmutex hold_lock;   /* objects come into the table and leave it one at a time; taken before ckpt_lock */
     struct gr_fmutex member_lock; /* one device is opened or added at a time; taken before ns_lock */
+    struct gr_fmutex adopt_lock;  /* a superblock that another host wrote becomes ours: grow.c; nothing is locked behind it */
     struct gr_fmutex settle_lock; /* what addresses mean does not change meanwhile; taken before ckpt_lock */
     struct gr_fmutex ckpt_lock;
     uint64_t ckpt_started, ckpt_done; /* numbers of checkpoints */

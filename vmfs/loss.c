@@ -179,13 +179,13 @@ int vloss_write(struct vmfs *v)
 }
 
 /* The superblock is changed by compare-and-write: in a recovery the namespace cannot be locked. */
-static int stale_set(struct vmfs *v, unsigned dev, bool stale, struct gr_err *err)
+static int stale_set(struct vmfs *v, unsigned dev, bool stale, bool anew, struct gr_err *err)
 {
     int r = -EAGAIN;
     for (int tries = 0; r == -EAGAIN && tries < 50; tries++) {
         if (tries)
             gr_fiber_sleep_ms(5);
-        if ((r = vmfs_refresh(v, err)) < 0 || v->sb.dev[dev].stale == stale)
+        if ((r = vmfs_refresh(v, err)) < 0 || (v->sb.dev[dev].stale == stale && !anew))
             return r;
         if (stale && !(v->sb.incompat & VMFS_INCOMPAT_STALE) && (r = vfeature_all_know(v, VMFS_INCOMPAT_STALE, "lost devices", err)) < 0)
             return r;
@@ -201,14 +201,14 @@ static int stale_set(struct vmfs *v, unsigned dev, bool stale, struct gr_err *er
     return r;
 }
 
-int vloss_mark(struct vmfs *v, unsigned dev, struct gr_err *err)
+int vloss_mark(struct vmfs *v, unsigned dev, bool anew, struct gr_err *err)
 {
-    return stale_set(v, dev, true, err);
+    return stale_set(v, dev, true, anew, err);
 }
 
 int vloss_unmark(struct vmfs *v, unsigned dev, struct gr_err *err)
 {
-    return stale_set(v, dev, false, err);
+    return stale_set(v, dev, false, false, err);
 }
 
 /* ---- objects that have lost writes ---- */

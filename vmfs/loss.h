@@ -13,9 +13,12 @@ void vloss_suspect(struct vmfs *v, uint32_t devs); /* the same in the background
 /* After a look that device 0 answered: is there one that is silent for so long that it is lost? [sync] */
 void vloss_watch(struct vmfs *v, unsigned look_ms, unsigned patience_ms);
 int vloss_write(struct vmfs *v); /* what was lost goes into our slot; nothing of ours is under way any more */
-/* The superblock says that the tables of @dev are stale; no lock is needed. -GR_EVERSION: another host does not know that. */
-int vloss_mark(struct vmfs *v, unsigned dev, struct gr_err *err);
+/* The superblock says that the tables of @dev are stale; no lock is needed. @anew: also when it says so already, so that all hosts look at it again.
+ * -GR_EVERSION: another host does not know that. */
+int vloss_mark(struct vmfs *v, unsigned dev, bool anew, struct gr_err *err);
 int vloss_unmark(struct vmfs *v, unsigned dev, struct gr_err *err);
+/* Of devices that are stale, as @s says, and open here: nothing of who lost them reaches them any more (shut_out.c). */
+int vloss_shut_out(struct vmfs *v, const struct vsuper *s, struct gr_err *err);
 #define VMFS_ATTR_LOST "lost-writes"
 uint32_t vobj_lost_writes(const struct vobj *o); /* devices that were lost with unflushed writes of it, a bit each */
 int vloss_poison(struct vobj *o, uint32_t devices); /* unflushed writes of it were lost [sync] */

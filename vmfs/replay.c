@@ -155,7 +155,7 @@ static int replay_absent(struct vmfs *v, const struct vmfs_rec_map_disk *d, uint
     } else if (vdev_missing(v, dev) && data && *doubt) {
         return gr_fail(err, -EIO, "its journal tells of data on device %u, which is missing, and only that can tell whether it was written: join it with that device first", dev);
     }
-    return vdev_missing(v, dev) ? vloss_mark(v, dev, err) : 0; /* its bitmap does not say so */
+    return vdev_missing(v, dev) ? vloss_mark(v, dev, false, err) : 0; /* its bitmap does not say so */
 }
 
 /* Which pieces of the record's data are really there? Runs of good ones are applied. */
@@ -257,14 +257,17 @@ static int replay_frame(void *arg, const struct vframe *f, const uint8_t *payloa
     return 0;
 }
 
-/* What its host lost with devices: their tables are stale, and who has lost writes says so from now on. */
+/* What its host lost with devices: their tables are stale, and who has lost writes says so from now on. It was not ejected from one that is missing:
+ * who has that open sees to it (shut_out.c). */
 static int losses_marked(struct vmfs *v, uint32_t stale, struct gr_err *err)
 {
     int r = 0;
     stale |= v->me.lost.devices;
-    for (unsigned i = 1; r == 0 && i < v->sb.n_devices; i++)
-        if (stale >> i & 1)
-            r = vloss_mark(v, i, err);
+    for (unsigned i = 1; r == 0 && i < v->sb.n_devices; i++) {
+        bool not_ejected = v->life.fences && vdev_missing(v, i);
+        if (not_ejected || stale >> i & 1)
+            r = vloss_mark(v, i, not_ejected, err);
+    }
     return r;
 }
 

@@ -88,6 +88,7 @@ static struct vmfs *stand_in(struct vmfs *v, unsigned slot, const struct vslot *
     r->role = VMFS_HOST;
     r->features = v->features;
     r->life.alone = v->life.alone;
+    r->life.fences = v->life.fences;
     r->slot = slot;
     r->me = *s;
     r->opts.warn = v->opts.warn;

@@ -231,6 +231,8 @@ int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, 
     if (r == 0)
         r = vfeature_check(v, &v->sb, err);
     if (r == 0)
+        r = vloss_shut_out(v, &v->sb, err);
+    if (r == 0)
         r = vlife_watch(v, err);
     if (r == 0) {
         set_limits(v);

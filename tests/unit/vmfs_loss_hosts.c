@@ -1,0 +1,299 @@
+/* A device is lost to one of several hosts: what that had under way to it arrives late and must not count; what others do meanwhile. */
+#include "tests/lib/test.h"
+#include "common/bdev.h"
+#include "common/fiber.h"
+#include "vmfs/internal.h"
+#include "vmfs/loss.h"
+#include <stdio.h>
+
+#define MIB ((uint64_t)1 << 20)
+#define DEVICES 3u
+#define GOES 2u /* number of the device that is lost */
+
+struct host {
+    const char *name;
+    struct gr_bdev *low[DEVICES], *fault[DEVICES], *dev[DEVICES];
+    uint64_t slow_ns; /* each of its reads takes so long */
+    struct vmfs *v;
+    unsigned told, warnings;
+    char warned[256];
+};
+struct site {
+    struct gr_mem *mem[DEVICES];
+    bool shared;
+    struct host a, b;
+};
+
+static void warn(void *arg, const char *text)
+{
+    struct host *h = arg;
+    print_message("# %s: %s\n", h->name, text);
+    snprintf(h->warned, sizeof h->warned, "%s", text);
+    h->warnings++;
+}
+
+static void device_lost(void *arg)
+{
+    ((struct host *)arg)->told++;
+}
+
+static struct gr_bdev *nexus(const struct site *s, unsigned dev)
+{
+    struct gr_bdev *b = NULL;
+    assert_int_equal((s->shared ? gr_bdev_mem_open_shared : gr_bdev_mem_open)(gr_fiber_loop(), s->mem[dev], &b), 0);
+    return b;
+}
+
+static int try_join(struct site *s, struct host *h, const char *name, bool with, uint64_t features, struct gr_err *err)
+{
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = name, .address = name, .warn = warn, .warn_arg = h, .device_lost = device_lost, .degraded = !with, .features = features };
+    snprintf((char *)o.host_uuid, sizeof o.host_uuid, "%s", name);
+    h->name = name;
+    for (unsigned i = 0; i < DEVICES; i++) {
+        h->low[i] = nexus(s, i);
+        assert_int_equal(gr_bdev_fault_open(gr_fiber_loop(), h->low[i], &h->fault[i]), 0);
+        assert_int_equal(gr_bdev_delay_open(gr_fiber_loop(), h->fault[i], h->slow_ns, 0, 0, &h->dev[i]), 0);
+    }
+    return vmfs_join(gr_fiber_loop(), h->dev, with ? DEVICES : GOES, &o, &h->v, err);
+}
+
+static void join(struct site *s, struct host *h, const char *name, bool with)
+{
+    OK(try_join(s, h, name, with, 0, &err));
+}
+
+static void put(struct host *h)
+{
+    for (unsigned i = 0; i < DEVICES; i++) {
+        gr_bdev_put(h->dev[i]);
+        gr_bdev_put(h->fault[i]);
+        gr_bdev_put(h->low[i]);
+    }
+}
+
+static void leave(struct host *h)
+{
+    OK(vmfs_leave(h->v, &err));
+    put(h);
+}
+
+static struct site *make(bool shared)
+{
+    struct site *s = calloc(1, sizeof *s);
+    struct vmfs_format_opts f = { .name = "ds1", .timing = VMFS_TIMING_FAST };
+    struct gr_bdev *dev[DEVICES];
+    assert_non_null(s);
+    s->shared = shared;
+    for (unsigned i = 0; i < DEVICES; i++) {
+        s->mem[i] = gr_mem_new(64 * MIB);
+        dev[i] = nexus(s, i);
+    }
+    OK(vmfs_format(gr_fiber_loop(), dev, DEVICES, &f, &err));
+    for (unsigned i = 0; i < DEVICES; i++)
+        gr_bdev_put(dev[i]);
+    return s;
+}
+
+static void unmake(struct site *s)
+{
+    for (unsigned i = 0; i < DEVICES; i++)
+        gr_mem_free(s->mem[i]);
+    free(s);
+}
+
+/* New data goes there. */
+static void go_to(struct vmfs *v, unsigned dev)
+{
+    for (uint32_t i = v->sb.dev[dev].first_region; i < v->sb.dev[dev].first_region + v->sb.dev[dev].regions; i++)
+        OK(space_lease(v, i, &err));
+    for (struct vregion *r = v->sp.regions; r; r = r->next)
+        if (vmfs_addr_dev(r->first) == dev)
+            v->sp.current = r;
+}
+
+static void rw_mib(struct host *h, const char *path, uint8_t byte, bool write)
+{
+    static uint8_t buf[MIB];
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    OK(vmfs_open(h->v, path, &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    memset(buf, byte, sizeof buf);
+    if (write)
+        OK(gr_pwrite(ch, buf, MIB, 0, 0));
+    if (write)
+        OK(gr_flush(ch));
+    if (!write)
+        OK(gr_pread(ch, buf, MIB, 0));
+    for (size_t i = 0; i < MIB; i++)
+        assert_int_equal(buf[i], byte);
+    gr_chan_close(ch);
+    vmfs_close(d);
+}
+
+/* The device fails for this host: its flushes do. */
+static void lose(struct host *h, const char *path)
+{
+    struct gr_fault_rule rule = { .op = GR_OP_FLUSH, .code = -EIO };
+    static uint8_t buf[4096];
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    assert_int_equal(gr_bdev_fault_add(h->fault[GOES], &rule), 0);
+    OK(vmfs_open(h->v, path, &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    OK(gr_pwrite(ch, buf, sizeof buf, 2 * MIB, 0));
+    assert_true(gr_flush(ch) < 0);
+    gr_chan_close(ch);
+    vmfs_close(d);
+    for (unsigned i = 0; i < 100 && !h->told; i++)
+        gr_fiber_sleep_ms(10);
+}
+
+static void lost(struct host *h, const char *path)
+{
+    h->told = 0;
+    OK(vmfs_create(h->v, path, VMFS_DISK, 8 * MIB, VMFS_THIN, &err));
+    lose(h, path);
+    assert_true(h->v->fenced && h->v->lost.devices == 1u << GOES && h->told == 1);
+    assert_true(vmfs_leave(h->v, NULL) < 0);
+    put(h);
+}
+
+/* ---- what was under way ---- */
+struct path { /* another path of a host's to the device, with a write that takes its time */
+    struct gr_bdev *b;
+    struct gr_chan *ch;
+};
+
+static void late_begin(struct site *s, struct path *l, uint64_t key)
+{
+    l->b = nexus(s, GOES);
+    OK(l->b->fence->enter(l->b, key, &err));
+    assert_int_equal(gr_chan_open(l->b, gr_fiber_loop(), &l->ch), 0);
+}
+
+static int late_lands(struct path *l)
+{
+    uint8_t buf[4096];
+    int r = gr_pread(l->ch, buf, sizeof buf, 63 * MIB);
+    return r == 0 ? gr_pwrite(l->ch, buf, sizeof buf, 63 * MIB, 0) : r;
+}
+
+static void late_end(struct path *l)
+{
+    assert_int_equal(late_lands(l), -GR_EFENCED);
+    gr_chan_close(l->ch);
+    gr_bdev_put(l->b);
+}
+
+static void joins_slowly(void *arg)
+{
+    struct gr_bdev *first = arg;
+    gr_fiber_sleep_ms(100);
+    OK(first->fence->enter(first, 4711, &err));
+}
+
+static int late_fn(void *arg)
+{
+    struct site *s = make(true);
+    struct path late, joining;
+    (void)arg;
+    join(s, &s->a, "a", true);
+    join(s, &s->b, "b", true);
+    OK(vmfs_create(s->a.v, "d", VMFS_DISK, 8 * MIB, VMFS_THIN, &err));
+    go_to(s->a.v, GOES);
+    rw_mib(&s->a, "d", 1, true);
+    /* the other host sees the device all the time, and overwrites there what this one has left; the second time it is known to be stale */
+    for (unsigned i = 0; i < 2; i++) {
+        late_begin(s, &late, s->a.v->life.key);
+        lost(&s->a, i ? "y" : "x");
+        join(s, &s->a, "a", false);
+        OK(vmfs_release(s->a.v, "d", &err));
+        assert_int_equal(late_lands(&late), 0); /* nobody has been there since */
+        struct gr_bdev *first = nexus(s, 0);
+        late_begin(s, &joining, 4711); /* another host joins just now */
+        assert_int_equal(gr_fiber_start(gr_fiber_loop(), joins_slowly, first), 0);
+        rw_mib(&s->b, "d", (uint8_t)(1 + i), false);
+        rw_mib(&s->b, "d", (uint8_t)(2 + i), true);
+        late_end(&late);
+        assert_int_equal(late_lands(&joining), 0);
+        OK(first->fence->leave(first, &err));
+        OK(joining.b->fence->leave(joining.b, &err));
+        gr_chan_close(joining.ch);
+        gr_bdev_put(joining.b);
+        gr_bdev_put(first);
+        OK(vmfs_release(s->b.v, "d", &err));
+        leave(&s->a);
+        join(s, &s->a, "a", true);
+        rw_mib(&s->a, "d", (uint8_t)(2 + i), false);
+    }
+    /* alone: before it is used again */
+    leave(&s->b);
+    late_begin(s, &late, s->a.v->life.key);
+    lost(&s->a, "z");
+    join(s, &s->a, "a", false);
+    assert_int_equal(late_lands(&late), 0);
+    leave(&s->a);
+    join(s, &s->a, "a", true);
+    late_end(&late);
+    rw_mib(&s->a, "d", 3, false);
+    leave(&s->a);
+    unmake(s);
+    return 0;
+}
+
+static void late(void **state)
+{
+    (void)state;
+    test_in_fiber(late_fn, NULL);
+}
+
+/* ---- superblocks that follow each other ---- */
+struct refresh {
+    struct vmfs *v;
+    bool over;
+};
+
+static void refreshes(void *arg)
+{
+    struct refresh *r = arg;
+    OK(vmfs_refresh(r->v, &err));
+    r->over = true;
+}
+
+/* Counting what a device that became stale has free takes a while; meanwhile it is of use again, and another fiber learns that at once. */
+static int newest_fn(void *arg)
+{
+    struct site *s = make(false);
+    struct refresh first = { 0 };
+    (void)arg;
+    s->b.slow_ns = 20000000;
+    join(s, &s->a, "a", true);
+    join(s, &s->b, "b", true);
+    OK(vmfs_refresh(s->b.v, &err));
+    uint64_t elsewhere = s->b.v->sp.free_elsewhere;
+    OK(vloss_mark(s->a.v, GOES, false, &err));
+    first.v = s->b.v;
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), refreshes, &first), 0);
+    gr_fiber_sleep_ms(30); /* it has read the superblock */
+    assert_false(first.over);
+    OK(vloss_unmark(s->a.v, GOES, &err));
+    OK(vmfs_refresh(s->b.v, &err));
+    while (!first.over)
+        gr_fiber_sleep_ms(5);
+    assert_int_equal(s->b.v->sb.generation, s->a.v->sb.generation);
+    assert_false(s->b.v->sb.dev[GOES].stale);
+    assert_int_equal(s->b.v->sp.free_elsewhere, elsewhere);
+    leave(&s->a);
+    leave(&s->b);
+    unmake(s);
+    return 0;
+}
+
+static void newest(void **state)
+{
+    (void)state;
+    test_in_fiber(newest_fn, NULL);
+}
+
+TEST_MAIN(TEST(late), TEST(newest))

@@ -56,9 +56,11 @@ bool vdev_has_tables(const struct vmfs *v, unsigned dev)
 }
 
 /* It failed to do what everything relies on: whoever gives the volume up looks at that. */
-static void note_failure(struct vdev *d, int r)
+static bool note_failure(struct vdev *d, int r)
 {
-    d->failed |= r < 0 && r != -GR_EFENCED && r != -GR_ENOSPACE && r != -ENOSPC && r != -ENOMEM;
+    bool failed = r < 0 && r != -GR_EFENCED && r != -GR_ENOSPACE && r != -ENOSPC && r != -ENOMEM;
+    d->failed |= failed;
+    return failed;
 }
 
 int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, uint32_t flags)
@@ -71,30 +73,44 @@ int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, u
     d->users++;
     int r = gr_pwrite(d->ch, buf, (size_t)units * VMFS_UNIT, vmfs_addr_unit(addr) * VMFS_UNIT, flags);
     d->users--;
-    note_failure(d, r);
+    if (note_failure(d, r))
+        vloss_suspect(v, (uint32_t)1 << (d - v->dev)); /* when nobody gives the volume up for it: it may be well again */
     return r;
 }
 
-static int swap_by_hand(struct vmfs *v, uint64_t addr, const void *was, const void *now)
+static int swap_by_hand(struct vmfs *v, uint64_t addr, const void *was, const void *now, bool last)
 {
     uint8_t *is = vunits_alloc(1);
     gr_fmutex_lock(&v->life.swapping);
     int r = is ? vdev_read(v, addr, 1, is) : -ENOMEM;
+    if (r == 0 && v->fenced && !last)
+        r = -GR_EFENCED;
+    if (r == 0 && memcmp(is, was, VMFS_UNIT) != 0)
+        r = -GR_EMISCOMPARE;
     if (r == 0)
-        r = memcmp(is, was, VMFS_UNIT) == 0 ? vdev_write(v, addr, 1, now, GR_BIO_FUA) : -GR_EMISCOMPARE;
+        r = gr_pwrite(v->dev[vmfs_addr_dev(addr)].ch, now, VMFS_UNIT, vmfs_addr_unit(addr) * VMFS_UNIT, GR_BIO_FUA);
     gr_fmutex_unlock(&v->life.swapping);
     free(is);
     return r;
 }
 
-int vdev_swap(struct vmfs *v, uint64_t addr, const void *was, const void *now)
+static int swap(struct vmfs *v, uint64_t addr, const void *was, const void *now, bool last)
 {
-    if (v->fenced)
-        return -GR_EFENCED;
     int r = gr_compare_write(v->dev[vmfs_addr_dev(addr)].ch, vmfs_addr_unit(addr) * VMFS_UNIT, was, now, VMFS_UNIT, NULL);
-    return r == -EOPNOTSUPP && v->life.alone ? swap_by_hand(v, addr, was, now) : r;
+    return r == -EOPNOTSUPP && v->life.alone ? swap_by_hand(v, addr, was, now, last) : r;
 }
 
+int vdev_swap(struct vmfs *v, uint64_t addr, const void *was, const void *now)
+{
+    return v->fenced ? -GR_EFENCED : swap(v, addr, was, now, false);
+}
+
+int vdev_swap_last(struct vmfs *v, uint64_t addr, const void *was, const void *now)
+{
+    return swap(v, addr, was, now, true);
+}
+
+/* Whoever is joined gives the volume up when it fails: what was not flushed is not asked for again. */
 int vdev_flush(struct vmfs *v)
 {
     int first = 0;

@@ -70,7 +70,7 @@ int disk_scrub(struct dop *op)
     }
     /* Before the map may let go of them: or a power cut keeps the records and loses the zeros, and nobody knows these units any more. */
     if (r == 0)
-        r = vdev_flush(v);
+        r = journal_flush(v, 0);
     free(runs);
     free(zero);
     return r;

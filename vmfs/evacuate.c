@@ -254,6 +254,9 @@ static int lease_all(struct vmfs *v, unsigned dev, uint64_t *ret_used, struct gr
     const struct vdevinfo *d = &v->sb.dev[dev];
     int r = 0;
     *ret_used = 0;
+    if (vdev_stale(v, dev))
+        return gr_fail(err, -EBUSY, "datastore '%s': '%s' was lost, and what lies there must be counted first: granary datastore check %s --repair", v->sb.name,
+                       v->dev[dev].bdev->name, v->sb.name);
     for (uint32_t i = d->first_region; r == 0 && i < d->first_region + d->regions; i++) {
         r = space_lease(v, i, err);
         if (r == 1)

@@ -7,7 +7,7 @@ int vfeature_all_know(struct vmfs *v, uint64_t bit, const char *what, struct gr_
 {
     for (unsigned i = 0; i < v->sb.slots.entries; i++) {
         struct vslot s;
-        int r = v->joined && i == v->slot ? 1 : vslot_read(v, i, &s, err);
+        int r = (v->joined || v->replaying) && i == v->slot ? 1 : vslot_read(v, i, &s, err); /* replaying: its host is gone */
         if (r < 0)
             return r;
         if (r == 1 || s.state == VMFS_SLOT_FREE || (s.features ? s.features : VMFS_INCOMPAT_FIRST) & bit)
@@ -30,7 +30,7 @@ int vfeature_on(struct vmfs *v, uint64_t bit, const char *what, struct gr_err *e
         if (r < 0 && r != -EAGAIN)
             vmfs_fence(v, "a superblock could not be written: nobody knows what it says");
         else if (r == 0)
-            v->sb = s;
+            vsuper_ours(v, &s);
     }
     gr_fmutex_unlock(&v->ckpt_lock);
     return r;

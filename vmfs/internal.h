@@ -345,7 +345,7 @@ struct vmfs {
     struct vsuper sb;
     enum vmfs_role role;
     bool joined, leaving, fenced, replaying;
-    char fence_reason[160];
+    char fence_reason[192];
     struct vlost lost; /* devices != 0: they are why it was given up */
     struct gr_fqueue looks; /* loss.c */
     unsigned slot;
@@ -397,6 +397,7 @@ int vdev_read(struct vmfs *v, uint64_t addr, uint32_t units, void *buf);
 int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, uint32_t flags);
 /* Compare-and-write of one unit. Where one host is alone the device need not be able to. */
 int vdev_swap(struct vmfs *v, uint64_t addr, const void *was, const void *now);
+int vdev_swap_last(struct vmfs *v, uint64_t addr, const void *was, const void *now); /* the same when the volume was given up */
 int vdev_flush(struct vmfs *v); /* all devices */
 void *vunits_alloc(uint32_t units); /* aligned, zeroed; free() */
 /* Give the volume up on this host: nothing is acknowledged any more. [sync] */
@@ -408,6 +409,7 @@ void vmfs_warn(struct vmfs *v, const char *fmt, ...) __attribute__((format(print
 int vsuper_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct gr_err *err); /* the newer valid copy of a device */
 int vsuper_write(struct vmfs *v, const struct vsuper *s, unsigned dev, struct gr_err *err); /* both copies of a device, durable; none of one that is gone */
 /* The same on every device the volume has in @s, device 0 first: once it is there the change is made. */
+void vsuper_ours(struct vmfs *v, const struct vsuper *s); /* it was written: v->sb from here on, unless that is newer by now [sync] */
 int vsuper_write_all(struct vmfs *v, const struct vsuper *s, struct gr_err *err); /* -EAGAIN: another host was quicker, nothing was changed */
 
 /* ---------- mkfs.c ---------- */
@@ -488,6 +490,7 @@ void vlife_unclaim(struct vmfs *v, unsigned slot);
  * datastore's timing says. 0: so it is, and no other fiber of ours does the same until vlife_end_done(); -EBUSY: it lives. */
 int vlife_end(struct vmfs *v, unsigned slot, const struct vslot *s, struct gr_err *err);
 void vlife_end_done(struct vmfs *v, unsigned slot);
+bool vlife_own(const struct vmfs *v, const struct vslot *s); /* @s is that of a host of this home, or was until another began to recover it [sync] */
 bool vlife_earlier_self(const struct vmfs *v, const struct vslot *s); /* @s is that of an earlier start of this home, which is over [sync] */
 unsigned vlife_look_ms(const struct vmfs *v); /* between two looks of a host at its alarm */
 

@@ -341,11 +341,16 @@ static bool same_home(const struct vmfs *v, const struct vslot *s)
     return s->address[0] && strcmp(s->address, v->address) == 0;
 }
 
-/* Its earlier start of this very home (the home's lock says that it is gone): nobody to ask. */
+bool vlife_own(const struct vmfs *v, const struct vslot *s)
+{
+    return v->role == VMFS_HOST && (s->state == VMFS_SLOT_HOST || s->state == VMFS_SLOT_REPLAYING) && memcmp(s->host_uuid, v->opts.host_uuid, 16) == 0 &&
+           strcmp(s->host_name, v->host_name) == 0 && same_home(v, s);
+}
+
+/* Its earlier start of this very home (the home's lock says that it is gone): nobody to ask. Who recovers it may be anybody. */
 bool vlife_earlier_self(const struct vmfs *v, const struct vslot *s)
 {
-    return v->role == VMFS_HOST && s->state == VMFS_SLOT_HOST && memcmp(s->host_uuid, v->opts.host_uuid, 16) == 0 &&
-           strcmp(s->host_name, v->host_name) == 0 && same_home(v, s);
+    return s->state == VMFS_SLOT_HOST && vlife_own(v, s);
 }
 
 /* 0: it is gone, or silent for so long that it is ejected, if we can; 1: it lives, or nobody can tell. */

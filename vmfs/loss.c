@@ -55,9 +55,9 @@ bool vloss_found(struct vmfs *v)
     }
     if (!l.devices || v->life.ejected || v->sp.evac || lost_objects(v, &l) < 0)
         return false;
-    char why[sizeof v->fence_reason];
-    memcpy(why, v->fence_reason, sizeof why);
-    snprintf(v->fence_reason, sizeof v->fence_reason, "device %s is lost: %.60s", names, why);
+    char why[64];
+    snprintf(why, sizeof why, "%.63s", v->fence_reason);
+    snprintf(v->fence_reason, sizeof v->fence_reason, "device %s is lost: %s", names, why);
     v->lost = l;
     return true;
 }
@@ -69,8 +69,8 @@ static int try_out(struct vmfs *v, unsigned dev)
     struct vdev *d = &v->dev[dev];
     uint8_t *b = vunits_alloc(1);
     d->users++;
-    int r = b ? gr_pread(d->ch, b, VMFS_UNIT, VMFS_SUPER_B * VMFS_UNIT) : 0;
-    if (b && r == 0)
+    int r = b ? gr_pread(d->ch, b, VMFS_UNIT, VMFS_SUPER_B * VMFS_UNIT) : -ENOMEM;
+    if (r == 0)
         r = v->fenced ? 0 : gr_pwrite(d->ch, b, VMFS_UNIT, VMFS_SUPER_B * VMFS_UNIT, GR_BIO_FUA);
     if (r == 0 && !v->fenced)
         r = gr_flush(d->ch);
@@ -83,11 +83,13 @@ int vloss_look(struct vmfs *v, uint32_t devs, int r)
 {
     int why = 0; /* all are tried out first: several may be lost at once */
     for (unsigned i = 0; i < v->sb.n_devices && !v->fenced; i++) {
-        int f = devs & bit_of(i) && can_do_without(v, i) ? try_out(v, i) : 0;
-        if (f == 0 || f == -GR_EFENCED || f == -ENOMEM || f == -GR_ENOSPACE)
+        if (!(devs & bit_of(i)) || !can_do_without(v, i))
             continue;
-        v->dev[i].failed = true;
-        why = f;
+        int f = try_out(v, i);
+        if (v->fenced || f == -GR_EFENCED || f == -ENOMEM || f == -GR_ENOSPACE)
+            continue;
+        v->dev[i].failed = f < 0; /* it does what it refused before: whatever else the volume is given up for is not its fault */
+        why = f < 0 ? f : why;
     }
     if (why && !v->fenced)
         vmfs_fence(v, "%s", gr_code_text(why));
@@ -165,15 +167,27 @@ void vloss_watch(struct vmfs *v, unsigned look_ms, unsigned patience_ms)
 /* ---- what recovery must know ---- */
 int vloss_write(struct vmfs *v)
 {
-    uint8_t *block = vunits_alloc(1);
-    int r = block ? 0 : -ENOMEM;
-    v->me.lost = v->lost;
-    v->me.block_generation++;
-    for (int copy = 0; r == 0 && copy < 2; copy++) { /* the volume is given up, so not through vdev_write() */
-        uint64_t at = vhome_addr(&v->sb.slots, v->slot, 0, copy);
-        vslot_encode(v, &v->me, v->slot, at, block);
-        r = gr_pwrite(v->dev[vmfs_addr_dev(at)].ch, block, VMFS_UNIT, vmfs_addr_unit(at) * VMFS_UNIT, GR_BIO_FUA);
+    uint64_t a = vhome_addr(&v->sb.slots, v->slot, 0, 0), b = vhome_addr(&v->sb.slots, v->slot, 0, 1);
+    uint8_t *is = vunits_alloc(1), *block = vunits_alloc(1);
+    struct vslot now;
+    int r = is && block ? vdev_read(v, a, 1, is) : -ENOMEM;
+    if (r == 0 && vslot_decode(&v->sb, is, a, &now, NULL) < 0)
+        r = vslot_read(v, v->slot, &now, NULL); /* the other copy: it was being written when all this began */
+    if (r == 0 && (now.state != VMFS_SLOT_HOST || now.generation != v->me.generation || now.nonce != v->me.nonce))
+        r = -GR_EFENCED;
+    if (r == 0) {
+        v->me.lost = v->lost;
+        v->me.block_generation = GR_MAX(v->me.block_generation, now.block_generation) + 1;
+        vslot_encode(v, &v->me, v->slot, a, block);
+        r = vdev_swap_last(v, a, is, block);
     }
+    if (r == -GR_EMISCOMPARE)
+        r = vdev_read(v, a, 1, is) == 0 && memcmp(is, block, VMFS_UNIT) == 0 ? 0 : -GR_EFENCED; /* 0: our own write whose answer was lost */
+    if (r == 0) { /* the volume is given up, so not through vdev_write() */
+        vhdr_move(block, 1, b);
+        r = gr_pwrite(v->dev[vmfs_addr_dev(b)].ch, block, VMFS_UNIT, vmfs_addr_unit(b) * VMFS_UNIT, GR_BIO_FUA);
+    }
+    free(is);
     free(block);
     return r;
 }
@@ -195,7 +209,7 @@ static int stale_set(struct vmfs *v, unsigned dev, bool stale, bool anew, struct
         s.dev[dev].stale = stale;
         r = vsuper_write_all(v, &s, err);
         if (r == 0)
-            v->sb = s;
+            vsuper_ours(v, &s);
     }
     space_close(v);
     return r;

@@ -12,7 +12,8 @@ int vloss_look(struct vmfs *v, uint32_t devs, int r);
 void vloss_suspect(struct vmfs *v, uint32_t devs); /* the same in the background [sync] */
 /* After a look that device 0 answered: is there one that is silent for so long that it is lost? [sync] */
 void vloss_watch(struct vmfs *v, unsigned look_ms, unsigned patience_ms);
-int vloss_write(struct vmfs *v); /* what was lost goes into our slot; nothing of ours is under way any more */
+/* What was lost goes into our slot; nothing of ours is under way any more. -GR_EFENCED: another host has begun to take it over. */
+int vloss_write(struct vmfs *v);
 /* The superblock says that the tables of @dev are stale; no lock is needed. @anew: also when it says so already, so that all hosts look at it again.
  * -GR_EVERSION: another host does not know that. */
 int vloss_mark(struct vmfs *v, unsigned dev, bool anew, struct gr_err *err);

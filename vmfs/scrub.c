@@ -314,10 +314,8 @@ static int save(struct scrub *s, struct gr_err *err)
         struct vsuper n = v->sb;
         n.generation++;
         n.scrub = s->now;
-        if (r == 0 && !v->sp.evac && (r = vsuper_write_all(v, &n, err)) == 0) {
-            v->sb.generation = n.generation;
-            v->sb.scrub = n.scrub;
-        }
+        if (r == 0 && !v->sp.evac && (r = vsuper_write_all(v, &n, err)) == 0)
+            vsuper_ours(v, &n);
         r = ns_end(v, r, err);
         r = r == -EAGAIN ? 0 : r; /* another host wrote it meanwhile: the next time */
     }

@@ -162,7 +162,7 @@ static int recover_slot(struct vmfs *v, unsigned slot, struct gr_err *err)
     r = vmfs_refresh(v, err); /* it is ejected from all devices it may have, or not at all */
     if (r < 0)
         return r;
-    if (v->life.fences && !vlife_earlier_self(v, &s) && (r = vdev_all_here(v, "nobody can be shut out of it, so no host is taken over from", err)) < 0)
+    if (v->life.fences && !vlife_own(v, &s) && (r = vdev_all_here(v, "nobody can be shut out of it, so no host is taken over from", err)) < 0)
         return r;
     unsigned n_dev = v->n_dev;
     r = vlife_end(v, slot, &s, err);

@@ -909,7 +909,7 @@ int space_regions_added(struct vmfs *v, const struct vsuper *s)
     uint32_t before = space_n_regions(v);
     if (index_room(&v->sp, regions_of(s)) < 0)
         return -ENOMEM;
-    v->sb = *s;
+    vsuper_ours(v, s);
     for (uint32_t i = before; i < space_n_regions(v); i++) {
         uint32_t units;
         space_region_first(v, i, &units);

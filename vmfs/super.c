@@ -81,6 +81,12 @@ int vsuper_write(struct vmfs *v, const struct vsuper *s, unsigned dev, struct gr
     return gr_fail(err, r, "datastore '%s': the superblocks of '%s' cannot be written: %s", s->name, v->dev[dev].bdev->name, gr_code_text(r));
 }
 
+void vsuper_ours(struct vmfs *v, const struct vsuper *s)
+{
+    if (s->generation > v->sb.generation) /* another host may have changed it since, and another fiber learnt of it */
+        v->sb = *s;
+}
+
 int vsuper_write_all(struct vmfs *v, const struct vsuper *s, struct gr_err *err)
 {
     int r = 0;

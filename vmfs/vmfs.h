@@ -116,7 +116,7 @@ struct vmfs_info {
     uint32_t lost;      /* fenced: because these were lost, a bit for each number */
     bool shared_luns; /* its devices are logical units that fence lost hosts */
     bool fenced; /* this host gave the volume up; `fence_reason` says why */
-    char fence_reason[160];
+    char fence_reason[192];
 };
 void vmfs_info(struct vmfs *v, struct vmfs_info *ret); /* any context */
 uint64_t vmfs_features_known(void); /* incompat features that this build knows */

@@ -314,8 +314,10 @@ int vmfs_leave(struct vmfs *v, struct gr_err *err)
                 r = gr_fail(err, -EBUSY, "'%s' is still open", o->handle ? o->handle->path : "an object");
     if (r == 0 && v->role == VMFS_HOST)
         r = vmfs_checkpoint(v, err);
-    if (v->lost.devices && vloss_write(v) < 0)
-        vmfs_warn(v, "datastore '%s': what was lost cannot be written down: it can be joined again with all its devices only", v->sb.name);
+    int told = v->lost.devices ? vloss_write(v) : 0;
+    if (told < 0)
+        vmfs_warn(v, told == -GR_EFENCED ? "datastore '%s': another host takes this one's place before it could write down what was lost"
+                                         : "datastore '%s': what was lost cannot be written down: it can be joined again with all its devices only", v->sb.name);
     if (r == 0)
         r = vslot_free_mine(v, err);
     if (r == 0)

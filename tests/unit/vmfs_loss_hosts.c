@@ -296,4 +296,150 @@ static void newest(void **state)
     test_in_fiber(newest_fn, NULL);
 }
 
-TEST_MAIN(TEST(late), TEST(newest))
+/* ---- a slot that is being taken over ---- */
+static int taken_fn(void *arg)
+{
+    struct site *s = make(false);
+    struct vslot is, now;
+    uint8_t *block = aligned_alloc(4096, 4096);
+    (void)arg;
+    join(s, &s->a, "a", true);
+    join(s, &s->b, "b", true);
+    unsigned slot = s->a.v->slot;
+    OK(vmfs_create(s->a.v, "x", VMFS_DISK, 8 * MIB, VMFS_THIN, &err));
+    go_to(s->a.v, GOES);
+    lose(&s->a, "x");
+    assert_int_equal(s->a.v->lost.devices, 1u << GOES);
+    OK(vslot_read(s->b.v, slot, &is, &err)); /* as whoever recovers it begins */
+    now = is;
+    now.state = VMFS_SLOT_REPLAYING;
+    now.nonce = s->b.v->life.key;
+    now.block_generation++;
+    for (int copy = 0; copy < 2; copy++) {
+        uint64_t at = vhome_addr(&s->b.v->sb.slots, slot, 0, copy);
+        vslot_encode(s->b.v, &now, slot, at, block);
+        assert_int_equal(vdev_write(s->b.v, at, 1, block, 0), 0);
+    }
+    free(block);
+    s->a.warned[0] = 0;
+    assert_true(vmfs_leave(s->a.v, NULL) < 0);
+    assert_non_null(strstr(s->a.warned, "another host takes this one's place"));
+    put(&s->a);
+    OK(vslot_read(s->b.v, slot, &is, &err));
+    assert_int_equal(is.state, VMFS_SLOT_REPLAYING);
+    assert_int_equal(is.nonce, now.nonce);
+    assert_int_equal(is.block_generation, now.block_generation);
+    assert_int_equal(is.lost.devices, 0);
+    assert_int_equal(vmfs_recover_slot(s->b.v, slot, NULL), 1);
+    leave(&s->b);
+    unmake(s);
+    return 0;
+}
+
+static void taken(void **state)
+{
+    (void)state;
+    test_in_fiber(taken_fn, NULL);
+}
+
+/* ---- what is no loss ---- */
+static int well_fn(void *arg)
+{
+    struct site *s = make(false);
+    struct gr_fault_rule rule = { .op = GR_OP_WRITE, .count = 1, .code = -EIO };
+    uint8_t *block = aligned_alloc(4096, 4096);
+    (void)arg;
+    memset(block, 0, 4096);
+    join(s, &s->a, "a", true);
+    go_to(s->a.v, GOES);
+    uint64_t at = space_take_piece(s->a.v);
+    assert_int_equal(vmfs_addr_dev(at), GOES);
+    assert_int_equal(gr_bdev_fault_add(s->a.fault[GOES], &rule), 0);
+    assert_int_equal(vdev_write(s->a.v, at, 1, block, 0), -EIO); /* and whoever wanted it can do without */
+    free(block);
+    for (unsigned i = 0; i < 100 && s->a.v->dev[GOES].failed; i++)
+        gr_fiber_sleep_ms(10);
+    assert_false(s->a.v->fenced);
+    vmfs_fence(s->a.v, "of something else");
+    assert_int_equal(s->a.v->lost.devices, 0);
+    assert_int_equal(s->a.told, 0);
+    assert_string_equal(s->a.v->fence_reason, "of something else");
+    vmfs_abandon(s->a.v);
+    put(&s->a);
+    unmake(s);
+    return 0;
+}
+
+static void well(void **state)
+{
+    (void)state;
+    test_in_fiber(well_fn, NULL);
+}
+
+/* An older release would take the tables of the device for good. */
+#define OLDER (VMFS_INCOMPAT_KNOWN & ~(uint64_t)(VMFS_INCOMPAT_STALE | VMFS_INCOMPAT_KEPT))
+static int older_fn(void *arg)
+{
+    struct site *s = make(true);
+    (void)arg;
+    join(s, &s->a, "a", true);
+    OK(try_join(s, &s->b, "b", true, OLDER, &err));
+    OK(vmfs_create(s->a.v, "x", VMFS_DISK, 8 * MIB, VMFS_THIN, &err));
+    OK(vmfs_create(s->a.v, "y", VMFS_DISK, 8 * MIB, VMFS_THIN, &err));
+    go_to(s->a.v, GOES);
+    rw_mib(&s->a, "y", 1, true);
+    lost(&s->a, "z");
+    for (unsigned with = 0; with < 2; with++) {
+        FAILS(-GR_EVERSION, "host 'b' runs a release of Granary that does not know lost devices: upgrade it, or leave", try_join(s, &s->a, "a", with, 0, &err));
+        put(&s->a);
+    }
+    assert_false(s->b.v->sb.incompat & VMFS_INCOMPAT_STALE);
+    leave(&s->b);
+    join(s, &s->a, "a", false);
+    struct vmfs_stat st;
+    OK(vmfs_stat(s->a.v, "z", &st, &err));
+    assert_true(st.lost_writes); /* that has not been forgotten meanwhile */
+    leave(&s->a);
+    unmake(s);
+    return 0;
+}
+
+static void older(void **state)
+{
+    (void)state;
+    test_in_fiber(older_fn, NULL);
+}
+
+/* A host that is upgraded after it died is no longer that older release. */
+static int upgraded_fn(void *arg)
+{
+    struct site *s = make(true);
+    (void)arg;
+    join(s, &s->a, "a", true);
+    OK(vmfs_create(s->a.v, "x", VMFS_DISK, 8 * MIB, VMFS_THIN, &err));
+    leave(&s->a);
+    OK(try_join(s, &s->a, "a", true, OLDER, &err));
+    go_to(s->a.v, GOES);
+    rw_mib(&s->a, "x", 2, true);
+    OK(vmfs_checkpoint(s->a.v, &err)); /* nothing in its journal is in doubt */
+    vmfs_abandon(s->a.v);
+    put(&s->a);
+    join(s, &s->a, "a", false);
+    assert_true(vdev_stale(s->a.v, GOES));
+    FAILS(-ENODEV, "joined without its device 2", vmfs_device_remove(s->a.v, GOES, &(struct vmfs_device_remove){ 0 }, &err));
+    leave(&s->a);
+    join(s, &s->a, "a", true);
+    rw_mib(&s->a, "x", 2, false);
+    FAILS(-EBUSY, "was lost, and what lies there must be counted first", vmfs_device_remove(s->a.v, GOES, &(struct vmfs_device_remove){ 0 }, &err));
+    leave(&s->a);
+    unmake(s);
+    return 0;
+}
+
+static void upgraded(void **state)
+{
+    (void)state;
+    test_in_fiber(upgraded_fn, NULL);
+}
+
+TEST_MAIN(TEST(late), TEST(newest), TEST(taken), TEST(well), TEST(older), TEST(upgraded))

@@ -25,12 +25,12 @@ static bool object_in_use(void *arg, uint64_t id)
 
 /* ---- ejected ---- */
 #define REJOIN_MS 2000u /* between two attempts */
-static struct snap_ds *ejected_one(struct snap_svc *s)
+static bool any_ejected(const struct snap_svc *s)
 {
-    struct snap_ds *ds = s->list;
+    const struct snap_ds *ds = s->list;
     while (ds && !ds->ejected)
         ds = ds->next;
-    return ds;
+    return ds != NULL;
 }
 
 /* Devices because of which the volume was given up. */
@@ -53,32 +53,65 @@ static bool any_lost(const struct snap_ds *ds)
     return false;
 }
 
+/* The lock is held. */
+static int rejoin(struct snap_svc *s, struct snap_ds *ds, unsigned back, struct gr_err *err)
+{
+    bool again = back && back <= ds->n_devices;
+    if (ds->v && (again || snap_fenced(ds))) {
+        note_lost(ds);
+        snap_ds_leave(s, ds, false, NULL);
+    }
+    if (ds->v)
+        return snap_fenced(ds) ? gr_fail(err, -EBUSY, "it cannot be left") : 0; /* 0: a request has joined it meanwhile */
+    if (!again)
+        return snap_ds_join(s, ds, err);
+    ds->lost[back - 1] = false;
+    int r = snap_ds_join(s, ds, err);
+    if (r < 0) { /* the others are not to wait for it */
+        snap_warn(s, "datastore '%s' cannot be joined with '%s', and is joined without it: %s", ds->name, ds->devices[back - 1], gr_err_text(err, r));
+        ds->lost[back - 1] = true;
+        r = snap_ds_join(s, ds, err);
+    } else if (back <= ds->n_devices && vmfs_device_number(ds->v, ds->bdevs[back - 1]) < 0) { /* it is there, but not to be used */
+        ds->lost[back - 1] = true;
+    }
+    return r;
+}
+
+/* Each that was ejected is tried once. How many were joined. */
+static unsigned rejoin_all(struct snap_svc *s)
+{
+    unsigned n = 0;
+    gr_fmutex_lock(&s->lock);
+    for (struct snap_ds *ds = s->list; ds && !s->ending; ds = ds->next) {
+        struct gr_err err = {0};
+        if (!ds->ejected)
+            continue;
+        unsigned back = ds->back;
+        ds->ejected = false; /* it may be set again at any time */
+        ds->back = 0;
+        int r = rejoin(s, ds, back, &err);
+        ds->ejected |= r < 0;
+        n += r == 0;
+        snap_note(s, r < 0 ? GR_LOG_WARN : GR_LOG_NOTE, r < 0 ? "datastore '%s' cannot be joined again, and will be tried again: %s" : "datastore '%s' is joined again%s", ds->name,
+                  r < 0 ? gr_err_text(&err, r) : "");
+    }
+    gr_fmutex_unlock(&s->lock);
+    return n;
+}
+
 /* Another host has our disks now; ours come back to be led there, and we come back as if we had just started. Or a device was lost: initiators come
- * back, too, and send again what was not answered. */
+ * back, too, and send again what was not answered. One that cannot be joined keeps no other waiting, and what is ejected meanwhile is looked at, too. */
 static void rejoin_fiber(void *arg)
 {
     struct snap_svc *s = arg;
-    struct gr_err err = {0};
-    int r = 0;
-    gr_fmutex_lock(&s->lock);
-    for (struct snap_ds *ds; !s->ending && (ds = ejected_one(s));) {
-        if (ds->v) {
-            note_lost(ds);
-            snap_ds_leave(s, ds, false, NULL);
-        }
-        r = ds->v ? -EBUSY : snap_ds_join(s, ds, &err);
-        ds->ejected = r < 0;
-        snap_note(s, r < 0 ? GR_LOG_WARN : GR_LOG_NOTE, r < 0 ? "datastore '%s' cannot be joined again, and will be tried again: %s" : "datastore '%s' is joined again%s", ds->name,
-                  r < 0 ? gr_err_text(&err, r) : "");
-        if (r < 0) {
-            gr_fmutex_unlock(&s->lock);
+    while (!s->ending && any_ejected(s)) {
+        if (rejoin_all(s)) {
+            if (!s->ending)
+                snap_svc_open_all(s);
+        } else if (!s->ending) {
             gr_fqueue_wait_ms(&s->wake, REJOIN_MS);
-            gr_fmutex_lock(&s->lock);
         }
     }
-    gr_fmutex_unlock(&s->lock);
-    if (!s->ending)
-        snap_svc_open_all(s);
     s->rejoining--;
     gr_fqueue_wake_all(&s->wake);
 }

@@ -64,6 +64,7 @@ struct snap_ds {
     unsigned users;
     bool leaving;
     bool ejected; /* another host took our place, or a device was lost: a fiber is at joining again */
+    unsigned back; /* with that: 1 + the place of a device that is there again: left, and joined with it; 0: none */
     struct snap_svc *svc;
     struct snap_handle *handles;
     struct snap_moving *moving;

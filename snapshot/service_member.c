@@ -209,10 +209,11 @@ static int add_missing(struct snap_op *op, const char *name, const char *device,
     return r;
 }
 
-/* A device that was lost, or that it was joined without, is there again: join anew, with it. 1; 0: it is none. */
-static int bring_back(struct snap_op *op, struct snap_ds *ds, const char *device)
+/* A device that was lost, or that it was joined without, is there again: join anew, with it. 1; 0: it is none. *@pds is given back with 1. */
+static int bring_back(struct snap_op *op, struct snap_ds **pds, const char *name, const char *device)
 {
     uint8_t host_uuid[16];
+    struct snap_ds *ds = *pds;
     struct gr_device_opts o = {.host_uuid = host_uuid, .login = ds->login};
     struct gr_bdev *bdev = NULL;
     struct vmfs_info info;
@@ -226,23 +227,19 @@ static int bring_back(struct snap_op *op, struct snap_ds *ds, const char *device
     if (r < 0)
         return r;
     gr_bdev_put(bdev);
-    ds->lost[i] = false;
-    snap_ds_put(ds); /* leaving it waits for requests at work */
+    ds->back = (unsigned)i + 1;
     snap_ds_rejoin(ds);
-    while (ds->ejected && !op->s->ending)
+    snap_ds_put(gr_take(*pds)); /* leaving it waits for requests at work; from here on it may be left for good */
+    while ((ds = snap_ds_find(op->s, name)) && ds->ejected && !op->s->ending)
         gr_fiber_sleep_ms(20);
-    struct snap_ds *again = NULL;
-    const char *name = NULL;
-    r = gr_json_str(op->params, "name", &name, op->err);
-    if (r == 0)
-        r = snap_ds_get(op->s, name, &again, op->err);
-    if (r < 0)
+    if ((r = snap_ds_get(op->s, name, &ds, op->err)) < 0)
         return r;
-    if (vmfs_device_number(again->v, again->bdevs[find_device(again, device)]) < 0)
+    i = find_device(ds, device);
+    if (i < 0 || vmfs_device_number(ds->v, ds->bdevs[i]) < 0)
         r = gr_fail(op->err, -ENODEV, "%s cannot be used yet: the log of the storage daemon says why", device);
     else
-        r = snap_op_datastore(op, again);
-    snap_ds_put(again);
+        r = snap_op_datastore(op, ds);
+    snap_ds_put(ds);
     return r < 0 ? r : 1;
 }
 
@@ -270,8 +267,11 @@ int snap_op_device_add(struct snap_op *op)
         r = 0;
     if (r < 0)
         return r;
-    if (joined && (r = bring_back(op, a.ds, a.device)) != 0)
+    if (joined && (r = bring_back(op, &a.ds, name, a.device)) != 0) {
+        if (a.ds)
+            snap_ds_put(a.ds);
         return r < 0 ? r : 0;
+    }
     a.unaware = json_array();
     if (joined) {
         r = snap_creation_open(&c, op->s, &a.ds->login, op->err);

@@ -1,0 +1,180 @@
+/* Datastores that a host gave up are joined again, each for itself; and with a device that was lost, when that is there again. */
+#include "tests/lib/test.h"
+#include "snapshot/client.h"
+#include "snapshot/service_int.h"
+#include "vmfs/internal.h"
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct fixture {
+    struct gr_loop *loop;
+    struct gr_home *home;
+    struct snap_client *c;
+    struct snap_svc *s;
+};
+
+static int call(struct fixture *f, const char *method, json_t *params, struct gr_err *err)
+{
+    json_t *res = NULL;
+    assert_non_null(params);
+    int r = snap_client_call(f->c, method, params, NULL, NULL, &res, err);
+    json_decref(res);
+    return r;
+}
+
+static struct snap_ds *make(struct fixture *f, const char *name, unsigned devices)
+{
+    json_t *a = json_array();
+    for (unsigned i = 0; i < devices; i++) {
+        char file[32];
+        snprintf(file, sizeof file, "%s%u.img", name, i);
+        char *path = test_path(file);
+        json_array_append_new(a, json_string(path));
+        free(path);
+    }
+    OK(call(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", name, "devices", a, "size", 64 << 20), &err));
+    struct snap_ds *ds = snap_ds_find(f->s, name);
+    assert_non_null(ds);
+    return ds;
+}
+
+static void give_up(struct snap_ds *ds)
+{
+    vmfs_fence(ds->v, "for a test");
+    snap_ds_rejoin(ds);
+}
+
+static bool at_work(const struct snap_ds *ds)
+{
+    return !ds->ejected && !ds->leaving && ds->v && !ds->v->fenced;
+}
+
+static void wait_at_work(const struct snap_ds *ds, unsigned ms)
+{
+    for (unsigned i = 0; i < ms && !at_work(ds); i += 10)
+        gr_fiber_sleep_ms(10);
+    if (!at_work(ds))
+        fail_msg("datastore '%s' is not joined again", ds->name);
+}
+
+static void with_service(int (*body)(void *))
+{
+    struct fixture f = { 0 };
+    char *dir = test_path("home");
+    setenv("GRANARY_HOME", dir, 1);
+    free(dir);
+    assert_int_equal(gr_loop_new(NULL, &f.loop, NULL), 0);
+    assert_int_equal(gr_home_open(1, &f.home, NULL), 0);
+    assert_int_equal(gr_fiber_run(f.loop, body, &f), 0);
+    gr_home_free(f.home);
+    gr_loop_free(f.loop);
+}
+
+static void begin(struct fixture *f)
+{
+    OK(snap_client_open(f->loop, f->home, NULL, &f->c, &err));
+    f->s = snap_client_local(f->c);
+    assert_non_null(f->s);
+}
+
+static void end(struct fixture *f, struct snap_ds *ds)
+{
+    OK(call(f, "datastore.destroy", json_pack("{s:s,s:b}", "name", ds->name, "yes", 1), &err));
+}
+
+static int each_fn(void *arg)
+{
+    struct fixture *f = arg;
+    begin(f);
+    struct snap_ds *ds[2] = { make(f, "one", 1), make(f, "two", 1) };
+    for (unsigned i = 0; i < 2; i++) { /* one cannot be joined; whichever is looked at first, the other is */
+        char file[64];
+        snprintf(file, sizeof file, "%s0.img", ds[i]->name);
+        char *path = test_path(file), *away = test_path("away");
+        assert_int_equal(rename(path, away), 0);
+        give_up(ds[0]);
+        give_up(ds[1]);
+        wait_at_work(ds[!i], 3000);
+        assert_false(at_work(ds[i]));
+        assert_int_equal(rename(away, path), 0);
+        wait_at_work(ds[i], 6000);
+        free(path);
+        free(away);
+    }
+    end(f, ds[0]);
+    end(f, ds[1]);
+    snap_client_close(f->c);
+    return 0;
+}
+
+static void each(void **state)
+{
+    (void)state;
+    with_service(each_fn);
+}
+
+/* It is given up while disks of another one are just being opened. */
+static int meanwhile_fn(void *arg)
+{
+    struct fixture *f = arg;
+    begin(f);
+    struct snap_ds *one = make(f, "one", 1), *two = make(f, "two", 1);
+    for (unsigned i = 0; i < 40; i++) {
+        char disk[32];
+        snprintf(disk, sizeof disk, "one/d%u", i);
+        OK(call(f, "disk.create", json_pack("{s:s,s:i}", "disk", disk, "size", 1 << 20), &err));
+    }
+    give_up(one);
+    for (unsigned i = 0; i < 3000 && !(at_work(one) && one->handles); i++)
+        gr_fiber_yield();
+    while (!(at_work(one) && one->handles))
+        gr_fiber_sleep_ms(0);
+    assert_int_equal(f->s->rejoining, 1); /* it is at it */
+    give_up(two);
+    wait_at_work(two, 6000);
+    while (f->s->rejoining)
+        gr_fiber_sleep_ms(10);
+    end(f, one);
+    end(f, two);
+    snap_client_close(f->c);
+    return 0;
+}
+
+static void meanwhile(void **state)
+{
+    (void)state;
+    with_service(meanwhile_fn);
+}
+
+/* What is there is no good; the datastore goes on without it, as before. */
+static int back_fn(void *arg)
+{
+    struct fixture *f = arg;
+    char *path = test_path("ds2.img");
+    begin(f);
+    struct snap_ds *ds = make(f, "ds", 3);
+    ds->v->dev[2].failed = true;
+    vmfs_fence(ds->v, "for a test");
+    wait_at_work(ds, 3000);
+    assert_true(vdev_missing(ds->v, 2) && ds->lost[2]);
+    assert_int_equal(truncate(path, 32 << 20), 0);
+    FAILS(-ENODEV, "cannot be used yet: the log", call(f, "datastore.add-device", json_pack("{s:s,s:s}", "name", "ds", "device", path), &err));
+    assert_true(at_work(ds) && vdev_missing(ds->v, 2) && ds->lost[2]);
+    assert_int_equal(truncate(path, 64 << 20), 0);
+    OK(call(f, "datastore.add-device", json_pack("{s:s,s:s}", "name", "ds", "device", path), &err));
+    assert_true(at_work(ds) && !vdev_missing(ds->v, 2) && !ds->lost[2]);
+    assert_int_equal(ds->users, 0);
+    end(f, ds);
+    snap_client_close(f->c);
+    free(path);
+    return 0;
+}
+
+static void back(void **state)
+{
+    (void)state;
+    with_service(back_fn);
+}
+
+TEST_MAIN(TEST(each), TEST(meanwhile), TEST(back))

@@ -56,6 +56,21 @@ const struct gr_opt snap_check_opts[] = {
     {NULL},
 };
 
+int snap_cmd_accept_loss(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    const char *path = gr_cmd_arg(c, 0);
+    struct snap_path p;
+    json_t *res = NULL;
+    int r = snap_path_parse(path, SNAP_PATH_DISK, &p, err);
+    if (r == 0)
+        r = snap_cmd_call(c, "datastore.accept-loss", json_pack("{s:s}", "path", path), NULL, NULL, &res, err);
+    if (r == 0)
+        r = gr_cmd_done(c, res, "%s %s is used again; of what was written to it before its device was lost, and not flushed, any part may be missing",
+                        json_string_value(json_object_get(res, "type")), path);
+    json_decref(res);
+    return r;
+}
+
 /* ---- scrub ---- */
 static int scrub_part(void *arg, json_t *part)
 {

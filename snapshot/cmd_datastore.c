@@ -1,4 +1,4 @@
-/* granary datastore create|join|leave|destroy|list|info|check|scrub|grow|devices|add-device|remove-device */
+/* granary datastore create|join|leave|destroy|list|info|check|scrub|accept-loss|grow|devices|add-device|remove-device */
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/bdev_open.h"
@@ -357,6 +357,7 @@ const struct gr_cmd snap_datastore_commands[] = {
     {"datastore", "info", "NAME", 1, 1, "show one datastore, the hosts joined to it, and who waits for whom", info_opts, cmd_info},
     {"datastore", "check", "NAME", 1, 1, "prove that a datastore is sound", snap_check_opts, snap_cmd_check},
     {"datastore", "scrub", "NAME", 1, 1, "read all of a datastore, so that damage is found in time", snap_scrub_opts, snap_cmd_scrub},
+    {"datastore", "accept-loss", "DATASTORE/PATH", 1, 1, "use a disk or file again that lost writes with a device", NULL, snap_cmd_accept_loss},
     {"datastore", "grow", "NAME SIZE", 2, 2, "make a datastore (its last device file) larger", NULL, cmd_grow},
     {"datastore", "quota", "DATASTORE[/FOLDER] [SIZE|off]", 1, 2, "limit what a folder may hold, or list limits", NULL, snap_cmd_quota},
     {"datastore", "devices", "NAME", 1, 1, "list the devices of a datastore", NULL, cmd_devices},

@@ -61,13 +61,28 @@ static const char *state_of(const struct vmfs_info *i)
     return i->fenced ? "fenced" : i->n_missing || i->n_stale ? "degraded" : "joined";
 }
 
-/* What is to be done about a device. */
-static void add_warning(json_t *o, const struct vmfs_info *i)
+static int say_device(struct gr_buf *b, const struct snap_ds *ds, const struct vmfs_info *i, unsigned d)
 {
-    const char *text = i->n_missing ? "a device is missing: bring it back, then 'granary datastore add-device' it"
-                       : i->n_stale ? "a device was lost and is back: 'granary datastore check --repair' puts it to use again" : NULL;
-    if (o && text)
-        json_object_set_new(o, "warning", json_string(text));
+    const char *name = snap_member_name(ds, d), *q = name ? "'" : "";
+    bool missing = i->missing >> d & 1;
+    if (!missing && !(i->stale >> d & 1))
+        return 0;
+    int r = gr_buf_printf(b, "%sdevice %u%s%s%s%s ", b->len ? "; " : "", d, name ? " (" : "", q, name ? name : "", name ? "')" : "");
+    if (r < 0 || !missing)
+        return r < 0 ? r : gr_buf_printf(b, "was lost and is back, and gets no new data: 'granary datastore check %s --repair' counts what lies there and puts it to use again", ds->name);
+    return gr_buf_printf(b, "is missing, and what lies there cannot be read: bring it back, then 'granary datastore add-device %s %s'", ds->name, name ? name : "DEVICE");
+}
+
+/* What is to be done about devices. */
+static void add_warning(json_t *o, const struct snap_ds *ds, const struct vmfs_info *i)
+{
+    struct gr_buf b = {0};
+    int r = 0;
+    for (unsigned d = 0; r == 0 && d < VMFS_DEVICES_MAX; d++)
+        r = say_device(&b, ds, i, d);
+    if (o && r == 0 && b.len)
+        json_object_set_new(o, "warning", json_stringn((const char *)b.data, b.len));
+    gr_buf_done(&b);
 }
 
 /* Who waits is looked at first: asking who is silent may take longer than the waiting. */
@@ -131,7 +146,7 @@ static json_t *info_row(struct snap_ds *ds, bool owners, struct gr_err *err)
     }
     if (o && i.fenced)
         json_object_set_new(o, "fence-reason", json_string(i.fence_reason));
-    add_warning(o, &i);
+    add_warning(o, ds, &i);
     return o;
 }
 
@@ -163,7 +178,7 @@ static json_t *list_row(struct snap_ds *ds)
                           "free", (json_int_t)i.free, "used", (json_int_t)(i.size - GR_MIN(i.free, i.size)), "devices", devices_row(ds));
     if (o && i.fenced)
         json_object_set_new(o, "error", json_string(i.fence_reason));
-    add_warning(o, &i);
+    add_warning(o, ds, &i);
     return o;
 }
 
@@ -396,6 +411,7 @@ SNAP_METHOD(snap_op_datastore_destroy, "datastore.destroy")
 SNAP_METHOD(snap_op_check, "datastore.check")
 SNAP_METHOD(snap_op_repair, "datastore.repair")
 SNAP_METHOD(snap_op_scrub, "datastore.scrub")
+SNAP_METHOD(snap_op_accept_loss, "datastore.accept-loss")
 SNAP_METHOD(snap_op_devices_list, "datastore.devices")
 SNAP_METHOD(snap_op_device_add, "datastore.add-device")
 SNAP_METHOD(snap_op_device_open, "datastore.open-device")
@@ -405,7 +421,7 @@ const struct gr_rpc_method snap_datastore_methods[] = {
     {"datastore.create", rpc_snap_op_datastore_create},   {"datastore.join", rpc_op_join},   {"datastore.leave", rpc_op_leave},
     {"datastore.destroy", rpc_snap_op_datastore_destroy}, {"datastore.list", rpc_op_list, true},   {"datastore.info", rpc_op_info, true},
     {"datastore.check", rpc_snap_op_check, true}, {"datastore.repair", rpc_snap_op_repair},
-    {"datastore.scrub", rpc_snap_op_scrub}, {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
+    {"datastore.scrub", rpc_snap_op_scrub}, {"datastore.accept-loss", rpc_snap_op_accept_loss}, {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
     {"datastore.recover", rpc_snap_op_datastore_recover}, {"datastore.devices", rpc_snap_op_devices_list, true},
     {"datastore.add-device", rpc_snap_op_device_add}, {"datastore.open-device", rpc_snap_op_device_open},
     {"datastore.remove-device", rpc_snap_op_device_remove},

@@ -300,6 +300,7 @@ int snap_op_ds(struct snap_op *op, struct snap_ds **ret); /* the one "name" says
 int snap_op_check(struct snap_op *op);
 int snap_op_repair(struct snap_op *op);
 int snap_op_scrub(struct snap_op *op);
+int snap_op_accept_loss(struct snap_op *op);
 /* With the lock held: put the datastore into the registry and join it; a failure leaves the registry as it was. */
 int snap_op_register(struct snap_op *op, const char *name, json_t *devices, struct snap_ds **ret); /* with params "login" */
 /* The result datastore.info gives. */
@@ -309,6 +310,8 @@ int snap_op_datastore_destroy(struct snap_op *op);
 int snap_op_datastore_recover(struct snap_op *op);
 /* The devices of a joined datastore, as datastore.devices has them; NULL with *err, or out of memory. */
 json_t *snap_member_rows(struct snap_ds *ds, struct gr_err *err);
+/* What the device of that number is called here; NULL: it is missing, and not known by name. */
+const char *snap_member_name(const struct snap_ds *ds, unsigned number);
 int snap_op_devices_list(struct snap_op *op);
 int snap_op_device_add(struct snap_op *op);
 int snap_op_device_open(struct snap_op *op);

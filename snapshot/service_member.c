@@ -22,25 +22,29 @@ struct rows {
 };
 
 /* One that is missing is told apart from others that are only by what is on it. */
-static bool only_missing(const struct snap_ds *ds)
+const char *snap_member_name(const struct snap_ds *ds, unsigned number)
 {
+    const char *missing = NULL;
     unsigned n = 0;
-    for (unsigned i = 0; i < ds->n_devices; i++)
-        n += vmfs_device_number(ds->v, ds->bdevs[i]) < 0;
-    return n == 1;
+    struct vmfs_info info;
+    vmfs_info(ds->v, &info);
+    for (unsigned i = 0; i < ds->n_devices; i++) {
+        int is = vmfs_device_number(ds->v, ds->bdevs[i]);
+        if (is == (int)number)
+            return ds->devices[i];
+        n += is < 0;
+        missing = is < 0 ? ds->devices[i] : missing;
+    }
+    return n == 1 && info.missing >> number & 1 ? missing : NULL;
 }
 
 static void add_row(void *arg, const struct vmfs_device_info *d)
 {
     struct rows *r = arg;
-    const char *name = d->name;
+    const char *name = snap_member_name(r->ds, d->number);
     char uuid[37];
     gr_uuid_format(d->uuid, uuid);
-    for (unsigned i = 0; i < r->ds->n_devices; i++) {
-        int number = vmfs_device_number(r->ds->v, r->ds->bdevs[i]);
-        if (number == (int)d->number || (number < 0 && d->missing && only_missing(r->ds)))
-            name = r->ds->devices[i];
-    }
+    name = name ? name : d->name;
     json_t *row = json_pack("{s:i,s:s,s:s,s:I,s:I,s:I,s:I,s:i,s:b,s:b}", "number", (int)d->number, "device", name, "uuid", uuid, "size",
                                           (json_int_t)d->size, "free", (json_int_t)d->free, "used",
                                           (json_int_t)(d->size - GR_MIN(d->size, d->free + d->metadata)), "metadata", (json_int_t)d->metadata,

@@ -144,6 +144,7 @@ static int look(struct chk *c)
     if (r == 0) {
         chk_links(c);
         chk_names(c);
+        chk_lost(c);
         chk_foreign(c);
         for (size_t i = 0; i < c->n_objs; i++)
             if (!c->objs[i].bad)

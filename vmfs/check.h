@@ -35,6 +35,7 @@ struct chk_obj {
     uint64_t keys_at[2]; /* as the blob says; 0: it names none */
     uint64_t key_from;   /* epoch of its oldest data key */
     bool decoded, bad;
+    bool lost; /* it has lost writes with a device */
     unsigned links; /* directory entries that name it */
     /* directories */
     struct chk_ent *ents;
@@ -171,6 +172,7 @@ void chk_usage(struct chk *c);
 struct chk_obj *chk_find(struct chk *c, uint64_t id); /* NULL: no such object */
 struct chk_snap *chk_snap(struct chk_obj *o, uint64_t id);
 void chk_names(struct chk *c);
+void chk_lost(struct chk *c); /* tell which disks and files have lost writes with a device */
 void chk_links(struct chk *c);
 bool chk_damaged(const struct chk *c, uint64_t id); /* its inode cannot be read */
 

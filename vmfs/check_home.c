@@ -369,6 +369,7 @@ static void blob_take(struct chk *k, struct chk_obj *c, const void *blob)
         chk_error(k, "%s", gr_err_text(&err, r));
     c->decoded = true;
     c->bad = r < 0;
+    c->lost = r == 0 && o->lost;
     k->blind |= r < 0;
     if (o)
         o->reserved_units = 0; /* it was only read: what it was promised is counted with who holds it */
@@ -534,9 +535,10 @@ static void note_missing(struct chk *c)
 {
     for (unsigned d = 0; d < c->v->sb.n_devices; d++)
         if (vdev_missing(c->v, d))
-            chk_note(c, "device %u is missing: what lies there was not looked at", d);
+            chk_note(c, "device %u is missing: what lies there was not looked at; bring it back, then 'granary datastore add-device'", d);
         else if (vdev_stale(c->v, d))
-            chk_note(c, "device %u was lost: what is free there has to be counted anew", d);
+            chk_note(c, "device %u ('%s') was lost: what is free there has to be counted anew: 'granary datastore check %s --repair'", d, c->v->dev[d].bdev->name,
+                     c->v->sb.name);
 }
 
 int chk_supers(struct chk *c)

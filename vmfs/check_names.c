@@ -104,6 +104,22 @@ void chk_names(struct chk *c)
     free(queue);
 }
 
+#define LOST_NAMES 32u /* a name is looked for in all folders */
+
+void chk_lost(struct chk *c)
+{
+    uint64_t n = 0;
+    for (size_t i = 0; i < c->n_objs; i++) {
+        char name[VMFS_PATH_MAX + 80];
+        if (!c->objs[i].lost || n++ >= LOST_NAMES)
+            continue;
+        vobj_name(c->v, c->objs[i].id, name, sizeof name);
+        chk_note(c, "'%s' has lost writes with a device, and refuses all but reads: 'granary datastore accept-loss %s' uses it again", name, name);
+    }
+    if (n > LOST_NAMES)
+        chk_note(c, "%llu more have lost writes with a device", (unsigned long long)(n - LOST_NAMES));
+}
+
 bool chk_damaged(const struct chk *c, uint64_t id)
 {
     for (size_t i = 0; i < c->n_damaged; i++)

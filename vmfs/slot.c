@@ -97,6 +97,18 @@ static struct vmfs *stand_in(struct vmfs *v, unsigned slot, const struct vslot *
     return r;
 }
 
+/* Recovered as @d: who has lost writes. */
+static void tell_lost(struct vmfs *d)
+{
+    for (unsigned i = 0; i < d->me.lost.n && i < 16; i++) {
+        char name[VMFS_PATH_MAX + 80];
+        vobj_name(d, d->me.lost.objects[i], name, sizeof name);
+        vmfs_warn(d, "'%s' has lost writes with a device, and refuses all but reads: 'granary datastore accept-loss %s' uses it again", name, name);
+    }
+    if (d->me.lost.n > 16)
+        vmfs_warn(d, "datastore '%s': %u more have lost writes: 'granary datastore check %s' lists them", d->sb.name, d->me.lost.n - 16, d->sb.name);
+}
+
 /* Nothing of who answered for @slot, read as @s, reaches the devices any more: bring its state home and free it. 1; 0: somebody else
  * does. */
 static int recover_ended(struct vmfs *v, unsigned slot, struct vslot *s, struct gr_err *err)
@@ -121,6 +133,8 @@ static int recover_ended(struct vmfs *v, unsigned slot, struct vslot *s, struct 
         r = replay_run(d, err);
         if (r < 0)
             gr_prefix(err, r, "slot %u of host '%s' cannot be recovered", slot, s->host_name);
+        else
+            tell_lost(d);
         *s = d->me;
         v->stats.replays++;
         v->stats.replayed_records += d->stats.replayed_records;

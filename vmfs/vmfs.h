@@ -113,6 +113,7 @@ struct vmfs_info {
     } scrubbed;
     unsigned n_missing; /* devices it was joined without */
     unsigned n_stale;   /* devices that were lost: nothing new is put there until vmfs_repair() has counted them anew */
+    uint32_t missing, stale; /* those, a bit for each number */
     uint32_t lost;      /* fenced: because these were lost, a bit for each number */
     bool shared_luns; /* its devices are logical units that fence lost hosts */
     bool fenced; /* this host gave the volume up; `fence_reason` says why */

@@ -356,6 +356,8 @@ void vmfs_info(struct vmfs *v, struct vmfs_info *ret)
         n_devices++;
         i.n_missing += vdev_missing(v, d);
         i.n_stale += vdev_stale(v, d);
+        i.missing |= (uint32_t)vdev_missing(v, d) << d;
+        i.stale |= (uint32_t)vdev_stale(v, d) << d;
         i.size += v->sb.dev[d].units * VMFS_UNIT;
         i.n_regions += v->sb.dev[d].regions;
         in_regions += (v->sb.dev[d].units - v->sb.dev[d].first_unit) * VMFS_UNIT;

@@ -43,7 +43,7 @@ kill -KILL "$(cat "$T/fuse.pid")" "$(pgrep -P "$(cat "$T/fuse.pid")" nbdkit)" # 
 kill -CONT "$(cat "$T/here.pid")"
 wait_for 20 degraded ds
 check 'the log names it and says why' told "goes on without it: device 2 ('$T/three.img') is lost: "
-check 'so does the status' sh -c "GRANARY_HOME='$A' granary status | grep -q 'device is missing'"
+check 'so does the status' sh -c "GRANARY_HOME='$A' granary status | grep -q 'device 2 (.*three.img.) is missing.*add-device ds '"
 wait_for 30 sh -c "! ps -p $(cat "$T/busy.pid") -o stat= | grep -qv Z"
 check 'a flush of what was lost there is no flush' grep -q 'SYNCHRONIZECACHE10 failed.*HARDWARE' "$T/busy.log"
 sleep 1
@@ -76,13 +76,16 @@ run_check qemu-io -r -f raw -c 'read -P 3 0 140M' -c 'read -P 6 140M 10M' "$(url
 check 'all of it is there' [ "$(grep -c '^read' "$T/out")" = 2 ]
 if grep -q 'Pattern verification failed' "$T/out"; then fail 'other bytes'; fi
 run_mustfail 3 'counted anew|as far as' a datastore check ds
+run_check a datastore info ds --json
+check 'what is to be done is said' jq -e '.warning | test("device 2 .*three.img.* was lost and is back.*datastore check ds --repair")' "$T/out"
 run_check a datastore check ds --repair
 run_check a datastore check ds
+check 'the check tells who has lost writes, and what to do' grep -q "'ds/busy' has lost writes.*datastore accept-loss ds/busy" "$T/out" "$T/err"
 run_check a datastore info ds --json
 check 'as if nothing had been' jq -e '.state == "joined" and (.warning == null) and all(.members[]; .stale | not)' "$T/out"
 run_mustfail 1 'error|failed' qemu-io -f raw -c 'write -P 7 8M 1M' -c flush "$(url ds/busy)"
-run_check a disk set ds/busy --accept-loss
-run_mustfail 1 'lost no writes' a disk set ds/busy --accept-loss
+run_check a datastore accept-loss ds/busy
+run_mustfail 1 'lost no writes' a datastore accept-loss ds/busy
 run_check qemu-io -f raw -c 'write -P 7 0 8M' -c flush -c 'read -P 7 0 8M' "$(url ds/busy)"
 check 'it is used again' grep -q 'read 8388608/8388608' "$T/out"
 run_check qemu-io -f raw -c 'write -P 8 200M 100M' -c flush "$(url ds/there)"

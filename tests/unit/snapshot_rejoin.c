@@ -3,6 +3,7 @@
 #include "snapshot/client.h"
 #include "snapshot/service_int.h"
 #include "vmfs/internal.h"
+#include "vmfs/loss.h"
 #include <stdio.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -177,4 +178,75 @@ static void back(void **state)
     with_service(back_fn);
 }
 
-TEST_MAIN(TEST(each), TEST(meanwhile), TEST(back))
+/* ---- disks and files that have lost writes ---- */
+static int write_some(struct snap_ds *ds, const char *path)
+{
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    static uint8_t buf[4096];
+    OK(vmfs_open(ds->v, path, &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    int r = gr_pwrite(ch, buf, sizeof buf, 0, 0);
+    r = r == 0 ? gr_flush(ch) : r;
+    gr_chan_close(ch);
+    vmfs_close(d);
+    return r;
+}
+
+static void poison(struct snap_ds *ds, const char *path)
+{
+    struct vmfs_disk *d;
+    OK(vmfs_open(ds->v, path, &d, NULL, &err));
+    OK(vloss_poison(d->o, 4));
+    OK(vmfs_checkpoint(ds->v, &err));
+    vmfs_close(d);
+}
+
+static void find_line(void *arg, const char *text)
+{
+    unsigned *found = arg;
+    *found |= strcmp(text, "'ds/a/file' has lost writes with a device, and refuses all but reads: 'granary datastore accept-loss ds/a/file' uses it again") == 0;
+    *found |= (unsigned)(strncmp(text, "'ds/disk' has lost writes with a device", 39) == 0) << 1;
+}
+
+static int accept_fn(void *arg)
+{
+    struct fixture *f = arg;
+    static const char *const paths[] = { "a/file", "disk" };
+    struct vmfs_check_report rep;
+    unsigned found = 0;
+    begin(f);
+    struct snap_ds *ds = make(f, "ds", 1);
+    OK(vmfs_create(ds->v, "a/file", VMFS_FILE, 1 << 20, VMFS_THIN, &err));
+    OK(vmfs_create(ds->v, "disk", VMFS_DISK, 1 << 20, VMFS_THIN, &err));
+    for (unsigned i = 0; i < 2; i++) {
+        char path[32];
+        snprintf(path, sizeof path, "ds/%s", paths[i]);
+        assert_int_equal(write_some(ds, paths[i]), 0);
+        FAILS(-EINVAL, "has lost no writes", call(f, "datastore.accept-loss", json_pack("{s:s}", "path", path), &err));
+        poison(ds, paths[i]);
+        assert_int_equal(write_some(ds, paths[i]), -EIO);
+    }
+    OK(vmfs_check(ds->v, find_line, &found, &rep, &err));
+    assert_int_equal(found, 3);
+    FAILS(-EISDIR, "is a directory", call(f, "datastore.accept-loss", json_pack("{s:s}", "path", "ds/a"), &err));
+    FAILS(-ENOENT, "", call(f, "datastore.accept-loss", json_pack("{s:s}", "path", "ds/none"), &err));
+    for (unsigned i = 0; i < 2; i++) {
+        char path[32];
+        snprintf(path, sizeof path, "ds/%s", paths[i]);
+        OK(call(f, "datastore.accept-loss", json_pack("{s:s}", "path", path), &err));
+        assert_int_equal(write_some(ds, paths[i]), 0);
+    }
+    assert_int_equal(ds->users, 0);
+    end(f, ds);
+    snap_client_close(f->c);
+    return 0;
+}
+
+static void accept_loss(void **state)
+{
+    (void)state;
+    with_service(accept_fn);
+}
+
+TEST_MAIN(TEST(each), TEST(meanwhile), TEST(back), TEST(accept_loss))

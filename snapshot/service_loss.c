@@ -1,0 +1,45 @@
+/* Method datastore.accept-loss {"path"}: a disk or file that lost writes with a device is used again. */
+#include "common/seam.h"
+#include "snapshot/service_int.h"
+
+/* Here, or the owner is asked; one that is gone is recovered. */
+static int open_here(struct snap_op *op, struct snap_ds *ds, const char *path, struct vmfs_disk **ret)
+{
+    int r = -EAGAIN;
+    for (unsigned tries = 0; r == -EAGAIN && tries < 10; tries++) {
+        int slot = -1;
+        r = vmfs_open(ds->v, path, ret, &slot, op->err);
+        if (r != -GR_ELOCKED || slot < 0)
+            return r;
+        int living = snap_owner_of(ds, path, &op->owner, op->err);
+        if (living == 1) {
+            op->forward = op->owner.address[0];
+            return gr_fail(op->err, -GR_ELOCKED, "'%s/%s' is in use by host '%s'", ds->name, path, op->owner.host);
+        }
+        living = living < 0 ? living : vmfs_recover_slot(ds->v, (unsigned)slot, op->err);
+        r = living < 0 ? living : -EAGAIN;
+    }
+    return r == -EAGAIN ? gr_fail(op->err, -GR_ELOCKED, "'%s/%s' changes hands all the time", ds->name, path) : r;
+}
+
+int snap_op_accept_loss(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_ds *ds = NULL;
+    struct vmfs_disk *d = NULL;
+    struct vmfs_stat st;
+    int r = snap_op_path(op, "path", SNAP_PATH_DISK, &p);
+    if (r == 0)
+        r = snap_ds_get(op->s, p.ds, &ds, op->err);
+    if (r < 0)
+        return r;
+    r = open_here(op, ds, p.path, &d);
+    if (r == 0) {
+        r = vmfs_accept_loss(d, op->err);
+        vmfs_disk_stat(d, &st);
+        vmfs_close(d);
+        (void)vmfs_release(ds->v, p.path, NULL); /* unless it is in use here */
+    }
+    snap_ds_put(ds);
+    return r < 0 ? r : snap_op_result(op, json_pack("{s:s++,s:s,s:b}", "path", p.ds, "/", p.path, "type", st.type == VMFS_DISK ? "disk" : "file", "lost-writes", 0));
+}

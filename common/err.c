@@ -1,3 +1,4 @@
+#include "common/cleanup.h"
 #include "common/err.h"
 #include <stdio.h>
 #include <string.h>
@@ -48,10 +49,14 @@ int gr_prefix(struct gr_err *err, int code, const char *fmt, ...)
     va_start(ap, fmt);
     int n = vsnprintf(err->text, sizeof(err->text), fmt, ap);
     va_end(ap);
-    if (n < 0)
-        n = 0;
-    if ((size_t)n < sizeof(err->text))
-        snprintf(err->text + n, sizeof(err->text) - (size_t)n, ": %s", old);
+    size_t size = sizeof(err->text), behind = strlen(": ") + strlen(old) + 1, len = n < 0 ? 0 : strnlen(err->text, size - 1);
+    if (n > 0 && (size_t)n + behind > size) { /* of a long name the beginning: the cause behind it must be read */
+        len = GR_MIN(len, GR_MAX(size - GR_MIN(behind, size), size / 4) - strlen("…"));
+        while (len && (err->text[len] & 0xc0) == 0x80) /* whole characters */
+            len--;
+        len += (size_t)snprintf(err->text + len, size - len, "…");
+    }
+    snprintf(err->text + len, size - len, ": %s", old);
     if (err->code == 0)
         err->code = code;
     return err->code;

@@ -32,7 +32,7 @@ struct gr_sense {
 /* Record @code (negative) and the formatted sentence in @err (NULL allowed), overwriting what was there.
  * Returns @code, so that a caller can write `return gr_fail(err, -ENOENT, "...")`. */
 int gr_fail(struct gr_err *err, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
-/* Put "context: " in front of the recorded sentence. Returns err->code, or @code when err is NULL. */
+/* Put "context: " in front of the recorded sentence; when both are too long, it is the context that ends with "…". Returns err->code, or @code when err is NULL. */
 int gr_prefix(struct gr_err *err, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 /* Sentence of @err, or the text of @code when nothing was recorded. Borrowed; valid as long as @err. */
 const char *gr_err_text(const struct gr_err *err, int code);

@@ -50,6 +50,22 @@ char *mnt_path_of(const struct mnt_mount *m, uint64_t id)
     return path;
 }
 
+/* Bytes of the path of @name in directory @dir; what cannot be told counts as short. */
+static size_t path_len(const struct mnt_mount *m, uint64_t dir, const char *name)
+{
+    size_t n = strlen(m->prefix) + strlen(name) + 1;
+    while (dir != m->root && n <= VMFS_PATH_MAX) {
+        const struct mnt_path *p = m->paths[dir % MNT_OBJ_HASH];
+        while (p && p->id != dir)
+            p = p->next;
+        if (!p)
+            return 0;
+        n += strlen(p->name) + 1;
+        dir = p->parent;
+    }
+    return m->prefix[0] ? n : n - 1;
+}
+
 void mnt_paths_free(struct mnt_mount *m)
 {
     for (unsigned h = 0; h < MNT_OBJ_HASH; h++)
@@ -137,6 +153,8 @@ static int make(struct mnt_req *r, const char *name, enum vmfs_type type, uint32
     struct vmfs_posix posix;
     if (mnt_is_own(dir, name))
         return -EPERM;
+    if (path_len(m, dir, name) > VMFS_PATH_MAX) /* nobody could name it without a mount */
+        return -ENAMETOOLONG;
     int rc = new_posix(r, dir, mode, type == VMFS_DIR, &posix);
     if (rc == 0)
         rc = vmfs_make(m->ds->v, dir, name, type, &posix, &id, err);
@@ -299,6 +317,13 @@ static int let_go_below(struct mnt_mount *m, const struct vmfs_node *n, struct g
     return path ? snap_close_below(m->s, m->ds, path, err) : -ESTALE;
 }
 
+/* The paths of all that moves stay short enough. */
+static int fits(struct mnt_mount *m, const struct vmfs_node *n, uint64_t to_dir, const char *to)
+{
+    size_t len = path_len(m, to_dir, to);
+    return len > VMFS_PATH_MAX ? -ENAMETOOLONG : n->type == VMFS_DIR && len ? vmfs_path_fits(m->ds->v, n->id, len, NULL) : 0;
+}
+
 static void rename_names(struct mnt_req *r, uint64_t to_dir, const char *from, const char *to, unsigned flags)
 {
     struct mnt_mount *m = r->m;
@@ -307,9 +332,9 @@ static void rename_names(struct mnt_req *r, uint64_t to_dir, const char *from, c
     struct vmfs_node n;
     struct gr_err err = {0};
     int rc = mnt_is_own(dir, from) ? -ENOENT : mnt_is_own(to_dir, to) ? -EPERM : look(m, dir, from, &n);
-    if (rc == 0)
+    if (rc == 0 && (rc = fits(m, &n, to_dir, to)) == 0)
         rc = let_go_below(m, &n, &err);
-    if (rc == 0 && (flags & VMFS_MOVE_SWAP) && (rc = look(m, to_dir, to, &n)) == 0)
+    if (rc == 0 && (flags & VMFS_MOVE_SWAP) && (rc = look(m, to_dir, to, &n)) == 0 && (rc = fits(m, &n, dir, from)) == 0)
         rc = let_go_below(m, &n, &err);
     for (unsigned tries = 0; rc == 0 && tries < TAKE_TRIES; tries++) {
         rc = vmfs_move(m->ds->v, dir, from, to_dir, to, flags, mnt_now_ns(), &t.lost, &err);

@@ -309,13 +309,18 @@ int vmfs_unlink(struct vmfs *v, uint64_t dir, const char *name, bool dir_wanted,
 /* Is directory @id inside @top? Its subtree is walked. */
 static int is_inside(struct vmfs *v, uint64_t top, uint64_t id, struct gr_err *err)
 {
+    gr_auto_buf struct gr_buf left = { 0 };
     struct vobj *d;
-    if (top == id)
-        return 1;
-    int r = dir_load(v, top, &d, err);
-    for (size_t i = 0; r == 0 && i < d->n_ents; i++)
-        if (d->ents[i].type == VMFS_DIR)
-            r = is_inside(v, d->ents[i].id, id, err);
+    int r = top == id ? 1 : gr_buf_add(&left, &top, sizeof top);
+    while (r == 0 && left.len) {
+        uint64_t at;
+        left.len -= sizeof at;
+        memcpy(&at, left.data + left.len, sizeof at);
+        r = dir_load(v, at, &d, err);
+        for (size_t i = 0; r == 0 && i < d->n_ents; i++)
+            if (d->ents[i].type == VMFS_DIR)
+                r = d->ents[i].id == id ? 1 : gr_buf_add(&left, &d->ents[i].id, sizeof id);
+    }
     return r;
 }
 

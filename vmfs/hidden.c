@@ -38,18 +38,6 @@ static void name_of(const struct vobj *o, char ret[VMFS_PATH_MAX + 1])
         }
 }
 
-/* As it is here, or at home. */
-static int look(struct vmfs *v, uint64_t id, struct vobj **ret, struct vobj **ret_peeked, struct gr_err *err)
-{
-    *ret_peeked = NULL;
-    *ret = vobj_find(v, id);
-    if (*ret)
-        return 0;
-    int r = vobj_peek(v, id, ret_peeked, err);
-    *ret = *ret_peeked;
-    return r;
-}
-
 int vmfs_hidden(struct vmfs *v, int (*fn)(void *arg, const char *name, const struct vmfs_stat *st), void *arg, struct gr_err *err)
 {
     struct vobj *dying;
@@ -60,7 +48,7 @@ int vmfs_hidden(struct vmfs *v, int (*fn)(void *arg, const char *name, const str
         struct vobj *o, *peeked;
         struct vmfs_stat st;
         char name[VMFS_PATH_MAX + 1] = "";
-        if (dying->ents[i].type != VMFS_DISK || look(v, dying->ents[i].id, &o, &peeked, NULL) < 0)
+        if (dying->ents[i].type != VMFS_DISK || vobj_look(v, dying->ents[i].id, &o, &peeked, NULL) < 0)
             continue; /* it may have gone meanwhile */
         vobj_stat(o, &st);
         name_of(o, name);
@@ -75,7 +63,7 @@ int vmfs_hidden(struct vmfs *v, int (*fn)(void *arg, const char *name, const str
 int vmfs_origin(struct vmfs *v, uint64_t id, uint64_t snapshot, struct vmfs_origin *ret, struct gr_err *err)
 {
     struct vobj *o, *peeked;
-    int r = look(v, id, &o, &peeked, err);
+    int r = vobj_look(v, id, &o, &peeked, err);
     if (r < 0)
         return r;
     const struct vsnap *s = vobj_snap(o, snapshot);

@@ -359,6 +359,7 @@ struct vmfs {
     struct vspace sp;
     struct vobj *objs[VOBJ_HASH];
     struct gr_fmutex ns_lock;     /* namespace operations of this process */
+    unsigned ns_made;             /* folders that the one under way makes */
     struct gr_fmutex hold_lock;   /* objects come into the table and leave it one at a time; taken before ckpt_lock */
     struct gr_fmutex member_lock; /* one device is opened or added at a time; taken before ns_lock */
     struct gr_fmutex adopt_lock;  /* a superblock that another host wrote becomes ours: grow.c; nothing is locked behind it */
@@ -741,6 +742,8 @@ bool vobj_unchanged(struct vobj *o); /* a peeked object is still at home as it w
 void vobj_free(struct vobj *o);
 /* Read an object someone else may own (home state, as of its last checkpoint), not locked, not in the table. */
 int vobj_peek(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err);
+/* The object as it is here, or else at home: then it is *ret_peeked, too, the caller's to free. */
+int vobj_look(struct vmfs *v, uint64_t id, struct vobj **ret, struct vobj **ret_peeked, struct gr_err *err);
 int vobj_new(struct vmfs *v, enum vmfs_type type, struct vobj **ret, struct gr_err *err); /* free inode, locked, in the table */
 struct vsnap *vobj_snap(struct vobj *o, uint64_t id);
 struct vsnap *vobj_snap_named(struct vobj *o, const char *name);

@@ -84,6 +84,7 @@ int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err)
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
     gr_fmutex_lock(&v->ns_lock);
+    v->ns_made = 0;
     int r = v->fenced ? gr_fail(err, -GR_EFENCED, "datastore '%s': %s", v->sb.name, v->fence_reason)
                       : vobj_hold(v, VMFS_INODE_ROOT, NS_WAIT_MS, ret_root, NULL, err);
     if (r < 0) {
@@ -98,6 +99,9 @@ int ns_end(struct vmfs *v, int r, struct gr_err *err)
 {
     if (r >= 0 && (r = ckpt_run(v)) < 0)
         gr_fail(err, r, "datastore '%s': %s", v->sb.name, v->fenced ? v->fence_reason : gr_code_text(r));
+    struct vobj *root = vobj_find(v, VMFS_INODE_ROOT);
+    if (root && r < 0)
+        vobj_clean(root); /* a checkpoint must not take home names of what came to nothing */
     for (unsigned h = 0; h < VOBJ_HASH; h++)
         for (struct vobj *o = v->objs[h], *next; o; o = next) {
             next = o->hash_next;
@@ -105,7 +109,6 @@ int ns_end(struct vmfs *v, int r, struct gr_err *err)
             if (removed || (o->ino.type == VMFS_DIR && o->id != VMFS_INODE_ROOT))
                 vobj_free(o);
         }
-    struct vobj *root = vobj_find(v, VMFS_INODE_ROOT);
     if (root) {
         int rel = v->fenced ? 0 : vobj_release(v, root, r < 0 ? NULL : err);
         r = r < 0 ? r : rel;
@@ -128,12 +131,27 @@ int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err)
     return r;
 }
 
+/* The directories of @rest, the end of @path, are missing. All that a change of names makes goes home in one checkpoint, for which the journal must
+ * have room beside what guests have in it. */
+static int may_make(struct vmfs *v, const char *path, const char *rest, struct gr_err *err)
+{
+    unsigned n = 0, most = vmfs_create_max(v);
+    for (const char *c = rest; *c; c++)
+        n += *c == '/';
+    if (n > most - GR_MIN(v->ns_made, most))
+        return gr_fail(err, -EMLINK, "'%s/%.200s' needs %u new folders: this datastore's journal has room for %u at a time, make some of them first", v->sb.name,
+                       path, n, most);
+    v->ns_made += n;
+    return 0;
+}
+
 /* Walk to the directory of the last component; @make: missing directories are made. */
 int ns_walk_parent(struct vmfs *v, struct vobj *root, const char *path, bool make, struct vobj **ret_dir, const char **ret_name,
                    struct gr_err *err)
 {
     struct vobj *dir = root;
     const char *p = path, *e;
+    bool made = false;
     for (; *(e = strchrnul(p, '/')); p = e + 1) {
         struct vdirent *d = dir_find(dir, p, (size_t)(e - p));
         int r;
@@ -143,7 +161,10 @@ int ns_walk_parent(struct vmfs *v, struct vobj *root, const char *path, bool mak
             r = dir_load(v, d->id, &dir, err);
         } else if (make) {
             struct vobj *n;
-            r = vobj_new(v, VMFS_DIR, &n, err);
+            r = made ? 0 : may_make(v, path, p, err);
+            made = true;
+            if (r == 0)
+                r = vobj_new(v, VMFS_DIR, &n, err);
             if (r == 0) {
                 n->ino.lock.holder = 0; /* the namespace lock guards directories */
                 r = dir_add(dir, p, (size_t)(e - p), n->id, VMFS_DIR);
@@ -246,19 +267,14 @@ int vmfs_stat(struct vmfs *v, const char *path, struct vmfs_stat *ret, struct gr
     return r < 0 ? r : stat_id(v, id, ret, err);
 }
 
-int vmfs_readdir(struct vmfs *v, const char *path, int (*fn)(void *arg, const char *name, const struct vmfs_stat *st), void *arg,
-                 struct gr_err *err)
+int vmfs_readdir_id(struct vmfs *v, uint64_t id, vmfs_dirent_fn *fn, void *arg, struct gr_err *err)
 {
-    uint64_t id;
-    enum vmfs_type type;
     struct vobj *dir;
-    int r = ns_lookup(v, path, &id, &type, err);
-    if (r == 0 && type != VMFS_DIR)
-        r = gr_fail(err, -ENOTDIR, "'%s/%s' is not a directory", v->sb.name, path);
-    if (r == 0)
-        r = vobj_peek(v, id, &dir, err);
+    int r = vobj_peek(v, id, &dir, err);
     if (r < 0)
         return r;
+    if (dir->ino.type != VMFS_DIR)
+        r = gr_fail(err, -ENOTDIR, "object %llu is not a directory", (unsigned long long)id);
     for (size_t i = 0; r >= 0 && i < dir->n_ents; i++) {
         struct vmfs_stat st;
         r = stat_id(v, dir->ents[i].id, &st, err);
@@ -269,6 +285,16 @@ int vmfs_readdir(struct vmfs *v, const char *path, int (*fn)(void *arg, const ch
     }
     vobj_free(dir);
     return r < 0 ? r : 0;
+}
+
+int vmfs_readdir(struct vmfs *v, const char *path, vmfs_dirent_fn *fn, void *arg, struct gr_err *err)
+{
+    uint64_t id;
+    enum vmfs_type type;
+    int r = ns_lookup(v, path, &id, &type, err);
+    if (r == 0 && type != VMFS_DIR)
+        r = gr_fail(err, -ENOTDIR, "'%s/%s' is not a directory", v->sb.name, path);
+    return r < 0 ? r : vmfs_readdir_id(v, id, fn, arg, err);
 }
 
 /* The path must be free; checked before anything is made. */
@@ -298,6 +324,46 @@ int vmfs_mkdir(struct vmfs *v, const char *path, bool parents, struct gr_err *er
     return r == -ENOENT ? vmfs_create(v, path, VMFS_DIR, 0, VMFS_THIN, err) : r;
 }
 
+struct below {
+    uint64_t id;
+    size_t len; /* of its path */
+};
+
+static int below_add(struct gr_buf *left, uint64_t id, size_t len)
+{
+    return gr_buf_add(left, &(struct below){ id, len }, sizeof(struct below));
+}
+
+/* One directory, taken from the end of those that are left. */
+static int fits_dir(struct vmfs *v, struct gr_buf *left, struct gr_err *err)
+{
+    struct below at;
+    struct vobj *dir, *peeked;
+    left->len -= sizeof at;
+    memcpy(&at, left->data + left->len, sizeof at);
+    int r = vobj_look(v, at.id, &dir, &peeked, err);
+    if (r < 0)
+        return r == -ENOENT ? 0 : r; /* removed meanwhile */
+    for (size_t i = 0; r == 0 && i < dir->n_ents; i++) {
+        size_t len = at.len + 1 + strlen(dir->ents[i].name);
+        if (len > VMFS_PATH_MAX)
+            r = gr_fail(err, -ENAMETOOLONG, "what is in it ('…/%.100s') would have a path of more than %u bytes", dir->ents[i].name, VMFS_PATH_MAX);
+        else if (dir->ents[i].type == VMFS_DIR && below_add(left, dir->ents[i].id, len) < 0)
+            r = gr_fail(err, -ENOMEM, "out of memory");
+    }
+    vobj_free(peeked);
+    return r;
+}
+
+int vmfs_path_fits(struct vmfs *v, uint64_t dir, size_t path_len, struct gr_err *err)
+{
+    gr_auto_buf struct gr_buf left = { 0 };
+    int r = below_add(&left, dir, path_len) < 0 ? gr_fail(err, -ENOMEM, "out of memory") : 0;
+    while (r == 0 && left.len)
+        r = fits_dir(v, &left, err);
+    return r;
+}
+
 int vmfs_rename(struct vmfs *v, const char *from, const char *to, struct gr_err *err)
 {
     struct vobj *root, *a, *b;
@@ -317,6 +383,8 @@ int vmfs_rename(struct vmfs *v, const char *from, const char *to, struct gr_err 
     if (r == 0 && !e)
         r = gr_fail(err, -ENOENT, "'%s/%s' does not exist", v->sb.name, from);
     struct vdirent moved = e ? *e : (struct vdirent){ 0 };
+    if (r == 0 && moved.type == VMFS_DIR && strlen(to) > fl && (r = vmfs_path_fits(v, moved.id, strlen(to), err)) < 0)
+        gr_prefix(err, r, "'%s/%.200s' cannot be moved there", v->sb.name, from);
     if (r == 0)
         r = ns_walk_parent(v, root, to, true, &b, &bn, err);
     if (r == 0 && dir_find(b, bn, strlen(bn)))

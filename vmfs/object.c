@@ -339,6 +339,16 @@ int vobj_peek(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err
     return r;
 }
 
+int vobj_look(struct vmfs *v, uint64_t id, struct vobj **ret, struct vobj **ret_peeked, struct gr_err *err)
+{
+    *ret_peeked = NULL;
+    if ((*ret = vobj_find(v, id)))
+        return 0;
+    int r = vobj_peek(v, id, ret_peeked, err);
+    *ret = *ret_peeked;
+    return r;
+}
+
 /* Both locks held. The last write is copy A's, with the lock free: nothing of ours may land behind the next holder's. */
 static int release(struct vmfs *v, struct vobj *o, struct gr_err *err)
 {

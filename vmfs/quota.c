@@ -60,21 +60,10 @@ static uint64_t granted(const struct vobj *o)
     return GR_MAX(o->ino.quota, holds(o) + o->quota_pending);
 }
 
-/* As it is here, or as it is at home. */
-static int object_look(struct vmfs *v, uint64_t id, struct vobj **ret, struct vobj **ret_peeked, struct gr_err *err)
-{
-    *ret_peeked = NULL;
-    if ((*ret = vobj_find(v, id)))
-        return 0;
-    int r = vobj_peek(v, id, ret_peeked, err);
-    *ret = *ret_peeked;
-    return r;
-}
-
 static int object_add(struct qtree *t, size_t dir, uint64_t id, struct gr_err *err)
 {
     struct vobj *o, *peeked;
-    int r = object_look(t->v, id, &o, &peeked, err);
+    int r = vobj_look(t->v, id, &o, &peeked, err);
     if (r == -ENOENT)
         return 0; /* removed meanwhile: only when the namespace is not locked */
     if (r < 0)
@@ -92,7 +81,7 @@ static int object_add(struct qtree *t, size_t dir, uint64_t id, struct gr_err *e
 static int dir_scan(struct qtree *t, size_t at, struct gr_err *err)
 {
     struct vobj *o, *peeked;
-    int r = object_look(t->v, t->d[at].id, &o, &peeked, err);
+    int r = vobj_look(t->v, t->d[at].id, &o, &peeked, err);
     if (r == -ENOENT)
         return 0;
     if (r < 0)
@@ -188,7 +177,7 @@ static void tell_all(const struct qtree *t)
     struct vmfs *v = t->v;
     for (size_t i = 0; i < t->n; i++) {
         struct vobj *dir, *peeked;
-        if (!t->d[i].limited || object_look(v, t->d[i].id, &dir, &peeked, NULL) < 0)
+        if (!t->d[i].limited || vobj_look(v, t->d[i].id, &dir, &peeked, NULL) < 0)
             continue;
         for (size_t k = 0; k < dir->n_ents; k++) {
             struct vobj *o = dir->ents[k].type == VMFS_DIR ? NULL : vobj_find(v, dir->ents[k].id);
@@ -434,7 +423,7 @@ static int moved_units(const struct qtree *t, uint64_t id, bool dir, uint64_t *r
     for (size_t i = 0; i < t->n; i++) {
         if (dir && !is_above(t, t->found, i))
             continue;
-        int r = object_look(t->v, dir ? t->d[i].id : id, &o, &peeked, err);
+        int r = vobj_look(t->v, dir ? t->d[i].id : id, &o, &peeked, err);
         if (r < 0)
             return r;
         if (!dir) {
@@ -444,7 +433,7 @@ static int moved_units(const struct qtree *t, uint64_t id, bool dir, uint64_t *r
         }
         for (size_t k = 0; r == 0 && k < o->n_ents; k++) {
             struct vobj *x, *px;
-            if (o->ents[k].type == VMFS_DIR || (r = object_look(t->v, o->ents[k].id, &x, &px, err)) < 0)
+            if (o->ents[k].type == VMFS_DIR || (r = vobj_look(t->v, o->ents[k].id, &x, &px, err)) < 0)
                 continue;
             *ret += granted(x);
             vobj_free(px);

@@ -262,8 +262,9 @@ void vmfs_stat_geometry(const struct vmfs_stat *st, struct gr_geometry *ret);
 int vmfs_name_check(const char *path, struct gr_err *err); /* any context */
 int vmfs_stat(struct vmfs *v, const char *path, struct vmfs_stat *ret, struct gr_err *err);
 int vmfs_stat_object(struct vmfs *v, uint64_t id, struct vmfs_stat *ret, struct gr_err *err); /* by its id */
-int vmfs_readdir(struct vmfs *v, const char *path, int (*fn)(void *arg, const char *name, const struct vmfs_stat *st), void *arg,
-                 struct gr_err *err);
+typedef int vmfs_dirent_fn(void *arg, const char *name, const struct vmfs_stat *st); /* a negative result ends it */
+int vmfs_readdir(struct vmfs *v, const char *path, vmfs_dirent_fn *fn, void *arg, struct gr_err *err);
+int vmfs_readdir_id(struct vmfs *v, uint64_t id, vmfs_dirent_fn *fn, void *arg, struct gr_err *err); /* of the directory @id */
 int vmfs_mkdir(struct vmfs *v, const char *path, bool parents, struct gr_err *err);
 int vmfs_rename(struct vmfs *v, const char *from, const char *to, struct gr_err *err);
 /* Remove an empty directory, a file, or a disk (nobody else may own it, it may not be open, be a template, or have a protected snapshot:

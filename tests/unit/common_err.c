@@ -49,12 +49,22 @@ static void sentences(void **state)
     struct gr_err fresh = {0};
     assert_int_equal(gr_prefix(&fresh, -ENOENT, "here"), -ENOENT);
     assert_string_equal(fresh.text, "here: No such file or directory");
-    char long_text[2000];
+    char long_text[1999];
     memset(long_text, 'x', sizeof(long_text) - 1);
     long_text[sizeof(long_text) - 1] = 0;
     gr_fail(&e, -EIO, "%s", long_text);
     gr_prefix(&e, -EIO, "%s", long_text);
     assert_int_equal(strlen(e.text), GR_ERR_TEXT - 1);
+    gr_fail(&e, -EIO, "the cause, and what to do about it");
+    gr_prefix(&e, -EIO, "disk %s", long_text);
+    assert_non_null(strstr(e.text, "xxx…: the cause, and what to do about it"));
+    for (size_t i = 0; i + 1 < sizeof(long_text); i++)
+        long_text[i] = "\xc3\xa4"[i % 2];
+    for (unsigned i = 0; i < 2; i++) {
+        gr_fail(&e, -EIO, "the cause");
+        gr_prefix(&e, -EIO, "%s%s", i ? "a" : "", long_text);
+        assert_non_null(strstr(e.text, "\xc3\xa4…: the cause")); /* no half of a character */
+    }
 }
 
 TEST_MAIN(TEST(codes_map), TEST(names_round_trip), TEST(sentences))

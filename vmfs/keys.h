@@ -29,8 +29,8 @@ int vkeys_make(struct vmfs *v, uint64_t kek_id, struct vobj *origin, uint64_t ep
 int vkeys_take(struct vkeys_new *n, struct vobj *o); /* the object has it from now on [sync] */
 void vkeys_made(struct vkeys_new *n, int r);         /* the object is there, or (@r < 0) came to nothing [sync] */
 void vkeys_free(struct vobj *o);                     /* the inode is given back [sync] */
-/* The keys of a held disk are overwritten, durably: what it held is lost. 0 also when it is not encrypted. -EBUSY: on a device that leaves. */
-/* Keys that none of the disk's data needs any more go, unless it changes too much meanwhile (fiber). */
+/* Keys that none of the disk's data needs any more go. -EAGAIN: it changes too much meanwhile, they stay. */
 int vkeys_forget_unneeded(struct vmfs_disk *d, struct gr_err *err);
+/* The keys of a held disk are overwritten, durably: what it held is lost. 0 also when it is not encrypted. -EBUSY: on a device that leaves. */
 int vkeys_destroy(struct vobj *o, struct gr_err *err);
 #endif

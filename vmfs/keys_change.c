@@ -156,7 +156,7 @@ static int all_need(struct vobj *o, const struct vkeys *k, uint32_t *need, struc
     return r;
 }
 
-/* Keys that no tree needs go, unless others came meanwhile. */
+/* Keys that no tree needs go. 0; 1: they stay, for it changed too much meanwhile, or its keys did. */
 static int forget(struct vmfs_disk *d, struct vkeys *k, struct gr_err *err)
 {
     struct vobj *o = d->o;
@@ -170,7 +170,7 @@ static int forget(struct vmfs_disk *d, struct vkeys *k, struct gr_err *err)
         if (need >> i & 1)
             left.key[left.n++] = k->key[i];
     if (r != 0 || left.n == k->n)
-        return r < 0 ? r : 0;
+        return r;
     gr_fmutex_lock(&o->keys_lock);
     struct vkeys now;
     r = usable(d, err);
@@ -184,7 +184,7 @@ static int forget(struct vmfs_disk *d, struct vkeys *k, struct gr_err *err)
     gr_fmutex_unlock(&o->keys_lock);
     if (r == 0)
         *k = same ? left : now;
-    return r;
+    return r < 0 ? r : !same;
 }
 
 int vkeys_forget_unneeded(struct vmfs_disk *d, struct gr_err *err)
@@ -193,7 +193,9 @@ int vkeys_forget_unneeded(struct vmfs_disk *d, struct gr_err *err)
     if (!d->o->ino.key_id)
         return 0;
     int r = vkeys_read(d->o, &k, err);
-    return r == 0 && k.n > 1 ? forget(d, &k, err) : r;
+    if (r == 0 && k.n > 1)
+        r = forget(d, &k, err);
+    return r == 1 ? gr_fail(err, -EAGAIN, "which of its data keys are needed cannot be told, as the disk or its keys change all the time: try again") : r;
 }
 
 int vmfs_keys_rewrite(struct vmfs_disk *d, int (*progress)(void *arg, uint64_t pieces, struct gr_err *err), void *arg, unsigned *ret_keys,
@@ -213,8 +215,8 @@ int vmfs_keys_rewrite(struct vmfs_disk *d, int (*progress)(void *arg, uint64_t p
         r = disk_renew(&w, err);
     if (r == 0 && (r = journal_commit(v)) < 0) /* what replaces the old data is there before its key goes */
         gr_fail(err, r, "it is not durable: %s", v->fence_reason);
-    if (r == 0 && k.n > 1)
-        r = forget(d, &k, err);
+    if (r == 0 && k.n > 1 && (r = forget(d, &k, err)) == 1)
+        r = 0; /* they stay until the next time */
     if (--v->background == 0)
         gr_fqueue_wake_all(&v->background_q);
     if (r < 0)

@@ -427,6 +427,19 @@ static int removable(struct vobj *o, const char *path, struct gr_err *err)
     return r;
 }
 
+/* It loses its name @path, held by us, and is among the dying. */
+static int lose_name(struct vmfs *v, struct vobj *o, const char *path, struct gr_err *err)
+{
+    int r = removable(o, path, err);
+    if (r == 0)
+        r = hidden_allowed(o, err); /* before its keys go */
+    if (r == 0)
+        r = vkeys_destroy(o, err); /* before anything else: it ends with its keys */
+    if (r == 0)
+        r = hidden_name(o, path, err);
+    return r < 0 ? r : dying_add(v, o->id, o->ino.type, err);
+}
+
 int ns_replace(struct vmfs *v, const char *from, const char *to, struct gr_err *err)
 {
     struct vobj *root, *a, *b, *dying, *old = NULL;
@@ -445,13 +458,9 @@ int ns_replace(struct vmfs *v, const char *from, const char *to, struct gr_err *
     if (r == 0 && (r = vobj_hold(v, o->id, 2000, &old, NULL, err)) < 0)
         gr_prefix(err, r, "'%s/%s'", v->sb.name, to);
     if (r == 0)
-        r = removable(old, to, err);
-    if (r == 0)
         r = quota_may_move(v, e->id, e->type == VMFS_DIR, a->id, b->id, err);
     if (r == 0)
-        r = vkeys_destroy(old, err); /* before anything else: it ends with its keys */
-    if (r == 0)
-        r = dying_add(v, old->id, old->ino.type, err);
+        r = lose_name(v, old, to, err);
     if (r == 0) {
         struct vdirent moved = *dir_find(a, an, strlen(an));
         dir_remove(b, old->id);
@@ -504,15 +513,7 @@ int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err)
         if (r < 0)
             gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
         if (r == 0)
-            r = removable(o, path, err);
-        if (r == 0)
-            r = hidden_allowed(o, err); /* before its keys go */
-        if (r == 0)
-            r = vkeys_destroy(o, err);
-        if (r == 0)
-            r = hidden_name(o, path, err);
-        if (r == 0)
-            r = dying_add(v, id, o->ino.type, err);
+            r = lose_name(v, o, path, err);
         if (r == 0) {
             dir_remove(dir, id);
             o->dying = true;

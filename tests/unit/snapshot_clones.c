@@ -214,6 +214,55 @@ static void thousand(void **state)
     test_in_fiber(thousand_fn, NULL);
 }
 
+/* ---- another disk takes the name ---- */
+static int keep_name(void *arg, const char *name, const struct vmfs_stat *st)
+{
+    (void)st;
+    snprintf(arg, 32, "%s", name);
+    return 0;
+}
+
+static int replaced_fn(void *arg)
+{
+    struct site s = { 0 };
+    char name[32] = "";
+    (void)arg;
+    site_make(&s, 96 << 20);
+    OK(vmfs_create(s.v, "gold", VMFS_DISK, 16 << 20, VMFS_THIN, &err));
+    OK(vmfs_create(s.v, "new", VMFS_DISK, 16 << 20, VMFS_THIN, &err));
+    gold_open(&s);
+    fill(s.ch, 0, 1 << 20, 1);
+    OK(snap_create(&s.d, 1, "one", &err));
+    OK(snap_clone(s.d, "one", "c", &err));
+    OK(snap_protect(s.d, "one", "ops", "", &err));
+    detach(&s, false);
+    attach(&s);
+    FAILS(-GR_ELOCKED, "protected by ops", ns_replace(s.v, "new", "gold", &err));
+    gold_open(&s);
+    OK(snap_unprotect(s.d, "one", &err));
+    detach(&s, false);
+    attach(&s);
+    OK(ns_replace(s.v, "new", "gold", &err));
+    settle(&s);
+    sound(&s);
+    OK(vmfs_hidden(s.v, keep_name, name, &err));
+    assert_string_equal(name, "gold"); /* it is kept for the clone, and has a name to be shown */
+    struct vmfs_disk *c;
+    struct gr_chan *ch;
+    clone_open(&s, "c", &c, &ch);
+    holds(ch, 0, 1 << 20, 1);
+    gr_chan_close(ch);
+    vmfs_close(c);
+    detach(&s, false);
+    gr_mem_free(s.mem);
+    return 0;
+}
+static void replaced(void **state)
+{
+    (void)state;
+    test_in_fiber(replaced_fn, NULL);
+}
+
 /* ---- detach ---- */
 struct writer {
     struct gr_chan *ch;
@@ -552,4 +601,4 @@ static void any_of_many(void **state)
     test_in_fiber(any_fn, NULL);
 }
 
-TEST_MAIN(TEST(thousand), TEST(detached), TEST(promoted), TEST(deleted), TEST(any_of_many))
+TEST_MAIN(TEST(thousand), TEST(replaced), TEST(detached), TEST(promoted), TEST(deleted), TEST(any_of_many))

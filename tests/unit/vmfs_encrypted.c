@@ -511,6 +511,65 @@ static int detached_forgets(void *arg)
     return 0;
 }
 
+/* … also when it gets new keys all the while: rather it is not detached yet. */
+struct rotating {
+    struct site *s;
+    struct vmfs_disk *d;
+    bool stop, ended;
+};
+static void rotate_on(void *arg)
+{
+    struct rotating *t = arg;
+    for (unsigned i = 0; i < 25 && !t->stop; i++) {
+        OK(vmfs_keys_rotate(t->d, vmfs_kek_id(t->s->kek[0]), &err));
+        gr_fiber_yield();
+    }
+    t->ended = true;
+}
+
+static int detached_rotated(void *arg)
+{
+    struct site s;
+    struct gr_chan *ch, *cch;
+    struct vkeys k;
+    struct vmfs_stat st;
+    (void)arg;
+    make(&s);
+    create(&s, "gold", VMFS_THIN);
+    struct vmfs_disk *d = open_disk(&s, "gold", &ch);
+    fill(ch, "what clones share");
+    OK(snap_create(&d, 1, "s", &err));
+    for (unsigned round = 0; round < 12; round++) {
+        OK(snap_clone(d, "s", "c", &err));
+        struct vmfs_disk *c = open_disk(&s, "c", &cch);
+        struct rotating t = { .s = &s, .d = c };
+        uint64_t origin = c->o->origin_epoch;
+        struct gr_err why = { 0 };
+        assert_int_equal(gr_fiber_start(s.loop, rotate_on, &t), 0);
+        int r = vmfs_detach(c, &(struct vmfs_detach){ 0 }, NULL, &why);
+        t.stop = true;
+        while (!t.ended)
+            gr_fiber_sleep_ms(1);
+        vmfs_disk_stat(c, &st);
+        if (r < 0) {
+            assert_int_equal(r, -EAGAIN);
+            assert_non_null(strstr(why.text, "try again"));
+            assert_true(st.origin_id);
+        }
+        if (r < 0)
+            OK(vmfs_detach(c, &(struct vmfs_detach){ 0 }, NULL, &err));
+        OK(vkeys_read(c->o, &k, &err));
+        assert_true(k.key[0].from > origin); /* none of the origin's */
+        close_disk(c, cch);
+        OK(vmfs_remove(s.v, "c", &err));
+        OK(vmfs_settle(s.v, 5000));
+    }
+    close_disk(d, ch);
+    check(&s);
+    unmake(&s);
+    return 0;
+}
+
 /* A thick disk can be written all over when the volume is full, also after its key changed; else it does not change. */
 static int thick_on_full(void *arg)
 {
@@ -819,5 +878,6 @@ static void test_erased(void **state) { test_in_fiber(erased, NULL); }
 static void test_oracle(void **state) { test_in_fiber(against_oracle, NULL); }
 static void test_old_keys(void **state) { test_in_fiber(old_keys_go, NULL); }
 static void test_detached(void **state) { test_in_fiber(detached_forgets, NULL); }
+static void test_detached_rotated(void **state) { test_in_fiber(detached_rotated, NULL); }
 
-TEST_MAIN(TEST(test_no_plaintext), TEST(test_without_key), TEST(test_erased), TEST(test_oracle), TEST(test_thick), TEST(test_leaves), TEST(test_damaged), TEST(test_races), TEST(test_old_keys), TEST(test_detached))
+TEST_MAIN(TEST(test_no_plaintext), TEST(test_without_key), TEST(test_erased), TEST(test_oracle), TEST(test_thick), TEST(test_leaves), TEST(test_damaged), TEST(test_races), TEST(test_old_keys), TEST(test_detached), TEST(test_detached_rotated))

@@ -17,6 +17,8 @@ static const struct gr_col prune_cols[] = {
     {"why", "WHY", GR_COL_TEXT},   {NULL},
 };
 
+#define YEARS_MAX 75u /* to live: seconds since 1970 have 32 bits (snapshot.expire) */
+
 int snap_cmd_expiry(const char *text, int64_t *ret, struct gr_err *err)
 {
     static const struct {
@@ -31,12 +33,12 @@ int snap_cmd_expiry(const char *text, int64_t *ret, struct gr_err *err)
             continue;
         memcpy(digits, text, n - 1);
         digits[n - 1] = 0;
-        if (gr_parse_u64(digits, 1, 100 * 365 * 86400ull / units[i].s, &value, NULL) == 0) {
+        if (gr_parse_u64(digits, 1, YEARS_MAX * 365 * 86400ull / units[i].s, &value, NULL) == 0) {
             *ret = (int64_t)time(NULL) + (int64_t)(value * units[i].s);
             return 0;
         }
     }
-    return gr_fail(err, -GR_EUSAGE, "'%.40s' is not a time to live: write 90m, 12h, 7d, 4w or 1y (at most 100y)", text);
+    return gr_fail(err, -GR_EUSAGE, "'%.40s' is not a time to live: write 90m, 12h, 7d, 4w or 1y (at most %uy)", text, YEARS_MAX);
 }
 
 /* ---- policy ---- */
@@ -79,33 +81,49 @@ int snap_cmd_policy(struct gr_cmd_ctx *c, struct gr_err *err)
     return r;
 }
 
+/* 0, or the first thing that was not done. */
+static int prune_result(const json_t *rows, struct gr_err *err)
+{
+    json_t *row;
+    size_t i;
+    json_array_foreach(rows, i, row)
+    {
+        const char *error = json_string_value(json_object_get(row, "error"));
+        if (error)
+            return gr_fail(err, -GR_EPARTIAL, json_object_get(row, "deleted") ? "%s@%s is not deleted: %s" : "%s@%s is not judged: %s",
+                           json_string_value(json_object_get(row, "disk")), json_string_value(json_object_get(row, "name")), error);
+    }
+    return 0;
+}
+
+/* What was named before @path is done. */
+static int partly(const char *path, struct gr_err *err)
+{
+    const struct gr_err why = *err;
+    return gr_fail(err, -GR_EPARTIAL, "what is named before %s is done, but there: %s", path, why.text);
+}
+
 int snap_cmd_prune(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     struct snap_path p;
-    json_t *all = json_array(), *row;
-    size_t i;
-    int r = 0;
-    unsigned failed = 0;
-    for (int k = 0; r == 0 && gr_cmd_arg(c, k); k++) {
+    json_t *all = json_array();
+    bool dry = gr_cmd_flag(c, "dry-run");
+    int r = 0, n = 0;
+    for (; r == 0 && gr_cmd_arg(c, n); n++)
+        r = snap_path_parse(gr_cmd_arg(c, n), SNAP_PATH_DIR, &p, err);
+    for (n = 0; r == 0 && gr_cmd_arg(c, n); n++) {
         json_t *res = NULL;
-        r = snap_path_parse(gr_cmd_arg(c, k), SNAP_PATH_DIR, &p, err);
-        if (r == 0)
-            r = snap_cmd_call(c, "snapshot.prune", json_pack("{s:s,s:b}", "path", gr_cmd_arg(c, k), "dry-run", gr_cmd_flag(c, "dry-run")), NULL, NULL, &res,
-                              err);
+        r = snap_cmd_call(c, "snapshot.prune", json_pack("{s:s,s:b}", "path", gr_cmd_arg(c, n), "dry-run", dry), NULL, NULL, &res, err);
         json_array_extend(all, res);
         json_decref(res);
+        if (r < 0 && n > 0)
+            r = partly(gr_cmd_arg(c, n), err);
     }
+    int shown = r == 0 || json_array_size(all) ? gr_cmd_rows(c, prune_cols, all) : 0;
     if (r == 0)
-        r = gr_cmd_rows(c, prune_cols, all);
-    json_array_foreach(all, i, row)
-    {
-        const char *error = json_string_value(json_object_get(row, "error"));
-        if (error && r == 0 && ++failed)
-            gr_fail(err, -GR_EPARTIAL, "%s@%s is not deleted: %s", json_string_value(json_object_get(row, "disk")),
-                    json_string_value(json_object_get(row, "name")), error);
-    }
+        r = shown < 0 ? shown : prune_result(all, err);
     json_decref(all);
-    return r == 0 && failed ? -GR_EPARTIAL : r;
+    return r;
 }
 
 /* ---- single ones ---- */
@@ -147,9 +165,13 @@ int snap_cmd_unprotect(struct gr_cmd_ctx *c, struct gr_err *err)
 int snap_cmd_expire(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     int64_t at = 0;
+    struct tm tm;
+    char done[64] = "does not expire any more";
     const char *text = gr_cmd_arg(c, 1);
     int r = strcmp(text, "off") == 0 ? 0 : snap_cmd_expiry(text, &at, err);
-    return r < 0 ? r : one(c, "snapshot.expire", json_pack("{s:I}", "expires", (json_int_t)at), at ? "expires then" : "does not expire", err);
+    if (r == 0 && at && localtime_r(&(time_t){(time_t)at}, &tm))
+        strftime(done, sizeof(done), "expires on %Y-%m-%d at %H:%M:%S: prune may remove it then", &tm);
+    return r < 0 ? gr_prefix(err, r, "neither 'off' nor a time") : one(c, "snapshot.expire", json_pack("{s:I}", "expires", (json_int_t)at), done, err);
 }
 
 const struct gr_opt snap_policy_opts[] = {

@@ -264,9 +264,8 @@ static void notes_of(const struct vobj *o, uint64_t id, struct snap_info *ret)
         snprintf(ret->protected_why, sizeof ret->protected_why, "%.*s", (int)(len - who - 1), d->text + who + 1);
 }
 
-static void info_of(struct vmfs_disk *d, const struct vsnap *s, struct snap_info *ret)
+static void info_of(struct vobj *o, const struct vsnap *s, struct snap_info *ret)
 {
-    struct vobj *o = d->o;
     *ret = (struct snap_info){ .id = s->id, .parent_id = s->parent, .created_s = s->created_s, .size = s->size, .clones = s->clones,
                                .current = o->parent_snap == s->id, .deleting = s->flags & VMFS_SNAP_DELETING, .pins = pins_of(o, s->id),
                                .counted = o->counted, .used = s->use.used * VMFS_UNIT, .unique = usage_unique(o, s) * VMFS_UNIT };
@@ -293,7 +292,7 @@ int snap_list(struct vmfs_disk *d, int (*fn)(void *arg, const struct snap_info *
     int r = usable(d, err);
     for (size_t i = 0; r >= 0 && i < d->o->n_snaps; i++)
         if (!(d->o->snaps[i]->flags & VMFS_SNAP_HIDDEN)) {
-            info_of(d, d->o->snaps[i], &info);
+            info_of(d->o, d->o->snaps[i], &info);
             r = fn(arg, &info);
         }
     for (size_t i = 0; r >= 0 && i < d->o->n_bookmarks; i++) {
@@ -303,13 +302,27 @@ int snap_list(struct vmfs_disk *d, int (*fn)(void *arg, const struct snap_info *
     return r < 0 ? r : 0;
 }
 
+int snap_list_home(struct vmfs *v, uint64_t id, int (*fn)(void *arg, const struct snap_info *info), void *arg, struct gr_err *err)
+{
+    struct vobj *o, *peeked;
+    struct snap_info info;
+    int r = vobj_look(v, id, &o, &peeked, err);
+    for (size_t i = 0; r >= 0 && i < o->n_snaps; i++)
+        if (!(o->snaps[i]->flags & VMFS_SNAP_HIDDEN)) {
+            info_of(o, o->snaps[i], &info);
+            r = fn(arg, &info);
+        }
+    vobj_free(peeked);
+    return r < 0 ? r : 0;
+}
+
 int snap_list_kept(struct vmfs_disk *d, int (*fn)(void *arg, const struct snap_info *info), void *arg, struct gr_err *err)
 {
     struct snap_info info;
     int r = usable(d, err);
     for (size_t i = 0; r >= 0 && i < d->o->n_snaps; i++)
         if ((d->o->snaps[i]->flags & VMFS_SNAP_HIDDEN) && d->o->snaps[i]->clones) {
-            info_of(d, d->o->snaps[i], &info);
+            info_of(d->o, d->o->snaps[i], &info);
             r = fn(arg, &info);
         }
     return r < 0 ? r : 0;
@@ -323,7 +336,7 @@ int snap_find(struct vmfs_disk *d, const char *name, struct snap_info *ret, stru
     struct vsnap *s = vobj_snap_named(d->o, name);
     struct vbookmark *m = s ? NULL : vobj_bookmark_named(d->o, name);
     if (s)
-        info_of(d, s, ret);
+        info_of(d->o, s, ret);
     else if (m)
         info_of_bookmark(d, m, ret);
     else
@@ -416,12 +429,22 @@ int snap_expire(struct vmfs_disk *d, const char *name, int64_t at_s, struct gr_e
 }
 
 /* ---- deleting ---- */
-int snap_delete(struct vmfs_disk *d, const char *name, bool keep_bookmark, struct gr_err *err)
+/* [sync] Is it still what somebody saw? */
+static int still(const struct vmfs_disk *d, const struct vsnap *s, const struct snap_seen *seen, struct gr_err *err)
+{
+    struct snap_info now;
+    info_of(d->o, s, &now);
+    if (memcmp(now.bookmark.disk, seen->bookmark.disk, 16) != 0 || now.bookmark.lineage != seen->bookmark.lineage || now.bookmark.epoch != seen->bookmark.epoch)
+        return gr_fail(err, -ESTALE, "'%s@%s' is another snapshot now", d->bdev.name, s->name);
+    return now.expires_s != seen->expires_s ? gr_fail(err, -ESTALE, "when '%s@%s' expires was changed", d->bdev.name, s->name) : 0;
+}
+
+static int delete_as(struct vmfs_disk *d, const char *name, const struct snap_seen *seen, bool keep_bookmark, struct gr_err *err)
 {
     int r = may_record(d, err);
     if (r < 0)
         return r;
-    if (vobj_bookmark_named(d->o, name)) {
+    if (!seen && vobj_bookmark_named(d->o, name)) {
         if (keep_bookmark)
             return gr_fail(err, -EEXIST, "'%s@%s' is a bookmark already", d->bdev.name, name);
         r = bookmark_record(d->o, name, 0, 0, err);
@@ -431,6 +454,8 @@ int snap_delete(struct vmfs_disk *d, const char *name, bool keep_bookmark, struc
     if (!s)
         return -ENOENT;
     r = vobj_protected(d->o, s, d->bdev.name, err);
+    if (r == 0 && seen)
+        r = still(d, s, seen, err);
     if (r == 0 && keep_bookmark)
         r = bookmark_record(d->o, name, s->lineage, s->epoch, err);
     if (r == 0 && vobj_note(d->o, VMFS_NOTE_EXPIRES, s->id))
@@ -442,6 +467,16 @@ int snap_delete(struct vmfs_disk *d, const char *name, bool keep_bookmark, struc
     if (r == 0)
         reap_kick(d->o);
     return r;
+}
+
+int snap_delete(struct vmfs_disk *d, const char *name, bool keep_bookmark, struct gr_err *err)
+{
+    return delete_as(d, name, NULL, keep_bookmark, err);
+}
+
+int snap_delete_seen(struct vmfs_disk *d, const char *name, const struct snap_seen *seen, struct gr_err *err)
+{
+    return delete_as(d, name, seen, false, err);
 }
 
 int snap_settle(struct vmfs_disk *d, struct gr_err *err)

@@ -65,13 +65,19 @@ static int pass_part(void *arg, json_t *part)
     return gr_rpc_part(arg, json_incref(part));
 }
 
+static int owner_connect(struct snap_op *op, struct gr_rpc_client **ret)
+{
+    int r = snap_peer_connect(op->s, op->owner.address, ret, op->err);
+    return r < 0 ? gr_fail(op->err, -GR_ELOCKED, "owned by host '%s', whose storage service does not answer at %s: %s", op->owner.host, op->owner.address,
+                           gr_code_text(r)) : 0;
+}
+
 int snap_op_forward(struct snap_op *op, const char *method)
 {
     struct gr_rpc_client *peer = NULL;
-    int r = snap_peer_connect(op->s, op->owner.address, &peer, op->err);
+    int r = owner_connect(op, &peer);
     if (r < 0)
-        return gr_fail(op->err, -GR_ELOCKED, "owned by host '%s', whose storage service does not answer at %s: %s", op->owner.host,
-                       op->owner.address, gr_code_text(r));
+        return r;
     json_t *params = json_copy(op->params);
     if (!params || json_object_set_new(params, "forwarded", json_true()) < 0) {
         json_decref(params);
@@ -99,8 +105,10 @@ int snap_op_sub(struct snap_op *op, snap_op_fn fn, const char *method, json_t *p
 {
     struct snap_op one = {.s = op->s, .call = op->call, .method = method, .params = params, .ret = ret, .err = err};
     int r = params ? fn(&one) : gr_fail(err, -ENOMEM, "out of memory");
-    if (r == -GR_ELOCKED && one.forward)
-        r = snap_peer_ask(op->s, one.owner.address, method, json_incref(params), SNAP_SUB_MS, ret, err);
+    struct gr_rpc_client *peer = NULL;
+    if (r == -GR_ELOCKED && one.forward && (r = owner_connect(&one, &peer)) == 0)
+        r = gr_rpc_call(peer, method, json_incref(params), NULL, NULL, SNAP_SUB_MS, ret, err);
+    gr_rpc_client_free(peer);
     json_decref(params);
     return r;
 }

@@ -2,7 +2,8 @@
  *
  * All snapshots of a datastore are looked at, for what was taken in one instant goes together: a snapshot is removed only if none of its group stays.
  * Of a disk with a policy those with its prefix are judged (common/retain.h); one that has an expiry stays until then and no longer, whatever its
- * name. What is protected stays. */
+ * name. What is protected stays. So does what a host has that does not answer, with all that was taken with it, as far as that is home. What was
+ * judged is deleted only if it still is the snapshot that was looked at, and expires when it did. */
 #include "common/buf.h"
 #include "snapshot/service_int.h"
 #include <string.h>
@@ -13,13 +14,15 @@ struct snapshot {
     bool keep, here; /* here: its disk is below what was asked for */
     char why[96];
     const char *group;
+    const char *error; /* why it could not be looked at; NULL: it was */
 };
 struct prune {
     struct snap_op *op;
     struct snap_ds *ds;
     const char *below;
     int64_t now_s;
-    json_t *rows; /* lists of snapshots, one for each disk */
+    json_t *rows; /* lists of snapshots, one for each disk; and errors, strings */
+    json_t *silent; /* {slot: why}: hosts that took too long to answer */
     struct snapshot *s;
     size_t n, cap;
 };
@@ -27,6 +30,7 @@ struct prune {
 static void prune_done(struct prune *p)
 {
     json_decref(p->rows);
+    json_decref(p->silent);
     free(p->s);
     if (p->ds)
         snap_ds_put(p->ds);
@@ -45,7 +49,7 @@ static void verdict(struct snapshot *s, bool keep, const char *why)
     snprintf(s->why, sizeof(s->why), "%s", why);
 }
 
-static int snapshots_add(struct prune *p, json_t *list, bool here)
+static int snapshots_add(struct prune *p, json_t *list, bool here, const char *error)
 {
     json_t *row;
     size_t i;
@@ -61,7 +65,7 @@ static int snapshots_add(struct prune *p, json_t *list, bool here)
             p->s = s;
             p->cap = cap;
         }
-        p->s[p->n++] = (struct snapshot){.row = row, .here = here, .group = json_string_value(json_object_get(row, "group"))};
+        p->s[p->n++] = (struct snapshot){.row = row, .here = here, .group = json_string_value(json_object_get(row, "group")), .error = error};
     }
     return 0;
 }
@@ -92,7 +96,9 @@ static int judge(struct prune *p, size_t from, const struct snap_policy *policy)
         const char *name = json_string_value(json_object_get(s->row, "name"));
         int64_t expires = number(s, "expires");
         bool protect = json_is_true(json_object_get(s->row, "protected"));
-        if (protect)
+        if (s->error)
+            verdict(s, true, "its host does not answer");
+        else if (protect)
             verdict(s, true, "protected");
         else if (expires)
             verdict(s, expires > p->now_s, expires > p->now_s ? "not expired" : "expired");
@@ -130,10 +136,59 @@ static int judge_groups(struct prune *p)
     return ok ? 0 : gr_fail(p->op->err, -ENOMEM, "out of memory");
 }
 
+struct home {
+    const char *ds, *path;
+    json_t *list;
+};
+static int add_home(void *arg, const struct snap_info *info)
+{
+    struct home *h = arg;
+    return json_array_append_new(h->list, snap_info_row(h->ds, h->path, info)) < 0 ? -ENOMEM : 0;
+}
+
+/* Its snapshots as they are at home, for @why its owner cannot tell. */
+static int look_home(struct prune *p, const char *path, const struct vmfs_stat *st, const char *why, json_t **ret, const char **ret_error)
+{
+    struct home h = {p->ds->name, path, json_array()};
+    json_t *text = json_string(why);
+    int r = h.list && text && json_array_append(p->rows, text) == 0 ? 0 : gr_fail(p->op->err, -ENOMEM, "out of memory");
+    if (r == 0)
+        r = snap_list_home(p->ds->v, st->id, add_home, &h, p->op->err);
+    *ret_error = json_string_value(text); /* @rows has it */
+    json_decref(text);
+    if (r < 0)
+        json_decref(h.list);
+    else
+        *ret = h.list;
+    return r == -ENOMEM ? gr_fail(p->op->err, r, "out of memory") : r;
+}
+
+/* A list of its snapshots, kept in @rows. */
+static int look_at_disk(struct prune *p, const char *disk, const char *path, const struct vmfs_stat *st, json_t **ret, const char **ret_error)
+{
+    struct gr_err err = {0};
+    struct vmfs_stat now;
+    char slot[16];
+    snprintf(slot, sizeof(slot), "%d", st->owner_slot);
+    const char *silent = st->owner_slot >= 0 ? json_string_value(json_object_get(p->silent, slot)) : NULL;
+    int r = silent ? look_home(p, path, st, silent, ret, ret_error)
+                   : snap_op_sub(p->op, snap_op_snapshot_list, "snapshot.list", json_pack("{s:s}", "disk", disk), ret, &err);
+    if (r < 0 && !silent) {
+        if (st->owner_slot >= 0 && (r == -ETIMEDOUT || r == -EPIPE))
+            json_object_set_new(p->silent, slot, json_string(gr_err_text(&err, r)));
+        if (vmfs_stat(p->ds->v, path, &now, NULL) == -ENOENT || now.id != st->id)
+            *ret = json_array(), r = 0; /* it was removed meanwhile */
+        else
+            r = look_home(p, path, st, gr_err_text(&err, r), ret, ret_error);
+    }
+    return r < 0 ? r : json_array_append_new(p->rows, *ret) < 0 ? gr_fail(p->op->err, -ENOMEM, "out of memory") : 0;
+}
+
 static int look_at(void *arg, const char *path, const struct vmfs_stat *st)
 {
     struct prune *p = arg;
     json_t *list = NULL;
+    const char *error = NULL;
     size_t from = p->n;
     if (st->type == VMFS_DIR)
         return SNAP_WALK_INTO;
@@ -143,11 +198,9 @@ static int look_at(void *arg, const char *path, const struct vmfs_stat *st)
     struct snap_policy *policy = gr_alloc(sizeof(*policy));
     int r = disk && policy ? 0 : gr_fail(p->op->err, -ENOMEM, "out of memory");
     if (r == 0)
-        r = snap_op_sub(p->op, snap_op_snapshot_list, "snapshot.list", json_pack("{s:s}", "disk", disk), &list, p->op->err);
-    if (r == 0 && json_array_append_new(p->rows, list) < 0)
-        r = gr_fail(p->op->err, -ENOMEM, "out of memory");
+        r = look_at_disk(p, disk, path, st, &list, &error);
     if (r == 0)
-        r = snapshots_add(p, list, is_below(path, p->below));
+        r = snapshots_add(p, list, is_below(path, p->below), error);
     if (r == 0 && p->n > from)
         r = snap_policy_find(p->ds, path, policy, p->op->err);
     if (r == 0 && p->n > from)
@@ -165,17 +218,40 @@ static bool wanted(const struct prune *p, const struct snapshot *s)
     return here;
 }
 
-static json_t *result_row(struct prune *p, struct snapshot *s, bool dry)
+/* It, as it was looked at. 0; what could not be deleted stays, and says why. */
+static int remove_one(struct prune *p, struct snapshot *s, struct gr_err *err)
+{
+    json_t *row = s->row;
+    int r = snap_op_sub(p->op, snap_op_snapshot_delete, "snapshot.delete",
+                        json_pack("{s:O,s:O,s:{s:O,s:I}}", "disk", json_object_get(row, "disk"), "snapshot", json_object_get(row, "name"), "seen", "bookmark",
+                                  json_object_get(row, "bookmark"), "expires", (json_int_t)number(s, "expires")), NULL, err);
+    if (r == -ENOENT)
+        verdict(s, false, "it is gone already");
+    else if (r == -ESTALE)
+        verdict(s, true, "it is not what it was when it was judged");
+    return r;
+}
+
+static json_t *result_row(struct prune *p, struct snapshot *s, json_t *left, bool dry)
 {
     struct gr_err err = {0};
+    const char *elsewhere = s->keep || !s->group || !s->group[0] ? NULL : json_string_value(json_object_get(left, s->group));
+    if (elsewhere) {
+        s->keep = true;
+        snprintf(s->why, sizeof(s->why), "its group stays on %s", elsewhere);
+    }
+    int r = s->keep || dry ? 0 : remove_one(p, s, &err);
+    bool failed = r < 0 && r != -ENOENT;
+    if (failed && s->group && s->group[0] && json_object_set(left, s->group, json_object_get(s->row, "disk")) < 0)
+        return NULL;
     json_t *row = json_pack("{s:O,s:O,s:O,s:b,s:s}", "disk", json_object_get(s->row, "disk"), "name", json_object_get(s->row, "name"), "created",
                             json_object_get(s->row, "created"), "keep", s->keep, "why", s->why);
-    if (!row || s->keep || dry)
+    if (s->error)
+        json_object_set_new(row, "error", json_string(s->error));
+    if (s->keep || dry)
         return row;
-    int r = snap_op_sub(p->op, snap_op_snapshot_delete, "snapshot.delete",
-                        json_pack("{s:O,s:O}", "disk", json_object_get(s->row, "disk"), "snapshot", json_object_get(s->row, "name")), NULL, &err);
     json_object_set_new(row, "deleted", json_boolean(r == 0));
-    if (r < 0)
+    if (failed)
         json_object_set_new(row, "error", json_string(gr_err_text(&err, r)));
     return row;
 }
@@ -184,8 +260,8 @@ static int op_prune(struct snap_op *op)
 {
     const struct gr_world *w = gr_loop_world(op->s->o.loop);
     struct snap_path path;
-    gr_auto(prune_done) struct prune p = {.op = op, .rows = json_array(), .now_s = w->wall_s(w->arg)};
-    snap_auto_json json_t *a = json_array();
+    gr_auto(prune_done) struct prune p = {.op = op, .rows = json_array(), .silent = json_object(), .now_s = w->wall_s(w->arg)};
+    snap_auto_json json_t *a = json_array(), *left = json_object(); /* left: {group: a disk on which it could not be deleted} */
     bool dry = false;
     int r = snap_op_path(op, "path", SNAP_PATH_DIR, &path);
     if (r == 0)
@@ -201,7 +277,7 @@ static int op_prune(struct snap_op *op)
     if (r == 0)
         r = judge_groups(&p);
     for (size_t i = 0; r == 0 && i < p.n; i++)
-        if (wanted(&p, &p.s[i]) && json_array_append_new(a, result_row(&p, &p.s[i], dry)) < 0)
+        if (wanted(&p, &p.s[i]) && json_array_append_new(a, result_row(&p, &p.s[i], left, dry)) < 0)
             r = gr_fail(op->err, -ENOMEM, "out of memory");
     op->forward = false; /* other hosts did their part */
     return r < 0 ? r : snap_op_result(op, gr_take(a));

@@ -320,13 +320,31 @@ int snap_op_snapshot_list(struct snap_op *op)
 }
 SNAP_METHOD(snap_op_snapshot_list, "snapshot.list")
 
+/* Params "seen" of a delete: {"bookmark","expires"}, as a listing had them. 1: there is; 0: none. */
+static int seen_of(struct snap_op *op, struct snap_seen *ret)
+{
+    json_t *o = json_object_get(op->params, "seen");
+    const char *token = NULL;
+    uint64_t expires = 0;
+    int r = o ? gr_json_str(o, "bookmark", &token, op->err) : 0;
+    if (o && r == 0)
+        r = gr_json_opt_u64(o, "expires", &expires, op->err);
+    if (o && r == 0 && gr_bookmark_parse(token, &ret->bookmark) < 0)
+        r = gr_fail(op->err, -EINVAL, "'%.100s' is no bookmark", token);
+    ret->expires_s = (int64_t)expires;
+    return r < 0 ? r : o != NULL;
+}
+
 int snap_op_snapshot_delete(struct snap_op *op)
 {
     struct snap_path p;
     struct snap_disk d = {0};
     const char *name = NULL;
     bool keep = false, settle = false;
+    struct snap_seen seen;
     int r = gr_json_str(op->params, "snapshot", &name, op->err);
+    int known = r == 0 ? seen_of(op, &seen) : 0;
+    r = GR_MIN(r, GR_MIN(known, 0));
     if (r == 0)
         r = gr_json_opt_bool(op->params, "keep-bookmark", &keep, op->err);
     if (r == 0)
@@ -344,10 +362,10 @@ int snap_op_snapshot_delete(struct snap_op *op)
         r = gr_fail(op->err, -GR_ELOCKED, "%s/%s is a template, and '%s' is what its clones start at (granary disk set --template off makes it a disk like any other)", p.ds, p.path, name);
     if (r == 0 && op->s->o.hooks.release && full)
         r = op->s->o.hooks.release(op->s->o.hooks.arg, full, true, op->err);
-    if (r == 0 && has_text(d.h->disk, info.id))
-        r = set_text(d.h->disk, info.id, "", op->err);
     if (r == 0)
-        r = snap_delete(d.h->disk, name, keep, op->err);
+        r = known ? snap_delete_seen(d.h->disk, name, &seen, op->err) : snap_delete(d.h->disk, name, keep, op->err);
+    if (r == 0 && has_text(d.h->disk, info.id))
+        (void)set_text(d.h->disk, info.id, "", NULL); /* nobody asks for it any more */
     if (r == 0)
         snap_rules_forget(d.ds, st.uuid, name);
     if (r == 0 && (settle || !op->s->address[0])) /* a command has no background: it finishes before it goes */

@@ -45,11 +45,19 @@ void snap_resume(struct vmfs_disk *const *disks, unsigned n);
 /* Another name, from now on; durable with the next checkpoint. */
 int snap_rename(struct vmfs_disk *d, const char *name, const char *to, struct gr_err *err);
 int snap_list(struct vmfs_disk *d, int (*fn)(void *arg, const struct snap_info *info), void *arg, struct gr_err *err);
+/* Snapshots of an object that another host may have: as they are at home, as of its last checkpoint. */
+int snap_list_home(struct vmfs *v, uint64_t id, int (*fn)(void *arg, const struct snap_info *info), void *arg, struct gr_err *err);
 int snap_list_kept(struct vmfs_disk *d, int (*fn)(void *arg, const struct snap_info *info), void *arg, struct gr_err *err); /* deleted, with clones */
 int snap_find(struct vmfs_disk *d, const char *name, struct snap_info *ret, struct gr_err *err); /* -ENOENT */
 /* Gone from the list at once, durably; space comes back in the background. @keep_bookmark leaves a bookmark of the same name.
  * A snapshot with clones stays hidden until they are gone. -GR_ELOCKED: pinned by readers (named), or protected. */
 int snap_delete(struct vmfs_disk *d, const char *name, bool keep_bookmark, struct gr_err *err);
+/* The same, if the snapshot of that name still is the one that somebody looked at, and expires when it did then; else -ESTALE. */
+struct snap_seen {
+    struct gr_bookmark bookmark;
+    int64_t expires_s;
+};
+int snap_delete_seen(struct vmfs_disk *d, const char *name, const struct snap_seen *seen, struct gr_err *err);
 /* Nobody deletes it, nor its disk (-GR_ELOCKED with who and why), until it is unprotected. Durable. */
 int snap_protect(struct vmfs_disk *d, const char *name, const char *by, const char *why, struct gr_err *err);
 int snap_unprotect(struct vmfs_disk *d, const char *name, struct gr_err *err);

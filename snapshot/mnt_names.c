@@ -278,6 +278,22 @@ static int taken(struct taking *t, int r)
     return r;
 }
 
+/* A folder that may be about to lose its name, and its snapshot policy with it. */
+static struct vmfs_stat folder_at(struct mnt_mount *m, uint64_t dir, const char *name)
+{
+    struct vmfs_node n;
+    struct vmfs_stat st;
+    bool is = vmfs_look(m->ds->v, dir, name, &n, NULL) == 0 && n.type == VMFS_DIR && vmfs_stat_object(m->ds->v, n.id, &st, NULL) == 0;
+    return is ? st : (struct vmfs_stat){0};
+}
+
+static void folder_gone(struct mnt_mount *m, const struct vmfs_stat *folder)
+{
+    struct vmfs_stat now;
+    if (folder->id && vmfs_stat_object(m->ds->v, folder->id, &now, NULL) == -ENOENT)
+        snap_policy_forget(m->ds, folder->uuid);
+}
+
 static void unlink_name(struct mnt_req *r, bool dir_wanted)
 {
     struct mnt_mount *m = r->m;
@@ -286,6 +302,7 @@ static void unlink_name(struct mnt_req *r, bool dir_wanted)
     struct taking t = {.m = m};
     struct gr_err err = {0};
     int rc = mnt_is_own(dir, name) ? -ENOENT : 0;
+    struct vmfs_stat folder = rc == 0 && dir_wanted ? folder_at(m, dir, name) : (struct vmfs_stat){0};
     for (unsigned tries = 0; rc == 0 && tries < TAKE_TRIES; tries++) {
         rc = vmfs_unlink(m->ds->v, dir, name, dir_wanted, mnt_now_ns(), &t.lost, &err);
         if (rc != -GR_ELOCKED || tries == TAKE_TRIES - 1)
@@ -293,6 +310,8 @@ static void unlink_name(struct mnt_req *r, bool dir_wanted)
         rc = have(&t, &err);
     }
     rc = taken(&t, rc);
+    if (rc == 0)
+        folder_gone(m, &folder);
     mnt_fail(r, rc == -ENOENT && r->again ? 0 : rc);
 }
 
@@ -334,6 +353,7 @@ static void rename_names(struct mnt_req *r, uint64_t to_dir, const char *from, c
     int rc = mnt_is_own(dir, from) ? -ENOENT : mnt_is_own(to_dir, to) ? -EPERM : look(m, dir, from, &n);
     if (rc == 0 && (rc = fits(m, &n, to_dir, to)) == 0)
         rc = let_go_below(m, &n, &err);
+    struct vmfs_stat over = rc == 0 && n.type == VMFS_DIR && !flags ? folder_at(m, to_dir, to) : (struct vmfs_stat){0};
     if (rc == 0 && (flags & VMFS_MOVE_SWAP) && (rc = look(m, to_dir, to, &n)) == 0 && (rc = fits(m, &n, dir, from)) == 0)
         rc = let_go_below(m, &n, &err);
     for (unsigned tries = 0; rc == 0 && tries < TAKE_TRIES; tries++) {
@@ -343,6 +363,8 @@ static void rename_names(struct mnt_req *r, uint64_t to_dir, const char *from, c
         rc = have(&t, &err);
     }
     rc = taken(&t, rc);
+    if (rc == 0)
+        folder_gone(m, &over);
     if (rc == -EBUSY || rc == -GR_ELOCKED)
         gr_log_limited(GR_LOG_NOTE, "mount on '%s': '%s' is not renamed: %s", m->dir, from, gr_err_text(&err, rc));
     if (rc == -ENOENT && r->again && look(m, to_dir, to, &n) == 0)

@@ -266,7 +266,7 @@ struct snap_policy {
 };
 /* What counts for the disk or folder @path: its own, or that of the nearest folder above. */
 int snap_policy_find(struct snap_ds *ds, const char *path, struct snap_policy *ret, struct gr_err *err);
-void snap_policy_forget(struct snap_ds *ds, const uint8_t uuid[16]); /* its disk was deleted */
+void snap_policy_forget(struct snap_ds *ds, const uint8_t uuid[16]); /* its disk or folder was deleted */
 /* ---- new disks that are filled before they have their name (service_image.c) ---- */
 struct snap_shape {
     uint64_t size;

@@ -186,7 +186,7 @@ void snap_policy_forget(struct snap_ds *ds, const uint8_t uuid[16])
     if (r == 0 && json_object_get(ds->policies.rows, s.key))
         r = snap_table_change(ds, &ds->policies, set_row, &s, &err);
     if (r < 0)
-        snap_warn(ds->svc, "the snapshot policy of a disk that was deleted stays, and rules nothing: %s", gr_err_text(&err, r));
+        snap_warn(ds->svc, "the snapshot policy of what was deleted stays, and rules nothing: %s", gr_err_text(&err, r));
 }
 
 /* ---- single ones ---- */

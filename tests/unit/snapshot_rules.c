@@ -473,4 +473,47 @@ static void at_once(void **state)
     test_in_fiber(made_body, hosts);
 }
 
-TEST_MAIN(TEST(follow), TEST(closed), TEST(limits), TEST(together), TEST(at_once))
+/* A policy goes with its folder or disk, and not with what others have. */
+static size_t policies(struct home *h)
+{
+    struct snap_ds *ds = snap_ds_find(snap_client_local(h->c), "ds");
+    size_t n = 0;
+    const char *uuid;
+    json_t *row;
+    assert_int_equal(snap_table_look(ds, &ds->policies, &err), 0);
+    json_object_foreach(ds->policies.rows, uuid, row)
+    {
+        n += json_object_size(row) > 0;
+    }
+    return n;
+}
+
+static int policies_body(void *arg)
+{
+    static const char *const places[] = {"ds", "ds/f", "ds/f/g", "ds/f/g/disk"};
+    struct home h = {0};
+    (void)arg;
+    home_open(&h, "home");
+    datastore(&h, "datastore.create");
+    disk(&h, "ds/f/g/disk");
+    for (unsigned i = 0; i < 4; i++)
+        ok(&h, "snapshot.set-policy", json_pack("{s:s,s:i}", "path", places[i], "keep-last", 1));
+    assert_int_equal(policies(&h), 4);
+    assert_int_equal(call(&h, "dir.remove", json_pack("{s:s}", "path", "ds/f/g")), -ENOTEMPTY);
+    assert_int_equal(policies(&h), 4);
+    ok(&h, "disk.delete", json_pack("{s:s}", "disk", "ds/f/g/disk"));
+    assert_int_equal(policies(&h), 3);
+    ok(&h, "dir.remove", json_pack("{s:s}", "path", "ds/f/g"));
+    ok(&h, "dir.remove", json_pack("{s:s}", "path", "ds/f"));
+    assert_int_equal(policies(&h), 1);
+    home_close(&h);
+    return 0;
+}
+
+static void policies_go(void **state)
+{
+    place = "policies";
+    test_in_fiber(policies_body, NULL);
+}
+
+TEST_MAIN(TEST(follow), TEST(closed), TEST(limits), TEST(together), TEST(at_once), TEST(policies_go))

@@ -61,6 +61,8 @@ int snap_name_check(const char *name, struct gr_err *err)
     int r = component_check("snapshot name", name, strlen(name), err);
     if (r == 0 && strncmp(name, "granary.", 8) == 0)
         r = gr_fail(err, -GR_EUSAGE, "snapshot name '%s': names that start with 'granary.' are Granary's own", shorten(name).s);
+    if (r == 0 && strcmp(name, SNAP_TEMPLATE) == 0)
+        r = gr_fail(err, -GR_EUSAGE, "snapshot name '%s': it is what clones of a template start at (granary disk set --template)", name);
     return r;
 }
 

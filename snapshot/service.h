@@ -90,7 +90,8 @@ enum snap_path_kind {
 int snap_path_parse(const char *text, enum snap_path_kind kind, struct snap_path *ret, struct gr_err *err);
 /* 1..63 of [A-Za-z0-9._-], not starting with '.' or '-'. */
 int snap_datastore_name_check(const char *name, struct gr_err *err);
-/* 1..255 bytes of UTF-8, no '/', '@', ':' or control character, not "." or "..", not starting with "granary." */
+#define SNAP_TEMPLATE "granary-template" /* the snapshot that clones of a template start at, when none is named */
+/* 1..255 bytes of UTF-8, no '/', '@', ':' or control character, not "." or "..", not starting with "granary.", not SNAP_TEMPLATE */
 int snap_name_check(const char *name, struct gr_err *err);
 
 /* ---- the service ---- */

@@ -169,7 +169,7 @@ static int template_of(struct cloning *c)
     struct vmfs_stat st;
     vmfs_disk_stat(c->d.h->disk, &st);
     c->snap = SNAP_TEMPLATE;
-    return st.lun.flags & VMFS_LUN_TEMPLATE ? 0
+    return st.lun.flags & VMFS_LUN_TEMPLATE ? snap_template_ready(&c->d, c->op->err)
                                             : gr_fail(c->op->err, -GR_EUSAGE, "%s/%s is no template: name the snapshot (%s/%s@SNAPSHOT) that the clone starts at",
                                                       c->from.ds, c->from.path, c->from.ds, c->from.path);
 }

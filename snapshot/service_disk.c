@@ -329,39 +329,6 @@ static int take_limits(struct snap_op *op, struct vmfs_lun *lun)
     return 0;
 }
 
-static int count_changes(void *arg, uint64_t off, uint64_t len, bool zero)
-{
-    (void)off;
-    (void)len;
-    (void)zero;
-    *(bool *)arg = true;
-    return -ECANCELED;
-}
-
-/* Clones of a template start at a snapshot of that name: what the disk is now, and stays. */
-static int template_snapshot(struct snap_disk *d, struct gr_err *err)
-{
-    struct snap_info info;
-    bool changed = false;
-    int r = snap_find(d->h->disk, SNAP_TEMPLATE, &info, NULL);
-    struct vmfs_stat st;
-    vmfs_disk_stat(d->h->disk, &st);
-    if (r == 0 && info.is_bookmark)
-        return gr_fail(err, -EEXIST, "%s/%s has a bookmark '%s', which is the name of what clones of a template start at: delete it first", d->ds->name, d->h->path,
-                       SNAP_TEMPLATE);
-    if (r == 0) {
-        r = info.size != st.size ? (changed = true, 0) : snap_diff(d->h->disk, SNAP_TEMPLATE, NULL, count_changes, &changed, err);
-        if (r == 0 && !changed)
-            return 0;
-        r = changed ? 0 : r;
-    }
-    if (r == 0)
-        r = snap_delete(d->h->disk, SNAP_TEMPLATE, false, err); /* kept for those that started at it */
-    else if (r == -ENOENT)
-        r = 0;
-    return r < 0 ? r : snap_create(&d->h->disk, 1, SNAP_TEMPLATE, err);
-}
-
 /* Nobody writes any more before the snapshot is taken. */
 static int become_template(struct snap_op *op, struct snap_disk *d, const struct vmfs_lun *was, const struct vmfs_lun *lun)
 {
@@ -370,7 +337,7 @@ static int become_template(struct snap_op *op, struct snap_disk *d, const struct
         r = gr_fail(op->err, -GR_ELOCKED, "disk %s/%s is open for writing on '%s'", d->ds->name, d->h->path, mnt_mounted_on(d->ds));
     if (r == 0)
         r = vmfs_set_lun(d->h->disk, lun, op->err);
-    if (r == 0 && (r = template_snapshot(d, op->err)) < 0)
+    if (r == 0 && (r = snap_template_ready(d, op->err)) < 0)
         (void)vmfs_set_lun(d->h->disk, was, NULL);
     return r;
 }

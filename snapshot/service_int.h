@@ -14,7 +14,6 @@
 #define SNAP_EXPORT_PREFIX "granary.export." /* snapshots of an export under way; what is found at first open is left over */
 #define SNAP_GROUP_PREFIX "granary.group." /* snapshots of a group that is not decided yet: service_group.c */
 #define SNAP_GROUP_MAX 256u             /* disks in one instant */
-#define SNAP_TEMPLATE "granary-template" /* the snapshot that clones of a template start at, when none is named */
 #define SNAP_TMP_DIR "granary.tmp" /* folder of disks that are being filled; what no living host owns in it is removed at join */
 #define SNAP_SUB_MS 60000                /* a part of a request that another host does */
 #define SNAP_TELL_MS 10000               /* what another host gets to answer in */
@@ -243,6 +242,9 @@ int snap_op_encrypt(struct snap_op *op, uint64_t *ret_key);
 void snap_key_row(uint64_t key_id, json_t *row); /* "encrypted" and "key" of a disk's row */
 /* The disk closed, so that it can end; with or without its key. Put it back with snap_disk_put(). */
 int snap_disk_get_to_end(struct snap_op *op, const struct snap_path *p, const char *what, struct snap_disk *ret, struct vmfs_stat *st);
+/* ---- templates (service_template.c) ---- */
+/* The snapshot SNAP_TEMPLATE of a template is there, and is what the disk is. */
+int snap_template_ready(const struct snap_disk *d, struct gr_err *err);
 /* ---- what was cloned from what (service_origin.c) ---- */
 struct snap_origins; /* of one datastore, by name */
 int snap_origins_find(struct snap_ds *ds, struct snap_origins **ret, struct gr_err *err);

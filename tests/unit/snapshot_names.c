@@ -114,6 +114,7 @@ static void test_snapshot_names(void **state)
     assert_int_equal(snap_name_check("", NULL), -GR_EUSAGE);
     assert_int_equal(snap_name_check("a@b", NULL), -GR_EUSAGE);
     assert_int_equal(snap_name_check("granary.export.1", NULL), -GR_EUSAGE);
+    assert_int_equal(snap_name_check(SNAP_TEMPLATE, NULL), -GR_EUSAGE);
     assert_int_equal(snap_name_check("..", NULL), -GR_EUSAGE);
 }
 

@@ -374,11 +374,11 @@ struct vmfs_bookmark_disk {
     gr_le16 name_len;
     char name[];
 } __attribute__((packed));
-/* Keys are the owners' (reservations, incarnations …). The volume itself knows seven: "physical-block", a gr_le32 of 512 for a disk that
+/* Keys are the owners' (reservations, incarnations …). The volume itself knows these: "physical-block", a gr_le32 of 512 for a disk that
  * reports 512-byte physical blocks (absent: 4096), "lun", a struct vmfs_lun_disk (absent: zeros), "keys", a struct vmfs_keys_at_disk
  * for a disk that is encrypted, which never changes, "posix", a struct vmfs_posix_disk, "protected-N" of the snapshot whose id is N, in hexadecimal,
- * a struct vmfs_protected_disk: neither it nor the disk is removed, "removed-as", the path that a removed disk had which is kept for its clones,
- * and "heir-of", gr_le64s: objects whose snapshots became this one's under the same ids, so that pins of readers elsewhere may still name those.
+ * a struct vmfs_protected_disk: neither it nor the disk is removed, "removed-as", the path that a removed disk had which is kept for its clones, and
+ * "removed-from", a gr_le64, the directory it was in (absent: an older release removed it), "heir-of", gr_le64s: objects whose snapshots became this one's under the same ids, so that pins of readers elsewhere may still name those.
  * "expires-N", a gr_le64: seconds since 1970, from when on whoever prunes snapshots removes it. "lost-writes", a gr_le32 with a bit for each device that
  * was lost with writes that it had acknowledged and nobody had flushed. */
 struct vmfs_protected_disk {

@@ -1,9 +1,11 @@
 /* Disks that were removed while clones start at their snapshots: they are among the dying, all their trees are deleted snapshots, and of those
- * the ones that clones need wait (reap.c). Nobody holds them meanwhile. What they were called is an attribute, for people. */
+ * the ones that clones need wait (reap.c). Nobody holds them meanwhile. What they were called is an attribute, for people, and the folder they lay in
+ * another, for its quota. */
 #include "vmfs/internal.h"
 #include "vmfs/notes.h"
 
 #define ATTR "removed-as"
+#define FOLDER "removed-from"
 
 static bool has_clones(const struct vobj *o)
 {
@@ -18,11 +20,12 @@ int hidden_allowed(struct vobj *o, struct gr_err *err)
     return has_clones(o) && !(o->v->sb.incompat & VMFS_INCOMPAT_KEPT) ? vfeature_on(o->v, VMFS_INCOMPAT_KEPT, VKEPT_WHAT, err) : 0;
 }
 
-int hidden_name(struct vobj *o, const char *path, struct gr_err *err)
+int hidden_name(struct vobj *o, const char *path, uint64_t folder, struct gr_err *err)
 {
+    gr_le64 id = gr_le64_of(folder);
     if (!has_clones(o))
         return 0;
-    if (vobj_attr_put(o, ATTR, strlen(ATTR), path, strlen(path)) < 0)
+    if (vobj_attr_put(o, ATTR, strlen(ATTR), path, strlen(path)) < 0 || vobj_attr_put(o, FOLDER, strlen(FOLDER), &id, sizeof id) < 0)
         return gr_fail(err, -ENOMEM, "out of memory");
     vobj_touch(o);
     return 0;
@@ -36,6 +39,15 @@ static void name_of(const struct vobj *o, char ret[VMFS_PATH_MAX + 1])
             memcpy(ret, o->attrs[i].val, o->attrs[i].len);
             ret[o->attrs[i].len] = 0;
         }
+}
+
+uint64_t hidden_from(const struct vobj *o, char ret_path[VMFS_PATH_MAX + 1])
+{
+    name_of(o, ret_path);
+    for (size_t i = 0; i < o->n_attrs; i++)
+        if (strcmp(o->attrs[i].key, FOLDER) == 0 && o->attrs[i].len == sizeof(gr_le64))
+            return gr_le64_get(*(const gr_le64 *)o->attrs[i].val);
+    return 0;
 }
 
 int vmfs_hidden(struct vmfs *v, int (*fn)(void *arg, const char *name, const struct vmfs_stat *st), void *arg, struct gr_err *err)

@@ -953,7 +953,9 @@ int ns_bury(struct vobj *o);                  /* … and its inode; 0: @o is gon
 void origin_let_go(struct vobj *origin, uint64_t snap, const struct vobj *dying); /* [sync] */
 void origin_done(struct vobj *origin);        /* origin->users was raised; NULL allowed (fiber) */
 int hidden_allowed(struct vobj *o, struct gr_err *err); /* may it be removed while there are clones of it: does every host know of such? */
-int hidden_name(struct vobj *o, const char *path, struct gr_err *err); /* hidden.c: what is deleted keeps its name while there are clones of it [sync] */
+/* hidden.c: what is deleted keeps its name, and the directory it lay in, while there are clones of it [sync] */
+int hidden_name(struct vobj *o, const char *path, uint64_t folder, struct gr_err *err);
+uint64_t hidden_from(const struct vobj *o, char ret_path[VMFS_PATH_MAX + 1]); /* both: 0, "" when it is not one of those [sync] */
 void ns_undo(struct vmfs *v, struct vobj *o); /* an operation failed: forget what it made */
 void inode_clear(struct vmfs *v, struct vobj *o); /* [sync] */
 int ns_format_root(struct vmfs *v, struct gr_err *err); /* the root and the directory of dying objects */

@@ -427,8 +427,8 @@ static int removable(struct vobj *o, const char *path, struct gr_err *err)
     return r;
 }
 
-/* It loses its name @path, held by us, and is among the dying. */
-static int lose_name(struct vmfs *v, struct vobj *o, const char *path, struct gr_err *err)
+/* It loses its name @path in @dir, held by us, and is among the dying. */
+static int lose_name(struct vmfs *v, struct vobj *dir, struct vobj *o, const char *path, struct gr_err *err)
 {
     int r = removable(o, path, err);
     if (r == 0)
@@ -436,7 +436,7 @@ static int lose_name(struct vmfs *v, struct vobj *o, const char *path, struct gr
     if (r == 0)
         r = vkeys_destroy(o, err); /* before anything else: it ends with its keys */
     if (r == 0)
-        r = hidden_name(o, path, err);
+        r = hidden_name(o, path, dir->id, err);
     return r < 0 ? r : dying_add(v, o->id, o->ino.type, err);
 }
 
@@ -460,7 +460,7 @@ int ns_replace(struct vmfs *v, const char *from, const char *to, struct gr_err *
     if (r == 0)
         r = quota_may_move(v, e->id, e->type == VMFS_DIR, a->id, b->id, err);
     if (r == 0)
-        r = lose_name(v, old, to, err);
+        r = lose_name(v, b, old, to, err);
     if (r == 0) {
         struct vdirent moved = *dir_find(a, an, strlen(an));
         dir_remove(b, old->id);
@@ -513,7 +513,7 @@ int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err)
         if (r < 0)
             gr_prefix(err, r, "'%s/%s'", v->sb.name, path);
         if (r == 0)
-            r = lose_name(v, o, path, err);
+            r = lose_name(v, dir, o, path, err);
         if (r == 0) {
             dir_remove(dir, id);
             o->dying = true;

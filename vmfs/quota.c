@@ -3,141 +3,21 @@
  * A folder's inode holds its limit, the inode of a disk or file what it was granted: as many units as it may hold, for all folders above it.
  * What is granted below a folder is never more than its limit, so whoever stays below what he was granted asks nobody. To be granted
  * more, the namespace is locked and everything below the folders is added up; the grant is home before it counts. What is granted and not
- * used is given back when somebody would be refused, on other hosts, too. */
+ * used is given back when somebody would be refused, on other hosts, too.
+ *
+ * A disk that was removed and is kept for its clones counts for the folder it lay in, with what is left of it; when that was removed, too, for the
+ * nearest above it that there still is. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/quota_tree.h"
 
-#define DIRS_MAX 65536u
 #define ASK_AGAIN_NS 1000000000ull /* who was refused is refused so long without looking */
 #define GRANT_MIN 256u             /* units granted beyond what is asked for, at least, while there are so many */
-
-struct qdir {
-    uint64_t id;
-    size_t parent; /* index; of the root: 0 */
-    uint64_t limit, used, granted;
-    char *name;
-    bool limited; /* by itself, or a folder above */
-};
-struct qtree {
-    struct vmfs *v;
-    struct qdir *d;
-    size_t n, cap;
-    uint64_t want; /* object or directory to find */
-    size_t found;  /* index of the directory that holds it, or of itself; SIZE_MAX */
-};
-
-static void tree_done(struct qtree *t)
-{
-    for (size_t i = 0; i < t->n; i++)
-        free(t->d[i].name);
-    free(t->d);
-    memset(t, 0, sizeof *t);
-}
-
-static int dir_push(struct qtree *t, uint64_t id, size_t parent, const char *name)
-{
-    if (t->n == DIRS_MAX)
-        return -ENOMEM;
-    if (t->n == t->cap) {
-        size_t cap = t->cap ? t->cap * 2 : 64;
-        struct qdir *d = gr_realloc(t->d, cap * sizeof *d);
-        if (!d)
-            return -ENOMEM;
-        t->d = d;
-        t->cap = cap;
-    }
-    t->d[t->n] = (struct qdir){ .id = id, .parent = parent, .name = gr_strdup(name) };
-    return t->d[t->n++].name ? 0 : -ENOMEM;
-}
-
-static uint64_t holds(const struct vobj *o)
-{
-    return o->ino.used_units + o->reserved_units + o->promised_elsewhere;
-}
-
-static uint64_t granted(const struct vobj *o)
-{
-    return GR_MAX(o->ino.quota, holds(o) + o->quota_pending);
-}
-
-static int object_add(struct qtree *t, size_t dir, uint64_t id, struct gr_err *err)
-{
-    struct vobj *o, *peeked;
-    int r = vobj_look(t->v, id, &o, &peeked, err);
-    if (r == -ENOENT)
-        return 0; /* removed meanwhile: only when the namespace is not locked */
-    if (r < 0)
-        return r;
-    for (size_t i = dir;; i = t->d[i].parent) {
-        t->d[i].used += holds(o);
-        t->d[i].granted += granted(o);
-        if (i == 0)
-            break;
-    }
-    vobj_free(peeked);
-    return 0;
-}
-
-static int dir_scan(struct qtree *t, size_t at, struct gr_err *err)
-{
-    struct vobj *o, *peeked;
-    int r = vobj_look(t->v, t->d[at].id, &o, &peeked, err);
-    if (r == -ENOENT)
-        return 0;
-    if (r < 0)
-        return r;
-    t->d[at].limit = o->ino.quota;
-    t->d[at].limited = o->ino.quota || (at && t->d[t->d[at].parent].limited);
-    size_t n = o->n_ents;
-    struct { uint64_t id; uint16_t type; } *e = gr_alloc((n + 1) * sizeof *e); /* the directory may change while objects are read */
-    r = e ? 0 : -ENOMEM;
-    for (size_t i = 0; r == 0 && i < n; i++) {
-        e[i].id = o->ents[i].id;
-        e[i].type = o->ents[i].type;
-        if (e[i].type == VMFS_DIR)
-            r = dir_push(t, e[i].id, at, o->ents[i].name);
-        if (t->want == e[i].id)
-            t->found = e[i].type == VMFS_DIR ? t->n - 1 : at;
-    }
-    vobj_free(peeked);
-    for (size_t i = 0; r == 0 && i < n; i++)
-        if (e[i].type != VMFS_DIR && t->d[at].limited)
-            r = object_add(t, at, e[i].id, err);
-    free(e);
-    return r;
-}
-
-/* All directories, and what is below those that are limited. */
-static int tree_make(struct vmfs *v, uint64_t want, struct qtree *t, struct gr_err *err)
-{
-    *t = (struct qtree){ .v = v, .want = want, .found = want == VMFS_INODE_ROOT ? 0 : SIZE_MAX };
-    int r = dir_push(t, VMFS_INODE_ROOT, 0, "");
-    for (size_t i = 0; r == 0 && i < t->n; i++)
-        r = dir_scan(t, i, err);
-    if (r == -ENOMEM)
-        gr_fail(err, r, "out of memory for the folders of datastore '%s'", v->sb.name);
-    if (r < 0)
-        tree_done(t);
-    return r;
-}
-
-static void dir_path(const struct qtree *t, size_t at, char *ret, size_t size)
-{
-    char tail[VMFS_PATH_MAX + 1] = "", all[VMFS_PATH_MAX + 1];
-    for (; at; at = t->d[at].parent) {
-        int n = snprintf(all, sizeof all, "%s%s%s", t->d[at].name, tail[0] ? "/" : "", tail);
-        if (n < 0 || n >= (int)sizeof all)
-            break;
-        memcpy(tail, all, (size_t)n + 1);
-    }
-    snprintf(ret, size, "%s", tail);
-}
 
 static int refused(const struct qtree *t, size_t at, uint64_t units, struct gr_err *err)
 {
     const struct qdir *d = &t->d[at];
     char path[512];
-    dir_path(t, at, path, sizeof path);
+    qtree_path(t, at, path, sizeof path);
     return gr_fail(err, -GR_ENOSPACE, "folder '%s/%s': its quota is %llu bytes, %llu of them are used, and %llu more do not fit: remove something "
                    "there, or give it more with 'granary datastore quota'", t->v->sb.name, path, (unsigned long long)d->limit * VMFS_UNIT,
                    (unsigned long long)d->used * VMFS_UNIT, (unsigned long long)units * VMFS_UNIT);
@@ -165,7 +45,7 @@ static void tell_object(const struct qtree *t, struct vobj *o, size_t low)
     o->quota_low = low != 0;
     if (!low || told || !o->handle)
         return;
-    dir_path(t, low, path, sizeof path);
+    qtree_path(t, low, path, sizeof path);
     vmfs_warn(t->v, "folder '%s/%s': %llu MiB of its quota of %llu MiB are used: '%s' is below it", t->v->sb.name, path,
               (unsigned long long)(t->d[low].used * VMFS_UNIT >> 20), (unsigned long long)(t->d[low].limit * VMFS_UNIT >> 20), o->handle->bdev.name);
     gr_bdev_event(&o->handle->bdev, GR_EVENT_THRESHOLD);
@@ -196,7 +76,7 @@ static bool quotas_on(const struct vmfs *v)
 
 void quota_give_back(struct vobj *o)
 {
-    uint64_t now = holds(o) + o->quota_pending;
+    uint64_t now = quota_holds(o) + o->quota_pending;
     if (!quotas_on(o->v) || o->ino.type == VMFS_DIR || o->ino.type == 0 || o->ino.quota == now)
         return;
     o->ino.quota = now;
@@ -224,9 +104,9 @@ int vmfs_quota_recall(struct vmfs *v, struct gr_err *err)
     r = ckpt_run(v);
     if (r < 0)
         return gr_fail(err, r, "datastore '%s': %s", v->sb.name, v->fenced ? v->fence_reason : gr_code_text(r));
-    if (tree_make(v, 0, &t, NULL) == 0) {
+    if (qtree_make(v, 0, &t, NULL) == 0) {
         tell_all(&t);
-        tree_done(&t);
+        qtree_done(&t);
     }
     return 0;
 }
@@ -250,7 +130,7 @@ static int others_recall(struct vmfs *v, struct gr_err *err)
 bool quota_fits(const struct vobj *o, int64_t growth)
 {
     return growth <= 0 || !quotas_on(o->v) || o->quota_free || o->dying || o->quota_hidden ||
-           (uint64_t)growth + holds(o) + o->quota_pending <= o->ino.quota;
+           (uint64_t)growth + quota_holds(o) + o->quota_pending <= o->ino.quota;
 }
 
 /* What the object may be granted in all; *ret_least: most to be had beyond what it asks for. */
@@ -259,7 +139,7 @@ static uint64_t most(const struct qtree *t, const struct vobj *o, size_t *ret_at
     uint64_t all = UINT64_MAX;
     for (size_t i = t->found; i; i = t->d[i].parent) {
         const struct qdir *d = &t->d[i];
-        uint64_t others = d->granted - GR_MIN(d->granted, granted(o)), room = d->limit - GR_MIN(d->limit, others);
+        uint64_t others = d->granted - GR_MIN(d->granted, quota_granted(o)), room = d->limit - GR_MIN(d->limit, others);
         if (d->limit && room < all) {
             all = room;
             *ret_at = i;
@@ -275,10 +155,10 @@ static int grant(struct vobj *o, uint64_t more, struct gr_err *err)
     struct qtree t;
     size_t at = 0;
     uint64_t limit = 0;
-    int r = tree_make(o->v, o->id, &t, err);
+    int r = qtree_make(o->v, o->id, &t, err);
     if (r < 0)
         return r;
-    uint64_t need = holds(o) + o->quota_pending + more, all = t.found == SIZE_MAX ? UINT64_MAX : most(&t, o, &at, &limit);
+    uint64_t need = quota_holds(o) + o->quota_pending + more, all = t.found == SIZE_MAX ? UINT64_MAX : most(&t, o, &at, &limit);
     if (all == UINT64_MAX) {
         o->quota_free = true;
     } else if (need > all) {
@@ -289,7 +169,7 @@ static int grant(struct vobj *o, uint64_t more, struct gr_err *err)
     }
     tell_all(&t);
     bool low = t.found != SIZE_MAX && low_above(&t, t.found), was = o->quota_low_known;
-    tree_done(&t);
+    qtree_done(&t);
     o->quota_low_known = low;
     return r == 0 && low && !was ? 1 : r; /* 1: others are to be told */
 }
@@ -329,7 +209,7 @@ static void ask_work(void *arg)
     struct vmfs *v = o->v;
     int r = ask(o, a->more, NULL);
     o->quota_refused_ns = r == -GR_ENOSPACE ? gr_loop_now_ns(v->loop) : 0;
-    o->quota_refused = holds(o) + o->quota_pending + a->more;
+    o->quota_refused = quota_holds(o) + o->quota_pending + a->more;
     o->quota_error = r;
     o->quota_asking = false;
     o->users--;
@@ -364,7 +244,7 @@ int quota_room(struct vobj *o, int64_t growth, uint64_t epoch)
     struct vmfs *v = o->v;
     for (unsigned tries = 0; !quota_fits(o, growth); tries++) {
         bool refused_now = o->quota_refused_ns && gr_loop_now_ns(v->loop) - o->quota_refused_ns < ASK_AGAIN_NS &&
-                           holds(o) + o->quota_pending + (uint64_t)growth >= o->quota_refused;
+                           quota_holds(o) + o->quota_pending + (uint64_t)growth >= o->quota_refused;
         if (tries == 8 || epoch < o->epoch || refused_now)
             return -GR_ENOSPACE;
         int r = o->quota_asking ? 0 : ask_start(o, (uint64_t)growth);
@@ -384,7 +264,7 @@ int quota_room(struct vobj *o, int64_t growth, uint64_t epoch)
 static int may_create(struct vmfs *v, uint64_t dir, uint64_t units, struct gr_err *err)
 {
     struct qtree t;
-    int r = tree_make(v, dir, &t, err);
+    int r = qtree_make(v, dir, &t, err);
     if (r < 0)
         return r;
     for (size_t i = t.found == SIZE_MAX ? 0 : t.found; r == 0 && i; i = t.d[i].parent) {
@@ -393,7 +273,7 @@ static int may_create(struct vmfs *v, uint64_t dir, uint64_t units, struct gr_er
         if (t.d[i].limit && (room == 0 || units > free_units))
             r = refused(&t, i, units, err);
     }
-    tree_done(&t);
+    qtree_done(&t);
     return r;
 }
 
@@ -420,6 +300,8 @@ static int moved_units(const struct qtree *t, uint64_t id, bool dir, uint64_t *r
 {
     struct vobj *o, *peeked;
     *ret = 0;
+    for (size_t i = 0; dir && i < t->n_kept; i++)
+        *ret += is_above(t, t->found, t->kept[i].dir) ? t->kept[i].units : 0;
     for (size_t i = 0; i < t->n; i++) {
         if (dir && !is_above(t, t->found, i))
             continue;
@@ -427,7 +309,7 @@ static int moved_units(const struct qtree *t, uint64_t id, bool dir, uint64_t *r
         if (r < 0)
             return r;
         if (!dir) {
-            *ret = granted(o);
+            *ret = quota_granted(o);
             vobj_free(peeked);
             return 0;
         }
@@ -435,7 +317,7 @@ static int moved_units(const struct qtree *t, uint64_t id, bool dir, uint64_t *r
             struct vobj *x, *px;
             if (o->ents[k].type == VMFS_DIR || (r = vobj_look(t->v, o->ents[k].id, &x, &px, err)) < 0)
                 continue;
-            *ret += granted(x);
+            *ret += quota_granted(x);
             vobj_free(px);
         }
         vobj_free(peeked);
@@ -460,17 +342,17 @@ int quota_may_move(struct vmfs *v, uint64_t id, bool dir, uint64_t from, uint64_
     bool limited = false;
     if (!quotas_on(v) || from == to)
         return 0;
-    int r = tree_make(v, id, &t, err);
+    int r = qtree_make(v, id, &t, err);
     if (r < 0)
         return r;
     limited = t.d[dir_index(&t, to)].limited;
-    tree_done(&t);
+    qtree_done(&t);
     if (!limited)
         return 0;
     give_back(v); /* what was free to grow where it is asks from now on, */
     r = others_recall(v, err); /* wherever it is held */
     if (r == 0)
-        r = tree_make(v, id, &t, err);
+        r = qtree_make(v, id, &t, err);
     if (r < 0)
         return r;
     size_t a = dir_index(&t, from), b = dir_index(&t, to);
@@ -478,7 +360,7 @@ int quota_may_move(struct vmfs *v, uint64_t id, bool dir, uint64_t from, uint64_
     for (size_t i = b; r == 0 && i; i = t.d[i].parent)
         if (t.d[i].limit && !is_above(&t, i, a) && units > t.d[i].limit - GR_MIN(t.d[i].limit, t.d[i].granted))
             r = refused(&t, i, units, err);
-    tree_done(&t);
+    qtree_done(&t);
     return r;
 }
 
@@ -532,9 +414,9 @@ int vmfs_quota_set(struct vmfs *v, const char *path, uint64_t bytes, struct gr_e
     if (r < 0)
         return r;
     r = ns_end(v, set_locked(v, path, bytes / VMFS_UNIT, err), err);
-    if (r == 0 && tree_make(v, 0, &t, NULL) == 0) {
+    if (r == 0 && qtree_make(v, 0, &t, NULL) == 0) {
         tell_all(&t);
-        tree_done(&t);
+        qtree_done(&t);
     }
     return r;
 }
@@ -542,16 +424,16 @@ int vmfs_quota_set(struct vmfs *v, const char *path, uint64_t bytes, struct gr_e
 int vmfs_quotas(struct vmfs *v, int (*fn)(void *arg, const struct vmfs_quota *q), void *arg, struct gr_err *err)
 {
     struct qtree t;
-    int r = tree_make(v, 0, &t, err);
+    int r = qtree_make(v, 0, &t, err);
     if (r < 0)
         return r;
     for (size_t i = 0; r >= 0 && i < t.n; i++) {
         struct vmfs_quota q = { .limit = t.d[i].limit * VMFS_UNIT, .used = t.d[i].used * VMFS_UNIT, .granted = t.d[i].granted * VMFS_UNIT };
         if (!i || !t.d[i].limit)
             continue;
-        dir_path(&t, i, q.path, sizeof q.path);
+        qtree_path(&t, i, q.path, sizeof q.path);
         r = fn(arg, &q);
     }
-    tree_done(&t);
+    qtree_done(&t);
     return r < 0 ? r : 0;
 }

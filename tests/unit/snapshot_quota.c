@@ -433,6 +433,68 @@ static void closed(void **state)
     crash_world_run(h.rng, closed_fn, &h);
 }
 
+static int take_a(void *arg, const struct vmfs_quota *q)
+{
+    if (strcmp(q->path, "a") == 0 || strcmp(q->path, "z") == 0)
+        *(struct vmfs_quota *)arg = *q;
+    return 0;
+}
+
+static uint64_t used_of_a(struct vmfs *v)
+{
+    struct vmfs_quota *q = gr_zalloc(sizeof *q);
+    OK(vmfs_settle(v, 20000));
+    OK(vmfs_checkpoint(v, &err));
+    OK(vmfs_quotas(v, take_a, q, &err));
+    uint64_t n = q->used;
+    free(q);
+    return n;
+}
+
+/* A removed disk that is kept for a clone elsewhere counts for the folder it lay in: with what is left of it, also when that is renamed or removed. */
+static int kept_fn(void *arg)
+{
+    struct history *h = arg;
+    struct gr_err why = { 0 };
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    begin(h);
+    struct vmfs *v = h->host[0].v, *other = h->host[1].v;
+    OK(vmfs_quota_set(v, "a", 8 << 20, &err));
+    uint64_t empty = used_of_a(v);
+    OK(vmfs_create(v, "a/in/gold", VMFS_DISK, SIZE, VMFS_THIN, &err));
+    OK(vmfs_open(v, "a/in/gold", &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    for (unsigned i = 0; i < 6; i++)
+        assert_int_equal(gr_pwrite(ch, h->buf, 1 << 20, (uint64_t)i << 20, 0), 0);
+    OK(snap_create(&d, 1, "s", &err));
+    OK(snap_clone(d, "s", "free/c", &err));
+    assert_int_equal(gr_pwrite(ch, h->buf, 1 << 20, 0, 0), 0); /* this goes with it */
+    gr_chan_close(ch);
+    vmfs_close(d);
+    OK(vmfs_remove(v, "a/in/gold", &err));
+    assert_int_equal(used_of_a(v), empty + (6 << 20));
+    assert_int_equal(used_of_a(other), empty + (6 << 20));
+    must_not_fit(vmfs_create(other, "a/t", VMFS_DISK, 4 << 20, VMFS_THICK, &why), &why, "of them are used");
+    OK(vmfs_rename(v, "a", "z", &err));
+    assert_int_equal(used_of_a(other), empty + (6 << 20));
+    OK(vmfs_rename(v, "z", "a", &err));
+    OK(vmfs_remove(v, "a/in", &err)); /* it is empty */
+    assert_int_equal(used_of_a(v), empty + (6 << 20));
+    OK(vmfs_remove(v, "free/c", &err));
+    assert_int_equal(used_of_a(v), empty);
+    OK(vmfs_create(other, "a/t", VMFS_DISK, 4 << 20, VMFS_THICK, &err));
+    end(h);
+    return 0;
+}
+
+static void kept(void **state)
+{
+    struct history h = { .rng = test_seed() };
+    (void)state;
+    crash_world_run(h.rng, kept_fn, &h);
+}
+
 static int many_fn(void *arg)
 {
     struct history *h = arg;
@@ -479,4 +541,4 @@ static void many(void **state)
     crash_world_run(h.rng, many_fn, &h);
 }
 
-TEST_MAIN(TEST(histories), TEST(thick), TEST(many), TEST(closed))
+TEST_MAIN(TEST(histories), TEST(thick), TEST(many), TEST(closed), TEST(kept))

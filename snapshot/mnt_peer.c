@@ -15,24 +15,11 @@ static json_t *about(const struct snap_ds *ds, uint64_t id)
     return json_pack("{s:s,s:I}", "path", ds->name, "id", (json_int_t)id);
 }
 
-/* Where the host in @slot is: 1; 0: gone, or this host. */
-static int place(struct snap_ds *ds, int slot, struct snap_place *ret, struct gr_err *err)
-{
-    struct vmfs_slot_info *i = gr_alloc(sizeof(*i));
-    if (!i)
-        return gr_fail(err, -ENOMEM, "out of memory");
-    int r = vmfs_slot(ds->v, (unsigned)slot, i, err);
-    if (r == 0 && (r = i->alive && !i->self) == 1)
-        snap_place_of_host(ds, i, ret);
-    free(i);
-    return r;
-}
-
 /* 1: it answered; 0: gone, or it does not answer now. */
 static int ask(struct snap_ds *ds, int slot, const char *method, json_t *params, json_t **ret, struct gr_err *err)
 {
     struct snap_place p = {0};
-    int r = place(ds, slot, &p, err);
+    int r = snap_place_of_slot(ds, slot, &p, err);
     if (r <= 0 || !p.address[0]) {
         json_decref(params);
         return r < 0 ? r : 0;
@@ -46,7 +33,7 @@ static int ask(struct snap_ds *ds, int slot, const char *method, json_t *params,
 void mnt_peer_name(struct snap_ds *ds, int slot, char ret[64])
 {
     struct snap_place p = {0};
-    if (place(ds, slot, &p, NULL) == 1)
+    if (snap_place_of_slot(ds, slot, &p, NULL) == 1)
         memcpy(ret, p.host, sizeof(p.host));
 }
 
@@ -65,7 +52,7 @@ static int ask_owner(struct snap_ds *ds, int slot, struct vmfs_node *n, struct g
         return GR_MIN(r, 0);
     if (r == 0) { /* a command does not change files; a host that is gone is recovered */
         struct snap_place p;
-        r = place(ds, slot, &p, err);
+        r = snap_place_of_slot(ds, slot, &p, err);
         if (r == 0)
             r = vmfs_recover_slot(ds->v, (unsigned)slot, err);
         else if (r == 1 && !p.address[0])
@@ -131,7 +118,7 @@ int mnt_peer_locks(struct snap_ds *ds, uint64_t id, const struct mnt_lock *want,
         r = ask(ds, h.slot[i], "fs.locks", params, &a, err);
         if (r == 0) { /* not known, unless it is gone */
             struct snap_place p;
-            r = place(ds, h.slot[i], &p, err);
+            r = snap_place_of_slot(ds, h.slot[i], &p, err);
             r = r == 1 ? gr_fail(err, -ENOLCK, "host '%s' does not answer", p.host) : r;
         }
         if (r < 0)

@@ -24,7 +24,7 @@
  *   datastore.remove-device {"name","device"} parts {"done","total"}: bytes moved to the other devices → as datastore.info
  *   datastore.quota {"path":"DS or DS/FOLDER"} → [{"folder","limit","used","free","granted"}]: what is limited there or below
  *   datastore.set-quota {"path":"DS/FOLDER","size": 0 for none} → the same
- *   datastore.resume {"name"} another host cannot finish a removal, because something that it needs belongs to this one
+ *   datastore.resume {"name","id"} another host cannot finish the removal of that object, because something that it needs belongs to this one
  *   datastore.recall-quota {"name"} another host sets one, or needs what was granted here and is not used
  *   datastore.rescan {"name"} another host made it grow → as datastore.info
  *   disk.create {"disk","size","provision"?:"thin|thick|eager"} → as disk.info

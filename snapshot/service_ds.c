@@ -341,8 +341,7 @@ void snap_place_of_host(const struct snap_ds *ds, const struct vmfs_slot_info *i
     *ret = p;
 }
 
-/* 0: nobody living, or this host. 1: filled. */
-static int place_of_slot(struct snap_ds *ds, int slot, struct snap_place *ret, struct gr_err *err)
+int snap_place_of_slot(struct snap_ds *ds, int slot, struct snap_place *ret, struct gr_err *err)
 {
     struct vmfs_slot_info *i = slot < 0 ? NULL : gr_alloc(sizeof(*i));
     if (!i)
@@ -360,7 +359,7 @@ int snap_owner_of(struct snap_ds *ds, const char *path, struct snap_place *ret, 
 {
     struct vmfs_stat st;
     int r = vmfs_stat(ds->v, path, &st, err);
-    return r < 0 ? r : place_of_slot(ds, st.owner_slot, ret, err);
+    return r < 0 ? r : snap_place_of_slot(ds, st.owner_slot, ret, err);
 }
 
 struct stale {
@@ -436,7 +435,7 @@ static int try_open(struct snap_svc *s, struct snap_ds *ds, const char *path, st
         return handle_add(s, ds, path, disk, ret, err);
     if (r != -GR_ELOCKED || slot < 0)
         return r;
-    int living = place_of_slot(ds, slot, owner, err);
+    int living = snap_place_of_slot(ds, slot, owner, err);
     if (living != 0)
         return living < 0 ? living : -GR_ELOCKED;
     living = vmfs_recover_slot(ds->v, (unsigned)slot, err);

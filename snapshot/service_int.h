@@ -174,6 +174,7 @@ void snap_peer_address(const struct snap_ds *ds, const struct vmfs_slot_info *i,
 
 /* Who is in a slot. */
 void snap_place_of_host(const struct snap_ds *ds, const struct vmfs_slot_info *i, struct snap_place *ret);
+int snap_place_of_slot(struct snap_ds *ds, int slot, struct snap_place *ret, struct gr_err *err); /* 1: filled; 0: nobody living, or this host */
 /* snap_svc_tell() of a datastore at hand. */
 /* service_quota.c: struct vmfs_join_opts.recall, argument the datastore. */
 int snap_quota_recall(void *ds, struct gr_err *err);
@@ -252,7 +253,7 @@ void snap_origins_free(struct snap_origins *o); /* NULL allowed */
 json_t *snap_origins_clones(const struct snap_origins *o, uint64_t id, uint64_t snapshot); /* names of clones of it (0: of any snapshot) */
 void snap_origins_row(const struct snap_origins *o, const struct vmfs_stat *st, json_t *row); /* "clones", and of a clone "parent" */
 int snap_list_deleted(struct snap_ds *ds, json_t *a, struct gr_err *err); /* disks that were deleted, and are kept for their clones */
-void snap_tell_resume(void *ds); /* struct vmfs_join_opts.resume */
+void snap_tell_resume(void *ds, uint64_t id, unsigned slot); /* struct vmfs_join_opts.resume */
 /* ---- snapshots, also for other methods: service_snapshot.c ---- */
 int snap_op_snapshot_create(struct snap_op *op);
 int snap_op_snapshot_list(struct snap_op *op);

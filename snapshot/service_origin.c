@@ -123,28 +123,49 @@ int snap_list_deleted(struct snap_ds *ds, json_t *a, struct gr_err *err)
     return r < 0 && err && !err->code ? gr_fail(err, r, "datastore '%s': %s", ds->name, gr_code_text(r)) : r;
 }
 
-/* Another host has what this one must take along: removals that none is at. */
+/* Another host cannot finish the removal of an object, because what that needs is ours. */
 static int op_resume(struct snap_op *op)
 {
     struct snap_ds *ds = NULL;
     const char *name = NULL;
+    uint64_t id = 0;
     int r = gr_json_str(op->params, "name", &name, op->err);
+    if (r == 0)
+        r = gr_json_opt_u64(op->params, "id", &id, op->err);
     if (r == 0)
         r = snap_ds_get(op->s, name, &ds, op->err);
     if (r < 0)
         return r;
-    vmfs_resume(ds->v);
+    if (id)
+        vmfs_resume_object(ds->v, id);
+    else
+        vmfs_resume(ds->v); /* asked by a host of an earlier release */
     snap_ds_put(ds);
     return 0;
 }
 SNAP_METHOD(op_resume, "datastore.resume")
 
-void snap_tell_resume(void *arg)
+#define TELL_TRIES 3u
+void snap_tell_resume(void *arg, uint64_t id, unsigned slot)
 {
     struct snap_ds *ds = arg;
+    struct snap_place p = {0};
     struct gr_err err = {0};
-    if (snap_ds_tell(ds, "datastore.resume", json_pack("{s:s}", "name", ds->name), &err) != 0)
-        snap_warn(ds->svc, "datastore '%s': what was deleted is finished at the next start of a host: %s", ds->name, err.text);
+    int r = -1;
+    for (unsigned i = 0; r < 0 && i < TELL_TRIES && !ds->leaving; i++) {
+        if (i)
+            gr_fiber_sleep_ms(1000);
+        r = snap_place_of_slot(ds, (int)slot, &p, &err);
+        if (r == 0) { /* it has left, or is being recovered: then what it had can be had */
+            gr_fiber_sleep_ms(1000);
+            vmfs_resume_object(ds->v, id);
+            return;
+        }
+        if (r == 1)
+            r = snap_peer_ask(ds->svc, p.address, "datastore.resume", json_pack("{s:s,s:I}", "name", ds->name, "id", (json_int_t)id), SNAP_TELL_MS, NULL, &err);
+    }
+    if (r < 0)
+        snap_warn(ds->svc, "datastore '%s': what was deleted is finished at the next start of host '%s': %s", ds->name, p.host, gr_err_text(&err, r));
 }
 
 const struct gr_rpc_method snap_origin_methods[] = {{"datastore.resume", rpc_op_resume}, {NULL, NULL}};

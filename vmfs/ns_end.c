@@ -26,19 +26,27 @@ void ns_destroy(struct vobj *o)
     reap_kick(o);
 }
 
+/* Does a daemon run there, or a command that ends soon? */
+static bool stays(struct vmfs *v, int slot)
+{
+    struct vslot s;
+    return slot >= 0 && vslot_read(v, (unsigned)slot, &s, NULL) == 0 && s.address[0];
+}
+
 /* A clone's origin, held: its counter goes home together with the clone's inode. Another host may have it: a command ends soon, but a daemon does
- * not, and then -GR_ELOCKED. */
+ * not, and then -GR_ELOCKED and whose it is. */
 #define ORIGIN_TRIES 6
-static int hold_origin(struct vobj *o, struct vobj **ret)
+static int hold_origin(struct vobj *o, struct vobj **ret, int *ret_slot)
 {
     struct vmfs *v = o->v;
     int r = -GR_ELOCKED;
     *ret = NULL;
-    for (unsigned i = 0; o->origin_object && r == -GR_ELOCKED && i < ORIGIN_TRIES && !v->fenced && !v->leaving; i++) {
+    *ret_slot = -1;
+    for (unsigned i = 0; o->origin_object && r == -GR_ELOCKED && i < ORIGIN_TRIES && !v->fenced && !v->leaving && !stays(v, *ret_slot); i++) {
         struct gr_err err = { 0 };
         if (i)
             gr_fiber_sleep_ms(500);
-        r = vobj_hold(v, o->origin_object, 0, ret, NULL, &err);
+        r = vobj_hold(v, o->origin_object, 0, ret, ret_slot, &err);
         if (r < 0 && r != -GR_ELOCKED)
             vmfs_warn(v, "object %llu cannot be removed: its origin: %s", (unsigned long long)o->id, gr_err_text(&err, r));
     }
@@ -70,18 +78,20 @@ void origin_let_go(struct vobj *origin, uint64_t snap, const struct vobj *dying)
         origin->dying |= dying->ents[i].id == origin->id; /* it was deleted before */
 }
 
-/* Nothing is left of @o but the inode, and the host that has its origin must go on: it gets it. */
-static int hand_over(struct vobj *o)
+/* Nothing is left of @o but the inode, and the host that has its origin must go on: it gets it. Only that one is told, or hosts would give it to each
+ * other that can do no more than we can. */
+static int hand_over(struct vobj *o, int slot)
 {
     struct vmfs *v = o->v;
-    if (!v->opts.resume)
+    uint64_t id = o->id;
+    if (!v->opts.resume || slot < 0)
         return -GR_ELOCKED;
     int r = ckpt_run(v);
     if (r < 0)
         return r;
     gr_fqueue_wake_all(&o->settled);
     if (vobj_release(v, o, NULL) == 0) /* gone from memory in any case; when the write failed, it is ours until we leave */
-        v->opts.resume(v->opts.warn_arg);
+        v->opts.resume(v->opts.warn_arg, id, (unsigned)slot);
     return 0;
 }
 
@@ -92,9 +102,9 @@ int ns_bury(struct vobj *o)
     struct vmfs *v = o->v;
     struct vobj *root, *dying, *origin;
     struct gr_err err = { 0 };
-    int r = hold_origin(o, &origin);
+    int slot, r = hold_origin(o, &origin, &slot);
     if (r == -GR_ELOCKED && !o->n_snaps && slot_empty(&o->live.root))
-        return hand_over(o);
+        return hand_over(o, slot);
     if (r < 0)
         return r;
     if (origin)
@@ -214,6 +224,34 @@ void ns_resume(struct vmfs *v)
     if (gr_fiber_start(v->loop, resume_work, v) < 0) {
         v->background--;
         v->resuming = false;
+    }
+}
+
+struct resuming {
+    struct vmfs *v;
+    uint64_t id;
+};
+static void resume_object(void *arg)
+{
+    struct resuming *k = arg;
+    struct vmfs *v = k->v;
+    if (!v->fenced && !v->leaving)
+        resume_one(v, k->id);
+    free(k);
+    if (--v->background == 0)
+        gr_fqueue_wake_all(&v->background_q);
+}
+
+void vmfs_resume_object(struct vmfs *v, uint64_t id)
+{
+    struct resuming *k = v->role == VMFS_HOST && !v->leaving ? gr_alloc(sizeof *k) : NULL;
+    if (!k)
+        return;
+    *k = (struct resuming){ v, id };
+    v->background++;
+    if (gr_fiber_start(v->loop, resume_object, k) < 0) {
+        v->background--;
+        free(k);
     }
 }
 

@@ -75,8 +75,9 @@ struct vmfs_join_opts {
      * got GR_EVENT_EJECTED. Context and argument as for ejected; NULL: the volume just ends on this host. */
     void (*device_lost)(void *arg);
     bool (*in_use)(void *arg, uint64_t id);   /* an object without a name: does another host have it open? Fiber; argument as for warn; may be NULL */
-    void (*resume)(void *arg); /* every other host that has joined calls vmfs_resume(): something is left that one of them must go on with. Fiber;
-                                  argument as for warn; may be NULL */
+    /* The host in @slot calls vmfs_resume_object(@id): the removal of that can only go on there, and nobody here is at it any more. Fiber; argument
+     * as for warn; may be NULL. */
+    void (*resume)(void *arg, uint64_t id, unsigned slot);
     void (*warn)(void *arg, const char *text); /* damage repaired from a copy, slots recovered, …; may be NULL */
     void *warn_arg;
     /* Every other host that has joined calls vmfs_quota_recall(): 0, or why one did not. In a fiber; the namespace may be locked. Argument as
@@ -288,7 +289,10 @@ struct vmfs_detach {
  * on in the next call. *ret_copied (may be NULL), also on failure: bytes. Nothing is done for a disk that is no clone. -EBUSY: it has snapshots,
  * which share, too; -GR_ELOCKED: all is copied, but another host has the origin; -GR_ENOSPACE. */
 int vmfs_detach(struct vmfs_disk *d, const struct vmfs_detach *opts, uint64_t *ret_copied, struct gr_err *err);
-/* Go on with removals that no host is at: another one asks that cannot, because something that it needs is ours. Any context. */
+/* Go on with the removal of an object that no host is at: another one asks that cannot, because something that it needs is ours. In the background, any
+ * context. */
+void vmfs_resume_object(struct vmfs *v, uint64_t id);
+/* With all removals that no host is at: hosts of an earlier release do not say of which. */
 void vmfs_resume(struct vmfs *v);
 /* New disk or file; parent folders are made. -EEXIST. size: multiple of 512, > 0 for disks, at most VMFS_DISK_MAX. */
 int vmfs_create(struct vmfs *v, const char *path, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct gr_err *err);

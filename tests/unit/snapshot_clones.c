@@ -368,6 +368,83 @@ static void detached(void **state)
     test_in_fiber(detach_fn, NULL);
 }
 
+/* ---- three hosts ---- */
+struct party {
+    struct gr_bdev *dev;
+    struct vmfs *v;
+    struct party *all;
+    unsigned asked; /* to go on with a removal */
+};
+
+static void pass_on(void *arg, uint64_t id, unsigned slot)
+{
+    struct party *me = arg;
+    for (unsigned i = 0; i < 3; i++)
+        if (me->all[i].v && vmfs_own_slot(me->all[i].v) == slot) {
+            me->all[i].asked++;
+            vmfs_resume_object(me->all[i].v, id);
+        }
+}
+
+static void no_word(void *arg, const char *text)
+{
+    (void)arg;
+    (void)text;
+}
+
+static int hand_over_fn(void *arg)
+{
+    struct vmfs_format_opts f = { .name = "ds" };
+    struct gr_mem *mem = gr_mem_new(128 << 20);
+    struct party p[3] = { 0 };
+    struct vmfs_disk *gold, *c;
+    unsigned kept = 0;
+    (void)arg;
+    for (unsigned i = 0; i < 3; i++) {
+        struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = (const char *[]){ "a", "b", "c" }[i], .address = "unix:/a/daemon", .resume = pass_on, .warn = no_word, .warn_arg = &p[i] };
+        assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), mem, &p[i].dev), 0);
+        if (i == 0)
+            OK(vmfs_format(gr_fiber_loop(), &p[i].dev, 1, &f, &err));
+        OK(vmfs_join(gr_fiber_loop(), &p[i].dev, 1, &o, &p[i].v, &err));
+        p[i].all = p;
+    }
+    OK(vmfs_create(p[0].v, "gold", VMFS_DISK, 16 << 20, VMFS_THIN, &err));
+    OK(vmfs_open(p[0].v, "gold", &gold, NULL, &err));
+    OK(snap_create(&gold, 1, "one", &err));
+    OK(snap_clone(gold, "one", "c1", &err));
+    OK(snap_clone(gold, "one", "c2", &err));
+    for (unsigned i = 1; i < 3; i++) { /* of host b while a has the image, and c looks on */
+        OK(vmfs_release(p[0].v, i == 1 ? "c1" : "c2", &err));
+        OK(vmfs_open(p[1].v, i == 1 ? "c1" : "c2", &c, NULL, &err));
+        vmfs_close(c);
+        OK(vmfs_remove(p[1].v, i == 1 ? "c1" : "c2", &err));
+        struct snap_info info = { .clones = 9 };
+        for (unsigned tries = 0; tries < 1000 && info.clones != 2 - i; tries++) {
+            OK(snap_find(gold, "one", &info, &err));
+            gr_fiber_sleep_ms(10);
+        }
+        assert_int_equal(info.clones, 2 - i);
+        assert_int_equal(p[0].asked, i);
+        assert_int_equal(p[1].asked + p[2].asked, 0);
+    }
+    vmfs_close(gold);
+    OK(vmfs_hidden(p[2].v, count_hidden, &kept, &err));
+    assert_int_equal(kept, 0);
+    for (unsigned i = 0; i < 3; i++) {
+        struct vmfs *v = p[i].v;
+        p[i].v = NULL;
+        OK(vmfs_leave(v, &err));
+        gr_bdev_put(p[i].dev);
+    }
+    gr_mem_free(mem);
+    return 0;
+}
+static void handed_over(void **state)
+{
+    (void)state;
+    test_in_fiber(hand_over_fn, NULL);
+}
+
 /* ---- promote ---- */
 static void snap_holds(struct vmfs_disk *d, const char *name, uint64_t off, uint64_t len, unsigned stamp)
 {
@@ -601,4 +678,4 @@ static void any_of_many(void **state)
     test_in_fiber(any_fn, NULL);
 }
 
-TEST_MAIN(TEST(thousand), TEST(replaced), TEST(detached), TEST(promoted), TEST(deleted), TEST(any_of_many))
+TEST_MAIN(TEST(thousand), TEST(replaced), TEST(detached), TEST(handed_over), TEST(promoted), TEST(deleted), TEST(any_of_many))

@@ -52,6 +52,8 @@ int hv_hostd_unclaimed(const struct hv_hostd *h, const char *path, const char *u
 
 /* ---- snapshots ---- */
 int hv_hostd_m_snapshot(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err);
+/* (fiber) The snapshot @name of @disk goes, if it is of that group; if it is still under way (a request that nobody waits for), then after that. */
+int hv_hostd_remove_part(struct hv_hostd *h, const char *disk, const char *name, const char *group, struct gr_err *err);
 /* (fiber, VM claimed) Snapshots of which taking or deleting was cut short go. */
 int hv_hostd_tidy_snapshots(struct hv_hostd *h, const char *path, struct gr_err *err);
 /* (fiber, under the lock, VM off) A revert that was cut short is finished. *ret_resumes: the next start goes on from memory. */

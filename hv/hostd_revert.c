@@ -24,10 +24,7 @@ static json_t *part_of(json_t *rows, const struct hv_vm *record)
 {
     json_t *row = hv_hostd_snapshot_row(rows, hv_vmsn_get(record, "snapshot.name"));
     const char *group = json_string_value(json_object_get(row, "group")), *wanted = hv_vmsn_get(record, "snapshot.group");
-    if (*wanted)
-        return group && !strcmp(group, wanted) ? row : NULL;
-    /* it was never whole: what was there when it began is not part of it */
-    return row && json_integer_value(json_object_get(row, "created")) >= (json_int_t)hv_vmsn_number(record, "snapshot.created") ? row : NULL;
+    return *wanted && group && !strcmp(group, wanted) ? row : NULL;
 }
 
 static int snapshots_of(struct hv_hostd *h, const char *disk, json_t **ret, struct gr_err *err)
@@ -36,6 +33,14 @@ static int snapshots_of(struct hv_hostd *h, const char *disk, json_t **ret, stru
 }
 
 /* ---- deleting, and what was cut short ---- */
+int hv_hostd_remove_part(struct hv_hostd *h, const char *disk, const char *name, const char *group, struct gr_err *err)
+{
+    if (!*group)
+        return 0; /* whoever noted no number had taken nothing that can be told from what is others' */
+    int r = hv_storage_call(&h->storage, "snapshot.delete", json_pack("{s:s, s:s, s:s}", "disk", disk, "snapshot", name, "group", group), CALL_MS, NULL, err);
+    return r == -ENOENT ? 0 : r;
+}
+
 /* In this order, so that one that was cut short can be given again. */
 static int remove_parts(struct hv_hostd *h, const struct hv_vm *record, struct gr_err *err)
 {
@@ -44,11 +49,8 @@ static int remove_parts(struct hv_hostd *h, const struct hv_vm *record, struct g
     if (!memory || !file)
         return gr_fail(err, -ENOMEM, "out of memory");
     for (unsigned i = 0; i < record->disk_count; i++) {
-        json_auto_t *rows = NULL;
-        int r = snapshots_of(h, record->disks[i].path, &rows, err);
-        if (r >= 0 && part_of(rows, record))
-            r = hv_storage_call(&h->storage, "snapshot.delete", json_pack("{s:s, s:s}", "disk", record->disks[i].path, "snapshot", name), CALL_MS, NULL, err);
-        if (r < 0 && r != -ENOENT)
+        int r = hv_hostd_remove_part(h, record->disks[i].path, name, hv_vmsn_get(record, "snapshot.group"), err);
+        if (r < 0)
             return gr_prefix(err, r, "snapshot '%s' of '%s' is deleted in part", name, record->path);
     }
     int r = hv_storage_call(&h->storage, "dir.remove", json_pack("{s:s}", "path", memory), CALL_MS, NULL, err);

@@ -1,4 +1,6 @@
-/* The host agent takes snapshots of VMs: for a backup (the disks only, and nothing is kept of it but what they hold), and for people. */
+/* The host agent takes snapshots of VMs: for a backup (the disks only, and nothing is kept of it but what they hold), and for people. The number of the
+ * disks' group is chosen here, and in the record before anything is taken: what is of that number is part of it, and what is not never was. */
+#include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/seam.h"
 #include "hv/hostd_int.h"
@@ -84,6 +86,7 @@ static json_t *disk_list(const struct hv_vm *vm)
 
 struct order { /* what is asked for */
     const char *name, *description;
+    char group[37]; /* of the disks' snapshots */
     bool quiesce, record, memory;
     uint64_t deadline_ms;
 };
@@ -101,7 +104,7 @@ static void taken_done(struct taken *k)
 
 static int take_disks(struct hv_hostd *h, const struct hv_vm *vm, const char *uuid, const struct order *o, struct taken *k, struct gr_err *err)
 {
-    json_auto_t *disks = disk_list(vm), *request = disks ? json_pack("{s:O, s:s}", "disks", disks, "name", o->name) : NULL;
+    json_auto_t *disks = disk_list(vm), *request = disks ? json_pack("{s:O, s:s, s:s}", "disks", disks, "name", o->name, "group", o->group) : NULL;
     if (!request)
         return gr_fail(err, -ENOMEM, "out of memory");
     ticket_freeze(h, vm->path, uuid, o->quiesce, o->deadline_ms, &k->t);
@@ -132,7 +135,8 @@ static int take_memory(struct hv_hostd *h, const struct hv_vm *vm, const char *u
     gr_auto_free char *file = hv_vmsn_path(vm->path, o->name, "vmem");
     json_auto_t *disks = disk_list(vm), *request = NULL;
     if (file && disks)
-        request = json_pack("{s:s, s:I, s:O, s:s}", "file", file, "limit", (json_int_t)(vm->memory * 3 + MEMORY_SPARE), "disks", disks, "name", o->name);
+        request = json_pack("{s:s, s:I, s:O, s:s, s:s}", "file", file, "limit", (json_int_t)(vm->memory * 3 + MEMORY_SPARE), "disks", disks, "name", o->name,
+                            "group", o->group);
     if (!request)
         return gr_fail(err, -ENOMEM, "out of memory");
     int r = hv_hostd_vmx_wait(h, vm->path, uuid, "vmx.save", gr_take(request), call, MEMORY_MS, &k->memory, err);
@@ -158,6 +162,7 @@ static int record_begin(struct hv_hostd *h, const struct hv_vm *vm, const struct
     const char *parent = hv_vmx_get(&record->vmx, "snapshot.current");
     if ((r = hv_vmx_set(&record->vmx, "snapshot.parent", parent)) < 0 || (r = hv_vmx_set(&record->vmx, "snapshot.current", NULL)) < 0 ||
         (r = hv_vmx_set(&record->vmx, "snapshot.name", o->name)) < 0 || (r = hv_vmx_set(&record->vmx, "snapshot.state", "making")) < 0 ||
+        (r = hv_vmx_set(&record->vmx, "snapshot.group", o->group)) < 0 ||
         (r = hv_vmx_set(&record->vmx, "snapshot.description", o->description)) < 0 ||
         (r = hv_vmsn_set_number(record, "snapshot.created", (uint64_t)w->wall_s(w->arg))) < 0)
         return gr_fail(err, r, "snapshot '%s' of '%s': %s", o->name, vm->path, gr_code_text(r));
@@ -179,9 +184,8 @@ static int record_memory(const struct hv_vm *vm, const struct order *o, json_t *
 static int record_end(struct hv_hostd *h, const struct hv_vm *vm, const struct order *o, const struct taken *k, struct hv_vm *record, struct gr_err *err)
 {
     gr_auto(hv_vm_done) struct hv_vm now = {0};
-    const char *group = json_string_value(json_object_get(json_array_get(k->made, 0), "group"));
     int r = k->memory ? record_memory(vm, o, k->memory, record) : 0;
-    if (r < 0 || (r = hv_vmx_set(&record->vmx, "snapshot.group", group)) < 0 || (r = hv_vmx_set(&record->vmx, "snapshot.consistency", k->t.consistency)) < 0 ||
+    if (r < 0 || (r = hv_vmx_set(&record->vmx, "snapshot.consistency", k->t.consistency)) < 0 ||
         (r = hv_vmx_set(&record->vmx, "snapshot.state", "whole")) < 0)
         return gr_fail(err, r, "snapshot '%s' of '%s': %s", o->name, vm->path, gr_code_text(r));
     if ((r = hv_vmsn_write(&h->storage, o->name, record, err)) < 0 || (r = hv_storage_read_vm(&h->storage, vm->path, &now, err)) < 0)
@@ -190,7 +194,7 @@ static int record_end(struct hv_hostd *h, const struct hv_vm *vm, const struct o
     return r < 0 ? gr_fail(err, r, "'%s': %s", vm->path, gr_code_text(r)) : hv_storage_write_vm(&h->storage, &now, err);
 }
 
-/* Whatever of the name is on a disk already stays: it is none of ours. */
+/* A name that is there already is refused before anything is written. */
 static int names_free(struct hv_hostd *h, const struct hv_vm *vm, const char *name, struct gr_err *err)
 {
     for (unsigned i = 0; i < vm->disk_count; i++) {
@@ -220,9 +224,22 @@ static int take_recorded(struct hv_hostd *h, const struct hv_vm *vm, const char 
     return r;
 }
 
-static int read_order(json_t *params, struct order *o, struct gr_err *err)
+/* Nobody has noted it: what a request that failed took after all is removed here. */
+static int take_unrecorded(struct hv_hostd *h, const struct hv_vm *vm, const char *uuid, const struct order *o, struct taken *k, struct gr_err *err)
 {
+    int r = take_disks(h, vm, uuid, o, k, err);
+    for (unsigned i = 0; r < 0 && i < vm->disk_count; i++)
+        (void)hv_hostd_remove_part(h, vm->disks[i].path, o->name, o->group, NULL);
+    return r;
+}
+
+static int read_order(struct hv_hostd *h, json_t *params, struct order *o, struct gr_err *err)
+{
+    const struct gr_world *w = gr_loop_world(h->loop);
+    uint8_t group[16];
     int r;
+    w->random(w->arg, group, sizeof group);
+    gr_uuid_format(group, o->group);
     if ((r = gr_json_str(params, "name", &o->name, err)) < 0 || (r = gr_json_opt_bool(params, "quiesce", &o->quiesce, err)) < 0 ||
         (r = gr_json_opt_u64(params, "deadline-ms", &o->deadline_ms, err)) < 0 || (r = gr_json_opt_bool(params, "record", &o->record, err)) < 0 ||
         (r = gr_json_opt_bool(params, "memory", &o->memory, err)) < 0 || (r = gr_json_opt_str(params, "description", &o->description, err)) < 0)
@@ -242,7 +259,7 @@ int hv_hostd_m_snapshot(void *arg, struct gr_rpc_call *call, json_t *params, jso
     gr_auto(taken_done) struct taken k = {0};
     struct hv_claim claim = {0};
     char uuid[37];
-    int r = read_order(params, &o, err);
+    int r = read_order(h, params, &o, err);
     if (r < 0 || (r = hv_hostd_resolve(h, params, &path, uuid, err)) < 0)
         return r;
     if (o.record && (r = hv_hostd_claim(h, &claim, path, uuid, "a snapshot of it is being taken", err)) < 0)
@@ -253,7 +270,7 @@ int hv_hostd_m_snapshot(void *arg, struct gr_rpc_call *call, json_t *params, jso
     if (r >= 0 && hv_vmx_get(&vm.vmx, "snapshot.reverting"))
         r = gr_fail(err, -EBUSY, "'%s' is reverted in part: start it, or give the revert again, first", path);
     if (r >= 0)
-        r = o.record ? take_recorded(h, &vm, uuid, &o, call, &k, err) : take_disks(h, &vm, uuid, &o, &k, err);
+        r = o.record ? take_recorded(h, &vm, uuid, &o, call, &k, err) : take_unrecorded(h, &vm, uuid, &o, &k, err);
     hv_hostd_unclaim(h, &claim);
     if (r < 0)
         return r;

@@ -16,7 +16,7 @@ int hv_storage_call(const struct hv_storage *s, const char *method, json_t *para
         return gr_fail(err, -ENOMEM, "out of memory");
     int r = gr_rpc_connect(s->loop, path, &c, &inner);
     if (r < 0)
-        return gr_fail(err, r, "the storage service does not run (%s); start it with 'granary up'", gr_code_text(r));
+        return gr_fail(err, r == -ENOENT ? -ECONNREFUSED : r, "the storage service does not run (%s); start it with 'granary up'", gr_code_text(r));
     r = gr_rpc_call(c, method, gr_take(take), NULL, NULL, (int64_t)timeout_ms, ret, err);
     gr_rpc_client_free(c);
     return r;

@@ -10,7 +10,8 @@ struct hv_storage {
     struct gr_loop *loop;
     struct gr_home *home;
 };
-/* (fiber) One call; @params reference is taken. Nobody there: -ENOENT with a sentence that says to run "granary up". */
+/* (fiber) One call; @params reference is taken. Nobody there: -ECONNREFUSED with a sentence that says to run
+ * "granary up"; -ENOENT is what the service says of a thing. */
 int hv_storage_call(const struct hv_storage *s, const char *method, json_t *params, uint64_t timeout_ms, json_t **ret, struct gr_err *err);
 /* (fiber) A file with the keys of the VM at @vm_path, perhaps among others: "DS/NAME/FILE". */
 int hv_storage_read_config(const struct hv_storage *s, const char *file, const char *vm_path, struct hv_vm *ret, struct gr_err *err);

@@ -115,12 +115,13 @@ static int save(struct hv_sup *s, const char *file, uint64_t limit, json_t *requ
 int hv_sup_m_save(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
 {
     struct hv_sup *s = arg;
-    const char *file = NULL, *name = NULL;
+    const char *file = NULL, *name = NULL, *group = NULL;
     uint64_t limit = 0;
     json_t *disks = NULL;
     int r;
     if ((r = gr_json_str(params, "file", &file, err)) < 0 || (r = gr_json_u64(params, "limit", &limit, err)) < 0 ||
-        (r = gr_json_array(params, "disks", &disks, err)) < 0 || (r = gr_json_str(params, "name", &name, err)) < 0)
+        (r = gr_json_array(params, "disks", &disks, err)) < 0 || (r = gr_json_str(params, "name", &name, err)) < 0 ||
+        (r = gr_json_str(params, "group", &group, err)) < 0)
         return r;
     if (!s->engine || !s->console || s->ended)
         return gr_fail(err, -ESRCH, "'%s' is not on", s->vm.path);
@@ -128,7 +129,7 @@ int hv_sup_m_save(void *arg, struct gr_rpc_call *call, json_t *params, json_t **
         return r;
     if (hv_freezer_state(s->freezer) != HV_THAWED)
         return gr_fail(err, -EBUSY, "'%s': its file systems are frozen", s->vm.path);
-    json_auto_t *request = json_pack("{s:O, s:s}", "disks", disks, "name", name);
+    json_auto_t *request = json_pack("{s:O, s:s, s:s}", "disks", disks, "name", name, "group", group);
     if (!request)
         return gr_fail(err, -ENOMEM, "out of memory");
     s->calls++;

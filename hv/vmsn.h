@@ -4,7 +4,7 @@
  *   snapshot.name = "before-upgrade"      snapshot.description = "…"     snapshot.created = "1795800000" (seconds since 1970)
  *   snapshot.parent = "…"                 the snapshot that the machine had grown from; absent: none
  *   snapshot.consistency = "filesystem" | "crash" | "memory"
- *   snapshot.group = "8-4-4-4-12"         of the disks' snapshots: those of the same name that were taken at another time are not meant
+ *   snapshot.group = "8-4-4-4-12"         of the disks' snapshots, there before they are: those of the same name and another group are not meant
  *   snapshot.memory = "DS/NAME/NAME-SNAPSHOT.vmem"       its bytes and their CRC32C: snapshot.memoryBytes, snapshot.memoryCrc
  *   snapshot.accel = "kvm" | "tcg"        what it ran on: memory can be loaded by the same only
  *   snapshot.suspended = "1"              its virtual CPUs stood still on request

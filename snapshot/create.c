@@ -171,7 +171,10 @@ int snap_create_new(struct vmfs_disk *const *disks, unsigned n, const struct sna
         return r;
     struct vmfs *v = disks[0]->o->v;
     const struct gr_world *w = gr_loop_world(v->loop);
-    w->random(w->arg, group, sizeof group);
+    if (s->group)
+        memcpy(group, s->group, sizeof group);
+    else
+        w->random(w->arg, group, sizeof group);
     for (unsigned i = 0; i < n; i++)
         if ((r = promise_room(disks[i], err)) < 0)
             return r;

@@ -38,12 +38,13 @@
  *   disk.checkpoint {"disk"} makes all that is known of it readable for readers of the datastore elsewhere
  *   disk.import {"disk","file","format"?:"raw|vmdk","extents"?:[…],"provision"?} parts {"done","total"} → as disk.info
  *   disk.export {"disk","snapshot"?,"file","format"?} parts {"done","total"} → {"file","bytes"}
- *   snapshot.create {"disks":[…],"name","expires"?} → [{"disk","name","bookmark","group",…}] as snapshot.list
+ *   snapshot.create {"disks":[…],"name","expires"?,"group"?} → [{"disk","name","bookmark","group",…}] as snapshot.list. "group": a new UUID for it, by
+ *       which whoever does not get the answer undoes it with snapshot.delete; from then on it is refused (GR_ECANCELED)
  *   snapshot.create-by-policy {"paths":[disk, folder or datastore],"expires"?} → the same: an instant for the disks named, one for each folder
  *   snapshot.list {"disk","deleted"?: also those kept for clones} → [{"disk","name","kind":"snapshot|bookmark","id","parent-id","created","size","bookmark",
  *       "clones","clone-disks"?,"current","deleting","pins","group","description","protected","protected-by"?,"protected-since"?,"protected-why"?,"expires"?,"used"?,"shared"?,"unique"?}]      "bookmark" is the token "uuid:lineage:epoch"
  *   snapshot.describe {"disk","snapshot","description"}: "" removes it
- *   snapshot.delete {"disk","snapshot","keep-bookmark"?,"settle"?}      snapshot.revert {"disk","snapshot","force"?}
+ *   snapshot.delete {"disk","snapshot","keep-bookmark"?,"settle"?,"group"?: only the one of it}      snapshot.revert {"disk","snapshot","force"?}
  *   snapshot.clone {"disk","snapshot"?,"to":"DS/NEW","full"?,"provision"?} → as disk.info of the new disk; without "snapshot" of a template. With "targets":[…]
  *       instead of "to": [{"disk","size","uuid","id","parent"}]. With "full" parts {"done","total"}, and nothing is shared
  *   snapshot.policy {"path"} → {"path","policy","from","prefix","keep-last",…}      snapshot.set-policy {"path","prefix"?,"keep-last"?,…|"none"|"clear"} → the same

@@ -120,6 +120,16 @@ static struct snap_group *part_find(struct snap_svc *s, const char *id)
     return g;
 }
 
+bool snap_group_under_way(const struct snap_svc *s, const uint8_t group[16])
+{
+    char text[37];
+    gr_uuid_format(group, text);
+    for (const struct snap_group *g = s->groups; g; g = g->next)
+        if (!g->settled && strncmp(g->id, text, strlen(text)) == 0)
+            return true;
+    return false;
+}
+
 static void give_back(struct snap_group *g)
 {
     while (g->n)
@@ -180,7 +190,7 @@ static int part_take(struct snap_group *g, struct gr_err *err)
     if (!g->held || g->taken || g->settling)
         return gr_fail(err, -GR_ELOCKED, "snapshot '%s': its disks are not held any more", g->name);
     g->taken = true; /* perhaps in part: whatever there is gets settled */
-    return snap_create_held(g->raw, g->n, &(struct snap_new){temp, g->expires_s}, uuid, err);
+    return snap_create_held(g->raw, g->n, &(struct snap_new){.name = temp, .expires_s = g->expires_s}, uuid, err);
 }
 
 static json_t *rows_of(const struct snap_group *g)
@@ -311,7 +321,7 @@ static int op_hold(struct snap_op *op)
         r = open_members(op, &disks, &n);
     if (r < 0)
         return r;
-    r = part_new(op->s, id, &(struct snap_new){name, (int64_t)expires}, disks, n, &g, op->err);
+    r = part_new(op->s, id, &(struct snap_new){.name = name, .expires_s = (int64_t)expires}, disks, n, &g, op->err);
     for (unsigned i = 0; r < 0 && i < n; i++)
         snap_disk_put(&disks[i]);
     free(disks);
@@ -376,7 +386,7 @@ static int lead_id(struct lead *l)
     char text[37];
     int r = own ? vmfs_slot(l->ds->v, vmfs_own_slot(l->ds->v), own, l->op->err) : gr_fail(l->op->err, -ENOMEM, "out of memory");
     w->random(w->arg, uuid, sizeof(uuid));
-    gr_uuid_format(uuid, text);
+    gr_uuid_format(l->new->group ? l->new->group : uuid, text);
     if (r == 0)
         snprintf(l->id, sizeof(l->id), "%s-%x-%llx", text, own->slot, (unsigned long long)own->generation);
     free(own);

@@ -71,6 +71,7 @@ struct snap_ds {
     struct snap_table rules, policies;
     struct mnt_vol *fs; /* what mounts have open in it; NULL: nothing yet. mnt_int.h */
 };
+#define SNAP_UNDONE_MAX 256u
 struct snap_svc {
     struct snap_svc_opts o;
     char *address;
@@ -78,6 +79,12 @@ struct snap_svc {
     struct gr_fmutex lock; /* joining, leaving, the registry */
     unsigned rejoining, parts; /* fibers */
     struct snap_group *groups; /* parts of instants of several hosts, under way or just over */
+    struct {
+        struct snap_taking *takings;         /* under way */
+        uint8_t groups[SNAP_UNDONE_MAX][16]; /* given up: the last of them, in a ring */
+        unsigned n;
+        struct gr_fqueue over;
+    } undo;
     bool ending;
     const char *gone; /* while a datastore is joined: vmfs_join_opts.gone */
     struct gr_fqueue wake;
@@ -260,6 +267,20 @@ int snap_op_snapshot_list(struct snap_op *op);
 int snap_op_snapshot_delete(struct snap_op *op);
 /* One of them with @params (taken) in the course of another request, here or at the owner. */
 int snap_op_sub(struct snap_op *op, snap_op_fn fn, const char *method, json_t *params, json_t **ret, struct gr_err *err);
+/* ---- instants that were given up by who asked for them (service_undo.c) ---- */
+struct snap_taking {
+    struct snap_taking *next;
+    bool given; /* with a number chosen by who asks */
+    uint8_t group[16];
+};
+/* "group" of params, a UUID; *ret_given: it is there. */
+int snap_op_group(struct snap_op *op, uint8_t ret[16], bool *ret_given);
+/* One is being taken until snap_taking_end() (also after a failure). -GR_ECANCELED: it was undone already; check that again after waiting. */
+int snap_taking_begin(struct snap_op *op, struct snap_taking *t);
+int snap_taking_check(const struct snap_svc *s, const struct snap_taking *t, struct gr_err *err);
+void snap_taking_end(struct snap_svc *s, struct snap_taking *t);
+/* None of it will be taken here from now on: refuses those to come, and waits for those under way. What is there is the caller's to delete. */
+void snap_undo(struct snap_svc *s, const uint8_t group[16]);
 /* ---- policies (service_policy.c) ---- */
 struct snap_policy {
     bool none; /* there is none, or it says so */
@@ -290,6 +311,7 @@ struct snap_member {
 /* Take the snapshot of all @n disks, some of which are @own; rows of the others' as well are added to @rows. */
 int snap_group_lead(struct snap_op *op, struct snap_ds *ds, const struct snap_new *new, const struct snap_disk *own, unsigned n_own, const struct snap_member *all,
                     size_t n, json_t *rows);
+bool snap_group_under_way(const struct snap_svc *s, const uint8_t group[16]); /* a part of it here is not settled */
 /* @temp, a snapshot of a group, was found when its disk was opened. */
 void snap_group_recover(struct snap_svc *s, struct snap_ds *ds, struct vmfs_disk *disk, const char *temp);
 /* At join: folders that nobody needs. */

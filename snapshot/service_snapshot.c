@@ -237,10 +237,10 @@ static int create_everywhere(struct snap_op *op, struct group *g, const struct s
     return r;
 }
 
-int snap_op_snapshot_create(struct snap_op *op)
+static int create(struct snap_op *op, const struct snap_taking *t)
 {
     gr_auto(group_done) struct group g = {0};
-    struct snap_new new = {0};
+    struct snap_new new = {.group = t->given ? t->group : NULL};
     uint64_t expires = 0;
     int r = snap_op_name(op, "name", &new.name);
     if (r == 0)
@@ -252,11 +252,23 @@ int snap_op_snapshot_create(struct snap_op *op)
         r = group_parse(op, &g);
     if (r == 0)
         r = group_open(op, &g);
+    if (r == 0)
+        r = snap_taking_check(op->s, t, op->err);
     if (r < 0)
         return r;
     snap_auto_json json_t *a = json_array();
     r = !a ? gr_fail(op->err, -ENOMEM, "out of memory") : g.n_others ? create_everywhere(op, &g, &new, a) : create_here(op, &g, &new, a);
     return r < 0 ? r : snap_op_result(op, gr_take(a));
+}
+
+int snap_op_snapshot_create(struct snap_op *op)
+{
+    struct snap_taking t;
+    int r = snap_taking_begin(op, &t);
+    if (r == 0)
+        r = create(op, &t);
+    snap_taking_end(op->s, &t);
+    return r;
 }
 SNAP_METHOD(snap_op_snapshot_create, "snapshot.create")
 
@@ -335,13 +347,25 @@ static int seen_of(struct snap_op *op, struct snap_seen *ret)
     return r < 0 ? r : o != NULL;
 }
 
+/* @group: only the one of that number is meant. */
+static int find_of(struct vmfs_disk *d, const char *name, const uint8_t *group, struct snap_info *ret, struct gr_err *err)
+{
+    char text[37];
+    int r = snap_find(d, name, ret, err);
+    if (r < 0 || !group)
+        return r;
+    gr_uuid_format(group, text);
+    return strcmp(ret->group, text) == 0 ? 0 : gr_fail(err, -ENOENT, "snapshot '%s' of that disk is not of group %s", name, text);
+}
+
 int snap_op_snapshot_delete(struct snap_op *op)
 {
     struct snap_path p;
     struct snap_disk d = {0};
     const char *name = NULL;
-    bool keep = false, settle = false;
     struct snap_seen seen;
+    uint8_t group[16];
+    bool keep = false, settle = false, of_group = false;
     int r = gr_json_str(op->params, "snapshot", &name, op->err);
     int known = r == 0 ? seen_of(op, &seen) : 0;
     r = GR_MIN(r, GR_MIN(known, 0));
@@ -350,6 +374,10 @@ int snap_op_snapshot_delete(struct snap_op *op)
     if (r == 0)
         r = gr_json_opt_bool(op->params, "settle", &settle, op->err);
     if (r == 0)
+        r = snap_op_group(op, group, &of_group);
+    if (r == 0 && of_group)
+        snap_undo(op->s, group);
+    if (r == 0)
         r = open_disk(op, &p, &d);
     if (r < 0)
         return r;
@@ -357,7 +385,7 @@ int snap_op_snapshot_delete(struct snap_op *op)
     struct snap_info info;
     struct vmfs_stat st;
     vmfs_disk_stat(d.h->disk, &st);
-    r = snap_find(d.h->disk, name, &info, op->err);
+    r = find_of(d.h->disk, name, of_group ? group : NULL, &info, op->err);
     if (r == 0 && !info.is_bookmark && st.lun.flags & VMFS_LUN_TEMPLATE && strcmp(name, SNAP_TEMPLATE) == 0)
         r = gr_fail(op->err, -GR_ELOCKED, "%s/%s is a template, and '%s' is what its clones start at (granary disk set --template off makes it a disk like any other)", p.ds, p.path, name);
     if (r == 0 && op->s->o.hooks.release && full)

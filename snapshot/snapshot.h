@@ -31,6 +31,7 @@ struct snap_info {
 struct snap_new {
     const char *name;
     int64_t expires_s; /* 0: never */
+    const uint8_t *group; /* 16 bytes: the number of the instant; NULL: a new one. Not of snap_create_held() */
 };
 /* One instant of all @disks; durable when it returns. -EEXIST names the disk that has @name already (then nothing is done). */
 int snap_create(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err);

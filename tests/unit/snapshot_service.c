@@ -216,4 +216,101 @@ static void test_files(void **state)
     with_service(files);
 }
 
-TEST_MAIN(TEST(test_datastores), TEST(test_disks), TEST(test_files))
+/* ---- an instant that is given up by who asked for it ---- */
+#define GROUP_1 "11111111-2222-4333-8444-555555555555"
+#define GROUP_2 "99999999-2222-4333-8444-555555555555"
+#define HOLD "aaaaaaaa-2222-4333-8444-555555555555-1-1"
+
+struct asked { /* in a fiber of its own */
+    struct fixture *f;
+    const char *method;
+    json_t *params;
+    int r;
+    bool over;
+    struct gr_fqueue changed;
+};
+
+static void ask(void *arg)
+{
+    struct asked *a = arg;
+    a->r = snap_client_call(a->f->c, a->method, a->params, NULL, NULL, NULL, NULL);
+    a->over = true;
+    gr_fqueue_wake_all(&a->changed);
+}
+
+static void ask_begin(struct asked *a, struct fixture *f, const char *method, json_t *params)
+{
+    *a = (struct asked){.f = f, .method = method, .params = params};
+    assert_int_equal(gr_fiber_start(f->loop, ask, a), 0);
+}
+
+static int ask_end(struct asked *a)
+{
+    while (!a->over)
+        gr_fqueue_wait(&a->changed);
+    return a->r;
+}
+
+static json_t *of_group(const char *disk, const char *group)
+{
+    return json_pack("{s:s,s:s,s:s}", "disk", disk, "snapshot", "s", "group", group);
+}
+
+static json_t *new_one(const char *group)
+{
+    return json_pack("{s:[s,s],s:s,s:s*}", "disks", "g/a", "g/b", "name", "s", "group", group);
+}
+
+static size_t snapshots(struct fixture *f, const char *disk)
+{
+    ok(f, "snapshot.list", json_pack("{s:s}", "disk", disk));
+    return json_array_size(f->res);
+}
+
+static int given_up(void *arg)
+{
+    struct fixture *f = arg;
+    struct asked late, undo;
+    open_client(f);
+    ok(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "g", "devices", devices("g.img"), "size", 1 << 28));
+    ok(f, "disk.create", json_pack("{s:s,s:i}", "disk", "g/a", "size", 1 << 20));
+    ok(f, "disk.create", json_pack("{s:s,s:i}", "disk", "g/b", "size", 1 << 20));
+    assert_int_equal(call(f, "snapshot.create", new_one("mine")), -GR_EUSAGE);
+    assert_int_equal(call(f, "snapshot.create", new_one("00000000-0000-0000-0000-000000000000")), -GR_EUSAGE);
+
+    /* one of another group stays */
+    ok(f, "snapshot.create", new_one(GROUP_1));
+    assert_string_equal(json_string_value(json_object_get(json_array_get(f->res, 1), "group")), GROUP_1);
+    assert_int_equal(call(f, "snapshot.delete", of_group("g/a", GROUP_2)), -ENOENT);
+    assert_int_equal(snapshots(f, "g/a"), 1);
+    ok(f, "snapshot.delete", of_group("g/a", GROUP_1));
+    ok(f, "snapshot.delete", of_group("g/b", GROUP_1));
+    assert_int_equal(snapshots(f, "g/a") + snapshots(f, "g/b"), 0);
+    /* what comes too late is refused, as a whole */
+    assert_int_equal(call(f, "snapshot.create", new_one(GROUP_2)), -GR_ECANCELED);
+    assert_int_equal(snapshots(f, "g/a") + snapshots(f, "g/b"), 0);
+
+    /* and one under way is waited for */
+    ok(f, "snapshot.hold", json_pack("{s:[s],s:s,s:s}", "disks", "g/b", "group", HOLD, "name", "held"));
+    ask_begin(&late, f, "snapshot.create", new_one("33333333-2222-4333-8444-555555555555"));
+    gr_fiber_sleep_ms(20);
+    ask_begin(&undo, f, "snapshot.delete", of_group("g/a", "33333333-2222-4333-8444-555555555555"));
+    gr_fiber_sleep_ms(20);
+    assert_false(late.over);
+    assert_false(undo.over);
+    ok(f, "snapshot.settle", json_pack("{s:[s],s:s}", "disks", "g/b", "group", HOLD));
+    assert_int_equal(ask_end(&late), 0);
+    assert_int_equal(ask_end(&undo), 0);
+    ok(f, "snapshot.delete", of_group("g/b", "33333333-2222-4333-8444-555555555555"));
+    assert_int_equal(snapshots(f, "g/a") + snapshots(f, "g/b"), 0);
+    ok(f, "snapshot.create", new_one(NULL));
+    close_client(f);
+    return 0;
+}
+
+static void test_given_up(void **state)
+{
+    with_service(given_up);
+}
+
+TEST_MAIN(TEST(test_datastores), TEST(test_disks), TEST(test_files), TEST(test_given_up))

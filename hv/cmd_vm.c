@@ -210,6 +210,19 @@ static int vm_info(struct gr_cmd_ctx *c, struct gr_err *err)
     return r < 0 ? r : gr_cmd_object(c, info_columns, res);
 }
 
+/* "@before A B"; "" when there are none. */
+static char *paths(json_t *list, const char *before)
+{
+    char *text = gr_strdup(json_array_size(list) ? before : "");
+    json_t *p;
+    size_t i;
+    json_array_foreach(list, i, p) {
+        gr_auto_free char *shorter = text;
+        text = text ? gr_asprintf("%s %s", text, json_string_value(p)) : NULL;
+    }
+    return text;
+}
+
 static int vm_delete(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     json_auto_t *params = named(c), *res = NULL;
@@ -219,7 +232,11 @@ static int vm_delete(struct gr_cmd_ctx *c, struct gr_err *err)
     if (!params || json_object_set_new(params, "keep-disks", json_boolean(keep)))
         return -ENOMEM;
     int r = call(c, "vm.delete", gr_take(params), &res, err);
-    return r < 0 ? r : gr_cmd_done(c, res, "deleted %s", gr_cmd_arg(c, 0));
+    if (r < 0)
+        return r;
+    gr_auto_free char *unread = paths(json_object_get(res, "unread"), "; these records of its snapshots could not be read, disks that only they named are not known:");
+    gr_auto_free char *left = paths(json_object_get(res, "left"), "; left in its folder:");
+    return unread && left ? gr_cmd_done(c, res, "deleted %s%s%s", gr_cmd_arg(c, 0), unread, left) : gr_fail(err, -ENOMEM, "out of memory");
 }
 
 /* Append the bytes of a part's "data-b64". */

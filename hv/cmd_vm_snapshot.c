@@ -49,8 +49,21 @@ static json_t *named(struct gr_cmd_ctx *c)
     return json_pack("{s:s, s:s}", "vm", gr_cmd_arg(c, 0), "name", gr_cmd_arg(c, 1));
 }
 
+static int vm_abandon_revert(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    json_auto_t *res = NULL;
+    if (gr_cmd_arg(c, 1) || gr_cmd_flag(c, "force") || gr_cmd_flag(c, "no-memory"))
+        return gr_fail(err, -GR_EUSAGE, "--abandon gives up a revert that was cut short: it goes with the name of the machine alone");
+    int r = hv_host_call(gr_cmd_loop(c), "vm.abandon-revert", json_pack("{s:s}", "vm", gr_cmd_arg(c, 0)), NULL, NULL, -1, &res, err);
+    return r < 0 ? r : gr_cmd_done(c, res, "%s stays as its revert has left it: some of its disks may be of the snapshot, others not", gr_cmd_arg(c, 0));
+}
+
 static int vm_revert(struct gr_cmd_ctx *c, struct gr_err *err)
 {
+    if (gr_cmd_flag(c, "abandon"))
+        return vm_abandon_revert(c, err);
+    if (!gr_cmd_arg(c, 1))
+        return gr_fail(err, -GR_EUSAGE, "which snapshot? 'granary vm snapshots %s' lists them", gr_cmd_arg(c, 0));
     json_auto_t *params = named(c), *res = NULL;
     if (!params || json_object_set_new(params, "force", json_boolean(gr_cmd_flag(c, "force"))) ||
         json_object_set_new(params, "memory", json_boolean(!gr_cmd_flag(c, "no-memory"))))
@@ -80,13 +93,14 @@ static const struct gr_opt list_opts[] = {
 static const struct gr_opt revert_opts[] = {
     {"force", NULL, "also while it is on: it is ended first, as it is", false},
     {"no-memory", NULL, "disks and configuration only; it stays off", false},
+    {"abandon", NULL, "give up one that was cut short and cannot be finished: the disks stay as they are", false},
     {NULL, NULL, NULL, false},
 };
 
 const struct gr_cmd hv_vm_snapshot_commands[] = {
     {"vm", "snapshot", "NAME", 1, 1, "Keep its disks of one instant and its configuration, and its memory if asked", snapshot_opts, vm_snapshot},
     {"vm", "snapshots", "NAME", 1, 1, "List the snapshots of a virtual machine", list_opts, vm_snapshots},
-    {"vm", "revert", "NAME SNAPSHOT", 2, 2, "Make it what it was at a snapshot; with its memory it goes on from there", revert_opts, vm_revert},
+    {"vm", "revert", "NAME [SNAPSHOT]", 1, 2, "Make it what it was at a snapshot; with its memory it goes on from there", revert_opts, vm_revert},
     {"vm", "delete-snapshot", "NAME SNAPSHOT", 2, 2, "Delete a snapshot of a virtual machine; what grew from it stays", NULL, vm_delete_snapshot},
     {NULL, NULL, NULL, 0, 0, NULL, NULL, NULL},
 };

@@ -64,6 +64,7 @@ int hv_hostd_vmx_wait(struct hv_hostd *h, const char *path, const char *uuid, co
     int r = hv_hostd_vmx(h, uuid, method, json_incref(take), call, timeout_ms, ret, err);
     if (r == -ENOENT && hv_hostd_has_record(h, uuid)) {
         gr_fmutex_lock(&h->lock);
+        hv_hostd_wait_started(h, uuid);
         struct gr_err why = {0};
         int a = h->ending ? 0 : revive(h, path, uuid, &why);
         gr_fmutex_unlock(&h->lock);
@@ -131,17 +132,44 @@ int hv_hostd_unclaimed(const struct hv_hostd *h, const char *path, const char *u
     return 0;
 }
 
+static void claim_add(struct hv_hostd *h, struct hv_claim *c, const char *uuid, const char *what, bool starting)
+{
+    *c = (struct hv_claim){.next = h->claims, .what = what, .starting = starting};
+    memcpy(c->uuid, uuid, sizeof c->uuid);
+    h->claims = c;
+}
+
 int hv_hostd_claim(struct hv_hostd *h, struct hv_claim *c, const char *path, const char *uuid, const char *what, struct gr_err *err)
 {
     gr_fmutex_lock(&h->lock);
+    hv_hostd_wait_started(h, uuid);
     int r = hv_hostd_unclaimed(h, path, uuid, err);
-    if (r >= 0) {
-        *c = (struct hv_claim){.next = h->claims, .what = what};
-        memcpy(c->uuid, uuid, sizeof c->uuid);
-        h->claims = c;
-    }
+    if (r >= 0)
+        claim_add(h, c, uuid, what, false);
     gr_fmutex_unlock(&h->lock);
     return r;
+}
+
+void hv_hostd_claim_start(struct hv_hostd *h, struct hv_claim *c, const char *uuid)
+{
+    claim_add(h, c, uuid, "it is being started", true);
+}
+
+static bool is_starting(const struct hv_hostd *h, const char *uuid)
+{
+    for (const struct hv_claim *c = h->claims; c; c = c->next)
+        if (c->starting && (!uuid || !strcmp(c->uuid, uuid)))
+            return true;
+    return false;
+}
+
+void hv_hostd_wait_started(struct hv_hostd *h, const char *uuid)
+{
+    while (is_starting(h, uuid)) {
+        gr_fmutex_unlock(&h->lock);
+        gr_fqueue_wait(&h->unclaimed);
+        gr_fmutex_lock(&h->lock);
+    }
 }
 
 void hv_hostd_unclaim(struct hv_hostd *h, struct hv_claim *c)
@@ -151,6 +179,7 @@ void hv_hostd_unclaim(struct hv_hostd *h, struct hv_claim *c)
             *p = c->next;
             break;
         }
+    gr_fqueue_wake_all(&h->unclaimed);
 }
 
 /* ---- supervisors ---- */
@@ -195,6 +224,7 @@ static void guard_fiber(void *arg)
             ;
         close(gr_take_fd(&g->pidfd));
         gr_fmutex_lock(&g->h->lock);
+        hv_hostd_wait_started(g->h, g->uuid);
         bool needed = hv_hostd_has_record(g->h, g->uuid) && !g->h->ending && !answers(g->h, g->uuid); /* another has its own guard */
         if (needed)
             gr_log(GR_LOG_WARN, "vm=%s: its supervisor died; starting another", g->path);
@@ -288,6 +318,7 @@ static int m_shutdown(void *arg, struct gr_rpc_call *call, json_t *params, json_
     if ((r = gr_json_opt_bool(params, "stop-vms", &stop, err)) < 0 || (r = gr_json_opt_u64(params, "timeout-ms", &ms, err)) < 0)
         return r;
     gr_fmutex_lock(&h->lock);
+    hv_hostd_wait_started(h, NULL);
     for (size_t i = 0; stop && i < h->registry.count; i++) {
         const char *uuid = h->registry.v[i].uuid;
         if ((r = revive(h, h->registry.v[i].path, uuid, err)) < 0 && r != -ESRCH) {

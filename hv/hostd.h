@@ -5,10 +5,11 @@
  * Methods (params → result; ? = optional):
  *   vm.create {"vm","memory"?,"vcpus"?,"disks"?:[{"disk":"DS/PATH"} | {"size":N,"provision"?}],"nic"?:bool,"bus"?:"virtio-blk|virtio-scsi"} → as vm.info
  *   vm.list → [as vm.info]     vm.info {"vm"} → {"vm","uuid","config","state","memory","vcpus","disks":[…],"incarnation","nic",
- *       "snapshot": what it grew from, "resumes": its next start goes on from memory, and while it is on:
+ *       "snapshot": what it grew from, "resumes": its next start goes on from memory, "reverting": to what its revert was cut short, and while it is on:
  *       "accel","accel-reason","agent":"up|down","frozen","pid","since"; "error" when the configuration cannot be read}
  *   vm.start {"vm","wait"?:"agent","timeout-ms"?} → as vm.info     vm.stop {"vm","force"?,"timeout-ms"?}     vm.reset|suspend|resume {"vm"}
- *   vm.wait {"vm","for":"agent|off","timeout-ms"?}     vm.delete {"vm","keep-disks"?} → {"deleted":[…],"kept":[…]}     vm.register {"vm"}     vm.unregister {"vm"}
+ *   vm.wait {"vm","for":"agent|off","timeout-ms"?}     vm.delete {"vm","keep-disks"?} → {"deleted":[…],"kept":[…],"unread": records of snapshots that could not be read, deleted nevertheless,
+ *       "left": what stays in its folder, as it is not known to be the VM's}     vm.register {"vm"}     vm.unregister {"vm"}
  *   vm.exec {"vm","argv":[…],"input-b64"?,"timeout-ms"?} → {"exit-code","out-b64","err-b64","truncated"}
  *   vm.console {"vm","follow"?} parts {"data-b64"}
  *   vm.freeze {"vm","deadline-ms"} → {"filesystems"}     vm.thaw {"vm"} → {"frozen-ms"}
@@ -18,6 +19,7 @@
  *   vm.snapshots {"vm"} → [{"vm","name","parent","description","state":"whole|incomplete|making|deleting","consistency","group","current","created","unique",
  *       "memory","disks":[…],"missing":[…]}]      vm.delete-snapshot {"vm","name"}
  *   vm.revert {"vm","name","force"?,"memory"?:true} → as vm.info: disks and configuration; with memory it is started and goes on from there
+ *   vm.abandon-revert {"vm"} → as vm.info: one that was cut short and cannot be finished; the disks stay as they are
  *   hv.probe → {"verdict":"kvm|tcg","engine": the same,"reason","mips"}     daemon.status → {"pid","home","vms","vms-on"}
  *   host.shutdown {"stop-vms"?:bool,"timeout-ms"?}: with stop-vms, shuts guests down (by force after the time-out) before it ends; else
  *       the VMs run on */

@@ -13,6 +13,7 @@ struct hv_claim {
     struct hv_claim *next;
     char uuid[37];
     const char *what; /* "it is being reverted" */
+    bool starting;    /* a supervisor of it is being started, not under the lock: memory may take long to load */
 };
 struct hv_hostd {
     struct gr_loop *loop;
@@ -21,6 +22,7 @@ struct hv_hostd {
     struct hv_registry registry;
     struct gr_fmutex lock; /* changes of the registry, starts and deletes: one at a time */
     struct hv_claim *claims;
+    struct gr_fqueue unclaimed;
     struct gr_rpc_server *server;
     bool ending;
     struct gr_fqueue end;
@@ -40,14 +42,18 @@ int hv_hostd_is_on(struct hv_hostd *h, const char *uuid, struct gr_err *err);
 /* (fiber) One VM as vm.info gives it. */
 int hv_hostd_describe(struct hv_hostd *h, const char *path, const char *uuid, json_t **ret, struct gr_err *err);
 enum hv_start { HV_START_ADOPT, HV_START_NEW, HV_START_RESUME /* from memory, which may take long to load */ };
-/* (fiber) Start a supervisor and wait for its verdict; afterwards it is watched and replaced when it dies. */
+/* (fiber) Start a supervisor and wait for its verdict; afterwards it is watched and replaced when it dies. Adopting: under the lock; else only with a
+ * claim that says so, as it may take long. */
 int hv_hostd_supervise(struct hv_hostd *h, const char *path, const char *uuid, enum hv_start how, struct gr_err *err);
 /* True while an engine of @uuid may be running (its record is there). */
 bool hv_hostd_has_record(struct hv_hostd *h, const char *uuid);
-/* (fiber) Claim the VM: waits for a start or delete under way. -EBUSY: claimed already, by what. The claim is the caller's memory until unclaimed (which
+/* (fiber) Claim the VM: waits for a start or delete under way first. -EBUSY: claimed already, by what. The claim is the caller's memory until unclaimed (which
  * one that was not made may be). */
 int hv_hostd_claim(struct hv_hostd *h, struct hv_claim *c, const char *path, const char *uuid, const char *what, struct gr_err *err);
 void hv_hostd_unclaim(struct hv_hostd *h, struct hv_claim *c);
+void hv_hostd_claim_start(struct hv_hostd *h, struct hv_claim *c, const char *uuid); /* (under the lock, unclaimed) To start it not under the lock */
+/* (fiber, under the lock, which is left meanwhile) Until @uuid, NULL: none, is being started. */
+void hv_hostd_wait_started(struct hv_hostd *h, const char *uuid);
 int hv_hostd_unclaimed(const struct hv_hostd *h, const char *path, const char *uuid, struct gr_err *err); /* 0 or -EBUSY */
 
 /* ---- snapshots ---- */

@@ -90,7 +90,10 @@ static int not_needed(struct hv_hostd *h, const char *path, const char *name, st
 {
     gr_auto(hv_vm_done) struct hv_vm vm = {0};
     int r = hv_storage_read_vm(&h->storage, path, &vm, err);
-    if (r >= 0 && (hv_vmsn_is(&vm, "snapshot.resume", name) || hv_vmsn_is(&vm, "snapshot.reverting", name)))
+    if (r >= 0 && hv_vmsn_is(&vm, "snapshot.reverting", name))
+        r = gr_fail(err, -EBUSY, "the revert of '%s' to '%s' was cut short: start it first, revert it to another snapshot, or give the revert up with 'granary vm revert %s --abandon'",
+                    path, name, path);
+    if (r >= 0 && hv_vmsn_is(&vm, "snapshot.resume", name))
         r = gr_fail(err, -EBUSY, "'%s' was reverted to '%s' and has not gone on from it: start it first, or revert it with --no-memory", path, name);
     return r;
 }
@@ -176,7 +179,10 @@ int hv_hostd_finish_revert(struct hv_hostd *h, const char *path, bool *ret_resum
         return 0;
     *ret_resumes = hv_vmsn_is(&vm, "snapshot.revertMemory", "1");
     r = hv_vmsn_read(&h->storage, path, name, &record, err);
-    return r < 0 ? r : revert(h, &vm, &record, *ret_resumes, err);
+    if (r >= 0)
+        r = revert(h, &vm, &record, *ret_resumes, err);
+    return r < 0 ? gr_prefix(err, r, "the revert of '%s' to '%s' was cut short and could not be finished (revert it to another snapshot, or leave its disks as they are "
+                             "with 'granary vm revert %s --abandon')", path, name, path) : 0;
 }
 
 /* Off, by force if that was asked for. */
@@ -204,8 +210,9 @@ static int wait_idle(struct hv_hostd *h, const struct hv_vm *vm, struct gr_err *
     return r;
 }
 
-static int go_back(struct hv_hostd *h, const char *path, const char *uuid, const char *name, bool memory, struct gr_err *err)
+static int go_back(struct hv_hostd *h, struct hv_claim *claim, const char *path, const char *name, bool memory, struct gr_err *err)
 {
+    const char *uuid = claim->uuid;
     gr_auto(hv_vm_done) struct hv_vm vm = {0}, record = {0};
     int r = hv_storage_read_vm(&h->storage, path, &vm, err);
     if (r < 0 || (r = hv_vmsn_read(&h->storage, path, name, &record, err)) < 0)
@@ -216,10 +223,9 @@ static int go_back(struct hv_hostd *h, const char *path, const char *uuid, const
     gr_fmutex_lock(&h->lock);
     r = hv_hostd_is_on(h, uuid, err); /* it was off; nobody starts it while we are at it */
     r = r > 0 ? gr_fail(err, -EBUSY, "'%s' is on", path) : r < 0 ? r : revert(h, &vm, &record, memory, err);
-    if (r >= 0 && memory)
-        r = hv_hostd_supervise(h, path, uuid, HV_START_RESUME, err);
+    claim->starting = r >= 0 && memory;
     gr_fmutex_unlock(&h->lock);
-    return r;
+    return claim->starting ? hv_hostd_supervise(h, path, uuid, HV_START_RESUME, err) : r;
 }
 
 /* ---- shown ---- */
@@ -295,7 +301,35 @@ static int m_revert(void *arg, struct gr_rpc_call *call, json_t *params, json_t 
     if (r >= 0)
         r = end_it(h, path, uuid, force, err);
     if (r >= 0)
-        r = go_back(h, path, uuid, name, memory, err);
+        r = go_back(h, &claim, path, name, memory, err);
+    hv_hostd_unclaim(h, &claim);
+    return r < 0 ? r : hv_hostd_describe(h, path, uuid, ret, err);
+}
+
+/* The configuration is still that of before; which of the disks are of then, and which are not, nobody says. */
+static int abandon(struct hv_hostd *h, const char *path, struct gr_err *err)
+{
+    gr_auto(hv_vm_done) struct hv_vm vm = {0};
+    int r = hv_storage_read_vm(&h->storage, path, &vm, err);
+    if (r >= 0 && !hv_vmx_get(&vm.vmx, "snapshot.reverting"))
+        r = gr_fail(err, -ENOENT, "no revert of '%s' was cut short", path);
+    if (r < 0)
+        return r;
+    if ((r = hv_vmx_set(&vm.vmx, "snapshot.reverting", NULL)) < 0 || (r = hv_vmx_set(&vm.vmx, "snapshot.revertMemory", NULL)) < 0)
+        return gr_fail(err, r, "'%s': %s", path, gr_code_text(r));
+    return hv_storage_write_vm(&h->storage, &vm, err);
+}
+
+static int m_abandon_revert(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct hv_hostd *h = arg;
+    gr_auto_free char *path = NULL;
+    struct hv_claim claim = {0};
+    char uuid[37];
+    int r;
+    if ((r = hv_hostd_resolve(h, params, &path, uuid, err)) < 0 || (r = hv_hostd_claim(h, &claim, path, uuid, "a revert of it is being given up", err)) < 0)
+        return r;
+    r = abandon(h, path, err);
     hv_hostd_unclaim(h, &claim);
     return r < 0 ? r : hv_hostd_describe(h, path, uuid, ret, err);
 }
@@ -318,5 +352,5 @@ static int m_delete_snapshot(void *arg, struct gr_rpc_call *call, json_t *params
 
 const struct gr_rpc_method hv_hostd_snapshot_methods[] = {
     {"vm.snapshot", hv_hostd_m_snapshot},           {"vm.snapshots", m_snapshots}, {"vm.revert", m_revert},
-    {"vm.delete-snapshot", m_delete_snapshot}, {NULL, NULL},
+    {"vm.delete-snapshot", m_delete_snapshot}, {"vm.abandon-revert", m_abandon_revert}, {NULL, NULL},
 };

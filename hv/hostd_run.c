@@ -7,11 +7,10 @@
 #include <stdio.h>
 #include <string.h>
 
-/* (under the lock) */
-static int start(struct hv_hostd *h, const char *path, const char *uuid, struct gr_err *err)
+/* (under the lock) May it be started, and from memory? */
+static int may_start(struct hv_hostd *h, const char *path, const char *uuid, bool *ret_resumes, struct gr_err *err)
 {
-    bool resumes = false;
-    int r = hv_hostd_unclaimed(h, path, uuid, err);
+    int r = h->ending ? gr_fail(err, -ESHUTDOWN, "the host agent is ending") : hv_hostd_unclaimed(h, path, uuid, err);
     if (r < 0)
         return r;
     r = hv_hostd_is_on(h, uuid, err);
@@ -22,8 +21,24 @@ static int start(struct hv_hostd *h, const char *path, const char *uuid, struct 
     if (hv_hostd_has_record(h, uuid) && (r = hv_hostd_supervise(h, path, uuid, HV_START_ADOPT, err)) != -ESRCH)
         return r < 0 ? gr_prefix(err, r, "'%s' runs without a supervisor", path)
                      : gr_fail(err, -EBUSY, "'%s' is on already; its supervisor had died and was replaced", path);
-    r = hv_hostd_finish_revert(h, path, &resumes, err);
-    return r < 0 ? r : hv_hostd_supervise(h, path, uuid, resumes ? HV_START_RESUME : HV_START_NEW, err);
+    return hv_hostd_finish_revert(h, path, ret_resumes, err);
+}
+
+static int start(struct hv_hostd *h, const char *path, const char *uuid, struct gr_err *err)
+{
+    struct hv_claim claim;
+    bool resumes = false;
+    gr_fmutex_lock(&h->lock);
+    hv_hostd_wait_started(h, uuid);
+    int r = may_start(h, path, uuid, &resumes, err);
+    if (r >= 0)
+        hv_hostd_claim_start(h, &claim, uuid);
+    gr_fmutex_unlock(&h->lock);
+    if (r < 0)
+        return r;
+    r = hv_hostd_supervise(h, path, uuid, resumes ? HV_START_RESUME : HV_START_NEW, err);
+    hv_hostd_unclaim(h, &claim);
+    return r;
 }
 
 static int m_start(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
@@ -39,9 +54,7 @@ static int m_start(void *arg, struct gr_rpc_call *call, json_t *params, json_t *
         return r;
     if (wait && strcmp(wait, "agent"))
         return gr_fail(err, -GR_EUSAGE, "cannot wait for '%s', only for agent", wait);
-    gr_fmutex_lock(&h->lock);
     r = start(h, path, uuid, err);
-    gr_fmutex_unlock(&h->lock);
     if (r >= 0 && wait)
         r = hv_hostd_vmx(h, uuid, "vmx.wait", json_pack("{s:s, s:I}", "for", wait, "timeout-ms", (json_int_t)ms), NULL, (int64_t)ms + 5000, NULL, err);
     return r < 0 ? r : hv_hostd_describe(h, path, uuid, ret, err);

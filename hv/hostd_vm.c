@@ -34,6 +34,7 @@ int hv_hostd_describe(struct hv_hostd *h, const char *path, const char *uuid, js
         bad |= json_object_set_new(o, "memory", json_integer((json_int_t)vm.memory)) | json_object_set_new(o, "vcpus", json_integer(vm.vcpus)) |
                json_object_set_new(o, "incarnation", json_integer((json_int_t)vm.incarnation)) | json_object_set_new(o, "nic", json_boolean(vm.nic)) |
                json_object_set_new(o, "snapshot", json_string(hv_vmsn_get(&vm, "snapshot.current"))) |
+               json_object_set_new(o, "reverting", json_string(hv_vmsn_get(&vm, "snapshot.reverting"))) |
                json_object_set_new(o, "resumes", json_boolean(*hv_vmsn_get(&vm, "snapshot.resume") != 0));
     }
     if (bad)
@@ -229,33 +230,83 @@ static int delete_snapshots(struct hv_hostd *h, const struct hv_vmsn_list *l, bo
     return r;
 }
 
+/* Records that cannot be read, and memory whose record that is: theirs by their names and the folder. What disks they name nobody knows. */
+static int delete_unread(struct hv_hostd *h, const char *path, json_t *unread, struct gr_err *err)
+{
+    json_auto_t *entries = NULL;
+    json_t *e;
+    size_t i;
+    int r = hv_storage_call(&h->storage, "dir.list", json_pack("{s:s}", "path", path), STORAGE_MS, &entries, err);
+    json_array_foreach(entries, i, e) {
+        const char *name = json_string_value(json_object_get(e, "name"));
+        bool record = name && hv_vmsn_is_file(name, path, "vmsn");
+        if (r < 0 || !name || !(record || hv_vmsn_is_file(name, path, "vmem")))
+            continue;
+        r = hv_storage_call(&h->storage, "dir.remove", json_pack("{s:O}", "path", json_object_get(e, "path")), STORAGE_MS, NULL, err);
+        if (r >= 0 && record)
+            json_array_append(unread, json_object_get(e, "path"));
+        r = r == -ENOENT ? 0 : r;
+    }
+    return r == -ENOENT ? 0 : r;
+}
+
+/* What is in its folder after all, but for disks that were to stay. */
+static void list_left(struct hv_hostd *h, const char *path, json_t *kept, json_t *left)
+{
+    json_auto_t *entries = NULL;
+    json_t *e;
+    size_t i;
+    (void)hv_storage_call(&h->storage, "dir.list", json_pack("{s:s}", "path", path), STORAGE_MS, &entries, NULL);
+    json_array_foreach(entries, i, e) {
+        json_t *file = json_object_get(e, "path");
+        if (json_is_string(file) && !listed(kept, json_string_value(file)))
+            json_array_append(left, file);
+    }
+}
+
+struct deleted { /* paths */
+    json_t *deleted, *kept; /* disks */
+    json_t *unread;         /* records that could not be read, and were deleted */
+    json_t *left;           /* what stays, as it is not known to be the VM's */
+};
+
+static void deleted_done(struct deleted *d)
+{
+    json_decref(d->deleted);
+    json_decref(d->kept);
+    json_decref(d->unread);
+    json_decref(d->left);
+}
+
 /* In this order, so that a delete that was cut short can be given again. */
-static int delete(struct hv_hostd *h, const char *path, const char *uuid, bool keep, json_t *deleted, json_t *kept, struct gr_err *err)
+static int delete(struct hv_hostd *h, const char *path, const char *uuid, bool keep, struct deleted *d, struct gr_err *err)
 {
     gr_auto(hv_vm_done) struct hv_vm vm = {0};
     gr_auto(hv_vmsn_list_done) struct hv_vmsn_list snapshots = {0};
     gr_auto_free char *config = hv_vm_config_path(path), *run = hv_run_path(h->home, uuid, ""), *log = hv_log_path(h->home, uuid, "");
     if (!config || !run || !log)
         return gr_fail(err, -ENOMEM, "out of memory");
-    int r = hv_hostd_is_on(h, uuid, err);
-    if (r < 0)
+    int r = hv_hostd_unclaimed(h, path, uuid, err);
+    if (r < 0 || (r = hv_hostd_is_on(h, uuid, err)) < 0)
         return r;
     if (r > 0 || hv_hostd_has_record(h, uuid))
         return gr_fail(err, -EBUSY, "'%s' is on; stop it first", path);
     r = hv_storage_read_vm(&h->storage, path, &vm, err);
     if (r < 0 && r != -ENOENT)
         return r;
-    if (r >= 0 && (r = hv_hostd_unclaimed(h, path, uuid, err)) < 0)
+    if (r >= 0 && (r = delete_disks(h, &vm, keep, d->deleted, d->kept, err)) < 0)
         return r;
-    if (r >= 0 && (r = delete_disks(h, &vm, keep, deleted, kept, err)) < 0)
-        return r;
-    if (hv_vmsn_list(&h->storage, path, &snapshots, NULL) >= 0 && (r = delete_snapshots(h, &snapshots, keep, deleted, kept, err)) < 0)
+    r = hv_vmsn_list(&h->storage, path, &snapshots, err);
+    if (r >= 0 && (r = delete_snapshots(h, &snapshots, keep, d->deleted, d->kept, err)) >= 0)
+        r = delete_unread(h, path, d->unread, err);
+    if (r < 0 && r != -ENOENT)
         return r;
     r = hv_storage_call(&h->storage, "dir.remove", json_pack("{s:s}", "path", config), STORAGE_MS, NULL, err);
     if (r < 0 && r != -ENOENT)
         return r;
     /* what else lies in the directory is not ours to remove: then it stays */
-    hv_storage_call(&h->storage, "dir.remove", json_pack("{s:s}", "path", path), STORAGE_MS, NULL, NULL);
+    if (hv_storage_call(&h->storage, "dir.remove", json_pack("{s:s}", "path", path), STORAGE_MS, NULL, NULL) < 0)
+        list_left(h, path, d->kept, d->left);
     remove_flat_dir(run);
     remove_flat_dir(log);
     return hv_registry_remove(&h->registry, path, err);
@@ -267,15 +318,16 @@ static int m_delete(void *arg, struct gr_rpc_call *call, json_t *params, json_t 
     gr_auto_free char *path = NULL;
     char uuid[37];
     bool keep = false;
-    json_auto_t *deleted = json_array(), *kept = json_array();
+    gr_auto(deleted_done) struct deleted d = {json_array(), json_array(), json_array(), json_array()};
     int r = gr_json_opt_bool(params, "keep-disks", &keep, err);
     if (r < 0 || (r = hv_hostd_resolve(h, params, &path, uuid, err)) < 0)
         return r;
     gr_fmutex_lock(&h->lock);
-    r = delete(h, path, uuid, keep, deleted, kept, err);
+    hv_hostd_wait_started(h, uuid);
+    r = delete(h, path, uuid, keep, &d, err);
     gr_fmutex_unlock(&h->lock);
     if (r >= 0)
-        *ret = json_pack("{s:s, s:O, s:O}", "vm", path, "deleted", deleted, "kept", kept);
+        *ret = json_pack("{s:s, s:O, s:O, s:O, s:O}", "vm", path, "deleted", d.deleted, "kept", d.kept, "unread", d.unread, "left", d.left);
     return r;
 }
 
@@ -292,11 +344,18 @@ static int m_unregister(void *arg, struct gr_rpc_call *call, json_t *params, jso
     int r = gr_json_str(params, "vm", &name, err);
     if (r < 0 || (r = hv_registry_find(&h->registry, name, &e, err)) < 0)
         return r;
-    if (hv_hostd_has_record(h, e->uuid))
-        return gr_fail(err, -EBUSY, "'%s' is on; stop it first", e->path);
-    gr_fmutex_lock(&h->lock);
     gr_auto_free char *path = gr_strdup(e->path);
-    r = path ? hv_registry_remove(&h->registry, path, err) : gr_fail(err, -ENOMEM, "out of memory");
+    char uuid[37];
+    memcpy(uuid, e->uuid, sizeof uuid);
+    if (!path)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    gr_fmutex_lock(&h->lock);
+    hv_hostd_wait_started(h, uuid);
+    r = hv_hostd_unclaimed(h, path, uuid, err);
+    if (r >= 0 && hv_hostd_has_record(h, uuid))
+        r = gr_fail(err, -EBUSY, "'%s' is on; stop it first", path);
+    if (r >= 0)
+        r = hv_registry_remove(&h->registry, path, err);
     gr_fmutex_unlock(&h->lock);
     return r;
 }

@@ -91,11 +91,11 @@ static int by_time(const void *a, const void *b)
     return x != y ? (x < y ? -1 : 1) : strcmp(hv_vmsn_get(a, "snapshot.name"), hv_vmsn_get(b, "snapshot.name"));
 }
 
-/* Is @file one of the records of the VM named @vm? */
-static bool is_record(const char *file, const char *vm)
+bool hv_vmsn_is_file(const char *file, const char *vm_path, const char *ext)
 {
-    size_t n = strlen(file), v = strlen(vm);
-    return n > v + 6 && !strncmp(file, vm, v) && file[v] == '-' && !strcmp(file + n - 5, ".vmsn");
+    const char *vm = strrchr(vm_path, '/') + 1;
+    size_t n = strlen(file), v = strlen(vm), e = strlen(ext);
+    return n > v + e + 2 && !strncmp(file, vm, v) && file[v] == '-' && file[n - e - 1] == '.' && !strcmp(file + n - e, ext);
 }
 
 int hv_vmsn_list(const struct hv_storage *s, const char *vm_path, struct hv_vmsn_list *ret, struct gr_err *err)
@@ -113,7 +113,7 @@ int hv_vmsn_list(const struct hv_storage *s, const char *vm_path, struct hv_vmsn
     json_array_foreach(entries, i, e) {
         const char *name = json_string_value(json_object_get(e, "name")), *path = json_string_value(json_object_get(e, "path"));
         struct gr_err why = {0};
-        if (!name || !path || !is_record(name, strrchr(vm_path, '/') + 1))
+        if (!name || !path || !hv_vmsn_is_file(name, vm_path, "vmsn"))
             continue;
         r = read_at(s, path, vm_path, &l.v[l.n], &why);
         if (r >= 0)

@@ -20,6 +20,8 @@
 
 /* "DS/NAME/NAME-SNAPSHOT.EXT"; new memory. */
 char *hv_vmsn_path(const char *vm_path, const char *name, const char *ext);
+/* Is @file, a name without folders, that of a file as above? */
+bool hv_vmsn_is_file(const char *file, const char *vm_path, const char *ext);
 /* A name that can be part of a file's. */
 int hv_vmsn_name_check(const char *vm_path, const char *name, struct gr_err *err);
 /* (fiber) One snapshot's record; -ENOENT says so. */

@@ -81,11 +81,12 @@ static int save_json(struct hv_sup *s, const char *name, json_t *doc)
 
 int hv_sup_save_record(struct hv_sup *s)
 {
+    static const char *const starting[] = {"", "running", "suspended"};
     json_auto_t *record = s->engine->ops->record(s->engine);
     if (!record || json_object_set_new(record, "path", json_string(s->vm.path)) || json_object_set_new(record, "accel", json_string(hv_accel_name(s->accel))) ||
         json_object_set_new(record, "accel-reason", json_string(s->accel_reason)) || json_object_set_new(record, "since", json_integer(s->since)) ||
         json_object_set_new(record, "incarnation", json_integer((json_int_t)s->vm.incarnation)) ||
-        json_object_set_new(record, "saving", json_boolean(s->saving == HV_SAVING_RUNNING)))
+        json_object_set_new(record, "starting", json_string(starting[s->starting])) || json_object_set_new(record, "saving", json_boolean(s->saving == HV_SAVING_RUNNING)))
         return -ENOMEM;
     char pid[24];
     gr_auto_free char *pid_path = in_dir(s, "engine.pid");
@@ -184,12 +185,13 @@ static int start_engine(struct hv_sup *s, struct gr_err *err)
     int e = hv_sup_memory_end(s, &m, loaded, err);
     if (!loaded)
         return r;
+    s->starting = m.suspended ? HV_STARTING_SUSPENDED : HV_STARTING_RUNNING;
     if ((r = e) >= 0 && (r = hv_sup_save_record(s)) < 0)
         r = gr_fail(err, r, "cannot write %s/record.json: %s", s->dir, gr_code_text(r));
     if (r >= 0 && (r = open_console(s, err)) >= 0) {
         snprintf(mark, sizeof mark, "start %llu of %s with %s", (unsigned long long)s->vm.incarnation, s->vm.name, hv_accel_name(s->accel));
         hv_console_mark(s->console, mark);
-        r = m.suspended ? 0 : s->engine->ops->go(s->engine, err);
+        r = hv_sup_go_on(s, err);
     }
     if (r < 0)
         end_engine(s);
@@ -204,9 +206,11 @@ static int adopt_engine(struct hv_sup *s, struct gr_err *err)
     if (r < 0)
         return r;
     json_auto_t *record = json_loadb(text.data ? text.data : "", text.len, 0, NULL);
-    const char *accel = json_string_value(json_object_get(record, "accel")), *reason = json_string_value(json_object_get(record, "accel-reason"));
+    const char *accel = json_string_value(json_object_get(record, "accel")), *reason = json_string_value(json_object_get(record, "accel-reason")),
+               *starting = json_string_value(json_object_get(record, "starting"));
     if (!record)
         return gr_fail(err, -GR_EFORMAT, "%s is damaged", path);
+    starting = starting ? starting : "";
     s->accel = accel && !strcmp(accel, "kvm") ? HV_ACCEL_KVM : HV_ACCEL_TCG;
     snprintf(s->accel_reason, sizeof s->accel_reason, "%s", reason ? reason : "");
     s->since = json_integer_value(json_object_get(record, "since"));
@@ -219,7 +223,11 @@ static int adopt_engine(struct hv_sup *s, struct gr_err *err)
     }
     /* whoever had frozen the guest cannot thaw it any more */
     hv_freezer_suspect(s->freezer);
-    return open_console(s, err);
+    if ((r = open_console(s, err)) < 0 || !*starting)
+        return r;
+    note(s, "whoever was starting it is gone: it goes on from there");
+    s->starting = !strcmp(starting, "suspended") ? HV_STARTING_SUSPENDED : HV_STARTING_RUNNING;
+    return hv_sup_go_on(s, err);
 }
 
 static int choose_accel(struct hv_sup *s, struct gr_err *err)

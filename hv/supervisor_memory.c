@@ -1,5 +1,7 @@
 /* The supervisor and the guest's memory: a snapshot of it together with the disks, and a start that goes on from one. */
 #include "common/cleanup.h"
+#include "common/log.h"
+#include "common/seam.h"
 #include "hv/supervisor_int.h"
 #include <string.h>
 
@@ -45,10 +47,34 @@ int hv_sup_memory_end(struct hv_sup *s, struct hv_sup_memory *m, bool loaded, st
     if (r >= 0 && (bytes != hv_vmsn_number(&m->record, "snapshot.memoryBytes") || crc != hv_vmsn_number(&m->record, "snapshot.memoryCrc")))
         r = gr_fail(err, -GR_ECORRUPT, "%s is not what was written: %llu bytes with checksum %08x", hv_vmsn_get(&m->record, "snapshot.memory"),
                     (unsigned long long)bytes, (unsigned)crc);
-    /* the disks change from here on: this memory must never be loaded over them again */
+    return r;
+}
+
+static int set_resume(struct hv_sup *s, const char *name, struct gr_err *err)
+{
+    int r = hv_vmx_set(&s->vm.vmx, "snapshot.resume", name);
+    return r < 0 ? gr_fail(err, r, "'%s': %s", s->vm.path, gr_code_text(r)) : hv_storage_write_vm(&s->storage, &s->vm, err);
+}
+
+/* The disks change from when the virtual CPUs run: this memory must never be loaded over them again. An engine that says it stands still has not run. */
+int hv_sup_go_on(struct hv_sup *s, struct gr_err *err)
+{
+    gr_auto_free char *name = gr_strdup(hv_vmsn_get(&s->vm, "snapshot.resume"));
+    enum hv_state state = HV_RUNNING;
+    struct gr_err why = {0};
+    int r = name ? 0 : gr_fail(err, -ENOMEM, "out of memory");
+    if (r >= 0 && *name)
+        r = set_resume(s, NULL, err);
+    if (r < 0)
+        return r;
+    if (s->starting == HV_STARTING_RUNNING)
+        r = s->engine->ops->go(s->engine, err);
+    s->starting = HV_STARTING_NOT;
     if (r >= 0)
-        r = hv_vmx_set(&s->vm.vmx, "snapshot.resume", NULL);
-    return r < 0 ? r : hv_storage_write_vm(&s->storage, &s->vm, err);
+        (void)hv_sup_save_record(s); /* whoever does not see it does it again */
+    else if (*name && s->engine->ops->state(s->engine, &state, NULL) >= 0 && state == HV_SUSPENDED && set_resume(s, name, &why) < 0)
+        gr_log(GR_LOG_WARN, "vm=%s: the next start does not go on from snapshot '%s': %s", s->vm.path, name, why.text);
+    return r;
 }
 
 void hv_sup_memory_done(struct hv_sup_memory *m)

@@ -60,6 +60,27 @@ check "the same boot" grep -q "$(head -1 "$T/boot")" "$T/again"
 check "with its files, and its memory, of then" sh -c "grep -q '^early' '$T/again' && ! grep -q '^late' '$T/again'"
 check "start number 2" test "$(state .incarnation)" = 2
 
+# --- a start that fails before its virtual CPUs run has not used the memory up; one whose supervisor dies there is finished by the next
+run_check granary vm stop web --force
+console=$(echo "$GRANARY_HOME"/log/vm/*/console.log)
+mkdir "$T/logs"
+mv "$console"* "$T/logs"
+mkdir "$console"
+run_mustfail 1 'console' granary vm revert web live
+check "it is off, and will go on from there" test "$(state '"\(.state) \(.resumes)"')" = 'off true'
+rmdir "$console"
+run_check granary vm start web
+check "it runs" test "$(state '"\(.state) \(.resumes)"')" = 'running false'
+wait_for 30 eval "guest 'cat /proc/sys/kernel/random/boot_id' > '$T/again2'"
+check "the same boot" test "$(cat "$T/again2")" = "$(head -1 "$T/boot")"
+run_check granary vm suspend web
+record=$(echo "$GRANARY_HOME"/run/vm/*/record.json)
+kill -9 "$(cat "$GRANARY_HOME/run/hostd.pid")" "$(cat "$GRANARY_HOME"/run/vm/*/vmx.pid)"
+jq '.starting = "running"' "$record" > "$T/record" && cp "$T/record" "$record"
+wait_for 30 eval '[ "$(state .state)" = running ]'
+check "that is written down" jq -e '.starting == ""' "$record"
+wait_for 30 eval "guest 'cat /proc/sys/kernel/random/boot_id' > '$T/again2'"
+
 # --- whoever saves it dies: the guest goes on, and nothing is left
 for _ in 1 2 3 4 5; do
     granary vm snapshot web --name cut --memory > "$T/cut.log" 2>&1 & pid=$!

@@ -458,6 +458,11 @@ static int handle_wait(struct snap_svc *s, struct snap_ds *ds, const char *path,
         w->moving = true;
         gr_fqueue_wait_ms(&s->wake, 100);
     }
+    struct snap_place there = {0};
+    if (w->moving && snap_owner_of(ds, path, &there, NULL) > 0 && there.address[0] && ret_owner) { /* led there at once, rather than after a look for who is gone */
+        *ret_owner = there;
+        return gr_fail(err, -GR_ELOCKED, "%s/%s is owned by host '%s'", ds->name, path, there.host);
+    }
     w->moving = false;
     for (unsigned tries = 0;; tries++) {
         struct snap_place owner = {0};

@@ -4,6 +4,9 @@
 #include "snapshot/service_int.h"
 #include <string.h>
 
+#define AHEAD_MAX 3u
+#define AHEAD_ENOUGH_NS 4000000ull
+
 struct search {
     const char *wanted;
     unsigned found;
@@ -40,15 +43,32 @@ static int find_host(struct snap_ds *ds, const char *wanted, struct search *f, s
     return 0;
 }
 
+/* What is left for the moment when nobody may write is what is written during the last of these, so there are several, until one is quick. */
+static int bring_home(struct snap_op *op, struct vmfs *v)
+{
+    int r = 0;
+    uint64_t took_ns = AHEAD_ENOUGH_NS;
+    for (unsigned i = 0; r == 0 && i < AHEAD_MAX && took_ns >= AHEAD_ENOUGH_NS; i++) {
+        uint64_t began_ns = gr_loop_now_ns(op->s->o.loop);
+        r = vmfs_checkpoint(v, op->err);
+        took_ns = gr_loop_now_ns(op->s->o.loop) - began_ns;
+    }
+    return r;
+}
+
+struct stall { /* from when initiators are asked to go, until the other host has the disk */
+    uint64_t gone_ns, ns; /* until none is there any more; all of it */
+};
+
 /* Nobody else's before the answer: the disk is free in between, and whoever asks here waits. @peer: the service of @to. */
 static int change_hands(struct snap_op *op, struct snap_disk *d, const struct snap_path *p, const struct vmfs_slot_info *to, struct gr_rpc_client *peer,
-                        uint64_t *ret_ns)
+                        struct stall *ret)
 {
     struct snap_moving m = {.path = p->path, .next = d->ds->moving};
     gr_auto_free char *disk = gr_asprintf("%s/%s", p->ds, p->path);
     if (!disk)
         return gr_fail(op->err, -ENOMEM, "out of memory");
-    int r = vmfs_checkpoint(d->ds->v, op->err);
+    int r = bring_home(op, d->ds->v);
     if (r < 0)
         return r;
     uint64_t begin = gr_loop_now_ns(op->s->o.loop);
@@ -59,10 +79,10 @@ static int change_hands(struct snap_op *op, struct snap_disk *d, const struct sn
         r = vmfs_release(d->ds->v, p->path, op->err);
         if (r == 0)
             r = gr_rpc_call(peer, "disk.take", json_pack("{s:s}", "disk", disk), NULL, NULL, SNAP_WAIT_MS, NULL, op->err);
-        *ret_ns = gr_loop_now_ns(op->s->o.loop) - quiet;
+        *ret = (struct stall){.gone_ns = quiet - begin, .ns = gr_loop_now_ns(op->s->o.loop) - begin};
         if (r == 0)
-            snap_note(op->s, GR_LOG_NOTE, "disk %s has moved to host '%s': its initiators were gone after %.1f ms, it was there %.1f ms later", disk, to->host_name,
-                      (double)(quiet - begin) / 1e6, (double)*ret_ns / 1e6);
+            snap_note(op->s, GR_LOG_NOTE, "disk %s has moved to host '%s' within %.1f ms: its initiators were gone after %.1f ms", disk, to->host_name,
+                      (double)ret->ns / 1e6, (double)ret->gone_ns / 1e6);
     }
     struct snap_moving **q = &d->ds->moving;
     while (*q != &m)
@@ -73,14 +93,14 @@ static int change_hands(struct snap_op *op, struct snap_disk *d, const struct sn
 }
 
 /* The way to the other host is open before anybody here is disturbed. */
-static int move_to(struct snap_op *op, struct snap_disk *d, const struct snap_path *p, const struct vmfs_slot_info *to, uint64_t *ret_ns)
+static int move_to(struct snap_op *op, struct snap_disk *d, const struct snap_path *p, const struct vmfs_slot_info *to, struct stall *ret)
 {
     struct gr_rpc_client *peer = NULL;
     struct snap_place host;
     snap_place_of_host(d->ds, to, &host);
     int r = snap_peer_connect(op->s, host.address, &peer, op->err);
     if (r == 0)
-        r = change_hands(op, d, p, to, peer, ret_ns);
+        r = change_hands(op, d, p, to, peer, ret);
     gr_rpc_client_free(peer);
     return r;
 }
@@ -91,7 +111,7 @@ static int op_move(struct snap_op *op)
     struct snap_disk d = {0};
     struct search f;
     const char *host = NULL;
-    uint64_t ns = 0;
+    struct stall stall = {0};
     int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
     if (r == 0)
         r = gr_json_str(op->params, "host", &host, op->err);
@@ -101,12 +121,12 @@ static int op_move(struct snap_op *op)
         return r;
     r = find_host(d.ds, host, &f, op->err);
     if (r == 0 && !f.info.self)
-        r = move_to(op, &d, &p, &f.info, &ns);
+        r = move_to(op, &d, &p, &f.info, &stall);
     snap_disk_put(&d);
     if (r < 0)
         return gr_prefix(op->err, r, "disk %s/%s does not move", p.ds, p.path);
-    return snap_op_result(op, json_pack("{s:s,s:s,s:f}", "disk", json_string_value(json_object_get(op->params, "disk")), "host", f.info.host_name,
-                                        "seconds", (double)ns / 1e9));
+    return snap_op_result(op, json_pack("{s:s,s:s,s:f,s:f}", "disk", json_string_value(json_object_get(op->params, "disk")), "host", f.info.host_name,
+                                        "seconds", (double)stall.ns / 1e9, "until-gone", (double)stall.gone_ns / 1e9));
 }
 SNAP_METHOD(op_move, "disk.move")
 

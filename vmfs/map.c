@@ -83,6 +83,48 @@ void mtree_done(struct vmfs *v, struct mtree *t)
     t->root.mem = NULL;
 }
 
+struct dropped {
+    struct vmfs *v;
+    struct mnode *root;
+};
+
+static void put_by_parts(struct vmfs *v, struct mnode *n)
+{
+    for (unsigned i = 0; n->level > 1 && n->refs == 1 && i < VMFS_FANOUT; i++)
+        if (n->child[i].mem) {
+            put_by_parts(v, n->child[i].mem);
+            n->child[i].mem = NULL;
+        }
+    mnode_put(v, n);
+    gr_fiber_yield();
+}
+
+static void drop_work(void *arg)
+{
+    struct dropped *d = arg;
+    struct vmfs *v = d->v;
+    put_by_parts(v, d->root);
+    free(d);
+    if (--v->background == 0)
+        gr_fqueue_wake_all(&v->background_q);
+}
+
+void mtree_drop(struct vmfs *v, struct mtree *t)
+{
+    struct dropped *d = t->root.mem && t->root.mem->level > 1 ? gr_alloc(sizeof *d) : NULL;
+    if (d) {
+        *d = (struct dropped){ v, t->root.mem };
+        v->background++;
+        if (gr_fiber_start(v->loop, drop_work, d) == 0) {
+            t->root.mem = NULL;
+            return;
+        }
+        v->background--;
+        free(d);
+    }
+    mtree_done(v, t);
+}
+
 void mtree_share(struct mtree *dst, const struct mtree *src)
 {
     *dst = *src;

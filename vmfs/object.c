@@ -366,6 +366,7 @@ static int release(struct vmfs *v, struct vobj *o, struct gr_err *err)
             gr_fail(err, r, "object %llu cannot be given up: %s", (unsigned long long)o->id, gr_code_text(r));
     }
     free(block);
+    mtree_drop(v, &o->live); /* whoever is to have it next does not wait for that */
     vobj_free(o);
     return r;
 }

@@ -32,7 +32,7 @@ for _ in 1 2 3; do
     check 'it is with b' [ "$(owner)" = "$pb" ]
     sleep 0.5
     run_check a disk move ds/d "$pa" --json
-    check 'and says how long it was nowhere' jq -e '.seconds > 0 and .seconds < 1' "$T/out"
+    check 'and says how long it was nowhere' jq -e '.seconds > 0 and .seconds < 1 and ."until-gone" <= .seconds' "$T/out"
     check 'it is with a' [ "$(owner)" = "$pa" ]
     sleep 0.5
 done

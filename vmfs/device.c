@@ -46,6 +46,45 @@ int vdev_read(struct vmfs *v, uint64_t addr, uint32_t units, void *buf)
     return r;
 }
 
+struct reading {
+    struct gr_bio bio;
+    struct iovec iov;
+};
+struct readings {
+    struct gr_fiber *fiber; /* not NULL: it waits */
+    unsigned left;
+};
+static void reading_done(struct gr_bio *bio)
+{
+    struct readings *w = bio->arg;
+    if (--w->left == 0 && w->fiber)
+        gr_fiber_wake(w->fiber);
+}
+
+void vdev_read_all(struct vmfs *v, struct vread *reads, unsigned n)
+{
+    struct reading *k = gr_zalloc((n + 1) * sizeof *k);
+    struct readings w = { .left = k ? n + 1 : 1 };
+    for (unsigned i = 0; k && i < n; i++) {
+        uint64_t addr = reads[i].addr;
+        struct vdev *d = device_of(v, &addr, reads[i].units);
+        k[i].iov = (struct iovec){ reads[i].buf, (size_t)reads[i].units * VMFS_UNIT };
+        k[i].bio = (struct gr_bio){ .op = GR_OP_READ, .off = vmfs_addr_unit(addr) * VMFS_UNIT, .len = k[i].iov.iov_len, .iov = &k[i].iov, .iovcnt = 1,
+                                    .done = reading_done, .arg = &w };
+        if (d)
+            gr_submit(d->ch, &k[i].bio);
+        else
+            gr_bio_end(&k[i].bio, no_device(v, addr));
+    }
+    w.left--;
+    w.fiber = gr_fiber_self();
+    while (w.left)
+        gr_fiber_suspend();
+    for (unsigned i = 0; i < n; i++)
+        reads[i].status = k ? k[i].bio.status : -ENOMEM;
+    free(k);
+}
+
 bool vdev_has_tables(const struct vmfs *v, unsigned dev)
 {
     const struct vtable *t[] = { &v->sb.slots, &v->sb.regions, &v->sb.inodes };

@@ -52,6 +52,37 @@ void disk_op_finish(struct dop *op, int r, bool durable)
     disk_op_end(op, r);
 }
 
+/* ---- what is done for nobody ---- */
+static void pass_granted(struct vrange *r)
+{
+    struct dpass *p = ((struct dop *)r->arg)->bio->arg;
+    if (p->fiber)
+        gr_fiber_wake(p->fiber);
+}
+
+static void pass_ended(struct gr_bio *bio)
+{
+    ((struct dpass *)bio->arg)->ended = true;
+}
+
+struct dop *disk_pass_begin(struct dpass *p, struct vobj *o, uint64_t first, uint64_t end, bool moves)
+{
+    *p = (struct dpass){ .bio = { .op = GR_OP_WRITE, .off = first * VMFS_PIECE, .len = (end - first) * VMFS_PIECE, .done = pass_ended, .arg = p } };
+    struct dop *op = disk_op_new(o, &p->bio);
+    if (!op)
+        return NULL;
+    op->range.first = first;
+    op->range.end = end;
+    op->range.moves = moves;
+    op->range.grant = pass_granted;
+    op->range.arg = op;
+    range_enter(o, &op->range);
+    p->fiber = gr_fiber_self();
+    while (!op->range.granted)
+        gr_fiber_suspend();
+    return op;
+}
+
 /* ---- overwriting in place ---- */
 /* May [first, end) be overwritten where it lies? Then the runs are in @runs. -1: no (or the map is not in memory). */
 static int in_place_runs(const struct dop *op, struct run *runs, unsigned max)

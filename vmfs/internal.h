@@ -128,8 +128,14 @@ struct vrange {
     bool granted;
     struct vrange *prev, *next;
     bool renews;         /* a copy: it goes on in the new epoch when one begins without a snapshot */
+    bool moves;          /* it changes where pieces lie, not what they are: nobody who watches is told */
     void (*grant)(struct vrange *r); /* called when it may go on */
     void *arg;
+};
+/* Pieces that somebody has read without holding anybody up: was a write admitted there since? */
+struct vwatch {
+    uint64_t first, end;
+    bool hit;
 };
 struct vobj { /* an object this host holds the lock of */
     struct vobj *hash_next;
@@ -176,6 +182,8 @@ struct vobj { /* an object this host holds the lock of */
     size_t n_attrs;
     struct gr_fmutex load_lock;  /* one fiber loads nodes of this object at a time */
     struct vrange *ranges, *last_range; /* admitted and waiting, in order of arrival */
+    struct vwatch *watch;        /* of defrag.c; NULL: nobody watches */
+    bool defragmenting;
     unsigned waiting;
     bool frozen;                 /* admission stopped (revert, resize, remove) */
     bool granting;
@@ -400,6 +408,13 @@ int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, u
 int vdev_swap(struct vmfs *v, uint64_t addr, const void *was, const void *now);
 int vdev_swap_last(struct vmfs *v, uint64_t addr, const void *was, const void *now); /* the same when the volume was given up */
 int vdev_flush(struct vmfs *v); /* all devices */
+struct vread { /* one of several that are made at once */
+    uint64_t addr;
+    uint32_t units;
+    int status; /* out */
+    void *buf;
+};
+void vdev_read_all(struct vmfs *v, struct vread *reads, unsigned n);
 void *vunits_alloc(uint32_t units); /* aligned, zeroed; free() */
 /* Give the volume up on this host: nothing is acknowledged any more. [sync] */
 void vmfs_fence(struct vmfs *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -789,6 +804,8 @@ int record_durable(struct vobj *o, uint64_t piece, uint32_t count, uint64_t addr
 int record_epoch(struct vobj *o);
 /* Is a unit born at @birth at @piece still needed by a snapshot (or origin) the tree with parent @parent_snap grew from? */
 bool held_by_ancestors(struct vobj *o, uint64_t parent_snap, uint64_t birth, uint64_t piece_end);
+/* Has a snapshot been taken since epoch @birth, that is still in the table? Then a map change of that birth belongs to it, too. */
+bool frozen_since(struct vobj *o, uint64_t birth);
 
 /* What a thick or eager disk needs to overwrite all it has, when nothing may be overwritten where it lies any more; thin: 0 [sync]. */
 uint64_t vobj_overwrite_units(const struct vobj *o);
@@ -860,6 +877,14 @@ int disk_scrub(struct dop *op); /* GR_OP_SCRUB (fiber): disk_scrub.c */
 int disk_unshared(struct vobj *o, struct gr_err *err); /* 0; -EBUSY: a piece of it has another owner, or may have (fiber) */
 void disk_copy(struct gr_chan *ch, struct gr_bio *bio); /* GR_OP_COPY: disk_copy.c */
 struct dop *disk_op_new(struct vobj *o, struct gr_bio *bio);
+/* An operation of our own on pieces [first, end), for which nobody waits: admitted when it returns (fiber). It ends as any other, and then
+ * p->bio has its status. NULL: out of memory. @moves: struct vrange. */
+struct dpass {
+    struct gr_bio bio;
+    struct gr_fiber *fiber; /* not NULL: it waits */
+    bool ended;
+};
+struct dop *disk_pass_begin(struct dpass *p, struct vobj *o, uint64_t first, uint64_t end, bool moves);
 /* Admitted before the newest snapshot: it belongs to that, and checkpoints wait for it. */
 static inline bool dop_late(const struct dop *op) { return op->range.epoch < op->o->epoch; }
 extern const struct gr_bdev_ops vmfs_disk_ops;

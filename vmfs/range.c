@@ -10,6 +10,8 @@ static void grant(struct vobj *o, struct vrange *r)
 {
     r->granted = true;
     r->epoch = o->epoch;
+    if (o->watch && !r->moves && r->first < o->watch->end && o->watch->first < r->end)
+        o->watch->hit = true;
     o->in_flight++;
     r->grant(r);
 }

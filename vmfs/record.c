@@ -113,8 +113,7 @@ static int map_live(struct vobj *o, const struct map_change *c, struct drop *d)
     return set_in(o->v, leaf, c, d);
 }
 
-/* Has a snapshot been taken since epoch @birth? */
-static bool frozen_since(struct vobj *o, uint64_t birth)
+bool frozen_since(struct vobj *o, uint64_t birth)
 {
     const struct vsnap *s = vobj_snap(o, o->parent_snap);
     return s && s->epoch >= birth;

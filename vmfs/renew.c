@@ -32,21 +32,6 @@ static uint32_t old_run(const struct vrenew *w, const struct mnode *leaf, uint64
     return n;
 }
 
-struct pass { /* one admitted operation */
-    struct gr_fiber *fiber;
-    bool ended, waits;
-};
-static void pass_granted(struct vrange *r)
-{
-    struct pass *p = ((struct dop *)r->arg)->bio->arg;
-    if (p->waits)
-        gr_fiber_wake(p->fiber);
-}
-static void pass_ended(struct gr_bio *bio)
-{
-    ((struct pass *)bio->arg)->ended = true;
-}
-
 /* Admitted: what is old in [first, end) of one leaf is read and written; what has no data needs no unit. */
 static int renew_range(struct vrenew *w, struct dop *op, uint64_t first, uint64_t end)
 {
@@ -78,22 +63,13 @@ static int renew_range(struct vrenew *w, struct dop *op, uint64_t first, uint64_
 
 static int renew_pass(struct vrenew *w, struct vobj *o, uint64_t first, uint64_t end)
 {
-    struct pass p = { gr_fiber_self(), false, false };
-    struct gr_bio bio = { .op = GR_OP_WRITE, .off = first * VMFS_PIECE, .len = (end - first) * VMFS_PIECE, .done = pass_ended, .arg = &p };
-    struct dop *op = disk_op_new(o, &bio);
+    struct dpass p;
+    struct dop *op = disk_pass_begin(&p, o, first, end, false);
     if (!op)
         return -ENOMEM;
-    op->range.first = first;
-    op->range.end = end;
-    op->range.grant = pass_granted;
-    op->range.arg = op;
-    range_enter(o, &op->range);
-    p.waits = true;
-    while (!op->range.granted)
-        gr_fiber_suspend();
     disk_op_finish(op, op->v->fenced ? -GR_EFENCED : renew_range(w, op, first, end), false);
     assert(p.ended);
-    return bio.status;
+    return p.bio.status;
 }
 
 int disk_renew(struct vrenew *w, struct gr_err *err)

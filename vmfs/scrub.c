@@ -31,11 +31,7 @@ struct scrub {
     struct one one[BATCH];
     unsigned n;
     uint8_t *buf;
-    struct gr_bio bio[BATCH];
-    struct iovec iov[BATCH];
-    unsigned left;
-    bool waiting;
-    struct gr_fiber *fiber;
+    struct vread run[BATCH];
 };
 
 /* ---- what an object has, to look at ---- */
@@ -146,35 +142,16 @@ static int piece_bad(struct scrub *s, uint64_t snap, const struct one *p)
     return 0;
 }
 
-static void read_done(struct gr_bio *bio)
-{
-    struct scrub *s = bio->arg;
-    if (--s->left == 0 && s->waiting)
-        gr_fiber_wake(s->fiber);
-}
-
 /* The pieces gathered, all at once; runs of a device that lie behind each other are one request. */
 static unsigned batch_read(struct scrub *s)
 {
     unsigned n = 0;
-    s->left = 1;
-    s->waiting = false;
     for (unsigned i = 0, k; i < s->n; i = k) {
         for (k = i + 1; k < s->n && s->one[k].addr == s->one[i].addr + (k - i);)
             k++;
-        struct gr_bio *b = &s->bio[n];
-        s->iov[n] = (struct iovec){ s->buf + (size_t)i * VMFS_UNIT, (size_t)(k - i) * VMFS_UNIT };
-        *b = (struct gr_bio){ .op = GR_OP_READ, .off = vmfs_addr_unit(s->one[i].addr) * VMFS_UNIT, .len = s->iov[n].iov_len, .iov = &s->iov[n], .iovcnt = 1,
-                              .done = read_done, .arg = s };
-        n++;
-        s->left++;
-        gr_submit(s->v->dev[vmfs_addr_dev(s->one[i].addr)].ch, b);
+        s->run[n++] = (struct vread){ .addr = s->one[i].addr, .units = k - i, .buf = s->buf + (size_t)i * VMFS_UNIT };
     }
-    s->left--;
-    while (s->left) {
-        s->waiting = true;
-        gr_fiber_suspend();
-    }
+    vdev_read_all(s->v, s->run, n);
     return n;
 }
 
@@ -183,9 +160,9 @@ static int batch(struct scrub *s, uint64_t snap)
     unsigned n = batch_read(s), i = 0;
     int r = s->v->fenced ? -GR_EFENCED : 0;
     for (unsigned b = 0; r == 0 && b < n; b++)
-        for (unsigned k = 0; r == 0 && k < s->iov[b].iov_len / VMFS_UNIT; k++, i++) {
+        for (unsigned k = 0; r == 0 && k < s->run[b].units; k++, i++) {
             const uint8_t *data = s->buf + (size_t)i * VMFS_UNIT;
-            if (s->bio[b].status < 0 || (vcrc_kept(s->v) && gr_crc32c(0, data, VMFS_PIECE) != s->one[i].crc))
+            if (s->run[b].status < 0 || (vcrc_kept(s->v) && gr_crc32c(0, data, VMFS_PIECE) != s->one[i].crc))
                 r = piece_bad(s, snap, &s->one[i]);
         }
     s->now.bytes += (uint64_t)s->n * VMFS_PIECE;
@@ -377,7 +354,6 @@ static int scrub(struct scrub *s, struct gr_err *err)
     struct vmfs *v = s->v;
     const struct gr_world *w = gr_loop_world(v->loop);
     s->started_ns = s->saved_ns = gr_loop_now_ns(v->loop);
-    s->fiber = gr_fiber_self();
     s->rep->resumed = !s->o->restart && v->sb.scrub.started_s && !v->sb.scrub.ended_s;
     s->now = s->rep->resumed ? v->sb.scrub : (struct vscrub){ .started_s = (uint64_t)w->wall_s(w->arg) };
     int r = metadata_read(s, err);

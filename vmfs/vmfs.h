@@ -293,6 +293,27 @@ int vmfs_detach(struct vmfs_disk *d, const struct vmfs_detach *opts, uint64_t *r
  * context. */
 void vmfs_resume_object(struct vmfs *v, uint64_t id);
 /* With all removals that no host is at: hosts of an earlier release do not say of which. */
+struct vmfs_defrag_opts {
+    uint64_t rate; /* bytes moved a second; 0: as fast as it goes */
+    bool dry_run;  /* only look */
+    /* Once in a while: how much of the data was looked at, bytes; not 0: stop. In the fiber; may be NULL. */
+    int (*progress)(void *arg, uint64_t done, uint64_t all, struct gr_err *err);
+    void *arg;
+};
+struct vmfs_defrag_report {
+    uint64_t bytes;             /* looked at: what the disk holds without its snapshots */
+    uint64_t runs_before, runs; /* in so many reads it could be read from its beginning to its end, with what lies between them; dry_run: runs as estimated */
+    uint64_t moved;             /* bytes; dry_run: that would be moved */
+    uint64_t shared;            /* bytes that stay where they are: snapshots, clones or copies have them, too */
+    uint64_t busy, splinters;   /* bytes of windows that were left: they were written all the time; free space is in splinters */
+    uint64_t bad;               /* bytes that the device does not return as they were written: they stay where they are */
+};
+/* What random writes left in splinters is put one behind the other, while the disk is in use: by windows of 1 MiB, as far as it is the disk's alone.
+ * Nothing counts as changed. Between windows it waits as @opts->rate says, and four times as long as a window took while there are requests. Killed, or stopped, it has
+ * moved what it has moved; the next call finds less to do. What is moved is durable when it returns, also on failure. -EBUSY: it is at it
+ * already; -GR_ENOSPACE: what it needs for the moment would come from what is kept back; -EIO: lost writes, vmfs_accept_loss(). */
+int vmfs_defragment(struct vmfs_disk *d, const struct vmfs_defrag_opts *opts, struct vmfs_defrag_report *ret, struct gr_err *err);
+/* Go on with removals that no host is at: another one asks that cannot, because something that it needs is ours. Any context. */
 void vmfs_resume(struct vmfs *v);
 /* New disk or file; parent folders are made. -EEXIST. size: multiple of 512, > 0 for disks, at most VMFS_DISK_MAX. */
 int vmfs_create(struct vmfs *v, const char *path, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct gr_err *err);

@@ -494,6 +494,32 @@ static void rekey(struct crash_work *w, struct orc_disk *d)
     gr_frwlock_unlock(&d->lock);
 }
 
+/* Pieces are put behind each other, now and then until it is told to stop. */
+static int stop_perhaps(void *arg, uint64_t done, uint64_t all, struct gr_err *err)
+{
+    struct crash_work *w = arg;
+    (void)done;
+    (void)all;
+    gr_fiber_sleep_ms(rnd(w, 2));
+    return rnd(w, 8) ? 0 : gr_fail(err, -GR_ECANCELED, "enough");
+}
+
+static void defragment(struct crash_work *w, struct orc_disk *d)
+{
+    struct vmfs_defrag_opts o = { .progress = rnd(w, 2) ? stop_perhaps : NULL, .arg = w };
+    struct vmfs_defrag_report rep = { 0 };
+    struct gr_err err = { 0 };
+    gr_frwlock_read(&d->lock);
+    int r = d->d ? vmfs_defragment(d->d, &o, &rep, &err) : 0;
+    gr_frwlock_unlock(&d->lock);
+    if (r < 0 && r != -GR_ENOSPACE && r != -GR_ECANCELED)
+        wrong(w, gr_err_text(&err, r), r);
+    if (rep.bad)
+        wrong(w, "defragment: it does not return what was written", -EIO);
+    w->defragments++;
+    w->defragmented += rep.moved >> 10;
+}
+
 static void admin_step(struct crash_work *w, unsigned admin)
 {
     struct orc_disk *d = pick(w, admin, w->admin_fibers);
@@ -526,6 +552,9 @@ static void admin_step(struct crash_work *w, unsigned admin)
         copy(w);
     else
         gr_fiber_sleep_ms(rnd(w, 40));
+    d = pick(w, admin, w->admin_fibers);
+    if (d && rnd(w, 3) == 0)
+        defragment(w, d);
 }
 
 struct admin {

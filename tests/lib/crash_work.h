@@ -13,7 +13,7 @@ struct crash_work {
     bool reserved; /* disks are thick and eager, too: the device must have room for all they are promised */
     unsigned running, groups, names;
     uint64_t writes, flushes, snapshots, clones, reverts, removes, renames, deletes, resizes, compares, thick, eager, stale; /* stale: reads that were wrong */
-    uint64_t no_space, owned /* clones that are none any more */, copies, encrypted, rekeys, rewrites;
+    uint64_t no_space, owned /* clones that are none any more */, copies, encrypted, rekeys, rewrites, defragments, defragmented /* KiB */;
     char why[256];
     struct gr_fqueue done;
     struct gr_fmutex copying; /* a copy holds two disks */

@@ -29,7 +29,7 @@ static struct totals {
     uint64_t cuts, second_cuts, histories, entries;
     uint64_t replays, replayed_records, dropped, takeovers, redirected, in_place, splits, merges, checkpoints, frames, unsure, durable;
     uint64_t snapshots, clones, owned, reverts, deletes, removes, renames, resizes, compares, copies, repaired, no_space, thick, eager, roomy_cuts;
-    uint64_t devices_added, devices_removed, devices_kept, device_cuts, moved_kib, encrypted, rekeys, rewrites, key_cuts;
+    uint64_t devices_added, devices_removed, devices_kept, device_cuts, moved_kib, encrypted, rekeys, rewrites, key_cuts, defragments, defragmented;
 } total;
 
 struct history {
@@ -307,6 +307,8 @@ static int history_fn(void *arg)
     total.rekeys += h->w.rekeys;
     total.rewrites += h->w.rewrites;
     total.key_cuts += h->w.kek ? h->cuts : 0;
+    total.defragments += h->w.defragments;
+    total.defragmented += h->w.defragmented;
     total.device_cuts += h->several ? h->cuts : 0;
     orc_free(&h->w.orc);
     free(h);
@@ -327,6 +329,7 @@ static void report(void)
     printf("# devices added %llu, removed %llu, kept for want of room %llu, %llu KiB moved, in histories of %llu cuts\n", N(devices_added),
            N(devices_removed), N(devices_kept), N(moved_kib), N(device_cuts));
     printf("# encrypted disks %llu, new keys %llu, rewritten %llu, in histories of %llu cuts\n", N(encrypted), N(rekeys), N(rewrites), N(key_cuts));
+    printf("# defragmented %llu times, %llu KiB moved\n", N(defragments), N(defragmented));
     printf("# operations flushed %llu; sectors with several allowed values %llu\n", N(durable), N(unsure));
 #undef N
 }
@@ -351,6 +354,7 @@ static void power_cuts(void **state)
         assert_true(total.snapshots && total.deletes && total.clones && total.owned && total.reverts && total.removes && total.renames && total.resizes);
         assert_true(total.encrypted && total.rekeys && total.rewrites && total.key_cuts);
         assert_true(total.thick && total.eager && total.roomy_cuts);
+        assert_true(total.defragments && total.defragmented);
         assert_true(total.devices_added && total.devices_removed && total.moved_kib && total.device_cuts);
         assert_true(total.compares && total.durable && total.unsure && total.second_cuts && total.checkpoints > total.histories);
     }

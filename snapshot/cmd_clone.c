@@ -4,19 +4,6 @@
 #include "snapshot/cmd_storage.h"
 #include <string.h>
 
-struct transfer {
-    struct gr_cmd_ctx *c;
-    const char *what;
-};
-
-static int show_progress(void *arg, json_t *part)
-{
-    struct transfer *t = arg;
-    gr_cmd_progress(t->c, t->what, (uint64_t)json_integer_value(json_object_get(part, "done")),
-                    (uint64_t)json_integer_value(json_object_get(part, "total")), true);
-    return 0;
-}
-
 /* The run of '#' in the last name of @pattern becomes @number, with zeros before it. */
 static char *numbered(const char *pattern, uint64_t number)
 {
@@ -72,7 +59,7 @@ int snap_cmd_clone(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     struct snap_path p;
     json_t *names = json_array(), *params = NULL, *res = NULL;
-    struct transfer t = {c, "copying"};
+    struct snap_transfer t = {c, "copying"};
     int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_EITHER, &p, err);
     if (r == 0)
         r = target_names(c, names, err);
@@ -87,7 +74,7 @@ int snap_cmd_clone(struct gr_cmd_ctx *c, struct gr_err *err)
     if (r == 0)
         json_object_set(params, one ? "to" : "targets", one ? json_array_get(names, 0) : names);
     if (r == 0)
-        r = snap_cmd_call(c, "snapshot.clone", params, show_progress, &t, &res, err);
+        r = snap_cmd_call(c, "snapshot.clone", params, snap_cmd_show_progress, &t, &res, err);
     const char *how = gr_cmd_flag(c, "full") ? "is a copy of" : "starts at";
     if (r == 0 && one)
         r = gr_cmd_done(c, res, "disk %s %s %s", gr_cmd_arg(c, 1), how, gr_cmd_arg(c, 0));
@@ -101,7 +88,7 @@ int snap_cmd_clone(struct gr_cmd_ctx *c, struct gr_err *err)
 int snap_cmd_detach(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     struct snap_path p;
-    struct transfer t = {c, "copying"};
+    struct snap_transfer t = {c, "copying"};
     json_t *res = NULL;
     uint64_t rate = 0;
     const char *text = gr_cmd_opt(c, "rate");
@@ -109,7 +96,7 @@ int snap_cmd_detach(struct gr_cmd_ctx *c, struct gr_err *err)
     if (r == 0 && text)
         r = snap_cmd_size(c, text, &rate, err);
     if (r == 0)
-        r = snap_cmd_call(c, "disk.detach", json_pack("{s:s,s:I}", "disk", gr_cmd_arg(c, 0), "rate", (json_int_t)rate), show_progress, &t, &res, err);
+        r = snap_cmd_call(c, "disk.detach", json_pack("{s:s,s:I}", "disk", gr_cmd_arg(c, 0), "rate", (json_int_t)rate), snap_cmd_show_progress, &t, &res, err);
     char size[16];
     gr_format_size((uint64_t)json_integer_value(json_object_get(res, "copied")), size);
     if (r == 0)

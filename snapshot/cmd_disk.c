@@ -206,30 +206,17 @@ static int cmd_delete(struct gr_cmd_ctx *c, struct gr_err *err)
     return r < 0 ? r : gr_cmd_done(c, NULL, "disk %s deleted", gr_cmd_arg(c, 0));
 }
 
-struct transfer {
-    struct gr_cmd_ctx *c;
-    const char *what;
-};
-
-static int show_progress(void *arg, json_t *part)
-{
-    struct transfer *t = arg;
-    gr_cmd_progress(t->c, t->what, (uint64_t)json_integer_value(json_object_get(part, "done")),
-                    (uint64_t)json_integer_value(json_object_get(part, "total")), true);
-    return 0;
-}
-
 static int cmd_rekey(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     struct snap_path p;
     json_t *res = NULL;
-    struct transfer t = {c, "rewriting"};
+    struct snap_transfer t = {c, "rewriting"};
     int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_DISK, &p, err);
     if (r == 0)
         r = snap_cmd_call(c, "disk.rekey",
                           json_pack("{s:s,s:b,s:b,s:b,s:s*}", "disk", gr_cmd_arg(c, 0), "wrap", gr_cmd_flag(c, "wrap"), "rewrite",
                                     gr_cmd_flag(c, "rewrite"), "resume", gr_cmd_flag(c, "resume"), "key", gr_cmd_opt(c, "key")),
-                          show_progress, &t, &res, err);
+                          snap_cmd_show_progress, &t, &res, err);
     const char *key = json_string_value(json_object_get(res, "key"));
     if (r == 0)
         r = gr_cmd_done(c, res, gr_cmd_flag(c, "wrap")     ? "disk %s: its data keys are wrapped with key %s now"
@@ -270,7 +257,7 @@ static int cmd_import(struct gr_cmd_ctx *c, struct gr_err *err)
     gr_auto_free char *file = NULL;
     json_t *res = NULL, *extents = json_array();
     const char *disk = gr_cmd_arg(c, 1), *extent;
-    struct transfer t = {c, "importing"};
+    struct snap_transfer t = {c, "importing"};
     int r = snap_path_parse(disk, SNAP_PATH_DISK, &p, err);
     if (r == 0)
         r = snap_cmd_absolute(gr_cmd_arg(c, 0), &file, err);
@@ -286,7 +273,7 @@ static int cmd_import(struct gr_cmd_ctx *c, struct gr_err *err)
     if (r < 0)
         json_decref(params);
     else
-        r = snap_cmd_call(c, "disk.import", params, show_progress, &t, &res, err);
+        r = snap_cmd_call(c, "disk.import", params, snap_cmd_show_progress, &t, &res, err);
     if (r == 0)
         r = gr_cmd_done(c, res, "disk %s imported from %s", disk, gr_cmd_arg(c, 0));
     json_decref(extents);
@@ -299,7 +286,7 @@ static int cmd_export(struct gr_cmd_ctx *c, struct gr_err *err)
     struct snap_path p;
     gr_auto_free char *file = NULL, *disk = NULL;
     json_t *res = NULL;
-    struct transfer t = {c, "exporting"};
+    struct snap_transfer t = {c, "exporting"};
     int r = snap_path_parse(gr_cmd_arg(c, 0), SNAP_PATH_EITHER, &p, err);
     if (r == 0)
         r = snap_cmd_absolute(gr_cmd_arg(c, 1), &file, err);
@@ -309,7 +296,7 @@ static int cmd_export(struct gr_cmd_ctx *c, struct gr_err *err)
     r = snap_cmd_call(c, "disk.export",
                       json_pack("{s:s,s:s,s:s*,s:s*}", "disk", disk ? disk : "", "file", file, "format", gr_cmd_opt(c, "format"), "snapshot",
                                 p.snap[0] ? p.snap : NULL),
-                      show_progress, &t, &res, err);
+                      snap_cmd_show_progress, &t, &res, err);
     char size[16];
     gr_format_size((uint64_t)json_integer_value(json_object_get(res, "allocated")), size);
     if (r == 0)
@@ -376,6 +363,7 @@ const struct gr_cmd snap_disk_commands[] = {
     {"disk", "delete", "DATASTORE/PATH", 1, 1, "delete a disk and its snapshots", NULL, cmd_delete},
     {"disk", "detach", "DATASTORE/PATH", 1, 1, "give a clone its own copy of all that it shares", snap_detach_opts, snap_cmd_detach},
     {"disk", "promote", "DATASTORE/PATH", 1, 1, "let a clone and the disk it was cloned from change places", NULL, snap_cmd_promote},
+    {"disk", "defragment", "DATASTORE/PATH", 1, 1, "put a disk's blocks one behind the other, where no snapshot has them", snap_defragment_opts, snap_cmd_defragment},
     {"disk", "rekey", "DATASTORE/PATH", 1, 1, "give an encrypted disk a new key", rekey_opts, cmd_rekey},
     {"disk", "erase", "DATASTORE/PATH", 1, 1, "destroy the keys of an encrypted disk", erase_opts, cmd_erase},
     {"disk", "move", "DATASTORE/PATH HOST", 2, 2, "give a disk to another host while it is in use", NULL, cmd_move},

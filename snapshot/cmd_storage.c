@@ -71,3 +71,11 @@ int snap_cmd_size(struct gr_cmd_ctx *c, const char *text, uint64_t *ret, struct 
     *ret = size;
     return 0;
 }
+
+int snap_cmd_show_progress(void *arg, json_t *part)
+{
+    struct snap_transfer *t = arg;
+    gr_cmd_progress(t->c, t->what, (uint64_t)json_integer_value(json_object_get(part, "done")),
+                    (uint64_t)json_integer_value(json_object_get(part, "total")), true);
+    return 0;
+}

@@ -12,12 +12,21 @@ char *snap_cmd_disk(const struct snap_path *p);
 int snap_cmd_absolute(const char *path, char **ret, struct gr_err *err);
 /* --size of the command line. */
 int snap_cmd_size(struct gr_cmd_ctx *c, const char *text, uint64_t *ret, struct gr_err *err);
+/* on_part of a long request that tells "done" and "total". */
+struct snap_transfer {
+    struct gr_cmd_ctx *c;
+    const char *what; /* it does */
+};
+int snap_cmd_show_progress(void *arg, json_t *part);
 int snap_cmd_quota(struct gr_cmd_ctx *c, struct gr_err *err); /* cmd_quota.c */
 /* cmd_clone.c */
 int snap_cmd_clone(struct gr_cmd_ctx *c, struct gr_err *err);
 int snap_cmd_detach(struct gr_cmd_ctx *c, struct gr_err *err);
 int snap_cmd_promote(struct gr_cmd_ctx *c, struct gr_err *err);
 extern const struct gr_opt snap_clone_opts[], snap_detach_opts[];
+/* cmd_defragment.c */
+int snap_cmd_defragment(struct gr_cmd_ctx *c, struct gr_err *err);
+extern const struct gr_opt snap_defragment_opts[];
 /* cmd_policy.c */
 int snap_cmd_policy(struct gr_cmd_ctx *c, struct gr_err *err);
 int snap_cmd_prune(struct gr_cmd_ctx *c, struct gr_err *err);

@@ -34,6 +34,7 @@
  *            (initiators are told by UNIT ATTENTION), and its limits (a second; 0: none)
  *   disk.resize {"disk","size","shrink"?} → as disk.info      disk.delete {"disk"}      disk.release {"disk"}
  *   disk.detach {"disk","rate"?} parts {"done","total"} → as disk.info, and "copied": a clone gets its own blocks; goes on where an earlier one was
+ *   disk.defragment {"disk","rate"?,"dry-run"?} parts {"done","total"} → {"disk","dry-run","bytes","runs-before","runs","moved","shared","busy","splintered","damaged"}
  *   disk.promote {"disk"} → as disk.info: a clone and the disk it was cloned from change places
  *   disk.checkpoint {"disk"} makes all that is known of it readable for readers of the datastore elsewhere
  *   disk.import {"disk","file","format"?:"raw|vmdk","extents"?:[…],"provision"?} parts {"done","total"} → as disk.info

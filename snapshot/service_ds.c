@@ -539,6 +539,7 @@ void snap_disk_put(struct snap_disk *d)
 
 int snap_disk_drop(struct snap_svc *s, struct snap_disk *d, bool only_idle, struct gr_err *err)
 {
+    snap_passes_stop(s, d->h);
     if (d->h->users > 1)
         return gr_fail(err, -GR_ELOCKED, "disk %s/%s is in use by %u other request%s", d->ds->name, d->h->path, d->h->users - 1,
                        d->h->users == 2 ? "" : "s");

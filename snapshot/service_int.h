@@ -26,6 +26,8 @@ struct snap_handle {
     char *path; /* inside the datastore */
     struct vmfs_disk *disk;
     unsigned users; /* requests at work on it */
+    unsigned passes; /* of them, those that stop when somebody needs the disk for himself */
+    unsigned wanted; /* somebody does */
     unsigned mounted; /* open for writing through a mount (mnt_int.h): nobody else may use it */
     bool closing;   /* goes away: nobody new */
 };
@@ -243,7 +245,8 @@ static inline void snap_json_decref(json_t **o)
 }
 #define snap_auto_json gr_auto(snap_json_decref)
 extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_stream_methods[], snap_move_methods[],
-    snap_group_methods[], snap_key_methods[], snap_quota_methods[], snap_origin_methods[], snap_clone_methods[], snap_policy_methods[], snap_prune_methods[];
+    snap_group_methods[], snap_key_methods[], snap_quota_methods[], snap_origin_methods[], snap_clone_methods[], snap_policy_methods[], snap_prune_methods[], snap_defragment_methods[];
+void snap_passes_stop(struct snap_svc *s, struct snap_handle *h); /* service_defragment.c: until none is at work, or too long */
 /* ---- encrypted disks (service_key.c) ---- */
 /* The key that params "encrypt", "key" and "key-file" ask for a new disk; 0: it is not encrypted. */
 int snap_op_encrypt(struct snap_op *op, uint64_t *ret_key);

@@ -90,10 +90,14 @@ static void comes(void *arg, int fd, const struct gr_link_peer *who)
 static bool for_hosts(const char *method)
 {
     static const char *const names[] = {
-        "daemon.nbd-url", "datastore.accept-loss", "datastore.open-device", "datastore.recall-quota", "datastore.rescan", "datastore.resume", "disk.checkpoint", "disk.delete", "disk.detach", "disk.erase", "disk.info", "disk.list", "disk.move",
-        "disk.promote", "disk.rekey", "disk.release", "disk.resize", "disk.set", "disk.take", "fs.locks", "fs.lost", "fs.stat", "fs.yield", "lun.attention", "lun.reserve",
-        "lun.rules-changed", "snapshot.bookmark", "snapshot.clone", "snapshot.create", "snapshot.delete",
-        "snapshot.diff", "snapshot.expire", "snapshot.expose", "snapshot.hold", "snapshot.list", "snapshot.protect", "snapshot.revert", "snapshot.settle", "snapshot.take", "snapshot.unexpose", "snapshot.unprotect",
+        "daemon.nbd-url", "datastore.accept-loss", "datastore.open-device", "datastore.recall-quota",
+        "datastore.rescan", "datastore.resume", "disk.checkpoint", "disk.defragment", "disk.delete", "disk.detach",
+        "disk.erase", "disk.info", "disk.list", "disk.move", "disk.promote", "disk.rekey", "disk.release",
+        "disk.resize", "disk.set", "disk.take", "fs.locks", "fs.lost", "fs.stat", "fs.yield", "lun.attention",
+        "lun.reserve", "lun.rules-changed", "snapshot.bookmark", "snapshot.clone", "snapshot.create",
+        "snapshot.delete", "snapshot.diff", "snapshot.expire", "snapshot.expose", "snapshot.hold", "snapshot.list",
+        "snapshot.protect", "snapshot.revert", "snapshot.settle", "snapshot.take", "snapshot.unexpose",
+        "snapshot.unprotect",
     };
     for (size_t i = 0; i < GR_ARRAY_LEN(names); i++)
         if (strcmp(names[i], method) == 0)

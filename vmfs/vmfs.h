@@ -292,7 +292,6 @@ int vmfs_detach(struct vmfs_disk *d, const struct vmfs_detach *opts, uint64_t *r
 /* Go on with the removal of an object that no host is at: another one asks that cannot, because something that it needs is ours. In the background, any
  * context. */
 void vmfs_resume_object(struct vmfs *v, uint64_t id);
-/* With all removals that no host is at: hosts of an earlier release do not say of which. */
 struct vmfs_defrag_opts {
     uint64_t rate; /* bytes moved a second; 0: as fast as it goes */
     bool dry_run;  /* only look */
@@ -313,7 +312,7 @@ struct vmfs_defrag_report {
  * moved what it has moved; the next call finds less to do. What is moved is durable when it returns, also on failure. -EBUSY: it is at it
  * already; -GR_ENOSPACE: what it needs for the moment would come from what is kept back; -EIO: lost writes, vmfs_accept_loss(). */
 int vmfs_defragment(struct vmfs_disk *d, const struct vmfs_defrag_opts *opts, struct vmfs_defrag_report *ret, struct gr_err *err);
-/* Go on with removals that no host is at: another one asks that cannot, because something that it needs is ours. Any context. */
+/* With all removals that no host is at: hosts of an earlier release do not say of which. */
 void vmfs_resume(struct vmfs *v);
 /* New disk or file; parent folders are made. -EEXIST. size: multiple of 512, > 0 for disks, at most VMFS_DISK_MAX. */
 int vmfs_create(struct vmfs *v, const char *path, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct gr_err *err);

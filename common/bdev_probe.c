@@ -310,11 +310,23 @@ static int second_session(struct probe *p, struct gr_err *err)
     return 0;
 }
 
+static int flushes(struct probe *p, struct gr_err *err)
+{
+    int r = gr_flush(p->ch_a);
+
+    if (r == -EOPNOTSUPP || r == -EINVAL)
+        return lies(p, err, "it cannot be told to keep what was written (SYNCHRONIZE CACHE)");
+    p->seen->flushes = r >= 0;
+    return r < 0 ? failed(p, r, err, "a flush") : 0;
+}
+
 /* ---- all of it ---- */
 static int tries(struct probe *p, struct gr_err *err)
 {
-    int r = shut_out(p, err);
+    int r = shut_out(p, err); /* with FUA */
 
+    if (r >= 0)
+        r = flushes(p, err);
     if (r >= 0)
         r = swaps(p, err);
     if (r >= 0)
@@ -364,24 +376,85 @@ static int run(struct probe *p, struct gr_err *err)
     return tidy(p, !others, tries(p, err), err);
 }
 
+/* A handle for each nexus, and memory for units. */
+static int with_handles(struct probe *p, int (*fn)(struct probe *p, struct gr_err *err), struct gr_err *err)
+{
+    *p->seen = (struct gr_probe){.fence = p->a->fence && p->b->fence};
+    if (!p->seen->fence)
+        return lies(p, err, "it has no fence");
+    uint8_t *units = gr_zalloc(4 * UNIT);
+    p->was = units;
+    p->now = units + UNIT;
+    p->one = units + 2 * UNIT;
+    p->two = units + 3 * UNIT;
+    int r = units ? gr_chan_open(p->a, gr_fiber_loop(), &p->ch_a) : -ENOMEM;
+    if (r >= 0)
+        r = gr_chan_open(p->b, gr_fiber_loop(), &p->ch_b);
+    r = r < 0 ? gr_fail(err, r, "'%s': %s", p->a->name, gr_code_text(r)) : fn(p, err);
+    gr_chan_close(p->ch_b);
+    gr_chan_close(p->ch_a);
+    free(units);
+    return r;
+}
+
 int gr_bdev_probe(struct gr_bdev *a, struct gr_bdev *b, const struct gr_probe_opts *opts, struct gr_probe *ret, struct gr_err *err)
 {
     struct probe p = {.a = a, .b = b, .o = opts, .seen = ret};
 
-    *ret = (struct gr_probe){.fence = a->fence && b->fence};
-    if (!ret->fence)
-        return lies(&p, err, "it has no fence");
-    uint8_t *units = gr_zalloc(4 * UNIT);
-    p.was = units;
-    p.now = units + UNIT;
-    p.one = units + 2 * UNIT;
-    p.two = units + 3 * UNIT;
-    int r = units ? gr_chan_open(a, gr_fiber_loop(), &p.ch_a) : -ENOMEM;
+    return with_handles(&p, run, err);
+}
+
+/* ---- of a device in use ---- */
+/* @b asks, and must be refused. */
+static int refused(struct probe *p, bool write, struct gr_err *err, const char *lie)
+{
+    int r = write ? gr_pwrite(p->ch_b, p->was, UNIT, p->o->off, 0) : gr_pread(p->ch_b, p->now, UNIT, p->o->off);
+
+    return r >= 0 ? lies(p, err, lie) : r == -GR_EFENCED ? 0 : failed(p, r, err, write ? "a write" : "a read");
+}
+
+static int member(struct probe *p, struct gr_err *err)
+{
+    int r = gr_pread(p->ch_a, p->was, UNIT, p->o->off);
+
+    if (r < 0)
+        return failed(p, r, err, "a read");
+    if ((r = refused(p, false, err, "it lets who is not registered read")) < 0)
+        return r;
+    p->seen->shuts_out_reads = true;
+    if ((r = refused(p, true, err, "it lets who is not registered write")) < 0)
+        return r;
+    p->seen->shuts_out_writes = true;
+    memcpy(p->one, p->was, UNIT);
+    p->one[UNIT - 1] ^= 1;
+    r = gr_compare_write(p->ch_a, p->o->off, p->one, p->was, UNIT, NULL);
     if (r >= 0)
-        r = gr_chan_open(b, gr_fiber_loop(), &p.ch_b);
-    r = r < 0 ? gr_fail(err, r, "'%s': %s", a->name, gr_code_text(r)) : run(&p, err);
-    gr_chan_close(p.ch_b);
-    gr_chan_close(p.ch_a);
-    free(units);
-    return r;
+        return lies(p, err, "COMPARE AND WRITE finds equal what is not");
+    if (r != -GR_EMISCOMPARE)
+        return failed(p, r, err, "a compare-and-write");
+    p->seen->miscompares = true;
+    if ((r = flushes(p, err)) < 0 || (r = enter_b(p, err)) < 0)
+        return r;
+    r = gr_pread(p->ch_b, p->now, UNIT, p->o->off);
+    p->seen->joint = r >= 0;
+    if (r < 0 && r != -GR_EFENCED)
+        r = failed(p, r, err, "a read");
+    else if (r < 0)
+        r = lies(p, err, "it does not let all who are registered read and write");
+    else if ((r = p->a->fence->eject(p->a, p->key_b, err)) >= 0)
+        r = refused(p, false, err, "a host that was ejected still reads");
+    if (r < 0) {
+        (void)p->b->fence->leave(p->b, NULL);
+        return r;
+    }
+    p->seen->ejects = true;
+    return 0;
+}
+
+int gr_bdev_probe_member(struct gr_bdev *a, struct gr_bdev *b, uint64_t off, struct gr_probe *ret, struct gr_err *err)
+{
+    const struct gr_probe_opts o = {.off = off};
+    struct probe p = {.a = a, .b = b, .o = &o, .seen = ret};
+
+    return with_handles(&p, member, err);
 }

@@ -75,7 +75,7 @@ int snap_creation_enter(const struct snap_creation *c, struct gr_bdev *bdev, str
 }
 
 static const char *const tested_names[] = {"fence", "shuts-out-writes", "shuts-out-reads", "joint", "swaps", "miscompares", "one-winner", "ejects",
-                                           "drains", "outlasts-session", "outlasts-power"};
+                                           "drains", "outlasts-session", "outlasts-power", "flushes"};
 
 json_t *snap_tested_row(uint32_t tested)
 {
@@ -89,7 +89,7 @@ json_t *snap_tested_row(uint32_t tested)
 static uint32_t tested_bits(const struct gr_probe *p)
 {
     const bool seen[] = {p->fence, p->shuts_out_writes, p->shuts_out_reads, p->joint, p->swaps, p->miscompares, p->one_winner, p->ejects,
-                         p->drains, p->outlasts_session, p->outlasts_power};
+                         p->drains, p->outlasts_session, p->outlasts_power, p->flushes};
     uint32_t bits = 0;
     for (size_t i = 0; i < GR_ARRAY_LEN(seen); i++)
         bits |= (uint32_t)seen[i] << i;

@@ -132,10 +132,21 @@ static void vmfs_ejected(void *arg)
     snap_ds_rejoin(arg);
 }
 
+/* A session of its own, as any other host's would be. */
+static int stranger(void *arg, const struct gr_bdev *device, struct gr_bdev **ret, struct gr_err *err)
+{
+    struct snap_ds *ds = arg;
+    struct gr_device_opts other = {.login = ds->login};
+    unsigned i = 0;
+    while (i < ds->n_devices && ds->bdevs[i] != device)
+        i++;
+    return i == ds->n_devices ? -ENODEV : gr_device_open(ds->svc->o.loop, ds->devices[i], &other, ret, err);
+}
+
 static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
 {
     char address[VMFS_ADDRESS_MAX + 1];
-    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = address, .portal = s->portal, .ejected = vmfs_ejected, .device_lost = vmfs_ejected, .in_use = object_in_use, .warn = vmfs_warning, .recall = snap_quota_recall, .resume = snap_tell_resume,
+    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = address, .portal = s->portal, .ejected = vmfs_ejected, .device_lost = vmfs_ejected, .in_use = object_in_use, .warn = vmfs_warning, .recall = snap_quota_recall, .stranger = stranger, .resume = snap_tell_resume,
                                .warn_arg = ds, .gone = s->gone};
     char host[65] = "";
     int r = gr_home_host_uuid(s->o.home, o.host_uuid, err);

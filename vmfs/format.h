@@ -160,6 +160,7 @@ GR_LAYOUT(struct vmfs_member_disk, stale, 52);
 #define VMFS_TESTED_DRAINS 256u
 #define VMFS_TESTED_OUTLASTS_SESSION 512u
 #define VMFS_TESTED_OUTLASTS_POWER 1024u
+#define VMFS_TESTED_FLUSHES 2048u /* FUA and flush end well; that they are kept is on the device's word */
 enum vmfs_device_state { VMFS_DEVICE_IN_USE = 0, VMFS_DEVICE_LEAVING = 1, VMFS_DEVICE_GONE = 2 };
 /* Units [from, from + units) of the device lie at address @to (which may have moved, too) and behind. A block of several units is never cut. */
 struct vmfs_moved_disk {

@@ -1,5 +1,6 @@
 /* What hosts that share logical units rely on was tried before they did (common/bdev_probe.h), and stands in the superblock. At each join
  * the part of it is looked at again that costs a few requests and disturbs nobody: an array may have been replaced, or set up anew. */
+#include "common/bdev_probe.h"
 #include "common/seam.h"
 #include "vmfs/internal.h"
 
@@ -22,6 +23,23 @@ static int registered(struct vmfs *v, unsigned dev, struct gr_err *err)
         found |= keys[i] == v->life.key;
     free(keys);
     return r < 0 ? r : found || n > KEYS_MAX ? 0 : lies(v, dev, "it does not know that this host is registered", err);
+}
+
+/* Unit 0 is nobody's. */
+static int stranger(struct vmfs *v, unsigned dev, struct gr_err *err)
+{
+    struct gr_bdev *a = v->dev[dev].bdev, *b = NULL;
+    struct gr_err why = {0};
+    struct gr_probe seen;
+    int r = v->opts.stranger(v->opts.warn_arg, a, &b, &why);
+    if (r < 0) {
+        vmfs_warn(v, "datastore '%s': whether '%s' still shuts out who is not registered cannot be tried: %s", v->sb.name, a->name, gr_err_text(&why, r));
+        return 0;
+    }
+    r = gr_bdev_probe_member(a, b, 0, &seen, &why);
+    gr_bdev_put(b);
+    const char *lie = strstr(why.text, ": "); /* behind its name */
+    return r == -EOPNOTSUPP ? lies(v, dev, lie ? lie + 2 : why.text, err) : r < 0 ? gr_fail(err, r, "%s", gr_err_text(&why, r)) : 0;
 }
 
 /* A compare-and-write of our own slot's block that must not compare equal; what it would write is what is there. */
@@ -64,6 +82,8 @@ int vhonour_check(struct vmfs *v, struct gr_err *err)
             r = registered(v, i, err);
         if (r == 0 && (d->tested & VMFS_TESTED_OUTLASTS_POWER) && b->fence->persists && (r = b->fence->persists(b, err)) == -EOPNOTSUPP)
             r = lies(v, i, "registrations and reservation do not outlast a loss of its power", err);
+        if (r == 0 && v->opts.stranger && (d->tested & VMFS_TESTED_FENCE))
+            r = stranger(v, i, err);
         compare |= (d->tested & VMFS_TESTED_MISCOMPARES) && vmfs_addr_dev(v->sb.slots.addr_a) == i;
     }
     return r == 0 && compare ? miscompares(v, err) : r;

@@ -61,6 +61,9 @@ struct vmfs_join_opts {
     const char *gone;       /* where nothing fences: the name of a host of which the caller knows that it is off and stays off: it is taken over
                                from, unless it answers. -ENOENT: no such host has joined. Borrowed until vmfs_join() returns; NULL: none */
     uint64_t features;       /* incompat features of the format that count as known, for tests of releases that know fewer; 0: all that this build knows */
+    /* Open @device once more, as another nexus that is registered nowhere: with it each join tries again what hosts rely on. Put by the volume. In a
+     * fiber; argument as for warn. An error: it is not tried, and warned of. NULL: only what one nexus can see is looked at. */
+    int (*stranger)(void *arg, const struct gr_bdev *device, struct gr_bdev **ret, struct gr_err *err);
     bool degraded;          /* join also without devices that hold no tables: what lies on them cannot be read, all else works */
     /* The key-encryption key @id: 0 and its bytes (32), or -ENOKEY. Asked for when an encrypted disk is opened or made; the bytes are zeroed
      * after use. Any context; may be NULL: no encrypted disk can be opened. */

@@ -216,7 +216,7 @@ static void expect(enum lie lie, const char *sentence, int (*again)(void *, stru
         fail_msg("lie %d: %d, '%s'", lie, r, err.text);
     if (!sentence)
         assert_true(seen.fence && seen.shuts_out_writes && seen.joint && seen.shuts_out_reads && seen.swaps && seen.miscompares && seen.one_winner &&
-                    seen.ejects && seen.drains && seen.outlasts_power && seen.outlasts_session == (again == outside));
+                    seen.ejects && seen.drains && seen.flushes && seen.outlasts_power && seen.outlasts_session == (again == outside));
     unsigned n = 1;
     assert_int_equal(a->fence->keys(a, NULL, 0, &n, NULL), 0);
     assert_int_equal(n, 0);
@@ -226,6 +226,45 @@ static void expect(enum lie lie, const char *sentence, int (*again)(void *, stru
     gr_bdev_put(a);
     gr_bdev_put(b);
     gr_mem_free(m);
+}
+
+/* A device that a host, registered as @key, has in use. */
+static void expect_member(enum lie lie, const char *sentence)
+{
+    struct gr_mem *m = gr_mem_new(SIZE);
+    struct gr_bdev *a = handle(m, lie, false, 0), *b = handle(m, lie, true, 0);
+    const uint64_t key = 4711;
+    uint64_t keys[4];
+    unsigned n = 0;
+    struct gr_probe seen;
+    struct gr_err err = {0};
+    memset(gr_mem_page(m, OFF, true), 0x77, 4096);
+    assert_int_equal(a->fence->enter(a, key, NULL), 0);
+    int r = gr_bdev_probe_member(a, b, OFF, &seen, &err);
+    if (r != (sentence ? -EOPNOTSUPP : 0) || (sentence && !strstr(err.text, sentence)))
+        fail_msg("lie %d: %d, '%s'", lie, r, err.text);
+    if (!sentence)
+        assert_true(seen.fence && seen.shuts_out_reads && seen.shuts_out_writes && seen.joint && seen.miscompares && seen.ejects && seen.flushes);
+    assert_int_equal(a->fence->keys(a, keys, 4, &n, NULL), 0);
+    assert_int_equal(n, 1);
+    assert_int_equal(keys[0], key);
+    for (int i = 0; i < 4096; i++)
+        assert_int_equal(((const uint8_t *)gr_mem_page(m, OFF, false))[i], 0x77);
+    gr_bdev_put(a);
+    gr_bdev_put(b);
+    gr_mem_free(m);
+}
+
+static int in_use(void *arg)
+{
+    (void)arg;
+    expect_member(HONEST, NULL);
+    expect_member(READS_PASS, "lets who is not registered read");
+    expect_member(WRITES_PASS, "lets who is not registered write");
+    expect_member(NOT_JOINT, "does not let all who are registered");
+    expect_member(CAW_ALWAYS, "finds equal what is not");
+    expect_member(EJECT_IDLE, "still reads");
+    return 0;
 }
 
 static int honest(void *arg)
@@ -286,5 +325,6 @@ static int others(void *arg)
 
 static void t_honest(void **state) { test_in_fiber(honest, NULL); }
 static void t_lying(void **state) { test_in_fiber(lying, NULL); }
+static void t_in_use(void **state) { test_in_fiber(in_use, NULL); }
 static void t_others(void **state) { test_in_fiber(others, NULL); }
-TEST_MAIN(TEST(t_honest), TEST(t_lying), TEST(t_others))
+TEST_MAIN(TEST(t_honest), TEST(t_lying), TEST(t_others), TEST(t_in_use))

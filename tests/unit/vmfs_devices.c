@@ -538,18 +538,36 @@ static void always_equal(struct gr_chan *ch, struct gr_bio *bio)
     honest_ops.submit(ch, bio);
 }
 
+struct second_nexus {
+    struct gr_mem *mem;
+    bool inside; /* a fence that lets everybody in */
+    unsigned asked;
+};
+
+static int second_nexus(void *arg, const struct gr_bdev *device, struct gr_bdev **ret, struct gr_err *err)
+{
+    struct second_nexus *n = arg;
+    (void)device;
+    n->asked++;
+    int r = gr_bdev_mem_open_shared(gr_fiber_loop(), n->mem, ret);
+    return r == 0 && n->inside ? (*ret)->fence->enter(*ret, 99, err) : r;
+}
+
 static int honour_fn(void *arg)
 {
-    static const char *const says[] = { "registered", "power", "compare-and-write" };
+    static const char *const says[] = { "registered", "power", "compare-and-write", "lets who is not registered read" };
     struct gr_mem *mem = gr_mem_new(64 * MIB);
     uint32_t tested = VMFS_TESTED_FENCE | VMFS_TESTED_OUTLASTS_POWER | VMFS_TESTED_MISCOMPARES;
     struct vmfs_format_opts f = { .name = "ds1", .tested = &tested };
     struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "one", .warn = warn };
     struct gr_bdev *dev = open_mem(mem, true);
     struct vmfs_device_info seen = { 0 };
+    struct second_nexus nexus = { .mem = mem };
+    o.stranger = second_nexus;
+    o.warn_arg = &nexus;
     (void)arg;
     OK(vmfs_format(gr_fiber_loop(), &dev, 1, &f, &err));
-    for (int lie = -1; lie < 4; lie++) {
+    for (int lie = -1; lie < 5; lie++) {
         struct gr_err e = { 0 };
         struct vmfs *v;
         gr_bdev_put(dev);
@@ -562,14 +580,17 @@ static int honour_fn(void *arg)
             lying.persists = forgetful;
         if (lie == 2)
             lying_ops.submit = always_equal;
+        nexus.inside = lie == 3;
+        o.stranger = lie == 2 ? NULL : second_nexus; /* one nexus sees that by itself */
         dev->fence = &lying;
         dev->ops = &lying_ops;
         int r = vmfs_join(gr_fiber_loop(), &dev, 1, &o, &v, &e);
-        if (lie < 0 || lie == 3) { /* honest before and afterwards: nobody is kept out for good */
+        if (lie < 0 || lie == 4) { /* honest before and afterwards: nobody is kept out for good */
             assert_int_equal(r, 0);
             OK(vmfs_devices(v, keep_info, &seen, &err));
             assert_int_equal(seen.tested, tested);
             OK(vmfs_leave(v, &err));
+            assert_true(nexus.asked > 0);
             continue;
         }
         assert_int_equal(r, -EOPNOTSUPP);

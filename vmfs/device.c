@@ -94,6 +94,14 @@ bool vdev_has_tables(const struct vmfs *v, unsigned dev)
     return v->joined && vmfs_addr_dev(v->me.journal_addr) == dev;
 }
 
+bool vdev_needed(const struct vmfs *v, unsigned dev)
+{
+    bool list = false; /* of what lay on a device that has left: without it nobody knows where that is */
+    for (unsigned i = 0; i < v->sb.n_devices; i++)
+        list |= v->sb.dev[i].moved_addr && vmfs_addr_dev(moved_addr(v, v->sb.dev[i].moved_addr, v->sb.dev[i].moved_units, NULL)) == dev;
+    return list || vdev_has_tables(v, dev);
+}
+
 /* It failed to do what everything relies on: whoever gives the volume up looks at that. */
 static bool note_failure(struct vdev *d, int r)
 {

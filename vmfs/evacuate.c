@@ -139,7 +139,11 @@ static int list_room(struct evac *e, struct gr_err *err)
     uint64_t addr = 0;
     int r = want > VMFS_BLOB_UNITS_MAX ? gr_fail(err, -GR_ENOSPACE, "datastore '%s': too many pieces lie on the device to be listed", e->v->sb.name)
                                        : 0;
-    if (r == 0 && e->v->sp.pool_units >= 4ull * want) /* long runs are kept for checkpoints, of which this is a part */
+    if (r == 0) { /* where it is needed as long as the volume lives: not on a device that could be lost without it */
+        space_steady(e->v, want);
+        addr = space_take_steady(e->v, want, want, &got);
+    }
+    if (r == 0 && !addr && e->v->sp.pool_units >= 4ull * want) /* long runs are kept for checkpoints, of which this is a part */
         addr = space_pool_take(e->v, want, &got);
     if (addr && got > want)
         space_unreserve(e->v, addr + want, got - want);

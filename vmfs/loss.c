@@ -20,7 +20,7 @@ static uint32_t bit_of(unsigned dev) { return (uint32_t)1 << dev; }
 static bool can_do_without(const struct vmfs *v, unsigned dev)
 {
     return v->joined && v->role == VMFS_HOST && v->opts.device_lost && !v->replaying && dev < v->sb.n_devices && v->dev[dev].ch &&
-           v->sb.dev[dev].state != VMFS_DEVICE_GONE && !vdev_has_tables(v, dev);
+           v->sb.dev[dev].state != VMFS_DEVICE_GONE && !vdev_needed(v, dev);
 }
 
 /* Who has written there since the last flush that ended well? Negative: more than a slot can name. */

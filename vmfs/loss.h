@@ -5,6 +5,7 @@
 
 /* [sync] Do tables lie there that all depend on, or journals? */
 bool vdev_has_tables(const struct vmfs *v, unsigned dev);
+bool vdev_needed(const struct vmfs *v, unsigned dev); /* [sync] these, or something else that a volume cannot be joined without? */
 /* [sync] Within vmfs_fence(): is it because of devices without tables? Then v->lost says what is lost with them. */
 bool vloss_found(struct vmfs *v);
 /* After a request to devices @devs failed: are they lost? -GR_EFENCED: yes, the volume was given up; else @r (fiber). */

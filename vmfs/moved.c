@@ -193,6 +193,11 @@ static int list_load(struct vmfs *v, unsigned dev, struct gr_err *err)
     if (r == 0)
         r = list_decode(v, dev, (const struct vmfs_moved_disk *)(b + sizeof(struct vmfs_hdr_disk)), i->moved_bytes / sizeof(struct vmfs_moved_disk), &list);
     free(b);
+    if (r < 0 && addr && vmfs_addr_dev(addr) < v->sb.n_devices && vdev_missing(v, vmfs_addr_dev(addr))) {
+        free(list.e);
+        return gr_fail(err, -ENODEV, "datastore '%s': where what lay on its device %u is now, is told by its device %u, which is missing: join it with that one", v->sb.name, dev,
+                       vmfs_addr_dev(addr));
+    }
     if (r < 0) {
         free(list.e);
         return gr_fail(err, r, "datastore '%s': the list of what lay on device %u cannot be read: %s", v->sb.name, dev, gr_code_text(r));

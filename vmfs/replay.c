@@ -93,6 +93,23 @@ static int images_home(struct scan *s)
     return r;
 }
 
+/* What does not fit the block of foreign frees. 1: its device is missing. Such units stay taken, which is safe; and listed, until the list changes. */
+static int foreign_blob(struct vmfs *v, uint64_t addr, uint32_t units, uint8_t **ret, struct gr_err *err)
+{
+    unsigned dev = vmfs_addr_dev(addr);
+    if (dev < v->sb.n_devices && vdev_missing(v, dev)) {
+        vmfs_warn(v, "datastore '%s': a list of space that slot %u gave back lies on device %u, which is missing: what it names stays taken, unless the datastore is joined with "
+                  "that device before, until 'granary datastore check %s --repair'", v->sb.name, v->slot, dev, v->sb.name);
+        return 1;
+    }
+    v->sp.aux_blob_addr = addr;
+    v->sp.aux_blob_units = units;
+    if (!(*ret = vunits_alloc(units)))
+        return -ENOMEM;
+    int r = vdev_read(v, addr, units, *ret);
+    return r == 0 ? vblock_check(v, *ret, VMFS_T_BLOB, units, addr, err) : r;
+}
+
 int foreign_load(struct vmfs *v, struct gr_err *err)
 {
     struct vmfs_aux_disk *a = vunits_alloc(1);
@@ -105,14 +122,9 @@ int foreign_load(struct vmfs *v, struct gr_err *err)
     if (r == 0 && n > VMFS_AUX_RUNS) {
         if (!space_addr_ok(v, addr, units) || units > VMFS_BLOB_UNITS_MAX || (uint64_t)units * VMFS_UNIT < (n - VMFS_AUX_RUNS) * sizeof(struct vmfs_run_disk))
             r = gr_fail(err, -GR_ECORRUPT, "slot %u: rule 7: list of foreign frees", v->slot);
-        blob = r == 0 ? vunits_alloc(units) : NULL;
-        addr = r == 0 ? moved_addr(v, addr, units, NULL) : 0;
         if (r == 0)
-            r = blob ? vdev_read(v, addr, units, blob) : -ENOMEM;
-        if (r == 0)
-            r = vblock_check(v, blob, VMFS_T_BLOB, units, addr, err);
-        v->sp.aux_blob_addr = addr;
-        v->sp.aux_blob_units = units;
+            r = foreign_blob(v, moved_addr(v, addr, units, NULL), units, &blob, err);
+        n = r == 1 ? VMFS_AUX_RUNS : n;
     }
     for (uint32_t i = 0; r >= 0 && i < n; i++) {
         const struct vmfs_run_disk *d = i < VMFS_AUX_RUNS ? &a->runs[i]
@@ -126,7 +138,6 @@ int foreign_load(struct vmfs *v, struct gr_err *err)
     free(blob);
     return r < 0 ? r : 0;
 }
-
 
 /* ---- records ---- */
 static int load_trees(struct vobj *o, const struct vmfs_rec_map_disk *d, struct gr_err *err)

@@ -57,11 +57,7 @@ static const char *no_member(const struct vmfs *v, const struct vsuper *s, const
 /* Asked for, and the device holds nothing that all depends on. */
 static bool do_without(struct vmfs *v, unsigned dev)
 {
-    const struct vtable *t[] = { &v->sb.slots, &v->sb.regions, &v->sb.inodes };
-    bool tables = false;
-    for (unsigned i = 0; i < 3; i++)
-        tables |= vmfs_addr_dev(t[i]->addr_a) == dev || vmfs_addr_dev(t[i]->addr_b) == dev; /* journals lie beside copies B */
-    if (tables || !(v->opts.degraded || v->sb.dev[dev].stale)) /* stale: it was lost, and that is known */
+    if (vdev_needed(v, dev) || !(v->opts.degraded || v->sb.dev[dev].stale)) /* stale: it was lost, and that is known */
         return false;
     vmfs_warn(v, "datastore '%s' is joined without its device %u: what lies there cannot be read until it is joined with it again", v->sb.name, dev);
     return true;

@@ -442,4 +442,76 @@ static void upgraded(void **state)
     test_in_fiber(upgraded_fn, NULL);
 }
 
-TEST_MAIN(TEST(late), TEST(newest), TEST(taken), TEST(well), TEST(older), TEST(upgraded))
+/* ---- lists that lie on it ---- */
+/* A volume of long ago: what does not fit the block of foreign frees lies on the device. */
+static void list_on_it(struct vmfs *v)
+{
+    struct vmfs_aux_disk *a = aligned_alloc(4096, 4096);
+    struct vmfs_hdr_disk *b = aligned_alloc(4096, 2 * 4096);
+    uint32_t got;
+    go_to(v, GOES);
+    uint64_t at = 0;
+    for (struct vregion *r = v->sp.regions; r && !at; r = r->next)
+        at = vmfs_addr_dev(r->first) == GOES ? r->first + r->units - 2 : 0;
+    OK(vhome_read(v, &v->sb.slots, v->slot, 1, VMFS_T_AUX, a, &err));
+    got = gr_le32_get(a->blob_units);
+    assert_true(gr_le32_get(a->n_runs) > VMFS_AUX_RUNS && got == 2);
+    assert_true(vdev_has_tables(v, vmfs_addr_dev(gr_le64_get(a->blob_addr))));
+    assert_int_equal(vdev_read(v, gr_le64_get(a->blob_addr), got, b), 0);
+    vhdr_seal(v, b, VMFS_T_BLOB, got, at, gr_le64_get(b->generation), v->slot);
+    assert_int_equal(vdev_write(v, at, got, b, 0), 0);
+    a->blob_addr = gr_le64_of(at);
+    vhdr_seal(v, a, VMFS_T_AUX, 1, vhome_addr(&v->sb.slots, v->slot, 1, 0), gr_le64_get(a->hdr.generation) + 1, v->slot);
+    OK(vhome_write(v, &v->sb.slots, v->slot, 1, a, &err));
+    free(a);
+    free(b);
+}
+
+static int lists_fn(void *arg)
+{
+    struct site *s = make(false);
+    (void)arg;
+    join(s, &s->a, "a", true);
+    join(s, &s->b, "b", true);
+    go_to(s->b.v, 1);
+    uint64_t first = 0;
+    for (struct vregion *r = s->b.v->sp.regions; r; r = r->next)
+        first = vmfs_addr_dev(r->first) == 1 ? r->first : first;
+    for (unsigned i = 0; i < VMFS_AUX_RUNS + 300u; i++) /* every other unit: no two runs are one */
+        OK(space_foreign_take(s->a.v, first + 2 * i, 1));
+    size_t n = s->a.v->sp.n_foreign;
+    s->a.v->sp.foreign_dirty = true;
+    OK(vmfs_checkpoint(s->a.v, &err));
+    list_on_it(s->a.v);
+    vmfs_abandon(s->a.v);
+    put(&s->a);
+    s->a.warned[0] = 0;
+    join(s, &s->a, "a", false);
+    assert_int_equal(s->a.v->sp.n_foreign, VMFS_AUX_RUNS);
+    assert_non_null(strstr(s->a.warned, "a list of space that slot"));
+    leave(&s->a);
+    join(s, &s->a, "a", true); /* nothing of it is forgotten */
+    assert_int_equal(s->a.v->sp.n_foreign, n);
+    /* the list of what lay on a device that has left: without it nothing can be joined, so it is not done without */
+    OK(vmfs_create(s->a.v, "x", VMFS_DISK, 8 * MIB, VMFS_THIN, &err));
+    go_to(s->a.v, GOES);
+    assert_false(vdev_needed(s->a.v, GOES));
+    s->a.v->sb.dev[1].moved_addr = vmfs_addr(GOES, 4000);
+    assert_true(vdev_needed(s->a.v, GOES));
+    s->a.told = 0;
+    lose(&s->a, "x");
+    assert_true(s->a.v->fenced && !s->a.v->lost.devices && !s->a.told);
+    assert_true(vmfs_leave(s->a.v, NULL) < 0);
+    put(&s->a);
+    leave(&s->b);
+    unmake(s);
+    return 0;
+}
+
+static void lists(void **state)
+{
+    (void)state;
+    test_in_fiber(lists_fn, NULL);
+}
+
+TEST_MAIN(TEST(late), TEST(newest), TEST(taken), TEST(well), TEST(older), TEST(upgraded), TEST(lists))

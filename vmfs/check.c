@@ -86,7 +86,7 @@ size_t chk_memory(const struct chk *c)
     n += c->cap_early * sizeof *c->early;
     for (uint32_t i = 0; c->regions && i < c->n_regions; i++) {
         const struct chk_region *r = &c->regions[i];
-        n += (r->bits ? (r->units + 7) / 8 : 0) + (r->mark ? r->units * sizeof *r->mark : 0) + r->n_shares * sizeof *r->shares;
+        n += (r->bits ? (r->units + 7) / 8 : 0) + (r->mark ? r->units * sizeof *r->mark : 0) + (r->wide ? r->units * sizeof *r->wide : 0) + r->n_shares * sizeof *r->shares;
         n += r->cap_owned * sizeof *r->owned + (r->used ? (r->units + 7) / 8 : 0) + r->n_found * sizeof *r->found;
     }
     for (size_t i = 0; i < c->n_objs; i++)
@@ -105,6 +105,7 @@ static void chk_done(struct chk *c)
     for (uint32_t i = 0; c->regions && i < c->n_regions; i++) {
         free(c->regions[i].bits);
         free(c->regions[i].mark);
+        free(c->regions[i].wide);
         free(c->regions[i].shares);
         free(c->regions[i].owned);
         free(c->regions[i].used);

@@ -63,10 +63,15 @@ struct chk_region {
     size_t n_found;
     uint8_t *bits;       /* copy of the bitmap; NULL: all free */
     uint32_t *mark;      /* per unit, made when one is reached; see check_space.c */
+    uint64_t *wide;      /* the same, stale: nothing else says which units have several owners */
     uint64_t shares_addr;
     uint32_t shares_bytes, shares_units, n_shares;
     struct vshare *shares; /* units with more owners than one, as its list says */
-    struct chk_owned { uint32_t unit, print; } *owned; /* namings of such units */
+    struct chk_owned {
+        uint32_t unit;
+        bool owned; /* that tree names it itself */
+        uint64_t print;
+    } *owned; /* namings of such units */
     size_t n_owned, cap_owned;
 };
 /* What mends a broken rule. */
@@ -106,6 +111,15 @@ struct chk {
     /* What units are is remembered for some regions at a time, [from, to): trees are walked once for each such pass. */
     uint32_t from, to;
     unsigned pass;
+    struct chk_pass { /* what was told before it began */
+        struct vmfs_check_report rep;
+        size_t lines, n_fixes;
+        uint64_t n_lines;
+        bool blind;
+    } before;
+    uint32_t narrow;  /* so many regions in the next pass; 0: as many as their marks allow */
+    size_t owned_bytes; /* of namings, in this pass */
+    bool crowded;     /* they are too many: it is done again, with fewer regions */
     struct chk_early *early; /* what is no tree's, reached at the beginning of each pass */
     size_t n_early, cap_early;
     uint32_t *damaged; /* inodes that cannot be read: what names them names something */
@@ -137,19 +151,20 @@ int chk_blobs(struct chk *c); /* blobs that do not fit their inode; the lock may
 /* check_space.c */
 enum chk_reached { CHK_NEW, CHK_AGAIN, CHK_FULL, CHK_CONFLICT, CHK_OUTSIDE /* not of this pass */, CHK_NOWHERE /* in no region: told */ };
 struct chk_use {
-    uint32_t print; /* fingerprint of what the unit is: same print, same thing */
+    uint64_t print; /* fingerprint of what the unit is: same print, same thing */
     bool owned;     /* named by the tree whose time it was born in */
     bool full;      /* nodes: all below is walked now */
     bool data;      /* may have several owners */
 };
-uint32_t chk_print(uint64_t a, uint64_t b, uint64_t c, uint64_t d);
+uint64_t chk_print(uint64_t a, uint64_t b, uint64_t c, uint64_t d);
 struct chk_early {
     uint64_t addr;
-    uint32_t units, print;
+    uint32_t units;
+    uint64_t print;
     char what[72];
 };
 /* Units that are no tree's: @print says what they are, and the text in words. */
-void chk_early(struct chk *c, uint64_t addr, uint32_t units, uint32_t print, const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+void chk_early(struct chk *c, uint64_t addr, uint32_t units, uint64_t print, const char *fmt, ...) __attribute__((format(printf, 5, 6)));
 /* [addr, addr+units) is what @use says. */
 enum chk_reached chk_reach(struct chk *c, uint64_t addr, uint32_t units, const struct chk_use *use);
 struct chk_region *chk_region_of(struct chk *c, uint64_t addr, uint32_t units); /* NULL: not inside one region */

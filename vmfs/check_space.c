@@ -7,6 +7,12 @@
 #define MARK_OWNED 0x80000000u /* that tree names it itself */
 #define MARK_FULL 0x40000000u  /* node: everything below is walked */
 #define MARK_PRINT 0x3fffffffu
+/* In a region whose tables are stale: wider, for two owners that were taken for one would overwrite each other's data. */
+#define WIDE_OWNED (1ull << 63)
+#define WIDE_FULL (1ull << 62)
+#define WIDE_DATA (1ull << 61)   /* it may have several owners */
+#define WIDE_LISTED (1ull << 60) /* it has: they are in the list */
+#define WIDE_PRINT (WIDE_LISTED - 1)
 
 const char *chk_unit(uint64_t addr, char out[40])
 {
@@ -22,9 +28,14 @@ static uint64_t mix(uint64_t h, uint64_t x)
     return h ^ h >> 29;
 }
 
-uint32_t chk_print(uint64_t a, uint64_t b, uint64_t c, uint64_t d)
+uint64_t chk_print(uint64_t a, uint64_t b, uint64_t c, uint64_t d)
 {
-    uint32_t p = (uint32_t)(mix(mix(mix(mix(0, a), b), c), d) >> 17) & MARK_PRINT;
+    return mix(mix(mix(mix(0, a), b), c), d) >> 4;
+}
+
+static uint32_t narrow(uint64_t print)
+{
+    uint32_t p = (uint32_t)(print >> 13) & MARK_PRINT;
     return p ? p : 1;
 }
 
@@ -55,23 +66,99 @@ static const struct vshare *share_of(const struct chk_region *r, uint32_t unit)
     return lo < r->n_shares && r->shares[lo].at <= unit ? &r->shares[lo] : NULL;
 }
 
-/* A naming of a unit that has several owners: they are counted in the end. */
-static enum chk_reached shared_reach(struct chk *c, struct chk_region *r, uint32_t unit, const struct chk_use *use)
+static int by_unit(const void *a, const void *b)
 {
-    bool again = r->mark[unit] != 0;
-    if (r->n_owned == r->cap_owned) {
-        size_t cap = r->cap_owned ? r->cap_owned * 2 : 1024;
+    const struct chk_owned *x = a, *y = b;
+    return x->unit != y->unit ? (x->unit < y->unit ? -1 : 1) : x->print != y->print ? (x->print < y->print ? -1 : 1) : 0;
+}
+
+/* Ascending, each owner once. */
+static void owned_sort(struct chk_region *r)
+{
+    size_t n = 0;
+    if (r->n_owned)
+        qsort(r->owned, r->n_owned, sizeof *r->owned, by_unit);
+    for (size_t i = 0; i < r->n_owned; i++)
+        if (n && by_unit(&r->owned[n - 1], &r->owned[i]) == 0)
+            r->owned[n - 1].owned |= r->owned[i].owned;
+        else
+            r->owned[n++] = r->owned[i];
+    r->n_owned = n;
+}
+
+static size_t memory_limit(const struct chk *c)
+{
+    return c->v->opts.check_memory ? c->v->opts.check_memory : (size_t)256 << 20;
+}
+
+/* A naming of a unit that has several owners: they are counted in the end. */
+static void owned_add(struct chk *c, struct chk_region *r, uint32_t unit, uint64_t print, bool owned)
+{
+    bool full = r->n_owned == r->cap_owned;
+    if (full)
+        owned_sort(r);
+    if (full && r->n_owned >= r->cap_owned - r->cap_owned / 4) {
+        size_t cap = r->cap_owned ? r->cap_owned * 2 : 256;
         struct chk_owned *a = gr_realloc(r->owned, cap * sizeof *a);
         if (!a) {
             chk_nomem(c);
-            return CHK_CONFLICT;
+            return;
         }
+        c->owned_bytes += (cap - r->cap_owned) * sizeof *a;
+        c->crowded |= c->owned_bytes > memory_limit(c) && c->to - c->from > 1;
         r->owned = a;
         r->cap_owned = cap;
     }
-    r->owned[r->n_owned++] = (struct chk_owned){ unit, use->print | (use->owned ? MARK_OWNED : 0) };
+    r->owned[r->n_owned++] = (struct chk_owned){ unit, owned, print };
+}
+
+static enum chk_reached shared_reach(struct chk *c, struct chk_region *r, uint32_t unit, const struct chk_use *use)
+{
+    bool again = r->mark[unit] != 0;
+    owned_add(c, r, unit, use->print, use->owned);
     r->mark[unit] |= MARK_OWNED | 1;
     return again ? CHK_AGAIN : CHK_NEW;
+}
+
+/* Which units have several owners is found out here: those that are named as two things. */
+static enum chk_reached stale_data(struct chk *c, struct chk_region *r, uint32_t unit, const struct chk_use *use)
+{
+    uint64_t *m = &r->wide[unit], print = use->print & WIDE_PRINT;
+    if (!*m) {
+        *m = print | WIDE_DATA | (use->owned ? WIDE_OWNED : 0);
+        return CHK_NEW;
+    }
+    if (!(*m & WIDE_DATA))
+        return CHK_CONFLICT;
+    if (!(*m & WIDE_LISTED) && (*m & WIDE_PRINT) == print) {
+        *m |= use->owned ? WIDE_OWNED : 0;
+        return CHK_AGAIN;
+    }
+    if (!(*m & WIDE_LISTED))
+        owned_add(c, r, unit, *m & WIDE_PRINT, *m & WIDE_OWNED);
+    owned_add(c, r, unit, print, use->owned);
+    *m |= WIDE_LISTED;
+    return CHK_AGAIN;
+}
+
+static enum chk_reached stale_reach(struct chk *c, struct chk_region *r, uint32_t at, uint32_t units, const struct chk_use *use)
+{
+    bool again = false, was_full = true;
+    if (!r->wide && !(r->wide = gr_zalloc(r->units * sizeof *r->wide))) {
+        chk_nomem(c);
+        return CHK_CONFLICT;
+    }
+    if (use->data)
+        return stale_data(c, r, at, use);
+    for (uint32_t i = 0; i < units; i++) {
+        uint64_t *m = &r->wide[at + i], print = (use->print + i) & WIDE_PRINT;
+        if (*m && (*m & (WIDE_DATA | WIDE_PRINT)) != print)
+            return CHK_CONFLICT;
+        again |= *m != 0;
+        was_full &= (*m & WIDE_FULL) != 0;
+        *m |= print | WIDE_OWNED | (use->full ? WIDE_FULL : 0);
+    }
+    return !again ? CHK_NEW : was_full ? CHK_FULL : CHK_AGAIN;
 }
 
 enum chk_reached chk_reach(struct chk *c, uint64_t addr, uint32_t units, const struct chk_use *use)
@@ -82,18 +169,20 @@ enum chk_reached chk_reach(struct chk *c, uint64_t addr, uint32_t units, const s
         chk_error_once(c, "%s: %u units are named that lie in no region", chk_unit(addr, at), units);
         return CHK_NOWHERE;
     }
-    if (r - c->regions < c->from || r - c->regions >= c->to)
+    if (r - c->regions < c->from || r - c->regions >= c->to || c->crowded)
         return CHK_OUTSIDE;
+    if (r->stale)
+        return stale_reach(c, r, (uint32_t)(addr - r->first), units, use);
     if (!r->mark && !(r->mark = gr_zalloc(r->units * sizeof *r->mark))) {
         chk_nomem(c);
         return CHK_CONFLICT;
     }
-    if (units == 1 && (r->stale ? use->data : share_of(r, (uint32_t)(addr - r->first)) != NULL))
+    if (units == 1 && share_of(r, (uint32_t)(addr - r->first)))
         return shared_reach(c, r, (uint32_t)(addr - r->first), use);
     uint32_t flags = (use->owned ? MARK_OWNED : 0) | (use->full ? MARK_FULL : 0);
     bool again = false, was_full = true;
     for (uint32_t i = 0; i < units; i++) {
-        uint32_t *m = &r->mark[addr - r->first + i], print = (use->print + i) & MARK_PRINT;
+        uint32_t *m = &r->mark[addr - r->first + i], print = (narrow(use->print) + i) & MARK_PRINT;
         print = print ? print : 1;
         if (*m && (*m & MARK_PRINT) != print)
             return CHK_CONFLICT;
@@ -159,27 +248,14 @@ static enum fault fault_of(const struct chk *c, const struct chk_region *r, uint
     return FAULT_NONE;
 }
 
-static int by_unit(const void *a, const void *b)
-{
-    const struct chk_owned *x = a, *y = b;
-    uint32_t p = x->print & MARK_PRINT, q = y->print & MARK_PRINT;
-    return x->unit != y->unit ? (x->unit < y->unit ? -1 : 1) : p != q ? (p < q ? -1 : 1) : 0;
-}
-
-/* Owners of the unit at owned[i]: each is told apart by its fingerprint, and must name it itself. *ret_next: the unit behind. */
+/* Owners of the unit at owned[i]: each must name it itself. *ret_next: the unit behind. */
 static uint32_t owners_of(struct chk *c, const struct chk_region *r, size_t i, size_t *ret_next)
 {
     char at[40];
     uint32_t n = 0, unit = r->owned[i].unit;
-    while (i < r->n_owned && r->owned[i].unit == unit) {
-        uint32_t print = r->owned[i].print & MARK_PRINT;
-        bool owned = false;
-        for (; i < r->n_owned && r->owned[i].unit == unit && (r->owned[i].print & MARK_PRINT) == print; i++)
-            owned |= (r->owned[i].print & MARK_OWNED) != 0;
-        if (!owned && !c->blind)
+    for (; i < r->n_owned && r->owned[i].unit == unit; i++, n++)
+        if (!r->owned[i].owned && !c->blind)
             chk_error(c, "%s: %s", chk_unit(r->first + unit, at), fault_text[FAULT_UNBORN]);
-        n++;
-    }
     *ret_next = i;
     return n;
 }
@@ -201,8 +277,7 @@ static void shares_compare(struct chk *c, struct chk_region *r)
 {
     char at[40];
     size_t next = 0;
-    if (r->n_owned)
-        qsort(r->owned, r->n_owned, sizeof *r->owned, by_unit);
+    owned_sort(r);
     for (uint32_t s = 0; s < r->n_shares; s++)
         for (uint32_t u = r->shares[s].at; u < r->shares[s].at + r->shares[s].units; u++) {
             uint32_t n = next < r->n_owned && r->owned[next].unit == u ? owners_of(c, r, next, &next) : 0;
@@ -251,11 +326,14 @@ static void region_recount(struct chk *c, struct chk_region *r)
         c->failed = c->repair ? -ENOMEM : c->failed;
         return;
     }
-    for (uint32_t i = 0; r->mark && i < r->units; i++)
-        if (r->mark[i])
+    char at[40];
+    for (uint32_t i = 0; r->wide && i < r->units; i++) {
+        if (r->wide[i])
             bits_set(r->used, i, 1, true);
-    if (r->n_owned)
-        qsort(r->owned, r->n_owned, sizeof *r->owned, by_unit);
+        if (r->wide[i] & WIDE_DATA && !(r->wide[i] & (WIDE_LISTED | WIDE_OWNED)) && !c->blind)
+            chk_error(c, "%s: %s", chk_unit(r->first + i, at), fault_text[FAULT_UNBORN]);
+    }
+    owned_sort(r);
     for (size_t i = 0, next; i < r->n_owned; i = next) {
         uint32_t unit = r->owned[i].unit, n = owners_of(c, r, i, &next);
         if (n > 1 && recount_share(r, (struct vshare){ unit, 1, n - 1 }) < 0)
@@ -264,7 +342,7 @@ static void region_recount(struct chk *c, struct chk_region *r)
 }
 
 /* ---- passes ---- */
-void chk_early(struct chk *c, uint64_t addr, uint32_t units, uint32_t print, const char *fmt, ...)
+void chk_early(struct chk *c, uint64_t addr, uint32_t units, uint64_t print, const char *fmt, ...)
 {
     if (c->n_early == c->cap_early) {
         size_t cap = c->cap_early ? c->cap_early * 2 : 64;
@@ -296,18 +374,58 @@ static void early_reach(struct chk *c)
     }
 }
 
-#define MARKS_DEFAULT ((size_t)256 << 20)
+static size_t marks_of(const struct chk_region *r)
+{
+    return r->units * (r->stale ? sizeof *r->wide : sizeof *r->mark);
+}
 
 bool chk_pass_begin(struct chk *c)
 {
-    size_t limit = c->v->opts.check_memory ? c->v->opts.check_memory : MARKS_DEFAULT, bytes = 0;
-    c->pass += c->to > 0;
+    size_t bytes = 0;
+    c->pass += c->to > 0 && !c->narrow;
     c->from = c->to;
-    while (c->to < c->n_regions && (c->to == c->from || bytes + c->regions[c->to].units * sizeof *c->regions->mark <= limit))
-        bytes += c->regions[c->to++].units * sizeof *c->regions->mark;
+    while (c->to < c->n_regions && (c->to == c->from || bytes + marks_of(&c->regions[c->to]) <= memory_limit(c)) && (!c->narrow || c->to - c->from < c->narrow))
+        bytes += marks_of(&c->regions[c->to++]);
+    c->narrow = 0;
+    c->before = (struct chk_pass){ c->rep, c->lines.len, c->n_fixes, c->n_lines, c->blind };
     if (c->from < c->to && !c->failed)
         early_reach(c);
     return c->from < c->to && !c->failed;
+}
+
+static void pass_free(struct chk *c)
+{
+    for (uint32_t i = c->from; i < c->to; i++) {
+        struct chk_region *r = &c->regions[i];
+        free(r->mark);
+        free(r->wide);
+        free(r->owned);
+        r->mark = NULL;
+        r->wide = NULL;
+        r->owned = NULL;
+        r->n_owned = r->cap_owned = 0;
+    }
+    c->owned_bytes = 0;
+}
+
+/* As if it had not been. */
+static void pass_undo(struct chk *c)
+{
+    c->memory = GR_MAX(c->memory, chk_memory(c));
+    pass_free(c);
+    c->rep = c->before.rep;
+    c->lines.len = c->before.lines;
+    c->n_lines = c->before.n_lines;
+    c->n_fixes = c->before.n_fixes;
+    c->blind = c->before.blind;
+    for (size_t i = 0; c->pass == 0 && i < c->n_objs; i++) {
+        c->objs[i].own_found = 0;
+        for (size_t k = 0; k < c->objs[i].n_snaps; k++)
+            c->objs[i].snaps[k].own_found = 0;
+    }
+    c->narrow = (c->to - c->from) / 2;
+    c->to = c->from;
+    c->crowded = false;
 }
 
 void chk_foreign(struct chk *c)
@@ -324,7 +442,12 @@ void chk_foreign(struct chk *c)
 
 void chk_pass_end(struct chk *c)
 {
-    foreign_shared(c);
+    if (!c->crowded)
+        foreign_shared(c);
+    if (c->crowded) {
+        pass_undo(c);
+        return;
+    }
     for (uint32_t i = c->from; i < c->to && !c->failed; i++) {
         if (c->regions[i].stale)
             region_recount(c, &c->regions[i]);
@@ -334,14 +457,7 @@ void chk_pass_end(struct chk *c)
         gr_fiber_yield();
     }
     c->memory = GR_MAX(c->memory, chk_memory(c));
-    for (uint32_t i = c->from; i < c->to; i++) {
-        struct chk_region *r = &c->regions[i];
-        free(r->mark);
-        free(r->owned);
-        r->mark = NULL;
-        r->owned = NULL;
-        r->n_owned = r->cap_owned = 0;
-    }
+    pass_free(c);
     if (c->to < c->n_regions)
         return;
     if (c->blind)

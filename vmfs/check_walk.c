@@ -158,7 +158,7 @@ static void node_walk(struct chk_tree *t, const struct mptr *ptr, unsigned level
     struct chk *c = t->c;
     char name[80], at[40];
     uint64_t end = first + mnode_span(level);
-    if (end <= t->cursor || c->failed)
+    if (end <= t->cursor || c->failed || c->crowded)
         return; /* given back already */
     struct chk_use u = use_of(t, first, end, ptr->birth, PRINT_NODE + level);
     u.full = first >= t->cursor;

@@ -2,6 +2,7 @@
 #include "tests/lib/test.h"
 #include "common/bdev.h"
 #include "common/fiber.h"
+#include "snapshot/snapshot.h"
 #include "vmfs/internal.h"
 #include "vmfs/loss.h"
 #include <stdio.h>
@@ -21,6 +22,7 @@ struct host {
 struct site {
     struct gr_mem *mem[DEVICES];
     bool shared;
+    size_t check_memory;
     struct host a, b;
 };
 
@@ -46,7 +48,8 @@ static struct gr_bdev *nexus(const struct site *s, unsigned dev)
 
 static int try_join(struct site *s, struct host *h, const char *name, bool with, uint64_t features, struct gr_err *err)
 {
-    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = name, .address = name, .warn = warn, .warn_arg = h, .device_lost = device_lost, .degraded = !with, .features = features };
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = name, .address = name, .warn = warn, .warn_arg = h, .device_lost = device_lost, .degraded = !with, .features = features,
+                                .check_memory = s->check_memory };
     snprintf((char *)o.host_uuid, sizeof o.host_uuid, "%s", name);
     h->name = name;
     for (unsigned i = 0; i < DEVICES; i++) {
@@ -514,4 +517,77 @@ static void lists(void **state)
     test_in_fiber(lists_fn, NULL);
 }
 
-TEST_MAIN(TEST(late), TEST(newest), TEST(taken), TEST(well), TEST(older), TEST(upgraded), TEST(lists))
+/* ---- counting with little memory ---- */
+#define OWNERS 8u
+#define COPIED (4 * MIB)
+
+static void copy(struct gr_chan *ch, uint64_t to)
+{
+    struct gr_bio bio = { .op = GR_OP_COPY, .off = to, .len = COPIED, .copy_src = ch };
+    assert_int_equal(gr_submit_wait(ch, &bio), 0);
+}
+
+static void disk_with_copies(struct host *h)
+{
+    static uint8_t buf[MIB];
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    char name[8];
+    OK(vmfs_create(h->v, "d", VMFS_DISK, OWNERS * COPIED, VMFS_THIN, &err));
+    go_to(h->v, GOES);
+    OK(vmfs_open(h->v, "d", &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    for (uint64_t at = 0; at < COPIED; at += MIB) {
+        memset(buf, 1 + (int)(at / MIB), sizeof buf);
+        OK(gr_pwrite(ch, buf, MIB, at, 0));
+    }
+    for (unsigned i = 1; i < OWNERS; i++)
+        copy(ch, i * COPIED);
+    for (unsigned i = 0; i < 16; i++) { /* leaves that are written anew name all again that they named before */
+        snprintf(name, sizeof name, "s%u", i);
+        OK(snap_create(&d, 1, name, &err));
+        for (uint64_t at = 0; at < OWNERS * COPIED; at += VMFS_LEAF_PIECES * VMFS_PIECE)
+            OK(gr_pwrite(ch, buf, VMFS_PIECE, at, 0));
+    }
+    OK(gr_flush(ch));
+    gr_chan_close(ch);
+    vmfs_close(d);
+}
+
+static int memory_fn(void *arg)
+{
+    struct site *s = make(false);
+    struct vmfs_check_report rep;
+    unsigned shares = 0;
+    (void)arg;
+    s->check_memory = 64 << 10;
+    join(s, &s->a, "a", true);
+    disk_with_copies(&s->a);
+    OK(vmfs_check(s->a.v, warn, &s->a, &rep, &err));
+    lost(&s->a, "x");
+    join(s, &s->a, "a", false);
+    leave(&s->a);
+    join(s, &s->a, "a", true);
+    OK(vmfs_repair(s->a.v, warn, &s->a, &rep, &err));
+    assert_int_equal(rep.errors + rep.leaked_units, 0);
+    print_message("# %llu bytes were used to count\n", (unsigned long long)rep.memory);
+    assert_true(rep.memory < 500000); /* a list of all owners of a region, once; not of each time they are named */
+    for (const struct vregion *r = s->a.v->sp.regions; r; r = r->next)
+        for (size_t i = 0; i < r->n_shares; i++) {
+            assert_int_equal(r->shares[i].more, OWNERS - 1);
+            shares += r->shares[i].units;
+        }
+    assert_int_equal(shares, COPIED / VMFS_UNIT);
+    OK(vmfs_check(s->a.v, warn, &s->a, &rep, &err));
+    leave(&s->a);
+    unmake(s);
+    return 0;
+}
+
+static void memory(void **state)
+{
+    (void)state;
+    test_in_fiber(memory_fn, NULL);
+}
+
+TEST_MAIN(TEST(late), TEST(newest), TEST(taken), TEST(well), TEST(older), TEST(upgraded), TEST(lists), TEST(memory))

@@ -31,11 +31,11 @@ int snap_op_shape(struct snap_op *op, enum vmfs_provision *ret_provision, uint32
 /* Key of a row that leads to the owner's service; removed before the row is given out. */
 #define OWNER_ADDRESS "owner-address"
 
-static void set_owner(json_t *row, struct snap_ds *ds, const char *path)
+static void set_owner(json_t *row, struct snap_ds *ds, const char *path, int slot)
 {
     struct snap_place owner = {0};
     bool self = snap_handle_find(ds, path) != NULL;
-    int r = self ? 0 : snap_owner_of(ds, path, &owner, NULL);
+    int r = self ? 0 : snap_place_of_slot(ds, slot, &owner, NULL);
     json_object_set_new(row, "owner", json_string(r > 0 ? owner.host : self ? "this host" : ""));
     json_object_set_new(row, "owner-self", json_boolean(self));
     if (r > 0 && owner.address[0])
@@ -58,7 +58,7 @@ json_t *snap_disk_row(struct snap_ds *ds, const char *path, const struct vmfs_st
     if (o)
         snap_key_row(st->key_id, o);
     if (o)
-        set_owner(o, ds, path);
+        set_owner(o, ds, path, st->owner_slot);
     if (o && st->counted)
         snap_usage_row(o, st->reachable, st->unique);
     json_object_set_new(o, "held", json_integer((json_int_t)st->used));
@@ -121,9 +121,14 @@ static int op_create(struct snap_op *op)
 SNAP_METHOD(op_create, "disk.create")
 
 struct rows {
+    struct snap_op *op;
     struct snap_ds *ds;
     json_t *a;
-    struct snap_origins *origins;
+    size_t first;                 /* row of @a that the first of @kin is of */
+    struct snap_kin *kin;         /* of each */
+    size_t n, cap;
+    bool related;                 /* some are clones, or have some */
+    struct snap_origins *origins; /* NULL: only some of the disks are walked */
 };
 
 static int add_disk(void *arg, const char *path, const struct vmfs_stat *st)
@@ -133,62 +138,79 @@ static int add_disk(void *arg, const char *path, const struct vmfs_stat *st)
         return SNAP_WALK_INTO;
     if (st->type != VMFS_DISK)
         return 0;
-    json_t *row = snap_disk_row(l->ds, path, st);
-    snap_origins_row(l->origins, st, row);
-    return json_array_append_new(l->a, row) < 0 ? -ENOMEM : 0;
+    if (l->n == l->cap) {
+        size_t cap = l->cap ? l->cap * 2 : 64;
+        struct snap_kin *k = gr_realloc(l->kin, cap * sizeof(*k));
+        if (!k)
+            return -ENOMEM;
+        l->kin = k;
+        l->cap = cap;
+    }
+    l->kin[l->n++] = snap_kin_of(st);
+    l->related |= st->origin_id || st->clones;
+    int r = l->origins ? snap_origins_note(l->origins, path, st) : 0;
+    return r < 0 ? r : json_array_append_new(l->a, snap_disk_row(l->ds, path, st)) < 0 ? -ENOMEM : 0;
+}
+
+/* One walk for all, and of a folder whose disks are related to others one more. */
+static int list_disks(struct rows *l, const struct snap_path *p)
+{
+    struct gr_err *err = l->op->err;
+    int r = p->path[0] ? 0 : snap_origins_new(l->ds, &l->origins, err);
+    if (r == 0)
+        r = snap_walk(l->ds, p->path, add_disk, l, err);
+    if (r == 0 && !l->origins)
+        r = l->related ? snap_origins_find(l->ds, &l->origins, err) : snap_origins_new(l->ds, &l->origins, err);
+    for (size_t i = 0; r == 0 && i < l->n; i++)
+        snap_origins_row(l->origins, &l->kin[i], json_array_get(l->a, l->first + i));
+    return r;
 }
 
 static int list_below(struct snap_op *op, const struct snap_path *p, json_t *a)
 {
-    struct rows l = {.a = a};
+    struct rows l = {.op = op, .a = a, .first = json_array_size(a)};
     int r = snap_ds_get(op->s, p->ds, &l.ds, op->err);
     if (r < 0)
         return r;
-    if (json_is_true(json_object_get(op->params, "deleted")))
-        r = snap_list_deleted(l.ds, a, op->err);
-    else if ((r = snap_origins_find(l.ds, &l.origins, op->err)) == 0)
-        r = snap_walk(l.ds, p->path, add_disk, &l, op->err);
+    r = json_is_true(json_object_get(op->params, "deleted")) ? snap_list_deleted(l.ds, p->path, a, op->err) : list_disks(&l, p);
     snap_origins_free(l.origins);
+    free(l.kin);
     snap_ds_put(l.ds);
     return r < 0 && op->err->code == 0 ? gr_fail(op->err, r, "%s/%s: %s", p->ds, p->path, gr_code_text(r)) : r;
 }
 
-/* The rows of @address' own disks, as it knows them now, in place of what the volume says as of its last checkpoint. */
-static void ask_owner(struct snap_op *op, json_t *rows, const char *address)
+/* The rows of @address' own disks, as it knows them now, in place of what the volume says as of its last checkpoint. @by_name: {disk: row}. */
+static void ask_owner(struct snap_op *op, const json_t *by_name, const char *address)
 {
+    static const char *const known[] = { "size", "used", "shared", "unique", "held", "snapshots", "key" };
     snap_auto_json json_t *theirs = NULL;
-    json_t *params = json_copy(op->params), *row, *other;
-    size_t i, k;
+    json_t *params = json_copy(op->params), *other;
+    size_t i;
     json_object_set_new(params, "forwarded", json_true());
     if (snap_peer_ask(op->s, address, "disk.list", params, OWNER_MS, &theirs, NULL) < 0)
         theirs = NULL;
     json_array_foreach(theirs, i, other)
     {
         const char *disk = json_string_value(json_object_get(other, "disk"));
-        if (!disk || !json_is_true(json_object_get(other, "owner-self")))
-            continue;
-        json_array_foreach(rows, k, row)
-        {
-            if (strcmp(disk, json_string_value(json_object_get(row, "disk"))) != 0)
-                continue;
-            static const char *const known[] = { "size", "used", "shared", "unique", "held", "snapshots", "key" };
-            for (unsigned x = 0; x < sizeof known / sizeof known[0]; x++)
-                json_object_set(row, known[x], json_object_get(other, known[x]));
-        }
+        json_t *row = disk && json_is_true(json_object_get(other, "owner-self")) ? json_object_get(by_name, disk) : NULL;
+        for (unsigned x = 0; row && x < GR_ARRAY_LEN(known); x++)
+            json_object_set(row, known[x], json_object_get(other, known[x]));
     }
 }
 
 static void ask_owners(struct snap_op *op, json_t *rows)
 {
-    snap_auto_json json_t *asked = json_object();
+    snap_auto_json json_t *asked = json_object(), *by_name = json_object();
     json_t *row;
     size_t i;
+    json_array_foreach(rows, i, row)
+        json_object_set(by_name, json_string_value(json_object_get(row, "disk")), row);
     json_array_foreach(rows, i, row)
     {
         const char *address = json_string_value(json_object_get(row, OWNER_ADDRESS));
         if (address && !json_object_get(asked, address) && !json_is_true(json_object_get(op->params, "forwarded"))) {
             json_object_set_new(asked, address, json_true());
-            ask_owner(op, rows, address);
+            ask_owner(op, by_name, address);
         }
     }
     json_array_foreach(rows, i, row)
@@ -245,11 +267,7 @@ static int op_info(struct snap_op *op)
     if (r == 0 && st.type != VMFS_DISK)
         r = gr_fail(op->err, -EINVAL, "%s/%s is a %s, not a disk", p.ds, p.path, st.type == VMFS_DIR ? "folder" : "file");
     json_t *o = r == 0 ? snap_disk_row(ds, p.path, &st) : NULL;
-    struct snap_origins *origins = NULL;
-    if (o && snap_origins_find(ds, &origins, NULL) == 0)
-        snap_origins_row(origins, &st, o);
-    snap_origins_free(origins);
-    snap_ds_put(ds);
+    struct snap_kin kin = snap_kin_of(&st);
     const char *address = json_string_value(json_object_get(o, OWNER_ADDRESS));
     if (address && !json_is_true(json_object_get(op->params, "forwarded"))) {
         struct gr_err local = *op->err;
@@ -258,11 +276,17 @@ static int op_info(struct snap_op *op)
             json_object_set(*op->ret, "owner", json_object_get(o, "owner"));
             json_object_set_new(*op->ret, "owner-self", json_false());
             json_decref(o);
+            snap_ds_put(ds);
             return 0;
         }
         *op->err = local;
     }
     json_object_del(o, OWNER_ADDRESS);
+    struct snap_origins *origins = NULL;
+    if (o && snap_origins_of(ds, &kin, &origins, NULL) == 0)
+        snap_origins_row(origins, &kin, o);
+    snap_origins_free(origins);
+    snap_ds_put(ds);
     return r < 0 ? r : snap_op_result(op, o);
 }
 SNAP_METHOD(op_info, "disk.info")

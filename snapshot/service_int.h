@@ -229,6 +229,7 @@ int snap_release_hook(struct snap_svc *s, const struct snap_ds *ds, const char *
 /* Close what is open at or below @path, if nobody uses it: it is about to be renamed or removed. */
 int snap_close_below(struct snap_svc *s, struct snap_ds *ds, const char *path, struct gr_err *err);
 
+bool snap_is_below(const char *path, const char *dir); /* or the same; "" is above all */
 /* Walk the entries of @dir in the order of their names. fn: 0 go on, SNAP_WALK_INTO go into this folder, negative: stop. */
 #define SNAP_WALK_INTO 1
 typedef int (*snap_walk_fn)(void *arg, const char *path, const struct vmfs_stat *st);
@@ -258,11 +259,20 @@ int snap_disk_get_to_end(struct snap_op *op, const struct snap_path *p, const ch
 int snap_template_ready(const struct snap_disk *d, struct gr_err *err);
 /* ---- what was cloned from what (service_origin.c) ---- */
 struct snap_origins; /* of one datastore, by name */
-int snap_origins_find(struct snap_ds *ds, struct snap_origins **ret, struct gr_err *err);
+struct snap_kin { /* of a disk */
+    uint64_t id, origin_id, origin_snapshot, clones;
+};
+struct snap_kin snap_kin_of(const struct vmfs_stat *st);
+int snap_origins_find(struct snap_ds *ds, struct snap_origins **ret, struct gr_err *err); /* of all disks */
+int snap_origins_of(struct snap_ds *ds, const struct snap_kin *kin, struct snap_origins **ret, struct gr_err *err); /* what concerns this one */
+/* Or of all that a walk of the caller's comes by. */
+int snap_origins_new(struct snap_ds *ds, struct snap_origins **ret, struct gr_err *err);
+int snap_origins_note(struct snap_origins *o, const char *path, const struct vmfs_stat *st);
 void snap_origins_free(struct snap_origins *o); /* NULL allowed */
 json_t *snap_origins_clones(const struct snap_origins *o, uint64_t id, uint64_t snapshot); /* names of clones of it (0: of any snapshot) */
-void snap_origins_row(const struct snap_origins *o, const struct vmfs_stat *st, json_t *row); /* "clones", and of a clone "parent" */
-int snap_list_deleted(struct snap_ds *ds, json_t *a, struct gr_err *err); /* disks that were deleted, and are kept for their clones */
+void snap_origins_row(const struct snap_origins *o, const struct snap_kin *kin, json_t *row); /* "clones", and of a clone "parent" */
+/* Disks that were deleted, and are kept for their clones: those that were below the folder @below. */
+int snap_list_deleted(struct snap_ds *ds, const char *below, json_t *a, struct gr_err *err);
 void snap_tell_resume(void *ds, uint64_t id, unsigned slot); /* struct vmfs_join_opts.resume */
 /* ---- snapshots, also for other methods: service_snapshot.c ---- */
 int snap_op_snapshot_create(struct snap_op *op);

@@ -1,5 +1,6 @@
 /* What was cloned from what, by name: rows of disks and snapshots get "parent" and "clones". The volume knows it by numbers, and only clones know
- * their origin, so one walk over all disks of the datastore finds out. */
+ * their origin, so one walk over all disks of the datastore finds out. Of a single disk it ends when all is found: that it has none is known at once, and
+ * where its origin is folders alone tell. */
 #include "common/buf.h"
 #include "snapshot/service_int.h"
 #include <stdio.h>
@@ -9,6 +10,7 @@ struct snap_origins {
     struct snap_ds *ds;
     json_t *paths;  /* {id: path} */
     json_t *clones; /* {"id/snapshot": [names]}, and {"id": the same of all its snapshots} */
+    json_t *parents; /* {"id/snapshot": {"parent","parent-deleted"}}, as they were needed */
 };
 
 struct key {
@@ -29,18 +31,32 @@ static int note_clone(json_t *clones, struct key k, const char *name)
     return json_array_append_new(a, json_string(name)) < 0 ? -ENOMEM : 0;
 }
 
+struct snap_kin snap_kin_of(const struct vmfs_stat *st)
+{
+    return (struct snap_kin){st->id, st->origin_id, st->origin_snapshot, st->clones};
+}
+
+static int note_path(struct snap_origins *o, uint64_t id, const char *path)
+{
+    return json_object_set_new(o->paths, key_of(id, 0).s, json_string(path)) < 0 ? -ENOMEM : 0;
+}
+
+static int note_origin(struct snap_origins *o, const char *path, const struct vmfs_stat *st)
+{
+    gr_auto_free char *name = gr_asprintf("%s/%s", o->ds->name, path);
+    int r = name ? note_clone(o->clones, key_of(st->origin_id, 0), name) : -ENOMEM;
+    return r < 0 ? r : note_clone(o->clones, key_of(st->origin_id, st->origin_snapshot), name);
+}
+
+int snap_origins_note(struct snap_origins *o, const char *path, const struct vmfs_stat *st)
+{
+    int r = note_path(o, st->id, path);
+    return r < 0 || !st->origin_id ? r : note_origin(o, path, st);
+}
+
 static int note_disk(void *arg, const char *path, const struct vmfs_stat *st)
 {
-    struct snap_origins *o = arg;
-    if (st->type != VMFS_DISK)
-        return SNAP_WALK_INTO;
-    gr_auto_free char *name = gr_asprintf("%s/%s", o->ds->name, path);
-    int r = name && json_object_set_new(o->paths, key_of(st->id, 0).s, json_string(path)) == 0 ? 0 : -ENOMEM;
-    if (r == 0 && st->origin_id)
-        r = note_clone(o->clones, key_of(st->origin_id, 0), name);
-    if (r == 0 && st->origin_id)
-        r = note_clone(o->clones, key_of(st->origin_id, st->origin_snapshot), name);
-    return r;
+    return st->type == VMFS_DISK ? snap_origins_note(arg, path, st) : SNAP_WALK_INTO;
 }
 
 void snap_origins_free(struct snap_origins *o)
@@ -48,23 +64,73 @@ void snap_origins_free(struct snap_origins *o)
     if (o) {
         json_decref(o->paths);
         json_decref(o->clones);
+        json_decref(o->parents);
         free(o);
     }
 }
 
-int snap_origins_find(struct snap_ds *ds, struct snap_origins **ret, struct gr_err *err)
+int snap_origins_new(struct snap_ds *ds, struct snap_origins **ret, struct gr_err *err)
 {
     struct snap_origins *o = gr_zalloc(sizeof(*o));
-    if (!o)
-        return gr_fail(err, -ENOMEM, "out of memory");
-    *o = (struct snap_origins){.ds = ds, .paths = json_object(), .clones = json_object()};
-    int r = snap_walk(ds, "", note_disk, o, err);
-    if (r < 0) {
+    if (o)
+        *o = (struct snap_origins){.ds = ds, .paths = json_object(), .clones = json_object(), .parents = json_object()};
+    if (!o || !o->paths || !o->clones || !o->parents) {
         snap_origins_free(o);
-        return err && err->code ? r : gr_fail(err, r, "datastore '%s': %s", ds->name, gr_code_text(r));
+        return gr_fail(err, -ENOMEM, "out of memory");
     }
     *ret = o;
     return 0;
+}
+
+/* What walks found, or why not. */
+static int found(struct snap_origins *o, int r, struct snap_origins **ret, struct gr_err *err)
+{
+    if (r == 0) {
+        *ret = o;
+        return 0;
+    }
+    const char *ds = o->ds->name;
+    snap_origins_free(o);
+    return err && err->code ? r : gr_fail(err, r, "datastore '%s': %s", ds, gr_code_text(r));
+}
+
+int snap_origins_find(struct snap_ds *ds, struct snap_origins **ret, struct gr_err *err)
+{
+    struct snap_origins *o = NULL;
+    int r = snap_origins_new(ds, &o, err);
+    return r < 0 ? r : found(o, snap_walk(ds, "", note_disk, o, err), ret, err);
+}
+
+struct seeking { /* clones of one disk */
+    struct snap_origins *o;
+    uint64_t id, left;
+};
+
+static int note_own(void *arg, const char *path, const struct vmfs_stat *st)
+{
+    struct seeking *k = arg;
+    if (st->type != VMFS_DISK)
+        return SNAP_WALK_INTO;
+    int r = st->origin_id == k->id ? note_origin(k->o, path, st) : 0;
+    if (r == 0 && st->origin_id == k->id)
+        k->left--;
+    return r < 0 ? r : k->left ? 0 : -ECANCELED;
+}
+
+int snap_origins_of(struct snap_ds *ds, const struct snap_kin *kin, struct snap_origins **ret, struct gr_err *err)
+{
+    struct snap_origins *o = NULL;
+    char *path = NULL;
+    int r = snap_origins_new(ds, &o, err);
+    if (r < 0)
+        return r;
+    struct seeking k = {o, kin->id, kin->clones};
+    if (kin->origin_id && vmfs_path_of(ds->v, kin->origin_id, &path, NULL) == 0)
+        r = note_path(o, kin->origin_id, path);
+    free(path);
+    if (r == 0 && k.left && (r = snap_walk(ds, "", note_own, &k, err)) == -ECANCELED && !k.left)
+        r = 0;
+    return found(o, r, ret, err);
 }
 
 json_t *snap_origins_clones(const struct snap_origins *o, uint64_t id, uint64_t snapshot)
@@ -73,50 +139,58 @@ json_t *snap_origins_clones(const struct snap_origins *o, uint64_t id, uint64_t 
     return a ? json_incref(a) : json_array();
 }
 
-/* "DS/PATH@SNAPSHOT", also of what was deleted since. */
-static void parent_set(const struct snap_origins *o, uint64_t id, uint64_t snapshot, json_t *row)
+/* "DS/PATH@SNAPSHOT", also of what was deleted since. NULL: it cannot be told. */
+static json_t *parent_of(const struct snap_origins *o, uint64_t id, uint64_t snapshot)
 {
-    struct vmfs_origin *from = gr_alloc(sizeof(*from));
+    struct key k = key_of(id, snapshot);
+    json_t *known = json_object_get(o->parents, k.s);
+    struct vmfs_origin *from = known ? NULL : gr_alloc(sizeof(*from));
     const char *path = json_string_value(json_object_get(o->paths, key_of(id, 0).s));
     if (from && vmfs_origin(o->ds->v, id, snapshot, from, NULL) == 0) {
         gr_auto_free char *text = gr_asprintf("%s/%s@%s", o->ds->name, path ? path : from->name, from->snapshot);
-        if (text)
-            json_object_set_new(row, "parent", json_string(text));
-        json_object_set_new(row, "parent-deleted", json_boolean(from->removed || from->snapshot_removed));
+        known = text ? json_pack("{s:s,s:b}", "parent", text, "parent-deleted", from->removed || from->snapshot_removed) : NULL;
+        if (json_object_set_new(o->parents, k.s, known) < 0)
+            known = NULL;
     }
     free(from);
+    return known;
 }
 
-void snap_origins_row(const struct snap_origins *o, const struct vmfs_stat *st, json_t *row)
+void snap_origins_row(const struct snap_origins *o, const struct snap_kin *kin, json_t *row)
 {
-    json_object_set_new(row, "clones", snap_origins_clones(o, st->id, 0));
-    if (st->origin_id)
-        parent_set(o, st->origin_id, st->origin_snapshot, row);
+    json_object_set_new(row, "clones", snap_origins_clones(o, kin->id, 0));
+    json_t *parent = kin->origin_id ? parent_of(o, kin->origin_id, kin->origin_snapshot) : NULL;
+    if (parent)
+        json_object_update(row, parent);
 }
 
 /* ---- disks that were deleted and are kept ---- */
 struct hidden {
     const struct snap_origins *o;
+    const char *below;
     json_t *a;
 };
 
 static int add_hidden(void *arg, const char *name, const struct vmfs_stat *st)
 {
     struct hidden *h = arg;
+    struct snap_kin kin = snap_kin_of(st);
+    if (!snap_is_below(name, h->below))
+        return 0;
     gr_auto_free char *disk = gr_asprintf("%s/%s", h->o->ds->name, name);
     json_t *row = disk ? json_pack("{s:s,s:I,s:I,s:I,s:b}", "disk", disk, "id", (json_int_t)st->id, "size", (json_int_t)st->size, "held",
                                    (json_int_t)st->used, "deleted", 1)
                        : NULL;
     if (row)
-        snap_origins_row(h->o, st, row);
+        snap_origins_row(h->o, &kin, row);
     return row && json_array_append_new(h->a, row) == 0 ? 0 : -ENOMEM;
 }
 
-int snap_list_deleted(struct snap_ds *ds, json_t *a, struct gr_err *err)
+int snap_list_deleted(struct snap_ds *ds, const char *below, json_t *a, struct gr_err *err)
 {
     struct snap_origins *o = NULL;
     int r = snap_origins_find(ds, &o, err);
-    struct hidden h = {o, a};
+    struct hidden h = {o, below, a};
     if (r == 0)
         r = vmfs_hidden(ds->v, add_hidden, &h, err);
     snap_origins_free(o);

@@ -37,12 +37,6 @@ static void prune_done(struct prune *p)
 }
 
 /* ---- judging ---- */
-static bool is_below(const char *path, const char *dir)
-{
-    size_t n = strlen(dir);
-    return n == 0 || (strncmp(path, dir, n) == 0 && (path[n] == 0 || path[n] == '/'));
-}
-
 static void verdict(struct snapshot *s, bool keep, const char *why)
 {
     s->keep = keep;
@@ -200,7 +194,7 @@ static int look_at(void *arg, const char *path, const struct vmfs_stat *st)
     if (r == 0)
         r = look_at_disk(p, disk, path, st, &list, &error);
     if (r == 0)
-        r = snapshots_add(p, list, is_below(path, p->below), error);
+        r = snapshots_add(p, list, snap_is_below(path, p->below), error);
     if (r == 0 && p->n > from)
         r = snap_policy_find(p->ds, path, policy, p->op->err);
     if (r == 0 && p->n > from)

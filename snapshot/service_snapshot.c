@@ -295,14 +295,17 @@ static int add_row(void *arg, const struct snap_info *info)
 static int name_clones(struct snap_op *op, struct rows *l, struct snap_ds *ds)
 {
     struct snap_origins *o = NULL;
+    struct vmfs_stat st;
     json_t *row;
     size_t i;
     int r = 0;
+    vmfs_disk_stat(l->disk, &st);
+    struct snap_kin kin = {.id = l->id, .clones = st.clones}; /* what it was cloned from itself is not asked for */
     json_array_foreach(l->a, i, row)
     {
         if (!json_integer_value(json_object_get(row, "clones")))
             continue;
-        if (!o && (r = snap_origins_find(ds, &o, op->err)) < 0)
+        if (!o && (r = snap_origins_of(ds, &kin, &o, op->err)) < 0)
             return r;
         json_object_set_new(row, "clone-disks", snap_origins_clones(o, l->id, (uint64_t)json_integer_value(json_object_get(row, "id"))));
     }

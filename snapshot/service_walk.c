@@ -127,3 +127,9 @@ int snap_walk(struct snap_ds *ds, const char *dir, snap_walk_fn fn, void *arg, s
         r = walk(&w, ds, fn, arg, err);
     return r == -ENOMEM ? gr_fail(err, r, "%s/%s: out of memory", ds->name, dir) : r;
 }
+
+bool snap_is_below(const char *path, const char *dir)
+{
+    size_t n = strlen(dir);
+    return n == 0 || (strncmp(path, dir, n) == 0 && (path[n] == 0 || path[n] == '/'));
+}

@@ -138,6 +138,8 @@ void vobj_stat(struct vobj *o, struct vmfs_stat *ret)
     ret->unique = o->use.own * VMFS_UNIT;
     ret->origin_id = o->origin_object;
     ret->origin_snapshot = o->origin_snap;
+    for (size_t i = 0; i < o->n_snaps; i++)
+        ret->clones += o->snaps[i]->clones;
     if (o->origin_object)
         snprintf(ret->parent, sizeof ret->parent, "object %llu snapshot %llu", (unsigned long long)o->origin_object,
                  (unsigned long long)o->origin_snap);
@@ -307,6 +309,7 @@ int vobj_peek(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err
     int r = block ? -GR_ECORRUPT : -ENOMEM;
     struct vinode ino;
     struct vobj *o = NULL;
+    v->stats.looks++;
     for (int tries = 0; r == -GR_ECORRUPT && tries < 10; tries++) { /* its owner may move the blob meanwhile */
         if (tries) {
             gr_fiber_sleep_ms(5);

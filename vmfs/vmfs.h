@@ -219,6 +219,7 @@ struct vmfs_stats {
     uint64_t rotten;        /* reads that found a piece that is not what was written: they end with -EIO */
     uint64_t journal_frames, journal_bytes, checkpoints, node_bytes, device_flushes;
     uint64_t replays, replayed_records, dropped_pieces, takeovers;
+    uint64_t looks;          /* objects read as they are at home: folders, what others have or nobody */
     uint64_t map_bytes;      /* of map nodes in memory now */
     uint64_t capture_ns_max; /* longest instant a checkpoint held the loop */
 };
@@ -259,6 +260,7 @@ struct vmfs_stat {
     uint64_t owner_generation;
     char parent[VMFS_NAME_MAX + 1 + 16]; /* clones: text naming the origin, "" otherwise */
     uint64_t origin_id, origin_snapshot; /* clones: object and snapshot that they start at; 0: not a clone */
+    uint64_t clones; /* disks that start at its snapshots */
 };
 /* What the disk of @st looks like as a gr_bdev, without opening it. Any context. */
 void vmfs_stat_geometry(const struct vmfs_stat *st, struct gr_geometry *ret);
@@ -269,6 +271,8 @@ int vmfs_stat_object(struct vmfs *v, uint64_t id, struct vmfs_stat *ret, struct 
 typedef int vmfs_dirent_fn(void *arg, const char *name, const struct vmfs_stat *st); /* a negative result ends it */
 int vmfs_readdir(struct vmfs *v, const char *path, vmfs_dirent_fn *fn, void *arg, struct gr_err *err);
 int vmfs_readdir_id(struct vmfs *v, uint64_t id, vmfs_dirent_fn *fn, void *arg, struct gr_err *err); /* of the directory @id */
+/* What an object is called inside the volume (malloc'ed): nothing remembers that, so folders are read until it is found. -ENOENT: by no name. */
+int vmfs_path_of(struct vmfs *v, uint64_t id, char **ret, struct gr_err *err);
 int vmfs_mkdir(struct vmfs *v, const char *path, bool parents, struct gr_err *err);
 int vmfs_rename(struct vmfs *v, const char *from, const char *to, struct gr_err *err);
 /* Remove an empty directory, a file, or a disk (nobody else may own it, it may not be open, be a template, or have a protected snapshot:

@@ -1,4 +1,4 @@
-/* What clones start at, as the service has it: templates that were not finished. */
+/* What clones start at, as the service has it: templates that were not finished; what was cloned from what, and how many objects are read to say so. */
 #include "common/buf.h"
 #include "snapshot/client.h"
 #include "snapshot/service_int.h"
@@ -35,6 +35,7 @@ static const char *str(const json_t *o, const char *key)
     return s ? s : "";
 }
 
+/* @size: of a new datastore; 0: it is there. */
 static void home_open(struct home *h, const char *name, uint64_t size)
 {
     char *dir = test_path(name), *device;
@@ -45,7 +46,10 @@ static void home_open(struct home *h, const char *name, uint64_t size)
     assert_int_equal(gr_home_open(1, &h->home, NULL), 0);
     if (snap_client_open(gr_fiber_loop(), h->home, NULL, &h->c, &h->err) < 0)
         fail_msg("%s", h->err.text);
-    ok(h, "datastore.create", json_pack("{s:s,s:[s],s:I}", "name", "ds", "devices", device, "size", (json_int_t)size));
+    if (size)
+        ok(h, "datastore.create", json_pack("{s:s,s:[s],s:I}", "name", "ds", "devices", device, "size", (json_int_t)size));
+    else
+        ok(h, "datastore.info", json_pack("{s:s}", "name", "ds"));
     h->ds = snap_ds_find(snap_client_local(h->c), "ds");
     free(device);
 }
@@ -54,6 +58,7 @@ static void home_close(struct home *h)
 {
     ok(h, "datastore.check", json_pack("{s:s}", "name", "ds"));
     json_decref(h->res);
+    h->res = NULL;
     snap_client_close(h->c);
     gr_home_free(h->home);
 }
@@ -125,4 +130,85 @@ static void templates(void **state)
     test_in_fiber(templates_body, NULL);
 }
 
-TEST_MAIN(TEST(templates))
+/* ---- who is whose ---- */
+#define MANY 60u
+/* How many objects the call reads. */
+static uint64_t looks(struct home *h, const char *method, json_t *params)
+{
+    struct vmfs_stats a, b;
+    vmfs_stats(h->ds->v, &a);
+    ok(h, method, params);
+    vmfs_stats(h->ds->v, &b);
+    return b.looks - a.looks;
+}
+
+static const json_t *row_of(const json_t *rows, const char *name)
+{
+    size_t i;
+    json_t *row;
+    json_array_foreach(rows, i, row)
+        if (strcmp(str(row, "disk"), name) == 0)
+            return row;
+    fail_msg("no disk %s", name);
+    return NULL;
+}
+
+static json_t *one(const char *key, const char *name) { return json_pack("{s:s}", key, name); }
+
+static int kin_body(void *arg)
+{
+    struct home h = {0};
+    char name[32];
+    (void)arg;
+    home_open(&h, "kin", 256 << 20);
+    disk(&h, "ds/m/gold");
+    disk(&h, "ds/alone");
+    ok(&h, "snapshot.create", json_pack("{s:[s],s:s}", "disks", "ds/m/gold", "name", "s"));
+    for (unsigned i = 0; i < MANY; i++) {
+        snprintf(name, sizeof name, "ds/v/d%02u", i);
+        disk(&h, name);
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        snprintf(name, sizeof name, "ds/a/c%u", i);
+        ok(&h, "snapshot.clone", json_pack("{s:s,s:s,s:s}", "disk", "ds/m/gold", "snapshot", "s", "to", name));
+    }
+    home_close(&h);
+    home_open(&h, "kin", 0);
+    assert_in_range(looks(&h, "disk.info", one("disk", "ds/alone")), 1, 4); /* nothing to look for */
+    assert_int_equal(json_array_size(json_object_get(h.res, "clones")), 0);
+    assert_in_range(looks(&h, "disk.info", one("disk", "ds/a/c1")), 1, 12); /* folders */
+    assert_string_equal(str(h.res, "parent"), "ds/m/gold@s");
+    assert_in_range(looks(&h, "disk.info", one("disk", "ds/m/gold")), 1, 16); /* until all are found, and they come first */
+    assert_int_equal(json_array_size(json_object_get(h.res, "clones")), 3);
+    assert_in_range(looks(&h, "disk.list", one("path", "ds")), MANY, MANY + 24); /* each once */
+    assert_int_equal(json_array_size(h.res), MANY + 5);
+    assert_string_equal(str(row_of(h.res, "ds/a/c2"), "parent"), "ds/m/gold@s");
+    assert_int_equal(json_array_size(json_object_get(row_of(h.res, "ds/m/gold"), "clones")), 3);
+    assert_in_range(looks(&h, "disk.list", one("path", "ds/v")), MANY, MANY + 8);
+    assert_int_equal(json_array_size(h.res), MANY);
+    ok(&h, "disk.list", one("path", "ds/m"));
+    assert_int_equal(json_array_size(json_object_get(row_of(h.res, "ds/m/gold"), "clones")), 3);
+    ok(&h, "snapshot.list", one("disk", "ds/m/gold"));
+    assert_int_equal(json_array_size(json_object_get(json_array_get(h.res, 0), "clone-disks")), 3);
+    /* deleted ones go by where they were */
+    ok(&h, "disk.delete", one("disk", "ds/m/gold"));
+    ok(&h, "disk.list", json_pack("{s:s,s:b}", "path", "ds", "deleted", 1));
+    assert_int_equal(json_array_size(h.res), 1);
+    ok(&h, "disk.list", json_pack("{s:s,s:b}", "path", "ds/m", "deleted", 1));
+    assert_string_equal(str(json_array_get(h.res, 0), "disk"), "ds/m/gold");
+    ok(&h, "disk.list", json_pack("{s:s,s:b}", "path", "ds/a", "deleted", 1));
+    assert_int_equal(json_array_size(h.res), 0);
+    ok(&h, "disk.info", one("disk", "ds/a/c0"));
+    assert_string_equal(str(h.res, "parent"), "ds/m/gold@s");
+    assert_true(json_is_true(json_object_get(h.res, "parent-deleted")));
+    home_close(&h);
+    return 0;
+}
+
+static void kin(void **state)
+{
+    (void)state;
+    test_in_fiber(kin_body, NULL);
+}
+
+TEST_MAIN(TEST(templates), TEST(kin))

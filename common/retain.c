@@ -1,48 +1,55 @@
 #include "common/retain.h"
-#include <string.h>
 #include <time.h>
 
-#define PERIOD_TEXT 24
-static void period_of(const struct gr_retain_item *it, size_t i, const char *format, char out[PERIOD_TEXT])
+#define HOUR 3600
+#define DAY (24 * HOUR)
+
+enum period { HOURS, DAYS, WEEKS, MONTHS, YEARS };
+
+/* Number of the period that the second is in: equal ones are equal, older ones lower. */
+static int64_t period_of(int64_t time_s, enum period p)
 {
     struct tm tm = {0};
-    time_t t = (time_t)it[i].time_s;
-    gmtime_r(&t, &tm);
-    out[0] = 0;
-    if (!strcmp(format, "hour"))
-        (void)strftime(out, PERIOD_TEXT, "%Y-%m-%dT%H", &tm);
-    else if (!strcmp(format, "day"))
-        (void)strftime(out, PERIOD_TEXT, "%Y-%m-%d", &tm);
-    else if (!strcmp(format, "week"))
-        (void)strftime(out, PERIOD_TEXT, "%G-W%V", &tm);
-    else if (!strcmp(format, "month"))
-        (void)strftime(out, PERIOD_TEXT, "%Y-%m", &tm);
-    else
-        (void)strftime(out, PERIOD_TEXT, "%Y", &tm);
+    time_t t = (time_t)time_s;
+    int64_t days = time_s / DAY - (time_s % DAY < 0);
+    switch (p) {
+    case HOURS:
+        return time_s / HOUR - (time_s % HOUR < 0);
+    case DAYS:
+        return days;
+    case WEEKS: /* ISO weeks begin on Mondays; day 0 was a Thursday */
+        return (days + 3) / 7 - ((days + 3) % 7 < 0);
+    case MONTHS:
+        gmtime_r(&t, &tm);
+        return (int64_t)tm.tm_year * 12 + tm.tm_mon;
+    case YEARS:
+        gmtime_r(&t, &tm);
+        return tm.tm_year;
+    }
+    return 0;
 }
-/* One rule. Points are in order, so that equal periods are neighbours among those kept or looked at. */
-static void apply(struct gr_retain_item *it, size_t n, uint64_t count, const char *format, const char *why)
+
+/* One rule. Points are in order, so those of a period are neighbours. */
+static void apply(struct gr_retain_item *it, size_t n, uint64_t count, enum period period, const char *why)
 {
-    char last[PERIOD_TEXT] = "", p[PERIOD_TEXT], other[PERIOD_TEXT];
     uint64_t used = 0;
-    for (size_t i = 0; i < n && used < count; i++) {
-        bool covered = false;
-        if (it[i].keep || it[i].protect)
+    for (size_t i = 0, end; i < n && used < count; i = end) {
+        size_t newest = n; /* that may be kept */
+        bool covered = false; /* by what an earlier rule keeps */
+        int64_t p = period_of(it[i].time_s, period);
+        for (end = i; end < n && period_of(it[end].time_s, period) == p; end++) {
+            covered |= it[end].keep;
+            if (newest == n && !it[end].keep && !it[end].protect)
+                newest = end;
+        }
+        if (covered || newest == n)
             continue;
-        period_of(it, i, format, p);
-        for (size_t k = 0; k < n && !covered; k++) /* covered by what an earlier rule keeps */
-            if (it[k].keep && strcmp(it[k].why, why)) {
-                period_of(it, k, format, other);
-                covered = !strcmp(p, other);
-            }
-        if (covered || !strcmp(p, last))
-            continue;
-        memcpy(last, p, sizeof last);
-        it[i].keep = true;
-        it[i].why = why;
+        it[newest].keep = true;
+        it[newest].why = why;
         used++;
     }
 }
+
 void gr_retain_plan(struct gr_retain_item *it, size_t n, const struct gr_keep *keep)
 {
     bool any = keep->last || keep->hourly || keep->daily || keep->weekly || keep->monthly || keep->yearly;
@@ -57,11 +64,11 @@ void gr_retain_plan(struct gr_retain_item *it, size_t n, const struct gr_keep *k
         }
     }
     if (any) {
-        apply(it, n, keep->hourly, "hour", "hourly");
-        apply(it, n, keep->daily, "day", "daily");
-        apply(it, n, keep->weekly, "week", "weekly");
-        apply(it, n, keep->monthly, "month", "monthly");
-        apply(it, n, keep->yearly, "year", "yearly");
+        apply(it, n, keep->hourly, HOURS, "hourly");
+        apply(it, n, keep->daily, DAYS, "daily");
+        apply(it, n, keep->weekly, WEEKS, "weekly");
+        apply(it, n, keep->monthly, MONTHS, "monthly");
+        apply(it, n, keep->yearly, YEARS, "yearly");
     }
     for (size_t i = 0; i < n; i++)
         if (it[i].protect) {

@@ -2,6 +2,7 @@
 #include "common/retain.h"
 #include "tests/lib/test.h"
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -122,4 +123,43 @@ static void random_cases(void **state)
                 fail_msg("case %u, point %zu of %zu: %d, %d", c, i, n, a[i].keep, b[i].keep);
     }
 }
-TEST_MAIN(TEST(cases), TEST(random_cases))
+/* As many as there can be: the time it takes grows with them, not with their square. */
+#define LOTS 40000u
+static void lots(void **state)
+{
+    struct gr_retain_item *it = calloc(LOTS, sizeof *it);
+    struct gr_keep keep = {.last = 10, .hourly = LOTS, .daily = LOTS, .weekly = LOTS, .monthly = LOTS, .yearly = LOTS};
+    (void)state;
+    for (size_t i = 0; i < LOTS; i++)
+        it[i].time_s = t0 - (int64_t)i * (HOUR / 2);
+    clock_t began = clock(); /* of this process, whatever else the machine does */
+    gr_retain_plan(it, LOTS, &keep);
+    double s = (double)(clock() - began) / CLOCKS_PER_SEC;
+    print_message("# %u points judged in %.3f s\n", LOTS, s);
+    assert_int_equal(kept(it, LOTS), 10 + (LOTS - 10) / 2);
+    assert_true(s < 2);
+    free(it);
+}
+/* Weeks, months and years at their ends, against the calendar's own words. */
+static void ends(void **state)
+{
+    uint64_t rnd = test_seed();
+    (void)state;
+    for (unsigned c = 0; c < test_cases(20000); c++) {
+        int64_t t = (int64_t)(test_rand(&rnd) % (200ull * 365 * DAY)) - 50ll * 365 * DAY;
+        t -= c % 3 ? ((t % DAY) + DAY) % DAY : 0; /* at midnight */
+        struct gr_retain_item it[2] = {{.time_s = t}, {.time_s = t - 1}};
+        for (unsigned r = 0; r < 5; r++) {
+            struct gr_keep keep = {0};
+            uint64_t *const rule[] = {&keep.hourly, &keep.daily, &keep.weekly, &keep.monthly, &keep.yearly};
+            char text[2][32];
+            *rule[r] = 2;
+            gr_retain_plan(it, 2, &keep);
+            period(it, 0, r + 1, text[0]);
+            period(it, 1, r + 1, text[1]);
+            if (it[1].keep != (strcmp(text[0], text[1]) != 0))
+                fail_msg("second %lld, rule %u: %s, %s", (long long)t, r, text[0], text[1]);
+        }
+    }
+}
+TEST_MAIN(TEST(cases), TEST(random_cases), TEST(lots), TEST(ends))

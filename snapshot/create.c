@@ -84,6 +84,29 @@ static uint64_t missing_units(const struct vobj *o)
     return vobj_overwrite_units(o) - GR_MIN(vobj_overwrite_units(o), o->reserved_units);
 }
 
+/* Of its map, which the snapshot keeps as it is. */
+static uint64_t missing_leaves(const struct vobj *o)
+{
+    return reserve_leaves(o, o->reserved_units + missing_units(o)) - o->reserved_leaves;
+}
+
+/* A leaf needs a run: on a datastore in splinters those there are must be kept from now on; asked for before the instant. What was kept for an earlier
+ * snapshot may have been used since. */
+static int promise_leaves(struct vmfs_disk *const *disks, unsigned n, struct gr_err *err)
+{
+    struct vmfs *v = disks[0]->o->v;
+    uint64_t leaves = v->reserved_leaves, units = 0;
+    for (unsigned i = 0; i < n; i++) {
+        leaves += missing_leaves(disks[i]->o);
+        units += vobj_overwrite_units(disks[i]->o);
+    }
+    if (!units || space_nodes_fit(v, leaves, false) || !v->dirty_nodes)
+        return 0;
+    int r = vmfs_checkpoint(v, err); /* what is dirty needs runs, too */
+    (void)space_nodes_fit(v, leaves, false);
+    return r;
+}
+
 /* What the disk will be promised counts for the quotas of its folders; asked for before the instant. */
 static int promise_room(struct vmfs_disk *d, struct gr_err *err)
 {
@@ -98,9 +121,13 @@ static int promise_room(struct vmfs_disk *d, struct gr_err *err)
 static int promise(struct vmfs_disk *const *disks, unsigned n, struct gr_err *err)
 {
     struct vmfs *v = disks[0]->o->v;
-    uint64_t more = 0, free_units = space_free_units(v), keep = space_meta_reserve(v) + v->reserved_units;
-    for (unsigned i = 0; i < n; i++)
+    uint64_t more = 0, leaves = 0, all = 0, free_units = space_free_units(v), keep = space_meta_reserve(v) + v->reserved_units;
+    for (unsigned i = 0; i < n; i++) {
         more += missing_units(disks[i]->o);
+        leaves += missing_leaves(disks[i]->o);
+        all += vobj_overwrite_units(disks[i]->o);
+    }
+    keep += leaves * leaf_units_max(v);
     for (unsigned i = 0; i < n; i++)
         if (!quota_fits(disks[i]->o, (int64_t)missing_units(disks[i]->o)))
             return gr_fail(err, -GR_ENOSPACE, "'%s': a snapshot of a thick disk needs room to overwrite, and the quota of a folder above it has "
@@ -109,6 +136,10 @@ static int promise(struct vmfs_disk *const *disks, unsigned n, struct gr_err *er
         return gr_fail(err, -GR_ENOSPACE,
                        "datastore '%s': a snapshot of thick disks needs %llu bytes to overwrite, %llu bytes are missing", v->sb.name,
                        (unsigned long long)more * VMFS_UNIT, (unsigned long long)(keep + more - free_units) * VMFS_UNIT);
+    if (all && !space_nodes_fit_now(v, v->reserved_leaves + leaves))
+        return gr_fail(err, -GR_ENOSPACE,
+                       "datastore '%s': after a snapshot of thick disks %llu runs of %u blocks must be there for maps, and free space is in splinters", v->sb.name,
+                       (unsigned long long)(v->reserved_leaves + leaves), leaf_units_max(v));
     return 0;
 }
 
@@ -178,6 +209,8 @@ int snap_create_new(struct vmfs_disk *const *disks, unsigned n, const struct sna
     for (unsigned i = 0; i < n; i++)
         if ((r = promise_room(disks[i], err)) < 0)
             return r;
+    if ((r = promise_leaves(disks, n, err)) < 0)
+        return r;
     journal_room(v);
     for (unsigned i = 0; i < n; i++)
         if (disks[i]->o && disks[i]->o->frozen) { /* being cut, reverted or held: then after that */
@@ -194,6 +227,8 @@ int snap_hold(struct vmfs_disk *const *disks, unsigned n, const char *name, stru
     unsigned held = 0;
     for (unsigned i = 0; r == 0 && i < n; i++)
         r = promise_room(disks[i], err);
+    if (r == 0 && n)
+        r = promise_leaves(disks, n, err);
     for (; r == 0 && held < n; held++) {
         disk_freeze(disks[held]->o);
         r = usable(disks[held], err);

@@ -51,8 +51,10 @@ static struct chunk *chunk_for(struct ckpt *c, uint32_t units)
     if (k && k->units - k->used >= units)
         return k;
     uint64_t addr = space_take_steady(c->v, GR_MAX(CHUNK_UNITS, units), units, &got);
-    if (!addr)
-        addr = space_pool_take(c->v, units, &got);
+    if (!addr) {
+        addr = space_pool_take(c->v, units);
+        got = units;
+    }
     return addr ? chunk_add(c, addr, got) : NULL;
 }
 

@@ -70,7 +70,8 @@ static int clear_pieces(struct dop *op, uint64_t piece, uint64_t end, bool keep)
             return 0;
         piece = next;
         uint64_t stop = GR_MIN(end, (piece / VMFS_LEAF_PIECES + 1) * VMFS_LEAF_PIECES);
-        if (keep && (r = disk_room(o, stop - piece + VMFS_BLOCK_PIECES, op->range.epoch)) < 0)
+        r = keep ? disk_room(o, stop - piece + VMFS_BLOCK_PIECES, op->range.epoch) : disk_room_nodes(o, op->range.epoch);
+        if (r < 0)
             return r;
         r = map_load_for(o, piece, 1, op->range.epoch, NULL);
         if (r == 0 && !o->v->fenced && !dop_late(op) && !journal_has_room(o->v))

@@ -49,28 +49,30 @@ static void plan_drop(struct plan *p)
             space_unreserve(p->op->o->v, p->parts[i].addr, VMFS_BLOCK_PIECES);
 }
 
-static bool fits(struct vobj *o, uint64_t units, bool replaces)
+/* Kept back from @o: what was promised to others, and what metadata needs. */
+static uint64_t kept_back(const struct vobj *o, bool replaces)
+{
+    const struct vmfs *v = o->v;
+    uint64_t base = space_meta_base(v);
+    if (o->reserved_units || replaces)
+        base /= 2; /* what was promised is kept, though the units asked for are rounded up */
+    return base + (v->reserved_leaves - o->reserved_leaves) * leaf_units_max(v);
+}
+
+static int room_now(struct vobj *o, uint64_t units, bool replaces)
 {
     struct vmfs *v = o->v;
-    uint64_t others = v->reserved_units - o->reserved_units, keep = space_meta_reserve(v);
-    if (o->reserved_units || replaces)
-        keep /= 2; /* what was promised is kept, though @units is rounded up */
-    return space_free_units(v) >= units + keep + others;
+    uint64_t keep = kept_back(o, replaces), others = v->reserved_units - o->reserved_units;
+    /* what checkpoints need must be free in regions leased here: others' free space is of no use to them */
+    return space_free_units(v) < units + keep + others ? -GR_ENOSPACE : space_ensure(v, units + keep - GR_MIN(keep, v->sp.pool_units));
 }
 
-int disk_room(struct vobj *o, uint64_t units, uint64_t epoch)
-{
-    return disk_room_for(o, units, epoch, false);
-}
-
-int disk_room_for(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces)
+static int room(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces)
 {
     struct vmfs *v = o->v;
     for (int tries = 0; tries < 3; tries++) {
-        /* what checkpoints need must be free in regions leased here: others' free space is of no use to them */
-        uint64_t keep = space_meta_reserve(v) / (o->reserved_units || replaces ? 2 : 1);
-        bool runs = space_nodes_fit(v);
-        int r = runs && fits(o, units, replaces) ? space_ensure(v, units + keep - GR_MIN(keep, v->sp.pool_units)) : -GR_ENOSPACE;
+        bool runs = space_nodes_fit(v, v->reserved_leaves - o->reserved_leaves, o->reserved_units || replaces);
+        int r = !runs ? -GR_ENOSPACE : units ? room_now(o, units, replaces) : 0;
         if (r != -GR_ENOSPACE)
             return r;
         bool telling = v->sp.discard.units; /* a device, of what is free then */
@@ -90,6 +92,21 @@ int disk_room_for(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces)
             break;
     }
     return -GR_ENOSPACE;
+}
+
+int disk_room(struct vobj *o, uint64_t units, uint64_t epoch)
+{
+    return room(o, units, epoch, false);
+}
+
+int disk_room_for(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces)
+{
+    return room(o, units, epoch, replaces);
+}
+
+int disk_room_nodes(struct vobj *o, uint64_t epoch)
+{
+    return room(o, 0, epoch, true);
 }
 
 /* Does the piece lie where the write may overwrite it, or has a reserved unit of its own? */
@@ -172,11 +189,12 @@ static int plan_make(struct plan *p, uint64_t first, uint64_t end, bool atomic)
     return 0;
 }
 
-/* [sync] Does every piece keep its place? Then no space is taken. *ret_own: the others have data that is this epoch's own. */
-static bool keeps_all(const struct dop *op, uint64_t first, uint64_t end, bool atomic, bool *ret_own)
+/* [sync] Does every piece keep its place? Then no space is taken. *ret_own: the others have data that is this epoch's own. *ret_data: all are data,
+ * and the map stays as it is. */
+static bool keeps_all(const struct dop *op, uint64_t first, uint64_t end, bool atomic, bool *ret_own, bool *ret_data)
 {
     bool all = true;
-    *ret_own = true;
+    *ret_own = *ret_data = true;
     for (uint64_t piece = first; piece < end && *ret_own; piece++) {
         struct mnode *leaf;
         const struct mentry *e = NULL;
@@ -185,6 +203,7 @@ static bool keeps_all(const struct dop *op, uint64_t first, uint64_t end, bool a
             e = &leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES];
             m = ment_piece(e, (unsigned)(piece % VMFS_BLOCK_PIECES));
         }
+        *ret_data &= m.state == VMFS_P_DATA;
         if (e && keeps_place(op, e, &m, atomic))
             continue;
         all = false;
@@ -221,10 +240,12 @@ static int plan_room(struct plan *p, uint64_t first, uint64_t end, bool atomic)
     struct vobj *o = p->op->o;
     uint64_t need = (end - first) + 2 * VMFS_BLOCK_PIECES;
     for (int tries = 0; tries < 8; tries++) {
-        bool own = false;
+        bool own = false, data = false;
         int r = map_load_for(o, first, (uint32_t)(end - first), p->op->range.epoch, NULL);
-        if (r == 0 && !keeps_all(p->op, first, end, atomic, &own))
+        if (r == 0 && !keeps_all(p->op, first, end, atomic, &own, &data))
             r = disk_room_for(o, need, p->op->range.epoch, own && vcrc_kept(o->v));
+        else if (r == 0 && !data)
+            r = disk_room_nodes(o, p->op->range.epoch);
         if (r == -GR_ENOSPACE && own && !atomic && !vcrc_kept(o->v) && journal_try_seal(o->v) == 0)
             continue; /* on a full volume what is there can still be overwritten */
         if (r < 0)

@@ -144,8 +144,8 @@ static int list_room(struct evac *e, struct gr_err *err)
         addr = space_take_steady(e->v, want, want, &got);
     }
     if (r == 0 && !addr && e->v->sp.pool_units >= 4ull * want) /* long runs are kept for checkpoints, of which this is a part */
-        addr = space_pool_take(e->v, want, &got);
-    if (addr && got > want)
+        addr = space_pool_take(e->v, want);
+    else if (addr && got > want)
         space_unreserve(e->v, addr + want, got - want);
     if (r == 0 && !addr)
         r = evac_room(e, want, want, &addr, &got, err);

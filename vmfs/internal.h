@@ -155,7 +155,7 @@ struct vobj { /* an object this host holds the lock of */
     /* disks and files */
     uint64_t epoch, lineage, parent_snap, next_snap;
     uint64_t origin_object, origin_snap, origin_epoch;
-    uint64_t reserved_units;
+    uint64_t reserved_units, reserved_leaves;
     uint64_t promised_elsewhere; /* peeked: its owner's reserved_units */
     /* quotas: ino.quota is what it was granted */
     uint64_t quota_pending;      /* units taken for writes under way */
@@ -243,11 +243,11 @@ struct vmoved {
     size_t n, cap;
 };
 struct evac; /* evacuate.c */
-#define VSPACE_POOL 1024u
+#define VSPACE_POOL 4096u
 struct vspace {
     struct vregion *regions;     /* leased here, newest first */
     struct vregion **by_index;   /* [n_regions] or NULL */
-    uint64_t free_busy, free_used; /* sums over the regions leased here */
+    uint64_t free_busy, free_used, free_blocks; /* sums over the regions leased here */
     uint64_t share_units;          /* that their lists of shared units take */
     uint64_t images, images_max;   /* home blocks of these regions: changed, and all */
     uint8_t *tried;              /* [n_regions] not 0: known to be leased by another, full, or damaged */
@@ -261,7 +261,7 @@ struct vspace {
     } freeq[2]; /* by kind */
     struct vmfs_run { uint64_t addr; uint64_t units; } pool[VSPACE_POOL]; /* runs kept for checkpoints */
     unsigned n_pool;
-    uint64_t pool_units;
+    uint64_t pool_units, pool_sure, pool_leaves; /* all; those that surely find use, whatever the nodes; as leaves of the longest */
     struct vdiscard {            /* discard.c: reusable, but still busy: the device is told first */
         struct vmfs_run *run;
         size_t n;
@@ -374,7 +374,7 @@ struct vmfs {
     struct gr_fmutex settle_lock; /* what addresses mean does not change meanwhile; taken before ckpt_lock */
     struct gr_fmutex ckpt_lock;
     uint64_t ckpt_started, ckpt_done; /* numbers of checkpoints */
-    uint64_t reserved_units;          /* sum over the objects held here */
+    uint64_t reserved_units, reserved_leaves; /* sums over the objects held here */
     size_t dirty_nodes, max_dirty_nodes, dirty_hanging; /* of the map: not written yet; and bytes that hang on them (struct mnode) */
     size_t dirty_objects;
     size_t map_bytes, map_limit; /* of map nodes in memory; to throw out clean ones above it */
@@ -583,9 +583,16 @@ uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got); /* 1.
 uint64_t space_take_steady(struct vmfs *v, uint32_t want, uint32_t least, uint32_t *ret_got);
 void space_steady(struct vmfs *v, uint32_t want);
 uint64_t space_take_piece(struct vmfs *v);                       /* 1 unit, packed in arrival order */
+/* ---- pool.c ---- */
 void space_pool_fill(struct vmfs *v); /* fiber */
-bool space_nodes_fit(struct vmfs *v); /* can all that is dirty be written, and what one more write makes so? Fills the pool when space is short (fiber) */
-uint64_t space_pool_take(struct vmfs *v, uint32_t units, uint32_t *ret_got); /* [sync] */
+/* Can all nodes that are dirty be written, what one more write makes so, and @leaves more that are promised? Fills the pool when whole blocks are
+ * short (fiber); as it is now [sync]. @promised: to the write that asks. */
+bool space_nodes_fit(struct vmfs *v, uint64_t leaves, bool promised);
+bool space_nodes_fit_now(const struct vmfs *v, uint64_t leaves);
+uint64_t space_pool_take(struct vmfs *v, uint32_t units); /* so many behind each other; 0: there are none [sync] */
+bool pool_keep(struct vmfs *v, uint64_t addr, uint64_t units); /* of a node, busy and not used any more; false: it is not wanted [sync] */
+void pool_leave_closed(struct vmfs *v); /* [sync] */
+uint64_t pool_due(const struct vmfs *v); /* units for the nodes that are not written yet, about */
 void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units);
 /* Apply [sync]: units become / stop being part of the logical state. @kind/@seq: see struct vfree. */
 uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units); /* how many were not used before */
@@ -606,7 +613,9 @@ void space_touch(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units)
 void space_reclaim(struct vmfs *v); /* pending frees that became reusable [sync] */
 uint64_t space_free_units(const struct vmfs *v); /* here and elsewhere */
 uint64_t space_free_here(const struct vmfs *v);
-uint64_t space_meta_reserve(const struct vmfs *v); /* units kept back for metadata and deletes */
+uint64_t space_meta_reserve(const struct vmfs *v); /* units kept back for metadata and deletes, */
+uint64_t space_meta_base(const struct vmfs *v);    /* without the leaves that promised overwrites will need */
+uint64_t space_all_units(const struct vmfs *v);    /* of the devices in use */
 void ticket_open(struct vmfs *v, struct vticket *t);
 void ticket_close(struct vmfs *v, struct vticket *t);
 
@@ -811,6 +820,7 @@ bool frozen_since(struct vobj *o, uint64_t birth);
 uint64_t vobj_overwrite_units(const struct vobj *o);
 int record_promise(struct vobj *o, struct gr_err *err); /* so much is promised to it from now on */
 void reserve_set(struct vobj *o, uint64_t units); /* promised overwrite space, counted for the volume [sync] */
+uint64_t reserve_leaves(const struct vobj *o, uint64_t units); /* of its map that overwriting so many units may need anew, at most [sync] */
 
 /* ---------- ckpt.c ---------- */
 int ckpt_run(struct vmfs *v);
@@ -895,6 +905,8 @@ int disk_write_pieces(struct dop *op, uint64_t off, uint64_t len, const struct i
 int disk_room(struct vobj *o, uint64_t units, uint64_t epoch);
 /* The same for a write that lets go of as much as it takes (@replaces), and so may take from what is kept back for a moment. */
 int disk_room_for(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces);
+/* The same for what takes no data units, only makes nodes dirty. */
+int disk_room_nodes(struct vobj *o, uint64_t epoch);
 /* Give every piece of [first, end) its own reserved unit (thick, eager) (fiber). */
 int disk_reserve(struct vobj *o, uint64_t first, uint64_t end, uint64_t epoch);
 

@@ -11,10 +11,18 @@ bool held_by_ancestors(struct vobj *o, uint64_t parent_snap, uint64_t birth, uin
     return o->origin_object && birth <= o->origin_epoch;
 }
 
+uint64_t reserve_leaves(const struct vobj *o, uint64_t units)
+{
+    return GR_MIN(units, (o->ino.size + VMFS_LEAF_PIECES * VMFS_PIECE - 1) / (VMFS_LEAF_PIECES * VMFS_PIECE));
+}
+
 void reserve_set(struct vobj *o, uint64_t units)
 {
+    uint64_t leaves = reserve_leaves(o, units);
     o->v->reserved_units += units - o->reserved_units;
+    o->v->reserved_leaves += leaves - o->reserved_leaves;
     o->reserved_units = units;
+    o->reserved_leaves = leaves;
 }
 
 struct drop {

@@ -68,9 +68,11 @@ struct vregion *space_region(struct vmfs *v, uint64_t addr)
 
 static void busy_change(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units, bool taken)
 {
-    uint32_t n = busy_set(&r->busy, at, units, taken);
-    if (!r->closed)
-        v->sp.free_busy = taken ? v->sp.free_busy - n : v->sp.free_busy + n;
+    uint32_t blocks = r->busy.free_blocks, n = busy_set(&r->busy, at, units, taken);
+    if (r->closed)
+        return;
+    v->sp.free_busy = taken ? v->sp.free_busy - n : v->sp.free_busy + n;
+    v->sp.free_blocks += (uint64_t)r->busy.free_blocks - blocks;
 }
 static void used_change(struct vmfs *v, struct vregion *r, int64_t n)
 {
@@ -147,6 +149,7 @@ static void count_free(struct vmfs *v, const struct vregion *r, bool open)
     if (r->closed)
         return;
     v->sp.free_busy = open ? v->sp.free_busy + r->busy.free : v->sp.free_busy - r->busy.free;
+    v->sp.free_blocks = open ? v->sp.free_blocks + r->busy.free_blocks : v->sp.free_blocks - r->busy.free_blocks;
     v->sp.free_used = open ? v->sp.free_used + r->free_used : v->sp.free_used - r->free_used;
 }
 
@@ -347,7 +350,7 @@ uint64_t space_free_units(const struct vmfs *v)
     return v->sp.free_elsewhere + v->sp.free_used;
 }
 
-static uint64_t all_units(const struct vmfs *v)
+uint64_t space_all_units(const struct vmfs *v)
 {
     uint64_t units = 0;
     for (unsigned i = 0; i < v->sb.n_devices; i++)
@@ -355,20 +358,19 @@ static uint64_t all_units(const struct vmfs *v)
     return units;
 }
 
-/* Units for the nodes that are not written yet: a split takes as much on disk as in memory, a leaf without any one unit, and each may begin another. */
-static uint64_t nodes_due(const struct vmfs *v)
-{
-    return v->dirty_nodes * 2 + v->dirty_hanging / (VMFS_UNIT - 64);
-}
-
 uint64_t space_meta_reserve(const struct vmfs *v)
 {
-    return GR_MIN(all_units(v) / 64, 16384u) + nodes_due(v) + v->sp.share_units; /* a checkpoint writes the lists anew before the old ones go */
+    return space_meta_base(v) + v->reserved_leaves * leaf_units_max(v);
+}
+
+uint64_t space_meta_base(const struct vmfs *v)
+{
+    return GR_MIN(space_all_units(v) / 64, 16384u) + pool_due(v) + v->sp.share_units; /* a checkpoint writes the lists anew before the old ones go */
 }
 
 void space_watch(struct vmfs *v)
 {
-    uint64_t all = all_units(v), free_units = space_free_units(v);
+    uint64_t all = space_all_units(v), free_units = space_free_units(v);
     if (v->low && free_units > all / 100 * (VMFS_LOW_PERCENT + 2))
         v->low = false; /* from now on it is told again */
     if (v->low || free_units >= all / 100 * VMFS_LOW_PERCENT)
@@ -400,6 +402,7 @@ static bool take_block_of(struct vmfs *v, struct vregion *r, uint64_t *ret)
     if (r->closed || !busy_take_block(&r->busy, &at))
         return false;
     v->sp.free_busy -= VMFS_BLOCK_PIECES;
+    v->sp.free_blocks--;
     *ret = r->first + at;
     return true;
 }
@@ -490,57 +493,6 @@ uint64_t space_take_piece(struct vmfs *v)
     }
     v->sp.frag_left--;
     return v->sp.frag_addr++;
-}
-
-/* ---- the pool: long runs that data never takes, so that a checkpoint finds room for its nodes on a splintered volume ---- */
-static bool is_tight(const struct vmfs *v)
-{
-    return space_free_units(v) < 3 * space_meta_reserve(v);
-}
-
-static uint64_t pool_target(const struct vmfs *v)
-{
-    return GR_MIN(all_units(v) / 128, 4096u) + (is_tight(v) ? nodes_due(v) : 0);
-}
-
-void space_pool_fill(struct vmfs *v)
-{
-    struct vspace *s = &v->sp;
-    while (s->pool_units < pool_target(v) && s->n_pool < VSPACE_POOL) {
-        uint32_t got = 0;
-        uint64_t a = space_take_steady(v, (uint32_t)GR_MAX(GR_MIN(pool_target(v) - s->pool_units, 512u), 64u), leaf_units_max(v), &got);
-        if (a) {
-            s->pool[s->n_pool++] = (struct vmfs_run){ a, got };
-            s->pool_units += got;
-        } else if (space_lease_any(v, NULL) < 0) {
-            return;
-        }
-    }
-}
-
-/* Enough free units are not enough: in splinters no leaf can be written, and a checkpoint that cannot is the end of the volume on this host. So when
- * space is short nothing gets dirty that the pool has no run for. */
-bool space_nodes_fit(struct vmfs *v)
-{
-    uint64_t need = nodes_due(v) + GR_MIN(all_units(v) / 1024, 512u);
-    if (!is_tight(v) || v->sp.pool_units >= need)
-        return true;
-    space_pool_fill(v);
-    return v->sp.pool_units >= nodes_due(v) + GR_MIN(all_units(v) / 1024, 512u);
-}
-
-uint64_t space_pool_take(struct vmfs *v, uint32_t units, uint32_t *ret_got)
-{
-    struct vspace *s = &v->sp;
-    for (unsigned i = 0; i < s->n_pool; i++)
-        if (s->pool[i].units >= units) {
-            struct vmfs_run run = s->pool[i];
-            s->pool[i] = s->pool[--s->n_pool];
-            s->pool_units -= run.units;
-            *ret_got = (uint32_t)run.units;
-            return run.addr;
-        }
-    return 0;
 }
 
 /* Units of [addr, addr+units) that lie in the region of @addr: runs go on across regions that are neighbours. */
@@ -746,7 +698,7 @@ void space_reclaim(struct vmfs *v)
             bool tell = f->given_up && discard_wanted(v, f->addr, f->units);
             if (tell && !kind && f->seq > v->j.sealed_seq)
                 break; /* a replay would doubt the record that wrote there, and miss that the piece was ever written */
-            if (!tell || !discard_take(v, f->addr, f->units))
+            if (!(kind && pool_keep(v, f->addr, f->units)) && (!tell || !discard_take(v, f->addr, f->units)))
                 space_unreserve(v, f->addr, f->units);
             q->first++;
             q->n--;
@@ -763,16 +715,7 @@ static void drop_kept(struct vmfs *v)
         space_unreserve(v, s->frag_addr, s->frag_left);
         s->frag_left = 0;
     }
-    for (unsigned i = 0; i < s->n_pool;) {
-        struct vmfs_run run = s->pool[i];
-        if (!space_closed(v, run.addr)) {
-            i++;
-            continue;
-        }
-        space_unreserve(v, run.addr, (uint32_t)run.units);
-        s->pool[i] = s->pool[--s->n_pool];
-        s->pool_units -= run.units;
-    }
+    pool_leave_closed(v);
     s->current = NULL;
 }
 

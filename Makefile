@@ -157,6 +157,14 @@ $(B)/older/bin/granary-hostd: | $(B)/bin/granary-hostd
 	$(Q)mkdir -p $(@D); ln -sf ../../bin/granary-hostd $@
 tools += $(older:%=$(B)/older/bin/%) $(B)/older/bin/granary-hostd
 
+# a test of the check: with objects in which it breaks the rules of vmfs/broken.h, one at a time
+broken := disk_write record reap
+$(B)/broken/%.o: vmfs/%.c
+	$(call say,CC,$@)
+	$(Q)mkdir -p $(@D); $(CC) $(ALL_CFLAGS) -DVMFS_BROKEN_BUILD -MMD -MP -c -o $@ $<
+units += $(B)/tests/unit/snapshot_broken
+$(eval $(call LINK,$(B)/tests/unit/snapshot_broken,$(B)/tests/broken/snapshot_broken.o $(broken:%=$(B)/broken/%.o),snapshot vmfs common,cmocka,$(testlib)))
+
 # what a program is started with (LD_PRELOAD) to see another wall clock
 tools += $(B)/tests/matrix/clock.so
 $(B)/tests/matrix/clock.so: tests/matrix/clock.c

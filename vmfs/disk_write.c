@@ -1,5 +1,6 @@
 /* Writes that cannot go in place, compare-and-write: sequential code in a fiber, range already granted. */
 #include "common/seam.h"
+#include "vmfs/broken.h"
 #include "vmfs/loss.h"
 
 /* What becomes of a run of pieces. */
@@ -112,9 +113,9 @@ int disk_room_nodes(struct vobj *o, uint64_t epoch)
 /* Does the piece lie where the write may overwrite it, or has a reserved unit of its own? */
 static bool keeps_place(const struct dop *op, const struct mentry *e, const struct mpiece *m, bool atomic)
 {
-    if (m->birth != op->range.epoch || (m->state != VMFS_P_HOLE && space_leaving(op->o->v, m->addr)))
+    if ((m->birth != op->range.epoch && !VMFS_BROKEN(IN_PLACE)) || (m->state != VMFS_P_HOLE && space_leaving(op->o->v, m->addr)))
         return false;
-    return m->state == VMFS_P_RESERVED || (m->state == VMFS_P_DATA && !atomic && !vcrc_kept(op->o->v) && e->seq <= op->o->v->j.sealed_seq);
+    return m->state == VMFS_P_RESERVED || (m->state == VMFS_P_DATA && !atomic && (!vcrc_kept(op->o->v) || VMFS_BROKEN(IN_PLACE)) && e->seq <= op->o->v->j.sealed_seq);
 }
 
 /* New place for pieces [piece, piece+n) of one block. */

@@ -5,6 +5,7 @@
  * before, and no successor has it at the same place. The cursor moves with every record, because overwrites of the live head
  * ask it who is responsible for a unit (held_by_ancestors): behind the cursor they are, before it this walk is. */
 #include "common/seam.h"
+#include "vmfs/broken.h"
 #include "vmfs/internal.h"
 #include "vmfs/notes.h"
 
@@ -155,7 +156,7 @@ static void free_pieces(struct reap *w, const struct mnode *leaf, struct mnode *
         unsigned b = i / VMFS_BLOCK_PIECES, at = i % VMFS_BLOCK_PIECES;
         struct mpiece p = ment_piece(&leaf->ent[b], at);
         bool old = p.birth <= w->prev_epoch, named = p.state == VMFS_P_HOLE || (old && !(w->k.passes && p.birth > w->before_prev));
-        for (unsigned k = 0; !named && k < n; k++) {
+        for (unsigned k = 0; !named && k < n && !VMFS_BROKEN(DELETED); k++) {
             struct mpiece q = { 0 };
             if (others[k])
                 q = ment_piece(&others[k]->ent[b], at);
@@ -163,7 +164,7 @@ static void free_pieces(struct reap *w, const struct mnode *leaf, struct mnode *
         }
         if (!named && old) {
             w->k.passed++;
-        } else if (!named) {
+        } else if (!named && !VMFS_BROKEN(LEAKED)) {
             free_run(w, p.addr, 1);
             w->k.units++;
         } else if (p.state != VMFS_P_HOLE && !old) {

@@ -1,6 +1,7 @@
 /* Records: the only way durable state changes. A record is added to the journal and applied; on replay it is applied again,
  * in the same order, to the state of the last checkpoint, by the same code. */
 #include "common/seam.h"
+#include "vmfs/broken.h"
 #include "vmfs/loss.h"
 
 bool held_by_ancestors(struct vobj *o, uint64_t parent_snap, uint64_t birth, uint64_t piece_end)
@@ -36,7 +37,7 @@ struct drop {
 static void drop_piece(void *arg, uint64_t piece, const struct mpiece *old)
 {
     struct drop *d = arg;
-    if (held_by_ancestors(d->o, d->prev_snap, old->birth, piece + 1))
+    if ((held_by_ancestors(d->o, d->prev_snap, old->birth, piece + 1) && !VMFS_BROKEN(OVERWRITTEN)) || VMFS_BROKEN(LEFT))
         return;
     struct vmfs *v = d->o->v;
     if (d->o->ino.type == VMFS_FILE) /* hosts that do not own a file read it by its home state: until that has changed, its units stay */
@@ -118,7 +119,9 @@ static int map_live(struct vobj *o, const struct map_change *c, struct drop *d)
     struct mnode *leaf = mtree_own(o, &o->live, c->piece, c->birth);
     if (leaf)
         usage_map(o, leaf, &(struct usage_change){ c->piece, c->birth, c->count, c->state != VMFS_P_HOLE });
-    return set_in(o->v, leaf, c, d);
+    struct map_change as = *c;
+    as.birth -= VMFS_BROKEN(BIRTH);
+    return set_in(o->v, leaf, &as, d);
 }
 
 bool frozen_since(struct vobj *o, uint64_t birth)

@@ -222,6 +222,9 @@ static int delete_snapshots(struct hv_hostd *h, const struct hv_vmsn_list *l, bo
             return gr_fail(err, -ENOMEM, "out of memory");
         if ((r = delete_disks(h, &l->v[i], keep, deleted, kept, err)) < 0)
             return r;
+        for (unsigned k = 0; k < l->v[i].disk_count; k++) /* what stays is a snapshot like any other */
+            (void)hv_storage_call(&h->storage, "snapshot.part", json_pack("{s:s, s:s, s:s}", "disk", l->v[i].disks[k].path, "snapshot", name, "of", ""), STORAGE_MS,
+                                  NULL, NULL);
         r = hv_storage_call(&h->storage, "dir.remove", json_pack("{s:s}", "path", memory), STORAGE_MS, NULL, err);
         if (r >= 0 || r == -ENOENT)
             r = hv_storage_call(&h->storage, "dir.remove", json_pack("{s:s}", "path", file), STORAGE_MS, NULL, err);

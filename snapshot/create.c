@@ -466,6 +466,16 @@ int snap_expire(struct vmfs_disk *d, const char *name, int64_t at_s, struct gr_e
     return note_set(d, name, VMFS_NOTE_EXPIRES, &at, at_s ? sizeof at : 0, err);
 }
 
+int snap_part_of(struct vmfs_disk *d, const char *name, const char *of, struct gr_err *err)
+{
+    return note_set(d, name, VMFS_NOTE_PART, of, strlen(of), err);
+}
+
+void snap_text_key(uint64_t id, char ret[33])
+{
+    snprintf(ret, 33, "snapshot.text.%llx", (unsigned long long)id);
+}
+
 /* ---- deleting ---- */
 /* [sync] Is it still what somebody saw? */
 static int still(const struct vmfs_disk *d, const struct vsnap *s, const struct snap_seen *seen, struct gr_err *err)
@@ -498,6 +508,8 @@ static int delete_as(struct vmfs_disk *d, const char *name, const struct snap_se
         r = bookmark_record(d->o, name, s->lineage, s->epoch, err);
     if (r == 0 && vobj_note(d->o, VMFS_NOTE_EXPIRES, s->id))
         r = note_do(d, VMFS_NOTE_EXPIRES, s->id, NULL, 0, err);
+    if (r == 0 && vobj_note(d->o, VMFS_NOTE_PART, s->id))
+        r = note_do(d, VMFS_NOTE_PART, s->id, NULL, 0, err);
     if (r == 0)
         r = snap_record(d->o, VMFS_R_SNAP_FLAGS, s->id, 0, VMFS_SNAP_HIDDEN | VMFS_SNAP_DELETING, err);
     if (r == 0)

@@ -30,6 +30,10 @@ static int snapshot_may_move(const struct promote *p, const struct vsnap *s, str
         return gr_fail(err, -EBUSY, "other clones start at the snapshot '%s', or at this one", s->name);
     if (s->open)
         return gr_fail(err, -EBUSY, "its snapshot '%s' is being read", s->name);
+    const struct vattr *part = vobj_note(p->a, VMFS_NOTE_PART, s->id);
+    if (part)
+        return gr_fail(err, -EBUSY, "the snapshot '%s' is part of one of the virtual machine '%.*s', which would lose it: delete that first (granary vm delete-snapshot)",
+                       s->name, (int)part->len, (const char *)part->val);
     if (s->flags & VMFS_SNAP_DELETING && s->cursor)
         return gr_fail(err, -EAGAIN, "a deleted snapshot is being given back");
     return 0;
@@ -105,19 +109,36 @@ static void take_snapshot(struct promote *p, struct vsnap *s)
     c->ino.used_units += s->use.own;
 }
 
-static int take_note(struct promote *p, const char *kind, uint64_t id)
+/* What is said of a snapshot goes with it. */
+#define NOTES 3u
+static void note_key(unsigned i, uint64_t id, char ret[33])
 {
-    char key[33];
-    const struct vattr *n = vobj_note(p->a, kind, id);
-    vobj_note_key(kind, id, key);
-    return n ? vobj_attr_put(p->c, key, strlen(key), n->val, n->len) : 0;
+    if (i == 2)
+        snap_text_key(id, ret);
+    else
+        vobj_note_key(i ? VMFS_NOTE_EXPIRES : VMFS_NOTE_PROTECTED, id, ret);
 }
 
-static int drop_note(struct promote *p, const char *kind, uint64_t id)
+static int take_notes(struct promote *p, uint64_t id)
 {
-    char key[33];
-    vobj_note_key(kind, id, key);
-    return vobj_attr_put(p->a, key, strlen(key), NULL, 0);
+    int r = 0;
+    for (unsigned i = 0; r == 0 && i < NOTES; i++) {
+        char key[33];
+        note_key(i, id, key);
+        for (size_t k = 0; r == 0 && k < p->a->n_attrs; k++)
+            if (strcmp(p->a->attrs[k].key, key) == 0)
+                r = vobj_attr_put(p->c, key, strlen(key), p->a->attrs[k].val, p->a->attrs[k].len);
+    }
+    return r;
+}
+
+static void drop_notes(struct promote *p, uint64_t id)
+{
+    for (unsigned i = 0; i < NOTES; i++) {
+        char key[33];
+        note_key(i, id, key);
+        (void)vobj_attr_put(p->a, key, strlen(key), NULL, 0);
+    }
 }
 
 /* [sync] What can fail comes first. */
@@ -129,7 +150,7 @@ static int change_places(struct promote *p, struct gr_err *err)
     int r = room ? 0 : -ENOMEM;
     c->snaps = room ? room : c->snaps;
     for (struct vsnap *s = top; r == 0 && s; s = vobj_snap(a, s->parent))
-        r = take_note(p, VMFS_NOTE_PROTECTED, s->id) < 0 || take_note(p, VMFS_NOTE_EXPIRES, s->id) < 0 ? -ENOMEM : 0;
+        r = take_notes(p, s->id);
     if (r == 0)
         r = vobj_heir_of(c, a);
     if (r < 0)
@@ -139,8 +160,7 @@ static int change_places(struct promote *p, struct gr_err *err)
         if (moves(p, a->snaps[i]->id))
             c->snaps[n++] = a->snaps[i];
     for (size_t i = 0; i < n; i++) {
-        (void)drop_note(p, VMFS_NOTE_PROTECTED, c->snaps[i]->id);
-        (void)drop_note(p, VMFS_NOTE_EXPIRES, c->snaps[i]->id);
+        drop_notes(p, c->snaps[i]->id);
         take_snapshot(p, c->snaps[i]);
     }
     for (size_t i = 0; i < a->n_snaps; i++)

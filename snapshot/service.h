@@ -43,8 +43,9 @@
  *       which whoever does not get the answer undoes it with snapshot.delete; from then on it is refused (GR_ECANCELED)
  *   snapshot.create-by-policy {"paths":[disk, folder or datastore],"expires"?} → the same: an instant for the disks named, one for each folder
  *   snapshot.list {"disk","deleted"?: also those kept for clones} → [{"disk","name","kind":"snapshot|bookmark","id","parent-id","created","size","bookmark",
- *       "clones","clone-disks"?,"current","deleting","pins","group","description","protected","protected-by"?,"protected-since"?,"protected-why"?,"expires"?,"used"?,"shared"?,"unique"?}]      "bookmark" is the token "uuid:lineage:epoch"
+ *       "clones","clone-disks"?,"current","deleting","pins","group","description","part-of"?,"protected","protected-by"?,"protected-since"?,"protected-why"?,"expires"?,"used"?,"shared"?,"unique"?}]      "bookmark" is the token "uuid:lineage:epoch"
  *   snapshot.describe {"disk","snapshot","description"}: "" removes it
+ *   snapshot.part {"disk","snapshot","of"} of which virtual machine's snapshot it is a part, so that it stays with its disk; "": of none any more
  *   snapshot.delete {"disk","snapshot","keep-bookmark"?,"settle"?,"group"?: only the one of it}      snapshot.revert {"disk","snapshot","force"?}
  *   snapshot.clone {"disk","snapshot"?,"to":"DS/NEW","full"?,"provision"?} → as disk.info of the new disk; without "snapshot" of a template. With "targets":[…]
  *       instead of "to": [{"disk","size","uuid","id","parent"}]. With "full" parts {"done","total"}, and nothing is shared

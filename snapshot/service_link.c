@@ -95,8 +95,8 @@ static bool for_hosts(const char *method)
         "disk.erase", "disk.info", "disk.list", "disk.move", "disk.promote", "disk.rekey", "disk.release",
         "disk.resize", "disk.set", "disk.take", "fs.locks", "fs.lost", "fs.stat", "fs.yield", "lun.attention",
         "lun.reserve", "lun.rules-changed", "snapshot.bookmark", "snapshot.clone", "snapshot.create",
-        "snapshot.delete", "snapshot.diff", "snapshot.expire", "snapshot.expose", "snapshot.hold", "snapshot.list",
-        "snapshot.protect", "snapshot.revert", "snapshot.settle", "snapshot.take", "snapshot.unexpose",
+        "snapshot.delete", "snapshot.describe", "snapshot.diff", "snapshot.expire", "snapshot.expose", "snapshot.hold", "snapshot.list",
+        "snapshot.part", "snapshot.protect", "snapshot.revert", "snapshot.settle", "snapshot.take", "snapshot.unexpose",
         "snapshot.unprotect",
     };
     for (size_t i = 0; i < GR_ARRAY_LEN(names); i++)

@@ -36,16 +36,11 @@ static int open_disk(struct snap_op *op, struct snap_path *p, struct snap_disk *
 /* ---- what a snapshot is for: an attribute of its disk ---- */
 #define TEXT_MAX 1024u /* bytes */
 
-static void text_key(uint64_t id, char ret[33])
-{
-    snprintf(ret, 33, "snapshot.text.%llx", (unsigned long long)id);
-}
-
 static int set_text(struct vmfs_disk *d, uint64_t id, const char *text, struct gr_err *err)
 {
     struct gr_bdev *b = vmfs_bdev(d);
     char key[33];
-    text_key(id, key);
+    snap_text_key(id, key);
     return b->ops->attr_set(b, key, text, strlen(text), err);
 }
 
@@ -54,9 +49,21 @@ static void add_text(struct vmfs_disk *d, uint64_t id, json_t *row)
     struct gr_bdev *b = vmfs_bdev(d);
     gr_auto_free void *text = NULL;
     char key[33];
-    text_key(id, key);
+    snap_text_key(id, key);
     int n = b->ops->attr_get(b, key, &text, NULL);
     json_object_set_new(row, "description", json_stringn(n > 0 ? text : "", n > 0 ? (size_t)n : 0));
+}
+
+/* "part-of" */
+static void add_part(struct vmfs_disk *d, uint64_t id, json_t *row)
+{
+    struct gr_bdev *b = vmfs_bdev(d);
+    gr_auto_free void *of = NULL;
+    char key[33];
+    snprintf(key, sizeof(key), VMFS_NOTE_PART "-%llx", (unsigned long long)id);
+    int n = b->ops->attr_get(b, key, &of, NULL);
+    if (n > 0)
+        json_object_set_new(row, "part-of", json_stringn(of, (size_t)n));
 }
 
 static bool has_text(struct vmfs_disk *d, uint64_t id)
@@ -64,7 +71,7 @@ static bool has_text(struct vmfs_disk *d, uint64_t id)
     struct gr_bdev *b = vmfs_bdev(d);
     gr_auto_free void *text = NULL;
     char key[33];
-    text_key(id, key);
+    snap_text_key(id, key);
     return b->ops->attr_get(b, key, &text, NULL) > 0;
 }
 
@@ -92,6 +99,27 @@ static int op_describe(struct snap_op *op)
     return r;
 }
 SNAP_METHOD(op_describe, "snapshot.describe")
+
+/* Of what snapshot of a virtual machine it is a part; "": of none. */
+static int op_part(struct snap_op *op)
+{
+    struct snap_path p;
+    struct snap_disk d = {0};
+    const char *name = NULL, *of = NULL;
+    int r = gr_json_str(op->params, "snapshot", &name, op->err);
+    if (r == 0)
+        r = gr_json_str(op->params, "of", &of, op->err);
+    if (r == 0 && strlen(of) > TEXT_MAX)
+        r = gr_fail(op->err, -GR_EUSAGE, "\"of\": %zu bytes, the longest allowed is %u", strlen(of), TEXT_MAX);
+    if (r == 0)
+        r = open_disk(op, &p, &d);
+    if (r < 0)
+        return r;
+    r = snap_part_of(d.h->disk, name, of, op->err);
+    snap_disk_put(&d);
+    return r;
+}
+SNAP_METHOD(op_part, "snapshot.part")
 
 /* ---- create ---- */
 struct group {
@@ -288,6 +316,8 @@ static int add_row(void *arg, const struct snap_info *info)
     json_t *row = snap_info_row(l->p->ds, l->p->path, info);
     if (row)
         add_text(l->disk, info->is_bookmark ? 0 : info->id, row);
+    if (row && !info->is_bookmark)
+        add_part(l->disk, info->id, row);
     return json_array_append_new(l->a, row) < 0 ? -ENOMEM : 0;
 }
 
@@ -525,5 +555,5 @@ SNAP_METHOD(op_diff, "snapshot.diff")
 const struct gr_rpc_method snap_snapshot_methods[] = {
     {"snapshot.create", rpc_snap_op_snapshot_create}, {"snapshot.list", rpc_snap_op_snapshot_list, true},         {"snapshot.delete", rpc_snap_op_snapshot_delete},
     {"snapshot.revert", rpc_op_revert}, {"snapshot.bookmark", rpc_op_bookmark},
-    {"snapshot.describe", rpc_op_describe}, {"snapshot.diff", rpc_op_diff, true},     {"disk.checkpoint", rpc_op_checkpoint, true}, {NULL, NULL},
+    {"snapshot.describe", rpc_op_describe}, {"snapshot.part", rpc_op_part}, {"snapshot.diff", rpc_op_diff, true},     {"disk.checkpoint", rpc_op_checkpoint, true}, {NULL, NULL},
 };

@@ -63,6 +63,9 @@ int snap_delete_seen(struct vmfs_disk *d, const char *name, const struct snap_se
 int snap_protect(struct vmfs_disk *d, const char *name, const char *by, const char *why, struct gr_err *err);
 int snap_unprotect(struct vmfs_disk *d, const char *name, struct gr_err *err);
 int snap_expire(struct vmfs_disk *d, const char *name, int64_t at_s, struct gr_err *err); /* 0: never. Durable */
+/* It is part of a snapshot of @of, a virtual machine ("": of none any more): it stays with its disk (snap_promote). Durable. */
+int snap_part_of(struct vmfs_disk *d, const char *name, const char *of, struct gr_err *err);
+void snap_text_key(uint64_t id, char ret[33]); /* of the attribute that says what snapshot @id is for */
 int snap_bookmark(struct vmfs_disk *d, const char *snapshot, const char *bookmark, struct gr_err *err);
 /* Wait until no snapshot of @d is being deleted any more. */
 int snap_settle(struct vmfs_disk *d, struct gr_err *err);
@@ -75,7 +78,8 @@ int snap_clone(struct vmfs_disk *d, const char *name, const char *path, struct g
 int snap_clone_many(struct vmfs_disk *d, const char *name, const char *const *paths, unsigned n, unsigned *ret_made, uint64_t *ret_ids,
                     struct gr_err *err);
 /* The clone and the disk it was cloned from change places: the snapshot it starts at and those before it become the clone's, and that disk is a clone
- * that starts there. Durable. -EBUSY and why: other clones, readers, snapshots of the clone, a revert of the other disk. */
+ * that starts there. Durable. -EBUSY and why: other clones, readers, snapshots of the clone, a revert of the other disk, parts of snapshots of a
+ * virtual machine. */
 int snap_promote(struct vmfs_disk *d, struct gr_err *err);
 /* Read-only bdev of a snapshot; holds the snapshot while open (a delete waits hidden). Put with gr_bdev_put. */
 int snap_open(struct vmfs_disk *d, const char *name, struct gr_bdev **ret, struct gr_err *err);

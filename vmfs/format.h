@@ -380,7 +380,8 @@ struct vmfs_bookmark_disk {
  * for a disk that is encrypted, which never changes, "posix", a struct vmfs_posix_disk, "protected-N" of the snapshot whose id is N, in hexadecimal,
  * a struct vmfs_protected_disk: neither it nor the disk is removed, "removed-as", the path that a removed disk had which is kept for its clones, and
  * "removed-from", a gr_le64, the directory it was in (absent: an older release removed it), "heir-of", gr_le64s: objects whose snapshots became this one's under the same ids, so that pins of readers elsewhere may still name those.
- * "expires-N", a gr_le64: seconds since 1970, from when on whoever prunes snapshots removes it. "lost-writes", a gr_le32 with a bit for each device that
+ * "expires-N", a gr_le64: seconds since 1970, from when on whoever prunes snapshots removes it. "part-of-N", text: the virtual machine of one of whose snapshots it
+ * is a part. "lost-writes", a gr_le32 with a bit for each device that
  * was lost with writes that it had acknowledged and nobody had flushed. */
 struct vmfs_protected_disk {
     gr_le64 since_s;

@@ -235,6 +235,7 @@ enum vmfs_lun_flags {
 };
 #define VMFS_NOTE_PROTECTED "protected" /* kinds of attributes of snapshots: vmfs/format.h */
 #define VMFS_NOTE_EXPIRES "expires"
+#define VMFS_NOTE_PART "part-of"
 struct vmfs_lun {
     uint32_t flags, iops; /* commands a second; 0: no limit */
     uint64_t bytes_per_s; /* 0: no limit */

@@ -75,6 +75,25 @@ wait_for 30 ended again
 check "the second start came after the first" test "$(wc -l < "$T/starts")" = 2
 wait_for 30 eval '! granary vm info ds/web' # that delete was not taken back
 
+# --- a part stays with its disk, so no clone takes it over
+run_check granary snapshot describe ds/other/disk0@s 'what it is for'
+run_check granary snapshot list ds/other/disk0 --json
+check "it says of what it is a part" jq -e '.[0]."part-of" == "ds/other"' "$T/out"
+run_check granary snapshot clone ds/other/disk0@s ds/clone
+run_mustfail 1 "'s' is part of one of the virtual machine 'ds/other'" granary disk promote ds/clone
+check "still whole" test "$(granary vm snapshots other --json | jq -r '.[0].state')" = whole
+run_check granary vm revert other s
+run_check granary vm delete-snapshot other s
+run_check granary disk promote ds/clone
+run_check granary vm snapshot other --name s
+run_check granary vm delete other --keep-disks
+run_check granary snapshot describe ds/other/disk0@s 'what it is for'
+run_check granary snapshot clone ds/other/disk0@s ds/clone2
+run_check granary disk promote ds/clone2
+run_check granary snapshot list ds/clone2 --json
+check "what is said of it goes along" jq -e 'any(.name == "s" and .description == "what it is for" and (has("part-of") | not))' "$T/out"
+check "and not twice" sh -c "granary snapshot list ds/other/disk0 --json | jq -e '[.[] | select(.description != \"\")] == []'"
+
 # --- what cannot be read is told, and goes as well
 run_check granary vm create ds/web --disk 4M --disk 4M
 for s in a b; do run_check granary vm snapshot web --name $s; done
@@ -93,7 +112,6 @@ run_check rpc dir.remove '{"path": "ds/web"}'
 run_check granary vm create ds/web --disk 4M
 run_check granary vm delete web --yes
 check "the usual is told as before" grep -qx 'deleted web' "$T/out"
-run_check granary vm delete other --yes
 run_check granary down
 run_check granary datastore check ds --json
 check "sound, and nothing left" jq -e '.sound and ."leaked-units" == 0' "$T/out"

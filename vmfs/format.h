@@ -207,7 +207,7 @@ struct vmfs_pin_disk {
 struct vmfs_slot_disk {
     struct vmfs_hdr_disk hdr;
     gr_le32 state, n_pins;
-    gr_le64 generation;            /* grows with every claim and every release */
+    gr_le64 generation;            /* grows when the slot is freed, and at no other time (releases before: when it is claimed, too) */
     gr_le64 nonce;                 /* of who answers for the slot, its owner or (REPLAYING) its recoverer: its key at the devices' fence */
     uint8_t host_uuid[16];
     char host_name[64];

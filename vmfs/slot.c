@@ -249,8 +249,7 @@ static int claim(struct vmfs *v, unsigned i, struct gr_err *err)
     int r = vslot_read(v, i, &s, err);
     if (r == 0 && s.state == VMFS_SLOT_FREE && (r = vlife_answer_for(v, i)) == 0) {
         was = s;
-        s.state = v->role == VMFS_READER ? VMFS_SLOT_READER : VMFS_SLOT_HOST;
-        s.generation++;
+        s.state = v->role == VMFS_READER ? VMFS_SLOT_READER : VMFS_SLOT_HOST; /* under the generation that it was freed with, which nobody had */
         s.n_pins = 0;
         s.version = VMFS_VERSION;
         s.nonce = v->life.key;

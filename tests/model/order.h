@@ -116,7 +116,6 @@ struct m_hold { /* what a process knows of a disk */
     X(REPLAY_FIRST, "replay before the slot is free")                                                                                \
     X(COUNTS_REPLAYING, "locks of a slot that is REPLAYING count")                                                                   \
     X(FREE_GENERATION, "free the slot under a new generation")                                                                       \
-    X(CLAIM_GENERATION, "claim a slot under a new generation")                                                                       \
     X(CLAIM_COMPARE, "compare in the write that claims a slot")                                                                      \
     X(LOCK_COMPARE, "compare in the write that takes a lock")                                                                        \
     X(LOCK_THEN_SLOT, "read the holder's slot after its lock")                                                                       \

@@ -108,8 +108,6 @@ int m_claim(struct step *s)
         return drop(s);
     *slot(s) = (struct m_slot){ .state = MS_HOST, .key = s->a.p + 1u, .home = s->p->host + 1u, .asked = slot(s)->asked, .old = slot(s)->old };
     m_slot_written(s, s->a.a, true);
-    if (!m_without(s, MX_CLAIM_GENERATION))
-        m_new_generation(s, s->a.a);
     s->p->charge |= M_BIT(s->a.a);
     t->same_block = t->same_gen = t->unsure = 1;
     return s->a.lost ? 1 : claimed(s);
@@ -209,6 +207,8 @@ int m_mark(struct step *s)
     struct m_slot *now = slot(s);
     if (t->phase != MT_SECOND || t->unsure || !m_reaches(s, 0))
         return m_no(s, "a slot is taken over after its key was ejected from every device and it was read again");
+    if (!t->same_block && t->same_gen && !s->m->observed)
+        return m_broken(s, "nobody was quicker, and all begins anew: who was ejected had written its slot since it was read");
     if (!t->same_block && !m_without(s, MX_SLOT_COMPARE) && !m_without(s, MX_SLOT_NEWER))
         return drop(s);
     if (now->state == MS_READER) {

@@ -29,7 +29,7 @@ const struct run_config run_large[] = {
 };
 const unsigned run_n_large = sizeof run_large / sizeof run_large[0];
 
-#define ONE(x, size) { NULL, 1u << MX_##x, size, false }
+#define ONE(x, size) { 1u << MX_##x, size }
 const struct mutant run_mutants[] = {
     ONE(ASK, RUN_CLOCK),
     ONE(PATIENCE, RUN_CLOCK),
@@ -48,15 +48,13 @@ const struct mutant run_mutants[] = {
     ONE(REPLAY, RUN_SAFE),
     ONE(REPLAY_FIRST, RUN_SAFE),
     ONE(COUNTS_REPLAYING, RUN_SAFE),
-    { "a slot passes on under a new generation", 1u << MX_FREE_GENERATION | 1u << MX_CLAIM_GENERATION, RUN_JOIN, false },
+    ONE(FREE_GENERATION, RUN_JOIN),
     ONE(CLAIM_COMPARE, RUN_JOIN),
     ONE(LOCK_COMPARE, RUN_SAFE),
     ONE(LOCK_THEN_SLOT, RUN_SAFE),
     ONE(HOME_FIRST, RUN_SAFE),
     ONE(RELEASE_LAST, RUN_SAFE),
-    { "free the slot under a new generation (the claim makes one, too)", 1u << MX_FREE_GENERATION, RUN_JOIN, true },
-    { "claim it under a new generation (it was freed under one)", 1u << MX_CLAIM_GENERATION, RUN_JOIN, true },
-    { "second look at the slot, after ejecting (the write refuses what moved on)", 1u << MX_SECOND_LOOK, RUN_SAFE, true },
+    ONE(SECOND_LOOK, RUN_SAFE),
 };
 const unsigned run_n_mutants = sizeof run_mutants / sizeof run_mutants[0];
 

@@ -15,15 +15,13 @@ extern const struct run_config run_large[];
 extern const unsigned run_n_large;
 
 struct mutant {
-    const char *text;
-    uint32_t without;
+    uint32_t without; /* one step */
     enum run_size size;
-    bool held; /* by another step: nothing is seen when only this one is missing */
 };
 extern const struct mutant run_mutants[];
 extern const unsigned run_n_mutants;
 
-/* The order with @mutant's steps left out: 1 and a counter-example, 0 none; -ENOMEM or -E2BIG. */
+/* The order with @mutant's step left out: 1 and a counter-example, 0 none; -ENOMEM or -E2BIG. */
 int run_mutant(const struct mutant *x, struct ex_result *ret, struct model *ret_model);
 int run_config(const struct run_config *c, uint64_t max_states, struct ex_result *ret);
 void run_line(const char *what, const struct ex_result *r); /* printed: how many states, and whether the promises hold */

@@ -38,14 +38,13 @@ static void stall(void **state)
 static void every_step_is_missed(void **state)
 {
     (void)state;
+    assert_int_equal(run_n_mutants, M_N_STEPS);
     for (unsigned i = 0; i < run_n_mutants; i++) {
         const struct mutant *x = &run_mutants[i];
         struct ex_result r;
         struct model m;
-        if (x->held)
-            continue;
         if (run_mutant(x, &r, &m) != 1)
-            fail_msg("without \"%s\" no promise is broken", x->text ? x->text : m_step_text[__builtin_ctz(x->without)]);
+            fail_msg("without \"%s\" no promise is broken", m_step_text[__builtin_ctz(x->without)]);
         ex_done(&r);
     }
 }

@@ -407,6 +407,7 @@ static void remove_stale(struct snap_svc *s, struct snap_ds *ds, struct snap_han
         else if (snap_delete(h->disk, stale->names[i], false, &err) < 0)
             snap_warn(s, "disk %s/%s: left-over snapshot %s cannot be deleted: %s", ds->name, h->path, stale->names[i], err.text);
     free(stale);
+    snap_group_sign(ds, h->disk);
 }
 
 static int handle_add(struct snap_svc *s, struct snap_ds *ds, const char *path, struct vmfs_disk *disk, struct snap_handle **ret,

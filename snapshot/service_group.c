@@ -7,8 +7,8 @@
  *   settle    every host looks: the folder with its entry is there, the snapshots get their name; else they are deleted
  *
  * Who finds no decision and will not wait any longer (the hold's deadline; a disk that is opened after its owner died) makes an empty folder
- * of that name, and the leader's rename fails: so all follow one decision, whoever dies. The last to settle removes the folder; folders of
- * leaders that are gone are removed at the next join. docs/vmfs.md, "One instant on several hosts".
+ * of that name, and the leader's rename fails: so all follow one decision, whoever dies. The last to settle removes the folder; who opens the disk of one that
+ * died before it could say so signs off for it; folders of leaders that are gone are removed at the next join. docs/vmfs.md, "One instant on several hosts".
  *
  * Methods, for other hosts only:
  *   snapshot.hold {"disks","group","name"}     snapshot.take {"disks","group"}     snapshot.settle {"disks","group"} → rows as snapshot.create */
@@ -542,6 +542,19 @@ void snap_group_recover(struct snap_svc *s, struct snap_ds *ds, struct vmfs_disk
         snap_warn(s, "datastore '%s': snapshot %s cannot be settled: %s", ds->name, temp, gr_err_text(&err, r));
 }
 
+struct starts_with {
+    const char *prefix;
+    size_t n;
+    bool found;
+};
+
+static int note_start(void *arg, const struct snap_info *info)
+{
+    struct starts_with *s = arg;
+    s->found |= strncmp(info->name, s->prefix, s->n) == 0;
+    return 0;
+}
+
 struct leftover_groups {
     struct snap_ds *ds;
     char names[64][ID_MAX + 1];
@@ -588,6 +601,29 @@ static void remove_folder(struct snap_ds *ds, const char *name)
             (void)vmfs_remove(ds->v, path, NULL);
     }
     (void)vmfs_remove(ds->v, folder, NULL);
+}
+
+/* Whose snapshot of a decided group has its name already, or was deleted since, has nothing left to do but to sign off. */
+static bool undecided_here(struct vmfs_disk *disk, const char *id)
+{
+    char prefix[sizeof(SNAP_GROUP_PREFIX) + ID_MAX];
+    int n = snprintf(prefix, sizeof(prefix), SNAP_GROUP_PREFIX "%s.", id);
+    struct starts_with s = {prefix, (size_t)n, false};
+    return snap_list(disk, note_start, &s, NULL) < 0 || s.found;
+}
+
+void snap_group_sign(struct snap_ds *ds, struct vmfs_disk *disk)
+{
+    struct leftover_groups *l = gr_zalloc(sizeof(*l));
+    struct vmfs_stat st;
+    char entry[256];
+    int r = l ? vmfs_readdir(ds->v, GROUPS, note_group, l, NULL) : -ENOMEM;
+    for (unsigned i = 0; r >= 0 && i < l->n; i++) {
+        path_of(l->names[i], false, vmfs_disk_id(disk), entry);
+        if (l->names[i][0] != '.' && vmfs_stat(ds->v, entry, &st, NULL) == 0 && !undecided_here(disk, l->names[i]) && vmfs_checkpoint(ds->v, NULL) == 0)
+            sign_off(ds, l->names[i], vmfs_disk_id(disk));
+    }
+    free(l);
 }
 
 void snap_clean_groups(struct snap_ds *ds)

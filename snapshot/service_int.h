@@ -328,6 +328,8 @@ bool snap_group_under_way(const struct snap_svc *s, const uint8_t group[16]); /*
 /* @temp, a snapshot of a group, was found when its disk was opened. */
 void snap_group_recover(struct snap_svc *s, struct snap_ds *ds, struct vmfs_disk *disk, const char *temp);
 /* At join: folders that nobody needs. */
+/* A disk that was opened, with none of its group's snapshots left to be settled: its former owner may have died before it could sign off. */
+void snap_group_sign(struct snap_ds *ds, struct vmfs_disk *disk);
 void snap_clean_groups(struct snap_ds *ds);
 /* Remove what killed imports left in @ds. */
 void snap_clean_tmp(struct snap_svc *s, struct snap_ds *ds);

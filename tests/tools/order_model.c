@@ -2,6 +2,7 @@
  *   order_model [--quiet] [--max STATES]
  * Prints the number of states of each size, and one way to the broken promise for each step that is left out. Exit 1 when a promise is broken
  * by the full order, or kept without a step. */
+#include "tests/model/groups.h"
 #include "tests/model/pins.h"
 #include "tests/model/runs.h"
 #include <stdio.h>
@@ -62,6 +63,26 @@ static int pins(bool quiet)
     return bad;
 }
 
+static int groups(bool quiet)
+{
+    int bad = 0;
+    for (int i = -1; i < GROUPS_N_STEPS; i++) {
+        struct ex_result r;
+        char what[160];
+        int e = groups_run(i < 0 ? 0 : 1u << i, &r);
+        if (i < 0)
+            snprintf(what, sizeof what, "groups of 3 hosts, 2 deaths, any number of lost answers and late calls");
+        else
+            snprintf(what, sizeof what, "groups without \"%s\"", groups_step_text[i]);
+        run_line(what, &r);
+        if (e == 1 && !quiet)
+            groups_print(&r);
+        bad += e != (i >= 0);
+        ex_done(&r);
+    }
+    return bad;
+}
+
 int main(int argc, char **argv)
 {
     uint64_t max_states = 150000000;
@@ -76,7 +97,7 @@ int main(int argc, char **argv)
             return 2;
         }
     }
-    int bad = all_hold(run_small, RUN_SIZES, max_states) + each_is_missed(quiet) + pins(quiet) + all_hold(run_large, run_n_large, max_states);
+    int bad = all_hold(run_small, RUN_SIZES, max_states) + each_is_missed(quiet) + pins(quiet) + groups(quiet) + all_hold(run_large, run_n_large, max_states);
     printf("%s\n", bad ? "NOT as it should be" : "the order holds, and every step of it is missed when it is left out");
     return bad != 0;
 }

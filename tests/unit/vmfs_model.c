@@ -1,4 +1,5 @@
 /* The order in which hosts take disks from each other, explored: small sizes only (make model: large ones). */
+#include "tests/model/groups.h"
 #include "tests/model/pins.h"
 #include "tests/model/runs.h"
 #include "tests/lib/test.h"
@@ -60,4 +61,20 @@ static void pins(void **state)
     }
 }
 
-TEST_MAIN(TEST(no_clock), TEST(two_join), TEST(two_faults), TEST(stall), TEST(every_step_is_missed), TEST(pins))
+static void groups(void **state)
+{
+    (void)state;
+    for (int i = -1; i < GROUPS_N_STEPS; i++) {
+        struct ex_result r;
+        int e = groups_run(i < 0 ? 0 : 1u << i, &r);
+        if (i < 0)
+            run_line("groups of 3 hosts, 2 deaths", &r);
+        if (e == 1 && i < 0)
+            groups_print(&r);
+        if (e != (i >= 0))
+            fail_msg("groups: %s: %s", i < 0 ? "nothing is left out" : groups_step_text[i], r.why ? r.why : "no promise is broken");
+        ex_done(&r);
+    }
+}
+
+TEST_MAIN(TEST(no_clock), TEST(two_join), TEST(two_faults), TEST(stall), TEST(every_step_is_missed), TEST(pins), TEST(groups))

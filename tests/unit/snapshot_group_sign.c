@@ -1,0 +1,91 @@
+/* A host dies after its snapshot of a group has got its name, and before it has signed off: whoever opens the disk next does that for it, and the folder goes. */
+#include "common/buf.h"
+#include "snapshot/client.h"
+#include "snapshot/service_int.h"
+#include "tests/lib/test.h"
+#include <stdio.h>
+#include <string.h>
+
+#define GROUP "01234567-89ab-4cde-8f01-23456789abcd-3-9"
+static struct gr_home *home;
+static struct snap_client *client;
+
+static void home_open(void)
+{
+    char *dir = test_path("home");
+    setenv("GRANARY_HOME", dir, 1);
+    free(dir);
+    assert_int_equal(gr_home_open(1, &home, NULL), 0);
+    OK(snap_client_open(gr_fiber_loop(), home, NULL, &client, &err));
+}
+
+static void home_close(void)
+{
+    snap_client_close(client);
+    gr_home_free(home);
+}
+
+static json_t *call(const char *method, json_t *params)
+{
+    json_t *res = NULL;
+    OK(snap_client_call(client, method, params, NULL, NULL, &res, &err));
+    return res;
+}
+
+static struct vmfs *volume(void)
+{
+    return snap_client_local(client)->list->v;
+}
+
+static void entry(const char *folder, uint64_t disk)
+{
+    gr_auto_free char *path = gr_asprintf("granary.groups/%s/%016llx", folder, (unsigned long long)disk);
+    OK(vmfs_create(volume(), path, VMFS_DIR, 0, VMFS_THIN, &err));
+}
+
+static int note(void *arg, const char *name, const struct vmfs_stat *st)
+{
+    (void)st;
+    strcat(arg, name);
+    return strlen(arg) < 400 ? 0 : -E2BIG;
+}
+
+static void there(const char *folder, const char *want)
+{
+    char names[512] = "";
+    OK(vmfs_readdir(volume(), folder, note, names, &err));
+    assert_string_equal(names, want);
+}
+
+static int body(void *arg)
+{
+    gr_auto_free char *path = test_path("ds.img");
+    (void)arg;
+    home_open();
+    json_decref(call("datastore.create", json_pack("{s:s,s:[s],s:i}", "name", "ds", "devices", path, "size", 256 << 20)));
+    json_t *row = call("disk.create", json_pack("{s:s,s:i}", "disk", "ds/x", "size", 1 << 20));
+    uint64_t id = (uint64_t)json_integer_value(json_object_get(row, "id"));
+    json_decref(row);
+    json_decref(call("snapshot.create", json_pack("{s:[s],s:s}", "disks", "ds/x", "name", "s")));
+    entry(GROUP "1", id); /* this disk's alone */
+    entry(GROUP "2", id); /* another has not signed off */
+    entry(GROUP "2", 0xdeadbeef);
+    entry("." GROUP "3", id); /* never decided, and its leader is gone */
+    there("granary.groups", GROUP "1" GROUP "2" "." GROUP "3");
+    home_close();
+
+    home_open();
+    json_decref(call("snapshot.list", json_pack("{s:s}", "disk", "ds/x"))); /* joins, and opens it */
+    there("granary.groups", GROUP "2");
+    there("granary.groups/" GROUP "2", "00000000deadbeef");
+    home_close();
+    return 0;
+}
+
+static void signed_by_the_next(void **state)
+{
+    (void)state;
+    test_in_fiber(body, NULL);
+}
+
+TEST_MAIN(TEST(signed_by_the_next))

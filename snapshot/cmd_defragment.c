@@ -40,7 +40,8 @@ static int tell(struct gr_cmd_ctx *c, json_t *res)
     long long before = json_integer_value(json_object_get(res, "runs-before")), runs = json_integer_value(json_object_get(res, "runs"));
     size_of(res, "moved", moved);
     if (gr_cmd_flag(c, "dry-run"))
-        return gr_cmd_done(c, res, "disk %s lies in %lld runs; with %s moved it would be %lld%s", gr_cmd_arg(c, 0), before, moved, runs, left ? left : "");
+        return gr_cmd_done(c, res, "disk %s lies in %lld runs; with %s moved it would be %lld%s", gr_cmd_arg(c, 0), before, moved, runs,
+                           left ? left : "");
     return gr_cmd_done(c, res, "disk %s lies in %lld runs, before in %lld: %s moved%s", gr_cmd_arg(c, 0), runs, before, moved, left ? left : "");
 }
 
@@ -62,7 +63,8 @@ int snap_cmd_defragment(struct gr_cmd_ctx *c, struct gr_err *err)
         r = tell(c, res);
     long long damaged = json_integer_value(json_object_get(res, "damaged"));
     json_decref(res);
-    return damaged ? gr_fail(err, -GR_ECORRUPT, "disk %s: its device does not return %lld bytes as they were written: they stay where they are (granary datastore scrub names them)",
-                             gr_cmd_arg(c, 0), damaged)
-                   : r;
+    if (!damaged)
+        return r;
+    return gr_fail(err, -GR_ECORRUPT, "disk %s: %lld bytes are not what was written: they stay where they are (granary datastore scrub names them)",
+                   gr_cmd_arg(c, 0), damaged);
 }

@@ -15,7 +15,10 @@ static int defragment_progress(void *arg, uint64_t done, uint64_t all, struct gr
     struct defragmenting *t = arg;
     struct snap_op *op = t->op;
     uint64_t now = gr_loop_now_ns(op->s->o.loop);
-    const char *why = op->s->ending || t->d.ds->leaving ? "the service ends" : t->d.h->wanted ? "the disk changes hands" : gr_rpc_gone(op->call) ? "it was broken off" : NULL;
+    const char *why = op->s->ending || t->d.ds->leaving ? "the service ends"
+                      : t->d.h->wanted                  ? "the disk changes hands"
+                      : gr_rpc_gone(op->call)           ? "it was broken off"
+                                                        : NULL;
     if (why)
         return gr_fail(err, -GR_ECANCELED, "%s: what was moved stays moved, and the same command goes on with the rest", why);
     if (now - t->told_ns < SNAP_PROGRESS_NS)
@@ -56,9 +59,9 @@ static int op_defragment(struct snap_op *op)
     snap_disk_put(&t.d);
     if (r < 0)
         return r;
-    return snap_op_result(op, json_pack("{s:O,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "disk", json_object_get(op->params, "disk"), "dry-run", o.dry_run, "bytes",
-                                        (json_int_t)rep.bytes, "runs-before", (json_int_t)rep.runs_before, "runs", (json_int_t)rep.runs, "moved",
-                                        (json_int_t)rep.moved, "shared", (json_int_t)rep.shared, "busy", (json_int_t)rep.busy, "splintered",
+    return snap_op_result(op, json_pack("{s:O,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "disk", json_object_get(op->params, "disk"), "dry-run",
+                                        o.dry_run, "bytes", (json_int_t)rep.bytes, "runs-before", (json_int_t)rep.runs_before, "runs",
+                                        (json_int_t)rep.runs, "moved", (json_int_t)rep.moved, "shared", (json_int_t)rep.shared, "busy", (json_int_t)rep.busy, "splintered",
                                         (json_int_t)rep.splinters, "damaged", (json_int_t)rep.bad));
 }
 SNAP_METHOD(op_defragment, "disk.defragment")

@@ -1,7 +1,7 @@
 /* Defragmenting: what random writes between snapshots left in splinters is put one behind the other again, while the disk is in use.
  *
- * Only where a piece lies changes. Its birth stays, and with it what counts as changed, which data key it has (and so its bytes on the device, for the
- * cipher goes by its place in the disk), and whether it may be overwritten where it lies. Only what the live head alone has is moved: what a
+ * Only where a piece lies changes. Its birth stays, and with it what counts as changed, which data key it has (and so its bytes on the device, for
+ * the cipher goes by its place in the disk), and whether it may be overwritten where it lies. Only what the live head alone has is moved: what a
  * snapshot, a clone or a copy has, too, would have to change in all of them at once, so it stays where it is.
  *
  * A window is copied without holding anybody up; a write admitted there meanwhile is seen (struct vwatch) and wins. Then the window is admitted like
@@ -55,10 +55,12 @@ static int usable(const struct defrag *g, struct gr_err *err)
 }
 
 /* ---- looking ---- */
-/* [sync] Nobody but the live head has it. */
+/* [sync] Nobody but the live head has it, and it is here. */
 static bool alone(struct vobj *o, const struct mpiece *m)
 {
-    if (m->state == VMFS_P_HOLE || frozen_since(o, m->birth) || (o->origin_object && m->birth <= o->origin_epoch))
+    if (m->state == VMFS_P_HOLE || vdev_missing(o->v, vmfs_addr_dev(m->addr)))
+        return false;
+    if (frozen_since(o, m->birth) || (o->origin_object && m->birth <= o->origin_epoch))
         return false;
     int shared = space_shared(o->v, m->addr);
     return shared == 0 || (shared == -EAGAIN && !o->copied);
@@ -117,7 +119,8 @@ static unsigned gain(const struct defrag *g)
 static int no_room(const struct defrag *g, struct gr_err *err)
 {
     const struct vmfs *v = g->v;
-    return gr_fail(err, -GR_ENOSPACE, "it needs %u KiB free to put them one behind the other, and datastore '%s' has %llu MiB free, of which %llu MiB are kept back: make room first",
+    return gr_fail(err, -GR_ENOSPACE,
+                   "it needs %u KiB for the moment, and datastore '%s' has %llu MiB free, of which %llu MiB are kept back: make room first",
                    g->n_moves * (VMFS_PIECE >> 10), v->sb.name, (unsigned long long)(space_free_units(v) * VMFS_UNIT >> 20),
                    (unsigned long long)((space_meta_reserve(v) + v->reserved_units) * VMFS_UNIT >> 20));
 }
@@ -130,7 +133,7 @@ static int take(struct defrag *g, uint32_t n, uint64_t *ret, struct gr_err *err)
     int r = space_free_units(v) < n + space_meta_reserve(v) + v->reserved_units ? -GR_ENOSPACE : disk_room(g->o, n, epoch);
     if (r == -GR_ENOSPACE && epoch != g->o->epoch)
         return -EAGAIN; /* a snapshot came: it was not asked again */
-    while (r == 0) {
+    for (unsigned tries = 0; r == 0; tries++) {
         uint32_t got = 0;
         uint64_t addr = space_take_run(v, n, &got);
         if (addr && got == n) {
@@ -139,7 +142,7 @@ static int take(struct defrag *g, uint32_t n, uint64_t *ret, struct gr_err *err)
         }
         if (addr)
             space_unreserve(v, addr, got);
-        if (space_lease_any(v, NULL) < 0)
+        if (tries || space_lease_any(v, NULL) < 0) /* not all that other hosts may need */
             return v->fenced ? -GR_EFENCED : 1;
     }
     return r == -GR_ENOSPACE ? no_room(g, err) : gr_fail(err, r, "no room can be made: %s", gr_code_text(r));
@@ -163,10 +166,11 @@ static bool copies(const struct place *p)
     return p->moves && p->state == VMFS_P_DATA;
 }
 
-/* The data, as it lies on the device, to where it is written from. What has none is zeros there. */
-static void read_pieces(struct defrag *g)
+/* The data, as it lies on the device, to where it is written from. What has none is zeros there. *ret_bad: bytes that are not what they were. */
+static int read_pieces(struct defrag *g, uint64_t *ret_bad)
 {
     unsigned n = 0;
+    int r = 0;
     memset(g->buf, 0, (size_t)g->n_moves * VMFS_UNIT);
     for (uint32_t i = 0; i < g->n; i++) {
         const struct place *p = &g->p[i];
@@ -186,12 +190,16 @@ static void read_pieces(struct defrag *g)
         while (bytes_of(g, p) >= (uint8_t *)g->run[k].buf + (size_t)g->run[k].units * VMFS_UNIT)
             k++;
         uint32_t crc = gr_crc32c(0, bytes_of(g, p), VMFS_UNIT);
-        if (g->run[k].status < 0 || (vcrc_kept(g->v) && crc != p->crc && !g->watch.hit)) {
+        int status = g->run[k].status;
+        if (status == -ENOMEM || status == -GR_EFENCED)
+            r = status;
+        if (status < 0 || (vcrc_kept(g->v) && crc != p->crc)) {
             keep(g, p);
-            g->rep->bad += VMFS_PIECE;
+            *ret_bad += VMFS_PIECE;
         }
         p->crc = crc;
     }
+    return r;
 }
 
 static int write_pieces(struct defrag *g)
@@ -298,6 +306,7 @@ static int watch(struct defrag *g, uint64_t first, uint32_t n, uint32_t room)
 static int window_copy(struct defrag *g, uint64_t first, uint32_t n, uint32_t room)
 {
     struct vticket ticket;
+    uint64_t bad = 0;
     ticket_open(g->v, &ticket); /* where its pieces lie nobody else's will lie before we are through */
     int r = watch(g, first, n, room);
     uint32_t used = r == 0 ? g->n_moves : 0;
@@ -305,15 +314,17 @@ static int window_copy(struct defrag *g, uint64_t first, uint32_t n, uint32_t ro
     for (uint32_t i = 0; r == 0 && i < n; i++)
         g->p[i].to = g->p[i].moves ? g->base + (g->p[i].to - NOWHERE) : 0;
     if (r == 0) {
-        read_pieces(g); /* nothing has suspended since they were looked at */
-        r = write_pieces(g);
+        r = read_pieces(g, &bad); /* nothing has suspended since they were looked at */
+        r = r < 0 ? r : write_pieces(g);
         g->watch.hit |= r < 0;
         int moved = publish(g);
         r = r < 0 ? r : moved;
     }
     g->o->watch = NULL;
     ticket_close(g->v, &ticket);
-    return r < 0 ? r : g->watch.hit;
+    if (r == 0 && !g->watch.hit)
+        g->rep->bad += bad;
+    return r != 0 ? r : g->watch.hit;
 }
 
 static uint64_t owned(const struct defrag *g)
@@ -333,6 +344,14 @@ static int look_at(struct defrag *g, uint64_t first, uint32_t n, struct gr_err *
     return r;
 }
 
+/* What was let go of can be used again. */
+static int commit(struct defrag *g, struct gr_err *err)
+{
+    int r = g->uncommitted ? journal_commit(g->v) : 0;
+    g->uncommitted = 0;
+    return r < 0 ? gr_fail(err, r, "it is not durable: %s", g->v->fence_reason) : 0;
+}
+
 /* The window, or where no run of free space is so long, its halves. */
 static int window_move(struct defrag *g, uint64_t first, uint32_t n, struct gr_err *err)
 {
@@ -345,6 +364,10 @@ static int window_move(struct defrag *g, uint64_t first, uint32_t n, struct gr_e
             return 0;
         journal_room(g->v);
         r = take(g, room, &g->base, err);
+        if (r == 1 && g->uncommitted) { /* of what was let go of there may be one */
+            if ((r = commit(g, err)) == 0)
+                r = take(g, room, &g->base, err);
+        }
         if (r == 1 && n > VMFS_BLOCK_PIECES) {
             r = window_move(g, first, n / 2, err);
             return r < 0 ? r : window_move(g, first + n / 2, n - n / 2, err);
@@ -415,14 +438,6 @@ static int window_do(struct defrag *g, uint64_t first, uint32_t n, struct gr_err
         r = look_at(g, first, n, err);
     rep->runs += runs_of(g, worth && g->opts->dry_run, &g->now);
     return r;
-}
-
-/* What was let go of can be used again. */
-static int commit(struct defrag *g, struct gr_err *err)
-{
-    int r = g->uncommitted ? journal_commit(g->v) : 0;
-    g->uncommitted = 0;
-    return r < 0 ? gr_fail(err, r, "it is not durable: %s", g->v->fence_reason) : 0;
 }
 
 static int pass(struct defrag *g, struct gr_err *err)

@@ -490,7 +490,7 @@ static uint32_t cloned[CLONES][PIECES];
 /* All pieces of a window, in any order: splinters that are the live head's alone. */
 static void splinter(struct rig *g, uint64_t first)
 {
-    for (uint64_t i = 0, k = 2 * rnd(g, 128) + 1; i < 256; i++)
+    for (uint64_t i = 0, k = 2 * rnd(g, 120) + 5; i < 256; i++)
         write_at(g, first + i * k % 256, 1);
 }
 

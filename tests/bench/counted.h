@@ -7,13 +7,33 @@
 
 struct counts {
     uint64_t reads, read_bytes, writes, write_bytes, flushes, forced, unmapped; /* forced: durable by themselves, which a device may flush for */
+    uint64_t marked_read, marked_written, copied; /* bytes of pieces of 4 KiB that begin with the mark; copied by the device itself */
 };
 struct counted {
     struct gr_layer l;
     struct counts n;
-    uint64_t mark; /* data that begins with these eight bytes is counted in @dropped alone and goes nowhere; 0: none */
+    uint64_t mark; /* eight bytes that data begins with; 0: none */
+    bool drop;     /* what is written and begins with the mark is counted in @dropped alone and goes nowhere; else its pieces are counted */
     uint64_t dropped;
 };
+
+static inline uint64_t counted_marked(const struct counted *c, const struct gr_bio *bio)
+{
+    uint64_t first, bytes = 0;
+    for (size_t off = 0; off < bio->len; off += 4096) {
+        gr_iov_get(bio->iov, bio->iovcnt, off, &first, sizeof first);
+        bytes += first == c->mark ? 4096 : 0;
+    }
+    return bytes;
+}
+
+static void counted_read(struct gr_bio *low)
+{
+    struct gr_layer_req *req = low->arg;
+    struct counted *c = (struct counted *)gr_layer_of(req->ch);
+    c->n.marked_read += low->status == 0 ? counted_marked(c, low) : 0;
+    gr_layer_end(req, low->status);
+}
 
 static void counted_submit(struct gr_chan *ch, struct gr_bio *bio)
 {
@@ -21,7 +41,7 @@ static void counted_submit(struct gr_chan *ch, struct gr_bio *bio)
     uint64_t first = 0;
     if (bio->op == GR_OP_WRITE && c->mark)
         gr_iov_get(bio->iov, bio->iovcnt, 0, &first, sizeof first);
-    if (c->mark && first == c->mark) {
+    if (c->drop && c->mark && first == c->mark) {
         c->dropped += bio->len;
         gr_bio_end(bio, 0);
         return;
@@ -33,11 +53,16 @@ static void counted_submit(struct gr_chan *ch, struct gr_bio *bio)
     c->n.flushes += bio->op == GR_OP_FLUSH;
     c->n.forced += (bio->flags & GR_BIO_FUA) || bio->op == GR_OP_COMPARE_WRITE;
     c->n.unmapped += bio->op == GR_OP_UNMAP ? bio->len : 0;
+    c->n.copied += bio->op == GR_OP_COPY ? bio->len : 0;
+    c->n.marked_written += bio->op == GR_OP_WRITE && c->mark ? counted_marked(c, bio) : 0;
     struct gr_layer_req *req = gr_layer_req_get(ch, bio);
-    if (req)
-        gr_layer_send(req);
-    else
+    if (!req) {
         gr_bio_end(bio, -ENOMEM);
+        return;
+    }
+    if (bio->op == GR_OP_READ && c->mark)
+        req->low.done = counted_read;
+    gr_layer_send(req);
 }
 
 static void counted_close(struct gr_bdev *b)

@@ -1,9 +1,9 @@
 /* Load generator for iSCSI targets: several connections, a fixed depth on each, latency percentiles, CPU of both sides.
  *
  *   iscsi_load HOST:PORT TARGET --rw randread|randwrite|read|write [--bs BYTES] [--depth N] [--conns N] [--time S] [--size BYTES]
- *              [--lun N] [--rate N] [--flush] [--digests] [--pid PID]...
+ *              [--lun N] [--rate N] [--flush] [--digests] [--trace FILE] [--pid PID]...
  *
- * It batches as much as it can (one recv and one send per wake-up), so that the target is what is measured. Prints one JSON
+ * A '#' in TARGET is the number of the connection, from 1. It batches as much as it can (one recv and one send per wake-up), so that the target is what is measured. Prints one JSON
  * object. --pid: a process of the target whose CPU time is reported. --rate: so many commands a second are offered, whether earlier ones
  * were answered or not (the depth bounds it); latency counts from the moment a command was due. --flush: every write is followed by a
  * SYNCHRONIZE CACHE, the two count as one. --digests: CRC32C of headers and data (those received are not verified). SIGTERM ends it before its
@@ -14,7 +14,6 @@
 #include "tests/lib/ini.h"
 #include <errno.h>
 #include <poll.h>
-#include <signal.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -167,14 +166,24 @@ static void solicited(const struct iscsi *s, struct conn *c, const uint8_t *r2t)
     }
 }
 
+/* Tell of the first command that failed; @b is a whole PDU. */
+static void refused(const struct conn *c, const uint8_t *b)
+{
+    const uint8_t *sense = b + TGT_BHS_LEN + (c->ini.header_digest ? 4 : 0) + 2;
+    fprintf(stderr, "iscsi_load: a command ended with status %02x", b[3]);
+    if (tgt_bhs_opcode(b) == TGT_OP_SCSI_RSP && tgt_bhs_dsl(b) >= 16)
+        fprintf(stderr, ", sense %x/%02x/%02x", sense[2] & 15, sense[12], sense[13]);
+    fputc('\n', stderr);
+}
+
 static void finished(struct iscsi *s, struct conn *c, const uint8_t *b, int running)
 {
     struct load *l = &s->load;
     unsigned slot = tgt_bhs_itt(b) - 0x1000;
     if (slot >= l->depth || !c->ops[slot].busy)
         fail("an answer for no command");
-    if (b[3])
-        l->errors++;
+    if (b[3] && !l->errors++)
+        refused(c, b);
     c->ini.expstatsn = gr_get_be32(b + 24) + 1;
     if (l->flush && !c->ops[slot].flushing) {
         issue_flush(s, c, slot);
@@ -270,13 +279,6 @@ static int busy(const struct iscsi *s)
     return 0;
 }
 
-static volatile sig_atomic_t enough; /* set by a signal */
-static void on_term(int signo)
-{
-    (void)signo;
-    enough = 1;
-}
-
 static void loop(struct iscsi *s)
 {
     struct load *l = &s->load;
@@ -297,9 +299,7 @@ static void loop(struct iscsi *s)
             ready = 0;
         else if (ready < 0 || (!ready && wait.tv_sec))
             fail("the target does not answer");
-        if (enough)
-            l->end_ns = GR_MIN(l->end_ns, load_now());
-        running = load_now() < l->end_ns;
+        running = load_goes_on(l);
         for (unsigned k = 0; k < l->n_conns; k++) {
             struct conn *c = &s->conns[k];
             if (pf[k].revents & POLLIN) {
@@ -334,13 +334,18 @@ static void log_in(struct iscsi *s, struct conn *c, unsigned number, const char 
                                 "MaxBurstLength=1048576\0FirstBurstLength=262144\0MaxOutstandingR2T=1";
     static const char digests[] = "HeaderDigest=CRC32C\0DataDigest=CRC32C\0InitialR2T=No\0ImmediateData=Yes\0MaxRecvDataSegmentLength=262144\0"
                                   "MaxBurstLength=1048576\0FirstBurstLength=262144\0MaxOutstandingR2T=1";
-    char name[64];
+    char name[64], target[256];
+    const char *mark = strchr(s->target, '#');
+    int before = mark ? (int)(mark - s->target) : (int)strlen(s->target);
+    snprintf(target, sizeof target, "%.*s", before, s->target);
+    if (mark)
+        snprintf(target + before, sizeof target - (size_t)before, "%u%s", number + 1, mark + 1);
     c->rx = malloc(RX_BYTES);
     c->tx = malloc(TX_BYTES);
     snprintf(name, sizeof name, "iqn.2026-11.local.granary:load%u", number);
     if (!c->rx || !c->tx || ini_connect(&c->ini, host, port) < 0)
         fail("cannot connect");
-    if (ini_login(&c->ini, name, s->target, s->digests ? digests : plain, s->digests ? sizeof digests : sizeof plain) < 0 || c->ini.login_status)
+    if (ini_login(&c->ini, name, target, s->digests ? digests : plain, s->digests ? sizeof digests : sizeof plain) < 0 || c->ini.login_status)
         fail("the login was refused");
     unit_attentions(s, c);
     c->seq = number * (s->load.size / s->load.bs / s->load.n_conns);
@@ -375,6 +380,8 @@ int main(int argc, char **argv)
     if (argc < 3)
         fail("usage: iscsi_load HOST:PORT TARGET [options]");
     s->target = argv[2];
+    if (strlen(s->target) > 223) /* RFC 7143, 4.2.7.1 */
+        fail("the target's name is too long");
     options(s, argc, argv);
     snprintf(host, sizeof host, "%s", argv[1]);
     colon = strrchr(host, ':');
@@ -388,7 +395,6 @@ int main(int argc, char **argv)
         s->pattern[i] = (uint8_t)load_random(l);
     for (unsigned k = 0; k < l->n_conns; k++)
         log_in(s, &s->conns[k], k, host, colon + 1);
-    signal(SIGTERM, on_term);
     load_start(l);
     for (unsigned k = 0; k < l->n_conns; k++) {
         for (unsigned i = 0; i < l->depth && !l->rate; i++)

@@ -2,16 +2,23 @@
 #ifndef BENCH_LOAD_H
 #define BENCH_LOAD_H
 #include "common/cleanup.h"
+#include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <time.h>
 
 #define LOAD_CONNS_MAX 16
 #define LOAD_DEPTH_MAX 256
 #define LOAD_BUCKETS 4096 /* of latency: 64 per power of two */
+#define LOAD_TRACED_MAX (1ull << 26)
+
+struct load_traced { /* one command, on the monotonic clock; a trace is a file of them, in the order in which they ended */
+    uint64_t start_ns, end_ns;
+};
 
 struct load {
     const char *name, *rw; /* the program; randread, randwrite, read, write */
@@ -23,6 +30,9 @@ struct load {
     uint64_t seed, offered, start_ns, end_ns;
     uint64_t done, bytes, errors, hist[LOAD_BUCKETS], sum_ns, max_ns;
     double server_cpu, own_cpu;
+    const char *trace; /* file; NULL: none */
+    struct load_traced *traced;
+    uint64_t n_traced;
 };
 #define LOAD_DEFAULTS .rw = "randread", .bs = 4096, .depth = 32, .n_conns = 1, .time_s = 5, .size = 1u << 30, .seed = 88172645463325252u
 
@@ -93,6 +103,8 @@ static inline int load_option(struct load *l, const char *o, const char *v)
         l->time_s = load_number(v);
     else if (!strcmp(o, "--size"))
         l->size = load_number(v);
+    else if (!strcmp(o, "--trace"))
+        l->trace = v;
     else if (!strcmp(o, "--pid") && l->n_pids < 4)
         l->pids[l->n_pids++] = (int)load_number(v);
     else
@@ -106,6 +118,22 @@ static inline void load_options_end(struct load *l)
     l->sequential = !strstr(l->rw, "rand");
     if (!l->bs || l->bs % 512 || !l->depth || l->depth > LOAD_DEPTH_MAX || !l->n_conns || l->n_conns > LOAD_CONNS_MAX || l->size < l->bs)
         load_fail(l, "an option is out of range");
+}
+
+static volatile sig_atomic_t load_enough; /* set by a signal, so it can be nowhere else */
+static inline void load_on_term(int signo)
+{
+    (void)signo;
+    load_enough = 1;
+}
+
+/* Is it time for more? SIGTERM ends a load before its time. */
+static inline int load_goes_on(struct load *l)
+{
+    uint64_t now = load_now();
+    if (load_enough)
+        l->end_ns = GR_MIN(l->end_ns, now);
+    return now < l->end_ns;
 }
 
 /* When the command now issued counts as started: at a fixed rate, when it was due. */
@@ -132,6 +160,8 @@ static inline void load_finished(struct load *l, uint64_t started_ns)
     l->max_ns = GR_MAX(l->max_ns, ns);
     l->done++;
     l->bytes += l->bs;
+    if (l->traced && l->n_traced < LOAD_TRACED_MAX)
+        l->traced[l->n_traced++] = (struct load_traced){started_ns, now};
 }
 
 static inline double load_percentile(const struct load *l, double p)
@@ -162,15 +192,30 @@ static inline double load_server_cpu(const struct load *l)
 
 static inline void load_start(struct load *l)
 {
+    signal(SIGTERM, load_on_term);
     prctl(PR_SET_TIMERSLACK, 1); /* the kernel's usual 50 us would be late for --rate */
+    if (l->trace) {
+        l->traced = mmap(NULL, LOAD_TRACED_MAX * sizeof *l->traced, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (l->traced == MAP_FAILED)
+            load_fail(l, "no memory for the trace");
+    }
     l->server_cpu = load_server_cpu(l);
     l->own_cpu = (double)load_clock(CLOCK_PROCESS_CPUTIME_ID) / 1e9;
     l->start_ns = load_now();
     l->end_ns = l->start_ns + l->time_s * 1000000000u;
 }
 
+static inline void load_trace_write(const struct load *l)
+{
+    FILE *f = fopen(l->trace, "w");
+    if (!f || fwrite(l->traced, sizeof *l->traced, l->n_traced, f) != l->n_traced || fclose(f) != 0)
+        load_fail(l, "the trace cannot be written");
+}
+
 static inline int load_end(const struct load *l)
 {
+    if (l->traced)
+        load_trace_write(l);
     double secs = (double)(load_now() - l->start_ns) / 1e9, n = (double)(l->done ? l->done : 1);
     double own = (double)load_clock(CLOCK_PROCESS_CPUTIME_ID) / 1e9 - l->own_cpu, server = load_server_cpu(l) - l->server_cpu;
     printf("{\"rw\":\"%s\",\"bs\":%llu,\"depth\":%u,\"conns\":%u,\"iops\":%.0f,\"mib-s\":%.1f,", l->rw, (unsigned long long)l->bs, l->depth,

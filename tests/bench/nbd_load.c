@@ -1,7 +1,7 @@
 /* Load generator for NBD servers, the like of iscsi_load for iSCSI targets: same options, same result.
  *
  *   nbd_load URI --rw randread|randwrite|read|write [--bs BYTES] [--depth N] [--conns N] [--time S] [--size BYTES]
- *            [--rate N] [--flush] [--pid PID]...
+ *            [--rate N] [--flush] [--trace FILE] [--pid PID]...
  *
  * Asynchronous libnbd: what an answer completes is issued anew at once, and more answers are taken before it sleeps. libnbd needs
  * more system calls for a request than iscsi_load (a receive for the header and one for the data, a send for each request): the
@@ -116,7 +116,7 @@ static void wait_for(struct load *l, struct conn *conns, struct pollfd *pf, cons
         pf[k] = (struct pollfd){.fd = nbd_aio_get_fd(conns[k].h), .events = events};
     }
     int ready = ppoll(pf, l->n_conns, wait, NULL);
-    if (ready < 0 || (!ready && wait->tv_sec))
+    if ((ready < 0 && errno != EINTR) || (!ready && wait->tv_sec))
         load_fail(l, "the server does not answer");
 }
 
@@ -154,7 +154,7 @@ static void loop(struct load *l, struct conn *conns)
         if (!running && !busy(l, conns))
             break;
         wait_for(l, conns, pf, &wait);
-        running = load_now() < l->end_ns;
+        running = load_goes_on(l);
         for (unsigned k = 0; k < l->n_conns; k++)
             progress(&conns[k], &pf[k], running);
     }

@@ -5,148 +5,11 @@
  *   free     a snapshot that alone has SIZE of data is deleted: how long until it is free, and what is written for it
  * Usage: snapshot_cost DIR writes front|spread|all COUNT...     snapshot_cost DIR depth SNAPSHOTS     snapshot_cost DIR free GIB
  * The file of the datastore is made in DIR. Prints one JSON object a line. */
-#include "common/bdev.h"
-#include "common/cleanup.h"
-#include "common/fiber.h"
-#include "snapshot/snapshot.h"
-#include "tests/bench/counted.h"
-#include <inttypes.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/resource.h>
-#include <unistd.h>
+#include "tests/bench/volume.h"
 
-#define DEPTH 32
-#define GIB (1ull << 30)
 #define DISK (64 * GIB)
 #define FILLED (4 * GIB)
 #define FLUSH_EVERY 1000u
-#define MARK 0x6b72616d646c6f63ull
-
-struct bench {
-    const char *dir;
-    int argc;
-    char **argv;
-    char file[4096];
-    struct gr_bdev *dev, *counted;
-    struct counted counts;
-    struct vmfs *v;
-    struct vmfs_disk *disk;
-    struct gr_chan *ch;
-    uint64_t rng;
-    struct gr_err err;
-};
-
-static uint64_t rnd(uint64_t *s)
-{
-    *s ^= *s << 13;
-    *s ^= *s >> 7;
-    return *s ^= *s << 17;
-}
-
-static double cpu_s(void)
-{
-    struct rusage u;
-    getrusage(RUSAGE_SELF, &u);
-    return (double)(u.ru_utime.tv_sec + u.ru_stime.tv_sec) + (double)(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e6;
-}
-
-static void warn(void *arg, const char *text)
-{
-    fprintf(stderr, "snapshot_cost: %s\n", text);
-}
-
-/* ---- a datastore of @size with a thin disk of @disk bytes ---- */
-static int bench_open(struct bench *b, uint64_t size, uint64_t disk, uint64_t mark)
-{
-    struct gr_loop *loop = gr_fiber_loop();
-    struct gr_file_opts o = { .direct = access("/dev/shm", F_OK) != 0 || strncmp(b->dir, "/dev/shm", 8) != 0, .create = true, .size = size };
-    struct vmfs_format_opts f = { .name = "bench", .preallocate = getenv("PREALLOCATE") != NULL };
-    struct vmfs_join_opts j = { .role = VMFS_HOST, .host_name = "bench", .warn = warn };
-    snprintf(b->file, sizeof b->file, "%s/snapshot-cost.img", b->dir);
-    unlink(b->file);
-    int r = gr_bdev_file_open(loop, b->file, &o, &b->dev, &b->err);
-    if (r < 0)
-        return r;
-    b->counted = counted_over(&b->counts, b->dev);
-    if ((r = vmfs_format(loop, &b->counted, 1, &f, &b->err)) < 0 || (r = vmfs_join(loop, &b->counted, 1, &j, &b->v, &b->err)) < 0 ||
-        (r = vmfs_create(b->v, "disk", VMFS_DISK, disk, VMFS_THIN, &b->err)) < 0 || (r = vmfs_open(b->v, "disk", &b->disk, NULL, &b->err)) < 0)
-        return r;
-    b->counts.mark = mark;
-    b->rng = 88172645463325252ull;
-    r = gr_chan_open(vmfs_bdev(b->disk), loop, &b->ch);
-    return r < 0 ? gr_fail(&b->err, r, "%s", gr_code_text(r)) : 0;
-}
-
-static int bench_close(struct bench *b)
-{
-    gr_chan_close(b->ch);
-    vmfs_close(b->disk);
-    int r = vmfs_leave(b->v, &b->err);
-    gr_bdev_put(b->counted);
-    gr_bdev_put(b->dev);
-    unlink(b->file);
-    return r;
-}
-
-/* ---- a load: so many operations at depth 32 at places that @place gives ---- */
-struct load {
-    struct bench *b;
-    enum gr_op op;
-    uint64_t left, (*place)(struct bench *b);
-    unsigned running;
-    struct gr_fiber *fiber;
-    int status;
-    struct io {
-        struct gr_bio bio;
-        struct iovec iov;
-        struct load *l;
-    } io[DEPTH];
-};
-
-static void next(struct io *io);
-static void done(struct gr_bio *bio)
-{
-    struct io *io = bio->arg;
-    struct load *l = io->l;
-    l->status = bio->status < 0 ? bio->status : l->status;
-    if (l->left && l->status == 0)
-        next(io);
-    else if (--l->running == 0)
-        gr_fiber_wake(l->fiber);
-}
-
-static void next(struct io *io)
-{
-    struct load *l = io->l;
-    l->left--;
-    memset(&io->bio, 0, sizeof io->bio);
-    io->bio = (struct gr_bio){ .op = l->op, .off = l->place(l->b), .len = 4096, .iov = &io->iov, .iovcnt = 1, .done = done, .arg = io };
-    gr_submit(l->b->ch, &io->bio);
-}
-
-static int load_run(struct load *l, uint64_t n)
-{
-    l->left = n;
-    l->running = (unsigned)GR_MIN(n, (uint64_t)DEPTH);
-    l->fiber = gr_fiber_self();
-    for (unsigned i = 0, k = l->running; i < k; i++) {
-        l->io[i].l = l;
-        if (!l->io[i].iov.iov_base)
-            l->io[i].iov = (struct iovec){ aligned_alloc(4096, 4096), 4096 };
-        memset(l->io[i].iov.iov_base, (int)(rnd(&l->b->rng) | 1), 4096);
-        next(&l->io[i]);
-    }
-    while (l->running)
-        gr_fiber_suspend();
-    return l->status < 0 ? gr_fail(&l->b->err, l->status, "I/O: %s", gr_code_text(l->status)) : 0;
-}
-
-static void load_free(struct load *l)
-{
-    for (unsigned i = 0; i < DEPTH; i++)
-        free(l->io[i].iov.iov_base);
-}
 
 static int with_flushes(struct load *l, uint64_t n)
 {
@@ -176,13 +39,8 @@ static uint64_t anywhere(struct bench *b)
 static int fill(struct bench *b, bool spread)
 {
     size_t n = spread ? VMFS_BLOCK : 1u << 20;
-    uint8_t *buf = aligned_alloc(4096, n);
-    int r = 0;
-    memset(buf, 0x5a, n);
-    for (uint64_t off = 0; r == 0 && off < FILLED; off += n)
-        r = gr_pwrite(b->ch, buf, n, spread ? off * (DISK / FILLED) : off, 0);
-    free(buf);
-    return r < 0 ? gr_fail(&b->err, r, "filling: %s", gr_code_text(r)) : vmfs_checkpoint(b->v, &b->err);
+    int r = bench_fill(b, 0, spread ? DISK : FILLED, n, spread ? DISK / FILLED * n : n);
+    return r < 0 ? r : vmfs_checkpoint(b->v, &b->err);
 }
 
 static int writes_once(struct bench *b, const char *where, uint64_t n)
@@ -190,33 +48,34 @@ static int writes_once(struct bench *b, const char *where, uint64_t n)
     struct load l = { .b = b, .op = GR_OP_WRITE, .place = !strcmp(where, "front") ? at_front : !strcmp(where, "spread") ? at_spread : anywhere };
     struct vmfs_stats s0, s1;
     uint64_t size = DISK + 16 * GIB + (l.place == anywhere ? n * VMFS_BLOCK : n * 4096), t0, t1, t2; /* a write to a hole takes a whole block */
-    int r = bench_open(b, size / 65536 * 65536, DISK, 0);
+    int r = bench_open(b, size / 65536 * 65536, DISK, MARK);
     if (r < 0 || (r = fill(b, l.place == at_spread)) < 0)
         return r;
-    t0 = gr_loop_now_ns(gr_fiber_loop());
+    t0 = now_ns();
     if (l.place != anywhere && (r = with_flushes(&l, n)) < 0) /* in place */
         return r;
-    t1 = gr_loop_now_ns(gr_fiber_loop());
+    t1 = now_ns();
     if ((r = vmfs_checkpoint(b->v, &b->err)) < 0 || (r = snap_create(&b->disk, 1, "s", &b->err)) < 0)
         return r;
     struct counts c0 = b->counts.n;
     vmfs_stats(b->v, &s0);
-    double cpu = cpu_s();
-    t2 = gr_loop_now_ns(gr_fiber_loop());
+    double cpu = cpu_s(), before_ms = (double)l.longest_ns / 1e6;
+    l.longest_ns = 0;
+    t2 = now_ns();
     if ((r = with_flushes(&l, n)) < 0)
         return r;
-    double before = (double)n / ((double)(t1 - t0) / 1e9), after = (double)n / ((double)(gr_loop_now_ns(gr_fiber_loop()) - t2) / 1e9);
+    double before = (double)n / ((double)(t1 - t0) / 1e9), after = (double)n / ((double)(now_ns() - t2) / 1e9);
     uint64_t flushes = b->counts.n.flushes - c0.flushes, reads = b->counts.n.reads - c0.reads, forced = b->counts.n.forced - c0.forced;
     cpu = cpu_s() - cpu;
     if ((r = vmfs_checkpoint(b->v, &b->err)) < 0)
         return r;
     vmfs_stats(b->v, &s1);
     uint64_t guest_flushes = (n + FLUSH_EVERY - 1) / FLUSH_EVERY, bytes = b->counts.n.write_bytes - c0.write_bytes;
-    printf("{\"where\":\"%s\",\"writes\":%" PRIu64 ",\"device-bytes-per-guest-byte\":%.3f,\"journal\":%.3f,\"map\":%.3f,\"reads\":%" PRIu64
-           ",\"flushes-per-flush\":%.3f,\"forced\":%" PRIu64 ",\"iops-before\":%.0f,\"iops-after\":%.0f,\"kept\":%.2f,\"cpu-us\":%.2f,\"checkpoints\":%" PRIu64 ",\"records-per-frame\":%.1f}\n",
+    printf("{\"where\":\"%s\",\"writes\":%" PRIu64 ",\"device-bytes-per-guest-byte\":%.3f,\"journal\":%.3f,\"map\":%.3f,\"reads\":%" PRIu64 ",\"data-read\":%" PRIu64
+           ",\"flushes-per-flush\":%.3f,\"forced\":%" PRIu64 ",\"iops-before\":%.0f,\"iops-after\":%.0f,\"kept\":%.2f,\"longest-ms-before\":%.2f,\"longest-ms\":%.2f,\"cpu-us\":%.2f,\"checkpoints\":%" PRIu64 ",\"records-per-frame\":%.1f}\n",
            where, n, (double)bytes / (double)n / 4096, (double)(s1.journal_bytes - s0.journal_bytes) / (double)n / 4096,
-           (double)(s1.node_bytes - s0.node_bytes) / (double)n / 4096, reads, (double)flushes / (double)guest_flushes, forced, l.place == anywhere ? 0 : before, after,
-           l.place == anywhere ? 0 : after / before, cpu / (double)n * 1e6, s1.checkpoints - s0.checkpoints,
+           (double)(s1.node_bytes - s0.node_bytes) / (double)n / 4096, reads, b->counts.n.marked_read - c0.marked_read, (double)flushes / (double)guest_flushes, forced, l.place == anywhere ? 0 : before, after,
+           l.place == anywhere ? 0 : after / before, before_ms, (double)l.longest_ns / 1e6, cpu / (double)n * 1e6, s1.checkpoints - s0.checkpoints,
            (double)n / (double)GR_MAX(s1.journal_frames - s0.journal_frames, (uint64_t)1));
     fflush(stdout);
     load_free(&l);
@@ -237,34 +96,23 @@ static int writes(struct bench *b)
 static int free_it(struct bench *b)
 {
     uint64_t gib = b->argc > 3 ? strtoull(b->argv[3], NULL, 10) : 100, size = gib * GIB;
-    size_t n = 4u << 20;
-    uint64_t *buf = aligned_alloc(4096, n);
     struct vmfs_info i0, i1;
-    memset(buf, 0, n);
-    for (size_t k = 0; k < n / 8; k += 8192 / 8) /* wherever a write is split it begins with the mark */
-        buf[k] = MARK;
-    for (size_t k = 0; k < n / 8; k += 512)
-        buf[k] = MARK;
     int r = bench_open(b, size * 2 + 16 * GIB, size, MARK);
-    for (uint64_t off = 0; r == 0 && off < size; off += n)
-        r = gr_pwrite(b->ch, buf, n, off, 0);
-    if (r == 0)
-        r = snap_create(&b->disk, 1, "s", &b->err);
-    for (uint64_t off = 0; r == 0 && off < size; off += n)
-        r = gr_pwrite(b->ch, buf, n, off, 0);
-    free(buf);
+    b->counts.drop = true; /* wherever a write is split it begins with the mark */
+    if (r == 0 && (r = bench_fill(b, 0, size, 4u << 20, 4u << 20)) == 0 && (r = snap_create(&b->disk, 1, "s", &b->err)) == 0)
+        r = bench_fill(b, 0, size, 4u << 20, 4u << 20);
     if (r < 0 || (r = vmfs_checkpoint(b->v, &b->err)) < 0)
-        return gr_fail(&b->err, r, "writing: %s", gr_code_text(r));
+        return r;
     vmfs_info(b->v, &i0);
     struct counts c0 = b->counts.n;
-    uint64_t t0 = gr_loop_now_ns(gr_fiber_loop());
+    uint64_t t0 = now_ns();
     double cpu = cpu_s();
     if ((r = snap_delete(b->disk, "s", false, &b->err)) < 0)
         return r;
-    uint64_t t1 = gr_loop_now_ns(gr_fiber_loop());
+    uint64_t t1 = now_ns();
     if ((r = snap_settle(b->disk, &b->err)) < 0)
         return r;
-    double took = (double)(gr_loop_now_ns(gr_fiber_loop()) - t0) / 1e9;
+    double took = (double)(now_ns() - t0) / 1e9;
     vmfs_info(b->v, &i1);
     printf("{\"freed-gib\":%.1f,\"answered-ms\":%.2f,\"seconds\":%.2f,\"cpu-seconds\":%.2f,\"written-mib\":%.2f,\"read-mib\":%.2f,\"unmapped-gib\":%.1f}\n",
            (double)(i1.free - i0.free) / (double)GIB, (double)(t1 - t0) / 1e6, took, cpu_s() - cpu, (double)(b->counts.n.write_bytes - c0.write_bytes) / 1048576,
@@ -291,10 +139,10 @@ static int reads(struct bench *b, struct load *l, unsigned n, const char *what)
     if (r == 0)
         r = load_run(l, 200000);
     for (unsigned i = 0; r == 0 && i < 5; i++) {
-        uint64_t t0 = gr_loop_now_ns(gr_fiber_loop());
+        uint64_t t0 = now_ns();
         double c0 = cpu_s();
         r = load_run(l, 200000);
-        double iops = 200000 / ((double)(gr_loop_now_ns(gr_fiber_loop()) - t0) / 1e9);
+        double iops = 200000 / ((double)(now_ns() - t0) / 1e9);
         if (iops > best) {
             best = iops;
             cpu = (cpu_s() - c0) / 200000 * 1e6;
@@ -311,14 +159,10 @@ static int depth(struct bench *b)
 {
     unsigned n = b->argc > 3 ? (unsigned)strtoul(b->argv[3], NULL, 10) : 1000;
     struct load w = { .b = b, .op = GR_OP_WRITE, .place = in_depth }, rd = { .b = b, .op = GR_OP_READ, .place = in_depth };
-    size_t len = 1u << 20;
-    uint8_t *buf = aligned_alloc(4096, len);
     char name[24];
-    memset(buf, 1, len);
     int r = bench_open(b, DEPTH_DISK * 6, DEPTH_DISK, 0);
-    for (uint64_t off = 0; r == 0 && off < DEPTH_DISK; off += len)
-        r = gr_pwrite(b->ch, buf, len, off, 0);
-    free(buf);
+    if (r == 0)
+        r = bench_fill(b, 0, DEPTH_DISK, 1u << 20, 1u << 20);
     for (unsigned i = 0; r == 0 && i < n; i++) {
         snprintf(name, sizeof name, "s%u", i);
         if ((r = snap_create(&b->disk, 1, name, &b->err)) == 0)
@@ -341,21 +185,10 @@ static int body(void *arg)
 {
     struct bench *b = arg;
     const char *what = b->argc > 2 ? b->argv[2] : "";
-    int r = !strcmp(what, "writes") ? writes(b) : !strcmp(what, "free") ? free_it(b) : !strcmp(what, "depth") ? depth(b) : gr_fail(&b->err, -GR_EUSAGE, "writes, depth or free");
-    if (r < 0)
-        fprintf(stderr, "snapshot_cost: %s\n", gr_err_text(&b->err, r));
-    return r < 0;
+    return !strcmp(what, "writes") ? writes(b) : !strcmp(what, "free") ? free_it(b) : !strcmp(what, "depth") ? depth(b) : gr_fail(&b->err, -GR_EUSAGE, "writes, depth or free");
 }
 
 int main(int argc, char **argv)
 {
-    struct bench b = { .dir = argc > 1 ? argv[1] : "/tmp", .argc = argc, .argv = argv };
-    struct gr_loop *loop;
-    if (gr_loop_new(NULL, &loop, &b.err) < 0)
-        return 1;
-    int r = gr_fiber_run(loop, body, &b);
-    gr_loop_free(loop);
-    if (r)
-        unlink(b.file);
-    return r;
+    return bench_main(&(struct bench){ .name = "snapshot_cost", .dir = argc > 1 ? argv[1] : "/tmp", .argc = argc, .argv = argv }, body);
 }

@@ -473,7 +473,7 @@ int snap_part_of(struct vmfs_disk *d, const char *name, const char *of, struct g
 
 void snap_text_key(uint64_t id, char ret[33])
 {
-    snprintf(ret, 33, "snapshot.text.%llx", (unsigned long long)id);
+    snprintf(ret, 33, SNAP_TEXT_ATTR "%llx", (unsigned long long)id);
 }
 
 /* ---- deleting ---- */

@@ -7,20 +7,57 @@
 #include "snapshot/snapshot.h"
 #include "vmfs/internal.h"
 #include "vmfs/notes.h"
+#include <ctype.h>
 
+struct place {
+    uint64_t id; /* of a snapshot of the origin */
+    size_t at;   /* in its table */
+    bool goes;
+};
 struct promote {
     struct vmfs_disk *d;
     struct vobj *c, *a; /* the clone, its origin */
     struct vsnap *s;    /* where it starts */
     uint64_t lost;      /* units of the snapshot's own that the clone names no more */
+    struct place *place; /* the snapshots of @a, by id */
+    size_t n;
+    struct usage_notes notes; /* what was counted while both went on */
+    uint64_t noted;           /* checkpoint behind which they may mean something else */
 };
+
+static int by_id(const void *x, const void *y)
+{
+    uint64_t a = *(const uint64_t *)x, b = *(const uint64_t *)y;
+    return (a > b) - (a < b);
+}
+
+static struct place *place_of(const struct promote *p, uint64_t id)
+{
+    return p->n ? bsearch(&id, p->place, p->n, sizeof *p->place, by_id) : NULL;
+}
 
 static bool moves(const struct promote *p, uint64_t id)
 {
-    for (struct vsnap *s = p->s; s; s = vobj_snap(p->a, s->parent))
-        if (s->id == id)
-            return true;
-    return false;
+    const struct place *at = place_of(p, id);
+    return at && at->goes;
+}
+
+/* [sync] Which snapshots go: the one it starts at, and those before it. */
+static int look_at_snapshots(struct promote *p, struct gr_err *err)
+{
+    const struct vobj *a = p->a;
+    struct place *place = gr_realloc(p->place, (a->n_snaps + 1) * sizeof *place);
+    if (!place)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    p->place = place;
+    p->n = a->n_snaps;
+    for (size_t i = 0; i < p->n; i++)
+        place[i] = (struct place){ a->snaps[i]->id, i, false };
+    if (p->n)
+        qsort(place, p->n, sizeof *place, by_id);
+    for (struct place *at = place_of(p, p->c->origin_snap); at && !at->goes; at = place_of(p, a->snaps[at->at]->parent))
+        at->goes = true;
+    return 0;
 }
 
 /* [sync] */
@@ -40,10 +77,13 @@ static int snapshot_may_move(const struct promote *p, const struct vsnap *s, str
 }
 
 /* [sync] What stays with the origin must grow from the snapshot, or it would have two origins. */
-static int may_promote(const struct promote *p, struct gr_err *err)
+static int may_promote(struct promote *p, struct gr_err *err)
 {
     const struct vobj *a = p->a, *c = p->c;
-    int r = 0;
+    p->s = vobj_snap(p->a, c->origin_snap);
+    int r = look_at_snapshots(p, err);
+    if (r < 0)
+        return r;
     if (!p->s || a->dying || c->dying)
         return gr_fail(err, -EINVAL, "the disk it was cloned from was deleted: what is needed of it is kept as long as that is so");
     if (c->n_snaps)
@@ -97,48 +137,43 @@ static void take_snapshot(struct promote *p, struct vsnap *s)
 {
     struct vobj *a = p->a, *c = p->c;
     bool listed = !(s->flags & VMFS_SNAP_HIDDEN);
-    size_t i = 0;
-    while (a->snaps[i] != s)
-        i++;
-    memmove(a->snaps + i, a->snaps + i + 1, (a->n_snaps - i - 1) * sizeof *a->snaps);
-    a->n_snaps--;
-    c->n_snaps++;
+    c->snaps[c->n_snaps++] = s;
     a->ino.n_snapshots -= listed;
     c->ino.n_snapshots += listed;
     a->ino.used_units -= s->use.own;
     c->ino.used_units += s->use.own;
 }
 
-/* What is said of a snapshot goes with it. */
-#define NOTES 3u
-static void note_key(unsigned i, uint64_t id, char ret[33])
+/* Is the attribute about a snapshot that goes? */
+static bool note_goes(const struct promote *p, const struct vattr *n)
 {
-    if (i == 2)
-        snap_text_key(id, ret);
-    else
-        vobj_note_key(i ? VMFS_NOTE_EXPIRES : VMFS_NOTE_PROTECTED, id, ret);
+    static const char *const kinds[] = { VMFS_NOTE_PROTECTED "-", VMFS_NOTE_EXPIRES "-", SNAP_TEXT_ATTR };
+    for (size_t i = 0; i < GR_ARRAY_LEN(kinds); i++) {
+        size_t len = strlen(kinds[i]);
+        char *end = NULL;
+        if (strncmp(n->key, kinds[i], len) == 0 && isxdigit((unsigned char)n->key[len])) {
+            uint64_t id = strtoull(n->key + len, &end, 16);
+            return !*end && moves(p, id);
+        }
+    }
+    return false;
 }
 
-static int take_notes(struct promote *p, uint64_t id)
+static int take_notes(struct promote *p)
 {
     int r = 0;
-    for (unsigned i = 0; r == 0 && i < NOTES; i++) {
-        char key[33];
-        note_key(i, id, key);
-        for (size_t k = 0; r == 0 && k < p->a->n_attrs; k++)
-            if (strcmp(p->a->attrs[k].key, key) == 0)
-                r = vobj_attr_put(p->c, key, strlen(key), p->a->attrs[k].val, p->a->attrs[k].len);
+    for (size_t i = 0; r >= 0 && i < p->a->n_attrs; i++) {
+        const struct vattr *n = &p->a->attrs[i];
+        r = note_goes(p, n) ? vobj_attr_put(p->c, n->key, strlen(n->key), n->val, n->len) : 0;
     }
     return r;
 }
 
-static void drop_notes(struct promote *p, uint64_t id)
+static void drop_notes(struct promote *p)
 {
-    for (unsigned i = 0; i < NOTES; i++) {
-        char key[33];
-        note_key(i, id, key);
-        (void)vobj_attr_put(p->a, key, strlen(key), NULL, 0);
-    }
+    for (size_t i = p->a->n_attrs; i-- > 0;)
+        if (note_goes(p, &p->a->attrs[i]))
+            (void)vobj_attr_put(p->a, p->a->attrs[i].key, strlen(p->a->attrs[i].key), NULL, 0);
 }
 
 /* [sync] What can fail comes first. */
@@ -149,20 +184,20 @@ static int change_places(struct promote *p, struct gr_err *err)
     struct vsnap **room = gr_realloc(c->snaps, (a->n_snaps + 1) * sizeof *room);
     int r = room ? 0 : -ENOMEM;
     c->snaps = room ? room : c->snaps;
-    for (struct vsnap *s = top; r == 0 && s; s = vobj_snap(a, s->parent))
-        r = take_notes(p, s->id);
+    if (r == 0)
+        r = take_notes(p);
     if (r == 0)
         r = vobj_heir_of(c, a);
     if (r < 0)
         return gr_fail(err, r, "out of memory");
-    size_t n = 0;
+    drop_notes(p);
+    size_t left = 0;
     for (size_t i = 0; i < a->n_snaps; i++) /* older ones first, as they are */
         if (moves(p, a->snaps[i]->id))
-            c->snaps[n++] = a->snaps[i];
-    for (size_t i = 0; i < n; i++) {
-        drop_notes(p, c->snaps[i]->id);
-        take_snapshot(p, c->snaps[i]);
-    }
+            take_snapshot(p, a->snaps[i]);
+        else
+            a->snaps[left++] = a->snaps[i];
+    a->n_snaps = left;
     for (size_t i = 0; i < a->n_snaps; i++)
         if (a->snaps[i]->parent == top->id) {
             a->snaps[i]->parent = 0;
@@ -190,20 +225,56 @@ static int change_places(struct promote *p, struct gr_err *err)
 
 static int stopped(struct promote *p, struct gr_err *err)
 {
-    struct vobj *c = p->c;
-    p->s = vobj_snap(p->a, c->origin_snap);
+    struct vmfs *v = p->c->v;
+    bool good = v->ckpt_started == p->noted && !v->ckpt_writing; /* no leaf has got a new place since */
     int r = may_promote(p, err);
     if (r == 0)
-        r = usage_lost(c, &c->live, p->a, p->s, &p->lost, err);
+        r = usage_lost(p->c, &p->c->live, p->a, p->s, good ? &p->notes : NULL, &p->lost, err);
     if (r == 0)
         r = may_promote(p, err); /* since then others had their turn */
     return r < 0 ? r : change_places(p, err);
 }
 
+/* What takes long, with both at work: most leaves are counted, and what is dirty goes home. The ticket is open: nothing that is freed from now on
+ * is used again. */
+static int ahead(struct promote *p, struct gr_err *err)
+{
+    int r = vmfs_checkpoint(p->c->v, err);
+    if (r == 0)
+        r = may_promote(p, err);
+    if (r < 0)
+        return r;
+    struct vsnap *s = p->s;
+    s->open++; /* it stays in its table */
+    r = usage_lost_ahead(p->c, &p->c->live, p->a, s, &p->notes, err);
+    s->open--;
+    reap_kick(p->a);
+    return r == 0 ? vmfs_checkpoint(p->c->v, err) : r;
+}
+
+static int change(struct promote *p, struct gr_err *err)
+{
+    struct vmfs *v = p->c->v;
+    struct vticket ticket;
+    struct vobj *root;
+    ticket_open(v, &ticket);
+    int r = ahead(p, err);
+    if (r == 0)
+        r = ns_begin(v, &root, err);
+    p->noted = v->ckpt_started;
+    ticket_close(v, &ticket); /* writes may wait for it, and we are about to wait for them */
+    if (r < 0)
+        return r;
+    stop(p);
+    r = p->d->o && !v->fenced && p->c->origin_object == p->a->id ? stopped(p, err) : gr_fail(err, -EAGAIN, "it changed meanwhile");
+    r = ns_end(v, r, err);
+    go_on(p);
+    return r;
+}
+
 int snap_promote(struct vmfs_disk *d, struct gr_err *err)
 {
     struct promote p = { .d = d, .c = d->o };
-    struct vobj *root;
     if (!d->o || d->gone || d->o->v->fenced)
         return gr_fail(err, -GR_EFENCED, "'%s' is no longer ours", d->bdev.name);
     struct vmfs *v = d->o->v;
@@ -213,16 +284,10 @@ int snap_promote(struct vmfs_disk *d, struct gr_err *err)
     if (r < 0)
         return gr_prefix(err, r, "'%s': the disk it was cloned from", d->bdev.name);
     p.a->users++; /* nobody gives it up meanwhile */
-    r = vmfs_checkpoint(v, err);
-    if (r == 0)
-        r = ns_begin(v, &root, err);
-    if (r == 0) {
-        stop(&p);
-        r = d->o && !v->fenced && p.c->origin_object == p.a->id ? stopped(&p, err) : gr_fail(err, -EAGAIN, "it changed meanwhile");
-        r = ns_end(v, r, err);
-        go_on(&p);
-    }
+    r = change(&p, err);
     p.a->users--;
     gr_fqueue_wake_all(&p.a->settled);
+    usage_notes_done(&p.notes);
+    free(p.place);
     return r < 0 ? gr_prefix(err, r, "'%s'", d->bdev.name) : 0;
 }

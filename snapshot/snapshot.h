@@ -4,6 +4,7 @@
 #define SNAPSHOT_H
 #include "vmfs/vmfs.h"
 
+#define SNAP_TEXT_ATTR "snapshot.text." /* and the id in hexadecimal: attribute of a disk that describes its snapshot */
 #define SNAP_WHO_MAX 128u
 #define SNAP_WHY_MAX 512u
 struct snap_info {

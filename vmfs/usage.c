@@ -175,7 +175,55 @@ struct count {
     struct vusage *use;
     struct vsnap *parent;
     uint64_t before, before_parent; /* the time of the tree begins; of its parent */
+    struct usage_notes *take, *give; /* leaves that were counted earlier; that are counted now. NULL: none */
+    size_t at;                       /* in @take */
 };
+
+void usage_notes_done(struct usage_notes *n)
+{
+    free(n->leaf);
+    memset(n, 0, sizeof *n);
+}
+
+/* Where the leaf lies, unless it is going to lie elsewhere: 0. */
+static uint64_t leaf_addr(const struct count *c, uint64_t piece)
+{
+    bool absent;
+    const struct mchild *s = mtree_slot(c->tree, 0, piece, &absent);
+    return !s || (s->mem && s->mem->dirty) ? 0 : s->mem ? s->mem->ptr.addr : s->ptr.addr;
+}
+
+/* Was it counted, and is it what it was? */
+static bool known(struct count *c, uint64_t piece)
+{
+    struct usage_notes *n = c->take;
+    uint64_t addr = n ? leaf_addr(c, piece) : 0;
+    while (n && c->at < n->n && n->leaf[c->at].piece < piece)
+        c->at++;
+    if (!addr || c->at == n->n || n->leaf[c->at].piece != piece || n->leaf[c->at].addr != addr)
+        return false;
+    c->use->lost += n->leaf[c->at].lost;
+    n->taken++;
+    return true;
+}
+
+static int note(struct count *c, uint64_t piece, uint64_t lost)
+{
+    struct usage_notes *n = c->give;
+    uint64_t addr = n ? leaf_addr(c, piece) : 0;
+    if (!addr)
+        return 0;
+    if (n->n == n->cap) {
+        size_t cap = n->cap ? n->cap * 2 : 256;
+        struct usage_note *l = gr_realloc(n->leaf, cap * sizeof *l);
+        if (!l)
+            return -ENOMEM;
+        n->leaf = l;
+        n->cap = cap;
+    }
+    n->leaf[n->n++] = (struct usage_note){ piece, addr, (uint32_t)lost };
+    return 0;
+}
 
 static void count_leaf(struct count *c, const struct mnode *now, const struct mnode *was, uint64_t first)
 {
@@ -199,10 +247,19 @@ static int count_tree(struct count *c, struct gr_err *err)
         if (r < 0 || piece == UINT64_MAX)
             return r;
         piece -= piece % VMFS_LEAF_PIECES;
+        if (known(c, piece)) {
+            piece += VMFS_LEAF_PIECES;
+            if (c->take->taken % 256 == 0)
+                gr_fiber_yield();
+            continue;
+        }
         while (mtree_peek(c->tree, piece, &now) < 0 || (c->parent && mtree_peek(&c->parent->tree, piece, &was) < 0))
             if ((r = mtree_load(o, c->tree, piece, err)) < 0 || (c->parent && (r = mtree_load(o, &c->parent->tree, piece, err)) < 0))
                 return r;
+        uint64_t lost = c->use->lost;
         count_leaf(c, now, was, piece);
+        if (note(c, piece, c->use->lost - lost) < 0)
+            return gr_fail(err, -ENOMEM, "out of memory");
         piece += VMFS_LEAF_PIECES;
         gr_fiber_yield();
     }
@@ -216,14 +273,30 @@ static int count_one(struct vobj *o, struct mtree *tree, struct vusage *use, uin
     return count_tree(&c, err);
 }
 
-int usage_lost(struct vobj *o, struct mtree *tree, struct vobj *parent_of, struct vsnap *parent, uint64_t *ret, struct gr_err *err)
+static int count_lost(struct count *c, struct vobj *parent_of, struct vsnap *parent, uint64_t *ret, struct gr_err *err)
 {
     struct vusage use;
-    struct count c = { .o = o, .tree = tree, .use = &use, .parent = parent, .before = parent->epoch, .before_parent = usage_before(parent_of, parent) };
-    int r = count_tree(&c, err);
+    c->use = &use;
+    c->parent = parent;
+    c->before = parent->epoch;
+    c->before_parent = usage_before(parent_of, parent);
+    int r = count_tree(c, err);
     if (r == 0)
         *ret = use.lost;
     return r;
+}
+
+int usage_lost(struct vobj *o, struct mtree *tree, struct vobj *parent_of, struct vsnap *parent, struct usage_notes *notes, uint64_t *ret, struct gr_err *err)
+{
+    struct count c = { .o = o, .tree = tree, .take = notes };
+    return count_lost(&c, parent_of, parent, ret, err);
+}
+
+int usage_lost_ahead(struct vobj *o, struct mtree *tree, struct vobj *parent_of, struct vsnap *parent, struct usage_notes *notes, struct gr_err *err)
+{
+    struct count c = { .o = o, .tree = tree, .give = notes };
+    uint64_t lost;
+    return count_lost(&c, parent_of, parent, &lost, err);
 }
 
 static int count_all(struct vobj *o, struct gr_err *err)

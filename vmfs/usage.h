@@ -9,6 +9,7 @@
 #ifndef VMFS_USAGE_H
 #define VMFS_USAGE_H
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 struct gr_err;
@@ -47,8 +48,21 @@ uint64_t usage_before(struct vobj *o, const struct vsnap *s);
 /* What deleting the snapshot alone would give back, in units: nothing while a clone or more than one tree grows from it. */
 uint64_t usage_unique(struct vobj *o, const struct vsnap *s);
 
-/* How much of the own units of @parent, a snapshot of @parent_of, a tree of @o that grew from it has lost; neither changes meanwhile (fiber). */
-int usage_lost(struct vobj *o, struct mtree *tree, struct vobj *parent_of, struct vsnap *parent, uint64_t *ret, struct gr_err *err);
+/* What was counted of leaves while the tree could change: where each lay, and what it had lost. */
+struct usage_notes {
+    struct usage_note {
+        uint64_t piece, addr;
+        uint32_t lost;
+    } *leaf;
+    size_t n, cap;
+    size_t taken; /* so many of them were still good (usage_lost) */
+};
+void usage_notes_done(struct usage_notes *n);
+/* How much of the own units of @parent, a snapshot of @parent_of, a tree of @o that grew from it has lost; neither changes meanwhile (fiber). @notes
+ * (may be NULL): leaves that still lie where they lay then are not read; no unit that was freed since may have been used again. */
+int usage_lost(struct vobj *o, struct mtree *tree, struct vobj *parent_of, struct vsnap *parent, struct usage_notes *notes, uint64_t *ret, struct gr_err *err);
+/* Count leaves that are not about to move ahead of that. */
+int usage_lost_ahead(struct vobj *o, struct mtree *tree, struct vobj *parent_of, struct vsnap *parent, struct usage_notes *notes, struct gr_err *err);
 /* A disk that is about to be opened and has no numbers is counted: that reads all of its maps, once (fiber). One that is open, or of which
  * something is being given back, stays without for now, as does one of which a map cannot be read. */
 void usage_ready(struct vobj *o);

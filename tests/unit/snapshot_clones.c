@@ -6,6 +6,7 @@
 #include "vmfs/internal.h"
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 struct site {
     struct gr_mem *mem;
@@ -595,6 +596,118 @@ static void promoted(void **state)
     test_in_fiber(promote_fn, NULL);
 }
 
+/* What is counted ahead of the instant at which both stand still is right at it, whatever was written between; only what was is counted again. */
+static int ahead_fn(void *arg)
+{
+    struct site s = { 0 };
+    uint64_t rng = test_seed(), size = 400ull << 20, all = 0, with = 0;
+    struct vmfs_disk *c;
+    struct gr_chan *ch;
+    unsigned again = 0;
+    (void)arg;
+    site_make(&s, 1 << 30);
+    OK(vmfs_create(s.v, "gold", VMFS_DISK, size, VMFS_THIN, &err));
+    gold_open(&s);
+    for (uint64_t off = 0; off < size; off += 4 << 20)
+        fill(s.ch, off, 64 << 10, 1);
+    OK(snap_create(&s.d, 1, "one", &err));
+    OK(snap_clone(s.d, "one", "c", &err));
+    clone_open(&s, "c", &c, &ch);
+    for (uint64_t off = 0; off < size; off += 8 << 20)
+        fill(ch, off, VMFS_UNIT * (1 + test_rand(&rng) % 16), 2);
+    OK(vmfs_checkpoint(s.v, &err));
+    for (unsigned round = 0; round < 10; round++) {
+        struct usage_notes notes = { 0 };
+        struct vticket ticket;
+        struct vsnap *one = vobj_snap_named(s.d->o, "one");
+        ticket_open(s.v, &ticket);
+        OK(usage_lost_ahead(c->o, &c->o->live, s.d->o, one, &notes, &err));
+        assert_int_equal(notes.n, 50);
+        for (unsigned i = 0; i < 5; i++) {
+            uint64_t off = test_rand(&rng) % (size / VMFS_UNIT - 16) * VMFS_UNIT;
+            if (i % 2)
+                assert_int_equal(gr_unmap(ch, off, 64 << 10, 0), 0);
+            else
+                fill(ch, off / (8 << 20) * (8 << 20), 64 << 10, 3);
+        }
+        if (round % 2)
+            OK(vmfs_checkpoint(s.v, &err));
+        OK(usage_lost(c->o, &c->o->live, s.d->o, one, NULL, &all, &err));
+        OK(usage_lost(c->o, &c->o->live, s.d->o, one, &notes, &with, &err));
+        assert_int_equal(all, with);
+        assert_in_range(notes.taken, 50 - 10, 50); /* a write may lie in two leaves, or find all its blocks to be its own */
+        again += 50 - (unsigned)notes.taken;
+        ticket_close(s.v, &ticket);
+        usage_notes_done(&notes);
+        OK(vmfs_checkpoint(s.v, &err));
+    }
+    assert_true(again > 5);
+    gr_chan_close(ch);
+    vmfs_close(c);
+    detach(&s, false);
+    gr_mem_free(s.mem);
+    return 0;
+}
+static void counted_ahead(void **state)
+{
+    (void)state;
+    test_in_fiber(ahead_fn, NULL);
+}
+
+/* As many snapshots as a disk may have in practice: both disks stand still for a time that grows with their number, not with its cube. */
+#define CHAIN 3000u
+static int chain_fn(void *arg)
+{
+    struct site s = { 0 };
+    struct vmfs_disk *c;
+    struct gr_chan *ch;
+    struct snap_info info;
+    char name[16];
+    (void)arg;
+    site_make(&s, 256 << 20);
+    OK(vmfs_create(s.v, "gold", VMFS_DISK, 16 << 20, VMFS_THIN, &err));
+    gold_open(&s);
+    for (unsigned i = 0; i < CHAIN; i++) {
+        snprintf(name, sizeof name, "s%u", i);
+        OK(snap_create(&s.d, 1, name, &err));
+    }
+    OK(snap_expire(s.d, "s7", 12345, &err));
+    OK(snap_expire(s.d, "s2999", 54321, &err));
+    struct gr_bdev *b = vmfs_bdev(s.d);
+    OK(snap_find(s.d, "s8", &info, &err));
+    char key[33];
+    snap_text_key(info.id, key);
+    OK(b->ops->attr_set(b, key, "before the upgrade", 18, &err));
+    OK(snap_clone(s.d, "s2998", "c", &err));
+    clone_open(&s, "c", &c, &ch);
+    clock_t began = clock(); /* of this process, whatever else the machine does */
+    OK(snap_promote(c, &err));
+    double took = (double)(clock() - began) / CLOCKS_PER_SEC;
+    print_message("# promote with %u snapshots: %.2f s\n", CHAIN, took);
+    assert_true(took < 3);
+    unsigned n = 0;
+    OK(snap_list(c, count_fn, &n, &err));
+    assert_int_equal(n, CHAIN - 1);
+    OK(snap_find(c, "s7", &info, &err));
+    assert_int_equal(info.expires_s, 12345);
+    OK(snap_find(s.d, "s2999", &info, &err));
+    assert_int_equal(info.expires_s, 54321);
+    gr_auto_free void *text = NULL;
+    b = vmfs_bdev(c);
+    assert_int_equal(b->ops->attr_get(b, key, &text, NULL), 18); /* what it is for goes with it */
+    gr_chan_close(ch);
+    vmfs_close(c);
+    sound(&s);
+    detach(&s, false);
+    gr_mem_free(s.mem);
+    return 0;
+}
+static void chained(void **state)
+{
+    (void)state;
+    test_in_fiber(chain_fn, NULL);
+}
+
 /* ---- what a delete writes ---- */
 #define HUGE_DISK (100ull << 30)
 static int delete_fn(void *arg)
@@ -678,4 +791,4 @@ static void any_of_many(void **state)
     test_in_fiber(any_fn, NULL);
 }
 
-TEST_MAIN(TEST(thousand), TEST(replaced), TEST(detached), TEST(handed_over), TEST(promoted), TEST(deleted), TEST(any_of_many))
+TEST_MAIN(TEST(thousand), TEST(replaced), TEST(detached), TEST(handed_over), TEST(promoted), TEST(counted_ahead), TEST(chained), TEST(deleted), TEST(any_of_many))

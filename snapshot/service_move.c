@@ -68,6 +68,7 @@ static int change_hands(struct snap_op *op, struct snap_disk *d, const struct sn
     gr_auto_free char *disk = gr_asprintf("%s/%s", p->ds, p->path);
     if (!disk)
         return gr_fail(op->err, -ENOMEM, "out of memory");
+    snap_passes_stop(op->s, d->h); /* while initiators still go on */
     int r = bring_home(op, d->ds->v);
     if (r < 0)
         return r;

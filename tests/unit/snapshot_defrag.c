@@ -781,6 +781,51 @@ static void power_cuts(void **state)
     }
 }
 
+/* ---- it makes way for its users ---- */
+static void reader_fiber(void *arg)
+{
+    struct rig *g = arg;
+    uint8_t b[VMFS_PIECE];
+    for (; g->users; g->writes++) {
+        assert_int_equal(gr_pread(g->ch, b, sizeof b, rnd(g, PIECES) * (uint64_t)VMFS_PIECE), 0);
+        gr_fiber_sleep_ms(10);
+    }
+    g->hits = 1;
+}
+
+static uint64_t pass_ns[2]; /* alone; beside a reader */
+
+static int timed_pass(void *arg)
+{
+    struct rig *g = arg;
+    bool busy = g->users;
+    make(g, DEVICE);
+    aged(g, 3, 500);
+    gr_fiber_sleep_ms(300);
+    if (busy)
+        gr_fiber_start(gr_fiber_loop(), reader_fiber, g);
+    uint64_t began = gr_loop_now_ns(gr_fiber_loop());
+    struct vmfs_defrag_report rep = defragment(g);
+    pass_ns[busy] = gr_loop_now_ns(gr_fiber_loop()) - began;
+    assert_true(rep.moved > DISK / 2);
+    g->users = 0;
+    while (busy && !g->hits)
+        gr_fiber_sleep_ms(1);
+    unmake(g);
+    return 0;
+}
+
+static void it_makes_way(void **state)
+{
+    (void)state;
+    for (unsigned busy = 0; busy < 2; busy++) {
+        struct rig *g = calloc(1, sizeof *g);
+        g->users = busy;
+        run(timed_pass, g);
+    }
+    assert_true(pass_ns[1] > 3 * pass_ns[0]);
+}
+
 /* ---- refused, stopped ---- */
 static int stop_soon(void *arg, uint64_t done, uint64_t all, struct gr_err *err)
 {
@@ -833,4 +878,4 @@ static void refused_and_stopped(void **state)
 }
 
 TEST_MAIN(TEST(an_aged_disk), TEST(what_others_have_stays), TEST(a_copy_keeps_its_share), TEST(while_it_is_used), TEST(changed_under_it), TEST(with_several_keys), TEST(a_thick_disk),
-          TEST(what_has_rotted_stays), TEST(power_cuts), TEST(refused_and_stopped))
+          TEST(what_has_rotted_stays), TEST(power_cuts), TEST(it_makes_way), TEST(refused_and_stopped))

@@ -217,6 +217,7 @@ static int change_places(struct promote *p, struct gr_err *err)
     c->origin_epoch = above.origin_epoch;
     c->parent_snap = top->id;
     c->next_snap = GR_MAX(c->next_snap, a->next_snap);
+    c->copied |= a->copied; /* what its snapshots have may be a copy's, too */
     c->use.lost = p->lost;
     vobj_touch(a);
     vobj_touch(c);

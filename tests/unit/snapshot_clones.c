@@ -708,6 +708,50 @@ static void chained(void **state)
     test_in_fiber(chain_fn, NULL);
 }
 
+/* What a copy shares with the origin it shares with its heir: that may not overwrite it where it lies. */
+static int heir_fn(void *arg)
+{
+    struct site s = { 0 };
+    struct vmfs_disk *copy, *c;
+    struct gr_chan *copy_ch, *ch;
+    (void)arg;
+    site_make(&s, 96 << 20);
+    OK(vmfs_create(s.v, "gold", VMFS_DISK, 16 << 20, VMFS_THIN, &err));
+    gold_open(&s);
+    fill(s.ch, 0, 1 << 20, 1);
+    OK(vmfs_create(s.v, "copy", VMFS_DISK, 16 << 20, VMFS_THIN, &err));
+    clone_open(&s, "copy", &copy, &copy_ch);
+    struct gr_bio bio = { .op = GR_OP_COPY, .len = 1 << 20, .copy_src = s.ch };
+    assert_int_equal(gr_submit_wait(copy_ch, &bio), 0);
+    OK(snap_create(&s.d, 1, "s", &err));
+    OK(snap_clone(s.d, "s", "c", &err));
+    clone_open(&s, "c", &c, &ch);
+    OK(snap_promote(c, &err));
+    gr_chan_close(gr_take(s.ch));
+    vmfs_close(gr_take(s.d));
+    OK(vmfs_remove(s.v, "gold", &err));
+    settle(&s);
+    OK(snap_delete(c, "s", false, &err));
+    OK(snap_settle(c, &err));
+    bio = (struct gr_bio){ .op = GR_OP_SCRUB, .len = 1 << 20 };
+    assert_int_equal(gr_submit_wait(ch, &bio), -EBUSY);
+    holds(copy_ch, 0, 1 << 20, 1);
+    holds(ch, 0, 1 << 20, 1);
+    gr_chan_close(copy_ch);
+    vmfs_close(copy);
+    gr_chan_close(ch);
+    vmfs_close(c);
+    sound(&s);
+    detach(&s, false);
+    gr_mem_free(s.mem);
+    return 0;
+}
+static void heir_shares(void **state)
+{
+    (void)state;
+    test_in_fiber(heir_fn, NULL);
+}
+
 /* ---- what a delete writes ---- */
 #define HUGE_DISK (100ull << 30)
 static int delete_fn(void *arg)
@@ -791,4 +835,4 @@ static void any_of_many(void **state)
     test_in_fiber(any_fn, NULL);
 }
 
-TEST_MAIN(TEST(thousand), TEST(replaced), TEST(detached), TEST(handed_over), TEST(promoted), TEST(counted_ahead), TEST(chained), TEST(deleted), TEST(any_of_many))
+TEST_MAIN(TEST(thousand), TEST(replaced), TEST(detached), TEST(handed_over), TEST(promoted), TEST(counted_ahead), TEST(chained), TEST(heir_shares), TEST(deleted), TEST(any_of_many))

@@ -193,7 +193,10 @@ bool fo_settle(struct fo *o, unsigned host, uint64_t looks, const uint8_t *data)
     }
     if (ok) {
         o->t.settled++;
-        o->t.changes += o->t.owner != (int)host && o->t.owner >= 0;
+        if (o->t.owner != (int)host && o->t.owner >= 0) {
+            o->t.changes++;
+            o->t.from[o->t.owner]++;
+        }
         o->t.owner = (int)host;
     }
     pthread_mutex_unlock(&o->lock);

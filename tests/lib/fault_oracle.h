@@ -9,11 +9,13 @@
 
 #define FO_PIECE 4096u /* bytes */
 #define FO_PIECES 128u
+#define FO_HOSTS 8u
 
 struct fo;
 struct fo_tally {
     uint64_t acked, reads, settled; /* settled: times that somebody looked at everything */
     uint64_t changes;  /* the owner became another one */
+    uint64_t from[FO_HOSTS]; /* of these: it had been this one */
     uint64_t stale;    /* a write that was given up for lost turned up later */
     uint64_t lost;     /* answered, and not there */
     uint64_t garbage;  /* bytes that are no write of this piece */

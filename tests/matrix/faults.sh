@@ -158,12 +158,13 @@ fault_cpu() {
 
 # Whoever takes over is killed at any moment of it; the third does both.
 fault_recoverer() {
-    local next last
+    local next last span
     due=2
     mapfile -t next < <(others)
     last=$(($(random) % 2))
     kill_host "$victim"
-    ms $(($(random) % ($([ "$on" = lun ] && echo 2500 || echo 300))))
+    if [ "$on" != lun ]; then span=300; elif [ "$timing" = fast ]; then span=2500; else span=7000; fi
+    ms $(($(random) % span))
     kill_host "${next[$last]}"
     wait_for 30 owns "${next[1 - last]}" 0
     wait_for 30 owns "${next[1 - last]}" 1

@@ -3,8 +3,8 @@
 #   $place  plain: processes of this machine with a home each; netns: a network namespace each, and homes at one path
 #   $on     file: the datastore lies in a file; fuse: in two that processes serve, which can stand still or fail; lun: on two LUNs of a target of ours
 #           ("array"), each behind a portal of its own. Every host has a proxy per device (tests/tools/iscsi_proxy), which may lose answers and kills at a
-#           step of a take-over; it is what is cut for a process, a cable is in a namespace. On files a library in each host does that (steps.c).
-# shellcheck disable=SC2154,SC2034 # place, on, seed: the caller's
+#           step of a take-over; $timing is the datastore's; the proxy is what is cut for a process, a cable is in a namespace. On files a library in each host does that (steps.c).
+# shellcheck disable=SC2154,SC2034 # place, on, seed, timing: the caller's
 HOSTS=(a b c)
 declare -A addr multi upstream url before_given_up
 N=gm$$
@@ -120,7 +120,7 @@ site_up() {
         else
             devices=("$T/ds.img")
         fi
-        if [ "$h" = a ] && [ "$on" = lun ]; then run_check granary_on a datastore create ds "${devices[@]}" --timing fast
+        if [ "$h" = a ] && [ "$on" = lun ]; then run_check granary_on a datastore create ds "${devices[@]}" --timing "$timing"
         elif [ "$h" = a ] && [ "$on" = file ]; then run_check granary_on a datastore create ds "${devices[@]}" --size 512M
         elif [ "$h" = a ]; then run_check granary_on a datastore create ds "${devices[@]}"
         else run_check granary_on "$h" datastore join ds "${devices[@]}"; fi

@@ -22,7 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define HOSTS_MAX 8u
+#define HOSTS_MAX FO_HOSTS
 #define DEPTH_MAX 64u
 #define SECTORS (FO_PIECE / 512)
 #define LOOK_PIECES 32u /* in one READ */
@@ -255,7 +255,10 @@ static void tell(const struct load *l, FILE *f)
 {
     struct fo_tally t;
     fo_tally(l->oracle, &t);
-    fprintf(f, "{\"owner\":%d,\"acked\":%llu,\"reads\":%llu,\"looks\":%llu,\"changes\":%llu,\"refused\":%u,\"stale\":%llu,\"lost\":%llu,\"garbage\":%llu}\n", t.owner,
+    fprintf(f, "{\"from\":[");
+    for (unsigned h = 0; h < l->hosts; h++)
+        fprintf(f, "%s%llu", h ? "," : "", (unsigned long long)t.from[h]);
+    fprintf(f, "],\"owner\":%d,\"acked\":%llu,\"reads\":%llu,\"looks\":%llu,\"changes\":%llu,\"refused\":%u,\"stale\":%llu,\"lost\":%llu,\"garbage\":%llu}\n", t.owner,
             (unsigned long long)t.acked, (unsigned long long)t.reads, (unsigned long long)t.settled, (unsigned long long)t.changes, l->refused,
             (unsigned long long)t.stale, (unsigned long long)t.lost, (unsigned long long)t.garbage);
 }

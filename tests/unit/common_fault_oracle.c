@@ -58,7 +58,7 @@ static void sound(void **state)
     fo_read(d.o, 0, 5, d.data + 5 * FO_PIECE);
     assert_int_equal(fo_begin(d.o, 1, 4, true, b, &n), -1); /* not the owner */
     struct fo_tally t = settle(&d, 1);
-    assert_true(!t.stale && !t.lost && !t.garbage && t.changes == 1 && t.owner == 1 && t.reads == 1);
+    assert_true(!t.stale && !t.lost && !t.garbage && t.changes == 1 && t.from[0] == 1 && t.from[1] == 0 && t.owner == 1 && t.reads == 1);
     fo_wrote(d.o, 8, landed); /* the answer of before comes late, and says what the next owner found */
     fo_wrote(d.o, 9, begin(&d, 1, 9, true));
     t = settle(&d, 1);

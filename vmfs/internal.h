@@ -682,7 +682,6 @@ void mnode_count(struct vmfs *v, struct mnode *n); /* what hangs on its entries 
 void mnode_put(struct vmfs *v, struct mnode *n);
 struct mnode *mnode_get(struct mnode *n);
 void mtree_done(struct vmfs *v, struct mtree *t);
-void mtree_drop(struct vmfs *v, struct mtree *t); /* the same, in the background: to free a large map takes tens of milliseconds */
 void mtree_share(struct mtree *dst, const struct mtree *src); /* a second holder of the same nodes [sync] */
 unsigned mtree_level_for(uint64_t pieces);
 uint64_t mnode_span(unsigned level); /* pieces covered by a node of this level */

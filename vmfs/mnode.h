@@ -45,4 +45,7 @@ struct mtree {
     struct mchild root;
     uint8_t level; /* of the root, >= 1 */
 };
+/* As mtree_done(), in the background: to free a large map takes tens of milliseconds. */
+struct vmfs;
+void mtree_drop(struct vmfs *v, struct mtree *t);
 #endif

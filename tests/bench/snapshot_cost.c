@@ -49,17 +49,24 @@ static int writes_once(struct bench *b, const char *where, uint64_t n)
     struct vmfs_stats s0, s1;
     uint64_t size = DISK + 16 * GIB + (l.place == anywhere ? n * VMFS_BLOCK : n * 4096), t0, t1, t2; /* a write to a hole takes a whole block */
     int r = bench_open(b, size / 65536 * 65536, DISK, MARK);
-    if (r < 0 || (r = fill(b, l.place == at_spread)) < 0)
+    if (r < 0)
         return r;
+    bench_touch(b, FILLED + GR_MIN(n, 300000u) * 5120 + GIB / 4);
+    if ((r = fill(b, l.place == at_spread)) < 0)
+        return r;
+    uint64_t touched = bench_file_bytes(b);
+    double cpu = cpu_s(), cpu_before;
     t0 = now_ns();
     if (l.place != anywhere && (r = with_flushes(&l, n)) < 0) /* in place */
         return r;
     t1 = now_ns();
+    cpu_before = cpu_s() - cpu;
     if ((r = vmfs_checkpoint(b->v, &b->err)) < 0 || (r = snap_create(&b->disk, 1, "s", &b->err)) < 0)
         return r;
     struct counts c0 = b->counts.n;
     vmfs_stats(b->v, &s0);
-    double cpu = cpu_s(), before_ms = (double)l.longest_ns / 1e6;
+    double before_ms = (double)l.longest_ns / 1e6;
+    cpu = cpu_s();
     l.longest_ns = 0;
     t2 = now_ns();
     if ((r = with_flushes(&l, n)) < 0)
@@ -72,11 +79,12 @@ static int writes_once(struct bench *b, const char *where, uint64_t n)
     vmfs_stats(b->v, &s1);
     uint64_t guest_flushes = (n + FLUSH_EVERY - 1) / FLUSH_EVERY, bytes = b->counts.n.write_bytes - c0.write_bytes;
     printf("{\"where\":\"%s\",\"writes\":%" PRIu64 ",\"device-bytes-per-guest-byte\":%.3f,\"journal\":%.3f,\"map\":%.3f,\"reads\":%" PRIu64 ",\"data-read\":%" PRIu64
-           ",\"flushes-per-flush\":%.3f,\"forced\":%" PRIu64 ",\"iops-before\":%.0f,\"iops-after\":%.0f,\"kept\":%.2f,\"longest-ms-before\":%.2f,\"longest-ms\":%.2f,\"cpu-us\":%.2f,\"checkpoints\":%" PRIu64 ",\"records-per-frame\":%.1f}\n",
+           ",\"flushes-per-flush\":%.3f,\"forced\":%" PRIu64 ",\"iops-before\":%.0f,\"iops-after\":%.0f,\"kept\":%.2f,\"longest-ms-before\":%.2f,\"longest-ms\":%.2f,\"cpu-us-before\":%.2f,\"cpu-us\":%.2f,\"checkpoints\":%" PRIu64 ",\"records-per-frame\":%.1f,\"mib-first-touched\":%.1f}\n",
            where, n, (double)bytes / (double)n / 4096, (double)(s1.journal_bytes - s0.journal_bytes) / (double)n / 4096,
            (double)(s1.node_bytes - s0.node_bytes) / (double)n / 4096, reads, b->counts.n.marked_read - c0.marked_read, (double)flushes / (double)guest_flushes, forced, l.place == anywhere ? 0 : before, after,
-           l.place == anywhere ? 0 : after / before, before_ms, (double)l.longest_ns / 1e6, cpu / (double)n * 1e6, s1.checkpoints - s0.checkpoints,
-           (double)n / (double)GR_MAX(s1.journal_frames - s0.journal_frames, (uint64_t)1));
+           l.place == anywhere ? 0 : after / before, before_ms, (double)l.longest_ns / 1e6, cpu_before / (double)n * 1e6, cpu / (double)n * 1e6, s1.checkpoints - s0.checkpoints,
+           (double)n / (double)GR_MAX(s1.journal_frames - s0.journal_frames, (uint64_t)1),
+           (double)(bench_file_bytes(b) - touched) / 1048576);
     fflush(stdout);
     load_free(&l);
     return bench_close(b);

@@ -6,10 +6,12 @@
 #include "common/fiber.h"
 #include "snapshot/snapshot.h"
 #include "tests/bench/counted.h"
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define DEPTH 32
@@ -75,6 +77,23 @@ static inline int bench_open(struct bench *b, uint64_t size, uint64_t disk, uint
     b->rng = 88172645463325252ull;
     r = gr_chan_open(vmfs_bdev(b->disk), loop, &b->ch);
     return r < 0 ? gr_fail(&b->err, r, "%s", gr_code_text(r)) : 0;
+}
+
+/* The first @bytes of space for data are there in the file, so that their first touch is not measured. Where the file system cannot do that nothing
+ * happens. */
+static inline void bench_touch(const struct bench *b, uint64_t bytes)
+{
+    gr_auto_close int fd = open(b->file, O_RDWR | O_CLOEXEC);
+    struct vmfs_info i;
+    vmfs_info(b->v, &i);
+    if (fd >= 0)
+        (void)fallocate(fd, 0, (off_t)i.metadata, (off_t)bytes);
+}
+
+static inline uint64_t bench_file_bytes(const struct bench *b)
+{
+    struct stat st;
+    return stat(b->file, &st) == 0 ? (uint64_t)st.st_blocks * 512 : 0;
 }
 
 static inline int bench_close(struct bench *b)

@@ -102,6 +102,7 @@ struct vsnap {
     struct vusage use;
     uint64_t passed; /* being given back: of its parent's own units, its successor has lost behind the cursor */
     unsigned open; /* bdevs reading it in this process */
+    bool said, home; /* that it is being deleted: before a checkpoint began, and since it is where readers elsewhere look (reap.c) */
 };
 struct vlineage {
     uint64_t lineage, parent, epoch;

@@ -416,10 +416,20 @@ bool reap_parked(struct vobj *o)
     return begun && !next_to_reap(o);
 }
 
+/* Readers elsewhere can see the end of all that are being deleted by now: one checkpoint for however many. */
+static int bring_home(struct vobj *o)
+{
+    for (size_t i = 0; i < o->n_snaps; i++)
+        o->snaps[i]->said = o->snaps[i]->flags & VMFS_SNAP_DELETING;
+    int r = ckpt_run(o->v);
+    for (size_t i = 0; r == 0 && i < o->n_snaps; i++)
+        o->snaps[i]->home |= o->snaps[i]->said;
+    return r;
+}
+
 static void reap_all(struct vobj *o)
 {
     struct vmfs *v = o->v;
-    uint64_t home = 0; /* snapshot whose end readers elsewhere can see */
     o->reap_error = 0;
     while (!v->fenced && !v->leaving) {
         struct vsnap *s = next_to_reap(o);
@@ -427,9 +437,8 @@ static void reap_all(struct vobj *o)
             return;
         uint64_t id = s->id;
         if (!s->cursor) { /* a reader pins, then looks whether it is being deleted; so that must be home before pins are looked for */
-            if (home != id && (o->reap_error = ckpt_run(v)) < 0)
+            if (!s->home && (o->reap_error = bring_home(o)) < 0)
                 return;
-            home = id;
             if (pinned(o, id)) {
                 gr_fiber_sleep_ms(200);
                 continue;

@@ -1,5 +1,5 @@
 /* Where snapshots could cost too much: a group of sixteen disks at work is one frame of the journal and one flush; a guest that flushes
- * is not joined by flushes of ours; the map in memory keeps to its limit with all that belongs to it; and a datastore that is filled by what
+ * is not joined by flushes of ours; snapshots that are deleted together are not a checkpoint each; the map in memory keeps to its limit with all that belongs to it; and a datastore that is filled by what
  * snapshots keep, data and map, until it is full, refuses writes then and is never given up, though its free space is in splinters no leaf fits into. */
 #include "common/cleanup.h"
 #include "snapshot/snapshot.h"
@@ -229,4 +229,49 @@ static void test_full_is_refused_not_given_up(void **state)
     test_in_fiber(full_body, NULL);
 }
 
-TEST_MAIN(TEST(test_group_is_one_record), TEST(test_flushes_and_memory), TEST(test_full_is_refused_not_given_up))
+/* ---- many deleted together ---- */
+#define TOGETHER 40u
+static int together_body(void *arg)
+{
+    struct rig r;
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    struct gr_bdev *held[TOGETHER];
+    struct vmfs_stats s0, s1;
+    char name[16];
+    uint8_t *buf = aligned_alloc(4096, 4096);
+    memset(buf, 3, 4096);
+    rig_open(&r, 96ull << 20);
+    OK(vmfs_create(r.v, "d", VMFS_DISK, 8 << 20, VMFS_THIN, &err));
+    OK(vmfs_open(r.v, "d", &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    for (unsigned i = 0; i < TOGETHER; i++) {
+        assert_int_equal(gr_pwrite(ch, buf, 4096, i * 4096, 0), 0);
+        snprintf(name, sizeof name, "s%u", i);
+        OK(snap_create(&d, 1, name, &err));
+        OK(snap_open(d, name, &held[i], &err)); /* it is not given back before all are deleted */
+    }
+    for (unsigned i = 0; i < TOGETHER; i++) {
+        snprintf(name, sizeof name, "s%u", i);
+        OK(snap_delete(d, name, false, &err));
+    }
+    OK(vmfs_checkpoint(r.v, &err));
+    assert_int_equal(gr_pwrite(ch, buf, 4096, 0, 0), 0); /* there is always something that a checkpoint could write */
+    vmfs_stats(r.v, &s0);
+    for (unsigned i = 0; i < TOGETHER; i++)
+        gr_bdev_put(held[i]);
+    OK(snap_settle(d, &err));
+    vmfs_stats(r.v, &s1);
+    assert_in_range(s1.checkpoints - s0.checkpoints, 1, 4);
+    gr_chan_close(ch);
+    vmfs_close(d);
+    rig_close(&r);
+    free(buf);
+    return 0;
+}
+static void together(void **state)
+{
+    test_in_fiber(together_body, NULL);
+}
+
+TEST_MAIN(TEST(together), TEST(test_group_is_one_record), TEST(test_flushes_and_memory), TEST(test_full_is_refused_not_given_up))

@@ -231,6 +231,16 @@ int mtree_load(struct vobj *o, struct mtree *t, uint64_t piece, struct gr_err *e
     return r;
 }
 
+int mtree_load_root(struct vobj *o, struct mtree *t, struct gr_err *err)
+{
+    int r = 0;
+    gr_fmutex_lock(&o->load_lock);
+    if (!slot_empty(&t->root) && !t->root.mem)
+        r = load_slot(o->v, &t->root, NULL, t->level, err);
+    gr_fmutex_unlock(&o->load_lock);
+    return r;
+}
+
 struct mchild *mtree_slot(struct mtree *t, unsigned level, uint64_t piece, bool *ret_absent)
 {
     struct mchild *c = &t->root;
@@ -535,8 +545,8 @@ static int block_set(struct mentry *e, const struct block_change *c)
     for (unsigned i = c->first; i < c->first + c->n; i++) {
         struct mpiece old = ment_piece(e, i);
         uint64_t birth = c->birth;
-        if (c->state == VMFS_P_HOLE && (old.state == VMFS_P_HOLE || old.state == VMFS_P_RESERVED))
-            birth = old.state == VMFS_P_HOLE ? old.birth : 0; /* it read as zeros before: nothing changes */
+        if (c->state == VMFS_P_HOLE && old.state != VMFS_P_DATA)
+            birth = old.state == VMFS_P_RESERVED ? 0 : old.birth; /* it read as zeros before: nothing changes */
         e->px->addr[i] = c->state == VMFS_P_HOLE ? 0 : c->addr + (i - c->first);
         e->px->birth[i] = birth;
     }

@@ -1,5 +1,8 @@
-/* What changed between any two points of a random history of writes, unmaps, snapshots, deletes, bookmarks, reverts, clones and
- * crashes: exact to the piece, nothing missed, nothing too much. The oracle gives every change of a piece a number of its own. */
+/* What changed between any two points of a random history of writes, unmaps, zeroes, growing and shrinking over every boundary of the tree,
+ * snapshots, deletes, bookmarks, reverts, clones, crashes and moves to another host: exact to the piece, nothing missed, nothing too much. The
+ * oracle gives every change of a piece a number of its own. GRANARY_OPERATIONS=N does so many (100,000; in a soak
+ * 10,000,000, which takes a quarter of an hour).
+ * timeout: 240 */
 #include "tests/lib/test.h"
 #include "common/bdev.h"
 #include "common/cleanup.h"
@@ -9,14 +12,20 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define SIZE (40ull << 20)
-#define PIECES 1024u /* of the disk's 10240 are used: 256 at each of four places */
+#define PIECES 1024u /* are used: 256 at each of four places */
+#define PLACES 4u
 #define LIVE_MAX 10u
+
+/* At the front, and across the ends of a leaf, of a tree of one level, and of two. */
+static const uint64_t place_at[PLACES] = { 0, 2048 - 128, 262144 - 128, 33554432 - 128 };
+static const uint64_t sizes[] = { 200, 2048, 2048 + 128, 262144, 262144 + 128, 33554432, 33554432 + 128 }; /* pieces */
+#define THICK_SIZES 3u
 
 struct point { /* a snapshot, or what is left of it */
     char name[16];
     uint32_t change[PIECES];
     bool zero[PIECES];
+    uint64_t size;
     int parent; /* point it grew from; -1: none */
     bool there, bookmark;
 };
@@ -31,19 +40,26 @@ struct history {
     unsigned n_points, live;
     uint32_t change[PIECES], clock;
     bool zero[PIECES];
+    uint64_t size; /* pieces */
+    bool thick;
     int parent;
+    unsigned host;
     uint8_t *buf;
-    uint64_t diffs, pairs, unknown, extents, clones, crashes, reverts, deletes;
+    uint64_t resizes, moves, diffs, pairs, unknown, extents, clones, crashes, reverts, deletes;
 };
 
 static uint32_t rnd(struct history *h, uint32_t n) { return (uint32_t)(test_rand(&h->rng) % n); }
-static uint64_t disk_piece(uint32_t p) { return p % 256 + (uint64_t)(p / 256) * 2560 - (p / 256 ? 700 : 0); }
+static uint64_t disk_piece(uint32_t p) { return place_at[p / 256] + p % 256; }
+
+static void join(struct history *h)
+{
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = h->host++ % 2 ? "one" : "other" };
+    assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), h->mem, &h->dev), 0);
+    OK(vmfs_join(gr_fiber_loop(), &h->dev, 1, &o, &h->v, &err));
+}
 
 static void attach(struct history *h)
 {
-    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "births" };
-    assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), h->mem, &h->dev), 0);
-    OK(vmfs_join(gr_fiber_loop(), &h->dev, 1, &o, &h->v, &err));
     OK(vmfs_open(h->v, "disk", &h->d, NULL, &err));
     assert_int_equal(gr_chan_open(vmfs_bdev(h->d), gr_fiber_loop(), &h->ch), 0);
 }
@@ -54,12 +70,15 @@ static void detach(struct history *h)
     vmfs_close(h->d);
 }
 
-/* A run of pieces within one of the four places. */
+/* A run of pieces within one of the places that the disk has. */
 static uint32_t run_of(struct history *h, uint32_t max, uint32_t *ret_n)
 {
-    uint32_t at = rnd(h, 256), n = 1 + rnd(h, max);
-    *ret_n = GR_MIN(n, 256 - at);
-    return rnd(h, 4) * 256 + at;
+    uint32_t places = 0;
+    while (places < PLACES && place_at[places] < h->size)
+        places++;
+    uint32_t w = rnd(h, places), room = (uint32_t)GR_MIN(h->size - place_at[w], (uint64_t)256), at = rnd(h, room), n = 1 + rnd(h, max);
+    *ret_n = GR_MIN(n, room - at);
+    return w * 256 + at;
 }
 
 static void write_some(struct history *h)
@@ -84,14 +103,37 @@ static void unmap_some(struct history *h)
             h->change[p + i] = ++h->clock;
             h->zero[p + i] = true;
         }
-    assert_int_equal(gr_unmap(h->ch, disk_piece(p) * 4096, n * 4096ull, 0), 0);
+    if (rnd(h, 2))
+        assert_int_equal(gr_unmap(h->ch, disk_piece(p) * 4096, n * 4096ull, 0), 0);
+    else
+        assert_int_equal(gr_write_zeroes(h->ch, disk_piece(p) * 4096, n * 4096ull, rnd(h, 2) ? GR_BIO_MAY_UNMAP : 0), 0);
 }
 
-static void compare(struct history *h, struct gr_chan *ch, const uint32_t *change, const bool *zero, const char *what)
+/* What is cut off reads as zeros when the disk is as long again. */
+static void resize(struct history *h)
 {
-    for (uint32_t p = 0; p < PIECES; p += 256) {
-        assert_int_equal(gr_pread(ch, h->buf, 256 * 4096, disk_piece(p) * 4096), 0);
-        for (uint32_t i = 0; i < 256; i++) {
+    unsigned n = h->thick ? THICK_SIZES : GR_ARRAY_LEN(sizes), i = rnd(h, n);
+    for (unsigned k = 0; rnd(h, 4) && k < n; k++)
+        if (sizes[k] > h->size) {
+            i = k;
+            break;
+        }
+    h->size = sizes[i];
+    for (uint32_t p = 0; p < PIECES; p++)
+        if (disk_piece(p) >= h->size && !h->zero[p]) {
+            h->change[p] = ++h->clock;
+            h->zero[p] = true;
+        }
+    OK(vmfs_resize(h->d, h->size * 4096, true, &err));
+    h->resizes++;
+}
+
+static void compare(struct history *h, struct gr_chan *ch, const uint32_t *change, const bool *zero, uint64_t size, const char *what)
+{
+    for (uint32_t p = 0; p < PIECES && disk_piece(p) < size; p += 256) {
+        uint32_t n = (uint32_t)GR_MIN(size - disk_piece(p), (uint64_t)256);
+        assert_int_equal(gr_pread(ch, h->buf, n * 4096, disk_piece(p) * 4096), 0);
+        for (uint32_t i = 0; i < n; i++) {
             uint32_t got[2], want = zero[p + i] ? 0 : change[p + i];
             memcpy(&got[0], h->buf + i * 4096, 4);
             memcpy(&got[1], h->buf + i * 4096 + 4092, 4);
@@ -107,7 +149,7 @@ static void compare_snap(struct history *h, const struct point *s)
     struct gr_chan *ch;
     OK(snap_open(h->d, s->name, &b, &err));
     assert_int_equal(gr_chan_open(b, gr_fiber_loop(), &ch), 0);
-    compare(h, ch, s->change, s->zero, s->name);
+    compare(h, ch, s->change, s->zero, s->size, s->name);
     gr_chan_close(ch);
     gr_bdev_put(b);
 }
@@ -120,6 +162,7 @@ static void snap(struct history *h)
     snprintf(s->name, sizeof s->name, "s%u", h->n_points);
     memcpy(s->change, h->change, sizeof s->change);
     memcpy(s->zero, h->zero, sizeof s->zero);
+    s->size = h->size;
     s->parent = h->parent;
     s->there = true;
     OK(snap_create(&h->d, 1, s->name, &err));
@@ -163,6 +206,7 @@ static void revert(struct history *h)
     OK(snap_revert(h->d, s->name, &err));
     memcpy(h->change, s->change, sizeof h->change);
     memcpy(h->zero, s->zero, sizeof h->zero);
+    h->size = s->size;
     h->parent = i;
     h->reverts++;
 }
@@ -174,26 +218,25 @@ struct expect {
     bool pair; /* two lines: zeros are alike whenever they were made */
     bool said[PIECES];
 };
-static int piece_index(uint64_t piece)
+/* Pieces of [off, off+len) that are used, each of which nothing was said of before. */
+static void say_changed(struct expect *e, uint64_t off, uint64_t len, int zero)
 {
-    for (uint32_t w = 0; w < 4; w++)
-        if (piece >= disk_piece(w * 256) && piece - disk_piece(w * 256) < 256)
-            return (int)(w * 256 + (piece - disk_piece(w * 256)));
-    return -1;
+    uint64_t first = off / 4096, end = (off + len) / 4096, n = 0;
+    assert_true(off % 4096 == 0 && len % 4096 == 0 && len);
+    for (uint32_t w = 0; w < PLACES; w++)
+        for (uint64_t p = GR_MAX(first, place_at[w]); p < GR_MIN(end, place_at[w] + 256); p++, n++) {
+            uint32_t i = w * 256 + (uint32_t)(p - place_at[w]);
+            assert_false(e->said[i]);
+            e->said[i] = true;
+            if (zero >= 0 && zero != e->zb[i])
+                fail_msg("piece %u: said to be %s", i, zero ? "zeros" : "data");
+        }
+    if (n != end - first)
+        fail_msg("pieces %llu to %llu: %llu of them were ever written", (unsigned long long)first, (unsigned long long)end, (unsigned long long)n);
 }
 static int changed(void *arg, uint64_t off, uint64_t len, bool zero)
 {
-    struct expect *e = arg;
-    assert_true(off % 4096 == 0 && len % 4096 == 0 && len);
-    for (uint64_t p = off / 4096; p < (off + len) / 4096; p++) {
-        int i = piece_index(p);
-        if (i < 0)
-            fail_msg("piece %llu was never written", (unsigned long long)p);
-        assert_false(e->said[i]);
-        e->said[i] = true;
-        if (zero != e->zb[i])
-            fail_msg("piece %d: said to be %s", i, zero ? "zeros" : "data");
-    }
+    say_changed(arg, off, len, zero);
     return 0;
 }
 
@@ -223,9 +266,9 @@ static void diff(struct history *h)
     if (r < 0)
         fail_msg("diff of %s and %s: %s", base->name, to ? to->name : "the live disk", err.text);
     for (uint32_t i = 0; i < PIECES; i++) {
-        bool want = e.a[i] != e.b[i];
+        bool want = e.a[i] != e.b[i] && disk_piece(i) < (to ? to->size : h->size);
         if (e.pair)
-            want = e.za[i] != e.zb[i] || (!e.za[i] && want);
+            want = want && (e.za[i] != e.zb[i] || !e.za[i]);
         if (e.said[i] != want)
             fail_msg("diff of %s and %s (%s): piece %u %s", base->name, to ? to->name : "the live disk", past ? "its past" : "another line", i,
                      want ? "is missed" : "did not change");
@@ -237,26 +280,30 @@ static void diff(struct history *h)
 /* The same question through EXTENTS with a base. */
 static void extents(struct history *h)
 {
+    static struct expect e;
     int bi;
     struct point *base = pick(h, false, &bi);
     struct snap_info info;
     struct gr_extent x[64];
+    uint64_t size = h->size * 4096;
+    unsigned max = rnd(h, 4) ? 64 : 1 + rnd(h, 3);
     if (!base || !in_the_past(h, h->parent, bi))
         return;
     OK(snap_find(h->d, base->name, &info, &err));
-    for (uint64_t off = 0; off < SIZE;) {
+    e = (struct expect){ .zb = h->zero };
+    for (uint64_t off = 0; off < size;) {
         unsigned n = 0;
-        assert_int_equal(gr_extents(h->ch, off, SIZE - off, &info.bookmark, x, 64, &n), 0);
-        assert_true(n > 0 && x[0].off == off);
-        for (unsigned k = 0; k < n; k++) {
-            for (uint64_t p = x[k].off / 4096; p < (x[k].off + x[k].len) / 4096; p++) {
-                int i = piece_index(p);
-                if (x[k].changed != (i >= 0 && base->change[i] != h->change[i]))
-                    fail_msg("extents since %s: piece %llu is %schanged", base->name, (unsigned long long)p, x[k].changed ? "" : "un");
-            }
-            off = x[k].off + x[k].len;
+        assert_int_equal(gr_extents(h->ch, off, size - off, &info.bookmark, x, max, &n), 0);
+        assert_true(n > 0 && n <= max && x[0].off == off);
+        for (unsigned k = 0; k < n; off += x[k++].len) {
+            assert_true(x[k].off == off && x[k].len && x[k].len <= size - off);
+            if (x[k].changed)
+                say_changed(&e, x[k].off, x[k].len, (x[k].flags & GR_EXTENT_ZERO) != 0);
         }
     }
+    for (uint32_t i = 0; i < PIECES; i++)
+        if (e.said[i] != (base->change[i] != h->change[i] && disk_piece(i) < h->size))
+            fail_msg("extents since %s: piece %u is %schanged", base->name, i, e.said[i] ? "" : "un");
     h->extents++;
 }
 
@@ -286,8 +333,24 @@ static void crash(struct history *h)
     detach(h);
     vmfs_abandon(h->v);
     gr_bdev_put(h->dev);
+    h->host++;
+    join(h);
     attach(h);
     h->crashes++;
+}
+
+/* To another host, while this one lives. */
+static void move(struct history *h)
+{
+    struct vmfs *from = h->v;
+    struct gr_bdev *dev = h->dev;
+    join(h);
+    detach(h);
+    OK(vmfs_release(from, "disk", &err));
+    attach(h);
+    OK(vmfs_leave(from, &err));
+    gr_bdev_put(dev);
+    h->moves++;
 }
 
 static void say(void *arg, const char *text)
@@ -299,7 +362,7 @@ static void say(void *arg, const char *text)
 static void look(struct history *h)
 {
     struct vmfs_check_report rep;
-    compare(h, h->ch, h->change, h->zero, "live");
+    compare(h, h->ch, h->change, h->zero, h->size, "live");
     for (unsigned i = 0; i < h->n_points; i++)
         if (h->point[i]->there)
             compare_snap(h, h->point[i]);
@@ -327,7 +390,11 @@ static void step(struct history *h)
         clone(h);
     else if (k < 982)
         crash(h);
-    else if (k < 990)
+    else if (k < 984)
+        resize(h);
+    else if (k < 985)
+        move(h);
+    else if (k < 992)
         assert_int_equal(gr_flush(h->ch), 0);
     else
         gr_fiber_sleep_ms(rnd(h, 40));
@@ -345,9 +412,11 @@ static int history_fn(void *arg)
     assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), h->mem, &h->dev), 0);
     OK(vmfs_format(gr_fiber_loop(), &h->dev, 1, &f, &err));
     OK(vmfs_join(gr_fiber_loop(), &h->dev, 1, &o, &h->v, &err));
-    OK(vmfs_create(h->v, "disk", VMFS_DISK, SIZE, VMFS_THIN, &err));
+    h->size = sizes[0];
+    OK(vmfs_create(h->v, "disk", VMFS_DISK, h->size * 4096, h->thick ? VMFS_THICK : VMFS_THIN, &err));
     OK(vmfs_leave(h->v, &err));
     gr_bdev_put(h->dev);
+    join(h);
     attach(h);
     for (uint64_t i = 1; i <= h->ops; i++) {
         step(h);
@@ -368,23 +437,26 @@ static int history_fn(void *arg)
 static void differences(void **state)
 {
     (void)state;
-    uint64_t total = test_cases(100000), each = 10000, done = 0;
+    const char *many = getenv("GRANARY_OPERATIONS");
+    uint64_t total = many ? strtoull(many, NULL, 10) : getenv("GRANARY_SOAK") ? 10000000 : 100000, each = 10000, done = 0;
     struct history sum = { 0 };
     for (unsigned i = 0; done < total; i++, done += each) {
         struct history *h = calloc(1, sizeof *h);
         h->rng = test_seed() * 7919 + i;
         h->ops = each;
+        h->thick = i % 4 == 3;
         crash_world_run(h->rng, history_fn, h);
         sum.diffs += h->diffs, sum.pairs += h->pairs, sum.unknown += h->unknown, sum.extents += h->extents, sum.clones += h->clones;
         sum.crashes += h->crashes, sum.reverts += h->reverts, sum.deletes += h->deletes, sum.n_points += h->n_points;
+        sum.resizes += h->resizes, sum.moves += h->moves;
         free(h);
     }
-    printf("# %llu operations: snapshots %u, deletes %llu, reverts %llu, clones %llu, crashes %llu; exact differences %llu, of two lines %llu, "
+    printf("# %llu operations: snapshots %u, deletes %llu, reverts %llu, clones %llu, crashes %llu, resizes %llu, moves %llu; exact differences %llu, of two lines %llu, "
            "by extents %llu; not to be told %llu\n",
            (unsigned long long)done, sum.n_points, (unsigned long long)sum.deletes, (unsigned long long)sum.reverts, (unsigned long long)sum.clones,
-           (unsigned long long)sum.crashes, (unsigned long long)sum.diffs, (unsigned long long)sum.pairs, (unsigned long long)sum.extents,
+           (unsigned long long)sum.crashes, (unsigned long long)sum.resizes, (unsigned long long)sum.moves, (unsigned long long)sum.diffs, (unsigned long long)sum.pairs, (unsigned long long)sum.extents,
            (unsigned long long)sum.unknown);
-    assert_true(sum.diffs && sum.pairs && sum.extents && sum.clones && sum.crashes && sum.reverts && sum.deletes);
+    assert_true(sum.diffs && sum.pairs && sum.extents && sum.clones && sum.crashes && sum.reverts && sum.deletes && sum.resizes && sum.moves);
 }
 
 TEST_MAIN(TEST(differences))

@@ -4,7 +4,7 @@
 #define BP_WALK_H
 #include "common/bdev.h"
 
-#define BP_WALK_BATCH 256
+#define BP_WALK_BATCH 1024
 struct bp_walk {
     struct gr_chan *ch;             /* borrowed */
     const struct gr_bookmark *base; /* borrowed; NULL: everything counts as changed */

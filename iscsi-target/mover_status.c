@@ -3,8 +3,8 @@
 #include "iscsi-target/mover_int.h"
 #include <string.h>
 
-#define BATCH 128  /* extents asked for at once */
-#define ROUNDS 256 /* calls of the device per context and request: a map of tiny pieces cannot keep the loop busy */
+#define BATCH 1024 /* extents asked for at once: a map that is not in memory is read for all of them together */
+#define ROUNDS 32  /* calls of the device per context and request: a map of tiny pieces cannot keep the loop busy */
 
 struct list {
     uint8_t *wire;

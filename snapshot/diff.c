@@ -2,7 +2,7 @@
  * trees side by side, skipping what is the same node. */
 #include "common/seam.h"
 #include "snapshot/snapshot.h"
-#include "vmfs/internal.h"
+#include "vmfs/tree_scan.h"
 
 struct out { /* merges neighbours */
     int (*fn)(void *arg, uint64_t off, uint64_t len, bool zero);
@@ -18,7 +18,7 @@ static int out_flush(struct out *o)
     return len ? o->fn(o->arg, o->off, len, o->zero) : 0;
 }
 
-static int out_add(struct out *o, uint64_t piece, bool zero)
+static int out_add(struct out *o, uint64_t piece, unsigned n, bool zero)
 {
     uint64_t off = piece * VMFS_PIECE;
     int r = 0;
@@ -28,111 +28,70 @@ static int out_add(struct out *o, uint64_t piece, bool zero)
         o->off = off;
         o->zero = zero;
     }
-    o->len += VMFS_PIECE;
+    o->len += (uint64_t)n * VMFS_PIECE;
     return r < 0 ? r : 0;
 }
 
-static struct mpiece piece_of(const struct mnode *leaf, uint64_t piece)
+/* Pieces of the block at @piece: a bit each for those that changed, and for those that read as zeros now. */
+static int out_block(struct out *o, uint64_t piece, unsigned changed, unsigned zero)
 {
-    struct mpiece p = { 0 };
-    return leaf ? ment_piece(&leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES], (unsigned)(piece % VMFS_BLOCK_PIECES)) : p;
+    int r = 0;
+    while (r == 0 && changed) {
+        unsigned i = (unsigned)__builtin_ctz(changed);
+        bool z = zero >> i & 1;
+        unsigned n = (unsigned)__builtin_ctz(~((changed & (z ? zero : ~zero)) >> i));
+        r = out_add(o, piece + i, n, z);
+        changed &= ~(((1u << n) - 1u) << i);
+    }
+    return r;
+}
+
+static unsigned data_of(const struct mentry *e)
+{
+    return e ? e->written & ~(unsigned)e->zero : 0;
 }
 
 /* ---- base in the past: births tell ---- */
-static int leaf_since(const struct mnode *leaf, uint64_t first, uint64_t since, struct out *out)
+static unsigned born_since(const struct mentry *e, uint64_t since)
 {
-    int r = 0;
-    for (unsigned i = 0; r == 0 && i < VMFS_LEAF_PIECES; i++) {
-        struct mpiece p = piece_of(leaf, first + i);
-        if (p.state != VMFS_P_RESERVED && p.birth > since)
-            r = out_add(out, first + i, p.state != VMFS_P_DATA);
-    }
-    return r;
-}
-
-static int walk_since(struct vobj *o, struct mtree *t, uint64_t since, struct out *out, struct gr_err *err)
-{
-    uint64_t piece = 0;
-    for (;;) {
-        struct mnode *leaf;
-        int r = mtree_next(o, t, piece, since, &piece, err);
-        if (r < 0 || piece == UINT64_MAX)
-            return r;
-        piece -= piece % VMFS_LEAF_PIECES;
-        if ((r = mtree_load(o, t, piece, err)) < 0)
-            return r;
-        if (mtree_peek(t, piece, &leaf) < 0)
-            continue;
-        if (leaf && (r = leaf_since(leaf, piece, since, out)) < 0)
-            return r;
-        piece += VMFS_LEAF_PIECES;
-    }
+    unsigned m = 0, reserved = e->zero & ~(unsigned)e->written;
+    if (!e->px)
+        return e->birth > since ? e->written : 0;
+    for (unsigned i = 0; i < VMFS_BLOCK_PIECES; i++)
+        m |= (unsigned)(e->px->birth[i] > since) << i;
+    return m & ~reserved;
 }
 
 /* ---- two lines: side by side ---- */
-static int leaf_pair(const struct mnode *a, const struct mnode *b, uint64_t first, struct out *out)
+static unsigned differ(const struct vmfs *v, const struct mentry *a, const struct mentry *b)
 {
+    unsigned da = data_of(a), db = data_of(b), m = da ^ db, both = da & db;
+    if (both && !a->px && !b->px && a->addr == b->addr)
+        return m;
+    for (; both; both &= both - 1) {
+        unsigned i = (unsigned)__builtin_ctz(both);
+        uint64_t x = ment_piece(a, i).addr, y = ment_piece(b, i).addr;
+        if (x != y && moved_addr(v, x, 1, NULL) != moved_addr(v, y, 1, NULL)) /* trees that nobody else knows are not settled */
+            m |= 1u << i;
+    }
+    return m;
+}
+
+struct walk {
+    struct tscan scan;
+    struct out out;
+};
+
+static int leaf_diff(void *arg, uint64_t piece, const struct mnode *leaf, const struct mnode *base)
+{
+    struct walk *w = arg;
     int r = 0;
-    for (unsigned i = 0; r == 0 && i < VMFS_LEAF_PIECES; i++) {
-        struct mpiece p = piece_of(a, first + i), q = piece_of(b, first + i);
-        bool pz = p.state != VMFS_P_DATA, qz = q.state != VMFS_P_DATA;
-        if (pz != qz || (!pz && p.addr != q.addr))
-            r = out_add(out, first + i, qz);
+    for (unsigned i = 0; r == 0 && i < VMFS_FANOUT; i++, piece += VMFS_BLOCK_PIECES) {
+        const struct mentry *e = leaf ? &leaf->ent[i] : NULL, *was = base ? &base->ent[i] : NULL;
+        unsigned changed = w->scan.base ? differ(w->scan.o->v, was, e) : e ? born_since(e, w->scan.since) : 0;
+        r = out_block(&w->out, piece, changed, 0xffff & ~data_of(e));
     }
     return r;
-}
-
-/* The leaf position at or behind @piece where the trees may differ [sync]; -EAGAIN: load *ret_missing there. */
-static int pair_next(struct mtree *a, struct mtree *b, uint64_t piece, uint64_t *ret, struct mtree **ret_missing)
-{
-    unsigned top = GR_MAX(a->level, b->level);
-    uint64_t end = mnode_span(top);
-    for (unsigned level = top; piece < end;) {
-        bool no_a, no_b;
-        struct mchild *ca = mtree_slot(a, level, piece, &no_a), *cb = mtree_slot(b, level, piece, &no_b);
-        bool above = level > a->level || level > b->level; /* one tree is lower: go down to where both have nodes */
-        *ret = piece;
-        if (!above && ((!ca && !no_a) || (!cb && !no_b))) {
-            *ret_missing = !ca && !no_a ? a : b;
-            return -EAGAIN;
-        }
-        bool empty = (!ca || slot_empty(ca)) && (!cb || slot_empty(cb));
-        if (!above && (empty || (ca && cb && slot_same(ca, cb)))) {
-            piece = (piece / mnode_span(level) + 1) * mnode_span(level);
-            level = top;
-        } else if (level == 0) {
-            return 0;
-        } else {
-            level--;
-        }
-    }
-    *ret = UINT64_MAX;
-    return 0;
-}
-
-static int walk_pair(struct vobj *o, struct mtree *a, struct mtree *b, struct out *out, struct gr_err *err)
-{
-    uint64_t piece = 0;
-    for (;;) {
-        struct mtree *missing;
-        struct mnode *la, *lb;
-        int r = pair_next(a, b, piece, &piece, &missing);
-        if (r == -EAGAIN) {
-            if ((r = mtree_load(o, missing, piece, err)) < 0)
-                return r;
-            continue;
-        }
-        if (piece == UINT64_MAX)
-            return 0;
-        piece -= piece % VMFS_LEAF_PIECES;
-        if ((r = mtree_load(o, a, piece, err)) < 0 || (r = mtree_load(o, b, piece, err)) < 0)
-            return r;
-        if (mtree_peek(a, piece, &la) < 0 || mtree_peek(b, piece, &lb) < 0)
-            continue;
-        if ((r = leaf_pair(la, lb, piece, out)) < 0)
-            return r;
-        piece += VMFS_LEAF_PIECES;
-    }
 }
 
 /* ---- the question ---- */
@@ -188,7 +147,6 @@ int snap_diff(struct vmfs_disk *d, const char *base, const char *to, int (*fn)(v
     struct gr_bookmark b;
     struct head h;
     struct vticket ticket;
-    uint64_t since;
     if (!o || d->gone)
         return gr_fail(err, -GR_EFENCED, "'%s' is no longer ours", d->bdev.name);
     int r = snap_resolve_base(d, base, &b, err);
@@ -196,23 +154,27 @@ int snap_diff(struct vmfs_disk *d, const char *base, const char *to, int (*fn)(v
         r = head_of(d, to, &h, err);
     if (r < 0)
         return r;
-    ticket_open(o->v, &ticket); /* nodes freed from now on keep their bytes */
-    struct out out = { .fn = fn, .arg = arg, .limit = h.size };
+    struct vmfs *v = o->v;
+    struct mtree from = { 0 };
+    struct walk w = { .scan = { .o = o, .tree = &h.tree, .end = UINT64_MAX, .leaf = leaf_diff, .ahead = TSCAN_AHEAD }, .out = { .fn = fn, .arg = arg, .limit = h.size } };
+    w.scan.arg = &w;
+    ticket_open(v, &ticket); /* nodes freed from now on keep their bytes */
     struct vsnap *s = snap_at(o, &b);
-    if (lineage_since(o, h.lineage, h.epoch, &b, &since, err) == 0) {
-        r = walk_since(o, &h.tree, since, &out, err);
-    } else if (s) {
-        struct mtree from;
+    r = lineage_since(o, h.lineage, h.epoch, &b, &w.scan.since, NULL);
+    if (r < 0 && s) {
         mtree_share(&from, &s->tree);
-        r = walk_pair(o, &from, &h.tree, &out, err);
-        mtree_done(o->v, &from);
-    } else {
-        r = gr_fail(err, -ENOENT, "'%s': '%s' is not in the past of %s%s and its snapshot is gone: nothing tells what changed", d->bdev.name,
-                    base, to ? "snapshot " : "the live disk", to ? to : "");
+        w.scan.base = &from;
+        r = 0;
+    } else if (r < 0) {
+        gr_fail(err, r, "'%s': '%s' is not in the past of %s%s and its snapshot is gone: nothing tells what changed", d->bdev.name, base,
+                to ? "snapshot " : "the live disk", to ? to : "");
     }
+    if (r == 0)
+        r = tscan_run(&w.scan, err);
     if (r >= 0)
-        r = out_flush(&out);
-    ticket_close(o->v, &ticket);
-    mtree_done(o->v, &h.tree);
+        r = out_flush(&w.out);
+    ticket_close(v, &ticket);
+    mtree_done(v, &from);
+    mtree_done(v, &h.tree);
     return r < 0 ? r : 0;
 }

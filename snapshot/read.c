@@ -33,7 +33,7 @@ static void submit(struct gr_chan *ch, struct gr_bio *bio)
         tree_read(b->o, &b->s->tree, bio);
         return;
     case GR_OP_EXTENTS:
-        tree_extents(b->o, &b->s->tree, b->s->size, b->s->lineage, b->s->epoch, bio);
+        tree_extents(b->o, &b->s->tree, b->s->lineage, b->s->epoch, bio);
         return;
     case GR_OP_FLUSH:
         gr_bio_end(bio, 0);

@@ -46,42 +46,45 @@ int vdev_read(struct vmfs *v, uint64_t addr, uint32_t units, void *buf)
     return r;
 }
 
-struct reading {
-    struct gr_bio bio;
-    struct iovec iov;
-};
-struct readings {
-    struct gr_fiber *fiber; /* not NULL: it waits */
-    unsigned left;
-};
-static void reading_done(struct gr_bio *bio)
+static void read_done(struct gr_bio *bio)
 {
-    struct readings *w = bio->arg;
-    if (--w->left == 0 && w->fiber)
-        gr_fiber_wake(w->fiber);
+    struct vreading *r = gr_container_of(bio, struct vreading, bio);
+    r->status = bio->status;
+    r->dev->users--;
+    if (--r->set->running == 0 && r->set->waiting)
+        gr_fiber_wake(r->set->waiting);
+}
+
+void vdev_read_begin(struct vmfs *v, struct vreads *set, struct vreading *r, uint64_t addr, uint32_t units, void *buf)
+{
+    size_t len = (size_t)units * VMFS_UNIT;
+    struct vdev *d = device_of(v, &addr, units);
+    *r = (struct vreading){ .iov = { buf, len }, .set = set, .dev = d, .status = d ? 0 : no_device(v, addr) };
+    if (!d)
+        return;
+    r->bio = (struct gr_bio){ .op = GR_OP_READ, .off = vmfs_addr_unit(addr) * VMFS_UNIT, .len = len, .iov = &r->iov, .iovcnt = 1, .done = read_done };
+    d->users++;
+    set->running++;
+    gr_submit(d->ch, &r->bio);
+}
+
+void vdev_reads_wait(struct vreads *set)
+{
+    set->waiting = gr_fiber_self();
+    while (set->running)
+        gr_fiber_suspend();
+    set->waiting = NULL;
 }
 
 void vdev_read_all(struct vmfs *v, struct vread *reads, unsigned n)
 {
-    struct reading *k = gr_zalloc((n + 1) * sizeof *k);
-    struct readings w = { .left = k ? n + 1 : 1 };
-    for (unsigned i = 0; k && i < n; i++) {
-        uint64_t addr = reads[i].addr;
-        struct vdev *d = device_of(v, &addr, reads[i].units);
-        k[i].iov = (struct iovec){ reads[i].buf, (size_t)reads[i].units * VMFS_UNIT };
-        k[i].bio = (struct gr_bio){ .op = GR_OP_READ, .off = vmfs_addr_unit(addr) * VMFS_UNIT, .len = k[i].iov.iov_len, .iov = &k[i].iov, .iovcnt = 1,
-                                    .done = reading_done, .arg = &w };
-        if (d)
-            gr_submit(d->ch, &k[i].bio);
-        else
-            gr_bio_end(&k[i].bio, no_device(v, addr));
-    }
-    w.left--;
-    w.fiber = gr_fiber_self();
-    while (w.left)
-        gr_fiber_suspend();
+    struct vreading *k = gr_alloc((n + 1) * sizeof *k);
+    struct vreads set = { 0 };
+    for (unsigned i = 0; k && i < n; i++)
+        vdev_read_begin(v, &set, &k[i], reads[i].addr, reads[i].units, reads[i].buf);
+    vdev_reads_wait(&set);
     for (unsigned i = 0; i < n; i++)
-        reads[i].status = k ? k[i].bio.status : -ENOMEM;
+        reads[i].status = k ? k[i].status : -ENOMEM;
     free(k);
 }
 

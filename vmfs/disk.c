@@ -327,7 +327,7 @@ static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
         flush(o->v, bio);
         return;
     case GR_OP_EXTENTS:
-        tree_extents(o, &o->live, o->ino.size, o->lineage, o->epoch, bio);
+        tree_extents(o, &o->live, o->lineage, o->epoch, bio);
         return;
     case GR_OP_COPY:
         if (vobj_template(o))

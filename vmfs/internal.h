@@ -416,6 +416,20 @@ struct vread { /* one of several that are made at once */
     void *buf;
 };
 void vdev_read_all(struct vmfs *v, struct vread *reads, unsigned n);
+/* The same in two steps: each is begun, then all of a set are waited for. @r and @buf stay until then. */
+struct vreads { /* a set; zero at first */
+    unsigned running;
+    struct gr_fiber *waiting;
+};
+struct vreading {
+    struct gr_bio bio;
+    struct iovec iov;
+    struct vreads *set;
+    struct vdev *dev; /* NULL: nothing was begun */
+    int status;       /* out: 0, or why not */
+};
+void vdev_read_begin(struct vmfs *v, struct vreads *set, struct vreading *r, uint64_t addr, uint32_t units, void *buf); /* [sync] */
+void vdev_reads_wait(struct vreads *set);
 void *vunits_alloc(uint32_t units); /* aligned, zeroed; free() */
 /* Give the volume up on this host: nothing is acknowledged any more. [sync] */
 void vmfs_fence(struct vmfs *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
@@ -755,6 +769,9 @@ struct map_change {
 int mleaf_set(struct vmfs *v, struct mnode *leaf, const struct map_change *c, void (*dropped)(void *arg, uint64_t piece, const struct mpiece *old), void *arg);
 void map_evict(struct vmfs *v); /* keep the cache within its limit [sync] */
 
+/* Load the root of a tree of which nothing is in memory (fiber). */
+int mtree_load_root(struct vobj *o, struct mtree *t, struct gr_err *err);
+
 /* ---------- object.c ---------- */
 struct vobj *vobj_find(struct vmfs *v, uint64_t id);          /* held here? [sync] */
 /* Lock and load an object. -GR_ELOCKED with the holder named; *ret_owner its slot. Waits up to @wait_ms for it. */
@@ -845,7 +862,7 @@ void disk_wait_late(struct vobj *o); /* until no write of an older epoch is in f
 void tree_read(struct vobj *o, struct mtree *t, struct gr_bio *bio);
 int tree_read_wait(struct vobj *o, struct mtree *t, void *buf, uint64_t len, uint64_t off); /* fiber */
 /* EXTENTS of @bio (any context). @o: whose lineage counts for bio->base; @lineage, @epoch: of the tree. */
-void tree_extents(struct vobj *o, struct mtree *t, uint64_t size, uint64_t lineage, uint64_t epoch, struct gr_bio *bio);
+void tree_extents(struct vobj *o, struct mtree *t, uint64_t lineage, uint64_t epoch, struct gr_bio *bio);
 /* Is @base in the past of (@lineage, @epoch)? 0 and its epoch; -ENOENT and why. */
 int lineage_since(struct vobj *o, uint64_t lineage, uint64_t epoch, const struct gr_bookmark *base, uint64_t *ret_since, struct gr_err *err);
 /* Load everything a map change of [piece, piece+count) with this birth needs, so that record_map() can follow at once. */

@@ -157,7 +157,7 @@ static int leaf_entry(struct vmfs *v, struct mentry *e, unsigned full_tag, const
     }
     int r = entry_crc(v, e, full_tag, &p);
     *pp = p;
-    return r < 0 ? r : moved_entry(v, e);
+    return r < 0 || !v->sp.any_moved ? r : moved_entry(v, e);
 }
 
 static int leaf_decode(struct vmfs *v, struct mnode *n, const void *buf, uint32_t units)

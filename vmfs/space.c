@@ -34,14 +34,19 @@ const struct vtable *space_table(const struct vmfs *v, uint32_t *index)
     return &d->table;
 }
 
-uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_units)
+/* The first unit of region @index, which lies on @d. */
+static uint64_t region_unit(const struct vmfs *v, const struct vdevinfo *d, uint32_t index, uint32_t *ret_units)
 {
-    unsigned dev = device_of(v, index);
-    const struct vdevinfo *d = &v->sb.dev[dev];
     uint64_t unit = d->first_unit + (uint64_t)(index - d->first_region) * v->sb.region_units;
     *ret_units = (uint32_t)GR_MIN((uint64_t)v->sb.region_units, d->units - unit);
     *ret_units -= *ret_units % VMFS_BLOCK_PIECES;
-    return vmfs_addr(dev, unit);
+    return unit;
+}
+
+uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_units)
+{
+    unsigned dev = device_of(v, index);
+    return vmfs_addr(dev, region_unit(v, &v->sb.dev[dev], index, ret_units));
 }
 
 uint32_t space_n_regions(const struct vmfs *v)
@@ -57,7 +62,8 @@ bool space_addr_ok(const struct vmfs *v, uint64_t addr, uint64_t units)
     if (dev >= v->sb.n_devices || unit < d->first_unit || !d->regions || !units)
         return false;
     uint32_t last;
-    uint64_t end = vmfs_addr_unit(space_region_first(v, d->first_region + d->regions - 1, &last)) + last;
+    uint64_t end = region_unit(v, d, d->first_region + d->regions - 1, &last);
+    end += last;
     return unit < end && units <= end - unit;
 }
 

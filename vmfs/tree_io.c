@@ -2,6 +2,7 @@
 #include "common/seam.h"
 #include "vmfs/loss.h"
 #include "vmfs/keys.h"
+#include "vmfs/tree_scan.h"
 
 /* ---- segments: runs of a request that are contiguous on a device, or zeros ---- */
 struct seg {
@@ -283,10 +284,11 @@ int lineage_since(struct vobj *o, uint64_t lineage, uint64_t epoch, const struct
 }
 
 /* ---- extents ---- */
+#define EXTENTS_A_LEAF 256u /* are expected until it is known how many there are */
 struct walk {
-    struct vobj *o;
-    struct mtree *t;
-    uint64_t size, since;
+    struct tscan scan;
+    struct mtree *of, tree; /* a share of its nodes: stays as it is */
+    uint64_t next;     /* piece: described up to here */
     struct gr_bio *bio;
     struct vticket ticket;
 };
@@ -315,53 +317,67 @@ static bool extent_add(struct gr_bio *bio, struct gr_extent e)
     return true;
 }
 
-/* Pieces [piece, end) of one leaf (NULL: nothing written). False: full. */
-static bool leaf_extents(struct walk *w, const struct mnode *leaf, uint64_t piece, uint64_t end)
+/* Nothing is mapped, or nothing has changed, up to piece @end. False: full. */
+static bool gap_extent(struct walk *w, uint64_t end)
 {
-    for (; piece < end; piece++) {
-        struct mpiece p = { 0 };
-        if (leaf)
-            p = ment_piece(&leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES], (unsigned)(piece % VMFS_BLOCK_PIECES));
-        struct gr_extent e = { .off = piece * VMFS_PIECE, .len = VMFS_PIECE };
-        extent_of(&p, w->bio->base, w->since, &e);
-        if (!leaf)
-            e.len = (end - piece) * VMFS_PIECE;
-        if (!extent_add(w->bio, e))
-            return false;
-        if (!leaf)
-            break;
-    }
+    bool has_base = w->bio->base;
+    struct gr_extent e = { w->next * VMFS_PIECE, (end - w->next) * VMFS_PIECE, has_base ? 0 : GR_EXTENT_ZERO | GR_EXTENT_HOLE, !has_base };
+    if (end > w->next && !extent_add(w->bio, e))
+        return false;
+    w->next = GR_MAX(w->next, end);
     return true;
 }
 
+/* All pieces of the block are alike. */
+static bool uniform(const struct mentry *e)
+{
+    return !e->px && (e->written == 0 || e->written == 0xffff) && (e->zero == 0 || e->zero == 0xffff);
+}
+
+static int leaf_extents(void *arg, uint64_t piece, const struct mnode *leaf, const struct mnode *base)
+{
+    struct walk *w = arg;
+    struct gr_bio *bio = w->bio;
+    uint64_t end = GR_MIN(piece + VMFS_LEAF_PIECES, w->scan.end);
+    if (base || !gap_extent(w, piece))
+        return 1;
+    while (w->next < end) {
+        unsigned at = (unsigned)(w->next % VMFS_LEAF_PIECES), i = at % VMFS_BLOCK_PIECES;
+        const struct mentry *e = &leaf->ent[at / VMFS_BLOCK_PIECES];
+        uint64_t n = uniform(e) ? GR_MIN(VMFS_BLOCK_PIECES - i, end - w->next) : 1;
+        struct mpiece p = ment_piece(e, i);
+        struct gr_extent x = { .off = w->next * VMFS_PIECE, .len = n * VMFS_PIECE };
+        extent_of(&p, bio->base, w->scan.since, &x);
+        if (!extent_add(bio, x))
+            return 1;
+        w->next += n;
+    }
+    uint64_t room = bio->max_extents - bio->n_extents, each = bio->n_extents / w->scan.leaves + 1;
+    w->scan.ahead = (unsigned)GR_MAX(GR_MIN(room / each, (uint64_t)TSCAN_AHEAD), 1u);
+    return 0;
+}
+
+/* The root stays in memory, and with it what is above the leaves (tscan_run), for there is one scan after the other. */
 static int walk_extents(struct walk *w)
 {
-    uint64_t piece = w->bio->off / VMFS_PIECE, end = (w->bio->off + w->bio->len + VMFS_PIECE - 1) / VMFS_PIECE;
-    w->bio->n_extents = 0;
-    while (piece < end) {
-        uint64_t next;
-        struct mnode *leaf;
-        int r = mtree_next(w->o, w->t, piece, w->bio->base ? w->since : 0, &next, NULL);
-        if (r < 0)
-            return r;
-        if (next > piece) {
-            uint64_t hole_end = GR_MIN(next, end);
-            struct gr_extent e = { piece * VMFS_PIECE, (hole_end - piece) * VMFS_PIECE, w->bio->base ? 0 : GR_EXTENT_ZERO | GR_EXTENT_HOLE, !w->bio->base };
-            if (!extent_add(w->bio, e))
-                return 0;
-            piece = hole_end;
-            continue;
-        }
-        if ((r = mtree_load(w->o, w->t, piece, NULL)) < 0)
-            return r;
-        if (mtree_peek(w->t, piece, &leaf) < 0)
-            continue;
-        uint64_t leaf_end = GR_MIN(end, (piece / VMFS_LEAF_PIECES + 1) * VMFS_LEAF_PIECES);
-        if (!leaf_extents(w, leaf, piece, leaf_end))
-            return 0;
-        piece = leaf_end;
-    }
-    return 0;
+    struct tscan *s = &w->scan;
+    struct gr_bio *bio = w->bio;
+    int r = mtree_load_root(s->o, w->of, NULL);
+    if (r < 0)
+        return r;
+    mtree_share(&w->tree, w->of);
+    s->tree = &w->tree;
+    s->first = w->next = bio->off / VMFS_PIECE;
+    s->end = (bio->off + bio->len + VMFS_PIECE - 1) / VMFS_PIECE;
+    s->leaf = leaf_extents;
+    s->arg = w;
+    s->ahead = GR_MAX(bio->max_extents / EXTENTS_A_LEAF, 1u);
+    bio->n_extents = 0;
+    r = tscan_run(s, NULL);
+    if (r == 0)
+        gap_extent(w, s->end);
+    mtree_done(s->o->v, &w->tree);
+    return GR_MIN(r, 0);
 }
 
 static void trim_to(struct gr_bio *bio)
@@ -383,18 +399,18 @@ static void extents_work(void *arg)
     struct gr_bio *bio = w->bio;
     int r = walk_extents(w);
     trim_to(bio);
-    ticket_close(w->o->v, &w->ticket);
+    ticket_close(w->scan.o->v, &w->ticket);
     free(w);
     gr_bio_end(bio, r);
 }
 
-void tree_extents(struct vobj *o, struct mtree *t, uint64_t size, uint64_t lineage, uint64_t epoch, struct gr_bio *bio)
+void tree_extents(struct vobj *o, struct mtree *t, uint64_t lineage, uint64_t epoch, struct gr_bio *bio)
 {
     uint64_t since = 0;
     int r = bio->base ? lineage_since(o, lineage, epoch, bio->base, &since, NULL) : 0;
     struct walk *w = r == 0 ? gr_alloc(sizeof *w) : NULL;
     if (w) {
-        *w = (struct walk){ .o = o, .t = t, .size = size, .since = since, .bio = bio };
+        *w = (struct walk){ .scan = { .o = o, .since = since }, .of = t, .bio = bio };
         ticket_open(o->v, &w->ticket);
         r = gr_fiber_start(o->v->loop, extents_work, w);
         if (r < 0) {

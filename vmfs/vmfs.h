@@ -221,6 +221,7 @@ struct vmfs_stats {
     uint64_t replays, replayed_records, dropped_pieces, takeovers;
     uint64_t looks;          /* objects read as they are at home: folders, what others have or nobody */
     uint64_t map_bytes;      /* of map nodes in memory now */
+    uint64_t scan_leaves, scan_nodes, scan_reads; /* by looks at what is mapped or changed: leaves looked at; nodes read for it, and in how many requests */
     uint64_t capture_ns_max; /* longest instant a checkpoint held the loop */
 };
 void vmfs_stats(const struct vmfs *v, struct vmfs_stats *ret); /* any context */

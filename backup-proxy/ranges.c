@@ -1,4 +1,5 @@
 #include "backup-proxy/ranges.h"
+#include "common/range_text.h"
 #include "common/seam.h"
 #include <stdlib.h>
 #include <string.h>
@@ -39,25 +40,18 @@ int bp_ranges_add(struct bp_ranges *r, uint64_t off, uint64_t len, bool zero)
     r->v[r->n++] = (struct bp_change){off, len, zero};
     return 0;
 }
+static int add(void *arg, uint64_t off, uint64_t len, bool zero)
+{
+    return bp_ranges_add(arg, off, len, zero);
+}
 static int on_part(void *arg, json_t *part)
 {
-    json_t *row;
-    size_t i;
-    json_array_foreach(part, i, row) {
-        const char *state = json_string_value(json_object_get(row, "state"));
-        json_int_t off = json_integer_value(json_object_get(row, "offset")), len = json_integer_value(json_object_get(row, "length"));
-        if (!state || off < 0 || len <= 0)
-            return -GR_EPROTO;
-        int r = bp_ranges_add(arg, (uint64_t)off, (uint64_t)len, !strcmp(state, "zero"));
-        if (r < 0)
-            return r;
-    }
-    return 0;
+    return gr_ranges_part(part, add, arg);
 }
 int bp_ranges_ask(struct bp_env *env, const char *disk, const char *base, const char *to, struct bp_ranges *ret, struct gr_err *err)
 {
     json_t *res = NULL;
-    int r = env->storage(env->arg, "snapshot.diff", json_pack("{s:s,s:s,s:s}", "disk", disk, "base", base, "to", to), on_part, ret, &res, err);
+    int r = env->storage(env->arg, "snapshot.diff", json_pack("{s:s,s:s,s:s,s:s}", "disk", disk, "base", base, "to", to, "form", GR_RANGES_TEXT), on_part, ret, &res, err);
     json_decref(res);
     return r;
 }

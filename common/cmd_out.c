@@ -216,8 +216,10 @@ int gr_cmd_stream_row(struct gr_cmd_ctx *c, json_t *row)
 {
     const struct gr_col *cols = c->stream_cols;
     if (c->json) {
+        char text[256]; /* at once, for there may be millions */
+        size_t n = json_dumpb(row, text, sizeof(text), 0);
         fputs(c->stream_rows++ > 0 ? ",\n " : "\n ", stdout);
-        if (json_dumpf(row, stdout, 0) < 0)
+        if (n > sizeof(text) ? json_dumpf(row, stdout, 0) < 0 : fwrite(text, 1, n, stdout) != n || n == 0)
             return -EIO;
         return ferror(stdout) ? -EPIPE : 0;
     }

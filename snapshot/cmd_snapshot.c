@@ -1,6 +1,7 @@
 /* granary snapshot create|list|tree|describe|delete|revert|clone|bookmark|diff */
 #include "common/buf.h"
 #include "common/cleanup.h"
+#include "common/range_text.h"
 #include "snapshot/cmd_storage.h"
 #include <string.h>
 
@@ -171,6 +172,7 @@ static int cmd_bookmark(struct gr_cmd_ctx *c, struct gr_err *err)
 struct diff {
     struct gr_cmd_ctx *c;
     bool begun;
+    json_t *row[2]; /* of data, of zeros: the same for all ranges */
 };
 
 /* Nothing is printed before the service has found both ends. */
@@ -182,18 +184,21 @@ static int diff_begin(struct diff *d)
     return gr_cmd_stream_begin(d->c, diff_cols);
 }
 
-static int diff_part(void *arg, json_t *part)
+static int diff_row(void *arg, uint64_t off, uint64_t len, bool zero)
 {
     struct diff *d = arg;
-    size_t i;
-    json_t *row;
-    int r = diff_begin(d);
-    json_array_foreach(part, i, row)
-    {
-        if (r == 0)
-            r = gr_cmd_stream_row(d->c, row);
-    }
-    return r;
+    json_t *row = d->row[zero];
+    if (!row && !(row = d->row[zero] = json_pack("{s:I,s:I,s:s}", "offset", (json_int_t)0, "length", (json_int_t)0, "state", zero ? "zero" : "data")))
+        return -ENOMEM;
+    (void)json_integer_set(json_object_get(row, "offset"), (json_int_t)off);
+    (void)json_integer_set(json_object_get(row, "length"), (json_int_t)len);
+    return gr_cmd_stream_row(d->c, row);
+}
+
+static int diff_part(void *arg, json_t *part)
+{
+    int r = diff_begin(arg);
+    return r < 0 ? r : gr_ranges_part(part, diff_row, arg);
 }
 
 static int diff_params(struct gr_cmd_ctx *c, json_t **ret, struct gr_err *err)
@@ -211,20 +216,22 @@ static int diff_params(struct gr_cmd_ctx *c, json_t **ret, struct gr_err *err)
         return r;
     const char *to = since ? a.snap : b.snap;
     gr_auto_free char *disk = snap_cmd_disk(&a);
-    *ret = json_pack("{s:s,s:s,s:s*}", "disk", disk ? disk : "", "base", since ? since : a.snap, "to", to[0] ? to : NULL);
+    *ret = json_pack("{s:s,s:s,s:s*,s:s}", "disk", disk ? disk : "", "base", since ? since : a.snap, "to", to[0] ? to : NULL, "form", GR_RANGES_TEXT);
     return 0;
 }
 
 static int cmd_diff(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     json_t *params = NULL;
-    struct diff d = {c, false};
+    struct diff d = {c, false, {NULL}};
     int r = diff_params(c, &params, err);
     if (r == 0)
         r = snap_cmd_call(c, "snapshot.diff", params, diff_part, &d, NULL, err);
     if (r == 0)
         r = diff_begin(&d);
     int end = d.begun ? gr_cmd_stream_end(c) : 0;
+    json_decref(d.row[0]);
+    json_decref(d.row[1]);
     return r < 0 ? r : end;
 }
 

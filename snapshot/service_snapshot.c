@@ -1,9 +1,9 @@
 /* Methods snapshot.*: create, describe, list, delete, revert, clone, bookmark, diff. */
-#include "common/buf.h"
+#include "common/range_text.h"
 #include "snapshot/service_int.h"
 #include <string.h>
 
-#define DIFF_BATCH 512   /* ranges in one part */
+#define DIFF_BATCH 2048 /* ranges in one part */
 
 json_t *snap_info_row(const char *ds, const char *path, const struct snap_info *i)
 {
@@ -501,31 +501,42 @@ SNAP_METHOD(op_checkpoint, "disk.checkpoint")
 /* ---- diff ---- */
 struct diff {
     struct snap_op *op;
+    bool text; /* GR_RANGES_TEXT was asked for */
     json_t *batch;
+    struct gr_buf b; /* of text */
+    unsigned n;
     uint64_t ranges, bytes;
 };
 
 static int diff_send(struct diff *df)
 {
-    json_t *batch = gr_take(df->batch);
-    if (json_array_size(batch) == 0) {
+    json_t *batch = df->text ? json_stringn(df->b.data ? df->b.data : "", df->b.len) : gr_take(df->batch);
+    if (df->n == 0) {
         json_decref(batch);
         return 0;
     }
-    return gr_rpc_part(df->op->call, batch);
+    df->n = 0;
+    df->b.len = 0;
+    return batch ? gr_rpc_part(df->op->call, batch) : -ENOMEM;
+}
+
+static int diff_object(struct diff *df, uint64_t off, uint64_t len, bool zero)
+{
+    if (!df->batch && !(df->batch = json_array()))
+        return -ENOMEM;
+    return json_array_append_new(df->batch, json_pack("{s:I,s:I,s:s}", "offset", (json_int_t)off, "length", (json_int_t)len, "state",
+                                                      zero ? "zero" : "data")) < 0 ? -ENOMEM : 0;
 }
 
 static int diff_range(void *arg, uint64_t off, uint64_t len, bool zero)
 {
     struct diff *df = arg;
-    if (!df->batch && !(df->batch = json_array()))
-        return -ENOMEM;
-    if (json_array_append_new(df->batch, json_pack("{s:I,s:I,s:s}", "offset", (json_int_t)off, "length", (json_int_t)len, "state",
-                                                   zero ? "zero" : "data")) < 0)
-        return -ENOMEM;
+    int r = df->text ? gr_ranges_put(&df->b, off, len, zero) : diff_object(df, off, len, zero);
+    if (r < 0)
+        return r;
     df->ranges++;
     df->bytes += len;
-    return json_array_size(df->batch) >= DIFF_BATCH ? diff_send(df) : 0;
+    return ++df->n >= DIFF_BATCH ? diff_send(df) : 0;
 }
 
 static int op_diff(struct snap_op *op)
@@ -533,10 +544,15 @@ static int op_diff(struct snap_op *op)
     struct snap_path p;
     struct snap_disk d = {0};
     struct diff df = {.op = op};
-    const char *base = NULL, *to = NULL;
+    const char *base = NULL, *to = NULL, *form = NULL;
     int r = gr_json_str(op->params, "base", &base, op->err);
     if (r == 0)
         r = gr_json_opt_str(op->params, "to", &to, op->err);
+    if (r == 0)
+        r = gr_json_opt_str(op->params, "form", &form, op->err);
+    if (r == 0 && form && strcmp(form, GR_RANGES_TEXT) != 0)
+        r = gr_fail(op->err, -EINVAL, "form: '%s' is not " GR_RANGES_TEXT, form);
+    df.text = form;
     if (r == 0)
         r = open_disk(op, &p, &d);
     if (r < 0)
@@ -545,6 +561,7 @@ static int op_diff(struct snap_op *op)
     if (r == 0)
         r = diff_send(&df);
     json_decref(df.batch);
+    gr_buf_done(&df.b);
     snap_disk_put(&d);
     if (r < 0 && op->err->code == 0)
         gr_fail(op->err, r, "diff of %s/%s: %s", p.ds, p.path, gr_code_text(r));

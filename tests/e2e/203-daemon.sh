@@ -52,6 +52,12 @@ stop user
 check 'the exported bytes' cmp <(dd if="$T/live.raw" bs=1M skip=1 count=2 status=none) <(head -c 2M /dev/zero | tr '\0' '\132')
 run_check granary snapshot diff ds/vm/root@before --json
 check 'the difference' jq -e '. == [{"offset": 16777216, "length": 65536, "state": "data"}]' "$T/out"
+ask() { "$BUILD/tests/tools/rpc_call" "$GRANARY_HOME/run/storaged.sock" snapshot.diff "$1"; } # the forms it may have between processes
+run_check ask '{"disk": "ds/vm/root", "base": "before", "form": "text"}'
+check 'the difference as text' test "$(head -n 1 "$T/out")" = '"16777216+65536 "'
+run_check ask '{"disk": "ds/vm/root", "base": "before"}'
+check 'and as objects' test "$(head -n 1 "$T/out")" = '[{"offset":16777216,"length":65536,"state":"data"}]'
+run_mustfail 1 "'verse' is not text" ask '{"disk": "ds/vm/root", "base": "before", "form": "verse"}'
 wait_for 10 sh -c 'granary session list --json | jq -e "length == 0"'
 run_check granary snapshot revert ds/vm/root@before
 run_check qemu-io -r -f raw -c 'read -P 0 16M 64k' -c 'read -P 0x5a 1M 2M' "$url"

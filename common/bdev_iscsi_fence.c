@@ -299,11 +299,13 @@ static int run(struct gr_bdev *bdev, const struct job *j, struct gr_err *err)
     int r;
 
     gr_fmutex_lock(&d->fence_lock);
+    d->fencing = true;
     do {
         r = isc_wait_live(d, err);
         if (r >= 0)
             r = do_job(d, j, err);
     } while (r == RETRY || r == -ECONNRESET);
+    d->fencing = false;
     if (r == -GR_EFENCED && j->what == EJECT)
         isc_fenced(d);
     gr_fmutex_unlock(&d->fence_lock);

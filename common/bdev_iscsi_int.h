@@ -123,6 +123,7 @@ struct isc_dev {
     uint64_t key, lost_key; /* registered under, 0: not; under which we were thrown out */
     bool fenced;
     struct gr_fmutex fence_lock; /* one operation at a time */
+    bool fencing;                /* one is under way */
     struct gr_fqueue settled; /* woken when a session is live, when there will be none, and when a fiber ends */
     unsigned fibers;
     struct gr_err why; /* of the last failed log-in */

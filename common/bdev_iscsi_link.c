@@ -169,7 +169,7 @@ uint64_t isc_silent_ms(struct gr_bdev *bdev)
     const struct isc_dev *d = gr_container_of(bdev, struct isc_dev, bdev);
     uint64_t now = gr_loop_now_ns(d->loop), since = oldest(&d->busy, oldest(&d->waiting, now));
 
-    if (d->waiting.head && d->state != ISC_LIVE && d->down_since_ns < since)
+    if ((d->waiting.head || d->fencing) && d->state != ISC_LIVE && d->down_since_ns < since)
         since = d->down_since_ns;
     since = GR_MAX(since, d->answered_ns);
     return since < now ? (now - since) / 1000000 : 0;

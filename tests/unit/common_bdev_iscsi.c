@@ -599,6 +599,51 @@ static int honours(void *arg)
     return 0;
 }
 
+/* ---- nobody answers ---- */
+struct asking {
+    struct host *h;
+    int r;
+    bool over;
+};
+
+static void asks_for_keys(void *arg)
+{
+    struct asking *a = arg;
+    uint64_t key[4];
+    unsigned n;
+    a->r = a->h->bdev->fence->keys(a->h->bdev, key, 4, &n, NULL);
+    a->over = true;
+}
+
+/* It is silent also for who waits to speak with its fence only; and when it is given up, nobody waits any more. */
+static int silent(void *arg)
+{
+    struct host h;
+    (void)arg;
+    host_up(&h, 1, TGTFIX_TARGET);
+    struct asking a = {.h = &h};
+    assert_int_equal(h.bdev->fence->enter(h.bdev, 7, NULL), 0);
+    assert_int_equal(h.bdev->ops->silent_ms(h.bdev), 0);
+    h.cut.away = true;
+    cutter_cut(&h.cut);
+    gr_fiber_sleep_ms(100);
+    assert_int_equal(h.bdev->ops->silent_ms(h.bdev), 0); /* nothing is asked of it */
+    assert_int_equal(gr_fiber_start(h.cut.loop, asks_for_keys, &a), 0);
+    gr_fiber_sleep_ms(300);
+    assert_false(a.over);
+    assert_true(h.bdev->ops->silent_ms(h.bdev) >= 200);
+    h.bdev->ops->give_up(h.bdev);
+    for (unsigned i = 0; i < 500 && !a.over; i++)
+        gr_fiber_sleep_ms(10);
+    assert_true(a.over && a.r < 0);
+    host_down(&h);
+    host_up(&h, 2, TGTFIX_TARGET);
+    assert_int_equal(h.bdev->fence->clear(h.bdev, NULL), 0);
+    host_down(&h);
+    return 0;
+}
+
+static void t_silent(void **state) { test_in_fiber(silent, NULL); }
 static void t_honours(void **state) { test_in_fiber(honours, NULL); }
 static void t_fencing(void **state) { test_in_fiber(fencing, NULL); }
 static void t_draining(void **state) { test_in_fiber(draining, NULL); }
@@ -616,4 +661,4 @@ static int quiet(void **state)
     return 0;
 }
 TGTFIX_MAIN(quiet, NULL, TGTFIX_CASE(t_operations), TGTFIX_CASE(t_breaks), TGTFIX_CASE(t_gang), TGTFIX_CASE(t_power_lost),
-            TGTFIX_CASE(t_lost_answers), TGTFIX_CASE(t_patience), TGTFIX_CASE(t_refusals), TGTFIX_CASE(t_redirects), TGTFIX_CASE(t_fencing), TGTFIX_CASE(t_draining), TGTFIX_CASE(t_honours))
+            TGTFIX_CASE(t_lost_answers), TGTFIX_CASE(t_silent), TGTFIX_CASE(t_patience), TGTFIX_CASE(t_refusals), TGTFIX_CASE(t_redirects), TGTFIX_CASE(t_fencing), TGTFIX_CASE(t_draining), TGTFIX_CASE(t_honours))

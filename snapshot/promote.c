@@ -284,8 +284,11 @@ int snap_promote(struct vmfs_disk *d, struct gr_err *err)
     int r = vobj_hold(v, d->o->origin_object, 2000, &p.a, NULL, err);
     if (r < 0)
         return gr_prefix(err, r, "'%s': the disk it was cloned from", d->bdev.name);
-    p.a->users++; /* nobody gives it up meanwhile */
+    p.a->users++; /* nobody gives it up meanwhile, */
+    v->background++; /* nor leaves the volume */
     r = change(&p, err);
+    if (--v->background == 0)
+        gr_fqueue_wake_all(&v->background_q);
     p.a->users--;
     gr_fqueue_wake_all(&p.a->settled);
     usage_notes_done(&p.notes);

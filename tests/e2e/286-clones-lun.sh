@@ -69,7 +69,7 @@ run_check qemu-io -f raw -c 'write -P 0x5a 3M 64k' -c 'read -P 0x5a 3M 64k' "isc
 same b ds/b/c01
 enough still
 kill -CONT "$pid"
-check 'it went on, and read what it wrote' jq -e '.errors == 0 and .reconnects == 0 and .ios > 100 and ."longest-ms" < 1400' "$T/still.log"
+check 'it went on, and read what it wrote' jq -e '.errors == 0 and .reconnects == 0 and .ios > 100' "$T/still.log"
 run_check qemu-io -f raw -c 'write -P 0x5b 3M 64k' "iscsi://$pa/$(target ds/a/c02)/0" # it lives on
 
 # --- nobody was asked for the image, and nobody taken over

@@ -166,7 +166,7 @@ static int note_do(struct vmfs_disk *d, const char *kind, uint64_t snap, const v
     return disk_attr_do(d, key, val, len, err);
 }
 
-/* One instant: no suspension between these records, so they are in one frame of the journal. */
+/* [sync] One instant: no suspension between these records, so they are in one frame of the journal. */
 static int take(struct vmfs_disk *const *disks, unsigned n, const struct snap_new *s, const uint8_t group[16], struct gr_err *err)
 {
     const char *name = s->name;
@@ -182,11 +182,26 @@ static int take(struct vmfs_disk *const *disks, unsigned n, const struct snap_ne
         if (r == 0 && s->expires_s)
             r = note_do(disks[i], VMFS_NOTE_EXPIRES, disks[i]->o->parent_snap, &expires, sizeof expires, err);
     }
-    if (r < 0)
-        return r;
+    return r;
+}
+
+int snap_taken(struct vmfs_disk *const *disks, unsigned n, struct gr_err *err)
+{
     for (unsigned i = 0; i < n; i++)
-        disk_wait_late(disks[i]->o); /* writes that were in flight belong to it; new ones go on meanwhile */
-    return durable(disks[0], err);
+        if (disks[i]->o)
+            disk_wait_late(disks[i]->o); /* writes that were in flight belong to it; new ones go on meanwhile */
+    int r = usable(disks[0], err);
+    return r == 0 ? durable(disks[0], err) : r;
+}
+
+/* Until none is being cut, reverted or held. */
+static void wait_unfrozen(struct vmfs_disk *const *disks, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        if (disks[i]->o && disks[i]->o->frozen) {
+            gr_fqueue_wait(&disks[i]->o->drained);
+            i = UINT_MAX; /* all again */
+        }
 }
 
 int snap_create(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err)
@@ -212,12 +227,9 @@ int snap_create_new(struct vmfs_disk *const *disks, unsigned n, const struct sna
     if ((r = promise_leaves(disks, n, err)) < 0)
         return r;
     journal_room(v);
-    for (unsigned i = 0; i < n; i++)
-        if (disks[i]->o && disks[i]->o->frozen) { /* being cut, reverted or held: then after that */
-            gr_fqueue_wait(&disks[i]->o->drained);
-            i = UINT_MAX; /* all again */
-        }
-    return take(disks, n, s, group, err);
+    wait_unfrozen(disks, n);
+    r = take(disks, n, s, group, err);
+    return r == 0 ? snap_taken(disks, n, err) : r;
 }
 
 /* ---- of disks that are held: part of an instant of several hosts ---- */
@@ -227,16 +239,14 @@ int snap_hold(struct vmfs_disk *const *disks, unsigned n, const char *name, stru
     unsigned held = 0;
     for (unsigned i = 0; r == 0 && i < n; i++)
         r = promise_room(disks[i], err);
-    if (r == 0 && n)
+    if (r == 0 && n) {
         r = promise_leaves(disks, n, err);
-    for (; r == 0 && held < n; held++) {
-        disk_freeze(disks[held]->o);
-        r = usable(disks[held], err);
-        if (r < 0 && disks[held]->o)
-            disk_thaw(disks[held]->o);
-        if (r < 0)
-            break;
+        journal_room(disks[0]->o ? disks[0]->o->v : vmfs_disk_volume(disks[0]));
+        wait_unfrozen(disks, n);
     }
+    for (; r == 0 && (r = held < n ? usable(disks[held], err) : 1) == 0; held++) /* nothing suspends from here on: none is held for another */
+        disks[held]->o->frozen = true;
+    r = r == 1 ? 0 : r;
     if (r < 0)
         snap_resume(disks, held);
     return r;
@@ -251,11 +261,9 @@ void snap_resume(struct vmfs_disk *const *disks, unsigned n)
 
 int snap_create_held(struct vmfs_disk *const *disks, unsigned n, const struct snap_new *s, const uint8_t group[16], struct gr_err *err)
 {
-    int r = may_take(disks, n, s->name, err);
-    if (r < 0 || n == 0)
-        return r;
-    journal_room(disks[0]->o->v);
-    return take(disks, n, s, group, err);
+    int r = n ? take(disks, n, s, group, err) : 0;
+    snap_resume(disks, n);
+    return r;
 }
 
 int snap_rename(struct vmfs_disk *d, const char *name, const char *to, struct gr_err *err)

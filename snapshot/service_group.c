@@ -1,12 +1,12 @@
 /* Snapshots of one instant over disks of several hosts. The host that owns the first disk leads:
  *
  *   prepare   a folder granary.groups/.ID with one entry for each disk
- *   hold      every host stops admitting writes to its disks
- *   take      every host takes the snapshot, under a name that says what it is part of
+ *   hold      every host stops admitting writes to its disks, for HOLD_MS at most
+ *   take      every host takes the snapshot, under a name that says what it is part of, and goes on; if it was held too long, all is given up
  *   decide    the folder is renamed to granary.groups/ID: from here the group exists
  *   settle    every host looks: the folder with its entry is there, the snapshots get their name; else they are deleted
  *
- * Who finds no decision and will not wait any longer (the hold's deadline; a disk that is opened after its owner died) makes an empty folder
+ * Who finds no decision and will not wait any longer (its deadline; a disk that is opened after its owner died) makes an empty folder
  * of that name, and the leader's rename fails: so all follow one decision, whoever dies. The last to settle removes the folder; who opens the disk of one that
  * died before it could say so signs off for it; folders of leaders that are gone are removed at the next join. docs/vmfs.md, "One instant on several hosts".
  *
@@ -17,7 +17,10 @@
 #include <string.h>
 
 #define GROUPS "granary.groups"
-#define HOLD_MS 3000u
+#define HOLD_MS 100u
+#define SETTLE_MS 3000u
+#define TRIES 4u        /* of a group that could not be held at the same time */
+#define PAUSE_MS 50u    /* before each but the first */
 #define DECIDE_MS 2000u /* later than that after the first hold was asked for nothing is decided any more: somebody may be about to give up */
 #define CALL_MS 10000
 #define ID_MAX 80u /* UUID-SLOT-GENERATION of the leader */
@@ -32,7 +35,7 @@ struct snap_group {
     struct snap_disk *disks; /* all of @ds, open here */
     struct vmfs_disk **raw;
     unsigned n;
-    bool held, taken, settling, settled;
+    bool held, taken, taking, settling, settled;
     int result;         /* of settling: 1 the group exists, 0 it does not, negative */
     struct gr_err err;
     json_t *rows; /* of the snapshots, when it exists */
@@ -179,6 +182,7 @@ static int part_new(struct snap_svc *s, const char *id, const struct snap_new *n
     return 0;
 }
 
+/* [sync] */
 static int part_take(struct snap_group *g, struct gr_err *err)
 {
     char temp[VMFS_NAME_MAX + 1];
@@ -188,8 +192,9 @@ static int part_take(struct snap_group *g, struct gr_err *err)
     if (gr_uuid_parse(text, uuid) < 0 || temp_name(g->id, g->name, temp, err) < 0)
         return -GR_EUSAGE;
     if (!g->held || g->taken || g->settling)
-        return gr_fail(err, -GR_ELOCKED, "snapshot '%s': its disks are not held any more", g->name);
+        return gr_fail(err, -EAGAIN, "snapshot '%s': its disks could not be held any longer, try again", g->name);
     g->taken = true; /* perhaps in part: whatever there is gets settled */
+    g->held = false;
     return snap_create_held(g->raw, g->n, &(struct snap_new){.name = temp, .expires_s = g->expires_s}, uuid, err);
 }
 
@@ -215,6 +220,8 @@ static int part_settle(struct snap_group *g, struct gr_err *err)
         return g->result;
     }
     g->settling = true;
+    while (g->taking)
+        gr_fqueue_wait(&g->changed);
     int r = g->taken ? decision(g->ds, g->id, vmfs_disk_id(g->raw[0]), &g->err) : 0;
     (void)temp_name(g->id, g->name, temp, NULL);
     for (unsigned i = 0; r == 1 && i < g->n; i++)
@@ -246,13 +253,20 @@ static void deadline(void *arg)
     struct snap_svc *s = g->s;
     struct gr_err err = {0};
     uint64_t end = gr_loop_now_ns(s->o.loop) + HOLD_MS * 1000000ull;
+    while (g->held && !g->settled && gr_loop_now_ns(s->o.loop) < end)
+        gr_fqueue_wait_ms(&g->changed, (end - gr_loop_now_ns(s->o.loop)) / 1000000 + 1);
+    if (g->held) { /* whoever writes is not held up for a host that is silent; nobody takes it any more */
+        g->held = false;
+        snap_resume(g->raw, g->n);
+    }
+    end += (SETTLE_MS - HOLD_MS) * 1000000ull;
     while (!g->settled && gr_loop_now_ns(s->o.loop) < end)
         gr_fqueue_wait_ms(&g->changed, (end - gr_loop_now_ns(s->o.loop)) / 1000000 + 1);
     if (!g->settled) {
         int r = part_settle(g, &err);
         snap_warn(s, "snapshot '%s' of several hosts: who leads it was silent, %s", g->name, r == 1 ? "it exists" : r == 0 ? "it was given up" : gr_err_text(&err, r));
     }
-    end = gr_loop_now_ns(s->o.loop) + HOLD_MS * 1000000ull;
+    end = gr_loop_now_ns(s->o.loop) + SETTLE_MS * 1000000ull;
     while (!s->ending && gr_loop_now_ns(s->o.loop) < end) /* who asks late hears the result */
         gr_fqueue_wait_ms(&s->wake, 100);
     part_free(g);
@@ -344,7 +358,15 @@ static int op_take(struct snap_op *op)
 {
     struct snap_group *g;
     int r = named_part(op, &g);
-    return r < 0 ? r : part_take(g, op->err);
+    if (r == 0)
+        r = part_take(g, op->err);
+    if (r < 0)
+        return r;
+    g->taking = true;
+    r = snap_taken(g->raw, g->n, op->err);
+    g->taking = false;
+    gr_fqueue_wake_all(&g->changed);
+    return r;
 }
 SNAP_METHOD(op_take, "snapshot.take")
 
@@ -361,10 +383,15 @@ SNAP_METHOD(op_settle, "snapshot.settle")
 const struct gr_rpc_method snap_group_methods[] = {{"snapshot.hold", rpc_op_hold}, {"snapshot.take", rpc_op_take}, {"snapshot.settle", rpc_op_settle}, {NULL, NULL}};
 
 /* ---- who leads ---- */
+struct lead;
 struct follower { /* another host */
     const struct snap_place *where;
     struct gr_rpc_client *peer;
     json_t *disks;
+    struct lead *l;
+    const char *method; /* it is asked */
+    int r;
+    struct gr_err err;
 };
 struct lead {
     struct snap_op *op;
@@ -375,7 +402,10 @@ struct lead {
     size_t n_others, n_disks;
     uint64_t *ids; /* of all disks */
     char id[ID_MAX];
+    unsigned tries;
     uint64_t began_ns;
+    size_t asking; /* others that have not answered yet */
+    struct gr_fqueue answered;
 };
 
 static int lead_id(struct lead *l)
@@ -388,7 +418,7 @@ static int lead_id(struct lead *l)
     w->random(w->arg, uuid, sizeof(uuid));
     gr_uuid_format(l->new->group ? l->new->group : uuid, text);
     if (r == 0)
-        snprintf(l->id, sizeof(l->id), "%s-%x-%llx", text, own->slot, (unsigned long long)own->generation);
+        snprintf(l->id, sizeof(l->id), l->tries ? "%s-%x-%llx-%x" : "%s-%x-%llx", text, own->slot, (unsigned long long)own->generation, l->tries);
     free(own);
     return r;
 }
@@ -404,19 +434,39 @@ static int prepare(struct lead *l)
     return r;
 }
 
-static int tell(struct lead *l, struct follower *f, const char *method, json_t **ret)
+static int tell(struct lead *l, struct follower *f, const char *method, json_t **ret, struct gr_err *err)
 {
     json_t *params = json_pack("{s:O,s:s,s:s,s:I,s:b}", "disks", f->disks, "group", l->id, "name", l->new->name, "expires", (json_int_t)l->new->expires_s,
                                "forwarded", 1);
-    int r = params ? gr_rpc_call(f->peer, method, params, NULL, NULL, CALL_MS, ret, l->op->err) : gr_fail(l->op->err, -ENOMEM, "out of memory");
-    return r < 0 ? gr_prefix(l->op->err, r, "host '%s'", f->where->host) : 0;
+    int r = params ? gr_rpc_call(f->peer, method, params, NULL, NULL, CALL_MS, ret, err) : gr_fail(err, -ENOMEM, "out of memory");
+    return r < 0 ? gr_prefix(err, r, "host '%s'", f->where->host) : 0;
 }
 
+static void ask(void *arg)
+{
+    struct follower *f = arg;
+    f->r = tell(f->l, f, f->method, NULL, &f->err);
+    f->l->asking--;
+    gr_fqueue_wake_all(&f->l->answered);
+}
+
+/* All at the same time: each is held until the last one has answered. */
 static int everybody(struct lead *l, const char *method)
 {
     int r = 0;
+    for (size_t i = 0; i < l->n_others; i++) {
+        struct follower *f = &l->others[i];
+        f->l = l;
+        f->method = method;
+        f->err = (struct gr_err){0};
+        f->r = gr_fiber_start(l->op->s->o.loop, ask, f);
+        l->asking += f->r == 0;
+    }
+    while (l->asking)
+        gr_fqueue_wait(&l->answered);
     for (size_t i = 0; r == 0 && i < l->n_others; i++)
-        r = tell(l, &l->others[i], method, NULL);
+        if ((r = l->others[i].r) < 0)
+            *l->op->err = l->others[i].err;
     return r;
 }
 
@@ -426,9 +476,9 @@ static int decide(struct lead *l)
     path_of(l->id, true, 0, from);
     path_of(l->id, false, 0, to);
     if (gr_loop_now_ns(l->op->s->o.loop) - l->began_ns > DECIDE_MS * 1000000ull)
-        return gr_fail(l->op->err, -ETIMEDOUT, "the hosts could not hold their disks at the same time within %u ms: try again", DECIDE_MS);
+        return gr_fail(l->op->err, -EAGAIN, "the hosts could not hold their disks at the same time within %u ms: try again", DECIDE_MS);
     int r = vmfs_rename(l->ds->v, from, to, l->op->err);
-    return r == -EEXIST ? gr_fail(l->op->err, -ETIMEDOUT, "a host did not wait for the others: try again") : r;
+    return r == -EEXIST ? gr_fail(l->op->err, -EAGAIN, "a host did not wait for the others: try again") : r;
 }
 
 /* All on this host and on the others. 0: the group exists. */
@@ -446,6 +496,8 @@ static int run(struct lead *l)
         r = part_take(l->own, op->err);
     if (r == 0)
         r = everybody(l, "snapshot.take");
+    if (r == 0)
+        r = snap_taken(l->own->raw, l->own->n, op->err);
     return r == 0 ? decide(l) : r;
 }
 
@@ -455,7 +507,7 @@ static void settle(struct lead *l, json_t *rows)
     struct gr_err first = *l->op->err, err = {0};
     for (size_t i = 0; i < l->n_others; i++) {
         json_t *theirs = NULL;
-        if (tell(l, &l->others[i], "snapshot.settle", &theirs) == 0)
+        if (tell(l, &l->others[i], "snapshot.settle", &theirs, &err) == 0)
             json_array_extend(rows, theirs);
         json_decref(theirs);
     }
@@ -472,45 +524,63 @@ static int connect_all(struct lead *l)
     return r;
 }
 
+/* Who belongs to which host. */
+static void sort_members(struct lead *l, const struct snap_member *all, size_t n)
+{
+    for (size_t i = 0; i < n; i++) {
+        size_t k = 0;
+        l->ids[i] = all[i].id;
+        if (!all[i].where)
+            continue;
+        while (k < l->n_others && strcmp(l->others[k].where->address, all[i].where->address) != 0)
+            k++;
+        if (k == l->n_others)
+            l->others[l->n_others++] = (struct follower){.where = all[i].where, .disks = json_array()};
+        json_array_append_new(l->others[k].disks, json_string(all[i].disk));
+    }
+}
+
+/* -EAGAIN: not all could be held at the same time, and nothing is left of it. */
+static int attempt(struct lead *l, const struct snap_disk *own, unsigned n_own, json_t *rows)
+{
+    char path[256], temp[VMFS_NAME_MAX + 1];
+    int r = lead_id(l);
+    if (r == 0)
+        r = temp_name(l->id, l->new->name, temp, l->op->err);
+    if (r == 0)
+        r = part_new(l->op->s, l->id, l->new, own, n_own, &l->own, l->op->err);
+    if (r < 0)
+        return r;
+    for (unsigned i = 0; i < n_own; i++) { /* both hold it for now */
+        l->own->disks[i].h->users++;
+        l->own->ds->users++;
+    }
+    r = run(l);
+    settle(l, rows);
+    if (r < 0) {
+        remove_prepared(l->ds, l->id, l->ids, l->n_disks);
+        path_of(l->id, false, 0, path);
+        (void)vmfs_remove(l->ds->v, path, NULL); /* of who did not wait: nobody asks any more, or finds none again */
+    }
+    part_free(l->own);
+    return r;
+}
+
 int snap_group_lead(struct snap_op *op, struct snap_ds *ds, const struct snap_new *new, const struct snap_disk *own, unsigned n_own, const struct snap_member *all,
                     size_t n, json_t *rows)
 {
     struct lead l = {.op = op, .new = new, .ds = ds, .n_disks = n};
-    char temp[VMFS_NAME_MAX + 1];
     l.ids = gr_zalloc(n * sizeof(*l.ids));
     l.others = gr_zalloc(n * sizeof(*l.others));
-    int r = l.ids && l.others ? lead_id(&l) : gr_fail(op->err, -ENOMEM, "out of memory");
-    if (r == 0)
-        r = temp_name(l.id, new->name, temp, op->err);
-    for (size_t i = 0; r == 0 && i < n; i++) {
-        size_t k = 0;
-        l.ids[i] = all[i].id;
-        if (!all[i].where)
-            continue;
-        while (k < l.n_others && strcmp(l.others[k].where->address, all[i].where->address) != 0)
-            k++;
-        if (k == l.n_others)
-            l.others[l.n_others++] = (struct follower){.where = all[i].where, .disks = json_array()};
-        json_array_append_new(l.others[k].disks, json_string(all[i].disk));
-    }
-    if (r == 0)
-        r = connect_all(&l);
-    if (r == 0)
-        r = part_new(op->s, l.id, new, own, n_own, &l.own, op->err);
+    int r = l.ids && l.others ? 0 : gr_fail(op->err, -ENOMEM, "out of memory");
     if (r == 0) {
-        for (unsigned i = 0; i < n_own; i++) { /* both hold it for now */
-            l.own->disks[i].h->users++;
-            l.own->ds->users++;
-        }
-        r = run(&l);
-        settle(&l, rows);
-        if (r < 0) {
-            char path[256];
-            remove_prepared(ds, l.id, l.ids, n);
-            path_of(l.id, false, 0, path);
-            (void)vmfs_remove(ds->v, path, NULL); /* of who did not wait: nobody asks any more, or finds none again */
-        }
-        part_free(l.own);
+        sort_members(&l, all, n);
+        r = connect_all(&l);
+    }
+    for (bool again = r == 0; again; again = r == -EAGAIN && ++l.tries < TRIES) {
+        if (l.tries)
+            gr_fiber_sleep_ms(PAUSE_MS);
+        r = attempt(&l, own, n_own, rows);
     }
     for (size_t i = 0; i < l.n_others; i++) {
         gr_rpc_client_free(l.others[i].peer);

@@ -37,12 +37,13 @@ struct snap_new {
 /* One instant of all @disks; durable when it returns. -EEXIST names the disk that has @name already (then nothing is done). */
 int snap_create(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err);
 int snap_create_new(struct vmfs_disk *const *disks, unsigned n, const struct snap_new *s, struct gr_err *err);
-/* An instant of disks of several hosts is made of three steps on each, all hosts having done one before any does the next: hold (no write is
- * admitted any more, those that were are over; reads and flushes go on), take, resume. What is acknowledged on one host before something is
- * written on another is then in the first's snapshot, if that is in the second's. Held disks must be resumed, by whoever held them.
- * -EEXIST: as above. */
+/* An instant of disks of several hosts is made of two steps on each, all hosts having done the first before any does the next: hold (no write is
+ * admitted any more; those that were are part of it, reads and flushes go on), and take, which lets them go on at once [sync]; with snap_taken() it
+ * is durable. What is acknowledged on one host before something is written on another is then in the first's snapshot, if that is in the second's: it
+ * was admitted before the hold there, as all were held before any went on. Held disks must be resumed or taken by whoever held them. -EEXIST: as above. */
 int snap_hold(struct vmfs_disk *const *disks, unsigned n, const char *name, struct gr_err *err);
 int snap_create_held(struct vmfs_disk *const *disks, unsigned n, const struct snap_new *s, const uint8_t group[16], struct gr_err *err);
+int snap_taken(struct vmfs_disk *const *disks, unsigned n, struct gr_err *err);
 void snap_resume(struct vmfs_disk *const *disks, unsigned n);
 /* Another name, from now on; durable with the next checkpoint. */
 int snap_rename(struct vmfs_disk *d, const char *name, const char *to, struct gr_err *err);

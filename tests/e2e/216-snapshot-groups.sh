@@ -1,7 +1,8 @@
 #!/bin/bash
 # One instant of disks that several hosts own and initiators write: of writes that depend on each other over the disks, no snapshot has an
-# effect without its cause. Hosts are killed at any moment of it: then all disks have the snapshot, or none.
-# timeout: 300
+# effect without its cause. Hosts are killed at any moment of it: then all disks have the snapshot, or none;
+# and whoever stands still holds up nobody else.
+# timeout: 400
 # GRANARY_ROUNDS: how often somebody is killed
 . "$(dirname "$0")/lib.sh"
 requires jq
@@ -89,6 +90,36 @@ for round in $(seq "${GRANARY_ROUNDS:-5}"); do
     [ "$(owner z)" = a ] || run_check b disk move ds/z "$(owner_of a)"
 done
 echo "# outcomes:$outcome"
+
+# --- one that stands still in the middle of it: the others' disks are not held for it; then all have it, or none
+outcome=
+for round in 1 2 3 4 5; do
+    [ "$(owner y)" = b ] || run_check a disk move ds/y "$(owner_of b)"
+    start other "$BUILD/tests/tools/lun_chain" 5 "$uy"
+    start chain "$BUILD/tests/tools/lun_chain" 4 "$ux" "$uz"
+    sleep 0.3
+    start make env GRANARY_HOME="$A" granary snapshot create ds/x ds/y ds/z --name "h$round"
+    sleep "0.0$(printf %02d $((RANDOM % 20)))"
+    pid=$(cat "$B/run/storaged.pid")
+    kill -STOP "$pid"
+    on_exit "kill -CONT $pid"
+    sleep 2.6
+    kill -CONT "$pid"
+    wait "$(cat "$T/make.pid")" || true
+    wait_for 20 ended chain
+    wait_for 20 ended other
+    check 'no write waited for it' jq -e '."longest-ms" < 2000' "$T/chain.log"
+    have=
+    for d in x y z; do
+        wait_for 20 eval "[ \"\$($(owner $d) disk info ds/$d --json | jq .snapshots)\" = \"\$($(owner $d) snapshot list ds/$d --json | jq length)\" ]"
+        run_check "$(owner $d)" snapshot list "ds/$d" --json
+        jq -e --arg n "h$round" 'any(.name == $n)' "$T/out" > /dev/null && have+=$d
+    done
+    [ "$have" = xyz ] || [ -z "$have" ] || fail "round $round: only '$have' have the snapshot; $(cat "$T/make.log")"
+    outcome+=" ${have:-none} ($(jq '."longest-ms"' "$T/chain.log") ms)"
+done
+echo "# outcomes:$outcome"
+[ "$(owner y)" = b ] || run_check a disk move ds/y "$(owner_of b)"
 
 # --- a host that stands still is named; the writers of other disks do not notice
 start chain "$BUILD/tests/tools/lun_chain" 5 "$ux" "$uz"

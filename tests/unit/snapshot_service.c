@@ -2,7 +2,9 @@
 #include "common/b64.h"
 #include "common/buf.h"
 #include "snapshot/client.h"
+#include "snapshot/service_int.h"
 #include "tests/lib/test.h"
+#include "vmfs/internal.h"
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -267,6 +269,16 @@ static size_t snapshots(struct fixture *f, const char *disk)
     return json_array_size(f->res);
 }
 
+/* The disk as the service has it open. */
+static struct vmfs_disk *open_here(struct fixture *f, const char *ds, const char *path)
+{
+    struct snap_handle *h = snap_ds_find(snap_client_local(f->c), ds)->handles;
+    while (h && strcmp(h->path, path) != 0)
+        h = h->next;
+    assert_non_null(h);
+    return h->disk;
+}
+
 static int given_up(void *arg)
 {
     struct fixture *f = arg;
@@ -291,14 +303,15 @@ static int given_up(void *arg)
     assert_int_equal(snapshots(f, "g/a") + snapshots(f, "g/b"), 0);
 
     /* and one under way is waited for */
-    ok(f, "snapshot.hold", json_pack("{s:[s],s:s,s:s}", "disks", "g/b", "group", HOLD, "name", "held"));
+    struct vmfs_disk *b = open_here(f, "g", "b");
+    disk_freeze(b->o);
     ask_begin(&late, f, "snapshot.create", new_one("33333333-2222-4333-8444-555555555555"));
     gr_fiber_sleep_ms(20);
     ask_begin(&undo, f, "snapshot.delete", of_group("g/a", "33333333-2222-4333-8444-555555555555"));
     gr_fiber_sleep_ms(20);
     assert_false(late.over);
     assert_false(undo.over);
-    ok(f, "snapshot.settle", json_pack("{s:[s],s:s}", "disks", "g/b", "group", HOLD));
+    disk_thaw(b->o);
     assert_int_equal(ask_end(&late), 0);
     assert_int_equal(ask_end(&undo), 0);
     ok(f, "snapshot.delete", of_group("g/b", "33333333-2222-4333-8444-555555555555"));
@@ -313,4 +326,79 @@ static void test_given_up(void **state)
     with_service(given_up);
 }
 
-TEST_MAIN(TEST(test_datastores), TEST(test_disks), TEST(test_files), TEST(test_given_up))
+/* ---- an instant of several hosts, as one of them sees it ---- */
+struct writing {
+    struct gr_chan *ch;
+    bool over;
+    struct gr_fqueue changed;
+};
+
+static void write_one(void *arg)
+{
+    struct writing *w = arg;
+    static uint8_t buf[4096];
+    assert_int_equal(gr_pwrite(w->ch, buf, sizeof buf, 0, 0), 0);
+    w->over = true;
+    gr_fqueue_wake_all(&w->changed);
+}
+
+static void begin_write(struct fixture *f, struct writing *w)
+{
+    w->over = false;
+    assert_int_equal(gr_fiber_start(f->loop, write_one, w), 0);
+}
+
+static json_t *held_part(const char *id)
+{
+    return json_pack("{s:[s],s:s,s:s}", "disks", "h/a", "group", id, "name", "s");
+}
+
+static int held(void *arg)
+{
+    struct fixture *f = arg;
+    struct writing w = {0};
+    open_client(f);
+    ok(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "h", "devices", devices("h.img"), "size", 1 << 28));
+    ok(f, "disk.create", json_pack("{s:s,s:i}", "disk", "h/a", "size", 1 << 20));
+    ok(f, "disk.info", json_pack("{s:s}", "disk", "h/a"));
+    assert_int_equal(gr_chan_open(vmfs_bdev(open_here(f, "h", "a")), f->loop, &w.ch), 0);
+
+    /* nobody goes on: who writes is let go after the tenth of a second, and then it is not taken any more */
+    ok(f, "snapshot.hold", held_part(HOLD));
+    uint64_t began = gr_loop_now_ns(f->loop);
+    begin_write(f, &w);
+    while (!w.over)
+        gr_fqueue_wait(&w.changed);
+    uint64_t ms = (gr_loop_now_ns(f->loop) - began) / 1000000;
+    printf("# held for %llu ms\n", (unsigned long long)ms);
+    assert_in_range(ms, 50, 1500); /* and not until it is settled, 3 s */
+    assert_int_equal(call(f, "snapshot.take", held_part(HOLD)), -EAGAIN);
+    ok(f, "snapshot.settle", held_part(HOLD));
+    assert_int_equal(json_array_size(f->res), 0);
+    assert_int_equal(snapshots(f, "h/a"), 0);
+
+    /* once taken it goes on, long before it is decided; undecided it is not there */
+    ok(f, "snapshot.hold", held_part(HOLD "-2"));
+    begin_write(f, &w);
+    gr_fiber_sleep_ms(5);
+    ok(f, "snapshot.take", held_part(HOLD "-2"));
+    while (!w.over)
+        gr_fqueue_wait(&w.changed);
+    assert_int_equal(snapshots(f, "h/a"), 0);
+    ok(f, "disk.info", json_pack("{s:s}", "disk", "h/a"));
+    assert_int_equal(num(f, "snapshots"), 1);
+    ok(f, "snapshot.settle", held_part(HOLD "-2"));
+    assert_int_equal(json_array_size(f->res), 0);
+    ok(f, "disk.info", json_pack("{s:s}", "disk", "h/a"));
+    assert_int_equal(num(f, "snapshots"), 0);
+    gr_chan_close(w.ch);
+    close_client(f);
+    return 0;
+}
+
+static void test_held(void **state)
+{
+    with_service(held);
+}
+
+TEST_MAIN(TEST(test_datastores), TEST(test_disks), TEST(test_files), TEST(test_given_up), TEST(test_held))

@@ -3,6 +3,7 @@
 #include "snapshot/snapshot.h"
 #include "vmfs/internal.h"
 #include "vmfs/notes.h"
+#include "vmfs/pool.h"
 #include <limits.h>
 
 static int name_ok(const char *name, struct gr_err *err)

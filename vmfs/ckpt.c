@@ -7,6 +7,7 @@
  *   phase 3   the images are written home and flushed        phase 4   the journal's tail moves */
 #include "common/seam.h"
 #include "vmfs/evacuate.h"
+#include "vmfs/pool.h"
 
 struct chunk { /* contiguous units to be written */
     uint64_t addr;

@@ -2,6 +2,7 @@
 #include "common/seam.h"
 #include "vmfs/broken.h"
 #include "vmfs/loss.h"
+#include "vmfs/pool.h"
 
 /* What becomes of a run of pieces. */
 struct part {

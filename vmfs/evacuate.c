@@ -10,6 +10,7 @@
 #include "common/seam.h"
 #include "vmfs/evacuate.h"
 #include "vmfs/loss.h"
+#include "vmfs/pool.h"
 
 #define PUBLISH_UNITS 262144u     /* 1 GiB: so much is copied before a checkpoint takes it over */
 #define PUBLISH_ENTRIES 65536u

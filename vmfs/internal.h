@@ -598,16 +598,6 @@ uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got); /* 1.
 uint64_t space_take_steady(struct vmfs *v, uint32_t want, uint32_t least, uint32_t *ret_got);
 void space_steady(struct vmfs *v, uint32_t want);
 uint64_t space_take_piece(struct vmfs *v);                       /* 1 unit, packed in arrival order */
-/* ---- pool.c ---- */
-void space_pool_fill(struct vmfs *v); /* fiber */
-/* Can all nodes that are dirty be written, what one more write makes so, and @leaves more that are promised? Fills the pool when whole blocks are
- * short (fiber); as it is now [sync]. @promised: to the write that asks. */
-bool space_nodes_fit(struct vmfs *v, uint64_t leaves, bool promised);
-bool space_nodes_fit_now(const struct vmfs *v, uint64_t leaves);
-uint64_t space_pool_take(struct vmfs *v, uint32_t units); /* so many behind each other; 0: there are none [sync] */
-bool pool_keep(struct vmfs *v, uint64_t addr, uint64_t units); /* of a node, busy and not used any more; false: it is not wanted [sync] */
-void pool_leave_closed(struct vmfs *v); /* [sync] */
-uint64_t pool_due(const struct vmfs *v); /* units for the nodes that are not written yet, about */
 void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units);
 /* Apply [sync]: units become / stop being part of the logical state. @kind/@seq: see struct vfree. */
 uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units); /* how many were not used before */

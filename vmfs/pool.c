@@ -5,6 +5,7 @@
  * leave behind goes back to it, not to data: single units would be eaten at once. What was promised to thick disks has its leaves in the target: each of
  * theirs is written anew once, for the snapshot keeps the old one; later copies of it come and go. */
 #include "vmfs/internal.h"
+#include "vmfs/pool.h"
 
 #define FILL_MIN 64ull   /* units that a run is looked for with, */
 #define FILL_MAX 4096ull

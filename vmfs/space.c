@@ -2,6 +2,7 @@
  * bytes any more, and frees in regions others lease. */
 #include "common/seam.h"
 #include "vmfs/loss.h"
+#include "vmfs/pool.h"
 
 #define WORD_BITS 64u
 

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034 # variables for who sources it
-# Sourced by measurements of snapshots (tests/bench/snapshot_*.sh, which set NAME first): a private directory $dir, hosts in it, loads, calls
+# Sourced by measurements of snapshots (tests/bench/snapshot_*.sh and changed.sh, which set NAME first): a private directory $dir, hosts in it, loads, calls
 # (tests/bench/calls.c) and a qcow2 file served by QEMU. Everything is ended and removed at the end.
 #
 #   die TEXT...                      HOST is a number: its GRANARY_HOME is $dir/homeHOST

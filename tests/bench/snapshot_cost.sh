@@ -19,12 +19,15 @@ counts=("$@"); [ ${#counts[@]} -gt 0 ] || counts=(10000 100000)
 shm=$(mktemp -d "${SHM:-/dev/shm}/granary-bench.XXXXXX"); dir=$(mktemp -d "${FILE_DIR:-${TMPDIR:-/tmp}}/granary-bench.XXXXXX")
 loop=; daemon=
 cleanup() {
-    [ -z "$daemon" ] || kill "$daemon" 2> /dev/null || true
-    ! mountpoint -q "$dir/m" || umount "$dir/m"
-    [ -z "$loop" ] || losetup -d "$loop" || true
+    set +e
+    jobs -p | xargs -r kill 2> /dev/null
+    wait # else the file system is in use
+    ! mountpoint -q "$dir/m" || umount "$dir/m" || umount -l "$dir/m"
+    [ -z "$loop" ] || losetup -d "$loop"
     rm -rf "$shm" "$dir"
 }
 trap cleanup EXIT
+trap 'exit 1' INT TERM
 goal() { # WHAT VALUE min|max GOAL
     awk -v w="$1" -v v="$2" -v m="$3" -v g="$4" 'BEGIN { printf "  %-64s %8s   goal: at %s %s   %s\n", w, v, m == "min" ? "least" : "most", g, (m == "min" ? v >= g : v <= g) ? "met" : "missed" }'
 }

@@ -45,7 +45,7 @@ single() {
             [ $bs = 4k ] || goal=8
             for when in first later; do
                 # what large writes leave in snapshots would fill the datastore: all but the newest 16 are deleted again
-                [ $bs = 4k ] || keep=(--keep 16 --drop snapshot.delete "{\"disk\":\"s/$d\",\"snapshot\":\"$when#\"}")
+                [ $bs = 4k ] || keep=(--keep 16 --drop snapshot.delete "{\"disk\":\"s/$d\",\"snapshot\":\"$when#\",\"settle\":true}")
                 [ $when = first ] || EVERY=0 snapshots 1 "[\"s/$d\"]" many --count 1000
                 load trace iscsi_load "${at[1]}" "$iqn:s:$d" --bs ${bs^^} --depth 32 --size 256M --rw randwrite
                 snapshots 1 "[\"s/$d\"]" $when --count "$COUNT" "${keep[@]}"

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034 # variables for who sources it
-# Sourced by measurements of snapshots (tests/bench/snapshot_*.sh and changed.sh, which set NAME first): a private directory $dir, hosts in it, loads, calls
+# Sourced by measurements of snapshots, clones and changed blocks (tests/bench), which set NAME first: a private directory $dir, hosts in it, loads, calls
 # (tests/bench/calls.c) and a qcow2 file served by QEMU. Everything is ended and removed at the end.
 #
 #   die TEXT...                      HOST is a number: its GRANARY_HOME is $dir/homeHOST
@@ -28,6 +28,7 @@ cleanup() {
     rm -rf "$dir"
 }
 trap cleanup EXIT
+trap 'exit 1' INT TERM
 on() { local n=$1; shift; GRANARY_HOME=$dir/home$n "$B/bin/granary" "$@" > /dev/null || die "granary $* failed"; }
 up() {
     GRANARY_HOME=$dir/home$1 $WRAP "$B/bin/granary" up --portal 127.0.0.1:0 --mover 127.0.0.1:0 > /dev/null || die "the target does not start"
@@ -36,7 +37,7 @@ up() {
 load() {
     $WRAP "$B/tests/bench/$2" "${@:3}" --time 600 --trace "$dir/$1" > "$dir/$1.json" 2> "$dir/$1.err" &
     loads+=($!)
-    sleep 0.7
+    sleep 0.7 # until its rate is what it is going to be
 }
 loads_end() {
     local p

@@ -111,7 +111,7 @@ static void drop_work(void *arg)
 
 void mtree_drop(struct vmfs *v, struct mtree *t)
 {
-    struct dropped *d = t->root.mem && t->root.mem->level > 1 ? gr_alloc(sizeof *d) : NULL;
+    struct dropped *d = t->root.mem && t->root.mem->level > 1 && v->joined ? gr_alloc(sizeof *d) : NULL;
     if (d) {
         *d = (struct dropped){ v, t->root.mem };
         v->background++;

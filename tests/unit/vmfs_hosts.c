@@ -544,6 +544,44 @@ static int reader_fn(void *arg)
     return 0;
 }
 
+/* ---- a large map ---- */
+/* The next host does not wait until the map in memory is freed; nor is any of it left, also when the host leaves meanwhile. */
+static int large_map_fn(void *arg)
+{
+    struct gr_loop *loop = arg;
+    struct gr_mem *mem = gr_mem_new(512 * MIB);
+    struct host a, b;
+    struct vmfs_stats before, now;
+    format(loop, &mem, 1);
+    join(&a, loop, &mem, 1, "a");
+    join(&b, loop, &mem, 1, "b");
+    vmfs_stats(a.v, &before);
+    OK(vmfs_create(a.v, "large", VMFS_DISK, 8192 * MIB, VMFS_THIN, &err));
+    for (unsigned round = 0; round < 2; round++) {
+        for (unsigned i = 0; i < 8; i++)
+            content(&a, "large", (i * 1024ull + 8 * round) * MIB, 8 * MIB, i + round, true);
+        OK(vmfs_release(a.v, "large", &err));
+        vmfs_stats(a.v, &now);
+        assert_true(now.map_bytes > before.map_bytes); /* it is being freed */
+        if (round == 1)
+            leave(&a);
+        for (unsigned i = 0; i < 8; i++)
+            content(&b, "large", (i * 1024ull + 8 * round) * MIB, 8 * MIB, i + round, false);
+        if (round == 1)
+            break;
+        for (unsigned ms = 0; ms < 5000 && now.map_bytes != before.map_bytes; ms++) {
+            gr_fiber_sleep_ms(1);
+            vmfs_stats(a.v, &now);
+        }
+        assert_int_equal(now.map_bytes, before.map_bytes);
+        OK(vmfs_release(b.v, "large", &err));
+    }
+    check_clean(&b);
+    leave(&b);
+    gr_mem_free(mem);
+    return 0;
+}
+
 static void run(int (*fn)(void *))
 {
     struct gr_loop *loop;
@@ -559,6 +597,7 @@ static void test_flush(void **state) { (void)state; run(flush_fn); }
 static void test_crowd(void **state) { (void)state; run(crowd_fn); }
 static void test_quiet(void **state) { (void)state; run(quiet_fn); }
 static void test_reader(void **state) { (void)state; run(reader_fn); }
+static void test_large_map(void **state) { (void)state; run(large_map_fn); }
 
 TEST_MAIN(TEST(test_devices), TEST(test_names), TEST(test_hand_over), TEST(test_release), TEST(test_flush), TEST(test_crowd), TEST(test_quiet),
-          TEST(test_reader))
+          TEST(test_reader), TEST(test_large_map))

@@ -119,24 +119,47 @@ static int promise_room(struct vmfs_disk *d, struct gr_err *err)
     return r;
 }
 
+static uint64_t missing_all(struct vmfs_disk *const *disks, unsigned n)
+{
+    uint64_t more = 0;
+    for (unsigned i = 0; i < n; i++)
+        more += disks[i]->o ? missing_units(disks[i]->o) : 0;
+    return more;
+}
+
+/* With leaves of their maps. */
+static uint64_t needed_all(struct vmfs_disk *const *disks, unsigned n)
+{
+    uint64_t need = missing_all(disks, n);
+    for (unsigned i = 0; need && i < n; i++)
+        need += disks[i]->o ? missing_leaves(disks[i]->o) * leaf_units_max(disks[i]->o->v) : 0;
+    return need;
+}
+
+/* What the disks will be promised is leased here, or others give it back; if they cannot, promise() says so. */
+static int lease_room(struct vmfs *v, struct vmfs_disk *const *disks, unsigned n, struct gr_err *err)
+{
+    uint64_t need = needed_all(disks, n);
+    int r = need ? space_back(v, need) : 0;
+    return r == -GR_ENOSPACE || r == 0 ? 0 : gr_fail(err, r, "'%s': no room can be promised for a snapshot: %s", disks[0]->bdev.name, gr_code_text(r));
+}
+
 static int promise(struct vmfs_disk *const *disks, unsigned n, struct gr_err *err)
 {
     struct vmfs *v = disks[0]->o->v;
-    uint64_t more = 0, leaves = 0, all = 0, free_units = space_free_units(v), keep = space_meta_reserve(v) + v->reserved_units;
+    uint64_t more = missing_all(disks, n), need = needed_all(disks, n), leaves = 0, all = 0, room = space_promised_room(v);
     for (unsigned i = 0; i < n; i++) {
-        more += missing_units(disks[i]->o);
         leaves += missing_leaves(disks[i]->o);
         all += vobj_overwrite_units(disks[i]->o);
     }
-    keep += leaves * leaf_units_max(v);
     for (unsigned i = 0; i < n; i++)
         if (!quota_fits(disks[i]->o, (int64_t)missing_units(disks[i]->o)))
             return gr_fail(err, -GR_ENOSPACE, "'%s': a snapshot of a thick disk needs room to overwrite, and the quota of a folder above it has "
                            "none left", disks[i]->bdev.name);
-    if (more && free_units < keep + more)
+    if (more && need > room) /* what other hosts lease is not ours to promise */
         return gr_fail(err, -GR_ENOSPACE,
                        "datastore '%s': a snapshot of thick disks needs %llu bytes to overwrite, %llu bytes are missing", v->sb.name,
-                       (unsigned long long)more * VMFS_UNIT, (unsigned long long)(keep + more - free_units) * VMFS_UNIT);
+                       (unsigned long long)more * VMFS_UNIT, (unsigned long long)(need - room) * VMFS_UNIT);
     if (all && !space_nodes_fit_now(v, v->reserved_leaves + leaves))
         return gr_fail(err, -GR_ENOSPACE,
                        "datastore '%s': after a snapshot of thick disks %llu runs of %u blocks must be there for maps, and free space is in splinters", v->sb.name,
@@ -227,8 +250,12 @@ int snap_create_new(struct vmfs_disk *const *disks, unsigned n, const struct sna
             return r;
     if ((r = promise_leaves(disks, n, err)) < 0)
         return r;
-    journal_room(v);
-    wait_unfrozen(disks, n);
+    for (unsigned tries = 0; tries == 0 || (tries < 3 && needed_all(disks, n) > space_promised_room(v)); tries++) { /* others may have been quicker */
+        if ((r = lease_room(v, disks, n, err)) < 0)
+            return r;
+        journal_room(v);
+        wait_unfrozen(disks, n);
+    }
     r = take(disks, n, s, group, err);
     return r == 0 ? snap_taken(disks, n, err) : r;
 }
@@ -238,10 +265,13 @@ int snap_hold(struct vmfs_disk *const *disks, unsigned n, const char *name, stru
 {
     int r = may_take(disks, n, name, err);
     unsigned held = 0;
+    struct vmfs *v = r == 0 && n ? disks[0]->o->v : NULL;
     for (unsigned i = 0; r == 0 && i < n; i++)
         r = promise_room(disks[i], err);
     if (r == 0 && n) {
         r = promise_leaves(disks, n, err);
+        if (r == 0 && v)
+            r = lease_room(v, disks, n, err);
         journal_room(disks[0]->o ? disks[0]->o->v : vmfs_disk_volume(disks[0]));
         wait_unfrozen(disks, n);
     }

@@ -143,6 +143,7 @@ int snap_svc_serve(struct snap_svc *s, struct gr_rpc_server *server)
 {
     const struct gr_rpc_method *const tables[] = {snap_datastore_methods, snap_disk_methods, snap_snapshot_methods, snap_file_methods,
                                                   snap_stream_methods, snap_move_methods, snap_group_methods, snap_key_methods, snap_fs_methods, snap_quota_methods,
+                                                  snap_region_methods,
                                                   snap_origin_methods, snap_clone_methods, snap_policy_methods, snap_prune_methods, snap_defragment_methods};
     int r = 0;
     for (size_t i = 0; i < GR_ARRAY_LEN(tables) && r == 0; i++)

@@ -26,6 +26,7 @@
  *   datastore.set-quota {"path":"DS/FOLDER","size": 0 for none} → the same
  *   datastore.resume {"name","id"} another host cannot finish the removal of that object, because something that it needs belongs to this one
  *   datastore.recall-quota {"name"} another host sets one, or needs what was granted here and is not used
+ *   datastore.recall-regions {"name"} another host finds no space, and needs what is leased here and not used
  *   datastore.rescan {"name"} another host made it grow → as datastore.info
  *   disk.create {"disk","size","provision"?:"thin|thick|eager"} → as disk.info
  *   disk.list {"path"?: "DS" or "DS/DIR"} → [as disk.info]      with "deleted":true those that are kept for their clones: [{"disk","id","size","held","clones"}]

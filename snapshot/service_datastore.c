@@ -47,6 +47,7 @@ static json_t *stats_row(struct vmfs *v)
         {"replays", st.replays},
         {"replayed-records", st.replayed_records},
         {"dropped-pieces", st.dropped_pieces},
+        {"regions-given-back", st.regions_given_back},
         {"takeovers", st.takeovers},
         {"rotten-reads", st.rotten},
     };
@@ -118,6 +119,7 @@ static json_t *info_row(struct snap_ds *ds, bool owners, struct gr_err *err)
     json_t *waits = NULL, *hosts = NULL;
     if (info_parts(ds, owners, &waits, &hosts, err) < 0)
         return NULL;
+    (void)vmfs_free_look(ds->v, NULL); /* else it is what was known last */
     vmfs_info(ds->v, &i);
     gr_uuid_format(i.uuid, uuid);
     json_t *members = snap_member_rows(ds, err);

@@ -146,7 +146,7 @@ static int stranger(void *arg, const struct gr_bdev *device, struct gr_bdev **re
 static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
 {
     char address[VMFS_ADDRESS_MAX + 1];
-    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = address, .portal = s->portal, .ejected = vmfs_ejected, .device_lost = vmfs_ejected, .in_use = object_in_use, .warn = vmfs_warning, .recall = snap_quota_recall, .stranger = stranger, .resume = snap_tell_resume,
+    struct vmfs_join_opts o = {.role = VMFS_HOST, .address = address, .portal = s->portal, .ejected = vmfs_ejected, .device_lost = vmfs_ejected, .in_use = object_in_use, .warn = vmfs_warning, .recall = snap_quota_recall, .recall_regions = snap_regions_recall, .stranger = stranger, .resume = snap_tell_resume,
                                .warn_arg = ds, .gone = s->gone};
     char host[65] = "";
     int r = gr_home_host_uuid(s->o.home, o.host_uuid, err);

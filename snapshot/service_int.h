@@ -187,6 +187,9 @@ int snap_place_of_slot(struct snap_ds *ds, int slot, struct snap_place *ret, str
 /* snap_svc_tell() of a datastore at hand. */
 /* service_quota.c: struct vmfs_join_opts.recall, argument the datastore. */
 int snap_quota_recall(void *ds, struct gr_err *err);
+/* service_regions.c: struct vmfs_join_opts.recall_regions. */
+int snap_regions_recall(void *ds, struct gr_err *err);
+/* All of them at once, so that one that does not answer costs SNAP_TELL_MS in all. How many could not be told, or an error. */
 int snap_ds_tell(struct snap_ds *ds, const char *method, json_t *params, struct gr_err *err);
 struct snap_handle *snap_handle_find(struct snap_ds *ds, const char *path);
 /* What is at @path, as its open handle knows it where there is one. */
@@ -246,7 +249,7 @@ static inline void snap_json_decref(json_t **o)
 }
 #define snap_auto_json gr_auto(snap_json_decref)
 extern const struct gr_rpc_method snap_datastore_methods[], snap_disk_methods[], snap_snapshot_methods[], snap_file_methods[], snap_stream_methods[], snap_move_methods[],
-    snap_group_methods[], snap_key_methods[], snap_quota_methods[], snap_origin_methods[], snap_clone_methods[], snap_policy_methods[], snap_prune_methods[], snap_defragment_methods[];
+    snap_group_methods[], snap_key_methods[], snap_quota_methods[], snap_region_methods[], snap_origin_methods[], snap_clone_methods[], snap_policy_methods[], snap_prune_methods[], snap_defragment_methods[];
 void snap_passes_stop(struct snap_svc *s, struct snap_handle *h); /* service_defragment.c: until none is at work, or too long */
 /* ---- encrypted disks (service_key.c) ---- */
 /* The key that params "encrypt", "key" and "key-file" ask for a new disk; 0: it is not encrypted. */

@@ -90,7 +90,7 @@ static void comes(void *arg, int fd, const struct gr_link_peer *who)
 static bool for_hosts(const char *method)
 {
     static const char *const names[] = {
-        "daemon.nbd-url", "datastore.accept-loss", "datastore.open-device", "datastore.recall-quota",
+        "daemon.nbd-url", "datastore.accept-loss", "datastore.open-device", "datastore.recall-quota", "datastore.recall-regions",
         "datastore.rescan", "datastore.resume", "disk.checkpoint", "disk.defragment", "disk.delete", "disk.detach",
         "disk.erase", "disk.info", "disk.list", "disk.move", "disk.promote", "disk.rekey", "disk.release",
         "disk.resize", "disk.set", "disk.take", "fs.locks", "fs.lost", "fs.stat", "fs.yield", "lun.attention",

@@ -17,6 +17,14 @@ int snap_peer_ask(struct snap_svc *s, const char *address, const char *method, j
 struct telling {
     struct snap_ds *ds;
     json_t *rows;
+    /* … all of them at once */
+    const char *method;
+    json_t *params;
+    size_t next;
+    unsigned under_way;
+    int untold;
+    struct gr_err *err;
+    struct gr_fqueue over;
 };
 
 static void note_peer(void *arg, const struct vmfs_slot_info *i)
@@ -29,27 +37,39 @@ static void note_peer(void *arg, const struct vmfs_slot_info *i)
     json_array_append_new(t->rows, json_pack("{s:s,s:s}", "host", p.host, "address", p.address));
 }
 
+static void tell_one(void *arg)
+{
+    struct telling *t = arg;
+    struct gr_err e = {0};
+    json_t *row = json_array_get(t->rows, t->next++);
+    int r = snap_peer_ask(t->ds->svc, json_string_value(json_object_get(row, "address")), t->method, json_incref(t->params), SNAP_TELL_MS, NULL, &e);
+    if (r < 0) {
+        t->untold++;
+        gr_fail(t->err, r, "host '%s': %s", json_string_value(json_object_get(row, "host")), gr_err_text(&e, r));
+    }
+    if (--t->under_way == 0)
+        gr_fqueue_wake_all(&t->over);
+}
+
 int snap_ds_tell(struct snap_ds *ds, const char *method, json_t *params, struct gr_err *err)
 {
     snap_auto_json json_t *peers = json_array();
     snap_auto_json json_t *own = params;
-    json_t *row;
-    size_t i;
-    int untold = 0;
-    struct telling t = {ds, peers};
+    struct telling t = {.ds = ds, .rows = peers, .method = method, .params = own, .err = err};
+    if (!ds->v)
+        return gr_fail(err, -GR_ELOCKED, "datastore '%s' is being left", ds->name);
     int r = own && peers ? vmfs_slots(ds->v, note_peer, &t, err) : gr_fail(err, -ENOMEM, "out of memory");
-    if (r < 0)
-        return r;
-    json_array_foreach(peers, i, row)
-    {
-        struct gr_err e = {0};
-        r = snap_peer_ask(ds->svc, json_string_value(json_object_get(row, "address")), method, json_incref(own), SNAP_TELL_MS, NULL, &e);
-        if (r >= 0)
-            continue;
-        untold++;
-        gr_fail(err, r, "host '%s': %s", json_string_value(json_object_get(row, "host")), gr_err_text(&e, r));
+    for (size_t i = 0; r == 0 && i < json_array_size(peers); i++) {
+        t.under_way++;
+        r = gr_fiber_start(ds->svc->o.loop, tell_one, &t);
+        if (r < 0) {
+            t.under_way--;
+            gr_fail(err, r, "out of memory");
+        }
     }
-    return untold;
+    while (t.under_way)
+        gr_fqueue_wait(&t.over);
+    return r < 0 ? r : t.untold;
 }
 
 int snap_svc_tell(struct snap_svc *s, const char *name, const char *method, json_t *params, struct gr_err *err)

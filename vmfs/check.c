@@ -323,7 +323,9 @@ static int repair(struct vmfs *v, void (*line)(void *arg, const char *text), voi
 
 int vmfs_repair(struct vmfs *v, void (*line)(void *arg, const char *text), void *arg, struct vmfs_check_report *ret, struct gr_err *err)
 {
+    v->sp.stay++;
     int r = repair(v, line, arg, ret, err);
+    v->sp.stay--;
     v->sp.recounting = false;
     return r;
 }

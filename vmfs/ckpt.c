@@ -341,7 +341,7 @@ static bool late_writes(struct vmfs *v)
     return false;
 }
 
-static void lease_for_foreign(struct vmfs *v)
+void ckpt_lease_foreign(struct vmfs *v)
 {
     uint8_t *tried = v->sp.n_foreign ? gr_zalloc(space_n_regions(v)) : NULL;
     for (size_t i = 0; tried && i < v->sp.n_foreign && ckpt_images_due(v) < v->j.units / 8; i++) { /* the rest: next time */
@@ -369,7 +369,7 @@ static uint64_t units_wanted(struct vmfs *v)
 
 static int prepare(struct vmfs *v)
 {
-    lease_for_foreign(v);
+    ckpt_lease_foreign(v);
     for (;;) {
         space_steady(v, CHUNK_UNITS);
         space_pool_fill(v);
@@ -558,8 +558,10 @@ int ckpt_run(struct vmfs *v)
     gr_fmutex_unlock(&v->ckpt_lock);
     gr_fqueue_wake_all(&v->j.room_q);
     map_evict(v);
-    if (r == 0 && v->joined)
+    if (r == 0 && v->joined) {
         space_watch(v);
+        space_tend(v);
+    }
     return r;
 }
 

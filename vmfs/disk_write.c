@@ -65,11 +65,12 @@ static int room_now(struct vobj *o, uint64_t units, bool replaces)
 {
     struct vmfs *v = o->v;
     uint64_t keep = kept_back(o, replaces), others = v->reserved_units - o->reserved_units;
-    /* what checkpoints need must be free in regions leased here: others' free space is of no use to them */
-    return space_free_units(v) < units + keep + others ? -GR_ENOSPACE : space_ensure(v, units + keep - GR_MIN(keep, v->sp.pool_units));
+    /* what checkpoints need, and what was promised, must be free in regions leased here: others' free space is of no use to them */
+    return space_free_units(v) < units + keep + others ? -GR_ENOSPACE : space_ensure(v, units + others + keep - GR_MIN(keep, v->sp.pool_units));
 }
 
-static int room(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces)
+/* With what this host has leased, can lease, and is about to be reusable. */
+static int room_here(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces)
 {
     struct vmfs *v = o->v;
     for (int tries = 0; tries < 3; tries++) {
@@ -80,7 +81,7 @@ static int room(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces)
         bool telling = v->sp.discard.units; /* a device, of what is free then */
         while (v->sp.discard.units && !v->fenced && epoch >= o->epoch)
             gr_fqueue_wait(&v->j.room_q);
-        if (!telling && !v->sp.freeq[0].n && !v->sp.freeq[1].n && (runs || !v->dirty_nodes))
+        if (!telling && !space_pending(v) && (runs || !v->dirty_nodes))
             break;
         uint64_t until = v->ckpt_rounds + (v->ckpt_running_auto ? 2 : 1); /* one that begins from now on */
         while (v->ckpt_rounds < until && !v->fenced && epoch >= o->epoch) {
@@ -94,6 +95,14 @@ static int room(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces)
             break;
     }
     return -GR_ENOSPACE;
+}
+
+static int room(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces)
+{
+    int r = room_here(o, units, epoch, replaces);
+    for (int tries = 0; r == -GR_ENOSPACE && tries < 3 && space_ask(o->v, o, epoch); tries++)
+        r = room_here(o, units, epoch, replaces);
+    return r;
 }
 
 int disk_room(struct vobj *o, uint64_t units, uint64_t epoch)

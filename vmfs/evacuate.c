@@ -376,8 +376,11 @@ int vmfs_device_remove(struct vmfs *v, unsigned number, const struct vmfs_device
     else if (vdev_has_tables(v, number))
         r = gr_fail(err, -EBUSY, "'%s' holds tables and journals of datastore '%s' from when it was made, which hosts use all the time and which cannot be moved: only devices that hold none can be removed",
                     v->dev[number].bdev->name, v->sb.name);
-    if (r == 0)
+    if (r == 0) {
+        v->sp.stay++;
         r = remove_locked(&e, err);
+        v->sp.stay--;
+    }
     free(e.copied.e);
     free(e.taken.e);
     free(e.buf);

@@ -226,6 +226,7 @@ struct vregion { /* a region leased by this host */
     struct vbusy busy; /* used, or in flight, or freed but not yet reusable */
     uint32_t free_used; /* units clear in used */
     bool dirty, closed; /* closed: its device leaves, nothing is taken from it, and its free units do not count */
+    bool giving;        /* it is being given back (recall.c): nothing is taken from it */
     uint64_t *dirty_blocks; /* bitmap blocks that differ from home */
     struct vshare *shares;  /* ascending, apart */
     size_t n_shares, cap_shares;
@@ -259,7 +260,7 @@ struct vspace {
     struct vfreeq {
         struct vfree *e; /* FIFO */
         size_t first, n, cap;
-    } freeq[2]; /* by kind */
+    } freeq[3]; /* by kind; and what was a foreign free, as kind 1 */
     struct vmfs_run { uint64_t addr; uint64_t units; } pool[VSPACE_POOL]; /* runs kept for checkpoints */
     unsigned n_pool;
     uint64_t pool_units, pool_sure, pool_leaves; /* all; those that surely find use, whatever the nodes; as leaves of the longest */
@@ -271,6 +272,8 @@ struct vspace {
     } discard;
     struct vmfs_run *foreign; /* freed here, leased elsewhere */
     size_t n_foreign, cap_foreign;
+    uint64_t foreign_units;      /* in all */
+    uint64_t foreign_ticket;     /* as in struct vfree: of the newest */
     bool foreign_dirty;
     uint64_t aux_blob_addr;      /* where the foreign frees that do not fit the aux block are */
     uint32_t aux_blob_units;
@@ -281,8 +284,15 @@ struct vspace {
     bool recounting;             /* stale devices are counted anew: what is freed there meanwhile is listed */
     uint32_t moves;              /* how often addresses were settled anew */
     bool any_moved;
-    uint64_t free_elsewhere;     /* free units of regions not leased here, as of their last checkpoint */
-    struct gr_fmutex lease_lock;
+    uint64_t free_elsewhere;     /* free units of regions not leased here that can be had, as of their last checkpoint and of the last look */
+    struct gr_fmutex lease_lock; /* a region comes or goes; taken after ckpt_lock */
+    /* recall.c */
+    struct gr_fmutex give_lock;  /* one fiber gives regions back; taken before ckpt_lock */
+    unsigned stay;               /* somebody relies on what is leased here: nothing is given back */
+    uint64_t taken, taken_before; /* units, since the last checkpoint and before it, and since something was given back */
+    bool asking, tending;        /* a fiber asks the others; looks after what is idle */
+    bool asked_got, asked_well;  /* the last one that asked got something, and it was worth asking */
+    uint64_t asked_ns, looked_ns, recovered_ns; /* it ended then; the last look at what is free elsewhere, at who is gone */
 };
 struct vticket { /* somebody may still read units freed after now */
     uint64_t number;
@@ -602,6 +612,7 @@ void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units);
 /* Apply [sync]: units become / stop being part of the logical state. @kind/@seq: see struct vfree. */
 uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units); /* how many were not used before */
 void space_freed(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, uint64_t seq);
+#define SPACE_RETURNED 4u /* with kind 1: it was freed a while ago, in a region that was leased elsewhere */
 #define SPACE_GIVEN_UP 2u /* with kind: unmapped or deleted, not replaced */
 bool discard_wanted(const struct vmfs *v, uint64_t addr, uint32_t units); /* the device is to be told of them [sync] */
 /* Units that may be used again stay busy until their device has been told: true. false: it is not told [sync]. */
@@ -616,11 +627,27 @@ int space_shared(struct vmfs *v, uint64_t addr);
 uint64_t ckpt_images_due(const struct vmfs *v);
 void space_touch(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units); /* its header, and the bitmap of these units, go home [sync] */
 void space_reclaim(struct vmfs *v); /* pending frees that became reusable [sync] */
-uint64_t space_free_units(const struct vmfs *v); /* here and elsewhere */
+bool space_pending(const struct vmfs *v); /* are there any frees that did not yet? [sync] */
+uint64_t space_free_units(const struct vmfs *v); /* here, and to be had elsewhere */
 uint64_t space_free_here(const struct vmfs *v);
 uint64_t space_meta_reserve(const struct vmfs *v); /* units kept back for metadata and deletes, */
 uint64_t space_meta_base(const struct vmfs *v);    /* without the leaves that promised overwrites will need */
 uint64_t space_all_units(const struct vmfs *v);    /* of the devices in use */
+bool space_nothing_kept(const struct vmfs *v, uint64_t addr); /* its device leaves, or its region goes: nothing is kept ready there [sync] */
+uint64_t space_promised_room(const struct vmfs *v); /* of what is free, leased here and not kept back: what could be promised to thick disks [sync] */
+void space_giving(struct vmfs *v, struct vregion *r, bool on); /* nothing is taken from it, and nothing kept ready there [sync] */
+uint64_t space_can_spare(const struct vmfs *v, const struct vregion *r); /* free units of it, with what is only kept ready there [sync] */
+void space_detach(struct vmfs *v, struct vregion *r); /* it is not leased here any more; freed [sync] */
+uint32_t space_listed_free(const struct vmfs_region_disk *h, uint32_t units); /* free units its header tells [sync] */
+
+/* ---------- recall.c: regions go to whoever needs them ---------- */
+/* Nothing more can be leased, and a write of @o, admitted at @epoch, needs some: others are asked to give back what they do not need. True: try
+ * again; false: they were asked a moment ago, have nothing, or the write is late (fiber). */
+bool space_ask(struct vmfs *v, const struct vobj *o, uint64_t epoch);
+/* @more units are to be promised to thick disks, beyond what is: so much is leased here, or the others are asked for it. 0; -GR_ENOSPACE (fiber). */
+int space_back(struct vmfs *v, uint64_t more);
+int space_look(struct vmfs *v, struct gr_err *err); /* how much is free elsewhere is read anew (fiber) */
+void space_tend(struct vmfs *v); /* behind a checkpoint: what is idle is given back, once in a while others' headers are read [sync] */
 void ticket_open(struct vmfs *v, struct vticket *t);
 void ticket_close(struct vmfs *v, struct vticket *t);
 
@@ -832,11 +859,14 @@ uint64_t reserve_leaves(const struct vobj *o, uint64_t units); /* of its map tha
 /* ---------- ckpt.c ---------- */
 int ckpt_run(struct vmfs *v);
 void ckpt_kick(struct vmfs *v); /* start one in the background when due [sync] */
+void ckpt_lease_foreign(struct vmfs *v); /* regions that something was freed in are leased, and have it, where they can be */
 int ckpt_background(struct vmfs *v); /* start one unless one is running; v->ckpt_rounds counts those that ended [sync] */
 
 /* ---------- replay.c ---------- */
 int replay_run(struct vmfs *v, struct gr_err *err); /* of v->slot, whose life lock is held */
 int foreign_load(struct vmfs *v, struct gr_err *err); /* frees an earlier holder of this slot left */
+/* The list of foreign frees of @slot, as it is at home: fn() of each run, whose address is not checked. -GR_ECORRUPT, or what fn() returned. */
+int foreign_read(struct vmfs *v, unsigned slot, int (*fn)(void *arg, uint64_t addr, uint64_t units), void *arg, struct gr_err *err);
 
 /* ---------- range.c [sync]: admission of operations on a disk ---------- */
 /* Ask for a range (first, end, grant set): r->grant() is called now or when everything before it that overlaps is done. */

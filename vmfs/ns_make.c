@@ -54,14 +54,20 @@ static int write_out(struct vobj *o, uint64_t size)
 static int fill(struct vobj *o, enum vmfs_provision provision, uint64_t size, struct gr_err *err)
 {
     struct vmfs *v = o->v;
-    uint64_t pieces = (size + VMFS_PIECE - 1) / VMFS_PIECE;
-    if (space_free_units(v) < pieces + space_meta_reserve(v))
-        return gr_fail(err, -GR_ENOSPACE, "datastore '%s' has %llu bytes free, a %s disk of %llu bytes does not fit", v->sb.name,
-                       (unsigned long long)space_free_units(v) * VMFS_UNIT, provision == VMFS_EAGER ? "eager" : "thick", (unsigned long long)size);
-    int r = vkeys_open(o, err);
+    uint64_t pieces = (size + VMFS_PIECE - 1) / VMFS_PIECE, need = pieces + space_meta_reserve(v) + v->reserved_units;
+    int r = space_look(v, err);
+    if (r == 0 && space_free_units(v) < need)
+        r = gr_fail(err, -GR_ENOSPACE, "datastore '%s' has %llu bytes free, a %s disk of %llu bytes does not fit: %llu bytes are missing", v->sb.name,
+                    (unsigned long long)space_free_units(v) * VMFS_UNIT, provision == VMFS_EAGER ? "eager" : "thick", (unsigned long long)size,
+                    (unsigned long long)(need - space_free_units(v)) * VMFS_UNIT);
+    if (r == 0)
+        r = vkeys_open(o, err);
     if (r < 0)
         return r;
     r = provision == VMFS_EAGER ? write_out(o, size) : disk_reserve(o, 0, pieces, o->epoch);
+    if (r == -GR_ENOSPACE)
+        return gr_fail(err, r, "datastore '%s' has no space left for a %s disk of %llu bytes: %llu bytes are missing", v->sb.name,
+                       provision == VMFS_EAGER ? "eager" : "thick", (unsigned long long)size, (unsigned long long)(pieces - GR_MIN(pieces, o->ino.used_units)) * VMFS_UNIT);
     return r < 0 ? gr_fail(err, r, "the disk's space cannot be reserved: %s", gr_code_text(r)) : 0;
 }
 

@@ -140,7 +140,7 @@ uint64_t space_pool_take(struct vmfs *v, uint32_t units)
 bool pool_keep(struct vmfs *v, uint64_t addr, uint64_t units)
 {
     struct vspace *s = &v->sp;
-    if (!wanted(v, v->reserved_leaves) || space_closed(v, addr))
+    if (!wanted(v, v->reserved_leaves) || space_nothing_kept(v, addr))
         return false;
     for (unsigned i = 0; i < s->n_pool;)
         if (s->pool[i].addr + s->pool[i].units == addr || addr + units == s->pool[i].addr) {
@@ -161,7 +161,7 @@ bool pool_keep(struct vmfs *v, uint64_t addr, uint64_t units)
 void pool_leave_closed(struct vmfs *v)
 {
     for (unsigned i = 0; i < v->sp.n_pool;)
-        if (space_closed(v, v->sp.pool[i].addr)) {
+        if (space_nothing_kept(v, v->sp.pool[i].addr)) {
             struct vmfs_run run = run_remove(v, i);
             space_unreserve(v, run.addr, (uint32_t)run.units);
         } else {

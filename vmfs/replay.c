@@ -93,50 +93,91 @@ static int images_home(struct scan *s)
     return r;
 }
 
-/* What does not fit the block of foreign frees. 1: its device is missing. Such units stay taken, which is safe; and listed, until the list changes. */
-static int foreign_blob(struct vmfs *v, uint64_t addr, uint32_t units, uint8_t **ret, struct gr_err *err)
+/* ---- lists of foreign frees ---- */
+struct aux { /* a slot's list */
+    struct vmfs_aux_disk *a;
+    uint8_t *blob;
+    uint64_t generation, blob_addr;
+    uint32_t n, blob_units;
+    bool missing; /* what does not fit the block lies on a device that is missing */
+};
+
+static void aux_done(struct aux *x)
 {
-    unsigned dev = vmfs_addr_dev(addr);
-    if (dev < v->sb.n_devices && vdev_missing(v, dev)) {
-        vmfs_warn(v, "datastore '%s': a list of space that slot %u gave back lies on device %u, which is missing: what it names stays taken, unless the datastore is joined with "
-                  "that device before, until 'granary datastore check %s --repair'", v->sb.name, v->slot, dev, v->sb.name);
-        return 1;
+    free(x->a);
+    free(x->blob);
+}
+
+static int aux_read(struct vmfs *v, unsigned slot, struct aux *x, struct gr_err *err)
+{
+    *x = (struct aux){ .a = vunits_alloc(1) };
+    int r = x->a ? vhome_read(v, &v->sb.slots, slot, 1, VMFS_T_AUX, x->a, err) : -ENOMEM;
+    if (r != 0)
+        return r < 0 ? r : 0;
+    uint64_t addr = gr_le64_get(x->a->blob_addr);
+    x->n = gr_le32_get(x->a->n_runs);
+    x->generation = gr_le64_get(x->a->hdr.generation);
+    if (x->n <= VMFS_AUX_RUNS)
+        return 0;
+    uint32_t units = x->blob_units = gr_le32_get(x->a->blob_units);
+    if (!space_addr_ok(v, addr, units) || units > VMFS_BLOB_UNITS_MAX || (uint64_t)units * VMFS_UNIT < (x->n - VMFS_AUX_RUNS) * sizeof(struct vmfs_run_disk))
+        return gr_fail(err, -GR_ECORRUPT, "slot %u: rule 7: list of foreign frees", slot);
+    addr = moved_addr(v, addr, units, NULL);
+    if (vmfs_addr_dev(addr) < v->sb.n_devices && vdev_missing(v, vmfs_addr_dev(addr))) {
+        x->missing = true;
+        x->n = VMFS_AUX_RUNS;
+        x->blob_addr = addr;
+        return 0;
     }
-    v->sp.aux_blob_addr = addr;
-    v->sp.aux_blob_units = units;
-    if (!(*ret = vunits_alloc(units)))
-        return -ENOMEM;
-    int r = vdev_read(v, addr, units, *ret);
-    return r == 0 ? vblock_check(v, *ret, VMFS_T_BLOB, units, addr, err) : r;
+    x->blob = vunits_alloc(units);
+    x->blob_addr = addr;
+    r = x->blob ? vdev_read(v, addr, units, x->blob) : -ENOMEM;
+    return r == 0 ? vblock_check(v, x->blob, VMFS_T_BLOB, units, addr, err) : r;
+}
+
+static int aux_each(const struct aux *x, int (*fn)(void *arg, uint64_t addr, uint64_t units), void *arg)
+{
+    int r = 0;
+    for (uint32_t i = 0; r >= 0 && i < x->n; i++) {
+        const struct vmfs_run_disk *d = i < VMFS_AUX_RUNS ? &x->a->runs[i]
+                                                          : (const struct vmfs_run_disk *)(x->blob + sizeof(struct vmfs_hdr_disk)) + (i - VMFS_AUX_RUNS);
+        r = fn(arg, gr_le64_get(d->addr), gr_le64_get(d->units));
+    }
+    return r < 0 ? r : 0;
+}
+
+int foreign_read(struct vmfs *v, unsigned slot, int (*fn)(void *arg, uint64_t addr, uint64_t units), void *arg, struct gr_err *err)
+{
+    struct aux x;
+    int r = aux_read(v, slot, &x, err);
+    if (r == 0)
+        r = aux_each(&x, fn, arg);
+    aux_done(&x);
+    return r;
+}
+
+static int foreign_one(void *arg, uint64_t addr, uint64_t units)
+{
+    struct vmfs *v = arg;
+    return space_addr_ok(v, addr, units) ? space_foreign_take(v, addr, units) : -GR_ERANGE;
 }
 
 int foreign_load(struct vmfs *v, struct gr_err *err)
 {
-    struct vmfs_aux_disk *a = vunits_alloc(1);
-    uint8_t *blob = NULL;
-    int r = a ? vhome_read(v, &v->sb.slots, v->slot, 1, VMFS_T_AUX, a, err) : -ENOMEM;
-    uint32_t n = r == 0 ? gr_le32_get(a->n_runs) : 0, units = r == 0 ? gr_le32_get(a->blob_units) : 0;
-    uint64_t addr = r == 0 ? gr_le64_get(a->blob_addr) : 0;
-    if (r == 0)
-        v->aux_generation = gr_le64_get(a->hdr.generation);
-    if (r == 0 && n > VMFS_AUX_RUNS) {
-        if (!space_addr_ok(v, addr, units) || units > VMFS_BLOB_UNITS_MAX || (uint64_t)units * VMFS_UNIT < (n - VMFS_AUX_RUNS) * sizeof(struct vmfs_run_disk))
-            r = gr_fail(err, -GR_ECORRUPT, "slot %u: rule 7: list of foreign frees", v->slot);
-        if (r == 0)
-            r = foreign_blob(v, moved_addr(v, addr, units, NULL), units, &blob, err);
-        n = r == 1 ? VMFS_AUX_RUNS : n;
+    struct aux x;
+    int r = aux_read(v, v->slot, &x, err);
+    v->aux_generation = x.generation ? x.generation : v->aux_generation;
+    if (x.missing) /* such units stay taken, which is safe; and listed, until the list changes */
+        vmfs_warn(v, "datastore '%s': a list of space that slot %u gave back lies on device %u, which is missing: what it names stays taken, unless the datastore is joined with "
+                  "that device before, until 'granary datastore check %s --repair'", v->sb.name, v->slot, vmfs_addr_dev(x.blob_addr), v->sb.name);
+    if (x.blob) {
+        v->sp.aux_blob_addr = x.blob_addr;
+        v->sp.aux_blob_units = x.blob_units;
     }
-    for (uint32_t i = 0; r >= 0 && i < n; i++) {
-        const struct vmfs_run_disk *d = i < VMFS_AUX_RUNS ? &a->runs[i]
-                                                          : (struct vmfs_run_disk *)(blob + sizeof(struct vmfs_hdr_disk)) + (i - VMFS_AUX_RUNS);
-        if (!space_addr_ok(v, gr_le64_get(d->addr), gr_le64_get(d->units)))
-            r = gr_fail(err, -GR_ECORRUPT, "slot %u: rule 7: a foreign free outside the regions", v->slot);
-        else
-            r = space_foreign_take(v, gr_le64_get(d->addr), gr_le64_get(d->units));
-    }
-    free(a);
-    free(blob);
-    return r < 0 ? r : 0;
+    if (r == 0 && (r = aux_each(&x, foreign_one, v)) == -GR_ERANGE)
+        r = gr_fail(err, -GR_ECORRUPT, "slot %u: rule 7: a foreign free outside the regions", v->slot);
+    aux_done(&x);
+    return r;
 }
 
 /* ---- records ---- */

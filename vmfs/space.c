@@ -76,7 +76,7 @@ struct vregion *space_region(struct vmfs *v, uint64_t addr)
 static void busy_change(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units, bool taken)
 {
     uint32_t blocks = r->busy.free_blocks, n = busy_set(&r->busy, at, units, taken);
-    if (r->closed)
+    if (r->closed || r->giving)
         return;
     v->sp.free_busy = taken ? v->sp.free_busy - n : v->sp.free_busy + n;
     v->sp.free_blocks += (uint64_t)r->busy.free_blocks - blocks;
@@ -155,8 +155,10 @@ static void count_free(struct vmfs *v, const struct vregion *r, bool open)
 {
     if (r->closed)
         return;
-    v->sp.free_busy = open ? v->sp.free_busy + r->busy.free : v->sp.free_busy - r->busy.free;
-    v->sp.free_blocks = open ? v->sp.free_blocks + r->busy.free_blocks : v->sp.free_blocks - r->busy.free_blocks;
+    if (!r->giving) {
+        v->sp.free_busy = open ? v->sp.free_busy + r->busy.free : v->sp.free_busy - r->busy.free;
+        v->sp.free_blocks = open ? v->sp.free_blocks + r->busy.free_blocks : v->sp.free_blocks - r->busy.free_blocks;
+    }
     v->sp.free_used = open ? v->sp.free_used + r->free_used : v->sp.free_used - r->free_used;
 }
 
@@ -182,12 +184,13 @@ static void foreign_return(struct vmfs *v, struct vregion *r)
         }
         s->foreign[i] = s->foreign[--s->n_foreign];
         s->foreign_dirty = true;
-        space_freed(v, f.addr, (uint32_t)f.units, 1, v->ckpt_started + 1);
+        s->foreign_units -= f.units;
+        space_freed(v, f.addr, (uint32_t)f.units, 1 | SPACE_RETURNED, v->ckpt_started + 1);
     }
 }
 
 /* Free units a region's header tells. One that was locked but never went through a checkpoint tells nothing: all are free. */
-static uint32_t listed_free(const struct vmfs_region_disk *h, uint32_t units)
+uint32_t space_listed_free(const struct vmfs_region_disk *h, uint32_t units)
 {
     return gr_le32_get(h->units) ? gr_le32_get(h->free_units) : units;
 }
@@ -204,7 +207,7 @@ int space_region_free(struct vmfs *v, uint32_t index, uint64_t *ret, struct gr_e
     int r = h ? vhome_read(v, t, at, 0, VMFS_T_REGION, h, err) : gr_fail(err, -ENOMEM, "out of memory");
     space_region_first(v, index, &units);
     if (r >= 0)
-        *ret = listed_free(h, units);
+        *ret = space_listed_free(h, units);
     free(h);
     return r < 0 ? r : 0;
 }
@@ -247,7 +250,7 @@ static int lease(struct vmfs *v, uint32_t index, struct recount *n, struct gr_er
         memset(h, 0, VMFS_UNIT);
         rc = 1;
     }
-    uint32_t listed = rc >= 0 ? listed_free(h, r->units) : 0;
+    uint32_t listed = rc >= 0 ? space_listed_free(h, r->units) : 0;
     if (rc >= 0) {
         rc = 0;
         vlock_get(&h->lock, &r->lock);
@@ -322,8 +325,10 @@ static int lease_any(struct vmfs *v, bool steady, struct gr_err *err)
         }
         if (r < 0)
             return r;
-        if (r == 0 && v->sp.by_index[i]->busy.free)
+        if (r == 0 && v->sp.by_index[i]->busy.free) {
+            v->sp.asked_ns = 0; /* there was something: others may have more */
             return 0;
+        }
     }
     return -GR_ENOSPACE;
 }
@@ -354,7 +359,15 @@ uint64_t space_free_here(const struct vmfs *v)
 
 uint64_t space_free_units(const struct vmfs *v)
 {
-    return v->sp.free_elsewhere + v->sp.free_used;
+    return v->sp.free_elsewhere + v->sp.free_used + v->sp.foreign_units;
+}
+
+uint64_t space_promised_room(const struct vmfs *v)
+{
+    uint64_t here = 0, kept = space_meta_reserve(v) + v->reserved_units;
+    for (const struct vregion *r = v->sp.regions; r; r = r->next)
+        here += r->closed || r->giving ? 0 : r->free_used;
+    return here - GR_MIN(here, kept);
 }
 
 uint64_t space_all_units(const struct vmfs *v)
@@ -406,10 +419,11 @@ int space_ensure(struct vmfs *v, uint64_t units)
 static bool take_block_of(struct vmfs *v, struct vregion *r, uint64_t *ret)
 {
     uint32_t at;
-    if (r->closed || !busy_take_block(&r->busy, &at))
+    if (r->closed || r->giving || !busy_take_block(&r->busy, &at))
         return false;
     v->sp.free_busy -= VMFS_BLOCK_PIECES;
     v->sp.free_blocks--;
+    v->sp.taken += VMFS_BLOCK_PIECES;
     *ret = r->first + at;
     return true;
 }
@@ -432,7 +446,7 @@ static struct vregion *most_promising(const struct vmfs *v, uint32_t want, bool 
 {
     struct vregion *pick = NULL;
     for (struct vregion *r = v->sp.regions; r && (!pick || pick->busy.run_bound < want); r = r->next)
-        if (!r->closed && r->busy.run_bound > (pick ? pick->busy.run_bound : 0) && (!steady || vdev_has_tables(v, vmfs_addr_dev(r->first))))
+        if (!r->closed && !r->giving && r->busy.run_bound > (pick ? pick->busy.run_bound : 0) && (!steady || vdev_has_tables(v, vmfs_addr_dev(r->first))))
             pick = r;
     return pick;
 }
@@ -445,6 +459,7 @@ static uint64_t take_run(struct vmfs *v, uint32_t want, bool steady, uint32_t *r
         if (!busy_find_run(&r->busy, units, &at)) /* now its bound is lower */
             continue;
         busy_change(v, r, at, units, true);
+        v->sp.taken += units;
         *ret_got = units;
         return r->first + at;
     }
@@ -553,6 +568,7 @@ static int foreign_put(struct vspace *s, uint64_t addr, uint64_t units)
         s->cap_foreign = cap;
     }
     s->foreign[s->n_foreign++] = (struct vmfs_run){ addr, units };
+    s->foreign_units += units;
     return 0;
 }
 
@@ -573,9 +589,11 @@ static void foreign_add(struct vmfs *v, uint64_t addr, uint32_t units)
 {
     struct vspace *s = &v->sp;
     s->foreign_dirty = true;
+    s->foreign_ticket = s->next_ticket;
     if (s->n_foreign && s->foreign[s->n_foreign - 1].addr + s->foreign[s->n_foreign - 1].units == addr &&
         space_region_index(v, addr) == space_region_index(v, s->foreign[s->n_foreign - 1].addr)) {
         s->foreign[s->n_foreign - 1].units += units;
+        s->foreign_units += units;
         return;
     }
     if (foreign_put(s, addr, units) < 0)
@@ -649,9 +667,11 @@ static void free_last(struct vmfs *v, struct vregion *r, uint64_t addr, uint32_t
     space_touch(v, r, (uint32_t)(addr - r->first), units);
     if (v->replaying && (kind & 1)) /* still named by what is home: another recovery may need it until this one's checkpoint is */
         return;
+    bool returned = kind & SPACE_RETURNED; /* who waits for space may have begun behind it, and must not wait for himself */
     if (v->replaying)
         busy_change(v, r, (uint32_t)(addr - r->first), units, false);
-    else if (!freeq_add(&v->sp.freeq[kind & 1], (struct vfree){ addr, units, seq, v->sp.next_ticket, kind & SPACE_GIVEN_UP }))
+    else if (!freeq_add(&v->sp.freeq[returned ? 2 : kind & 1],
+                        (struct vfree){ addr, units, seq, returned ? v->sp.foreign_ticket : v->sp.next_ticket, kind & SPACE_GIVEN_UP }))
         vmfs_fence(v, "out of memory for freed space"); /* busy bits stay set: never reused by mistake */
 }
 
@@ -694,10 +714,15 @@ void space_freed(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, u
     }
 }
 
+bool space_pending(const struct vmfs *v)
+{
+    return v->sp.freeq[0].n || v->sp.freeq[1].n || v->sp.freeq[2].n;
+}
+
 void space_reclaim(struct vmfs *v)
 {
     uint64_t oldest = v->sp.oldest ? v->sp.oldest->number : UINT64_MAX;
-    for (unsigned kind = 0; kind < 2; kind++) {
+    for (unsigned kind = 0; kind < GR_ARRAY_LEN(v->sp.freeq); kind++) {
         struct vfreeq *q = &v->sp.freeq[kind];
         uint64_t reached = kind ? v->ckpt_done : v->j.durable_seq;
         while (q->n && q->e[q->first].seq <= reached && q->e[q->first].ticket <= oldest) {
@@ -713,19 +738,74 @@ void space_reclaim(struct vmfs *v)
     }
 }
 
-/* ---- devices that leave ---- */
+/* ---- regions that go ---- */
+bool space_nothing_kept(const struct vmfs *v, uint64_t addr)
+{
+    const struct vregion *r = v->sp.by_index[space_region_index(v, addr)];
+    return space_closed(v, addr) || (r && r->giving);
+}
+
 /* Nothing kept ready for later is kept there. */
 static void drop_kept(struct vmfs *v)
 {
     struct vspace *s = &v->sp;
-    if (s->frag_left && space_closed(v, s->frag_addr)) {
+    if (s->frag_left && space_nothing_kept(v, s->frag_addr)) {
         space_unreserve(v, s->frag_addr, s->frag_left);
         s->frag_left = 0;
     }
     pool_leave_closed(v);
-    s->current = NULL;
+    if (s->current && space_nothing_kept(v, s->current->first))
+        s->current = NULL;
 }
 
+void space_giving(struct vmfs *v, struct vregion *r, bool on)
+{
+    if (r->giving == on)
+        return;
+    r->giving = on;
+    if (!r->closed) {
+        v->sp.free_busy = on ? v->sp.free_busy - r->busy.free : v->sp.free_busy + r->busy.free;
+        v->sp.free_blocks = on ? v->sp.free_blocks - r->busy.free_blocks : v->sp.free_blocks + r->busy.free_blocks;
+    }
+    if (on)
+        drop_kept(v);
+}
+
+uint64_t space_can_spare(const struct vmfs *v, const struct vregion *r)
+{
+    const struct vspace *s = &v->sp;
+    uint64_t units = r->busy.free;
+    if (s->frag_left && space_region_index(v, s->frag_addr) == r->index)
+        units += s->frag_left;
+    for (unsigned i = 0; i < s->n_pool; i++)
+        units += space_region_index(v, s->pool[i].addr) == r->index ? s->pool[i].units : 0;
+    return units;
+}
+
+/* Out of what is kept by region; its free units do not count any more. */
+static void region_drop(struct vmfs *v, struct vregion *r)
+{
+    struct vregion **p = &v->sp.regions;
+    while (*p != r)
+        p = &(*p)->next;
+    *p = r->next;
+    if (v->sp.current == r)
+        v->sp.current = NULL;
+    count_free(v, r, false);
+    v->sp.by_index[r->index] = NULL;
+    v->sp.images_max -= 1 + v->sb.bitmap_blocks;
+    v->sp.share_units -= share_blob_units(r);
+    region_free(r);
+}
+
+void space_detach(struct vmfs *v, struct vregion *r)
+{
+    v->sp.free_elsewhere += r->closed ? 0 : r->free_used;
+    v->sp.tried[r->index] = 0;
+    region_drop(v, r);
+}
+
+/* ---- devices that leave ---- */
 void space_close(struct vmfs *v)
 {
     drop_kept(v);
@@ -756,16 +836,10 @@ int space_left(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units)
 
 void space_forget(struct vmfs *v, unsigned dev)
 {
-    for (struct vregion **p = &v->sp.regions; *p;) {
-        struct vregion *r = *p;
-        if (vmfs_addr_dev(r->first) != dev) {
-            p = &r->next;
-            continue;
-        }
-        *p = r->next;
-        v->sp.by_index[r->index] = NULL;
-        v->sp.images_max -= 1 + v->sb.bitmap_blocks;
-        region_free(r);
+    for (struct vregion *r = v->sp.regions, *next; r; r = next) {
+        next = r->next;
+        if (vmfs_addr_dev(r->first) == dev)
+            region_drop(v, r);
     }
 }
 
@@ -775,7 +849,7 @@ uint64_t space_unsettled(const struct vmfs *v, unsigned dev)
     for (const struct vregion *r = v->sp.regions; r; r = r->next)
         if (vmfs_addr_dev(r->first) == dev)
             taken += r->free_used - r->busy.free;
-    for (unsigned kind = 0; kind < 2; kind++)
+    for (unsigned kind = 0; kind < GR_ARRAY_LEN(v->sp.freeq); kind++)
         for (size_t i = 0; i < v->sp.freeq[kind].n; i++) {
             const struct vfree *f = &v->sp.freeq[kind].e[v->sp.freeq[kind].first + i];
             known += vmfs_addr_dev(f->addr) == dev ? f->units : 0;
@@ -826,7 +900,7 @@ static int scan_regions(struct vmfs *v, struct gr_err *err)
         r = vhome_read(v, t, at, 0, VMFS_T_REGION, h, err);
         if (r < 0)
             break;
-        v->sp.free_elsewhere += state == VMFS_DEVICE_IN_USE ? listed_free(h, units) : 0;
+        v->sp.free_elsewhere += state == VMFS_DEVICE_IN_USE ? space_listed_free(h, units) : 0;
         r = 0;
         vlock_get(&h->lock, &l);
         if (v->role == VMFS_HOST && vlock_mine(v, &l))
@@ -891,6 +965,7 @@ void space_done(struct vmfs *v)
     free(v->sp.discard.run);
     free(v->sp.freeq[0].e);
     free(v->sp.freeq[1].e);
+    free(v->sp.freeq[2].e);
     free(v->sp.foreign);
     memset(&v->sp, 0, sizeof v->sp);
 }

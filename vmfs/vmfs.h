@@ -86,6 +86,9 @@ struct vmfs_join_opts {
     /* Every other host that has joined calls vmfs_quota_recall(): 0, or why one did not. In a fiber; the namespace may be locked. Argument as
      * for warn. NULL: there are no others, or quotas cannot be set. */
     int (*recall)(void *arg, struct gr_err *err);
+    /* Every other host that has joined calls vmfs_regions_recall(): 0, or that one did not, which is no error for the caller. In a fiber; argument as
+     * for warn; it ends in a bounded time, for writes wait. NULL: there are no others. */
+    int (*recall_regions)(void *arg, struct gr_err *err);
 };
 /* Join: read the superblock (second copy with a warning when the first is damaged), recover dead hosts' slots, take a slot. A device that
  * was about to be added when that ended is left alone, with a warning (vmfs_device_number()).
@@ -103,7 +106,7 @@ int vmfs_set_address(struct vmfs *v, const char *address, const char *portal, st
 struct vmfs_info {
     char name[VMFS_VOLUME_NAME_MAX + 1];
     uint8_t uuid[16];
-    uint64_t size, free, metadata; /* bytes; free as this host sees it (others' regions as of their last checkpoint) */
+    uint64_t size, free, metadata; /* bytes; free: what can be had here, with what other hosts lease but would give back (as of their last checkpoints, and of our last look) */
     uint64_t reserved;             /* bytes promised to thick disks for overwrites */
     unsigned n_devices, n_slots, n_regions;
     uint64_t region_bytes, journal_bytes;
@@ -206,6 +209,10 @@ int vmfs_device_number(struct vmfs *v, const struct gr_bdev *bdev);
 
 /* Wait until what was deleted, here or by a host that is gone, has given its space back. -ETIMEDOUT: it goes on in the background. */
 int vmfs_settle(struct vmfs *v, uint64_t timeout_ms);
+/* Another host finds no space: what is leased here and not needed is given back. 0, also when nothing can be given now. */
+int vmfs_regions_recall(struct vmfs *v, struct gr_err *err);
+/* What is free in regions that other hosts lease is read anew, for vmfs_info(). */
+int vmfs_free_look(struct vmfs *v, struct gr_err *err);
 /* Below so much free space whoever has a disk open gets GR_EVENT_THRESHOLD, once until there is clearly more again. */
 #define VMFS_LOW_PERCENT 10u
 /* Write journal and map home. */
@@ -220,6 +227,7 @@ struct vmfs_stats {
     uint64_t journal_frames, journal_bytes, checkpoints, node_bytes, device_flushes;
     uint64_t replays, replayed_records, dropped_pieces, takeovers;
     uint64_t looks;          /* objects read as they are at home: folders, what others have or nobody */
+    uint64_t regions_given_back; /* without leaving */
     uint64_t map_bytes;      /* of map nodes in memory now */
     uint64_t scan_leaves, scan_nodes, scan_reads; /* by looks at what is mapped or changed: leaves looked at; nodes read for it, and in how many requests */
     uint64_t capture_ns_max; /* longest instant a checkpoint held the loop */

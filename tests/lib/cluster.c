@@ -1,5 +1,6 @@
 #include "tests/lib/cluster.h"
 #include "tests/lib/test.h"
+#include "vmfs/internal.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -230,6 +231,10 @@ static void one_visit(struct cl_host *h)
     vmfs_close(d);
     if (sim_below(t->sim, 3) == 0) /* a planned hand-over: whoever wants it may have it */
         vmfs_release(h->v, path, NULL);
+    if (sim_below(t->sim, 3) == 0) { /* it has more regions than it needs, and another host asks for them */
+        space_lease_any(h->v, NULL);
+        vmfs_regions_recall(h->v, NULL);
+    }
 }
 
 void cl_loud(const struct cl_host *h, const char *what)
@@ -271,8 +276,12 @@ static void inc_fiber(void *arg)
         one_visit(h);
         vmfs_info(h->v, &info);
     }
-    if (r == 0)
+    struct vmfs_stats st = { 0 };
+    if (r == 0) {
         vmfs_info(h->v, &info);
+        vmfs_stats(h->v, &st);
+    }
+    t->given_back += st.regions_given_back;
     h->fenced = r < 0 || info.fenced;
     if (r == 0)
         assert_true(h->told == info.fenced);

@@ -41,7 +41,7 @@ struct cl_site {
     unsigned sessions;
     uint64_t slowest_ns; /* one way to a device */
     uint64_t cells[CL_CELLS_MAX]; /* the user's: what it counts */
-    uint64_t numbers, acked, takeovers, ejected, recovered, stops, cuts, stalls, deaths, halves, steps, unaware, reads;
+    uint64_t numbers, acked, takeovers, ejected, recovered, stops, cuts, stalls, deaths, halves, steps, unaware, given_back, reads;
 };
 
 /* @t->sim, n_devices, hosts, n_disks, fast, slowest_ns, span_s and burst are set; a volume is made, with its disks. @watched: from now on each step

@@ -1,6 +1,7 @@
 #include "tests/lib/crash_work.h"
 #include "common/cleanup.h"
 #include "tests/lib/test.h"
+#include "vmfs/internal.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -520,6 +521,17 @@ static void defragment(struct crash_work *w, struct orc_disk *d)
     w->defragmented += rep.moved >> 10;
 }
 
+/* It has more regions than it needs, and another host asks for them. */
+static void give_back(struct crash_work *w)
+{
+    struct gr_err err = { 0 };
+    for (uint64_t n = rnd(w, 4); n > 0 && space_lease_any(w->v, NULL) == 0; n--)
+        ;
+    int r = vmfs_regions_recall(w->v, &err);
+    if (r < 0)
+        wrong(w, gr_err_text(&err, r), r);
+}
+
 static void admin_step(struct crash_work *w, unsigned admin)
 {
     struct orc_disk *d = pick(w, admin, w->admin_fibers);
@@ -546,6 +558,8 @@ static void admin_step(struct crash_work *w, unsigned admin)
         resize(w, d);
     else if (k < 88)
         vmfs_checkpoint(w->v, NULL);
+    else if (k < 91)
+        give_back(w);
     else if (k < 94 && w->kek)
         rekey(w, d);
     else if (k < 98)

@@ -29,7 +29,7 @@ static struct totals {
     uint64_t cuts, second_cuts, histories, entries;
     uint64_t replays, replayed_records, dropped, takeovers, redirected, in_place, splits, merges, checkpoints, frames, unsure, durable;
     uint64_t snapshots, clones, owned, reverts, deletes, removes, renames, resizes, compares, copies, repaired, no_space, thick, eager, roomy_cuts;
-    uint64_t devices_added, devices_removed, devices_kept, device_cuts, moved_kib, encrypted, rekeys, rewrites, key_cuts, defragments, defragmented;
+    uint64_t devices_added, devices_removed, devices_kept, device_cuts, moved_kib, encrypted, rekeys, rewrites, key_cuts, defragments, defragmented, given_back;
 } total;
 
 struct history {
@@ -185,6 +185,7 @@ static void record(struct history *h)
     total.merges += st.merges;
     total.checkpoints += st.checkpoints;
     total.frames += st.journal_frames;
+    total.given_back += st.regions_given_back;
 }
 
 static void verify(struct history *h, struct crash_image *img, uint64_t tick, const char *what)
@@ -330,6 +331,7 @@ static void report(void)
            N(devices_removed), N(devices_kept), N(moved_kib), N(device_cuts));
     printf("# encrypted disks %llu, new keys %llu, rewritten %llu, in histories of %llu cuts\n", N(encrypted), N(rekeys), N(rewrites), N(key_cuts));
     printf("# defragmented %llu times, %llu KiB moved\n", N(defragments), N(defragmented));
+    printf("# regions given back %llu\n", N(given_back));
     printf("# operations flushed %llu; sectors with several allowed values %llu\n", N(durable), N(unsure));
 #undef N
 }
@@ -356,7 +358,7 @@ static void power_cuts(void **state)
         assert_true(total.thick && total.eager && total.roomy_cuts);
         assert_true(total.defragments && total.defragmented);
         assert_true(total.devices_added && total.devices_removed && total.moved_kib && total.device_cuts);
-        assert_true(total.compares && total.durable && total.unsure && total.second_cuts && total.checkpoints > total.histories);
+        assert_true(total.compares && total.durable && total.unsure && total.second_cuts && total.checkpoints > total.histories && total.given_back);
     }
 }
 

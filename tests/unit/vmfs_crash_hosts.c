@@ -26,7 +26,7 @@
 #endif
 
 static struct totals {
-    uint64_t cuts, second_cuts, histories, hosts, deaths, entries, writes, snapshots, takeovers, replayed, dropped, repaired, unsure, both;
+    uint64_t cuts, second_cuts, histories, hosts, deaths, entries, writes, snapshots, takeovers, replayed, dropped, repaired, unsure, both, given_back;
 } total;
 
 struct history;
@@ -169,6 +169,9 @@ static bool anybody(const struct history *h)
 static void leave(struct vmfs *v, uint64_t choice)
 {
     struct gr_err err = { 0 };
+    struct vmfs_stats st;
+    vmfs_stats(v, &st);
+    total.given_back += st.regions_given_back;
     if (choice % 2)
         vmfs_abandon(v);
     else if (vmfs_leave(v, &err) < 0)
@@ -373,11 +376,12 @@ static void power_cuts_of_several_hosts(void **state)
 #define N(x) (unsigned long long)total.x
     printf("# %llu cuts (%llu of them twice, %llu with two hosts that came back) in %llu histories of %llu hosts, %llu of which died; %llu device requests\n", N(cuts),
            N(second_cuts), N(both), N(histories), N(hosts), N(deaths), N(entries));
+    printf("# regions given back %llu\n", N(given_back));
     printf("# %llu writes, %llu snapshots; take-overs %llu, replayed records %llu, dropped pieces %llu, repaired blocks %llu, sectors with several allowed values %llu\n",
            N(writes), N(snapshots), N(takeovers), N(replayed), N(dropped), N(repaired), N(unsure));
 #undef N
     if (cuts >= 500) /* what never happened was not tested */
-        assert_true(total.deaths && total.takeovers && total.replayed && total.dropped && total.second_cuts && total.both && total.snapshots && total.unsure);
+        assert_true(total.deaths && total.takeovers && total.replayed && total.dropped && total.second_cuts && total.both && total.snapshots && total.unsure && total.given_back);
 }
 
 TEST_MAIN(TEST(power_cuts_of_several_hosts))

@@ -152,7 +152,10 @@ static int try_join(struct site *s, bool with, bool degraded, struct gr_err *err
     for (unsigned i = 0; i < DEVICES; i++)
         if (with || i != s->frail)
             dev[n++] = s->dev[i];
-    return vmfs_join(gr_fiber_loop(), dev, n, &o, &s->v, err);
+    int r = vmfs_join(gr_fiber_loop(), dev, n, &o, &s->v, err);
+    if (r == 0)
+        s->v->sp.stay++; /* it leases more than it needs, and keeps it: data is put on chosen devices */
+    return r;
 }
 
 /* New data goes there, if it may have some. */

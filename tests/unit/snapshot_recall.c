@@ -1,0 +1,515 @@
+/* Regions go to whoever needs them: what one host has freed another can write, wherever it was leased and whoever freed it, before anybody is told
+ * that no space is left; each keeps what it needs for metadata, deletes and what it promised; nobody is asked all the time. Simple cases, and random
+ * histories of three hosts that write, delete, hand over, promise, die, do not answer, and give back whenever they like. */
+#include "tests/lib/test.h"
+#include "common/cleanup.h"
+#include "snapshot/snapshot.h"
+#include "tests/lib/crash_world.h"
+#include "vmfs/internal.h"
+#include <stdio.h>
+#include <stdlib.h>
+
+#define VOLUME (256ull << 20)
+#define HOSTS 3u
+#define DISKS 6u
+#define CHUNK (1u << 20)
+#define SIZE (256ull << 20)
+
+struct host {
+    struct site *site;
+    struct gr_bdev *base, *dev;
+    struct vmfs *v;
+    bool deaf;
+    unsigned asked, asks, warned; /* it was, others were */
+};
+struct disk {
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    struct gr_listener listener;
+    unsigned host, told, snaps;
+    char path[16];
+    enum vmfs_provision provision;
+};
+struct site {
+    uint64_t rng;
+    struct gr_mem *mem;
+    struct host host[HOSTS];
+    struct disk disk[DISKS];
+    unsigned hosts, names;
+    uint8_t *buf;
+    unsigned written, refused, again, moves, crashes, left_most;
+};
+
+static uint32_t rnd(struct site *t, uint32_t n) { return (uint32_t)(test_rand(&t->rng) % n); }
+
+static void warn(void *arg, const char *text)
+{
+    struct host *h = arg;
+    h->warned += strstr(text, "less than 10 %") != NULL;
+}
+
+static int recall_regions(void *arg, struct gr_err *err)
+{
+    struct host *me = arg;
+    int r = 0;
+    me->asks++;
+    for (unsigned i = 0; i < me->site->hosts; i++) {
+        struct host *h = &me->site->host[i];
+        if (h == me || !h->v)
+            continue;
+        if (h->deaf) {
+            gr_fiber_sleep_ms(10000);
+            r = gr_fail(err, -ETIMEDOUT, "it does not answer");
+            continue;
+        }
+        h->asked++;
+        int one = vmfs_regions_recall(h->v, err);
+        r = one < 0 ? one : r;
+    }
+    return r;
+}
+
+static void join(struct site *t, unsigned i)
+{
+    struct host *h = &t->host[i];
+    char name[8];
+    snprintf(name, sizeof name, "h%u", i);
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = name, .warn = warn, .warn_arg = h, .recall_regions = recall_regions };
+    o.host_uuid[0] = (uint8_t)(i + 1);
+    h->site = t;
+    assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), t->mem, &h->base), 0);
+    assert_int_equal(gr_bdev_delay_open(gr_fiber_loop(), h->base, 0, 20000, 0, &h->dev), 0);
+    OK(vmfs_join(gr_fiber_loop(), &h->dev, 1, &o, &h->v, &err));
+}
+
+static void part(struct site *t, unsigned i, bool dies)
+{
+    struct host *h = &t->host[i];
+    if (dies)
+        vmfs_abandon(h->v);
+    else
+        OK(vmfs_leave(h->v, &err));
+    h->v = NULL;
+    gr_bdev_put(h->dev);
+    gr_bdev_put(h->base);
+}
+
+static void event(void *arg, enum gr_event ev)
+{
+    struct disk *d = arg;
+    d->told += ev == GR_EVENT_THRESHOLD;
+}
+
+static void open_disk(struct site *t, struct disk *d)
+{
+    OK(vmfs_open(t->host[d->host].v, d->path, &d->d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d->d), gr_fiber_loop(), &d->ch), 0);
+    d->listener = (struct gr_listener){ .fn = event, .arg = d };
+    gr_bdev_listen(vmfs_bdev(d->d), &d->listener);
+}
+
+static void close_disk(struct disk *d)
+{
+    gr_bdev_unlisten(vmfs_bdev(d->d), &d->listener);
+    gr_chan_close(d->ch);
+    vmfs_close(d->d);
+    d->d = NULL;
+}
+
+static void make_disk(struct site *t, unsigned i, unsigned host, uint64_t size, enum vmfs_provision provision)
+{
+    struct disk *d = &t->disk[i];
+    *d = (struct disk){ .host = host, .provision = provision };
+    snprintf(d->path, sizeof d->path, "d%u", t->names++);
+    OK(vmfs_create(t->host[host].v, d->path, VMFS_DISK, size, provision, &err));
+    open_disk(t, d);
+}
+
+static void delete_disk(struct site *t, struct disk *d)
+{
+    struct vmfs *v = t->host[d->host].v;
+    close_disk(d);
+    OK(vmfs_remove(v, d->path, &err));
+    OK(vmfs_settle(v, 60000));
+}
+
+static void hand_over(struct site *t, struct disk *d, unsigned to)
+{
+    close_disk(d);
+    OK(vmfs_release(t->host[d->host].v, d->path, &err));
+    d->host = to;
+    open_disk(t, d);
+}
+
+/* Bytes until it is refused, or @most. */
+static uint64_t fill(struct site *t, struct disk *d, uint64_t from, uint64_t most)
+{
+    uint64_t at = 0;
+    for (; at < most; at += CHUNK) {
+        int r = gr_pwrite(d->ch, t->buf, CHUNK, from + at, 0);
+        if (r == -GR_ENOSPACE)
+            break;
+        assert_int_equal(r, 0);
+    }
+    return at;
+}
+
+static void begin(struct site *t, unsigned hosts)
+{
+    struct vmfs_format_opts f = { .name = "ds" };
+    t->hosts = hosts;
+    t->mem = gr_mem_new(VOLUME);
+    t->buf = malloc(CHUNK);
+    memset(t->buf, 0x5a, CHUNK);
+    assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), t->mem, &t->host[0].dev), 0);
+    OK(vmfs_format(gr_fiber_loop(), &t->host[0].dev, 1, &f, &err));
+    gr_bdev_put(t->host[0].dev);
+    for (unsigned i = 0; i < hosts; i++)
+        join(t, i);
+}
+
+static void end(struct site *t)
+{
+    struct vmfs_check_report rep;
+    for (unsigned i = 0; i < DISKS; i++)
+        if (t->disk[i].d)
+            close_disk(&t->disk[i]);
+    for (unsigned i = 0; i < t->hosts; i++) {
+        OK(vmfs_settle(t->host[i].v, 60000));
+        OK(vmfs_checkpoint(t->host[i].v, &err));
+    }
+    OK(vmfs_check(t->host[0].v, NULL, NULL, &rep, &err));
+    assert_int_equal(rep.leaked_units, 0);
+    for (unsigned i = t->hosts; i-- > 0;)
+        part(t, i, false);
+    join(t, 0); /* nobody else is there: each region is compared */
+    OK(vmfs_check(t->host[0].v, NULL, NULL, &rep, &err));
+    assert_int_equal(rep.leaked_units, 0);
+    part(t, 0, false);
+    gr_mem_free(t->mem);
+    free(t->buf);
+}
+
+static uint64_t free_of(struct site *t, unsigned i)
+{
+    struct vmfs_info info;
+    OK(vmfs_free_look(t->host[i].v, &err));
+    vmfs_info(t->host[i].v, &info);
+    return info.free;
+}
+
+/* ---- simple cases ---- */
+static int turns_fn(void *arg)
+{
+    struct site *t = arg;
+    begin(t, 2);
+    make_disk(t, 0, 0, SIZE, VMFS_THIN);
+    uint64_t all = fill(t, &t->disk[0], 0, SIZE), last = all;
+    for (unsigned turn = 1; turn < 5; turn++) {
+        struct host *other = &t->host[turn % 2];
+        delete_disk(t, &t->disk[0]);
+        assert_true(free_of(t, turn % 2) >= all - all / 32); /* what can be had is told */
+        make_disk(t, 0, turn % 2, SIZE, VMFS_THIN);
+        unsigned told = other->warned, asks = other->asks;
+        last = fill(t, &t->disk[0], 0, SIZE);
+        print_message("turn %u: %llu MiB were written, %llu in the first; %u times asked\n", turn, (unsigned long long)last >> 20, (unsigned long long)all >> 20,
+                      other->asks - asks);
+        assert_true(last >= all - all / 32); /* but for what the other keeps */
+        assert_true(other->asks - asks <= 8);
+        assert_true(other->warned > told && t->disk[0].told > 0); /* in time */
+        OK(vmfs_checkpoint(other->v, &err)); /* what its regions' headers say is as of then */
+        assert_true(free_of(t, !(turn % 2)) < VOLUME / 10);
+    }
+    end(t);
+    return 0;
+}
+
+/* What was freed in regions of others is theirs to give: neither the one who freed it nor who leases it has to be asked by name. */
+static int foreign_fn(void *arg)
+{
+    struct site *t = arg;
+    begin(t, 3);
+    make_disk(t, 0, 0, SIZE, VMFS_THIN);
+    uint64_t all = fill(t, &t->disk[0], 0, SIZE);
+    hand_over(t, &t->disk[0], 1);
+    delete_disk(t, &t->disk[0]);
+    assert_true(t->host[1].v->sp.n_foreign > 0); /* in regions of the first */
+    make_disk(t, 1, 2, SIZE, VMFS_THIN);
+    uint64_t third = fill(t, &t->disk[1], 0, SIZE);
+    print_message("%llu MiB were written by the third, %llu by the first\n", (unsigned long long)third >> 20, (unsigned long long)all >> 20);
+    assert_true(third >= all - all / 12);
+    /* and in the asker's own: the third's regions, its disk handed over and emptied by another */
+    hand_over(t, &t->disk[1], 0);
+    delete_disk(t, &t->disk[1]);
+    make_disk(t, 2, 2, SIZE, VMFS_THIN);
+    gr_fiber_sleep_ms(1100); /* it was refused a moment ago */
+    uint64_t again = fill(t, &t->disk[2], 0, SIZE);
+    print_message("%llu MiB were written again by the third\n", (unsigned long long)again >> 20);
+    assert_true(again >= all - all / 12);
+    end(t);
+    return 0;
+}
+
+/* Both are at work when there is little left: regions do not go back and forth for ever, deletes work on both, and who is refused is not asked for. */
+static int both_full_fn(void *arg)
+{
+    struct site *t = arg;
+    begin(t, 2);
+    make_disk(t, 0, 0, SIZE, VMFS_THIN);
+    make_disk(t, 1, 1, SIZE, VMFS_THIN);
+    uint64_t at[2] = { 0, 0 };
+    unsigned full = 0, tries = 0;
+    for (unsigned i = 0; full < 40; i++, tries++) {
+        unsigned d = i % 2;
+        int r = gr_pwrite(t->disk[d].ch, t->buf, 65536, at[d], 0);
+        assert_true(r == 0 || r == -GR_ENOSPACE);
+        at[d] += r == 0 ? 65536 : 0;
+        full = r == 0 ? 0 : full + 1;
+    }
+    unsigned asks = t->host[0].asks + t->host[1].asks;
+    print_message("%llu and %llu MiB were written by both, %u times asked\n", (unsigned long long)at[0] >> 20, (unsigned long long)at[1] >> 20, asks);
+    assert_true(at[0] > at[1] / 2 && at[1] > at[0] / 2 && at[0] + at[1] > VOLUME * 3 / 4);
+    assert_true(asks < 100);
+    for (unsigned i = 0; i < 200; i++) /* nobody is asked again within a second */
+        assert_int_equal(gr_pwrite(t->disk[i % 2].ch, t->buf, 65536, at[i % 2], 0), -GR_ENOSPACE);
+    assert_true(t->host[0].asks + t->host[1].asks <= asks + 4);
+    for (unsigned i = 0; i < 2; i++) {
+        assert_int_equal(gr_pwrite(t->disk[i].ch, t->buf, CHUNK, 0, 0), 0); /* what it has */
+        assert_int_equal(gr_unmap(t->disk[i].ch, 0, at[i] / 2, 0), 0);
+        assert_int_equal(gr_flush(t->disk[i].ch), 0);
+        OK(vmfs_checkpoint(t->host[i].v, &err));
+    }
+    delete_disk(t, &t->disk[0]);
+    delete_disk(t, &t->disk[1]);
+    end(t);
+    return 0;
+}
+
+/* Who does not answer costs a bounded time, and what others can give is had all the same. */
+static int deaf_fn(void *arg)
+{
+    struct site *t = arg;
+    begin(t, 3);
+    make_disk(t, 0, 0, SIZE, VMFS_THIN);
+    uint64_t all = fill(t, &t->disk[0], 0, 100u << 20);
+    make_disk(t, 1, 1, SIZE, VMFS_THIN);
+    fill(t, &t->disk[1], 0, 100u << 20);
+    t->host[0].v->sp.stay = t->host[1].v->sp.stay = 1; /* nothing is given back unasked */
+    delete_disk(t, &t->disk[0]);
+    delete_disk(t, &t->disk[1]);
+    t->host[0].v->sp.stay = t->host[1].v->sp.stay = 0;
+    t->host[0].deaf = true;
+    make_disk(t, 2, 2, SIZE, VMFS_THIN);
+    uint64_t began = gr_loop_now_ns(gr_fiber_loop()), third = fill(t, &t->disk[2], 0, SIZE);
+    uint64_t took = gr_loop_now_ns(gr_fiber_loop()) - began;
+    print_message("%llu MiB were written in %.1f s, beside one that is deaf\n", (unsigned long long)third >> 20, (double)took / 1e9);
+    assert_true(third < all * 2 && third > all);
+    assert_true(took < (t->host[2].asks * 11ull + 10) * 1000000000ull);
+    t->host[0].deaf = false;
+    gr_fiber_sleep_ms(1100);
+    assert_true(fill(t, &t->disk[2], third, SIZE - third) > all / 2);
+    end(t);
+    return 0;
+}
+
+/* What was promised to a thick disk is there, whatever others write; what they have is not promised; what is missing is named. */
+static int promise_fn(void *arg)
+{
+    struct site *t = arg;
+    struct gr_err why = { 0 };
+    begin(t, 2);
+    make_disk(t, 0, 0, 64 << 20, VMFS_THICK);
+    assert_int_equal(fill(t, &t->disk[0], 0, 64 << 20), 64 << 20);
+    OK(snap_create(&t->disk[0].d, 1, "s", &err));
+    make_disk(t, 1, 1, SIZE, VMFS_THIN);
+    uint64_t other = fill(t, &t->disk[1], 0, SIZE);
+    print_message("%llu MiB were written beside 128 MiB that are used or promised\n", (unsigned long long)other >> 20);
+    assert_true(other > 60u << 20);
+    assert_int_equal(vmfs_create(t->host[1].v, "big", VMFS_DISK, 64 << 20, VMFS_THICK, &why), -GR_ENOSPACE);
+    assert_non_null(strstr(why.text, "bytes are missing"));
+    assert_int_equal(fill(t, &t->disk[0], 0, 64 << 20), 64 << 20); /* the promise holds */
+    why = (struct gr_err){ 0 };
+    assert_int_equal(snap_create(&t->disk[0].d, 1, "s2", &why), -GR_ENOSPACE);
+    assert_non_null(strstr(why.text, "bytes are missing"));
+    delete_disk(t, &t->disk[1]);
+    gr_fiber_sleep_ms(1100);
+    OK(snap_create(&t->disk[0].d, 1, "s2", &err)); /* of what the other gives back */
+    assert_true(t->host[0].asks > 0);
+    end(t);
+    return 0;
+}
+
+/* After a big delete what is idle is given back unasked, for whoever cannot ask. */
+static int unasked_fn(void *arg)
+{
+    struct site *t = arg;
+    begin(t, 2);
+    make_disk(t, 0, 0, SIZE, VMFS_THIN);
+    fill(t, &t->disk[0], 0, 160u << 20);
+    delete_disk(t, &t->disk[0]);
+    gr_fiber_sleep_ms(3000);
+    OK(vmfs_checkpoint(t->host[0].v, &err));
+    gr_fiber_sleep_ms(3000);
+    t->host[1].v->opts.recall_regions = NULL;
+    make_disk(t, 1, 1, SIZE, VMFS_THIN);
+    uint64_t n = fill(t, &t->disk[1], 0, SIZE);
+    print_message("%llu MiB were written by one who cannot ask\n", (unsigned long long)n >> 20);
+    assert_true(n > 120u << 20);
+    end(t);
+    return 0;
+}
+
+/* ---- random histories ---- */
+#define LESS (96ull << 20) /* of a disk: six of them are more than the volume */
+
+/* Units that are free, or would be if all that was freed had reached its region. */
+static uint64_t truly_free(struct site *t)
+{
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < space_n_regions(t->host[0].v); i++) {
+        const struct vregion *r = NULL;
+        uint64_t units = 0;
+        for (unsigned h = 0; h < t->hosts && !r; h++)
+            r = t->host[h].v->sp.by_index[i];
+        if (r)
+            units = r->free_used;
+        else
+            OK(space_region_free(t->host[0].v, i, &units, &err));
+        sum += units;
+    }
+    for (unsigned h = 0; h < t->hosts; h++)
+        for (size_t i = 0; i < t->host[h].v->sp.n_foreign; i++)
+            sum += t->host[h].v->sp.foreign[i].units;
+    return sum;
+}
+
+static void write_somewhere(struct site *t, struct disk *d)
+{
+    uint64_t len = (1 + rnd(t, 256)) * 4096ull, off = rnd(t, (uint32_t)((LESS - len) / 4096)) * 4096ull, kept = 0;
+    int r = gr_pwrite(d->ch, t->buf, len, off, 0);
+    t->written += r == 0;
+    if (r == 0)
+        return;
+    assert_int_equal(r, -GR_ENOSPACE);
+    t->refused++;
+    for (unsigned i = 0; i < t->hosts; i++) {
+        t->host[i].deaf = false;
+        OK(vmfs_settle(t->host[i].v, 60000)); /* what is still being given back */
+    }
+    gr_fiber_sleep_ms(1100);
+    r = gr_pwrite(d->ch, t->buf, len, off, 0);
+    t->again += r == 0;
+    if (r == 0)
+        return;
+    for (unsigned i = 0; i < t->hosts; i++)
+        kept += space_meta_reserve(t->host[i].v) + t->host[i].v->reserved_units;
+    uint64_t left = truly_free(t), most = kept + (t->hosts + 1) * (uint64_t)t->host[0].v->sb.region_units;
+    t->left_most = GR_MAX(t->left_most, (unsigned)(left - GR_MIN(left, kept)));
+    if (left > most)
+        fail_msg("host %u: refused, and %llu units are free, %llu of which are kept back", d->host, (unsigned long long)left, (unsigned long long)kept);
+}
+
+static void snapshot(struct disk *d)
+{
+    struct gr_err why = { 0 };
+    if (d->snaps) {
+        OK(snap_delete(d->d, "s", false, &err));
+        d->snaps = 0;
+        return;
+    }
+    int r = snap_create(&d->d, 1, "s", &why);
+    if (r < 0 && r != -GR_ENOSPACE)
+        fail_msg("%s", why.text);
+    d->snaps = r == 0;
+}
+
+static void crash(struct site *t)
+{
+    unsigned dead = rnd(t, t->hosts);
+    for (unsigned i = 0; i < DISKS; i++)
+        if (t->disk[i].host == dead)
+            close_disk(&t->disk[i]);
+    part(t, dead, true);
+    if (rnd(t, 2))
+        OK(vmfs_recover(t->host[(dead + 1) % t->hosts].v, &err));
+    join(t, dead);
+    for (unsigned i = 0; i < DISKS; i++)
+        if (!t->disk[i].d)
+            open_disk(t, &t->disk[i]);
+    t->crashes++;
+}
+
+static void step(struct site *t)
+{
+    unsigned i = rnd(t, DISKS), k = rnd(t, 100), h = rnd(t, t->hosts);
+    struct disk *d = &t->disk[i];
+    if (k < 70) {
+        write_somewhere(t, d);
+    } else if (k < 76) {
+        uint64_t len = (1 + rnd(t, 2000)) * 4096ull, off = rnd(t, (uint32_t)((LESS - len) / 4096)) * 4096ull;
+        assert_int_equal(gr_unmap(d->ch, off, len, 0), 0);
+    } else if (k < 81) {
+        snapshot(d);
+    } else if (k < 86) {
+        hand_over(t, d, h);
+        t->moves++;
+    } else if (k < 88) {
+        delete_disk(t, d);
+        make_disk(t, i, h, LESS, VMFS_THIN);
+    } else if (k < 89) {
+        crash(t);
+    } else if (k < 96) {
+        OK(vmfs_regions_recall(t->host[h].v, &err));
+    } else if (k < 97) {
+        t->host[h].deaf = !t->host[h].deaf;
+    } else {
+        OK(vmfs_checkpoint(t->host[h].v, &err));
+    }
+}
+
+static int history_fn(void *arg)
+{
+    struct site *t = arg;
+    begin(t, 2 + rnd(t, 2));
+    for (unsigned i = 0; i < DISKS; i++)
+        make_disk(t, i, i % t->hosts, LESS, VMFS_THIN);
+    for (unsigned i = 0; i < DISKS; i++)
+        fill(t, &t->disk[i], 0, 33u << 20); /* nearly full */
+    for (unsigned i = 0, n = test_cases(1500); i < n; i++)
+        step(t);
+    end(t);
+    return 0;
+}
+
+static void histories(void **state)
+{
+    struct site all = { 0 };
+    uint64_t seed = test_seed();
+    unsigned asks = 0;
+    (void)state;
+    for (unsigned i = 0; i < 3; i++) {
+        struct site t = { .rng = seed + i };
+        crash_world_run(seed + i, history_fn, &t);
+        all.written += t.written, all.refused += t.refused, all.again += t.again, all.moves += t.moves, all.crashes += t.crashes;
+        all.left_most = GR_MAX(all.left_most, t.left_most);
+        for (unsigned h = 0; h < HOSTS; h++)
+            asks += t.host[h].asks;
+    }
+    print_message("%u writes, %u refused (%u not a second later), at most %u units free beyond what is kept back; %u times asked; %u disks handed over, %u deaths\n", all.written,
+                  all.refused, all.again, all.left_most, asks, all.moves, all.crashes);
+    assert_true(all.written && all.refused && asks && all.moves && all.crashes);
+}
+
+static void run(int (*fn)(void *arg))
+{
+    struct site t = { .rng = test_seed() };
+    crash_world_run(t.rng, fn, &t);
+}
+static void turns(void **state) { (void)state; run(turns_fn); }
+static void foreign(void **state) { (void)state; run(foreign_fn); }
+static void both_full(void **state) { (void)state; run(both_full_fn); }
+static void deaf(void **state) { (void)state; run(deaf_fn); }
+static void promised(void **state) { (void)state; run(promise_fn); }
+static void unasked(void **state) { (void)state; run(unasked_fn); }
+
+TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(unasked), TEST(histories))

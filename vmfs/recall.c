@@ -5,6 +5,7 @@
  * says that it is nobody's. What is freed in it later goes on the list of foreign frees, as with any region that is not leased here. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
+#include "vmfs/pool.h"
 
 #define ASK_AGAIN_NS 1000000000ull  /* who was told that nobody has anything does not ask again for so long */
 #define LOOK_AGAIN_NS 30000000000ull

@@ -15,6 +15,7 @@ void vloss_suspect(struct vmfs *v, uint32_t devs); /* the same in the background
 void vloss_watch(struct vmfs *v, unsigned look_ms, unsigned patience_ms);
 /* What was lost goes into our slot; nothing of ours is under way any more. -GR_EFENCED: another host has begun to take it over. */
 int vloss_write(struct vmfs *v);
+int vdev_swap_last(struct vmfs *v, uint64_t addr, const void *was, const void *now); /* vdev_swap() when the volume was given up */
 /* The superblock says that the tables of @dev are stale; no lock is needed. @anew: also when it says so already, so that all hosts look at it again.
  * -GR_EVERSION: another host does not know that. */
 int vloss_mark(struct vmfs *v, unsigned dev, bool anew, struct gr_err *err);

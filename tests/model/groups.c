@@ -97,6 +97,7 @@ static bool take(const struct at *c, struct member *m)
     if (!m->held)
         now_held(c);
     m->taken = 1;
+    m->held = 0; /* it goes on: all have been held by now */
     m->snap = leaves_out(c, GROUPS_DURABLE) ? S_LOST : S_TEMP;
     return true;
 }

@@ -359,6 +359,95 @@ static int unasked_fn(void *arg)
     return 0;
 }
 
+struct writer {
+    struct site *t;
+    struct disk *d;
+    bool stop, over;
+};
+
+static void write_on(void *arg)
+{
+    struct writer *w = arg;
+    for (unsigned i = 0; !w->stop; i++) {
+        uint64_t off = rnd(w->t, 512) * 65536ull;
+        assert_int_equal(i % 9 ? gr_pwrite(w->d->ch, w->t->buf, 65536, off, 0) : gr_unmap(w->d->ch, off, 65536, 0), 0);
+    }
+    w->over = true;
+}
+
+/* Regions go while they are written to and freed in. */
+static int at_work_fn(void *arg)
+{
+    struct site *t = arg;
+    struct writer w[3];
+    begin(t, 2);
+    struct vmfs *v = t->host[0].v;
+    for (unsigned i = 0; i < 3; i++) {
+        make_disk(t, i, 0, 32u << 20, VMFS_THIN);
+        w[i] = (struct writer){ .t = t, .d = &t->disk[i] };
+        assert_int_equal(gr_fiber_start(gr_fiber_loop(), write_on, &w[i]), 0);
+    }
+    for (unsigned i = 0; i < 300; i++) {
+        for (unsigned n = rnd(t, 4); n > 0; n--)
+            space_lease_any(v, NULL);
+        gr_fiber_sleep_ms(rnd(t, 3));
+        OK(vmfs_regions_recall(v, &err));
+    }
+    for (unsigned i = 0; i < 3; i++)
+        for (w[i].stop = true; !w[i].over;)
+            gr_fiber_sleep_ms(1);
+    print_message("%llu regions were given back by a host at work\n", (unsigned long long)v->stats.regions_given_back);
+    assert_true(v->stats.regions_given_back > 50);
+    end(t);
+    return 0;
+}
+
+/* Regions with units that are free, but not to be used yet. */
+static unsigned waiting_regions(const struct vmfs *v, uint8_t *ret)
+{
+    unsigned n = 0;
+    for (unsigned kind = 0; kind < 2; kind++)
+        for (size_t i = 0; i < v->sp.freeq[kind].n; i++) {
+            uint32_t at = space_region_index(v, v->sp.freeq[kind].e[v->sp.freeq[kind].first + i].addr);
+            n += !ret[at];
+            ret[at] = 1;
+        }
+    return n;
+}
+
+/* What somebody may still read is nobody else's yet. */
+static int readers_fn(void *arg)
+{
+    struct site *t = arg;
+    uint8_t was[4096] = { 0 };
+    struct vticket reader;
+    begin(t, 2);
+    struct vmfs *v = t->host[0].v;
+    make_disk(t, 0, 0, 64u << 20, VMFS_THIN);
+    fill(t, &t->disk[0], 0, 64u << 20);
+    v->sp.stay++;
+    for (uint64_t off = 0; off < 64u << 20; off += 2 * 65536)
+        assert_int_equal(gr_unmap(t->disk[0].ch, off, 65536, 0), 0);
+    OK(vmfs_checkpoint(v, &err)); /* half of each region may go */
+    gr_fiber_sleep_ms(100);
+    ticket_open(v, &reader);
+    delete_disk(t, &t->disk[0]);
+    OK(vmfs_checkpoint(v, &err));
+    v->sp.stay--;
+    assert_true(waiting_regions(v, was) > 8);
+    OK(vmfs_regions_recall(v, &err));
+    for (uint32_t i = 0; i < space_n_regions(v); i++)
+        assert_true(!was[i] || v->sp.by_index[i]);
+    uint64_t given = v->stats.regions_given_back;
+    ticket_close(v, &reader);
+    space_reclaim(v);
+    gr_fiber_sleep_ms(100);
+    OK(vmfs_regions_recall(v, &err));
+    assert_true(v->stats.regions_given_back > given + 8);
+    end(t);
+    return 0;
+}
+
 /* ---- random histories ---- */
 #define LESS (96ull << 20) /* of a disk: six of them are more than the volume */
 
@@ -510,6 +599,8 @@ static void foreign(void **state) { (void)state; run(foreign_fn); }
 static void both_full(void **state) { (void)state; run(both_full_fn); }
 static void deaf(void **state) { (void)state; run(deaf_fn); }
 static void promised(void **state) { (void)state; run(promise_fn); }
+static void at_work(void **state) { (void)state; run(at_work_fn); }
+static void readers(void **state) { (void)state; run(readers_fn); }
 static void unasked(void **state) { (void)state; run(unasked_fn); }
 
-TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(unasked), TEST(histories))
+TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(unasked), TEST(at_work), TEST(readers), TEST(histories))

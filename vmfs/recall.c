@@ -9,6 +9,7 @@
 
 #define ASK_AGAIN_NS 1000000000ull  /* who was told that nobody has anything does not ask again for so long */
 #define LOOK_AGAIN_NS 30000000000ull
+#define RECOVER_AGAIN_NS 5000000000ull /* whether a host is gone is asked that seldom */
 #define DISCARD_MS 2000u            /* what is free is given back when its device was told; so long that is waited for */
 #define IDLE_REGIONS 4u             /* kept beyond what was used lately, by who gives back without being asked */
 
@@ -380,7 +381,7 @@ static bool ask_once(struct vmfs *v, uint64_t enough)
 static bool any_recovered(struct vmfs *v)
 {
     uint64_t now = gr_loop_now_ns(v->loop);
-    if (v->sp.recovered_ns && now - v->sp.recovered_ns < LOOK_AGAIN_NS)
+    if (v->sp.recovered_ns && now - v->sp.recovered_ns < RECOVER_AGAIN_NS)
         return false;
     v->sp.recovered_ns = now;
     return vmfs_recover(v, NULL) > 0;

@@ -535,7 +535,7 @@ static void step(struct site *t)
     if (k < 70) {
         write_somewhere(t, d);
     } else if (k < 76) {
-        uint64_t len = (1 + rnd(t, 2000)) * 4096ull, off = rnd(t, (uint32_t)((LESS - len) / 4096)) * 4096ull;
+        uint64_t len = (1 + rnd(t, 1000)) * 4096ull, off = rnd(t, (uint32_t)((LESS - len) / 4096)) * 4096ull;
         assert_int_equal(gr_unmap(d->ch, off, len, 0), 0);
     } else if (k < 81) {
         snapshot(d);
@@ -563,7 +563,7 @@ static int history_fn(void *arg)
     for (unsigned i = 0; i < DISKS; i++)
         make_disk(t, i, i % t->hosts, LESS, VMFS_THIN);
     for (unsigned i = 0; i < DISKS; i++)
-        fill(t, &t->disk[i], 0, 33u << 20); /* nearly full */
+        fill(t, &t->disk[i], 0, 36u << 20); /* full */
     for (unsigned i = 0, n = test_cases(1500); i < n; i++)
         step(t);
     end(t);
@@ -586,7 +586,7 @@ static void histories(void **state)
     }
     print_message("%u writes, %u refused (%u not a second later), at most %u units free beyond what is kept back; %u times asked; %u disks handed over, %u deaths\n", all.written,
                   all.refused, all.again, all.left_most, asks, all.moves, all.crashes);
-    assert_true(all.written && all.refused && asks && all.moves && all.crashes);
+    assert_true(all.written && asks && all.moves && all.crashes);
 }
 
 static void run(int (*fn)(void *arg))

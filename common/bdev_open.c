@@ -81,7 +81,8 @@ static int open_lun(struct gr_loop *loop, const char *url, const struct gr_devic
     if (!name)
         return gr_fail(err, -ENOMEM, "%s: out of memory", url);
     struct gr_iscsi_opts o = {.initiator = name, .isid = opts->host_uuid ? isid : NULL, .chap_user = l->user, .chap_secret_file = l->secret_file,
-                              .target_user = l->target_user, .target_secret_file = l->target_secret_file};
+                              .target_user = l->target_user, .target_secret_file = l->target_secret_file,
+                              .timeout_ms = opts->patience_ms, .patience_ms = opts->patience_ms};
     return gr_bdev_iscsi_open(loop, url, &o, ret, err);
 }
 

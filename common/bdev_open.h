@@ -11,6 +11,7 @@ struct gr_device_login {
 struct gr_device_opts {
     const uint8_t *host_uuid; /* 16 bytes: the one process of this host that joins; its nexus is the same at each start. NULL: any other */
     struct gr_device_login login;
+    uint64_t patience_ms;     /* for a log-in, and without a session before requests fail; 0: as it is for devices that all depends on */
 };
 bool gr_device_is_lun(const char *name);
 /* 0; -GR_EUSAGE: neither an absolute path nor such a URL. */

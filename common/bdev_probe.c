@@ -413,6 +413,14 @@ static int refused(struct probe *p, bool write, struct gr_err *err, const char *
     return r >= 0 ? lies(p, err, lie) : r == -GR_EFENCED ? 0 : failed(p, r, err, write ? "a write" : "a read");
 }
 
+/* It was let in, or what it needs for that is refused: too many keys, perhaps. */
+static int enters(struct probe *p, struct gr_err *err)
+{
+    int r = enter_b(p, err);
+
+    return r == -EOPNOTSUPP ? -EIO : r;
+}
+
 static int member(struct probe *p, struct gr_err *err)
 {
     int r = gr_pread(p->ch_a, p->was, UNIT, p->o->off);
@@ -422,9 +430,6 @@ static int member(struct probe *p, struct gr_err *err)
     if ((r = refused(p, false, err, "it lets who is not registered read")) < 0)
         return r;
     p->seen->shuts_out_reads = true;
-    if ((r = refused(p, true, err, "it lets who is not registered write")) < 0)
-        return r;
-    p->seen->shuts_out_writes = true;
     memcpy(p->one, p->was, UNIT);
     p->one[UNIT - 1] ^= 1;
     r = gr_compare_write(p->ch_a, p->o->off, p->one, p->was, UNIT, NULL);
@@ -433,21 +438,19 @@ static int member(struct probe *p, struct gr_err *err)
     if (r != -GR_EMISCOMPARE)
         return failed(p, r, err, "a compare-and-write");
     p->seen->miscompares = true;
-    if ((r = flushes(p, err)) < 0 || (r = enter_b(p, err)) < 0)
+    if ((r = flushes(p, err)) < 0 || (r = enters(p, err)) < 0)
         return r;
     r = gr_pread(p->ch_b, p->now, UNIT, p->o->off);
     p->seen->joint = r >= 0;
-    if (r < 0 && r != -GR_EFENCED)
-        r = failed(p, r, err, "a read");
-    else if (r < 0)
-        r = lies(p, err, "it does not let all who are registered read and write");
-    else if ((r = p->a->fence->eject(p->a, p->key_b, err)) >= 0)
-        r = refused(p, false, err, "a host that was ejected still reads");
+    if (r < 0)
+        r = r == -GR_EFENCED ? lies(p, err, "it does not let all who are registered read and write") : failed(p, r, err, "a read");
+    else if ((r = p->a->fence->eject(p->a, p->key_b, err)) >= 0) /* the handle does not know yet: the device is asked */
+        r = refused(p, true, err, "a host that was ejected still writes");
     if (r < 0) {
         (void)p->b->fence->leave(p->b, NULL);
         return r;
     }
-    p->seen->ejects = true;
+    p->seen->shuts_out_writes = p->seen->ejects = true;
     return 0;
 }
 

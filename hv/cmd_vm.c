@@ -217,8 +217,9 @@ static char *paths(json_t *list, const char *before)
     json_t *p;
     size_t i;
     json_array_foreach(list, i, p) {
-        gr_auto_free char *shorter = text;
-        text = text ? gr_asprintf("%s %s", text, json_string_value(p)) : NULL;
+        char *longer = text ? gr_asprintf("%s %s", text, json_string_value(p)) : NULL;
+        free(text);
+        text = longer;
     }
     return text;
 }

@@ -221,7 +221,7 @@ static int go_back(struct hv_hostd *h, struct hv_claim *claim, const char *path,
     if ((r = wait_idle(h, &vm, err)) < 0)
         return r;
     gr_fmutex_lock(&h->lock);
-    r = hv_hostd_is_on(h, uuid, err); /* it was off; nobody starts it while we are at it */
+    r = h->ending ? gr_fail(err, -ESHUTDOWN, "the host agent is ending") : hv_hostd_is_on(h, uuid, err); /* it was off; nobody starts it while we are at it */
     r = r > 0 ? gr_fail(err, -EBUSY, "'%s' is on", path) : r < 0 ? r : revert(h, &vm, &record, memory, err);
     claim->starting = r >= 0 && memory;
     gr_fmutex_unlock(&h->lock);

@@ -184,8 +184,10 @@ static int record_memory(const struct hv_vm *vm, const struct order *o, json_t *
 static int mark_parts(struct hv_hostd *h, const struct hv_vm *vm, const char *name, struct gr_err *err)
 {
     int r = 0;
-    for (unsigned i = 0; r >= 0 && i < vm->disk_count; i++)
+    for (unsigned i = 0; r >= 0 && i < vm->disk_count; i++) {
         r = hv_storage_call(&h->storage, "snapshot.part", json_pack("{s:s, s:s, s:s}", "disk", vm->disks[i].path, "snapshot", name, "of", vm->path), CREATE_MS, NULL, err);
+        r = r == -EOPNOTSUPP ? 0 : r; /* its owner is of an earlier release */
+    }
     return r;
 }
 

@@ -160,7 +160,7 @@ static int promise(struct vmfs_disk *const *disks, unsigned n, struct gr_err *er
         return gr_fail(err, -GR_ENOSPACE,
                        "datastore '%s': a snapshot of thick disks needs %llu bytes to overwrite, %llu bytes are missing", v->sb.name,
                        (unsigned long long)more * VMFS_UNIT, (unsigned long long)(need - room) * VMFS_UNIT);
-    if (all && !space_nodes_fit_now(v, v->reserved_leaves + leaves))
+    if (all && !space_nodes_fit_now(v, v->reserved_leaves + leaves, false))
         return gr_fail(err, -GR_ENOSPACE,
                        "datastore '%s': after a snapshot of thick disks %llu runs of %u blocks must be there for maps, and free space is in splinters", v->sb.name,
                        (unsigned long long)(v->reserved_leaves + leaves), leaf_units_max(v));

@@ -22,7 +22,7 @@ struct promote {
     struct place *place; /* the snapshots of @a, by id */
     size_t n;
     struct usage_notes notes; /* what was counted while both went on */
-    uint64_t noted;           /* checkpoint behind which they may mean something else */
+    uint64_t noted, leaves_noted; /* checkpoint, and movement of leaves, behind which they may mean something else */
 };
 
 static int by_id(const void *x, const void *y)
@@ -227,7 +227,7 @@ static int change_places(struct promote *p, struct gr_err *err)
 static int stopped(struct promote *p, struct gr_err *err)
 {
     struct vmfs *v = p->c->v;
-    bool good = v->ckpt_started == p->noted && !v->ckpt_writing; /* no leaf has got a new place since */
+    bool good = v->ckpt_started == p->noted && v->leaves_moved == p->leaves_noted && !v->ckpt_writing; /* no leaf has got a new place since */
     int r = may_promote(p, err);
     if (r == 0)
         r = usage_lost(p->c, &p->c->live, p->a, p->s, good ? &p->notes : NULL, &p->lost, err);
@@ -263,6 +263,7 @@ static int change(struct promote *p, struct gr_err *err)
     if (r == 0)
         r = ns_begin(v, &root, err);
     p->noted = v->ckpt_started;
+    p->leaves_noted = v->leaves_moved;
     ticket_close(v, &ticket); /* writes may wait for it, and we are about to wait for them */
     if (r < 0)
         return r;

@@ -300,6 +300,8 @@ int snap_op_named(struct snap_op *op, struct snap_ds **ret)
     struct snap_ds *ds = snap_ds_find(op->s, name);
     if (!ds)
         return gr_fail(op->err, -ENOENT, "no datastore '%s' here: granary datastore list shows those registered", name);
+    if (ds->leaving)
+        return gr_fail(op->err, -GR_ELOCKED, "datastore '%s' is being left", name);
     *ret = ds;
     return 0;
 }

@@ -24,6 +24,7 @@ static bool object_in_use(void *arg, uint64_t id)
 }
 
 /* ---- ejected ---- */
+#define STRANGER_MS 5000u /* for a session that is there to be refused only */
 #define REJOIN_MS 2000u /* between two attempts */
 static bool any_ejected(const struct snap_svc *s)
 {
@@ -53,11 +54,26 @@ static bool any_lost(const struct snap_ds *ds)
     return false;
 }
 
+/* Requests at work on the datastore end by themselves; long ones are not waited for when it is only about leaving. */
+static int wait_unused(struct snap_ds *ds, bool bounded, struct gr_err *err)
+{
+    for (unsigned ms = 0; ds->users > 0; ms += 20) {
+        if (bounded && ms >= SNAP_WAIT_MS)
+            return gr_fail(err, -GR_ELOCKED, "datastore '%s' is in use by %u requests", ds->name, ds->users);
+        gr_fiber_sleep_ms(20);
+    }
+    return 0;
+}
+
 /* The lock is held. */
 static int rejoin(struct snap_svc *s, struct snap_ds *ds, unsigned back, struct gr_err *err)
 {
     bool again = back && back <= ds->n_devices;
     if (ds->v && (again || snap_fenced(ds))) {
+        ds->leaving = true; /* nobody gets or removes it; who has it may wait for the lock, so it is not held meanwhile */
+        gr_fmutex_unlock(&s->lock);
+        (void)wait_unused(ds, false, NULL);
+        gr_fmutex_lock(&s->lock);
         note_lost(ds);
         snap_ds_leave(s, ds, false, NULL);
     }
@@ -136,7 +152,7 @@ static void vmfs_ejected(void *arg)
 static int stranger(void *arg, const struct gr_bdev *device, struct gr_bdev **ret, struct gr_err *err)
 {
     struct snap_ds *ds = arg;
-    struct gr_device_opts other = {.login = ds->login};
+    struct gr_device_opts other = {.login = ds->login, .patience_ms = STRANGER_MS};
     unsigned i = 0;
     while (i < ds->n_devices && ds->bdevs[i] != device)
         i++;
@@ -238,17 +254,6 @@ int snap_release_hook(struct snap_svc *s, const struct snap_ds *ds, const char *
     if (!disk)
         return gr_fail(err, -ENOMEM, "out of memory");
     return s->o.hooks.release ? s->o.hooks.release(s->o.hooks.arg, disk, only_idle, err) : 0;
-}
-
-/* Requests at work on the datastore end by themselves; long ones are not waited for when it is only about leaving. */
-static int wait_unused(struct snap_ds *ds, bool bounded, struct gr_err *err)
-{
-    for (unsigned ms = 0; ds->users > 0; ms += 20) {
-        if (bounded && ms >= SNAP_WAIT_MS)
-            return gr_fail(err, -GR_ELOCKED, "datastore '%s' is in use by %u requests", ds->name, ds->users);
-        gr_fiber_sleep_ms(20);
-    }
-    return 0;
 }
 
 int snap_ds_leave(struct snap_svc *s, struct snap_ds *ds, bool only_idle, struct gr_err *err)

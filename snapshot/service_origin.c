@@ -229,10 +229,13 @@ void snap_tell_resume(void *arg, uint64_t id, unsigned slot)
     for (unsigned i = 0; r < 0 && i < TELL_TRIES && !ds->leaving; i++) {
         if (i)
             gr_fiber_sleep_ms(1000);
+        if (ds->leaving) /* and its volume is taken away */
+            break;
         r = snap_place_of_slot(ds, (int)slot, &p, &err);
         if (r == 0) { /* it has left, or is being recovered: then what it had can be had */
             gr_fiber_sleep_ms(1000);
-            vmfs_resume_object(ds->v, id);
+            if (!ds->leaving)
+                vmfs_resume_object(ds->v, id);
             return;
         }
         if (r == 1)

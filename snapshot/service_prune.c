@@ -170,11 +170,10 @@ static int look_at_disk(struct prune *p, const char *disk, const char *path, con
     if (r < 0 && !silent) {
         if (st->owner_slot >= 0 && (r == -ETIMEDOUT || r == -EPIPE))
             json_object_set_new(p->silent, slot, json_string(gr_err_text(&err, r)));
-        if (vmfs_stat(p->ds->v, path, &now, NULL) == -ENOENT || now.id != st->id)
-            *ret = json_array(), r = 0; /* it was removed meanwhile */
-        else
-            r = look_home(p, path, st, gr_err_text(&err, r), ret, ret_error);
+        r = look_home(p, path, st, gr_err_text(&err, r), ret, ret_error);
     }
+    if (r < 0 && (vmfs_stat(p->ds->v, path, &now, NULL) == -ENOENT || now.id != st->id))
+        *ret = json_array(), r = 0; /* it was removed meanwhile */
     return r < 0 ? r : json_array_append_new(p->rows, *ret) < 0 ? gr_fail(p->op->err, -ENOMEM, "out of memory") : 0;
 }
 

@@ -18,7 +18,7 @@ int snap_quota_recall(void *arg, struct gr_err *err)
 {
     struct snap_ds *ds = arg;
     struct unaware u = {0};
-    int r = vmfs_slots(ds->v, note_unaware, &u, err);
+    int r = ds->v ? vmfs_slots(ds->v, note_unaware, &u, err) : gr_fail(err, -GR_ELOCKED, "datastore '%s' is being left", ds->name);
     if (r == 0)
         r = snap_ds_tell(ds, "datastore.recall-quota", json_pack("{s:s}", "name", ds->name), err);
     if (r > 0)

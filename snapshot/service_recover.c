@@ -38,6 +38,8 @@ static int join(struct snap_op *op, const char *name, const char *host, struct s
     int r = 0;
     if (!ds && !listed)
         return gr_fail(op->err, -ENOENT, "no datastore '%s' here: name its devices, too", name);
+    if (ds && ds->leaving)
+        return gr_fail(op->err, -GR_ELOCKED, "datastore '%s' is being left", name);
     if (ds && listed)
         return gr_fail(op->err, -EEXIST, "datastore '%s' is registered here with its devices already: leave them away", name);
     if (!ds)

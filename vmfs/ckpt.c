@@ -423,6 +423,7 @@ static int clean_leaves(struct vmfs *v)
         struct ckpt c = { .v = v, .number = v->ckpt_started + 1 };
         unsigned left = CLEAN_BATCH;
         v->ckpt_cleaning = true;
+        v->leaves_moved++;
         space_steady(v, CHUNK_UNITS);
         space_pool_fill(v);
         r = space_ensure(v, CLEAN_BATCH * leaf_units_max(v) + 2 * CHUNK_UNITS);

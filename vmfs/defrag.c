@@ -24,7 +24,7 @@ struct place {
     uint64_t addr, birth, to;
     uint32_t crc; /* of the copy */
     enum vmfs_piece_state state;
-    bool moves;
+    bool moves, bad; /* bad: not what it was; its place stays reserved until the write of the window has ended */
 };
 struct last { /* the last piece that lies anywhere */
     uint64_t piece, addr; /* addr 0: none yet */
@@ -194,7 +194,7 @@ static int read_pieces(struct defrag *g, uint64_t *ret_bad)
         if (status == -ENOMEM || status == -GR_EFENCED)
             r = status;
         if (status < 0 || (vcrc_kept(g->v) && crc != p->crc)) {
-            keep(g, p);
+            p->bad = true;
             *ret_bad += VMFS_PIECE;
         }
         p->crc = crc;
@@ -246,7 +246,7 @@ static int move_pieces(struct defrag *g)
     struct mnode *leaf;
     int r = mtree_peek(&g->o->live, g->first, &leaf);
     for (uint32_t i = 0; i < g->n; i++)
-        if (g->p[i].moves && (r < 0 || g->watch.hit || !same(g, i, leaf)))
+        if (g->p[i].moves && (r < 0 || g->p[i].bad || g->watch.hit || !same(g, i, leaf)))
             keep(g, &g->p[i]);
     for (uint32_t i = 0, n; i < g->n; i += n) {
         const struct place *p = &g->p[i];

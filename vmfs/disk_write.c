@@ -402,6 +402,18 @@ static int plan_sealed(struct plan *p, uint64_t first, uint64_t end, const struc
     return r;
 }
 
+/* The map is in memory, and there are still runs for what becomes dirty: many writes were told so at once, and others of them came first. */
+static int map_and_runs(struct dop *op, uint64_t first, uint32_t n)
+{
+    struct vobj *o = op->o;
+    struct vmfs *v = o->v;
+    int r;
+    while ((r = map_load_for(o, first, n, op->range.epoch, NULL)) == 0 && !v->fenced && !space_nodes_fit_now(v, v->reserved_leaves - o->reserved_leaves, true))
+        if ((r = disk_room_nodes(o, op->range.epoch)) < 0)
+            break;
+    return r;
+}
+
 /* Whole pieces. */
 static int write_whole(struct dop *op, uint64_t first, uint64_t end, const struct iovec *iov, int iovcnt, bool atomic)
 {
@@ -430,7 +442,7 @@ static int write_whole(struct dop *op, uint64_t first, uint64_t end, const struc
         if (r == 0 && atomic) /* the data is durable before the record: nothing to doubt, so all of it or none */
             r = journal_flush(v, v->j.durable_seq);
         if (r == 0)
-            r = map_load_for(op->o, first, (uint32_t)(end - first), op->range.epoch, NULL);
+            r = map_and_runs(op, first, (uint32_t)(end - first));
         if (r == 0 && v->fenced)
             r = -GR_EFENCED;
         if (r == 0)

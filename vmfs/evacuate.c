@@ -307,6 +307,9 @@ static int move_all(struct evac *e, struct gr_err *err)
 static int let_go(struct vmfs *v, unsigned dev, struct gr_err *err)
 {
     struct vdev *d = &v->dev[dev];
+    uint64_t all = v->sp.next_ticket;
+    while (!v->fenced && v->sp.oldest && v->sp.oldest->number < all) /* scans have trees that name what went free meanwhile, and is on no list */
+        gr_fiber_sleep_ms(2);
     int r = vmfs_checkpoint(v, err);
     if (r == 0)
         r = state_write(v, dev, VMFS_DEVICE_GONE, 0, err);

@@ -36,10 +36,22 @@ static int stranger(struct vmfs *v, unsigned dev, struct gr_err *err)
         vmfs_warn(v, "datastore '%s': whether '%s' still shuts out who is not registered cannot be tried: %s", v->sb.name, a->name, gr_err_text(&why, r));
         return 0;
     }
-    r = gr_bdev_probe_member(a, b, 0, &seen, &why);
+    struct gr_geometry ga, gb;
+    r = gr_bdev_geometry(a, &ga);
+    r = r < 0 ? r : gr_bdev_geometry(b, &gb);
+    if (r == 0 && memcmp(ga.uuid, gb.uuid, sizeof ga.uuid) != 0)
+        r = gr_fail(&why, -ESTALE, "who is not known there is shown another logical unit");
+    if (r == 0)
+        r = gr_bdev_probe_member(a, b, 0, &seen, &why);
     gr_bdev_put(b);
     const char *lie = strstr(why.text, ": "); /* behind its name */
-    return r == -EOPNOTSUPP ? lies(v, dev, lie ? lie + 2 : why.text, err) : r < 0 ? gr_fail(err, r, "%s", gr_err_text(&why, r)) : 0;
+    if (r == -EOPNOTSUPP)
+        return lies(v, dev, lie ? lie + 2 : why.text, err);
+    if (r < 0 && v->fenced)
+        return gr_fail(err, r, "%s", gr_err_text(&why, r));
+    if (r < 0) /* the second session's trouble is not ours */
+        vmfs_warn(v, "datastore '%s': whether '%s' still shuts out who is not registered cannot be tried: %s", v->sb.name, a->name, gr_err_text(&why, r));
+    return 0;
 }
 
 /* A compare-and-write of our own slot's block that must not compare equal; what it would write is what is there. */

@@ -387,6 +387,7 @@ struct vmfs {
     struct gr_fmutex settle_lock; /* what addresses mean does not change meanwhile; taken before ckpt_lock */
     struct gr_fmutex ckpt_lock;
     uint64_t ckpt_started, ckpt_done; /* numbers of checkpoints */
+    uint64_t leaves_moved;            /* counts how often some began to get new places */
     uint64_t reserved_units, reserved_leaves; /* sums over the objects held here */
     size_t dirty_nodes, max_dirty_nodes, dirty_hanging; /* of the map: not written yet; and bytes that hang on them (struct mnode) */
     size_t dirty_objects;
@@ -548,6 +549,7 @@ int journal_scan(struct vmfs *v, int (*fn)(void *arg, const struct vframe *f, co
 bool space_ask(struct vmfs *v, const struct vobj *o, uint64_t epoch);
 /* @more units are to be promised to thick disks, beyond what is: so much is leased here, or the others are asked for it. 0; -GR_ENOSPACE (fiber). */
 int space_back(struct vmfs *v, uint64_t more);
+void space_promised(struct vmfs *v); /* a disk came here: what it was promised is leased, in the background [sync] */
 int space_look(struct vmfs *v, struct gr_err *err); /* how much is free elsewhere is read anew (fiber) */
 void space_tend(struct vmfs *v); /* behind a checkpoint: what is idle is given back, once in a while others' headers are read [sync] */
 void ticket_open(struct vmfs *v, struct vticket *t);

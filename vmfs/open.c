@@ -71,6 +71,8 @@ int disk_open(struct vmfs *v, uint64_t id, const char *path, unsigned wait_ms, s
         gr_bdev_init(&d->bdev, &vmfs_disk_ops, name);
         d->o = o;
         o->handle = d;
+        if (o->reserved_units)
+            space_promised(v);
     } else {
         gr_bdev_get(&o->handle->bdev);
     }

@@ -115,9 +115,22 @@ bool space_nodes_fit(struct vmfs *v, uint64_t leaves, bool promised)
     return enough(v, leaves, promised);
 }
 
-bool space_nodes_fit_now(const struct vmfs *v, uint64_t leaves)
+bool space_nodes_fit_now(const struct vmfs *v, uint64_t leaves, bool promised)
 {
-    return enough(v, leaves, false);
+    return enough(v, leaves, promised);
+}
+
+bool space_nodes_fit_without(struct vmfs *v, const struct vregion *r, uint64_t leaves)
+{
+    struct vspace *s = &v->sp;
+    uint64_t blocks = s->free_blocks, units = s->pool_units, sure = s->pool_sure, kept = s->pool_leaves;
+    s->free_blocks -= r->busy.free_blocks;
+    for (unsigned i = 0; i < s->n_pool; i++)
+        if (space_region_index(v, s->pool[i].addr) == r->index)
+            count(v, &s->pool[i], false);
+    bool fit = enough(v, leaves, false);
+    s->free_blocks = blocks, s->pool_units = units, s->pool_sure = sure, s->pool_leaves = kept;
+    return fit;
 }
 
 /* Of the shortest that is long enough. */

@@ -9,7 +9,9 @@ void space_pool_fill(struct vmfs *v); /* fiber */
 /* Can all nodes that are dirty be written, what one more write makes so, and @leaves more that are promised? Fills the pool when whole blocks are
  * short (fiber); as it is now [sync]. @promised: to the write that asks. */
 bool space_nodes_fit(struct vmfs *v, uint64_t leaves, bool promised);
-bool space_nodes_fit_now(const struct vmfs *v, uint64_t leaves);
+bool space_nodes_fit_now(const struct vmfs *v, uint64_t leaves, bool promised);
+struct vregion;
+bool space_nodes_fit_without(struct vmfs *v, const struct vregion *r, uint64_t leaves); /* … if that region, which is open, went [sync] */
 uint64_t space_pool_take(struct vmfs *v, uint32_t units); /* so many behind each other; 0: there are none [sync] */
 bool pool_keep(struct vmfs *v, uint64_t addr, uint64_t units); /* of a node, busy and not used any more; false: it is not wanted [sync] */
 void pool_leave_closed(struct vmfs *v); /* [sync] */

@@ -221,15 +221,13 @@ static unsigned choose(struct vmfs *v, uint64_t keep, const uint8_t *wanted, boo
         qsort(all, n, sizeof *all, more_first);
     for (unsigned i = 0; all && i < n; i++) {
         bool want = wanted && wanted[all[i].index]; /* somebody has freed something there: that is worth part of what is kept back */
-        uint64_t left = have(v), least = !want ? keep : all[i].units ? must_keep(v) / 2 : 0;
+        uint64_t left = have(v), least = !want ? GR_MAX(keep, must_keep(v)) : all[i].units ? must_keep(v) - space_meta_base(v) / 2 : 0;
         if ((!want && !all[i].units) || left < all[i].units || left - all[i].units < least)
             continue;
-        bool fit = space_nodes_fit_now(v, v->reserved_leaves);
+        if (!space_nodes_fit_without(v, v->sp.by_index[all[i].index], v->reserved_leaves)) /* what is left would be in splinters */
+            continue;
         space_giving(v, v->sp.by_index[all[i].index], true);
-        if (fit && !space_nodes_fit_now(v, v->reserved_leaves)) /* what is left is in splinters */
-            space_giving(v, v->sp.by_index[all[i].index], false);
-        else
-            chosen++;
+        chosen++;
     }
     free(all);
     return chosen;
@@ -285,13 +283,14 @@ static int give(struct vmfs *v, uint64_t keep, const uint8_t *wanted, bool asked
 /* ---- what others have freed in regions leased here ---- */
 struct wants {
     struct vmfs *v;
-    uint8_t *region; /* [n_regions] */
+    uint8_t *region; /* [n] */
+    uint32_t n;      /* as of now: the volume may grow meanwhile */
 };
 
 static int want(void *arg, uint64_t addr, uint64_t units)
 {
     struct wants *w = arg;
-    if (space_addr_ok(w->v, addr, units))
+    if (space_addr_ok(w->v, addr, units) && space_region_index(w->v, addr) < w->n)
         w->region[space_region_index(w->v, addr)] = 1;
     return 0;
 }
@@ -299,7 +298,7 @@ static int want(void *arg, uint64_t addr, uint64_t units)
 /* Regions on the lists of foreign frees of hosts that have joined, as they are at home. NULL: out of memory. Lists that change meanwhile are left out. */
 static uint8_t *wanted_by_others(struct vmfs *v)
 {
-    struct wants w = { v, gr_zalloc(space_n_regions(v)) };
+    struct wants w = { v, gr_zalloc(space_n_regions(v)), space_n_regions(v) };
     for (unsigned i = 0; w.region && i < v->sb.slots.entries; i++) {
         struct vslot s;
         if (i != v->slot && vslot_read(v, i, &s, NULL) == 0 && s.state == VMFS_SLOT_HOST)
@@ -438,6 +437,22 @@ int space_back(struct vmfs *v, uint64_t more)
             break;
     }
     return r;
+}
+
+static void promised_work(void *arg)
+{
+    struct vmfs *v = arg;
+    (void)space_back(v, 0);
+    ended(v);
+}
+
+void space_promised(struct vmfs *v)
+{
+    if (!may_give(v) || have(v) >= must_keep(v))
+        return;
+    v->background++;
+    if (gr_fiber_start(v->loop, promised_work, v) < 0)
+        v->background--;
 }
 
 /* ---- unasked ---- */

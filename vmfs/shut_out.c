@@ -8,6 +8,8 @@
 #include "common/seam.h"
 #include "vmfs/loss.h"
 
+#define LOOKS 5u /* who joins may need a while from one device to the next, or tries a second nexus (honour.c) */
+
 struct keys {
     uint64_t *key;
     unsigned n;
@@ -53,18 +55,20 @@ static int strangers(struct gr_bdev *d, struct gr_bdev *first, const struct keys
 
 static int shut_out(struct vmfs *v, struct gr_bdev *d, struct gr_bdev *first, struct gr_err *err)
 {
-    struct keys once = { 0 }, twice = { 0 };
-    int r = strangers(d, first, NULL, &once, err);
-    if (r == 0 && once.n) {
+    struct keys k = { 0 };
+    int r = strangers(d, first, NULL, &k, err);
+    for (unsigned i = 0; r == 0 && k.n && i < LOOKS; i++) {
+        struct keys before = k;
+        k = (struct keys){ 0 };
         gr_fiber_sleep_ms(vlife_look_ms(v));
-        r = strangers(d, first, &once, &twice, err);
+        r = strangers(d, first, &before, &k, err);
+        free(before.key);
     }
-    for (unsigned i = 0; r == 0 && i < twice.n; i++)
-        r = d->fence->eject(d, twice.key[i], err);
-    if (r == 0 && twice.n)
-        vmfs_warn(v, "datastore '%s': '%s' was lost to a host, and what that may have had under way to it was shut out (%u keys)", v->sb.name, d->name, twice.n);
-    free(once.key);
-    free(twice.key);
+    for (unsigned i = 0; r == 0 && i < k.n; i++)
+        r = d->fence->eject(d, k.key[i], err);
+    if (r == 0 && k.n)
+        vmfs_warn(v, "datastore '%s': '%s' was lost to a host, and what that may have had under way to it was shut out (%u keys)", v->sb.name, d->name, k.n);
+    free(k.key);
     return r < 0 ? gr_prefix(err, r, "datastore '%s': who wrote to '%s' when it was lost cannot be shut out", v->sb.name, d->name) : 0;
 }
 

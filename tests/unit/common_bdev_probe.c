@@ -260,10 +260,10 @@ static int in_use(void *arg)
     (void)arg;
     expect_member(HONEST, NULL);
     expect_member(READS_PASS, "lets who is not registered read");
-    expect_member(WRITES_PASS, "lets who is not registered write");
+    expect_member(WRITES_PASS, "still writes");
     expect_member(NOT_JOINT, "does not let all who are registered");
     expect_member(CAW_ALWAYS, "finds equal what is not");
-    expect_member(EJECT_IDLE, "still reads");
+    expect_member(EJECT_IDLE, "still writes");
     return 0;
 }
 

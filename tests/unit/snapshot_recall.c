@@ -339,6 +339,54 @@ static int promise_fn(void *arg)
     return 0;
 }
 
+/* Regions in which others have freed something go, too, but not with what was promised. */
+static int promise_wanted_fn(void *arg)
+{
+    struct site *t = arg;
+    begin(t, 2);
+    make_disk(t, 0, 0, 64 << 20, VMFS_THICK);
+    assert_int_equal(fill(t, &t->disk[0], 0, 64 << 20), 64 << 20);
+    make_disk(t, 2, 0, SIZE, VMFS_THIN);
+    assert_int_equal(fill(t, &t->disk[2], 0, 80u << 20), 80u << 20);
+    for (uint64_t at = 0; at < 80u << 20; at += CHUNK) /* a little is left in each region */
+        assert_int_equal(gr_unmap(t->disk[2].ch, at, CHUNK - 65536, 0), 0);
+    assert_int_equal(gr_flush(t->disk[2].ch), 0);
+    OK(snap_create(&t->disk[0].d, 1, "s", &err));
+    OK(vmfs_checkpoint(t->host[0].v, &err));
+    hand_over(t, &t->disk[2], 1);
+    make_disk(t, 1, 1, SIZE, VMFS_THIN);
+    uint64_t other = fill(t, &t->disk[1], 0, SIZE);
+    assert_int_equal(gr_unmap(t->disk[2].ch, 0, 80u << 20, 0), 0);
+    assert_int_equal(gr_flush(t->disk[2].ch), 0);
+    OK(vmfs_checkpoint(t->host[1].v, &err));
+    for (unsigned k = 0; k < 3; k++) {
+        gr_fiber_sleep_ms(1100); /* so that he asks again */
+        other += fill(t, &t->disk[1], other, SIZE - other);
+    }
+    print_message("%llu MiB were written beside a promise of 64\n", (unsigned long long)other >> 20);
+    assert_int_equal(fill(t, &t->disk[0], 0, 64 << 20), 64 << 20);
+    end(t);
+    return 0;
+}
+
+/* A promise goes where the disk goes: handed over, or taken from a host that is gone. */
+static int promise_moves_fn(void *arg)
+{
+    struct site *t = arg;
+    begin(t, 2);
+    make_disk(t, 0, 0, 64 << 20, VMFS_THICK);
+    assert_int_equal(fill(t, &t->disk[0], 0, 64 << 20), 64 << 20);
+    OK(snap_create(&t->disk[0].d, 1, "s", &err));
+    make_disk(t, 1, 0, SIZE, VMFS_THIN);
+    hand_over(t, &t->disk[0], 1);
+    gr_fiber_sleep_ms(200);
+    uint64_t other = fill(t, &t->disk[1], 0, SIZE);
+    print_message("%llu MiB were written beside a promise that has moved\n", (unsigned long long)other >> 20);
+    assert_int_equal(fill(t, &t->disk[0], 0, 64 << 20), 64 << 20);
+    end(t);
+    return 0;
+}
+
 /* After a big delete what is idle is given back unasked, for whoever cannot ask. */
 static int unasked_fn(void *arg)
 {
@@ -601,6 +649,8 @@ static void deaf(void **state) { (void)state; run(deaf_fn); }
 static void promised(void **state) { (void)state; run(promise_fn); }
 static void at_work(void **state) { (void)state; run(at_work_fn); }
 static void readers(void **state) { (void)state; run(readers_fn); }
+static void promise_wanted(void **state) { (void)state; run(promise_wanted_fn); }
+static void promise_moves(void **state) { (void)state; run(promise_moves_fn); }
 static void unasked(void **state) { (void)state; run(unasked_fn); }
 
-TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(unasked), TEST(at_work), TEST(readers), TEST(histories))
+TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(promise_wanted), TEST(promise_moves), TEST(unasked), TEST(at_work), TEST(readers), TEST(histories))

@@ -249,4 +249,31 @@ static void accept_loss(void **state)
     with_service(accept_fn);
 }
 
-TEST_MAIN(TEST(each), TEST(meanwhile), TEST(back), TEST(accept_loss))
+/* ---- review ---- */
+static int nested_fn(void *arg)
+{
+    struct fixture *f = arg;
+    begin(f);
+    struct snap_ds *ds = make(f, "ds", 1), *a = NULL, *b = NULL;
+    struct gr_err err = {0};
+    assert_int_equal(snap_ds_get(f->s, "ds", &a, &err), 0); /* a request with its first disk */
+    give_up(ds);
+    while (!ds->leaving)
+        gr_fiber_sleep_ms(1);
+    print_message("second disk of the same request\n");
+    int r = snap_ds_get(f->s, "ds", &b, &err); /* its second disk */
+    print_message("r %d %s\n", r, err.text);
+    snap_ds_put(a);
+    wait_at_work(ds, 6000);
+    end(f, ds);
+    snap_client_close(f->c);
+    return 0;
+}
+
+static void nested(void **state)
+{
+    (void)state;
+    with_service(nested_fn);
+}
+
+TEST_MAIN(TEST(nested), TEST(each), TEST(meanwhile), TEST(back), TEST(accept_loss))

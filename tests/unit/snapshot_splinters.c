@@ -10,6 +10,7 @@
 
 #define DISK (64ull << 20)
 #define PIECES (DISK / VMFS_PIECE)
+#define LARGE (8 * DISK)
 struct rig {
     struct gr_mem *mem;
     struct gr_bdev *dev;
@@ -21,23 +22,31 @@ struct rig {
     uint8_t *last; /* what each piece was last written with */
 };
 
-static void rig_open(struct rig *r, uint64_t size, enum vmfs_provision provision)
+static void rig_open_with(struct rig *r, uint64_t size, uint64_t disk, uint64_t delay_ns, enum vmfs_provision provision)
 {
     struct vmfs_format_opts f = { .name = "splinters" };
     struct vmfs_join_opts j = { .role = VMFS_HOST, .host_name = "splinters" };
-    *r = (struct rig){ .rng = test_seed(), .buf = aligned_alloc(4096, 1 << 20), .last = calloc(PIECES, 1) };
+    struct gr_bdev *memory;
+    *r = (struct rig){ .rng = test_seed(), .buf = aligned_alloc(4096, 1 << 20), .last = calloc(disk / VMFS_PIECE, 1) };
     assert_non_null(r->mem = gr_mem_new(size));
-    assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), r->mem, &r->dev), 0);
+    assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), r->mem, &memory), 0);
+    assert_int_equal(gr_bdev_delay_open(gr_fiber_loop(), memory, 0, delay_ns, 0, &r->dev), 0);
+    gr_bdev_put(memory);
     OK(vmfs_format(gr_fiber_loop(), &r->dev, 1, &f, &err));
     OK(vmfs_join(gr_fiber_loop(), &r->dev, 1, &j, &r->v, &err));
-    OK(vmfs_create(r->v, "disk", VMFS_DISK, DISK, provision, &err));
+    OK(vmfs_create(r->v, "disk", VMFS_DISK, disk, provision, &err));
     OK(vmfs_open(r->v, "disk", &r->d, NULL, &err));
     assert_int_equal(gr_chan_open(vmfs_bdev(r->d), gr_fiber_loop(), &r->ch), 0);
     memset(r->buf, 1, 1 << 20);
-    for (uint64_t off = 0; off < DISK; off += 1 << 20)
+    for (uint64_t off = 0; off < disk; off += 1 << 20)
         assert_int_equal(gr_pwrite(r->ch, r->buf, 1 << 20, off, 0), 0);
-    memset(r->last, 1, PIECES);
+    memset(r->last, 1, disk / VMFS_PIECE);
     OK(vmfs_checkpoint(r->v, &err));
+}
+
+static void rig_open(struct rig *r, uint64_t size, enum vmfs_provision provision)
+{
+    rig_open_with(r, size, DISK, 0, provision);
 }
 
 /* Every run that is free and that nobody keeps loses each second unit: @keep units stay free. */
@@ -127,8 +136,11 @@ static int promised_body(void *arg)
     for (; snapshot(&r, n) == 0; n++) {
         assert_true(n < 100);
         uint64_t step = 2 * (test_rand(&r.rng) % 512) + 1, at = 0;
-        for (uint64_t i = 0; i < PIECES / 16; i++, at = (at + step) % (PIECES / 16))
+        for (uint64_t i = 0; i < PIECES / 16; i++, at = (at + step) % (PIECES / 16)) {
             put_promised(&r, at * 16 + test_rand(&r.rng) % 16, n);
+            if (test_rand(&r.rng) % 400 == 0) /* others find no space, either */
+                OK(vmfs_regions_recall(r.v, &err));
+        }
     }
     printf("# %u snapshots\n", n);
     assert_true(n > 6); /* runs that leaves leave behind are not lost */
@@ -238,4 +250,63 @@ static void unmaps(void **state)
     test_in_fiber(unmaps_body, NULL);
 }
 
-TEST_MAIN(TEST(promised), TEST(beside), TEST(unmaps))
+/* ---- many at a time ---- */
+struct many {
+    struct rig *r;
+    uint64_t next, block_piece;
+    unsigned running, written, refused;
+    int bad;
+    struct gr_fqueue ended;
+};
+
+static void many_write(void *arg)
+{
+    struct many *m = arg;
+    uint64_t leaves = LARGE / VMFS_PIECE / VMFS_LEAF_PIECES;
+    gr_auto_free uint8_t *b = aligned_alloc(4096, 4096);
+    memset(b, 7, 4096);
+    for (uint64_t i; !m->bad && (i = m->next++) < LARGE / VMFS_PIECE / VMFS_BLOCK_PIECES;) { /* another leaf than all others' at work */
+        uint64_t block = i % leaves * VMFS_FANOUT + i / leaves;
+        int rc = gr_pwrite(m->r->ch, b, 4096, (block * VMFS_BLOCK_PIECES + m->block_piece) * 4096, 0);
+        m->written += rc == 0;
+        m->refused += rc == -GR_ENOSPACE;
+        if (rc < 0 && rc != -GR_ENOSPACE)
+            m->bad = rc;
+    }
+    m->running--;
+    gr_fqueue_wake_all(&m->ended);
+}
+
+/* Each was told that there is a run for its leaf: there are for all of them. */
+static int many_body(void *arg)
+{
+    struct rig r;
+    unsigned written = 0, refused = 0;
+    (void)arg;
+    rig_open_with(&r, 1536ull << 20, LARGE, 500000, VMFS_THIN);
+    splinter(&r, 80000);
+    for (unsigned k = 0; k < 6; k++) {
+        struct many m = { .r = &r, .block_piece = k };
+        (void)snapshot(&r, k);
+        for (unsigned i = 0; i < 64; i++, m.running++)
+            assert_int_equal(gr_fiber_start(gr_fiber_loop(), many_write, &m), 0);
+        while (m.running)
+            gr_fqueue_wait(&m.ended);
+        if (m.bad || r.v->fenced)
+            fail_msg("round %u: %s: %s", k, gr_code_text(m.bad), r.v->fence_reason);
+        written += m.written;
+        refused += m.refused;
+    }
+    print_message("# %u written, %u refused\n", written, refused);
+    assert_true(written && refused);
+    OK(vmfs_checkpoint(r.v, &err));
+    rig_close(&r);
+    return 0;
+}
+static void many(void **state)
+{
+    (void)state;
+    test_in_fiber(many_body, NULL);
+}
+
+TEST_MAIN(TEST(promised), TEST(beside), TEST(unmaps), TEST(many))

@@ -7,6 +7,9 @@
 #include "vmfs/loss.h"
 #include <stdio.h>
 
+#ifndef SLOW
+#define SLOW 600
+#endif
 #define MIB ((uint64_t)1 << 20)
 #define DEVICES 3u
 #define GOES 2u /* number of the device that is lost */
@@ -192,7 +195,7 @@ static void late_end(struct path *l)
 static void joins_slowly(void *arg)
 {
     struct gr_bdev *first = arg;
-    gr_fiber_sleep_ms(100);
+    gr_fiber_sleep_ms(SLOW);
     OK(first->fence->enter(first, 4711, &err));
 }
 

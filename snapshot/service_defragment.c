@@ -53,7 +53,8 @@ static int op_defragment(struct snap_op *op)
     if (r < 0)
         return r;
     t.d.h->passes++;
-    (void)vmfs_settle(t.d.ds->v, SNAP_SETTLE_MS); /* what deleted snapshots had, too, is theirs until that is given back */
+    for (unsigned ms = 0; ms < SNAP_SETTLE_MS && !t.d.h->wanted && vmfs_settle(t.d.ds->v, 500) == -ETIMEDOUT; ms += 500)
+        ; /* what deleted snapshots had, too, is theirs until that is given back */
     r = vmfs_defragment(t.d.h->disk, &o, &rep, op->err);
     t.d.h->passes--;
     snap_disk_put(&t.d);

@@ -13,6 +13,17 @@
 #define DISCARD_MS 2000u            /* what is free is given back when its device was told; so long that is waited for */
 #define IDLE_REGIONS 4u             /* kept beyond what was used lately, by who gives back without being asked */
 
+/* Regions that others have freed something in. */
+struct wanted {
+    uint32_t n; /* regions that there were: the volume may grow meanwhile */
+    uint8_t region[];
+};
+
+static bool is_wanted(const struct wanted *w, uint32_t index)
+{
+    return w && index < w->n && w->region[index];
+}
+
 /* ---- how much is free elsewhere ---- */
 struct looking {
     struct vmfs *v;
@@ -207,7 +218,7 @@ static int more_first(const void *a, const void *b)
 
 /* Regions to be given back, so that @keep units stay: those with most free units first; of those without any only @wanted (NULL: none). How many
  * [sync]. */
-static unsigned choose(struct vmfs *v, uint64_t keep, const uint8_t *wanted, bool asked)
+static unsigned choose(struct vmfs *v, uint64_t keep, const struct wanted *wanted, bool asked)
 {
     unsigned n = 0, chosen = 0;
     for (const struct vregion *r = v->sp.regions; r; r = r->next)
@@ -220,7 +231,7 @@ static unsigned choose(struct vmfs *v, uint64_t keep, const uint8_t *wanted, boo
     if (all)
         qsort(all, n, sizeof *all, more_first);
     for (unsigned i = 0; all && i < n; i++) {
-        bool want = wanted && wanted[all[i].index]; /* somebody has freed something there: that is worth part of what is kept back */
+        bool want = is_wanted(wanted, all[i].index); /* somebody has freed something there: that is worth part of what is kept back */
         uint64_t left = have(v), least = !want ? GR_MAX(keep, must_keep(v)) : all[i].units ? must_keep(v) - space_meta_base(v) / 2 : 0;
         if ((!want && !all[i].units) || left < all[i].units || left - all[i].units < least)
             continue;
@@ -264,7 +275,7 @@ static void release_chosen(struct vmfs *v)
             region_release(v, i);
 }
 
-static int give(struct vmfs *v, uint64_t keep, const uint8_t *wanted, bool asked)
+static int give(struct vmfs *v, uint64_t keep, const struct wanted *wanted, bool asked)
 {
     int r = 0;
     gr_fmutex_lock(&v->sp.give_lock);
@@ -283,35 +294,36 @@ static int give(struct vmfs *v, uint64_t keep, const uint8_t *wanted, bool asked
 /* ---- what others have freed in regions leased here ---- */
 struct wants {
     struct vmfs *v;
-    uint8_t *region; /* [n] */
-    uint32_t n;      /* as of now: the volume may grow meanwhile */
+    struct wanted *set;
 };
 
 static int want(void *arg, uint64_t addr, uint64_t units)
 {
     struct wants *w = arg;
-    if (space_addr_ok(w->v, addr, units) && space_region_index(w->v, addr) < w->n)
-        w->region[space_region_index(w->v, addr)] = 1;
+    if (space_addr_ok(w->v, addr, units) && space_region_index(w->v, addr) < w->set->n)
+        w->set->region[space_region_index(w->v, addr)] = 1;
     return 0;
 }
 
 /* Regions on the lists of foreign frees of hosts that have joined, as they are at home. NULL: out of memory. Lists that change meanwhile are left out. */
-static uint8_t *wanted_by_others(struct vmfs *v)
+static struct wanted *wanted_by_others(struct vmfs *v)
 {
-    struct wants w = { v, gr_zalloc(space_n_regions(v)), space_n_regions(v) };
-    for (unsigned i = 0; w.region && i < v->sb.slots.entries; i++) {
+    struct wants w = { v, gr_zalloc(sizeof *w.set + space_n_regions(v)) };
+    if (w.set)
+        w.set->n = space_n_regions(v);
+    for (unsigned i = 0; w.set && i < v->sb.slots.entries; i++) {
         struct vslot s;
         if (i != v->slot && vslot_read(v, i, &s, NULL) == 0 && s.state == VMFS_SLOT_HOST)
             foreign_read(v, i, want, &w, NULL);
     }
-    return w.region;
+    return w.set;
 }
 
 /* One of the regions that others have freed something in is leased here. */
-static bool any_here(const struct vmfs *v, const uint8_t *wanted)
+static bool any_here(const struct vmfs *v, const struct wanted *wanted)
 {
-    for (const struct vregion *r = v->sp.regions; r && wanted; r = r->next)
-        if (wanted[r->index])
+    for (const struct vregion *r = v->sp.regions; r; r = r->next)
+        if (is_wanted(wanted, r->index))
             return true;
     return false;
 }
@@ -333,7 +345,7 @@ int vmfs_regions_recall(struct vmfs *v, struct gr_err *err)
     if (!may_give(v))
         return 0;
     int r = foreign_home(v);
-    uint8_t *wanted = r == 0 ? wanted_by_others(v) : NULL;
+    struct wanted *wanted = r == 0 ? wanted_by_others(v) : NULL;
     uint64_t must = must_keep(v), more = have(v) - GR_MIN(have(v), must);
     if (r == 0) /* who is at work keeps as much as he has used since he was asked last, but half of what he has at most */
         r = give(v, must + GR_MIN(lately(v), more / 2), wanted, true);
@@ -362,7 +374,7 @@ static void lease_some(struct vmfs *v, uint64_t enough)
 static bool ask_once(struct vmfs *v, uint64_t enough)
 {
     (void)foreign_home(v); /* others see what of theirs was freed here */
-    uint8_t *wanted = wanted_by_others(v);
+    struct wanted *wanted = wanted_by_others(v);
     (void)give(v, must_keep(v), wanted, true); /* it is free when they have taken it home */
     free(wanted);
     if (v->opts.recall_regions)
@@ -474,7 +486,7 @@ static bool look_due(const struct vmfs *v)
 static void tend_work(void *arg)
 {
     struct vmfs *v = arg;
-    uint8_t *wanted = look_due(v) ? wanted_by_others(v) : NULL;
+    struct wanted *wanted = look_due(v) ? wanted_by_others(v) : NULL;
     if (is_idle(v) || any_here(v, wanted))
         (void)give(v, is_idle(v) ? idle_keep(v) : UINT64_MAX, wanted, false);
     free(wanted);

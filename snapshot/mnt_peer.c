@@ -30,6 +30,13 @@ static int ask(struct snap_ds *ds, int slot, const char *method, json_t *params,
     return r < 0 ? gr_prefix(err, r, "host '%s'", p.host) : 1;
 }
 
+/* The same of who has a file: one that has just been started lets nobody in until it has joined again. */
+static int ask_holder(struct snap_ds *ds, int slot, const char *method, json_t *params, json_t **ret, struct gr_err *err)
+{
+    int r = ask(ds, slot, method, params, ret, err);
+    return r == -GR_EAUTH ? 0 : r;
+}
+
 void mnt_peer_name(struct snap_ds *ds, int slot, char ret[64])
 {
     struct snap_place p = {0};
@@ -39,7 +46,7 @@ void mnt_peer_name(struct snap_ds *ds, int slot, char ret[64])
 
 int mnt_peer_yield(struct snap_ds *ds, uint64_t id, int slot, struct gr_err *err)
 {
-    int r = ask(ds, slot, "fs.yield", about(ds, id), NULL, err);
+    int r = ask_holder(ds, slot, "fs.yield", about(ds, id), NULL, err);
     return r == 1 ? 0 : r == 0 ? -EAGAIN : r;
 }
 
@@ -47,7 +54,7 @@ int mnt_peer_yield(struct snap_ds *ds, uint64_t id, int slot, struct gr_err *err
 static int ask_owner(struct snap_ds *ds, int slot, struct vmfs_node *n, struct gr_err *err)
 {
     snap_auto_json json_t *a = NULL;
-    int r = ask(ds, slot, "fs.stat", about(ds, n->id), &a, err);
+    int r = ask_holder(ds, slot, "fs.stat", about(ds, n->id), &a, err);
     if (r < 0 || (r == 1 && !json_is_true(json_object_get(a, "held"))))
         return GR_MIN(r, 0);
     if (r == 0) { /* a command does not change files; a host that is gone is recovered */

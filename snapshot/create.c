@@ -270,10 +270,12 @@ int snap_hold(struct vmfs_disk *const *disks, unsigned n, const char *name, stru
         r = promise_room(disks[i], err);
     if (r == 0 && n) {
         r = promise_leaves(disks, n, err);
-        if (r == 0 && v)
+        if (r == 0)
             r = lease_room(v, disks, n, err);
-        journal_room(disks[0]->o ? disks[0]->o->v : vmfs_disk_volume(disks[0]));
-        wait_unfrozen(disks, n);
+        if (r == 0) {
+            journal_room(v);
+            wait_unfrozen(disks, n);
+        }
     }
     for (; r == 0 && (r = held < n ? usable(disks[held], err) : 1) == 0; held++) /* nothing suspends from here on: none is held for another */
         disks[held]->o->frozen = true;

@@ -423,6 +423,10 @@ int snap_op_snapshot_delete(struct snap_op *op)
         r = gr_fail(op->err, -GR_ELOCKED, "%s/%s is a template, and '%s' is what its clones start at (granary disk set --template off makes it a disk like any other)", p.ds, p.path, name);
     if (r == 0 && op->s->o.hooks.release && full)
         r = op->s->o.hooks.release(op->s->o.hooks.arg, full, true, op->err);
+    if (r == 0 && of_group && !keep && !known) { /* it, not what may have got its name since */
+        seen = (struct snap_seen){info.bookmark, info.expires_s};
+        known = 1;
+    }
     if (r == 0)
         r = known ? snap_delete_seen(d.h->disk, name, &seen, op->err) : snap_delete(d.h->disk, name, keep, op->err);
     if (r == 0 && has_text(d.h->disk, info.id))

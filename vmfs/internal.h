@@ -294,7 +294,7 @@ struct vspace {
     uint64_t taken, taken_before; /* units, since the last checkpoint and before it, and since something was given back */
     bool asking, tending;        /* a fiber asks the others; looks after what is idle */
     bool asked_got, asked_well;  /* the last one that asked got something, and it was worth asking */
-    uint64_t asked_ns, looked_ns, recovered_ns; /* it ended then; the last look at what is free elsewhere, at who is gone */
+    uint64_t asked_ns, looked_ns, unrecovered_ns; /* it ended then; the last look at what is free elsewhere; that a host could not be recovered */
 };
 struct vticket { /* somebody may still read units freed after now */
     uint64_t number;

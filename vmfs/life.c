@@ -318,6 +318,12 @@ static int lives(struct vmfs *v, unsigned slot, const struct vslot *s, unsigned 
     return r;
 }
 
+void vlife_doubt(struct vmfs *v)
+{
+    for (unsigned i = 0; v->life.seen && i < v->sb.slots.entries; i++)
+        v->life.seen[i].at_ns = 0;
+}
+
 unsigned vlife_look_ms(const struct vmfs *v)
 {
     return timing_of(v)->look_ms;

@@ -43,6 +43,7 @@ bool vlife_earlier_self(const struct vmfs *v, const struct vslot *s); /* @s is t
 unsigned vlife_look_ms(const struct vmfs *v); /* between two looks of a host at its alarm */
 
 bool vlife_shows(struct vmfs *v, unsigned slot, const struct vslot *s); /* it is there now, or nobody can tell */
+void vlife_doubt(struct vmfs *v); /* somebody does not answer: who was seen a moment ago is asked anew [sync] */
 
 /* Claim a free slot (its life lock and block); give it back; drop the life lock only. */
 int vslot_claim(struct vmfs *v, struct gr_err *err);

@@ -9,7 +9,7 @@
 
 #define ASK_AGAIN_NS 1000000000ull  /* who was told that nobody has anything does not ask again for so long */
 #define LOOK_AGAIN_NS 30000000000ull
-#define RECOVER_AGAIN_NS 5000000000ull /* whether a host is gone is asked that seldom */
+#define RECOVER_AGAIN_NS 5000000000ull /* who cannot be recovered is not tried again for so long */
 #define DISCARD_MS 2000u            /* what is free is given back when its device was told; so long that is waited for */
 #define IDLE_REGIONS 4u             /* kept beyond what was used lately, by who gives back without being asked */
 
@@ -370,32 +370,36 @@ static void lease_some(struct vmfs *v, uint64_t enough)
         ;
 }
 
-/* Everybody is asked, and what they gave back is leased. True: others have freed something here, which is worth another round. */
+/* Everybody is asked, and what they gave back is leased. True: others have freed something here, or somebody did not answer, who may be gone: that is
+ * worth another round. */
 static bool ask_once(struct vmfs *v, uint64_t enough)
 {
+    bool heard = true;
     (void)foreign_home(v); /* others see what of theirs was freed here */
     struct wanted *wanted = wanted_by_others(v);
     (void)give(v, must_keep(v), wanted, true); /* it is free when they have taken it home */
     free(wanted);
     if (v->opts.recall_regions)
-        (void)v->opts.recall_regions(v->opts.warn_arg, NULL); /* who does not answer keeps what he has */
+        heard = v->opts.recall_regions(v->opts.warn_arg, NULL) == 0; /* who lives and does not answer keeps what he has */
+    if (!heard)
+        vlife_doubt(v);
     (void)foreign_home(v);
     (void)space_look(v, NULL);
     lease_some(v, enough);
     wanted = wanted_by_others(v); /* their lists are home now */
-    bool again = any_here(v, wanted);
+    bool again = any_here(v, wanted) || !heard;
     free(wanted);
     return again;
 }
 
-/* What hosts that are gone have held is nobody's when they are recovered. True: there was one. */
+/* What hosts that are gone have held is nobody's when they are recovered. True: one was, by us. */
 static bool any_recovered(struct vmfs *v)
 {
-    uint64_t now = gr_loop_now_ns(v->loop);
-    if (v->sp.recovered_ns && now - v->sp.recovered_ns < RECOVER_AGAIN_NS)
+    if (v->sp.unrecovered_ns && gr_loop_now_ns(v->loop) - v->sp.unrecovered_ns < RECOVER_AGAIN_NS)
         return false;
-    v->sp.recovered_ns = now;
-    return vmfs_recover(v, NULL) > 0;
+    int r = vmfs_recover(v, NULL);
+    v->sp.unrecovered_ns = r < 0 ? gr_loop_now_ns(v->loop) : 0;
+    return r > 0;
 }
 
 static void ask_work(void *arg)
@@ -403,8 +407,12 @@ static void ask_work(void *arg)
     struct vmfs *v = arg;
     uint64_t before = space_free_here(v), enough = before + v->sb.region_units / 8;
     bool again = may_give(v) && ask_once(v, enough);
-    if (may_give(v) && space_free_here(v) < enough && (again || any_recovered(v)))
-        (void)ask_once(v, enough);
+    if (may_give(v) && space_free_here(v) < enough) {
+        again |= any_recovered(v);
+        lease_some(v, enough); /* somebody else may have been faster */
+        if (again && may_give(v) && space_free_here(v) < enough)
+            (void)ask_once(v, enough);
+    }
     uint64_t now = space_free_here(v);
     v->sp.asked_got = now > before;
     v->sp.asked_well = now >= enough;

@@ -68,11 +68,15 @@ run_check timeout 60 granary vm snapshot other --name s
 run_check timeout 60 granary vm delete third --yes
 check "it is still at it" sh -c "! [ -e '$T/go' ] && kill -0 $(cat "$T/long.pid") && kill -0 $(tail -1 "$T/starts")"
 start again granary vm start web
-check "a delete waits" sh -c 'timeout 2 granary vm delete web --yes; [ $? = 124 ]'
-check "who wants the same machine waits" sh -c "kill -0 $(cat "$T/again.pid") && [ $(wc -l < "$T/starts") = 1 ]"
+check "who wants the same machine waits" sh -c "sleep 1; kill -0 $(cat "$T/again.pid") && [ $(wc -l < "$T/starts") = 1 ]"
 touch "$T/go"
 wait_for 30 ended again
 check "the second start came after the first" test "$(wc -l < "$T/starts")" = 2
+rm "$T/go"
+start third granary vm start web
+wait_for 20 sh -c "[ \$(wc -l < '$T/starts') = 3 ]"
+check "a delete waits" sh -c 'timeout 2 granary vm delete web --yes; [ $? = 124 ]'
+touch "$T/go"
 wait_for 30 eval '! granary vm info ds/web' # that delete was not taken back
 
 # --- a part stays with its disk, so no clone takes it over

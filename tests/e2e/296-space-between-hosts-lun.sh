@@ -36,8 +36,9 @@ check "the second host writes as much ($again of $all MiB), but for what the fir
 # it dies with nearly all of it, right behind a delete
 run_check b disk delete ds/b
 wait_for 30 sh -c "GRANARY_HOME=$B granary datastore info ds --json | jq -e '.free > 420000000'"
-kill -KILL "$(cat "$B/run/storaged.pid")"
 run_check a disk create ds/c --size 1G
+run_check a datastore info ds # it was seen a moment ago, so it is not gone for who asks no better
+kill -KILL "$(cat "$B/run/storaged.pid")"
 third=$(filled a ds/c 3)
 check "the first host again, beside one that is dead ($third of $all MiB)" [ "$third" -ge $((all - 48)) ]
 run_check b down

@@ -66,6 +66,7 @@ static struct file_req *req_get(struct gr_chan *ch, struct gr_bio *bio)
     req->fio.fd = file_of(ch)->fd;
     req->fio.rw_flags = 0;
     req->fio.aside = false;
+    req->fio.soon = file_of(ch)->direct;
     req->fio.arg = req;
     req->ch = ch;
     req->bio = bio;

@@ -85,6 +85,7 @@ struct gr_fio {
     const struct iovec *iov; /* READ, WRITE */
     int iovcnt;
     bool aside;              /* READ, WRITE: on another core, where the engine has such (a ring's workers) */
+    bool soon;               /* a device may be idle until it gets this: not at the end of the turn, where the engine can */
     int64_t res;
     void (*done)(struct gr_fio *fio);
     void *arg;

@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -506,6 +507,46 @@ static void test_file_io(void **state)
     close(fd);
 }
 
+/* How many of 40 bytes that are written to a pipe one by one are there while nobody turns the loop. */
+static void pipe_filled(struct ctx *c, bool soon, int *ret_there)
+{
+    enum { N = 40 };
+    static struct gr_fio fio[N];
+    static uint8_t byte;
+    static const struct iovec iov = {&byte, 1};
+    int fds[2];
+
+    assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
+    for (int i = 0; i < N; i++) {
+        fio[i] = (struct gr_fio){.op = GR_FOP_WRITE, .fd = fds[1], .iov = &iov, .iovcnt = 1, .soon = soon, .done = io_done, .arg = c};
+        gr_loop_file_io(c->loop, &fio[i]);
+        assert_int_equal(ioctl(fds[0], FIONREAD, &ret_there[i]), 0);
+    }
+    while (c->count < N)
+        gr_loop_turn(c->loop, 1000);
+    c->count = 0;
+    close(fds[0]);
+    close(fds[1]);
+}
+
+static void test_file_io_soon(void **state)
+{
+    struct ctx wide = {0}, *c = &wide;
+    struct gr_loop_opts opts = {.engine = GR_ENGINE_URING};
+    int there[40];
+
+    (void)state;
+    assert_int_equal(gr_loop_new(&opts, &c->loop, NULL), 0);
+    gr_loop_turn(c->loop, 0); /* the ring belongs to a thread from now on */
+    pipe_filled(c, true, there); /* one for who has none, then as many as it has and one more */
+    for (int i = 0; i < 40; i++)
+        assert_int_equal(there[i], i < 2 ? 1 : i < 6 ? 3 : i < 14 ? 7 : i < 30 ? 15 : 31);
+    pipe_filled(c, false, there);
+    for (int i = 0; i < 40; i++)
+        assert_int_equal(there[i], (i + 1) / 16 * 16);
+    gr_loop_free(c->loop);
+}
+
 /* ---- threads ---- */
 static void *poster(void *arg)
 {
@@ -654,7 +695,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         BOTH(test_defer), BOTH(test_timers), BOTH(test_timer_heap), BOTH(test_timer_rearm), BOTH(test_watch_level),
-        BOTH(test_watch_grow), BOTH(test_watch_delete_inside), BOTH(test_watch_twice), BOTH(test_watch_close), BOTH(test_watch_churn), BOTH(test_file_io),
+        BOTH(test_watch_grow), BOTH(test_watch_delete_inside), BOTH(test_watch_twice), BOTH(test_watch_close), BOTH(test_watch_churn), BOTH(test_file_io), cmocka_unit_test(test_file_io_soon),
         BOTH(test_post), BOTH(test_stop), BOTH(test_work), BOTH(test_other_thread), BOTH(test_signal_child), BOTH(test_idle),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -79,6 +79,15 @@ void dir_remove(struct vobj *dir, uint64_t id)
 }
 
 /* ---- changing: between ns_begin and ns_end ---- */
+/* A checkpoint that finds no room for a directory is the end of the volume on this host, and one that joined when all was taken has none at first. */
+#define NS_ROOM_UNITS 16u
+static int room_for(struct vmfs *v, const struct vobj *dir, struct gr_err *err)
+{
+    int r = space_some(v, NS_ROOM_UNITS + dir->n_ents / 16);
+    return r == -GR_ENOSPACE ? gr_fail(err, r, "datastore '%s' is full, and the other hosts have nothing left to give this one for its metadata: make room on another "
+                                       "host (what has a disk open can unmap), or 'granary datastore grow' it", v->sb.name) : r;
+}
+
 int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err)
 {
     if (v->role != VMFS_HOST)
@@ -87,10 +96,12 @@ int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err)
     v->ns_made = 0;
     int r = v->fenced ? gr_fail(err, -GR_EFENCED, "datastore '%s': %s", v->sb.name, v->fence_reason)
                       : vobj_hold(v, VMFS_INODE_ROOT, NS_WAIT_MS, ret_root, NULL, err);
-    if (r < 0) {
+    if (r < 0)
         gr_prefix(err, r, "datastore '%s': the namespace cannot be locked", v->sb.name);
+    else if ((r = room_for(v, *ret_root, err)) < 0 && !v->fenced)
+        (void)vobj_release(v, *ret_root, NULL);
+    if (r < 0)
         gr_fmutex_unlock(&v->ns_lock);
-    }
     return r;
 }
 
@@ -122,8 +133,10 @@ int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err)
 {
     struct vobj *o = vobj_find(v, id);
     int r = 0;
-    if (!o && (r = vobj_peek(v, id, &o, err)) == 0)
+    if (!o && (r = vobj_peek(v, id, &o, err)) == 0) {
         vobj_adopt(o);
+        r = room_for(v, o, err);
+    }
     if (r == 0 && o->ino.type != VMFS_DIR)
         r = gr_fail(err, -ENOTDIR, "object %llu is not a directory", (unsigned long long)id);
     if (r == 0)

@@ -100,7 +100,20 @@ static int device_look(struct looking *k, unsigned dev, struct gr_err *err)
     return r;
 }
 
-int space_look(struct vmfs *v, struct gr_err *err)
+/* What each host keeps for metadata and deletes, at least: less than what is kept otherwise when there is one that has next to none. */
+static uint64_t base_shared(const struct looking *k)
+{
+    struct vmfs *v = k->v;
+    uint64_t base = base_reserve(v), least = base;
+    struct vslot s;
+    for (unsigned i = 0; i < v->sb.slots.entries; i++)
+        if (i != v->slot && vslot_read(v, i, &s, NULL) == 0 && s.state == VMFS_SLOT_HOST)
+            least = GR_MIN(least, k->generation[i] == s.generation ? k->held[i] : 0);
+    return least < base / 4 ? base / 2 : base;
+}
+
+/* @ret_base: may be NULL, base_shared(). */
+static int look(struct vmfs *v, uint64_t *ret_base, struct gr_err *err)
 {
     struct looking k = { .v = v, .held = gr_zalloc(v->sb.slots.entries * sizeof *k.held), .generation = gr_zalloc(v->sb.slots.entries * sizeof *k.generation),
                          .chunk = vunits_alloc(LOOK_UNITS) };
@@ -115,12 +128,19 @@ int space_look(struct vmfs *v, struct gr_err *err)
             k.free_units += k.held[i] - GR_MIN(k.held[i], keeps);
         v->sp.free_elsewhere = k.free_units;
         v->sp.looked_ns = gr_loop_now_ns(v->loop);
+        if (ret_base)
+            *ret_base = base_shared(&k);
     }
     gr_fmutex_unlock(&v->sp.lease_lock);
     free(k.held);
     free(k.generation);
     free(k.chunk);
     return r;
+}
+
+int space_look(struct vmfs *v, struct gr_err *err)
+{
+    return look(v, NULL, err);
 }
 
 int vmfs_free_look(struct vmfs *v, struct gr_err *err)
@@ -216,9 +236,16 @@ static int more_first(const void *a, const void *b)
     return x->units != y->units ? (x->units < y->units ? 1 : -1) : x->index < y->index ? -1 : x->index > y->index;
 }
 
-/* Regions to be given back, so that @keep units stay: those with most free units first; of those without any only @wanted (NULL: none). How many
- * [sync]. */
-static unsigned choose(struct vmfs *v, uint64_t keep, const struct wanted *wanted, bool asked)
+/* What is given back, and what for. */
+struct giving {
+    uint64_t keep;  /* so many units stay, and what this host cannot do without, */
+    uint64_t less;  /* but for so many of that: somebody has none */
+    const struct wanted *wanted; /* worth part of what is kept back, and also without free units; NULL: none is */
+    bool asked;
+};
+
+/* Regions to be given back: those with most free units first. How many [sync]. */
+static unsigned choose(struct vmfs *v, const struct giving *g)
 {
     unsigned n = 0, chosen = 0;
     for (const struct vregion *r = v->sp.regions; r; r = r->next)
@@ -226,13 +253,13 @@ static unsigned choose(struct vmfs *v, uint64_t keep, const struct wanted *wante
     struct spare *all = gr_alloc((n + 1) * sizeof *all);
     n = 0;
     for (struct vregion *r = v->sp.regions; all && r; r = r->next)
-        if (!r->closed && !r->giving && (asked || r != v->sp.current)) /* the one that is being written to: only for somebody who needs it */
+        if (!r->closed && !r->giving && (g->asked || r != v->sp.current)) /* the one that is being written to: only for somebody who needs it */
             all[n++] = (struct spare){ r->index, space_can_spare(v, r) };
     if (all)
         qsort(all, n, sizeof *all, more_first);
     for (unsigned i = 0; all && i < n; i++) {
-        bool want = is_wanted(wanted, all[i].index); /* somebody has freed something there: that is worth part of what is kept back */
-        uint64_t left = have(v), least = !want ? GR_MAX(keep, must_keep(v)) : all[i].units ? must_keep(v) - space_meta_base(v) / 2 : 0;
+        bool want = is_wanted(g->wanted, all[i].index); /* somebody has freed something there */
+        uint64_t left = have(v), least = !want ? GR_MAX(g->keep, must_keep(v)) - g->less : all[i].units ? must_keep(v) - space_meta_base(v) / 2 : 0;
         if ((!want && !all[i].units) || left < all[i].units || left - all[i].units < least)
             continue;
         if (!space_nodes_fit_without(v, v->sp.by_index[all[i].index], v->reserved_leaves)) /* what is left would be in splinters */
@@ -275,12 +302,12 @@ static void release_chosen(struct vmfs *v)
             region_release(v, i);
 }
 
-static int give(struct vmfs *v, uint64_t keep, const struct wanted *wanted, bool asked)
+static int give(struct vmfs *v, const struct giving *g)
 {
     int r = 0;
     gr_fmutex_lock(&v->sp.give_lock);
     v->sp.taken = v->sp.taken_before = 0;
-    unsigned chosen = may_give(v) ? choose(v, keep, wanted, asked) : 0;
+    unsigned chosen = may_give(v) ? choose(v, g) : 0;
     for (unsigned round = 0; chosen && r == 0 && round < 2; round++) { /* something may be freed in them again meanwhile */
         r = settle(v);
         if (r == 0)
@@ -346,13 +373,20 @@ int vmfs_regions_recall(struct vmfs *v, struct gr_err *err)
         return 0;
     int r = foreign_home(v);
     struct wanted *wanted = r == 0 ? wanted_by_others(v) : NULL;
-    uint64_t must = must_keep(v), more = have(v) - GR_MIN(have(v), must);
+    uint64_t must = must_keep(v), more = have(v) - GR_MIN(have(v), must), base = base_reserve(v);
     if (r == 0) /* who is at work keeps as much as he has used since he was asked last, but half of what he has at most */
-        r = give(v, must + GR_MIN(lately(v), more / 2), wanted, true);
+        r = give(v, &(struct giving){ .keep = must + GR_MIN(lately(v), more / 2), .wanted = wanted, .asked = true });
+    int looked = r == 0 ? look(v, &base, err) : 0;
+    if (r == 0 && looked == 0 && base < base_reserve(v)) {
+        r = give(v, &(struct giving){ .less = base_reserve(v) - base, .wanted = wanted, .asked = true });
+        looked = r == 0 ? look(v, NULL, err) : 0;
+    }
     free(wanted);
     if (r < 0)
         return gr_fail(err, r, "datastore '%s': %s", v->sb.name, v->fenced ? v->fence_reason : gr_code_text(r));
-    return vmfs_free_look(v, err);
+    if (looked == 0)
+        space_watch(v);
+    return looked;
 }
 
 /* ---- asking ---- */
@@ -377,7 +411,7 @@ static bool ask_once(struct vmfs *v, uint64_t enough)
     bool heard = true;
     (void)foreign_home(v); /* others see what of theirs was freed here */
     struct wanted *wanted = wanted_by_others(v);
-    (void)give(v, must_keep(v), wanted, true); /* it is free when they have taken it home */
+    (void)give(v, &(struct giving){ .wanted = wanted, .asked = true }); /* it is free when they have taken it home */
     free(wanted);
     if (v->opts.recall_regions)
         heard = v->opts.recall_regions(v->opts.warn_arg, NULL) == 0; /* who lives and does not answer keeps what he has */
@@ -445,11 +479,12 @@ bool space_ask(struct vmfs *v, const struct vobj *o, uint64_t epoch)
     return !s->asking && !v->fenced && s->asked_got;
 }
 
-int space_back(struct vmfs *v, uint64_t more)
+/* @more units are leased here, @kept: beyond what this host cannot do without. */
+static int lease_back(struct vmfs *v, bool kept, uint64_t more)
 {
     int r = -GR_ENOSPACE;
     for (unsigned tries = 0; tries < 3 && r == -GR_ENOSPACE; tries++) {
-        uint64_t need = must_keep(v) + more;
+        uint64_t need = (kept ? must_keep(v) : 0) + more;
         r = space_ensure(v, need - GR_MIN(need, v->sp.pool_units));
         if (r == -GR_ENOSPACE && space_pending(v) && ckpt_run(v) == 0)
             continue;
@@ -457,6 +492,16 @@ int space_back(struct vmfs *v, uint64_t more)
             break;
     }
     return r;
+}
+
+int space_back(struct vmfs *v, uint64_t more)
+{
+    return lease_back(v, true, more);
+}
+
+int space_some(struct vmfs *v, uint64_t units)
+{
+    return have(v) >= units ? 0 : lease_back(v, false, units);
 }
 
 static void promised_work(void *arg)
@@ -496,7 +541,7 @@ static void tend_work(void *arg)
     struct vmfs *v = arg;
     struct wanted *wanted = look_due(v) ? wanted_by_others(v) : NULL;
     if (is_idle(v) || any_here(v, wanted))
-        (void)give(v, is_idle(v) ? idle_keep(v) : UINT64_MAX, wanted, false);
+        (void)give(v, &(struct giving){ .keep = is_idle(v) ? idle_keep(v) : UINT64_MAX, .wanted = wanted });
     free(wanted);
     if (may_give(v))
         (void)space_look(v, NULL);

@@ -407,6 +407,55 @@ static int unasked_fn(void *arg)
     return 0;
 }
 
+/* Who joins when all is taken gets some of what the others keep back: it can make names, unmap and delete, and so can the others. When they have nothing
+ * left to give it is told so, and the volume goes on there. */
+static int joiner_fn(void *arg)
+{
+    struct site *t = arg;
+    struct gr_err why = { 0 };
+    char name[201];
+    begin(t, 1);
+    make_disk(t, 0, 0, SIZE, VMFS_THIN);
+    make_disk(t, 1, 0, SIZE, VMFS_THIN);
+    fill(t, &t->disk[1], 0, 64u << 20);
+    fill(t, &t->disk[0], 0, SIZE);
+    t->hosts = 2;
+    join(t, 1);
+    struct vmfs *v = t->host[1].v;
+    assert_int_equal(space_free_here(v), 0);
+    for (unsigned i = 0; i < 40; i++) { /* a directory that needs room of its own */
+        snprintf(name, sizeof name, "%0200u", i);
+        OK(vmfs_mkdir(v, name, false, &err));
+    }
+    print_message("who joined has %llu units, who was there %llu; %u times asked\n", (unsigned long long)(space_free_here(v) + v->sp.pool_units),
+                  (unsigned long long)(space_free_here(t->host[0].v) + t->host[0].v->sp.pool_units), t->host[1].asks);
+    t->hosts = 3;
+    join(t, 2);
+    int r = 0;
+    for (unsigned i = 0; i < 40 && r == 0; i++) {
+        snprintf(name, sizeof name, "t%0199u", i);
+        r = vmfs_mkdir(t->host[2].v, name, false, &why);
+    }
+    if (r < 0) {
+        assert_int_equal(r, -GR_ENOSPACE);
+        assert_non_null(strstr(why.text, "make room on another host"));
+    }
+    assert_false(t->host[2].v->fenced);
+    assert_int_equal(gr_pwrite(t->disk[0].ch, t->buf, CHUNK, 0, 0), 0); /* who was there overwrites what it has, */
+    hand_over(t, &t->disk[0], 1);
+    assert_int_equal(gr_pwrite(t->disk[0].ch, t->buf, CHUNK, 0, 0), 0); /* and so does who joined */
+    for (uint64_t off = 0; off < 32u << 20; off += 2 * CHUNK)
+        assert_int_equal(gr_unmap(t->disk[0].ch, off, CHUNK, 0), 0);
+    assert_int_equal(gr_flush(t->disk[0].ch), 0);
+    delete_disk(t, &t->disk[0]);
+    delete_disk(t, &t->disk[1]);
+    gr_fiber_sleep_ms(1100);
+    make_disk(t, 2, 2, SIZE, VMFS_THIN);
+    assert_true(fill(t, &t->disk[2], 0, SIZE) > VOLUME / 2);
+    end(t);
+    return 0;
+}
+
 struct writer {
     struct site *t;
     struct disk *d;
@@ -651,6 +700,7 @@ static void at_work(void **state) { (void)state; run(at_work_fn); }
 static void readers(void **state) { (void)state; run(readers_fn); }
 static void promise_wanted(void **state) { (void)state; run(promise_wanted_fn); }
 static void promise_moves(void **state) { (void)state; run(promise_moves_fn); }
+static void joiner(void **state) { (void)state; run(joiner_fn); }
 static void unasked(void **state) { (void)state; run(unasked_fn); }
 
-TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(promise_wanted), TEST(promise_moves), TEST(unasked), TEST(at_work), TEST(readers), TEST(histories))
+TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(promise_wanted), TEST(promise_moves), TEST(unasked), TEST(joiner), TEST(at_work), TEST(readers), TEST(histories))

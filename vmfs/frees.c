@@ -186,6 +186,28 @@ bool space_pending(const struct vmfs *v)
     return v->sp.freeq[0].n || v->sp.freeq[1].n || v->sp.freeq[2].n;
 }
 
+static void reuse(struct vmfs *v, uint64_t addr, uint64_t units, bool tell)
+{
+    if (units && (!tell || !discard_take(v, addr, (uint32_t)units)))
+        space_unreserve(v, addr, (uint32_t)units);
+}
+
+/* What the pool does not want of them may be used again. Frees that lie behind each other are one, whatever regions they are in; runs of the pool are
+ * of one region each, for regions go one by one. */
+static void reuse_or_keep(struct vmfs *v, const struct vfree *f, bool tell)
+{
+    uint64_t at = f->addr, from = f->addr, end = f->addr + f->units;
+    while (at < end) {
+        uint32_t n = space_in_region(v, at, (uint32_t)(end - at));
+        if (pool_keep(v, at, n)) {
+            reuse(v, from, at - from, tell);
+            from = at + n;
+        }
+        at += n;
+    }
+    reuse(v, from, end - from, tell);
+}
+
 void space_reclaim(struct vmfs *v)
 {
     uint64_t oldest = v->sp.oldest ? v->sp.oldest->number : UINT64_MAX;
@@ -197,8 +219,10 @@ void space_reclaim(struct vmfs *v)
             bool tell = f->given_up && discard_wanted(v, f->addr, f->units);
             if (tell && !kind && f->seq > v->j.sealed_seq)
                 break; /* a replay would doubt the record that wrote there, and miss that the piece was ever written */
-            if (!(kind && pool_keep(v, f->addr, f->units)) && (!tell || !discard_take(v, f->addr, f->units)))
-                space_unreserve(v, f->addr, f->units);
+            if (kind)
+                reuse_or_keep(v, f, tell);
+            else
+                reuse(v, f->addr, f->units, tell);
             q->first++;
             q->n--;
         }

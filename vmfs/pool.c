@@ -155,8 +155,9 @@ bool pool_keep(struct vmfs *v, uint64_t addr, uint64_t units)
     struct vspace *s = &v->sp;
     if (!wanted(v, v->reserved_leaves) || space_nothing_kept(v, addr))
         return false;
+    uint32_t region = space_region_index(v, addr);
     for (unsigned i = 0; i < s->n_pool;)
-        if (s->pool[i].addr + s->pool[i].units == addr || addr + units == s->pool[i].addr) {
+        if ((s->pool[i].addr + s->pool[i].units == addr || addr + units == s->pool[i].addr) && space_region_index(v, s->pool[i].addr) == region) {
             struct vmfs_run run = run_remove(v, i);
             addr = GR_MIN(addr, run.addr);
             units += run.units;

@@ -545,6 +545,44 @@ static int readers_fn(void *arg)
     return 0;
 }
 
+/* What is kept for the map is kept by region, though regions that are neighbours have no border between their units: each can go without the other. */
+static int neighbours_fn(void *arg)
+{
+    struct site *t = arg;
+    begin(t, 1);
+    struct vmfs *v = t->host[0].v;
+    OK(space_lease(v, 9, &err));
+    OK(space_lease(v, 10, &err));
+    struct vregion *a = v->sp.by_index[9], *b = v->sp.by_index[10];
+    uint64_t border = b->first;
+    assert_int_equal(a->first + a->units, border);
+    const struct vmfs_run freed[3][2] = { { { border - 64, 128 } }, { { border - 64, 64 }, { border, 64 } }, { { border, 64 }, { border - 64, 64 } } };
+    for (unsigned i = 0; i < 3; i++) { /* at once; one behind the other, and the other way round */
+        for (unsigned k = 0; k < 2 && freed[i][k].units; k++) {
+            space_used(v, freed[i][k].addr, (uint32_t)freed[i][k].units);
+            space_freed(v, freed[i][k].addr, (uint32_t)freed[i][k].units, 1, v->ckpt_done);
+            space_reclaim(v);
+        }
+        unsigned beside = 0;
+        for (unsigned k = 0; k < v->sp.n_pool; k++) {
+            const struct vmfs_run *run = &v->sp.pool[k];
+            assert_true(run->addr >= border || run->addr + run->units <= border);
+            beside += run->addr == border || run->addr + run->units == border;
+        }
+        assert_int_equal(beside, 2);
+        assert_int_equal(a->busy.free, a->free_used - 64);
+        space_giving(v, b, true);
+        assert_int_equal(b->busy.free, b->free_used); /* nothing of it is kept, and all of the other is */
+        assert_int_equal(a->busy.free, a->free_used - 64);
+        space_giving(v, a, true);
+        assert_int_equal(a->busy.free, a->free_used);
+        space_giving(v, a, false);
+        space_giving(v, b, false);
+    }
+    end(t);
+    return 0;
+}
+
 /* ---- random histories ---- */
 #define LESS (96ull << 20) /* of a disk: six of them are more than the volume */
 
@@ -700,7 +738,8 @@ static void at_work(void **state) { (void)state; run(at_work_fn); }
 static void readers(void **state) { (void)state; run(readers_fn); }
 static void promise_wanted(void **state) { (void)state; run(promise_wanted_fn); }
 static void promise_moves(void **state) { (void)state; run(promise_moves_fn); }
+static void neighbours(void **state) { (void)state; run(neighbours_fn); }
 static void joiner(void **state) { (void)state; run(joiner_fn); }
 static void unasked(void **state) { (void)state; run(unasked_fn); }
 
-TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(promise_wanted), TEST(promise_moves), TEST(unasked), TEST(joiner), TEST(at_work), TEST(readers), TEST(histories))
+TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(promise_wanted), TEST(promise_moves), TEST(unasked), TEST(joiner), TEST(at_work), TEST(readers), TEST(neighbours), TEST(histories))

@@ -2,6 +2,7 @@
 #include "common/buf.h"
 #include "snapshot/keyfile.h"
 #include "snapshot/service_int.h"
+#include <assert.h>
 #include <string.h>
 
 /* ---- join, leave ---- */
@@ -54,15 +55,23 @@ static bool any_lost(const struct snap_ds *ds)
     return false;
 }
 
-/* Requests at work on the datastore end by themselves; long ones are not waited for when it is only about leaving. */
-static int wait_unused(struct snap_ds *ds, bool bounded, struct gr_err *err)
+/* Requests at work on the datastore, which is being left, end by themselves; long ones are not waited for when it is only about leaving. Nobody gets
+ * or removes it meanwhile. Who has it may wait for the lock, so that is given back; after waiting it is held again. */
+static int wait_unused(struct snap_svc *s, struct snap_ds *ds, bool bounded, struct gr_err *err)
 {
-    for (unsigned ms = 0; ds->users > 0; ms += 20) {
+    int r = 0;
+    assert(ds->leaving);
+    if (ds->users == 0)
+        return 0;
+    gr_fmutex_unlock(&s->lock);
+    for (unsigned ms = 0; r == 0 && ds->users > 0; ms += 20) {
         if (bounded && ms >= SNAP_WAIT_MS)
-            return gr_fail(err, -GR_ELOCKED, "datastore '%s' is in use by %u requests", ds->name, ds->users);
-        gr_fiber_sleep_ms(20);
+            r = gr_fail(err, -GR_ELOCKED, "datastore '%s' is in use by %u requests", ds->name, ds->users);
+        else
+            gr_fiber_sleep_ms(20);
     }
-    return 0;
+    gr_fmutex_lock(&s->lock);
+    return r;
 }
 
 /* The lock is held. */
@@ -70,10 +79,8 @@ static int rejoin(struct snap_svc *s, struct snap_ds *ds, unsigned back, struct 
 {
     bool again = back && back <= ds->n_devices;
     if (ds->v && (again || snap_fenced(ds))) {
-        ds->leaving = true; /* nobody gets or removes it; who has it may wait for the lock, so it is not held meanwhile */
-        gr_fmutex_unlock(&s->lock);
-        (void)wait_unused(ds, false, NULL);
-        gr_fmutex_lock(&s->lock);
+        ds->leaving = true;
+        (void)wait_unused(s, ds, false, NULL);
         note_lost(ds);
         snap_ds_leave(s, ds, false, NULL);
     }
@@ -268,7 +275,7 @@ int snap_ds_leave(struct snap_svc *s, struct snap_ds *ds, bool only_idle, struct
     if (dir)
         return gr_fail(err, -GR_ELOCKED, "datastore '%s' is in use: it is mounted on '%s' (granary unmount)", ds->name, dir);
     ds->leaving = true;
-    r = wait_unused(ds, only_idle, err);
+    r = wait_unused(s, ds, only_idle, err);
     if (r == 0)
         mnt_vol_close(ds);
     while (r == 0 && ds->handles) {
@@ -291,7 +298,7 @@ int snap_ds_get(struct snap_svc *s, const char *name, struct snap_ds **ret, stru
     int r = 0;
     if (!ds)
         r = gr_fail(err, -ENOENT, "no datastore '%s' here: granary datastore list shows those joined", name);
-    else if (ds->leaving)
+    else if (ds->leaving || (s->ending && !ds->v))
         r = gr_fail(err, -GR_ELOCKED, "datastore '%s' is being left", name);
     else if (!ds->v)
         r = snap_ds_join(s, ds, err);

@@ -135,7 +135,7 @@ int snap_ds_get(struct snap_svc *s, const char *name, struct snap_ds **ret, stru
 void snap_ds_put(struct snap_ds *ds);
 struct snap_ds *snap_ds_find(struct snap_svc *s, const char *name);
 void snap_ds_rejoin(struct snap_ds *ds); /* leave it and join it again in the background, as it is registered now */
-/* With s->lock held: */
+/* With s->lock held; it is given back while snap_ds_leave() waits for requests that are at work on @ds, which is not removed meanwhile. */
 int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err);
 int snap_ds_leave(struct snap_svc *s, struct snap_ds *ds, bool only_idle, struct gr_err *err);
 int snap_ds_add(struct snap_svc *s, const char *name, json_t *devices, json_t *login, struct snap_ds **ret, struct gr_err *err); /* not yet saved */

@@ -249,23 +249,68 @@ static void accept_loss(void **state)
     with_service(accept_fn);
 }
 
-/* ---- review ---- */
+/* ---- who has a datastore, and waits for the service's lock ---- */
+struct request {
+    struct fixture *f;
+    char disk[32];
+    int r;
+    bool begun, over;
+};
+
+static int second_disk(void *arg, const char *disk)
+{
+    struct request *q = arg;
+    struct snap_place place = {0};
+    q->begun = true;
+    gr_fiber_sleep_ms(100);
+    q->r = snap_svc_find(q->f->s, disk, "test", 0, &place, NULL);
+    gr_bdev_put(place.bdev);
+    return 0;
+}
+
+static void lister(void *arg)
+{
+    struct request *q = arg;
+    OK(snap_svc_each_disk(q->f->s, second_disk, q, &err));
+    q->over = true;
+}
+
+/* It has datastore "ds", and is about to ask for it once more. */
+static void begin_request(struct fixture *f, struct request *q)
+{
+    *q = (struct request){.f = f};
+    assert_int_equal(gr_fiber_start(f->loop, lister, q), 0);
+    while (!q->begun)
+        gr_fiber_sleep_ms(1);
+}
+
 static int nested_fn(void *arg)
 {
     struct fixture *f = arg;
+    struct request q;
     begin(f);
-    struct snap_ds *ds = make(f, "ds", 1), *a = NULL, *b = NULL;
-    struct gr_err err = {0};
-    assert_int_equal(snap_ds_get(f->s, "ds", &a, &err), 0); /* a request with its first disk */
+    struct snap_ds *ds = make(f, "ds", 1);
+    OK(call(f, "disk.create", json_pack("{s:s,s:i}", "disk", "ds/a", "size", 1 << 20), &err));
+    begin_request(f, &q);
     give_up(ds);
-    while (!ds->leaving)
-        gr_fiber_sleep_ms(1);
-    print_message("second disk of the same request\n");
-    int r = snap_ds_get(f->s, "ds", &b, &err); /* its second disk */
-    print_message("r %d %s\n", r, err.text);
-    snap_ds_put(a);
     wait_at_work(ds, 6000);
-    end(f, ds);
+    assert_true(q.over && q.r == -GR_ELOCKED);
+
+    /* a command to leave it lets the request end, and goes on then */
+    begin_request(f, &q);
+    OK(call(f, "datastore.leave", json_pack("{s:s}", "name", "ds"), &err));
+    assert_true(q.over && q.r == -GR_ELOCKED);
+    assert_null(snap_ds_find(f->s, "ds"));
+
+    /* and so does the service when it ends; it does not join anything for those who come late */
+    char *path = test_path("ds0.img");
+    OK(call(f, "datastore.join", json_pack("{s:s,s:[s]}", "name", "ds", "devices", path), &err));
+    free(path);
+    begin_request(f, &q);
+    snap_client_close(f->c);
+    assert_true(q.over && q.r == -GR_ELOCKED);
+    begin(f);
+    end(f, snap_ds_find(f->s, "ds"));
     snap_client_close(f->c);
     return 0;
 }
@@ -276,4 +321,34 @@ static void nested(void **state)
     with_service(nested_fn);
 }
 
-TEST_MAIN(TEST(nested), TEST(each), TEST(meanwhile), TEST(back), TEST(accept_loss))
+/* A host that holds its disks for a group of another ends: nothing of the group outlives the service. */
+static int held_fn(void *arg)
+{
+    struct fixture *f = arg;
+    static const char id[] = "01234567-89ab-cdef-0123-456789abcdef-1-1";
+    begin(f);
+    struct snap_ds *ds = make(f, "ds", 1);
+    OK(call(f, "disk.create", json_pack("{s:s,s:i}", "disk", "ds/a", "size", 1 << 20), &err));
+    OK(call(f, "snapshot.hold", json_pack("{s:[s],s:s,s:s}", "disks", "ds/a", "group", id, "name", "s"), &err));
+    OK(call(f, "snapshot.take", json_pack("{s:s}", "group", id), &err));
+    assert_int_equal(f->s->parts, 1);
+    assert_true(ds->users > 0);
+    snap_client_close(f->c);
+    begin(f);
+    ds = snap_ds_find(f->s, "ds");
+    OK(snap_svc_join_all(f->s, &err));
+    assert_int_equal(f->s->parts, 0);
+    assert_int_equal(ds->users, 0);
+    FAILS(-ENOENT, "", call(f, "snapshot.delete", json_pack("{s:s,s:s}", "disk", "ds/a", "snapshot", "s"), &err));
+    end(f, ds);
+    snap_client_close(f->c);
+    return 0;
+}
+
+static void held(void **state)
+{
+    (void)state;
+    with_service(held_fn);
+}
+
+TEST_MAIN(TEST(nested), TEST(held), TEST(each), TEST(meanwhile), TEST(back), TEST(accept_loss))

@@ -63,7 +63,7 @@ static json_t *named(json_t *params)
         "name",     "disk",      "disks",      "devices", "device", "lun",  "file",     "path",      "from",      "to",       "snapshot",
         "bookmark", "host",      "portal",     "user",    "id",   "allow",    "deny",      "initiator", "uuid",     "size",
         "format",   "provision", "read-only",  "off",     "iops", "bandwidth", "burst-ms", "removable", "multipath", "force", "accept-loss",
-        "shrink",   "encrypt", "key", "key-file", "wrap", "rewrite", "resume", "timing",    "one-host",   "socket",  "forwarded",
+        "dry-run",  "shrink",   "encrypt", "key", "key-file", "wrap", "rewrite", "resume", "timing",    "one-host",   "socket",  "forwarded",
     };
     json_t *o = json_object();
     for (size_t i = 0; i < GR_ARRAY_LEN(keys); i++) {
@@ -79,8 +79,14 @@ static json_t *named(json_t *params)
 }
 
 /* ---- writing ---- */
-/* A line that was cut off (no space, a power cut) is ended first, so that it spoils nothing but itself. */
-static int write_line(const char *path, struct gr_buf *line)
+static int sync_fd(void *arg)
+{
+    const int *fd = arg;
+    return fdatasync(*fd) < 0 ? -errno : 0;
+}
+
+/* A line that was cut off (no space, a power cut) is ended first, so that it spoils nothing but itself. @lasting: it is on the disk. */
+static int write_line(const char *path, struct gr_buf *line, bool lasting)
 {
     gr_log_put_aside(path);
     struct stat st;
@@ -94,7 +100,9 @@ static int write_line(const char *path, struct gr_buf *line)
         return -errno;
     size_t skip = last == '\n';
     ssize_t n = write(fd, line->data + skip, line->len - skip);
-    return n < 0 ? -errno : (size_t)n < line->len - skip ? -ENOSPC : 0;
+    if (n < 0 || (size_t)n < line->len - skip)
+        return n < 0 ? -errno : -ENOSPC;
+    return !lasting ? 0 : gr_fiber_self() ? gr_fiber_work(sync_fd, &fd) : sync_fd(&fd);
 }
 
 static json_t *line_of(const struct gr_rpc_seen *seen)
@@ -115,8 +123,10 @@ static json_t *line_of(const struct gr_rpc_seen *seen)
     }
     json_object_set_new(o, "method", json_string(seen->method));
     json_object_set_new(o, "named", named(seen->params));
-    json_object_set_new(o, "result", json_string(seen->result < 0 ? gr_code_name(seen->result) : "ok"));
-    json_object_set_new(o, "seconds", json_real((double)(seen->ns / 1000) / 1e6));
+    if (seen->number)
+        json_object_set_new(o, "call", json_sprintf("%016llx", (unsigned long long)seen->number));
+    json_object_set_new(o, "result", json_string(seen->begins ? "begun" : seen->result < 0 ? gr_code_name(seen->result) : "ok"));
+    json_object_set_new(o, "seconds", seen->begins ? json_null() : json_real((double)(seen->ns / 1000) / 1e6));
     return o;
 }
 
@@ -128,7 +138,7 @@ void gr_audit_line(struct gr_audit *a, const struct gr_rpc_seen *seen)
     json_decref(o);
     int r = text ? gr_buf_printf(&line, "\n%s\n", text) : -ENOMEM;
     if (r == 0)
-        r = write_line(a->path, &line);
+        r = write_line(a->path, &line, seen->begins);
     gr_auto_free char *why = r < 0 && a->warn ? gr_asprintf("%s: no line could be left of %s: %s; the command went on", a->path, seen->method, gr_code_text(r)) : NULL;
     if (why)
         a->warn(a->arg, why);

@@ -4,7 +4,10 @@
  *   {"utc":"2026-11-27T23:10:51Z","time":1764285051,"uid":0,"pid":4242,"method":"disk.create","named":{"disk":"ds1/a","size":1048576},
  *    "result":"ok","seconds":0.013}          from another host "host" and "from" (its address) take the place of uid and pid
  *
- * "time" is when it ended, seconds since 1970; "result" is "ok" or the name of a code; "named" has what the caller named and nothing
+ * What destroys (gr_rpc_method.destroys: delete, revert, prune, erase, a device removed, …) leaves one before it begins as well, on the disk before
+ * anything is changed, with "result" "begun" and "seconds" null; both have the same "call". A crash in the middle leaves that one alone.
+ *
+ * "time" is when it ended (or began), seconds since 1970; "result" is "ok" or the name of a code; "named" has what the caller named and nothing
  * that could be a secret: parameters of a list, see audit.c. Like the other logs it is put aside as audit.log.old above 16 MiB. */
 #ifndef GR_AUDIT_H
 #define GR_AUDIT_H

@@ -73,6 +73,31 @@ static int as_it_is(void *arg, json_t *line)
     return json_array_append(arg, line) < 0 ? -ENOMEM : 0;
 }
 
+/* Of what began, only what has not ended: {call: line}. */
+static int unfinished(void *arg, json_t *line)
+{
+    json_t *open = arg;
+    const char *call = json_string_value(json_object_get(line, "call")), *result = json_string_value(json_object_get(line, "result"));
+    if (!call)
+        return 0;
+    if (!result || strcmp(result, "begun") != 0)
+        (void)json_object_del(open, call); /* its beginning may be older than the log */
+    else if (json_object_set(open, call, line) < 0)
+        return -ENOMEM;
+    return 0;
+}
+
+static int read_unfinished(const struct gr_home *home, int64_t since, int (*fn)(void *arg, json_t *line), json_t *rows, struct gr_err *err)
+{
+    const char *call;
+    json_t *open = json_object(), *line;
+    int r = open ? gr_audit_read(home, since, unfinished, open, err) : gr_fail(err, -ENOMEM, "out of memory"), bad = r;
+    json_object_foreach(open, call, line)
+        r = r < 0 ? r : fn(rows, line);
+    json_decref(open);
+    return r < 0 ? r : bad;
+}
+
 static int cmd_audit(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     struct gr_home *home = NULL;
@@ -84,7 +109,8 @@ static int cmd_audit(struct gr_cmd_ctx *c, struct gr_err *err)
     if (r < 0)
         return r;
     json_t *rows = json_array();
-    int bad = gr_audit_read(home, since, gr_cmd_json(c) ? as_it_is : one_line, rows, err);
+    int (*fn)(void *arg, json_t *line) = gr_cmd_json(c) ? as_it_is : one_line;
+    int bad = gr_cmd_flag(c, "unfinished") ? read_unfinished(home, since, fn, rows, err) : gr_audit_read(home, since, fn, rows, err);
     gr_home_free(home);
     if (bad > 0)
         gr_cmd_warn(NULL, "the audit log has lines that cannot be read");
@@ -93,7 +119,9 @@ static int cmd_audit(struct gr_cmd_ctx *c, struct gr_err *err)
     return r;
 }
 
-static const struct gr_opt opts[] = {{"since", "TIME", "only what came later: 2026-11-27, 2026-11-27T23:10 (UTC), or 90m, 12h, 7d ago", false}, {NULL}};
+static const struct gr_opt opts[] = {{"since", "TIME", "only what came later: 2026-11-27, 2026-11-27T23:10 (UTC), or 90m, 12h, 7d ago", false},
+                                     {"unfinished", NULL, "only what destroys, was begun and has not ended: it is at work, or was cut off by a crash", false},
+                                     {NULL}};
 
 const struct gr_cmd gr_audit_commands[] = {
     {NULL, "audit", "", 0, 0, "what was changed in this home, when, by whom", opts, cmd_audit},

@@ -19,6 +19,7 @@ struct gr_rpc_method {
     const char *name;
     gr_rpc_fn fn;
     bool asks; /* changes nothing, or only what is no administrator's business: who witnesses calls is not told of it */
+    bool destroys; /* what it takes away does not come back: the witness is told before it begins, too */
 };
 /* Send one part of a streamed answer; takes the reference of @part. Suspends while the peer is slow. -EPIPE: peer is gone.
  * In process (gr_rpc_local) the part goes to the caller's on_part; with a NULL call it is dropped. */
@@ -50,8 +51,10 @@ struct gr_rpc_peer {
 void gr_rpc_server_adopt(struct gr_rpc_server *s, int fd, struct gr_rpc_peer *peer);
 void gr_rpc_server_guard(struct gr_rpc_server *s, int (*guard)(void *arg, struct gr_rpc_peer *peer, const char *method, json_t *params, struct gr_err *err),
                          void *arg);
-/* A call that has ended, and is not answered yet. */
+/* A call that has ended, and is not answered yet; or one that is about to begin. */
 struct gr_rpc_seen {
+    bool begins;                    /* result and ns say nothing yet */
+    uint64_t number;                /* of one whose beginning is told, too: the same both times, and no other's; else 0 */
     const char *method;
     json_t *params;                 /* borrowed */
     const struct gr_rpc_peer *peer; /* NULL: a process of this machine, */
@@ -60,7 +63,8 @@ struct gr_rpc_seen {
     int result;
     uint64_t ns; /* how long it took */
 };
-/* Call fn(arg, seen) for every call, also a refused one, of a method that does not just ask. In the fiber of the call. */
+/* Call fn(arg, seen) for every call, also a refused one, of a method that does not just ask; twice for one that destroys, if it is not refused.
+ * In the fiber of the call, which may suspend. */
 void gr_rpc_server_witness(struct gr_rpc_server *s, void (*fn)(void *arg, const struct gr_rpc_seen *seen), void *arg);
 /* Closes the socket and all connections and waits for calls being served (in a fiber that serves none, or outside the
  * loop). NULL allowed. */

@@ -67,17 +67,25 @@ static int run_method(struct gr_rpc_call *call, json_t **ret_result, struct gr_e
 {
     const struct gr_rpc_server *s = call->server;
     const struct rpc_conn *conn = call->conn;
+    const struct gr_world *w = gr_loop_world(s->loop);
     uint64_t begin = gr_loop_now_ns(s->loop);
     int r = conn ? guarded(call, err) : 0;
+    struct gr_rpc_seen seen = {.method = call->method->name,
+                               .params = call->params,
+                               .peer = conn ? conn->peer : NULL,
+                               .pid = conn ? conn->cred.pid : getpid(),
+                               .uid = conn ? conn->cred.uid : getuid()};
+    if (r == 0 && s->witness && call->method->destroys) {
+        w->random(w->arg, &seen.number, sizeof(seen.number));
+        seen.number |= 1;
+        seen.begins = true;
+        s->witness(s->witness_arg, &seen);
+        seen.begins = false;
+    }
     if (r == 0)
         r = call->method->fn(call->method_arg, call, call->params, ret_result, err);
-    const struct gr_rpc_seen seen = {.method = call->method->name,
-                                     .params = call->params,
-                                     .peer = conn ? conn->peer : NULL,
-                                     .pid = conn ? conn->cred.pid : getpid(),
-                                     .uid = conn ? conn->cred.uid : getuid(),
-                                     .result = r,
-                                     .ns = gr_loop_now_ns(s->loop) - begin};
+    seen.result = r;
+    seen.ns = gr_loop_now_ns(s->loop) - begin;
     if (s->witness && !call->method->asks && !call->asked)
         s->witness(s->witness_arg, &seen);
     return r;

@@ -285,4 +285,4 @@ static int op_resize(void *arg, struct gr_rpc_call *call, json_t *params, json_t
 }
 
 const struct gr_rpc_method tgt_raw_methods[] = {
-    {"lun.add", op_add}, {"lun.remove", op_remove}, {"lun.resize", op_resize}, {"lun.set", op_set}, {"lun.redirect", op_redirect}, {NULL, NULL}};
+    {"lun.add", op_add}, {"lun.remove", op_remove, .destroys = true}, {"lun.resize", op_resize, .destroys = true}, {"lun.set", op_set}, {"lun.redirect", op_redirect}, {NULL, NULL}};

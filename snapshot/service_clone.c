@@ -316,5 +316,5 @@ static int op_promote(struct snap_op *op)
 SNAP_METHOD(op_promote, "disk.promote")
 
 const struct gr_rpc_method snap_clone_methods[] = {
-    {"snapshot.clone", rpc_op_clone}, {"disk.detach", rpc_op_detach}, {"disk.promote", rpc_op_promote}, {NULL, NULL},
+    {"snapshot.clone", rpc_op_clone}, {"disk.detach", rpc_op_detach, .destroys = true}, {"disk.promote", rpc_op_promote, .destroys = true}, {NULL, NULL},
 };

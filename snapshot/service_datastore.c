@@ -422,12 +422,12 @@ SNAP_METHOD(snap_op_device_open, "datastore.open-device")
 SNAP_METHOD(snap_op_device_remove, "datastore.remove-device")
 
 const struct gr_rpc_method snap_datastore_methods[] = {
-    {"datastore.create", rpc_snap_op_datastore_create},   {"datastore.join", rpc_op_join},   {"datastore.leave", rpc_op_leave},
-    {"datastore.destroy", rpc_snap_op_datastore_destroy}, {"datastore.list", rpc_op_list, true},   {"datastore.info", rpc_op_info, true},
-    {"datastore.check", rpc_snap_op_check, true}, {"datastore.repair", rpc_snap_op_repair},
-    {"datastore.scrub", rpc_snap_op_scrub}, {"datastore.accept-loss", rpc_snap_op_accept_loss}, {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
-    {"datastore.recover", rpc_snap_op_datastore_recover}, {"datastore.devices", rpc_snap_op_devices_list, true},
-    {"datastore.add-device", rpc_snap_op_device_add}, {"datastore.open-device", rpc_snap_op_device_open},
-    {"datastore.remove-device", rpc_snap_op_device_remove},
+    {"datastore.create", rpc_snap_op_datastore_create, .destroys = true},   {"datastore.join", rpc_op_join},   {"datastore.leave", rpc_op_leave},
+    {"datastore.destroy", rpc_snap_op_datastore_destroy, .destroys = true}, {"datastore.list", rpc_op_list, true},   {"datastore.info", rpc_op_info, true},
+    {"datastore.check", rpc_snap_op_check, true}, {"datastore.repair", rpc_snap_op_repair, .destroys = true},
+    {"datastore.scrub", rpc_snap_op_scrub}, {"datastore.accept-loss", rpc_snap_op_accept_loss, .destroys = true}, {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
+    {"datastore.recover", rpc_snap_op_datastore_recover, .destroys = true}, {"datastore.devices", rpc_snap_op_devices_list, true},
+    {"datastore.add-device", rpc_snap_op_device_add, .destroys = true}, {"datastore.open-device", rpc_snap_op_device_open},
+    {"datastore.remove-device", rpc_snap_op_device_remove, .destroys = true},
     {NULL, NULL},
 };

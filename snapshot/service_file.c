@@ -296,6 +296,6 @@ static int op_file_write(struct snap_op *op)
 SNAP_METHOD(op_file_write, "file.write")
 
 const struct gr_rpc_method snap_file_methods[] = {
-    {"dir.list", rpc_op_dir_list, true}, {"dir.stat", rpc_op_dir_stat, true}, {"dir.make", rpc_op_dir_make},   {"dir.rename", rpc_op_rename},      {"dir.remove", rpc_op_remove},
+    {"dir.list", rpc_op_dir_list, true}, {"dir.stat", rpc_op_dir_stat, true}, {"dir.make", rpc_op_dir_make},   {"dir.rename", rpc_op_rename},      {"dir.remove", rpc_op_remove, .destroys = true},
     {"file.read", rpc_op_file_read, true}, {"file.write", rpc_op_file_write}, {"file.list", rpc_op_file_list, true}, {NULL, NULL},
 };

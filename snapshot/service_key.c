@@ -331,6 +331,6 @@ SNAP_METHOD(op_erase, "disk.erase")
 
 const struct gr_rpc_method snap_key_methods[] = {
     {"key.create", rpc_op_key_create}, {"key.list", rpc_op_key_list, true}, {"key.import", rpc_op_key_import}, {"key.export", rpc_op_key_export},
-    {"key.use", rpc_op_key_use},       {"key.rotate", rpc_op_key_rotate},   {"key.delete", rpc_op_key_delete}, {"disk.rekey", rpc_op_rekey},
-    {"disk.erase", rpc_op_erase},      {NULL, NULL},
+    {"key.use", rpc_op_key_use},       {"key.rotate", rpc_op_key_rotate, .destroys = true},   {"key.delete", rpc_op_key_delete, .destroys = true}, {"disk.rekey", rpc_op_rekey, .destroys = true},
+    {"disk.erase", rpc_op_erase, .destroys = true},      {NULL, NULL},
 };

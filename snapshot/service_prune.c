@@ -414,5 +414,5 @@ static int op_create_by_policy(struct snap_op *op)
 SNAP_METHOD(op_create_by_policy, "snapshot.create-by-policy")
 
 const struct gr_rpc_method snap_prune_methods[] = {
-    {"snapshot.prune", rpc_op_prune}, {"snapshot.create-by-policy", rpc_op_create_by_policy}, {NULL, NULL},
+    {"snapshot.prune", rpc_op_prune, .destroys = true}, {"snapshot.create-by-policy", rpc_op_create_by_policy}, {NULL, NULL},
 };

@@ -574,7 +574,7 @@ static int op_diff(struct snap_op *op)
 SNAP_METHOD(op_diff, "snapshot.diff")
 
 const struct gr_rpc_method snap_snapshot_methods[] = {
-    {"snapshot.create", rpc_snap_op_snapshot_create}, {"snapshot.list", rpc_snap_op_snapshot_list, true},         {"snapshot.delete", rpc_snap_op_snapshot_delete},
-    {"snapshot.revert", rpc_op_revert}, {"snapshot.bookmark", rpc_op_bookmark},
+    {"snapshot.create", rpc_snap_op_snapshot_create}, {"snapshot.list", rpc_snap_op_snapshot_list, true},         {"snapshot.delete", rpc_snap_op_snapshot_delete, .destroys = true},
+    {"snapshot.revert", rpc_op_revert, .destroys = true}, {"snapshot.bookmark", rpc_op_bookmark},
     {"snapshot.describe", rpc_op_describe}, {"snapshot.part", rpc_op_part}, {"snapshot.diff", rpc_op_diff, true},     {"disk.checkpoint", rpc_op_checkpoint, true}, {NULL, NULL},
 };

@@ -17,6 +17,7 @@ struct site {
     char *log;
     unsigned warnings;
     unsigned lines;
+    unsigned before;
     json_t *last;
 };
 
@@ -69,7 +70,16 @@ static int m_fail(void *arg, struct gr_rpc_call *call, json_t *params, json_t **
     return gr_fail(err, -GR_ELOCKED, "the secret is in this sentence");
 }
 
-static const struct gr_rpc_method methods[] = {{"thing.change", m_change}, {"thing.ask", m_ask, true}, {"thing.fail", m_fail}, {NULL}};
+/* What is in the log by the time it is at work. */
+static int m_destroy(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct site *s = arg;
+    s->before = look(s);
+    return json_object_get(params, "fails") ? gr_fail(err, -EBUSY, "not now") : 0;
+}
+
+static const struct gr_rpc_method methods[] = {{"thing.change", m_change}, {"thing.ask", m_ask, true}, {"thing.fail", m_fail},
+                                               {"thing.destroy", m_destroy, .destroys = true}, {NULL}};
 
 static void warned(void *arg, const char *why)
 {
@@ -167,6 +177,48 @@ static void lines(void **state)
     test_in_fiber(lines_body, NULL);
 }
 
+/* ---- what does not come back ---- */
+static int begun_body(void *arg)
+{
+    struct site s;
+    struct gr_err err = {0};
+    site_up(&s);
+    for (unsigned fails = 0; fails < 2; fails++) {
+        unsigned n = look(&s);
+        int r = gr_rpc_local(s.server, "thing.destroy", json_pack("{s:s,s:o*}", "disk", "ds/a", "fails", fails ? json_true() : NULL), NULL, NULL, NULL, &err);
+        assert_int_equal(r, fails ? -EBUSY : 0);
+        assert_int_equal(s.before, n + 1);
+        assert_int_equal(look(&s), n + 2);
+        assert_string_equal(text(&s, "result"), fails ? "EBUSY" : "ok");
+        assert_true(json_is_real(json_object_get(s.last, "seconds")));
+    }
+    gr_auto_free char *call = gr_strdup(text(&s, "call"));
+    assert_int_equal(look(&s), 4);
+
+    /* the first line of the second */
+    gr_auto_buf struct gr_buf all = {0};
+    assert_int_equal(gr_file_read(s.log, 1 << 20, &all, &err), 0);
+    const char *p = strstr(all.data, call);
+    assert_non_null(p);
+    while (p > all.data && p[-1] != '\n')
+        p--;
+    json_t *line = json_loads(p, JSON_DISABLE_EOF_CHECK, NULL);
+    assert_string_equal(json_string_value(json_object_get(line, "result")), "begun");
+    assert_string_equal(json_string_value(json_object_get(line, "method")), "thing.destroy");
+    assert_string_equal(json_string_value(json_object_get(json_object_get(line, "named"), "disk")), "ds/a");
+    assert_true(json_is_null(json_object_get(line, "seconds")));
+    assert_int_equal(json_integer_value(json_object_get(line, "pid")), getpid());
+    json_decref(line);
+    assert_int_equal(s.warnings, 0);
+    site_down(&s);
+    return 0;
+}
+
+static void begun(void **state)
+{
+    test_in_fiber(begun_body, NULL);
+}
+
 /* ---- another host ---- */
 static int nobody_changes(void *arg, struct gr_rpc_peer *peer, const char *method, json_t *params, struct gr_err *err)
 {
@@ -196,10 +248,12 @@ static int hosts_body(void *arg)
     assert_string_equal(text(&s, "from"), "192.0.2.7");
     assert_null(json_object_get(s.last, "pid"));
     assert_string_equal(text(&s, "result"), "ok");
-    /* what is refused is worth knowing, too */
+    /* what is refused is worth knowing, too; it is not begun */
     assert_int_equal(gr_rpc_call(c, "thing.change", NULL, NULL, NULL, -1, NULL, &err), -GR_EAUTH);
     assert_int_equal(look(&s), 2);
     assert_string_equal(text(&s, "result"), "GR_EAUTH");
+    assert_int_equal(gr_rpc_call(c, "thing.destroy", NULL, NULL, NULL, -1, NULL, &err), -GR_EAUTH);
+    assert_int_equal(look(&s), 3);
     gr_rpc_client_free(c);
     site_down(&s);
     assert_int_equal(peer.from[0], 0);
@@ -302,4 +356,4 @@ static void trouble(void **state)
     test_in_fiber(trouble_body, NULL);
 }
 
-TEST_MAIN(TEST(lines), TEST(hosts), TEST(bounds), TEST(trouble))
+TEST_MAIN(TEST(lines), TEST(begun), TEST(hosts), TEST(bounds), TEST(trouble))

@@ -229,14 +229,17 @@ static int detach_progress(void *arg, uint64_t bytes, struct gr_err *err)
 
 struct origin_path {
     uint64_t id;
+    uint8_t uuid[16];
     char *path;
 };
 
 static int match_id(void *arg, const char *path, const struct vmfs_stat *st)
 {
     struct origin_path *o = arg;
-    if (st->id == o->id && !o->path)
+    if (st->id == o->id && !o->path) {
+        memcpy(o->uuid, st->uuid, sizeof(o->uuid));
         o->path = gr_strdup(path);
+    }
     return o->path ? -ECANCELED : SNAP_WALK_INTO;
 }
 
@@ -291,6 +294,27 @@ static int op_detach(struct snap_op *op)
 SNAP_METHOD(op_detach, "disk.detach")
 
 /* ---- promote ---- */
+/* Access rules of single snapshots go with them; a disk that was deleted has none. */
+static int promote(struct snap_op *op, const struct snap_disk *d, const struct vmfs_stat *st)
+{
+    struct origin_path o = {.id = st->origin_id};
+    struct snap_handing h = {.clone = d->h->disk};
+    if (st->origin_id)
+        (void)snap_walk(d->ds, "", match_id, &o, NULL);
+    bool rules = o.path != NULL;
+    free(o.path);
+    snap_table_key(o.uuid, h.from);
+    snap_table_key(st->uuid, h.to);
+    int r = rules ? snap_rules_hand_begin(d->ds, &h, op->err) : 0;
+    if (r == 0)
+        r = snap_promote(d->h->disk, op->err);
+    if (r == -GR_ELOCKED && fetch_origin(op, d, st->origin_id) == 0)
+        r = snap_promote(d->h->disk, op->err);
+    if (rules)
+        snap_rules_hand_end(d->ds, &h, r == 0);
+    return r;
+}
+
 static int op_promote(struct snap_op *op)
 {
     struct snap_path p;
@@ -302,9 +326,7 @@ static int op_promote(struct snap_op *op)
     if (r < 0)
         return r;
     vmfs_disk_stat(d.h->disk, &st);
-    r = snap_promote(d.h->disk, op->err);
-    if (r == -GR_ELOCKED && fetch_origin(op, &d, st.origin_id) == 0)
-        r = snap_promote(d.h->disk, op->err);
+    r = promote(op, &d, &st);
     op->forward = false;
     if (r == 0) {
         vmfs_disk_stat(d.h->disk, &st);

@@ -215,6 +215,15 @@ void snap_table_free(struct snap_table *t); /* read anew when it is needed */
 /* ---- rules of disks (service_rules.c) ---- */
 /* What was deleted has no rules any more: the disk @uuid, or its snapshot @snap. What cannot be done is warned about. */
 void snap_rules_forget(struct snap_ds *ds, const uint8_t uuid[16], const char *snap);
+/* Snapshots are about to change hands with what is said of single ones (disk.promote). From begin on it is said of both disks, so that there is no moment
+ * in which one is open to more than it was; after end of that which has it. Whatever came of it, end follows a begin, also one that failed. */
+struct snap_handing {
+    char from[33], to[33];   /* keys of the disk that has them and of the clone */
+    struct vmfs_disk *clone; /* open here, without snapshots of its own */
+    bool any;
+};
+int snap_rules_hand_begin(struct snap_ds *ds, struct snap_handing *h, struct gr_err *err);
+void snap_rules_hand_end(struct snap_ds *ds, struct snap_handing *h, bool done);
 
 /* ---- datastores shown as file systems (mnt_int.h) ---- */
 extern const struct gr_rpc_method snap_fs_methods[];

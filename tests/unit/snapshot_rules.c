@@ -473,6 +473,53 @@ static void at_once(void **state)
     test_in_fiber(made_body, hosts);
 }
 
+/* What is said of a single snapshot stays with it when a clone and its origin change places; what is said of others stays where it is. */
+static int promoted_body(void *arg)
+{
+    struct home h = {0};
+    (void)arg;
+    home_open(&h, "home");
+    datastore(&h, "datastore.create");
+    disk(&h, "ds/a");
+    static const char *const names[] = {"old", "base", "young"};
+    for (unsigned i = 0; i < 3; i++)
+        ok(&h, "snapshot.create", json_pack("{s:[s],s:s}", "disks", "ds/a", "name", names[i]));
+    ok(&h, "snapshot.clone", json_pack("{s:s,s:s,s:s}", "disk", "ds/a", "snapshot", "base", "to", "ds/c"));
+    set(&h, "ds/a", 1);
+    set(&h, "ds/c", 2);
+    set(&h, "ds/a@old", 3);
+    set(&h, "ds/a@base", 4);
+    set(&h, "ds/a@young", 5);
+    set(&h, "ds/a@none", 7); /* no snapshot (yet) */
+    ok(&h, "disk.promote", json_pack("{s:s}", "disk", "ds/c"));
+    static const struct {
+        const char *name;
+        int n;
+    } want[] = {{"ds/a", 1}, {"ds/c", 2}, {"ds/c@old", 3}, {"ds/c@base", 4}, {"ds/c@none", 0}, {"ds/c@young", 0}, {"ds/a@old", 0}, {"ds/a@base", 0},
+                {"ds/a@young", 5}, {"ds/a@none", 7}};
+    for (unsigned i = 0; i < GR_ARRAY_LEN(want); i++)
+        if (get(&h, want[i].name) != want[i].n)
+            fail_msg("%s: %d, not %d", want[i].name, get(&h, want[i].name), want[i].n);
+
+    /* one that fails moves nothing */
+    assert_true(call(&h, "disk.promote", json_pack("{s:s}", "disk", "ds/c")) < 0);
+    ok(&h, "snapshot.clone", json_pack("{s:s,s:s,s:s}", "disk", "ds/c", "snapshot", "old", "to", "ds/d"));
+    ok(&h, "snapshot.create", json_pack("{s:[s],s:s}", "disks", "ds/d", "name", "old"));
+    set(&h, "ds/d@old", 8);
+    assert_true(call(&h, "disk.promote", json_pack("{s:s}", "disk", "ds/d")) < 0); /* it has one of its own */
+    assert_int_equal(get(&h, "ds/c@old"), 3);
+    assert_int_equal(get(&h, "ds/d@old"), 8);
+    assert_int_equal(get(&h, "ds/d@base"), 0);
+    home_close(&h);
+    return 0;
+}
+
+static void promoted(void **state)
+{
+    place = "promoted";
+    test_in_fiber(promoted_body, NULL);
+}
+
 /* A policy goes with its folder or disk, and not with what others have. */
 static size_t policies(struct home *h)
 {
@@ -516,4 +563,4 @@ static void policies_go(void **state)
     test_in_fiber(policies_body, NULL);
 }
 
-TEST_MAIN(TEST(follow), TEST(closed), TEST(limits), TEST(together), TEST(at_once), TEST(policies_go))
+TEST_MAIN(TEST(follow), TEST(closed), TEST(limits), TEST(together), TEST(at_once), TEST(promoted), TEST(policies_go))

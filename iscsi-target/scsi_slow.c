@@ -20,10 +20,14 @@ bool tgt_fiber_range(struct tgt_task *t, uint64_t off, uint64_t len, bool excl)
     t->range.excl = excl;
     t->range.go = range_wake;
     t->bio.arg = gr_fiber_self();
-    if (tgt_range_begin(&t->lu->ranges, &t->range))
-        return true;
-    gr_fiber_suspend();
-    return !t->cmd || tgt_scsi_still_admitted(t);
+    bool waited = !tgt_range_begin(&t->lu->ranges, &t->range);
+    if (waited)
+        gr_fiber_suspend();
+    if (t->aborted) { /* its initiator may have written there since: what waited was not sealed */
+        tgt_status(t, TGT_BUSY); /* which nobody hears */
+        return false;
+    }
+    return !waited || !t->cmd || tgt_scsi_still_admitted(t);
 }
 
 /* Start and length in bytes of the blocks that the CDB names; false: answered. */

@@ -169,5 +169,41 @@ static void waiting_is_asked_again(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
+/* WRITE AND VERIFY of one physical block, not waited for. */
+static void send_verified(struct ini *i, uint32_t lba, const uint8_t *data)
+{
+    uint8_t b[TGT_BHS_LEN], cdb[10];
+    inix_rw_cdb(cdb, true, lba, BLOCK / 512);
+    cdb[0] = 0x2e;
+    ini_cmd_bhs(i, b, cdb, 10, TGT_FINAL | TGT_CMD_WRITE, BLOCK);
+    assert_int_equal(ini_send(i, b, data, BLOCK), 0);
+}
+
+/* It still waits behind a compare-and-write when its session ends: its turn comes together with a later write's, and it is not carried out. */
+static void dropped_before_its_turn(void **state)
+{
+    struct ini a, lost, live;
+    uint8_t old[BLOCK], data[BLOCK];
+    memset(old, 'o', sizeof old);
+    memset(data, 'n', sizeof data);
+    login(&a, INISESS_NAME ":a");
+    login(&lost, INISESS_NAME ":lost");
+    login(&live, INISESS_NAME ":live");
+    send_compare(&a, 40, 0, 'c');
+    usleep(50000);
+    send_verified(&lost, 40, old);
+    usleep(50000);
+    ini_close(&lost);
+    tgtfix_wait_sessions(&fix, 2);
+    send_write(&live, 40, data);
+    assert_int_equal(answer(&a), 0);
+    assert_int_equal(answer(&live), 0);
+    send_compare(&live, 40, 'n', 'e'); /* behind whatever is with the device there */
+    assert_int_equal(answer(&live), 0);
+    ini_close(&a);
+    ini_close(&live);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
 TGTFIX_MAIN(NULL, NULL, TGTFIX_CASE(ejected_writes_are_over), TGTFIX_CASE(orphans_are_waited_for), TGTFIX_CASE(compares_exclude_writes),
-            TGTFIX_CASE(waiting_is_asked_again))
+            TGTFIX_CASE(waiting_is_asked_again), TGTFIX_CASE(dropped_before_its_turn))

@@ -328,23 +328,30 @@ static void refuse_login(const struct tgt_job *j, unsigned status)
         return; /* the peer sees the connection close */
 }
 
+static int room_for(const struct tgt_server *s, const struct tgt_lu *lu, bool joins, struct gr_err *err)
+{
+    unsigned max = s->opts.max_sessions ? s->opts.max_sessions : 256;
+    if (s->stopping || lu->releasing)
+        return gr_fail(err, -GR_ELOCKED, "shutting down");
+    return !joins && s->n_sessions >= max ? gr_fail(err, -ENOMEM, "%u sessions are logged in, no more are allowed", s->n_sessions) : 0;
+}
+
 static void hand_over_fiber(void *arg)
 {
     struct tgt_job *j = arg;
     struct tgt_server *s = j->s;
     struct gr_err err = {0};
     const char *initiator = j->taken.initiator;
-    unsigned max = s->opts.max_sessions ? s->opts.max_sessions : 256;
     if (!socket_ok(s, &j->taken, j->fd)) {
         tgt_job_end(j);
         return;
     }
     struct tgt_lu *lu = gr_take(j->taken.lu);
-    int r = s->stopping || lu->releasing ? gr_fail(&err, -GR_ELOCKED, "shutting down") : 0;
-    if (!r && !j->taken.tsih && s->n_sessions >= max)
-        r = gr_fail(&err, -ENOMEM, "%u sessions are logged in, no more are allowed", s->n_sessions);
+    int r = room_for(s, lu, j->taken.tsih, &err);
     if (!r)
         r = tgt_lu_incarnation(lu, initiator, &err);
+    if (!r) /* that may have waited, and whoever has begun to release the disk asks nobody again */
+        r = room_for(s, lu, j->taken.tsih, &err);
     if (r < 0) {
         tgt_note(s, 4, "login of %s to '%s' refused: %s", initiator, lu->disk, gr_err_text(&err, r));
         refuse_login(j, login_status(r));

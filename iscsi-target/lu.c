@@ -118,7 +118,7 @@ static void lu_close(struct tgt_lu *lu)
     tgt_copies_free(lu);
     tgt_sanitize_free(lu);
     gr_timer_cancel(lu->server->loop, &lu->limit.timer);
-    lu->fenced = lu->swp = lu->d_sense = lu->ejected = false;
+    lu->fenced = lu->swp = lu->d_sense = lu->ejected = lu->has_store = false;
 }
 
 void tgt_lu_user_put(struct tgt_lu *lu)
@@ -130,6 +130,7 @@ void tgt_lu_user_put(struct tgt_lu *lu)
     gr_fqueue_wake_all(&s->changed);
 }
 
+/* Suspends when there is a bdev already: reservations may be stored anew. */
 static int lu_open(struct tgt_lu *lu, struct gr_bdev *bdev, struct gr_err *err)
 {
     void *text = NULL;
@@ -200,12 +201,17 @@ static void drop_incarnations(struct tgt_lu *lu)
 
 int tgt_lu_activate(struct tgt_lu *lu, struct gr_bdev *bdev, const struct tgt_sess *asked, struct gr_err *err)
 {
+    while (lu->opening)
+        gr_fqueue_wait(&lu->server->changed);
     bool was_standby = lu->standby;
     if (lu->bdev) { /* another was faster */
         gr_bdev_put(bdev);
         return 0;
     }
+    lu->opening = true;
     int r = lu_open(lu, bdev, err);
+    lu->opening = false;
+    gr_fqueue_wake_all(&lu->server->changed);
     if (r < 0) {
         lu_close(lu);
         lu->standby = was_standby;
@@ -253,9 +259,9 @@ int tgt_lu_acquire(struct tgt_server *s, const char *disk, const char *initiator
     struct tgt_place place = {0};
     struct tgt_lu *lu;
     uint64_t deadline = gr_loop_now_ns(s->loop) + RELEASE_WAIT_NS;
-    while ((lu = tgt_lu_find(s, disk)) && lu->releasing) { /* then it is known where it is */
+    while ((lu = tgt_lu_find(s, disk)) && (lu->releasing || lu->opening)) { /* then it is known where it is */
         if (s->stopping || gr_loop_now_ns(s->loop) >= deadline)
-            return gr_fail(err, -GR_ELOCKED, "disk '%s' is being released", disk);
+            return gr_fail(err, -GR_ELOCKED, "disk '%s' is being %s", disk, lu->releasing ? "released" : "opened");
         gr_fqueue_wait_ms(&s->changed, 100);
     }
     if (lu && lu->bdev) {
@@ -320,12 +326,10 @@ static char *updated(const struct tgt_lu *lu, const char *uuid, uint64_t n)
     return gr_buf_take(&b);
 }
 
-int tgt_lu_incarnation(struct tgt_lu *lu, const char *initiator, struct gr_err *err)
+static int incarnation(struct tgt_lu *lu, const char *uuid, uint64_t n, struct gr_err *err)
 {
-    char uuid[37], other[37];
-    uint64_t n, m;
-    if (!tgt_incarnation_split(initiator, uuid, &n))
-        return 0;
+    char other[37];
+    uint64_t m;
     if (n < highest(lu, uuid))
         return gr_fail(err, -GR_EFENCED, "disk '%s': start %llu of VM %s is not its latest", lu->disk, (unsigned long long)n, uuid);
     if (n > highest(lu, uuid)) {
@@ -347,4 +351,16 @@ int tgt_lu_incarnation(struct tgt_lu *lu, const char *initiator, struct gr_err *
             tgt_sess_close(o, "a later start of the same VM logged in");
     }
     return 0;
+}
+
+int tgt_lu_incarnation(struct tgt_lu *lu, const char *initiator, struct gr_err *err)
+{
+    char uuid[37];
+    uint64_t n;
+    if (!tgt_incarnation_split(initiator, uuid, &n))
+        return 0;
+    gr_fmutex_lock(&lu->starts); /* storing suspends, and all are in one list */
+    int r = incarnation(lu, uuid, n, err);
+    gr_fmutex_unlock(&lu->starts);
+    return r;
 }

@@ -301,6 +301,7 @@ struct tgt_lu {
     struct tgt_share share;
     unsigned n_sessions, users; /* users: sessions, orphans, logins under way */
     bool releasing, fenced, has_store; /* has_store: the bdev keeps attributes */
+    bool opening;               /* what the disk keeps is not known yet: nobody logs in */
     bool standby, looking;      /* owned elsewhere, no bdev; whether that still holds is being looked at */
     uint64_t looked_ns;
     uint16_t group;             /* target port group of this host */
@@ -311,6 +312,7 @@ struct tgt_lu {
     struct tgt_copy_result *copies; /* EXTENDED COPY results */
     struct tgt_sanitize *sanitize;  /* NULL: none was asked for */
     char *incarnations;         /* "uuid n\n" of hv's initiators, durable where the bdev has a store */
+    struct gr_fmutex starts;    /* one of them is looked at, and stored, at a time */
     struct tgt_sess_stats stats; /* of sessions that have ended */
 };
 /* Holes exist and can be told (GET LBA STATUS), even where nobody may make one: a read-only snapshot of a thin disk. */

@@ -7,10 +7,15 @@
 #include <string.h>
 #include <unistd.h>
 
-struct stored { /* the only value that a target keeps so: its reservations */
+#define STORED 4
+struct stored { /* of one disk, by key */
     struct gr_bdev *of;
-    void *val;
-    size_t len;
+    struct tgtfix *f;
+    struct {
+        char key[33];
+        void *val;
+        size_t len;
+    } v[STORED];
 };
 struct priv {
     pthread_t thread;
@@ -124,32 +129,49 @@ static struct stored *stored_of(const struct gr_bdev *b)
     return &store[b != store[0].of];
 }
 
+/* Its place, or a free one. */
+static int place_of(const struct stored *s, const char *key)
+{
+    int i = 0;
+    while (i < STORED && s->v[i].key[0] && strcmp(s->v[i].key, key) != 0)
+        i++;
+    assert_true(i < STORED);
+    return i;
+}
+
 static int attr_get(struct gr_bdev *b, const char *key, void **ret, struct gr_err *err)
 {
     const struct stored *s = stored_of(b);
-    if (!s->len || strcmp(key, "reservations") != 0)
+    int i = place_of(s, key);
+    if (!s->v[i].len)
         return gr_fail(err, -ENOENT, "nothing is kept under '%s'", key);
-    *ret = malloc(s->len);
+    *ret = malloc(s->v[i].len);
     assert_non_null(*ret);
-    memcpy(*ret, s->val, s->len);
-    return (int)s->len;
+    memcpy(*ret, s->v[i].val, s->v[i].len);
+    return (int)s->v[i].len;
 }
 
+/* As a disk of a datastore: whoever reads sees it at once, and it is answered when it is durable. */
 static int attr_set(struct gr_bdev *b, const char *key, const void *val, size_t len, struct gr_err *err)
 {
     struct stored *s = stored_of(b);
-    if (strcmp(key, "reservations") != 0)
-        return gr_fail(err, -EOPNOTSUPP, "'%s' is not kept", key);
-    free(s->val);
-    s->val = len ? malloc(len) : NULL;
-    s->len = len;
+    unsigned ms = s->f->store_ms;
+    bool fails = s->f->store_fails;
+    int i = place_of(s, key);
+    snprintf(s->v[i].key, sizeof s->v[i].key, "%s", key);
+    free(s->v[i].val);
+    s->v[i].val = len ? malloc(len) : NULL;
+    s->v[i].len = len;
     if (len)
-        memcpy(s->val, val, len);
-    return 0;
+        memcpy(s->v[i].val, val, len);
+    if (ms)
+        gr_fiber_sleep_ms(ms);
+    return fails ? gr_fail(err, -EIO, "'%s' cannot be kept", key) : 0;
 }
 
 static void give_store(struct priv *p, int i, struct gr_bdev *b)
 {
+    store[i].f = p->f;
     p->with_store[i] = *b->ops;
     p->with_store[i].attr_get = attr_get;
     p->with_store[i].attr_set = attr_set;
@@ -271,7 +293,8 @@ void tgtfix_stop(struct tgtfix *f)
     pthread_join(p->thread, NULL);
     gr_mem_free(f->mem);
     for (int i = 0; i < 2 && f->store; i++) {
-        free(store[i].val);
+        for (int k = 0; k < STORED; k++)
+            free(store[i].v[k].val);
         store[i] = (struct stored){0};
     }
     sem_destroy(&p->ready);

@@ -1,0 +1,229 @@
+/* Logins while something of the disk is being written to its store: which start of a VM is the latest, reservations that are kept. */
+#include "iscsi-target/pr.h"
+#include "tests/lib/inisess.h"
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#define STORE_MS 400u
+#define APART_US (STORE_MS * 1000 / 4) /* between two logins, both of them within one write to the store */
+#define VM "iqn.2026-11.local.granary:vm-00000000-0000-4000-8000-00000000000"
+#define ELSEWHERE "10.1.2.3:3260"
+static struct tgtfix fix = {.store = true, .redirect = ELSEWHERE};
+
+/* ---- a login that is not waited for ---- */
+struct login {
+    const char *initiator;
+    struct ini i;
+    pthread_t thread;
+    int r;
+};
+
+static void *login_thread(void *arg)
+{
+    struct login *l = arg;
+    l->i.timeout_ms = 20000;
+    l->r = ini_login(&l->i, l->initiator, TGTFIX_TARGET, NULL, 0);
+    return NULL;
+}
+
+static void begin(struct login *l, const char *initiator)
+{
+    l->initiator = initiator;
+    assert_int_equal(ini_connect(&l->i, "127.0.0.1", fix.port), 0);
+    assert_int_equal(pthread_create(&l->thread, NULL, login_thread, l), 0);
+}
+
+static unsigned status(struct login *l)
+{
+    pthread_join(l->thread, NULL);
+    assert_int_equal(l->r, 0);
+    return l->i.login_status;
+}
+
+static unsigned alone(const char *initiator)
+{
+    struct login l;
+    begin(&l, initiator);
+    unsigned s = status(&l);
+    ini_close(&l.i);
+    return s;
+}
+
+static int set_store(struct tgtfix *f, void *arg)
+{
+    const int *ms = arg; /* negative: it fails after that time */
+    f->store_ms = (unsigned)(*ms < 0 ? -*ms : *ms);
+    f->store_fails = *ms < 0;
+    return 0;
+}
+
+static void store(int ms)
+{
+    tgtfix_call(&fix, set_store, &ms);
+}
+
+/* What is kept is not thrown away. */
+static void next_process(void)
+{
+    fix.store = false;
+    tgtfix_stop(&fix);
+    fix = (struct tgtfix){.store = true, .host = "a", .boot = "1", .redirect = ELSEWHERE};
+    tgtfix_start(&fix);
+}
+
+/* ---- starts of VMs ---- */
+static void older_start_comes_second(void **state)
+{
+    struct login newer, older;
+    store(STORE_MS);
+    begin(&newer, VM "1:6");
+    usleep(APART_US);
+    begin(&older, VM "1:5");
+    assert_int_equal(status(&newer), 0);
+    assert_int_equal(status(&older), TGT_LOGIN_FORBIDDEN);
+    inix_ready(&newer.i);
+    ini_close(&older.i);
+    ini_close(&newer.i);
+    store(0);
+    assert_int_equal(alone(VM "1:5"), TGT_LOGIN_FORBIDDEN);
+    next_process();
+    assert_int_equal(alone(VM "1:5"), TGT_LOGIN_FORBIDDEN);
+    assert_int_equal(alone(VM "1:6"), 0);
+}
+
+static void starts_of_two_vms(void **state)
+{
+    struct login a, b;
+    store(STORE_MS);
+    begin(&a, VM "1:2");
+    usleep(APART_US);
+    begin(&b, VM "2:2");
+    assert_int_equal(status(&a), 0);
+    assert_int_equal(status(&b), 0);
+    ini_close(&a.i);
+    ini_close(&b.i);
+    store(0);
+    assert_int_equal(alone(VM "1:1"), TGT_LOGIN_FORBIDDEN);
+    assert_int_equal(alone(VM "2:1"), TGT_LOGIN_FORBIDDEN);
+    next_process();
+    assert_int_equal(alone(VM "1:1"), TGT_LOGIN_FORBIDDEN);
+    assert_int_equal(alone(VM "2:1"), TGT_LOGIN_FORBIDDEN);
+}
+
+/* ---- the disk goes away meanwhile ---- */
+static atomic_bool released;
+
+static void release_fiber(void *arg)
+{
+    struct tgtfix *f = arg;
+    struct gr_err err;
+    (void)tgt_server_release(f->server, "t/disk", false, &err);
+    atomic_store(&released, true);
+}
+
+static int release(struct tgtfix *f, void *arg)
+{
+    (void)arg;
+    return gr_fiber_start(f->loop, release_fiber, f);
+}
+
+static void release_ends(void **state)
+{
+    struct login l;
+    store(STORE_MS);
+    atomic_store(&released, false);
+    begin(&l, VM "1:1");
+    usleep(APART_US);
+    assert_int_equal(tgtfix_call(&fix, release, NULL), 0);
+    assert_int_equal(status(&l), TGT_LOGIN_UNAVAILABLE);
+    for (unsigned k = 0; k < 500 && !atomic_load(&released); k++)
+        usleep(10000);
+    assert_true(atomic_load(&released));
+    ini_close(&l.i);
+    store(0);
+}
+
+/* ---- it is being opened: who held it last is stored anew ---- */
+static void registered(void)
+{
+    const uint8_t cdb[10] = {0x5f, PR_REGISTER_IGNORE, [8] = 24};
+    uint8_t list[24] = {0};
+    struct ini i;
+    struct ini_result res;
+    tgtfix_login(&fix, &i, INISESS_NAME ":holder");
+    gr_put_be64(list + 8, 0xa1);
+    assert_int_equal(ini_cmd(&i, cdb, 10, list, 24, NULL, 0, &res), 0);
+    assert_int_equal(res.status, 0);
+    ini_close(&i);
+}
+
+static void two_open_it(void **state)
+{
+    struct login first, second;
+    uint8_t in[512];
+    const uint8_t read10[10] = {0x28, [8] = 1};
+    struct ini_result res;
+    registered();
+    next_process();
+    store(-(int)STORE_MS);
+    begin(&first, INISESS_NAME ":first");
+    usleep(APART_US);
+    begin(&second, INISESS_NAME ":second");
+    assert_int_not_equal(status(&first), 0);
+    assert_int_not_equal(status(&second), 0); /* nothing is served of a disk that cannot be opened */
+    ini_close(&first.i);
+    ini_close(&second.i);
+    store(STORE_MS);
+    begin(&first, INISESS_NAME ":first");
+    usleep(APART_US);
+    begin(&second, INISESS_NAME ":second");
+    assert_int_equal(status(&first), 0);
+    assert_int_equal(status(&second), 0);
+    inix_ready(&second.i);
+    assert_int_equal(ini_cmd(&second.i, read10, 10, NULL, 0, in, sizeof in, &res), 0);
+    assert_int_equal(res.status, 0);
+    ini_close(&first.i);
+    ini_close(&second.i);
+    store(0);
+}
+
+static int set_here(struct tgtfix *f, void *arg)
+{
+    f->elsewhere.here = arg != NULL;
+    return 0;
+}
+
+static unsigned log_in_elsewhere(struct ini *i, const char *initiator)
+{
+    assert_int_equal(ini_connect(i, "127.0.0.1", fix.port3), 0);
+    assert_int_equal(ini_login(i, initiator, TGTFIX_ELSEWHERE, NULL, 0), 0);
+    return i->login_status;
+}
+
+/* A unit in standby becomes ours, and cannot be opened: it stays in standby, and a VM logs in there. */
+static void stays_in_standby(void **state)
+{
+    const uint8_t rtpg[12] = {0xa3, 0x0a, [9] = 255};
+    uint8_t in[255];
+    struct ini i, vm;
+    struct ini_result res;
+    registered();
+    next_process();
+    assert_int_equal(log_in_elsewhere(&i, INISESS_NAME ":a"), 0);
+    store(-1);
+    tgtfix_call(&fix, set_here, &fix);
+    assert_int_equal(ini_cmd(&i, rtpg, 12, NULL, 0, in, sizeof in, &res), 0);
+    assert_int_equal(res.status, 0);
+    assert_int_equal(in[4] & 15, 2);
+    tgtfix_call(&fix, set_here, NULL);
+    assert_int_equal(log_in_elsewhere(&vm, VM "1:1"), 0);
+    ini_close(&vm);
+    ini_close(&i);
+    store(0);
+}
+
+TGTFIX_MAIN(NULL, NULL, TGTFIX_CASE(older_start_comes_second), TGTFIX_CASE(starts_of_two_vms), TGTFIX_CASE(release_ends), TGTFIX_CASE(two_open_it),
+            TGTFIX_CASE(stays_in_standby))

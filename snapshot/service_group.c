@@ -35,7 +35,7 @@ struct snap_group {
     struct snap_disk *disks; /* all of @ds, open here */
     struct vmfs_disk **raw;
     unsigned n;
-    bool held, taken, taking, settling, settled;
+    bool holding, held, taken, taking, settling, settled;
     int result;         /* of settling: 1 the group exists, 0 it does not, negative */
     struct gr_err err;
     json_t *rows; /* of the snapshots, when it exists */
@@ -220,7 +220,7 @@ static int part_settle(struct snap_group *g, struct gr_err *err)
         return g->result;
     }
     g->settling = true;
-    while (g->taking)
+    while (g->holding || g->taking) /* with these disks */
         gr_fqueue_wait(&g->changed);
     int r = g->taken ? decision(g->ds, g->id, vmfs_disk_id(g->raw[0]), &g->err) : 0;
     (void)temp_name(g->id, g->name, temp, NULL);
@@ -314,6 +314,21 @@ static int named_part(struct snap_op *op, struct snap_group **ret)
     return r < 0 ? r : *ret ? 0 : gr_fail(op->err, -ENOENT, "no group %s is held here", id);
 }
 
+/* That may take long: who leads may have given up meanwhile. */
+static int hold(struct snap_group *g, struct gr_err *err)
+{
+    g->holding = true;
+    int r = snap_hold(g->raw, g->n, g->name, err);
+    g->holding = false;
+    if (r == 0 && g->settling) {
+        snap_resume(g->raw, g->n);
+        r = gr_fail(err, -EAGAIN, "snapshot '%s': its disks could not be held in time, try again", g->name);
+    }
+    g->held = r == 0;
+    gr_fqueue_wake_all(&g->changed);
+    return r;
+}
+
 static int op_hold(struct snap_op *op)
 {
     const char *id, *name;
@@ -341,14 +356,16 @@ static int op_hold(struct snap_op *op)
     free(disks);
     if (r < 0)
         return r;
-    r = snap_hold(g->raw, g->n, name, op->err);
-    g->held = r == 0;
+    int held = hold(g, op->err);
     op->s->parts++;
-    if (r == 0 && (r = gr_fiber_start(op->s->o.loop, deadline, g)) == 0)
-        return 0;
+    r = held == 0 || g->settling ? gr_fiber_start(op->s->o.loop, deadline, g) : held;
+    if (r == 0)
+        return held;
     op->s->parts--;
     if (g->held)
         snap_resume(g->raw, g->n);
+    while (g->settling && !g->settled)
+        gr_fqueue_wait(&g->changed);
     part_free(g);
     return r;
 }

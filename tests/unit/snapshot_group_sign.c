@@ -1,8 +1,10 @@
-/* A host dies after its snapshot of a group has got its name, and before it has signed off: whoever opens the disk next does that for it, and the folder goes. */
+/* Parts of an instant of several hosts when something of it comes late. A host dies after its snapshot of a group has got its name, and before it has signed off: whoever
+ * opens the disk next does that for it, and the folder goes. Who leads does not wait any longer for a host that holds its disks: they are not held for ever. */
 #include "common/buf.h"
 #include "snapshot/client.h"
 #include "snapshot/service_int.h"
 #include "tests/lib/test.h"
+#include "vmfs/internal.h"
 #include <stdio.h>
 #include <string.h>
 
@@ -89,4 +91,70 @@ static void signed_by_the_next(void **state)
     test_in_fiber(body, NULL);
 }
 
-TEST_MAIN(TEST(signed_by_the_next))
+/* ---- a hold that takes too long ---- */
+struct holding {
+    int r;
+    bool over;
+    struct gr_err err;
+};
+
+static void hold_fiber(void *arg)
+{
+    struct holding *h = arg;
+    h->r = snap_client_call(client, "snapshot.hold", json_pack("{s:[s],s:s,s:s}", "disks", "late/x", "group", GROUP, "name", "s"), NULL, NULL, NULL, &h->err);
+    h->over = true;
+}
+
+static void settle_fiber(void *arg)
+{
+    bool *over = arg;
+    json_decref(call("snapshot.settle", json_pack("{s:[s],s:s}", "disks", "late/x", "group", GROUP)));
+    *over = true;
+}
+
+static void wait_for(const bool *over, const char *what)
+{
+    for (unsigned ms = 0; !*over && ms < 10000; ms += 10)
+        gr_fiber_sleep_ms(10);
+    if (!*over)
+        fail_msg("%s does not end", what);
+}
+
+static int late_body(void *arg)
+{
+    gr_auto_free char *path = test_path("late.img");
+    struct holding h = {0};
+    bool settled = false;
+    (void)arg;
+    home_open();
+    json_decref(call("datastore.create", json_pack("{s:s,s:[s],s:i}", "name", "late", "devices", path, "size", 256 << 20)));
+    json_decref(call("disk.create", json_pack("{s:s,s:i}", "disk", "late/x", "size", 1 << 20)));
+    struct snap_svc *s = snap_client_local(client);
+    const struct snap_handle *x = snap_handle_find(snap_ds_find(s, "late"), "x");
+    struct vobj *o = x->disk->o;
+    o->frozen = true; /* another instant holds it */
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), hold_fiber, &h), 0);
+    gr_fiber_sleep_ms(20);
+    assert_false(h.over);
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), settle_fiber, &settled), 0); /* whoever leads gives up */
+    gr_fiber_sleep_ms(20);
+    assert_int_equal(x->users, 1); /* the hold has it still */
+    disk_thaw(o);
+    wait_for(&h.over, "the hold");
+    wait_for(&settled, "the settling");
+    gr_fiber_sleep_ms(300); /* longer than anything is held */
+    assert_false(o->frozen);
+    assert_int_equal(x->users, 0);
+    assert_int_equal(h.r, -EAGAIN);
+    json_decref(call("snapshot.create", json_pack("{s:[s],s:s}", "disks", "late/x", "name", "s")));
+    home_close();
+    return 0;
+}
+
+static void given_up_while_held(void **state)
+{
+    (void)state;
+    test_in_fiber(late_body, NULL);
+}
+
+TEST_MAIN(TEST(signed_by_the_next), TEST(given_up_while_held))

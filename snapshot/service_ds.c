@@ -487,6 +487,8 @@ static int handle_wait(struct snap_svc *s, struct snap_ds *ds, const char *path,
         *ret_owner = there;
         return gr_fail(err, -GR_ELOCKED, "%s/%s is owned by host '%s'", ds->name, path, there.host);
     }
+    if (is_moving(ds, path)) /* it is free for a moment, but not for us */
+        return gr_fail(err, -GR_ELOCKED, "%s/%s changes hands: try again", ds->name, path);
     w->moving = false;
     for (unsigned tries = 0;; tries++) {
         struct snap_place owner = {0};

@@ -178,6 +178,41 @@ static void back(void **state)
     with_service(back_fn);
 }
 
+/* A disk on its way to another host is free for a moment: who opens all disks then, without waiting, does not take it. */
+static int moving_fn(void *arg)
+{
+    struct fixture *f = arg;
+    begin(f);
+    struct snap_ds *ds = make(f, "ds", 1);
+    struct snap_moving m = { .path = "d" };
+    struct snap_place place = { 0 };
+    OK(call(f, "disk.create", json_pack("{s:s,s:i}", "disk", "ds/d", "size", 1 << 20), &err));
+    OK(call(f, "disk.create", json_pack("{s:s,s:i}", "disk", "ds/e", "size", 1 << 20), &err));
+    ds->moving = &m;
+    OK(call(f, "disk.release", json_pack("{s:s}", "disk", "ds/e"), &err));
+    struct snap_handle *h = snap_handle_find(ds, "d");
+    struct snap_disk d = { .ds = ds, .h = h };
+    h->users++;
+    ds->users++;
+    OK(snap_disk_drop(f->s, &d, false, &err));
+    OK(vmfs_release(ds->v, "d", &err));
+    snap_disk_put(&d);
+    assert_int_equal(snap_svc_open_all(f->s), 1);
+    assert_null(snap_handle_find(ds, "d"));
+    FAILS(-GR_ELOCKED, "changes hands", snap_svc_find(f->s, "ds/d", "opening", 0, &place, &err));
+    ds->moving = NULL;
+    assert_int_equal(snap_svc_open_all(f->s), 2);
+    end(f, ds);
+    snap_client_close(f->c);
+    return 0;
+}
+
+static void moving(void **state)
+{
+    (void)state;
+    with_service(moving_fn);
+}
+
 /* ---- disks and files that have lost writes ---- */
 static int write_some(struct snap_ds *ds, const char *path)
 {
@@ -351,4 +386,4 @@ static void held(void **state)
     with_service(held_fn);
 }
 
-TEST_MAIN(TEST(nested), TEST(held), TEST(each), TEST(meanwhile), TEST(back), TEST(accept_loss))
+TEST_MAIN(TEST(nested), TEST(held), TEST(each), TEST(meanwhile), TEST(moving), TEST(back), TEST(accept_loss))

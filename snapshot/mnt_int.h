@@ -21,6 +21,7 @@
 #define MNT_OBJ_HASH 256u
 #define MNT_BUF (MNT_IO_MAX + 4096u) /* bytes: the sectors around a read or write that is not aligned */
 #define MNT_BUFS 8u
+#define MNT_LOOKED 64u /* threads whose last look is known */
 
 /* ---- what is open (mnt_obj.c) ---- */
 struct mnt_lock { /* of a process of this host (mnt_lock.c) */
@@ -101,6 +102,11 @@ struct mnt_path { /* where a directory or disk was last seen: for what goes by p
     uint64_t id, parent;
     char name[];
 };
+struct mnt_looked { /* the folder that a thread was last told a name leads to: the kernel takes it that this is what goes when it is removed or replaced */
+    uint32_t pid; /* 0: none */
+    uint64_t dir, id;
+    char name[VMFS_NAME_MAX + 1];
+};
 struct mnt_mount {
     struct mnt_mount *next;
     struct snap_svc *s;
@@ -118,6 +124,7 @@ struct mnt_mount {
     struct mnt_open *opens[MNT_OBJ_HASH]; /* by fh */
     uint64_t next_fh; /* of no descriptor that a former process gave out */
     struct mnt_path *paths[MNT_OBJ_HASH];
+    struct mnt_looked looked[MNT_LOOKED]; /* by pid */
     void *bufs[MNT_BUFS]; /* free ones, of MNT_BUF bytes, for data of requests */
     unsigned n_bufs;
     struct gr_fmutex telling; /* one word to the holder at a time */

@@ -89,6 +89,33 @@ static int look(struct mnt_mount *m, uint64_t dir, const char *name, struct vmfs
     return r;
 }
 
+/* ---- what a thread has seen ----
+ * The kernel looks names up, and then asks for a change of names. When that is done it marks the folder that it had found under a removed or replaced name
+ * as dead, for good. If another host put another folder there meanwhile, it would mark one that lives, and nobody on this host would find anything in it
+ * any more. So the change goes by what the thread was told last; it hears ESTALE otherwise, upon which the kernel looks again. */
+static struct mnt_looked *looked_at(struct mnt_req *r)
+{
+    return &r->m->looked[r->h.pid % MNT_LOOKED];
+}
+
+static void look_told(struct mnt_req *r, uint64_t dir, const char *name, const struct vmfs_node *n)
+{
+    struct mnt_looked *l = looked_at(r);
+    l->pid = n && n->type == VMFS_DIR ? r->h.pid : 0;
+    if (!l->pid) /* no folder; or a thread of processes that this one cannot tell apart */
+        return;
+    l->dir = dir;
+    l->id = n->id;
+    memcpy(l->name, name, strlen(name) + 1); /* it was found: it is not too long */
+}
+
+/* The folder that the thread of @r means by a name; 0: it does not take it for a folder, or that is not known. */
+static uint64_t folder_meant(struct mnt_req *r, uint64_t dir, const char *name)
+{
+    const struct mnt_looked *l = looked_at(r);
+    return l->pid && l->pid == r->h.pid && l->dir == dir && strcmp(l->name, name) == 0 ? l->id : 0;
+}
+
 /* The name may lead elsewhere while another host is asked about what it led to. */
 void mnt_op_lookup(struct mnt_req *r)
 {
@@ -101,6 +128,7 @@ void mnt_op_lookup(struct mnt_req *r)
         if (rc == 0 && (rc = mnt_entry(m, &n, &out, NULL)) == -ENOENT)
             rc = -EAGAIN;
     }
+    look_told(r, mnt_id(m, r->h.nodeid), r->body, rc == 0 ? &n : NULL);
     if (rc < 0)
         mnt_fail(r, rc);
     else
@@ -158,9 +186,9 @@ static int make(struct mnt_req *r, const char *name, enum vmfs_type type, uint32
     int rc = new_posix(r, dir, mode, type == VMFS_DIR, &posix);
     if (rc == 0)
         rc = vmfs_make(m->ds->v, dir, name, type, &posix, &id, err);
+    if (rc == 0) /* as it was made: another host may have removed or replaced it already */
+        *ret = (struct vmfs_node){.id = id, .type = type, .owner_slot = -1, .has_posix = true, .posix = posix};
     if (rc == -EEXIST && r->again)
-        rc = 0;
-    if (rc == 0)
         rc = vmfs_look(m->ds->v, id, "", ret, err);
     if (rc == 0 && ret->type != type)
         rc = -EEXIST;
@@ -304,7 +332,7 @@ static void unlink_name(struct mnt_req *r, bool dir_wanted)
     int rc = mnt_is_own(dir, name) ? -ENOENT : 0;
     struct vmfs_stat folder = rc == 0 && dir_wanted ? folder_at(m, dir, name) : (struct vmfs_stat){0};
     for (unsigned tries = 0; rc == 0 && tries < TAKE_TRIES; tries++) {
-        rc = vmfs_unlink(m->ds->v, dir, name, dir_wanted, mnt_now_ns(), &t.lost, &err);
+        rc = vmfs_unlink(m->ds->v, dir, name, dir_wanted, dir_wanted ? folder_meant(r, dir, name) : 0, mnt_now_ns(), &t.lost, &err);
         if (rc != -GR_ELOCKED || tries == TAKE_TRIES - 1)
             break;
         rc = have(&t, &err);
@@ -349,6 +377,7 @@ static void rename_names(struct mnt_req *r, uint64_t to_dir, const char *from, c
     uint64_t dir = mnt_id(m, r->h.nodeid);
     struct taking t = {.m = m};
     struct vmfs_node n;
+    uint64_t meant = flags ? 0 : folder_meant(r, to_dir, to);
     struct gr_err err = {0};
     int rc = mnt_is_own(dir, from) ? -ENOENT : mnt_is_own(to_dir, to) ? -EPERM : look(m, dir, from, &n);
     if (rc == 0 && (rc = fits(m, &n, to_dir, to)) == 0)
@@ -357,7 +386,7 @@ static void rename_names(struct mnt_req *r, uint64_t to_dir, const char *from, c
     if (rc == 0 && (flags & VMFS_MOVE_SWAP) && (rc = look(m, to_dir, to, &n)) == 0 && (rc = fits(m, &n, dir, from)) == 0)
         rc = let_go_below(m, &n, &err);
     for (unsigned tries = 0; rc == 0 && tries < TAKE_TRIES; tries++) {
-        rc = vmfs_move(m->ds->v, dir, from, to_dir, to, flags, mnt_now_ns(), &t.lost, &err);
+        rc = vmfs_move(m->ds->v, dir, from, to_dir, to, flags, meant, mnt_now_ns(), &t.lost, &err);
         if (rc != -GR_ELOCKED || tries == TAKE_TRIES - 1)
             break;
         rc = have(&t, &err);

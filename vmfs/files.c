@@ -286,7 +286,13 @@ static int take_name(struct vmfs *v, struct vobj *dir, const struct vdirent *e, 
     return r;
 }
 
-int vmfs_unlink(struct vmfs *v, uint64_t dir, const char *name, bool dir_wanted, int64_t now_ns, struct vmfs_lost *lost, struct gr_err *err)
+/* Somebody who looked a name up acts on what he saw. */
+static int is_meant(const struct vdirent *e, uint64_t meant, const char *name, struct gr_err *err)
+{
+    return meant && (!e || e->id != meant) ? gr_fail(err, -ESTALE, "'%s' names something else by now", name) : 0;
+}
+
+int vmfs_unlink(struct vmfs *v, uint64_t dir, const char *name, bool dir_wanted, uint64_t meant, int64_t now_ns, struct vmfs_lost *lost, struct gr_err *err)
 {
     struct vobj *d, *dying;
     *lost = (struct vmfs_lost){ .owner_slot = -1 };
@@ -299,6 +305,8 @@ int vmfs_unlink(struct vmfs *v, uint64_t dir, const char *name, bool dir_wanted,
         r = gr_fail(err, -ENOENT, "'%s' does not exist", name);
     if (r == 0 && dir_wanted != (e->type == VMFS_DIR))
         r = dir_wanted ? gr_fail(err, -ENOTDIR, "'%s' is not a directory", name) : gr_fail(err, -EISDIR, "'%s' is a directory", name);
+    if (r == 0)
+        r = is_meant(e, meant, name, err);
     if (r == 0)
         r = take_name(v, d, e, lost, err);
     if (r == 0)
@@ -345,8 +353,8 @@ static int move_over(struct vmfs *v, struct vobj *b, struct vdirent *e, const st
     return take_name(v, b, old, lost, err);
 }
 
-static int move_locked(struct vmfs *v, struct vobj *a, const char *from, struct vobj *b, const char *to, unsigned flags, struct vmfs_lost *lost,
-                       struct gr_err *err)
+static int move_locked(struct vmfs *v, struct vobj *a, const char *from, struct vobj *b, const char *to, unsigned flags, uint64_t meant,
+                       struct vmfs_lost *lost, struct gr_err *err)
 {
     struct vdirent *e = dir_find(a, from, strlen(from)), *old = dir_find(b, to, strlen(to));
     int r = 0;
@@ -354,6 +362,8 @@ static int move_locked(struct vmfs *v, struct vobj *a, const char *from, struct 
         return gr_fail(err, -ENOENT, "'%s' does not exist", e ? to : from);
     if (old && (flags & VMFS_MOVE_KEEP))
         return gr_fail(err, -EEXIST, "'%s' exists already", to);
+    if ((r = is_meant(old, meant, to, err)) < 0)
+        return r;
     if (old && old->id == e->id)
         return 0;
     if (a != b && e->type == VMFS_DIR)
@@ -380,7 +390,7 @@ static int move_locked(struct vmfs *v, struct vobj *a, const char *from, struct 
     return r;
 }
 
-int vmfs_move(struct vmfs *v, uint64_t from_dir, const char *from, uint64_t to_dir, const char *to, unsigned flags, int64_t now_ns,
+int vmfs_move(struct vmfs *v, uint64_t from_dir, const char *from, uint64_t to_dir, const char *to, unsigned flags, uint64_t meant, int64_t now_ns,
               struct vmfs_lost *lost, struct gr_err *err)
 {
     struct vobj *a, *b, *dying;
@@ -394,7 +404,7 @@ int vmfs_move(struct vmfs *v, uint64_t from_dir, const char *from, uint64_t to_d
     if (r == 0)
         r = dir_load(v, VMFS_INODE_DYING, &dying, err);
     if (r == 0)
-        r = move_locked(v, a, from, b, to, flags, lost, err);
+        r = move_locked(v, a, from, b, to, flags, meant, lost, err);
     if (r == 0) {
         dir_changed(a, now_ns);
         dir_changed(b, now_ns);

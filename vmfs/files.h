@@ -39,12 +39,13 @@ struct vmfs_lost {
     uint64_t id; /* 0: nothing */
     int owner_slot; /* -GR_ELOCKED: who must give the file @id up first */
 };
-/* Remove an empty directory (@dir_wanted) or a file; not a disk: -EPERM. */
-int vmfs_unlink(struct vmfs *v, uint64_t dir, const char *name, bool dir_wanted, int64_t now_ns, struct vmfs_lost *lost, struct gr_err *err);
+/* Remove an empty directory (@dir_wanted) or a file; not a disk: -EPERM. @meant: the object that is meant, -ESTALE if the name leads elsewhere; 0: any. */
+int vmfs_unlink(struct vmfs *v, uint64_t dir, const char *name, bool dir_wanted, uint64_t meant, int64_t now_ns, struct vmfs_lost *lost, struct gr_err *err);
 /* Would all paths below the directory be at most VMFS_PATH_MAX bytes long, if its own had @path_len? 0; -ENAMETOOLONG names what would not. */
 int vmfs_path_fits(struct vmfs *v, uint64_t dir, size_t path_len, struct gr_err *err);
 enum vmfs_move_flags { VMFS_MOVE_KEEP = 1, VMFS_MOVE_SWAP = 2 }; /* -EEXIST when the new name is taken; both names swap what they name */
-int vmfs_move(struct vmfs *v, uint64_t from_dir, const char *from, uint64_t to_dir, const char *to, unsigned flags, int64_t now_ns,
+/* @meant: what is replaced, or 0, as above. */
+int vmfs_move(struct vmfs *v, uint64_t from_dir, const char *from, uint64_t to_dir, const char *to, unsigned flags, uint64_t meant, int64_t now_ns,
               struct vmfs_lost *lost, struct gr_err *err);
 int vmfs_dir_set_posix(struct vmfs *v, uint64_t dir, const struct vmfs_posix *posix, struct gr_err *err);
 

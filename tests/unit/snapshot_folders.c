@@ -121,7 +121,7 @@ static int deep_body(void *arg)
     gr_auto_free char *bottom = nested("x", depth, "");
     struct vmfs_stat low;
     OK(vmfs_stat(r.v, bottom, &low, &err));
-    FAILS(-EINVAL, "into itself", vmfs_move(r.v, VMFS_ROOT_ID, "x", low.id, "x", 0, 0, &lost, &err));
+    FAILS(-EINVAL, "into itself", vmfs_move(r.v, VMFS_ROOT_ID, "x", low.id, "x", 0, 0, 0, &lost, &err));
     free(long_name);
     rig_close(&r);
     return 0;

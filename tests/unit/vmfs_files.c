@@ -113,26 +113,33 @@ static int names_fn(void *arg)
     /* a directory's owner and times; entries move them */
     struct vmfs_posix p = { 02775, 7, 8, 10, 20, 30 };
     OK(vmfs_dir_set_posix(b.v, y, &p, &err));
-    OK(vmfs_unlink(b.v, x, name, true, 99, &lost, &err));
+    OK(vmfs_unlink(b.v, x, name, true, 0, 99, &lost, &err));
     OK(vmfs_look(a.v, y, "", &n, &err));
     assert_true(n.posix.mode == 02775 && n.posix.uid == 7 && n.posix.mtime_ns == 20);
     assert_int_equal(n.size, 1);
     OK(vmfs_look(a.v, x, "", &n, &err));
     assert_int_equal(n.posix.mtime_ns, 99);
     /* moving */
-    FAILS(-EINVAL, "", vmfs_move(a.v, VMFS_ROOT_ID, "x", y, "z", 0, 1, &lost, &err));
-    FAILS(-ENOTEMPTY, "", vmfs_unlink(a.v, VMFS_ROOT_ID, "x", true, 1, &lost, &err));
-    FAILS(-ENOTDIR, "", vmfs_unlink(a.v, y, "f", true, 1, &lost, &err));
-    FAILS(-EISDIR, "", vmfs_unlink(a.v, x, "y", false, 1, &lost, &err));
+    FAILS(-EINVAL, "", vmfs_move(a.v, VMFS_ROOT_ID, "x", y, "z", 0, 0, 1, &lost, &err));
+    FAILS(-ENOTEMPTY, "", vmfs_unlink(a.v, VMFS_ROOT_ID, "x", true, 0, 1, &lost, &err));
+    FAILS(-ENOTDIR, "", vmfs_unlink(a.v, y, "f", true, 0, 1, &lost, &err));
+    FAILS(-EISDIR, "", vmfs_unlink(a.v, x, "y", false, 0, 1, &lost, &err));
+    /* what was looked up is meant, not what has its name by now */
+    uint64_t e1 = make(&b, VMFS_ROOT_ID, "e1", VMFS_DIR), e2 = make(&b, VMFS_ROOT_ID, "e2", VMFS_DIR);
+    FAILS(-ESTALE, "names something else", vmfs_unlink(a.v, VMFS_ROOT_ID, "e1", true, e2, 1, &lost, &err));
+    FAILS(-ESTALE, "", vmfs_move(a.v, VMFS_ROOT_ID, "e1", VMFS_ROOT_ID, "e2", 0, e1, 1, &lost, &err));
+    FAILS(-ESTALE, "", vmfs_move(a.v, VMFS_ROOT_ID, "e1", VMFS_ROOT_ID, "e3", 0, e2, 1, &lost, &err)); /* nothing is there any more */
+    OK(vmfs_move(a.v, VMFS_ROOT_ID, "e1", VMFS_ROOT_ID, "e2", 0, e2, 1, &lost, &err));
+    OK(vmfs_unlink(b.v, VMFS_ROOT_ID, "e2", true, e1, 1, &lost, &err));
     g = make(&b, VMFS_ROOT_ID, "g", VMFS_FILE);
-    FAILS(-EEXIST, "", vmfs_move(a.v, y, "f", VMFS_ROOT_ID, "g", VMFS_MOVE_KEEP, 1, &lost, &err));
-    OK(vmfs_move(a.v, y, "f", VMFS_ROOT_ID, "g", VMFS_MOVE_SWAP, 1, &lost, &err));
+    FAILS(-EEXIST, "", vmfs_move(a.v, y, "f", VMFS_ROOT_ID, "g", VMFS_MOVE_KEEP, 0, 1, &lost, &err));
+    OK(vmfs_move(a.v, y, "f", VMFS_ROOT_ID, "g", VMFS_MOVE_SWAP, 0, 1, &lost, &err));
     OK(vmfs_look(b.v, y, "f", &n, &err));
     assert_int_equal(n.id, g);
-    FAILS(-GR_ELOCKED, "", vmfs_move(a.v, VMFS_ROOT_ID, "g", y, "f", 0, 1, &lost, &err)); /* b must give g up first */
+    FAILS(-GR_ELOCKED, "", vmfs_move(a.v, VMFS_ROOT_ID, "g", y, "f", 0, 0, 1, &lost, &err)); /* b must give g up first */
     assert_true(lost.id == g && lost.owner_slot == (int)vmfs_own_slot(b.v));
     OK(vmfs_release_id(b.v, g, "g", &err));
-    OK(vmfs_move(a.v, VMFS_ROOT_ID, "g", y, "f", 0, 1, &lost, &err));
+    OK(vmfs_move(a.v, VMFS_ROOT_ID, "g", y, "f", 0, 0, 1, &lost, &err));
     assert_int_equal(lost.id, g);
     OK(vmfs_look(b.v, g, "", &n, &err)); /* it lives on, without a name */
     OK(vmfs_file_end(a.v, g, &err));
@@ -141,7 +148,7 @@ static int names_fn(void *arg)
     assert_int_equal(entries(&b, VMFS_ROOT_ID), 1);
     assert_int_equal(entries(&a, y), 1);
     OK(vmfs_create(a.v, "x/disk", VMFS_DISK, MIB, VMFS_THIN, &err));
-    FAILS(-EPERM, "", vmfs_unlink(a.v, x, "disk", false, 1, &lost, &err));
+    FAILS(-EPERM, "", vmfs_unlink(a.v, x, "disk", false, 0, 1, &lost, &err));
     leave(&b);
     check(&a);
     leave(&a);
@@ -242,9 +249,9 @@ static int lost_fn(void *arg)
     OK(vmfs_open_id(a.v, f, "f", &d, NULL, &err));
     OK(vmfs_file_resize(d, MIB, &err));
     put(d, 0, MIB, 3);
-    OK(vmfs_unlink(a.v, VMFS_ROOT_ID, "f", false, 1, &lost, &err));
+    OK(vmfs_unlink(a.v, VMFS_ROOT_ID, "f", false, 0, 1, &lost, &err));
     assert_int_equal(lost.id, f);
-    OK(vmfs_unlink(a.v, VMFS_ROOT_ID, "g", false, 1, &lost, &err));
+    OK(vmfs_unlink(a.v, VMFS_ROOT_ID, "g", false, 0, 1, &lost, &err));
     holds(d, 0, MIB, 3);
     FAILS(-EBUSY, "", vmfs_file_end(a.v, f, &err));
     check(&a);

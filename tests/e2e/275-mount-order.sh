@@ -1,0 +1,40 @@
+#!/bin/bash
+# Two hosts show one datastore as a file system, and processes on both work on the same few files and folders at the same time: there is one order of all
+# operations that explains every answer, each between its call and its return (docs/mount.md, "In which order"). GRANARY_SOAK: seconds.
+# timeout: 200
+. "$(dirname "$0")/lib.sh"
+[ -c /dev/fuse ] || skip 'no /dev/fuse'
+requires_root
+export PATH=$BUILD/tests/tools:$PATH
+A=$T/home B=$T/b MA=$T/mnt-a MB=$T/mnt-b
+a() { GRANARY_HOME=$A granary "$@"; }
+b() { GRANARY_HOME=$B granary "$@"; }
+mkdir "$B" "$MA" "$MB"
+on_exit 'b down'
+on_exit "b unmount --force '$MB'"
+on_exit "a unmount --force '$MA'"
+run_check a datastore create ds "$T/ds.img" --size 512M
+run_check b datastore join ds "$T/ds.img"
+run_check a up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+run_check b up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+run_check a datastore mount ds "$MA"
+run_check b datastore mount ds "$MB"
+
+mkdir "$MA/work"
+run_check fs_history "${GRANARY_SOAK:-12}" "$MA/work" "$MB/work"
+echo "# $(tail -n 1 "$T/out")"
+check 'what a round left can be removed there' [ -z "$(ls "$MB/work")" ]
+
+# ---- it would be seen: with answers that are older than they may be, as of a cache, there is no order ----
+for what in fstat list; do
+    mkdir "$MA/$what"
+    FS_HISTORY_LIE=$what run_mustfail 1 'no order of the operations' fs_history 60 "$MA/$what" "$MB/$what"
+done
+
+run_check a unmount "$MA"
+run_check b unmount "$MB"
+run_check b down
+run_check a datastore check ds
+check 'no space is lost' grep -q sound "$T/out"
+run_check a down
+if grep -sq Sanitizer "$T"/home/log/*.log "$T"/b/log/*.log; then fail 'a sanitizer complains'; fi

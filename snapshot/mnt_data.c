@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define SECTOR 512u
@@ -146,6 +147,17 @@ static int64_t write_some(struct mnt_mount *m, struct mnt_obj *o, void *data, ui
     return r < 0 ? r : (int64_t)len;
 }
 
+/* Who writes and is not privileged ends what the file lets its runners be, before a byte of it changes. The lease is held. */
+static int end_set_ids(struct mnt_mount *m, struct mnt_obj *o)
+{
+    uint32_t gone = o->has_posix ? o->posix.mode & (S_ISUID | (o->posix.mode & S_IXGRP ? S_ISGID : 0)) : 0;
+    if (!gone || o->handle)
+        return 0;
+    mnt_own_posix(m, o);
+    o->posix.mode &= ~gone;
+    return mnt_posix_flush(o, NULL);
+}
+
 void mnt_op_write(struct mnt_req *r)
 {
     const struct fuse_write_in *in = r->body;
@@ -159,7 +171,10 @@ void mnt_op_write(struct mnt_req *r)
         if (rc == 0)
             rc = mnt_hold(o, page ? MNT_WRITEBACK : MNT_PLAIN, NULL);
         if (rc == 0) {
-            rc = in->size ? write_some(m, o, r->data, in->offset, in->size, !page && (in->flags & O_APPEND) && !r->again && o->type == VMFS_FILE) : 0;
+            if (in->write_flags & FUSE_WRITE_KILL_SUIDGID)
+                rc = end_set_ids(m, o);
+            if (rc == 0 && in->size)
+                rc = write_some(m, o, r->data, in->offset, in->size, !page && (in->flags & O_APPEND) && !r->again && o->type == VMFS_FILE);
             mnt_drop(o);
         }
         mnt_obj_put(o);

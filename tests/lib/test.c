@@ -1,5 +1,6 @@
 #include "tests/lib/test.h"
 #include "common/fiber.h"
+#include "common/home.h"
 #include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,6 +39,16 @@ char *test_path(const char *name)
     char *p = NULL;
     assert_true(asprintf(&p, "%s/%s", test_dir(), name) > 0);
     return p;
+}
+
+struct gr_home *test_home(const char *name)
+{
+    struct gr_home *home = NULL;
+    char *path = test_path(name);
+    assert_int_equal(setenv("GRANARY_HOME", path, 1), 0);
+    free(path);
+    OK(gr_home_open(1, &home, &err));
+    return home;
 }
 
 uint64_t test_seed(void)

@@ -14,6 +14,9 @@
 const char *test_dir(void);
 /* "DIR/name" of the private directory; new memory. */
 char *test_path(const char *name);
+struct gr_home;
+/* The Granary home "DIR/name" is that of this process from now on ($GRANARY_HOME); made where it is not. The caller frees it (gr_home_free). */
+struct gr_home *test_home(const char *name);
 /* Seed of this run: GRANARY_SEED or the clock; printed, so that a failure can be repeated. */
 uint64_t test_seed(void);
 /* Small fast generator (splitmix64) for test data; @state is the seed and moves on. */

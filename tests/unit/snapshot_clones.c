@@ -24,13 +24,18 @@ static void attach(struct site *s)
     OK(vmfs_join(gr_fiber_loop(), &s->dev, 1, &o, &s->v, &err));
 }
 
+static void close_disk(struct vmfs_disk *d, struct gr_chan *ch)
+{
+    if (ch)
+        gr_chan_close(ch);
+    vmfs_close(d);
+}
+
+static void gold_close(struct site *s) { close_disk(gr_take(s->d), gr_take(s->ch)); }
+
 static void detach(struct site *s, bool crash)
 {
-    if (s->ch)
-        gr_chan_close(s->ch);
-    s->ch = NULL;
-    vmfs_close(s->d);
-    s->d = NULL;
+    gold_close(s);
     if (crash)
         vmfs_abandon(s->v);
     else
@@ -50,10 +55,25 @@ static void site_make(struct site *s, uint64_t size)
     attach(s);
 }
 
-static void gold_open(struct site *s)
+static void open_disk(struct site *s, const char *name, struct vmfs_disk **d, struct gr_chan **ch)
 {
-    OK(vmfs_open(s->v, "gold", &s->d, NULL, &err));
-    assert_int_equal(gr_chan_open(vmfs_bdev(s->d), gr_fiber_loop(), &s->ch), 0);
+    OK(vmfs_open(s->v, name, d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(*d), gr_fiber_loop(), ch), 0);
+}
+
+static void gold_open(struct site *s) { open_disk(s, "gold", &s->d, &s->ch); }
+
+static void site_begin(struct site *s, uint64_t volume, uint64_t disk, enum vmfs_provision provision)
+{
+    site_make(s, volume);
+    OK(vmfs_create(s->v, "gold", VMFS_DISK, disk, provision, &err));
+    gold_open(s);
+}
+
+static void site_end(struct site *s)
+{
+    detach(s, false);
+    gr_mem_free(s->mem);
 }
 
 static void line(void *arg, const char *text)
@@ -119,12 +139,6 @@ static void holds(struct gr_chan *ch, uint64_t off, uint64_t len, unsigned stamp
     free(b);
 }
 
-static void clone_open(struct site *s, const char *name, struct vmfs_disk **d, struct gr_chan **ch)
-{
-    OK(vmfs_open(s->v, name, d, NULL, &err));
-    assert_int_equal(gr_chan_open(vmfs_bdev(*d), gr_fiber_loop(), ch), 0);
-}
-
 static int count_hidden(void *arg, const char *name, const struct vmfs_stat *st)
 {
     (void)name;
@@ -140,9 +154,7 @@ static int thousand_fn(void *arg)
 {
     struct site s = { 0 };
     (void)arg;
-    site_make(&s, 512 << 20);
-    OK(vmfs_create(s.v, "gold", VMFS_DISK, 64 << 20, VMFS_THIN, &err));
-    gold_open(&s);
+    site_begin(&s, 512 << 20, 64 << 20, VMFS_THIN);
     settle(&s);
     uint64_t empty = free_bytes(&s);
     fill(s.ch, 0, IMAGE, 1);
@@ -182,20 +194,18 @@ static int thousand_fn(void *arg)
     settle(&s);
     struct vmfs_disk *d;
     struct gr_chan *ch;
-    clone_open(&s, names[500], &d, &ch);
+    open_disk(&s, names[500], &d, &ch);
     holds(ch, 0, IMAGE, 1);
     fill(ch, 0, 1 << 20, 2);
-    gr_chan_close(ch);
-    vmfs_close(d);
+    close_disk(d, ch);
     at = now(&s);
     for (unsigned i = 0; i < MANY - 1; i++)
         OK(vmfs_remove(s.v, names[i], &err));
     settle(&s);
     print_message("# deleting a clone: %.1f KiB written\n", (double)written(&s, at, NULL) / (MANY - 1) / 1024);
-    clone_open(&s, names[MANY - 1], &d, &ch);
+    open_disk(&s, names[MANY - 1], &d, &ch);
     holds(ch, 0, IMAGE, 1);
-    gr_chan_close(ch);
-    vmfs_close(d);
+    close_disk(d, ch);
     sound(&s);
     assert_true(free_bytes(&s) < empty - IMAGE / 2); /* the last one needs it */
     OK(vmfs_remove(s.v, names[MANY - 1], &err));
@@ -205,8 +215,7 @@ static int thousand_fn(void *arg)
     unsigned kept = 0;
     OK(vmfs_hidden(s.v, count_hidden, &kept, &err));
     assert_int_equal(kept, 0); /* nor an inode */
-    detach(&s, false);
-    gr_mem_free(s.mem);
+    site_end(&s);
     return 0;
 }
 static void thousand(void **state)
@@ -228,10 +237,8 @@ static int replaced_fn(void *arg)
     struct site s = { 0 };
     char name[32] = "";
     (void)arg;
-    site_make(&s, 96 << 20);
-    OK(vmfs_create(s.v, "gold", VMFS_DISK, 16 << 20, VMFS_THIN, &err));
+    site_begin(&s, 96 << 20, 16 << 20, VMFS_THIN);
     OK(vmfs_create(s.v, "new", VMFS_DISK, 16 << 20, VMFS_THIN, &err));
-    gold_open(&s);
     fill(s.ch, 0, 1 << 20, 1);
     OK(snap_create(&s.d, 1, "one", &err));
     OK(snap_clone(s.d, "one", "c", &err));
@@ -250,12 +257,10 @@ static int replaced_fn(void *arg)
     assert_string_equal(name, "gold"); /* it is kept for the clone, and has a name to be shown */
     struct vmfs_disk *c;
     struct gr_chan *ch;
-    clone_open(&s, "c", &c, &ch);
+    open_disk(&s, "c", &c, &ch);
     holds(ch, 0, 1 << 20, 1);
-    gr_chan_close(ch);
-    vmfs_close(c);
-    detach(&s, false);
-    gr_mem_free(s.mem);
+    close_disk(c, ch);
+    site_end(&s);
     return 0;
 }
 static void replaced(void **state)
@@ -290,9 +295,7 @@ static int detach_fn(void *arg)
 {
     struct site s = { 0 };
     (void)arg;
-    site_make(&s, 256 << 20);
-    OK(vmfs_create(s.v, "gold", VMFS_DISK, 64 << 20, VMFS_THIN, &err));
-    gold_open(&s);
+    site_begin(&s, 256 << 20, 64 << 20, VMFS_THIN);
     settle(&s);
     uint64_t empty = free_bytes(&s);
     fill(s.ch, 0, 12 << 20, 1);
@@ -303,29 +306,27 @@ static int detach_fn(void *arg)
     OK(snap_clone(s.d, "one", "c", &err));
     struct vmfs_disk *c;
     struct gr_chan *ch;
-    clone_open(&s, "c", &c, &ch);
+    open_disk(&s, "c", &c, &ch);
     OK(snap_create(&c, 1, "mine", &err));
     struct gr_err why = { 0 };
     assert_int_equal(vmfs_detach(c, &(struct vmfs_detach){ 0 }, NULL, &why), -EBUSY); /* the snapshot shares, too */
     assert_non_null(strstr(why.text, "mine"));
     OK(snap_delete(c, "mine", false, &err));
     OK(snap_settle(c, &err));
-    gr_chan_close(ch);
-    vmfs_close(c);
+    close_disk(c, ch);
     OK(vmfs_remove(s.v, "c", &err));
     OK(snap_clone(s.d, "one", "c", &err));
-    clone_open(&s, "c", &c, &ch);
+    open_disk(&s, "c", &c, &ch);
     uint64_t some = 4 << 20, copied = 0, more = 0;
     assert_int_equal(vmfs_detach(c, &(struct vmfs_detach){ give_up, &some }, &copied, &why), -GR_ECANCELED);
     assert_true(copied >= some && copied < (8 << 20));
     assert_int_equal(gr_flush(ch), 0);
-    gr_chan_close(ch);
-    vmfs_close(c);
+    close_disk(c, ch);
     detach(&s, true);
     attach(&s);
     gold_open(&s);
     sound(&s);
-    clone_open(&s, "c", &c, &ch);
+    open_disk(&s, "c", &c, &ch);
     struct writer w = { .ch = ch, .stamp = 100 };
     gr_fiber_start(gr_fiber_loop(), write_on, &w);
     OK(vmfs_detach(c, &(struct vmfs_detach){ 0 }, &more, &err));
@@ -340,27 +341,24 @@ static int detach_fn(void *arg)
     sound(&s);
     OK(vmfs_detach(c, &(struct vmfs_detach){ 0 }, &more, &err)); /* again: nothing */
     assert_int_equal(more, 0);
-    gr_chan_close(ch);
-    vmfs_close(c);
+    close_disk(c, ch);
     detach(&s, true);
     attach(&s);
     OK(vmfs_remove(s.v, "gold", &err));
     settle(&s);
     sound(&s);
-    clone_open(&s, "c", &c, &ch);
+    open_disk(&s, "c", &c, &ch);
     holds(ch, 0, 2 << 20, 1);
     holds(ch, 2 << 20, 256 << 10, w.stamp);
     holds(ch, (2 << 20) + (256 << 10), (10 << 20) - (256 << 10), 1);
     holds(ch, (40 << 20) + 8192, 4096, 1);
-    gr_chan_close(ch);
-    vmfs_close(c);
+    close_disk(c, ch);
     assert_true(free_bytes(&s) > empty - (14 << 20) && free_bytes(&s) < empty - (11 << 20)); /* what it is, once */
     OK(vmfs_remove(s.v, "c", &err));
     settle(&s);
     sound(&s);
     assert_true(free_bytes(&s) > empty - (1 << 20));
-    detach(&s, false);
-    gr_mem_free(s.mem);
+    site_end(&s);
     return 0;
 }
 static void detached(void **state)
@@ -473,7 +471,7 @@ static void either_way(struct site *s, unsigned *ret_after)
     unsigned n_gold = 0, n_clone = 0;
     sound(s);
     gold_open(s);
-    clone_open(s, "c", &c, &ch);
+    open_disk(s, "c", &c, &ch);
     OK(snap_list(s->d, count_fn, &n_gold, &err));
     OK(snap_list(c, count_fn, &n_clone, &err));
     assert_true((n_gold == 3 && n_clone == 0) || (n_gold == 1 && n_clone == 2));
@@ -486,8 +484,7 @@ static void either_way(struct site *s, unsigned *ret_after)
     snap_holds(n_clone ? c : s->d, "s2", 512 << 10, 512 << 10, 2);
     snap_holds(s->d, "s3", 0, 1 << 20, 3);
     FAILS(-GR_ELOCKED, "ops", snap_delete(n_clone ? c : s->d, "s1", false, &err));
-    gr_chan_close(ch);
-    vmfs_close(c);
+    close_disk(c, ch);
     *ret_after += n_clone != 0;
 }
 
@@ -495,9 +492,7 @@ static void promote_make(struct site *s)
 {
     struct vmfs_disk *c;
     struct gr_chan *ch;
-    site_make(s, 96 << 20);
-    OK(vmfs_create(s->v, "gold", VMFS_DISK, 16 << 20, VMFS_THIN, &err));
-    gold_open(s);
+    site_begin(s, 96 << 20, 16 << 20, VMFS_THIN);
     fill(s->ch, 0, 2 << 20, 1);
     OK(snap_create(&s->d, 1, "s1", &err));
     OK(snap_protect(s->d, "s1", "ops", "", &err));
@@ -506,10 +501,9 @@ static void promote_make(struct site *s)
     fill(s->ch, 0, 1 << 20, 3);
     OK(snap_create(&s->d, 1, "s3", &err));
     OK(snap_clone(s->d, "s2", "c", &err));
-    clone_open(s, "c", &c, &ch);
+    open_disk(s, "c", &c, &ch);
     fill(ch, 768 << 10, (1 << 20) + (256 << 10), 4);
-    gr_chan_close(ch);
-    vmfs_close(c);
+    close_disk(c, ch);
     detach(s, false);
     attach(s);
 }
@@ -524,7 +518,7 @@ static int promote_fn(void *arg)
     gold_open(&s);
     struct vmfs_disk *c, *other;
     struct gr_chan *ch;
-    clone_open(&s, "c", &c, &ch);
+    open_disk(&s, "c", &c, &ch);
     struct gr_mem *was = gr_mem_new(96 << 20);
     for (uint64_t off = 0; off < 96 << 20; off += VMFS_UNIT) {
         const void *page = gr_mem_page(s.mem, off, false);
@@ -555,28 +549,19 @@ static int promote_fn(void *arg)
         attach(&t);
         settle(&t);
         either_way(&t, &after);
-        detach(&t, false);
-        gr_mem_free(t.mem);
+        site_end(&t);
         cuts++;
     }
     print_message("# promote: %u cuts, after %u of them it was done\n", cuts, after);
     assert_true(after > 0 && after < cuts);
     gr_mem_free(was);
     /* the other disk may go; what is left is whole, and gives all back */
-    gr_chan_close(ch);
-    ch = NULL;
-    vmfs_close(c);
-    gr_chan_close(s.ch);
-    s.ch = NULL;
-    vmfs_close(s.d);
-    s.d = NULL;
+    close_disk(c, ch);
+    gold_close(&s);
     either_way(&s, &after);
-    FAILS(-EINVAL, "no clone", (clone_open(&s, "c", &other, &ch), snap_promote(other, &err)));
+    FAILS(-EINVAL, "no clone", (open_disk(&s, "c", &other, &ch), snap_promote(other, &err)));
     OK(snap_unprotect(other, "s1", &err));
-    gr_chan_close(s.ch);
-    s.ch = NULL;
-    vmfs_close(s.d);
-    s.d = NULL;
+    gold_close(&s);
     OK(vmfs_remove(s.v, "gold", &err));
     settle(&s);
     sound(&s);
@@ -584,10 +569,8 @@ static int promote_fn(void *arg)
     OK(snap_settle(other, &err));
     sound(&s);
     holds(ch, 512 << 10, 256 << 10, 2);
-    gr_chan_close(ch);
-    vmfs_close(other);
-    detach(&s, false);
-    gr_mem_free(s.mem);
+    close_disk(other, ch);
+    site_end(&s);
     return 0;
 }
 static void promoted(void **state)
@@ -605,14 +588,12 @@ static int ahead_fn(void *arg)
     struct gr_chan *ch;
     unsigned again = 0;
     (void)arg;
-    site_make(&s, 1 << 30);
-    OK(vmfs_create(s.v, "gold", VMFS_DISK, size, VMFS_THIN, &err));
-    gold_open(&s);
+    site_begin(&s, 1 << 30, size, VMFS_THIN);
     for (uint64_t off = 0; off < size; off += 4 << 20)
         fill(s.ch, off, 64 << 10, 1);
     OK(snap_create(&s.d, 1, "one", &err));
     OK(snap_clone(s.d, "one", "c", &err));
-    clone_open(&s, "c", &c, &ch);
+    open_disk(&s, "c", &c, &ch);
     for (uint64_t off = 0; off < size; off += 8 << 20)
         fill(ch, off, VMFS_UNIT * (1 + test_rand(&rng) % 16), 2);
     OK(vmfs_checkpoint(s.v, &err));
@@ -642,10 +623,8 @@ static int ahead_fn(void *arg)
         OK(vmfs_checkpoint(s.v, &err));
     }
     assert_true(again > 5);
-    gr_chan_close(ch);
-    vmfs_close(c);
-    detach(&s, false);
-    gr_mem_free(s.mem);
+    close_disk(c, ch);
+    site_end(&s);
     return 0;
 }
 static void counted_ahead(void **state)
@@ -664,9 +643,7 @@ static int chain_fn(void *arg)
     struct snap_info info;
     char name[16];
     (void)arg;
-    site_make(&s, 256 << 20);
-    OK(vmfs_create(s.v, "gold", VMFS_DISK, 16 << 20, VMFS_THIN, &err));
-    gold_open(&s);
+    site_begin(&s, 256 << 20, 16 << 20, VMFS_THIN);
     for (unsigned i = 0; i < CHAIN; i++) {
         snprintf(name, sizeof name, "s%u", i);
         OK(snap_create(&s.d, 1, name, &err));
@@ -679,7 +656,7 @@ static int chain_fn(void *arg)
     snap_text_key(info.id, key);
     OK(b->ops->attr_set(b, key, "before the upgrade", 18, &err));
     OK(snap_clone(s.d, "s2998", "c", &err));
-    clone_open(&s, "c", &c, &ch);
+    open_disk(&s, "c", &c, &ch);
     clock_t began = clock(); /* of this process, whatever else the machine does */
     OK(snap_promote(c, &err));
     double took = (double)(clock() - began) / CLOCKS_PER_SEC;
@@ -695,11 +672,9 @@ static int chain_fn(void *arg)
     gr_auto_free void *text = NULL;
     b = vmfs_bdev(c);
     assert_int_equal(b->ops->attr_get(b, key, &text, NULL), 18); /* what it is for goes with it */
-    gr_chan_close(ch);
-    vmfs_close(c);
+    close_disk(c, ch);
     sound(&s);
-    detach(&s, false);
-    gr_mem_free(s.mem);
+    site_end(&s);
     return 0;
 }
 static void chained(void **state)
@@ -715,20 +690,17 @@ static int heir_fn(void *arg)
     struct vmfs_disk *copy, *c;
     struct gr_chan *copy_ch, *ch;
     (void)arg;
-    site_make(&s, 96 << 20);
-    OK(vmfs_create(s.v, "gold", VMFS_DISK, 16 << 20, VMFS_THIN, &err));
-    gold_open(&s);
+    site_begin(&s, 96 << 20, 16 << 20, VMFS_THIN);
     fill(s.ch, 0, 1 << 20, 1);
     OK(vmfs_create(s.v, "copy", VMFS_DISK, 16 << 20, VMFS_THIN, &err));
-    clone_open(&s, "copy", &copy, &copy_ch);
+    open_disk(&s, "copy", &copy, &copy_ch);
     struct gr_bio bio = { .op = GR_OP_COPY, .len = 1 << 20, .copy_src = s.ch };
     assert_int_equal(gr_submit_wait(copy_ch, &bio), 0);
     OK(snap_create(&s.d, 1, "s", &err));
     OK(snap_clone(s.d, "s", "c", &err));
-    clone_open(&s, "c", &c, &ch);
+    open_disk(&s, "c", &c, &ch);
     OK(snap_promote(c, &err));
-    gr_chan_close(gr_take(s.ch));
-    vmfs_close(gr_take(s.d));
+    gold_close(&s);
     OK(vmfs_remove(s.v, "gold", &err));
     settle(&s);
     OK(snap_delete(c, "s", false, &err));
@@ -737,13 +709,10 @@ static int heir_fn(void *arg)
     assert_int_equal(gr_submit_wait(ch, &bio), -EBUSY);
     holds(copy_ch, 0, 1 << 20, 1);
     holds(ch, 0, 1 << 20, 1);
-    gr_chan_close(copy_ch);
-    vmfs_close(copy);
-    gr_chan_close(ch);
-    vmfs_close(c);
+    close_disk(copy, copy_ch);
+    close_disk(c, ch);
     sound(&s);
-    detach(&s, false);
-    gr_mem_free(s.mem);
+    site_end(&s);
     return 0;
 }
 static void heir_shares(void **state)
@@ -758,9 +727,7 @@ static int delete_fn(void *arg)
 {
     struct site s = { 0 };
     (void)arg;
-    site_make(&s, 240ull << 30); /* none of it is memory: reserved space is not written */
-    OK(vmfs_create(s.v, "gold", VMFS_DISK, HUGE_DISK, VMFS_THICK, &err));
-    gold_open(&s);
+    site_begin(&s, 240ull << 30, HUGE_DISK, VMFS_THICK); /* none of it is memory: reserved space is not written */
     OK(snap_create(&s.d, 1, "full", &err));
     OK(vmfs_resize(s.d, 65536, true, &err)); /* the live disk lets go of all of it */
     fill(s.ch, 0, 65536, 7);
@@ -776,8 +743,7 @@ static int delete_fn(void *arg)
     assert_true(freed > HUGE_DISK - (1ull << 30));
     assert_true(bytes <= 64 << 20 && data == 0);
     sound(&s);
-    detach(&s, false);
-    gr_mem_free(s.mem);
+    site_end(&s);
     return 0;
 }
 static void deleted(void **state)
@@ -792,9 +758,7 @@ static int any_fn(void *arg)
     struct site s = { 0 };
     uint64_t rng = test_seed(), longest = 0, bytes = 0, data = 0;
     (void)arg;
-    site_make(&s, 256 << 20);
-    OK(vmfs_create(s.v, "gold", VMFS_DISK, 64 << 20, VMFS_THIN, &err));
-    gold_open(&s);
+    site_begin(&s, 256 << 20, 64 << 20, VMFS_THIN);
     fill(s.ch, 0, 256 << 10, 1); /* little, for all of it is checked a thousand times */
     for (unsigned i = 0; i < SNAPS; i++) {
         char name[16];
@@ -825,8 +789,7 @@ static int any_fn(void *arg)
     assert_true(longest < 1000000000ull); /* 50 ms; but who knows what else this machine does */
     settle(&s);
     sound(&s);
-    detach(&s, false);
-    gr_mem_free(s.mem);
+    site_end(&s);
     return 0;
 }
 static void any_of_many(void **state)

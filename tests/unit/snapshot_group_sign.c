@@ -14,10 +14,7 @@ static struct snap_client *client;
 
 static void home_open(void)
 {
-    char *dir = test_path("home");
-    setenv("GRANARY_HOME", dir, 1);
-    free(dir);
-    assert_int_equal(gr_home_open(1, &home, NULL), 0);
+    home = test_home("home");
     OK(snap_client_open(gr_fiber_loop(), home, NULL, &client, &err));
 }
 

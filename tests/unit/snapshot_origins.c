@@ -38,12 +38,9 @@ static const char *str(const json_t *o, const char *key)
 /* @size: of a new datastore; 0: it is there. */
 static void home_open(struct home *h, const char *name, uint64_t size)
 {
-    char *dir = test_path(name), *device;
     gr_auto_free char *image = gr_asprintf("%s.img", name);
-    setenv("GRANARY_HOME", dir, 1);
-    free(dir);
-    device = test_path(image);
-    assert_int_equal(gr_home_open(1, &h->home, NULL), 0);
+    char *device = test_path(image);
+    h->home = test_home(name);
     if (snap_client_open(gr_fiber_loop(), h->home, NULL, &h->c, &h->err) < 0)
         fail_msg("%s", h->err.text);
     if (size)

@@ -4,6 +4,7 @@
 #include "common/cleanup.h"
 #include "snapshot/snapshot.h"
 #include "tests/lib/crash_world.h"
+#include "tests/lib/diskfix.h"
 #include "vmfs/internal.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,10 +24,8 @@ struct host {
 };
 struct disk {
     char path[32];
-    struct vmfs_disk *d;
-    struct gr_chan *ch;
-    struct gr_listener listener;
-    unsigned host, folder, warned, snaps;
+    struct diskfix f;
+    unsigned host, folder, snaps;
 };
 struct history {
     uint64_t rng, write_ns;
@@ -64,27 +63,7 @@ static void join(struct history *h, unsigned i)
     OK(vmfs_join(gr_fiber_loop(), &host->dev, 1, &o, &host->v, &err));
 }
 
-static void event(void *arg, enum gr_event ev)
-{
-    struct disk *d = arg;
-    d->warned += ev == GR_EVENT_THRESHOLD;
-}
-
-static void open_disk(struct history *h, struct disk *d)
-{
-    OK(vmfs_open(h->host[d->host].v, d->path, &d->d, NULL, &err));
-    assert_int_equal(gr_chan_open(vmfs_bdev(d->d), gr_fiber_loop(), &d->ch), 0);
-    d->listener = (struct gr_listener){ .fn = event, .arg = d };
-    gr_bdev_listen(vmfs_bdev(d->d), &d->listener);
-}
-
-static void close_disk(struct disk *d)
-{
-    gr_bdev_unlisten(vmfs_bdev(d->d), &d->listener);
-    gr_chan_close(d->ch);
-    vmfs_close(d->d);
-    d->d = NULL;
-}
+static void open_disk(struct history *h, struct disk *d) { diskfix_open(&d->f, h->host[d->host].v, d->path); }
 
 static bool below(unsigned at, unsigned f)
 {
@@ -93,7 +72,7 @@ static bool below(unsigned at, unsigned f)
 
 static uint64_t held(const struct disk *d)
 {
-    return (d->d->o->ino.used_units + d->d->o->reserved_units) * VMFS_UNIT;
+    return (d->f.d->o->ino.used_units + d->f.d->o->reserved_units) * VMFS_UNIT;
 }
 
 static uint64_t used(struct history *h, unsigned f)
@@ -124,7 +103,7 @@ static bool fits(struct history *h, unsigned at, uint64_t bytes, int not_above)
 static void do_write(struct history *h, struct disk *d)
 {
     uint64_t len = (1 + rnd(h, 200)) * 4 * KIB, off = rnd(h, (uint32_t)((SIZE - len) / 4096)) * 4096ull;
-    int r = gr_pwrite(d->ch, h->buf, len, off, 0);
+    int r = gr_pwrite(d->f.ch, h->buf, len, off, 0);
     h->written += r == 0;
     if (r == 0)
         return;
@@ -134,22 +113,22 @@ static void do_write(struct history *h, struct disk *d)
         return;
     gr_fiber_sleep_ms(1100); /* room was made since it was refused last, perhaps */
     h->again++;
-    r = gr_pwrite(d->ch, h->buf, len, off, 0);
+    r = gr_pwrite(d->f.ch, h->buf, len, off, 0);
     if (r < 0)
         fail_msg("%s: %llu bytes are refused, though there is room", d->path, (unsigned long long)len);
 }
 
 static void do_overwrite(struct history *h, struct disk *d)
 {
-    if (d->snaps || d->d->o->ino.used_units == 0)
+    if (d->snaps || d->f.d->o->ino.used_units == 0)
         return;
     struct mnode *leaf;
     for (uint64_t p = 0; p < SIZE / 4096; p++) {
-        while (mtree_peek(&d->d->o->live, p, &leaf) < 0)
-            OK(mtree_load(d->d->o, &d->d->o->live, p, &err));
+        while (mtree_peek(&d->f.d->o->live, p, &leaf) < 0)
+            OK(mtree_load(d->f.d->o, &d->f.d->o->live, p, &err));
         if (!leaf || ment_piece(&leaf->ent[p % VMFS_LEAF_PIECES / 16], (unsigned)(p % 16)).state != VMFS_P_DATA)
             continue;
-        assert_int_equal(gr_pwrite(d->ch, h->buf, 4096, p * 4096, 0), 0); /* what it has can be overwritten, whatever is left */
+        assert_int_equal(gr_pwrite(d->f.ch, h->buf, 4096, p * 4096, 0), 0); /* what it has can be overwritten, whatever is left */
         return;
     }
 }
@@ -157,18 +136,18 @@ static void do_overwrite(struct history *h, struct disk *d)
 static void do_unmap(struct history *h, struct disk *d)
 {
     uint64_t len = (1 + rnd(h, 4000)) * 4 * KIB, off = rnd(h, (uint32_t)((SIZE - len) / 4096)) * 4096ull;
-    assert_int_equal(gr_unmap(d->ch, off, len, 0), 0);
+    assert_int_equal(gr_unmap(d->f.ch, off, len, 0), 0);
 }
 
 static void do_snapshot(struct history *h, struct disk *d)
 {
     char name[16] = "s";
     if (d->snaps) {
-        OK(snap_delete(d->d, name, false, &err));
-        OK(snap_settle(d->d, &err));
+        OK(snap_delete(d->f.d, name, false, &err));
+        OK(snap_settle(d->f.d, &err));
         d->snaps = 0;
     } else if (rnd(h, 2)) {
-        OK(snap_create(&d->d, 1, name, &err));
+        OK(snap_create(&d->f.d, 1, name, &err));
         d->snaps = 1;
     }
 }
@@ -196,7 +175,7 @@ static void do_move(struct history *h, struct disk *d)
 
 static void do_hand_over(struct history *h, struct disk *d)
 {
-    close_disk(d);
+    diskfix_close(&d->f);
     OK(vmfs_release(h->host[d->host].v, d->path, &err));
     d->host = !d->host;
     open_disk(h, d);
@@ -208,7 +187,7 @@ static void do_crash(struct history *h)
     unsigned dead = rnd(h, 2);
     for (unsigned i = 0; i < DISKS; i++)
         if (h->disk[i].host == dead)
-            close_disk(&h->disk[i]);
+            diskfix_close(&h->disk[i].f);
     vmfs_abandon(h->host[dead].v);
     h->host[dead].v = NULL;
     gr_bdev_put(h->host[dead].dev);
@@ -217,7 +196,7 @@ static void do_crash(struct history *h)
         OK(vmfs_recover(h->host[!dead].v, &err));
     join(h, dead);
     for (unsigned i = 0; i < DISKS; i++)
-        if (!h->disk[i].d)
+        if (!h->disk[i].f.d)
             open_disk(h, &h->disk[i]);
     h->crashes++;
 }
@@ -236,7 +215,7 @@ static void do_remake(struct history *h, struct disk *d)
 {
     struct gr_err why = { 0 };
     struct vmfs *v = h->host[d->host].v;
-    close_disk(d);
+    diskfix_close(&d->f);
     OK(vmfs_remove(v, d->path, &err));
     OK(vmfs_settle(v, 60000));
     int r = vmfs_create(v, d->path, VMFS_DISK, SIZE, VMFS_THIN, &why);
@@ -301,8 +280,8 @@ static void begin(struct history *h)
 static void end(struct history *h)
 {
     for (unsigned i = 0; i < DISKS; i++) {
-        h->warned += h->disk[i].warned;
-        close_disk(&h->disk[i]);
+        h->warned += h->disk[i].f.told;
+        diskfix_close(&h->disk[i].f);
     }
     for (unsigned i = 0; i < 2; i++) {
         OK(vmfs_leave(h->host[i].v, &err));
@@ -413,10 +392,10 @@ static int closed_fn(void *arg)
     static struct vmfs_quota q;
     begin(h);
     OK(vmfs_quota_set(h->host[0].v, "c", 64 << 20, &err));
-    assert_int_equal(gr_pwrite(h->disk[3].ch, h->buf, 4 * KIB, 0, 0), 0);
+    assert_int_equal(gr_pwrite(h->disk[3].f.ch, h->buf, 4 * KIB, 0, 0), 0);
     OK(vmfs_quotas(h->host[0].v, take_c, &q, &err));
     assert_true(q.granted >= 2 << 20 && q.limit == 64 << 20);
-    close_disk(&h->disk[3]);
+    diskfix_close(&h->disk[3].f);
     OK(vmfs_release(h->host[1].v, h->disk[3].path, &err));
     OK(vmfs_quotas(h->host[0].v, take_c, &q, &err));
     assert_int_equal(q.granted, 64 * KIB);
@@ -424,13 +403,6 @@ static int closed_fn(void *arg)
     open_disk(h, &h->disk[3]);
     end(h);
     return 0;
-}
-
-static void closed(void **state)
-{
-    struct history h = { .rng = test_seed() };
-    (void)state;
-    crash_world_run(h.rng, closed_fn, &h);
 }
 
 static int take_a(void *arg, const struct vmfs_quota *q)
@@ -488,13 +460,6 @@ static int kept_fn(void *arg)
     return 0;
 }
 
-static void kept(void **state)
-{
-    struct history h = { .rng = test_seed() };
-    (void)state;
-    crash_world_run(h.rng, kept_fn, &h);
-}
-
 static int many_fn(void *arg)
 {
     struct history *h = arg;
@@ -507,17 +472,17 @@ static int many_fn(void *arg)
     h->host[0].deaf = h->host[1].deaf = true; /* nobody gives anything back */
     for (unsigned i = 0; i < MANY; i++) { /* to the disks of a and of a/b, of different hosts */
         m.bio[i] = (struct gr_bio){ .op = GR_OP_WRITE, .off = i * 256 * KIB, .len = 256 * KIB, .iov = &m.iov, .iovcnt = 1, .done = many_done, .arg = &m };
-        gr_submit(h->disk[1 + i % 2].ch, &m.bio[i]);
+        gr_submit(h->disk[1 + i % 2].f.ch, &m.bio[i]);
     }
     while (m.left)
         gr_fiber_suspend();
     compare(h);
     assert_int_equal(m.done + m.refused, MANY);
     assert_in_range(m.done, 12, 24); /* 24 fit; a quarter may be granted to the wrong host */
-    close_disk(&h->disk[2]); /* what it was granted and has not used comes back by itself */
+    diskfix_close(&h->disk[2].f); /* what it was granted and has not used comes back by itself */
     OK(vmfs_release(h->host[0].v, h->disk[2].path, &err));
     gr_fiber_sleep_ms(1100);
-    while (gr_pwrite(h->disk[1].ch, h->buf, 4 * KIB, (32 << 20) + m.done++ * 64 * KIB, 0) == 0) /* in blocks of 64 KiB: the rest is to be had now */
+    while (gr_pwrite(h->disk[1].f.ch, h->buf, 4 * KIB, (32 << 20) + m.done++ * 64 * KIB, 0) == 0) /* in blocks of 64 KiB: the rest is to be had now */
         ;
     open_disk(h, &h->disk[2]);
     assert_true(used(h, 1) <= h->limit[1]);
@@ -527,18 +492,14 @@ static int many_fn(void *arg)
     return 0;
 }
 
-static void thick(void **state)
+static void run(int (*fn)(void *arg))
 {
     struct history h = { .rng = test_seed() };
-    (void)state;
-    crash_world_run(h.rng, thick_fn, &h);
+    crash_world_run(h.rng, fn, &h);
 }
-
-static void many(void **state)
-{
-    struct history h = { .rng = test_seed() };
-    (void)state;
-    crash_world_run(h.rng, many_fn, &h);
-}
+static void closed(void **state) { (void)state; run(closed_fn); }
+static void kept(void **state) { (void)state; run(kept_fn); }
+static void thick(void **state) { (void)state; run(thick_fn); }
+static void many(void **state) { (void)state; run(many_fn); }
 
 TEST_MAIN(TEST(histories), TEST(thick), TEST(many), TEST(closed), TEST(kept))

@@ -5,6 +5,7 @@
 #include "common/cleanup.h"
 #include "snapshot/snapshot.h"
 #include "tests/lib/crash_world.h"
+#include "tests/lib/diskfix.h"
 #include "vmfs/internal.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,10 +24,8 @@ struct host {
     unsigned asked, asks, warned; /* it was, others were */
 };
 struct disk {
-    struct vmfs_disk *d;
-    struct gr_chan *ch;
-    struct gr_listener listener;
-    unsigned host, told, snaps;
+    struct diskfix f;
+    unsigned host, snaps;
     char path[16];
     enum vmfs_provision provision;
 };
@@ -94,27 +93,7 @@ static void part(struct site *t, unsigned i, bool dies)
     gr_bdev_put(h->base);
 }
 
-static void event(void *arg, enum gr_event ev)
-{
-    struct disk *d = arg;
-    d->told += ev == GR_EVENT_THRESHOLD;
-}
-
-static void open_disk(struct site *t, struct disk *d)
-{
-    OK(vmfs_open(t->host[d->host].v, d->path, &d->d, NULL, &err));
-    assert_int_equal(gr_chan_open(vmfs_bdev(d->d), gr_fiber_loop(), &d->ch), 0);
-    d->listener = (struct gr_listener){ .fn = event, .arg = d };
-    gr_bdev_listen(vmfs_bdev(d->d), &d->listener);
-}
-
-static void close_disk(struct disk *d)
-{
-    gr_bdev_unlisten(vmfs_bdev(d->d), &d->listener);
-    gr_chan_close(d->ch);
-    vmfs_close(d->d);
-    d->d = NULL;
-}
+static void open_disk(struct site *t, struct disk *d) { diskfix_open(&d->f, t->host[d->host].v, d->path); }
 
 static void make_disk(struct site *t, unsigned i, unsigned host, uint64_t size, enum vmfs_provision provision)
 {
@@ -128,14 +107,14 @@ static void make_disk(struct site *t, unsigned i, unsigned host, uint64_t size, 
 static void delete_disk(struct site *t, struct disk *d)
 {
     struct vmfs *v = t->host[d->host].v;
-    close_disk(d);
+    diskfix_close(&d->f);
     OK(vmfs_remove(v, d->path, &err));
     OK(vmfs_settle(v, 60000));
 }
 
 static void hand_over(struct site *t, struct disk *d, unsigned to)
 {
-    close_disk(d);
+    diskfix_close(&d->f);
     OK(vmfs_release(t->host[d->host].v, d->path, &err));
     d->host = to;
     open_disk(t, d);
@@ -146,7 +125,7 @@ static uint64_t fill(struct site *t, struct disk *d, uint64_t from, uint64_t mos
 {
     uint64_t at = 0;
     for (; at < most; at += CHUNK) {
-        int r = gr_pwrite(d->ch, t->buf, CHUNK, from + at, 0);
+        int r = gr_pwrite(d->f.ch, t->buf, CHUNK, from + at, 0);
         if (r == -GR_ENOSPACE)
             break;
         assert_int_equal(r, 0);
@@ -172,8 +151,8 @@ static void end(struct site *t)
 {
     struct vmfs_check_report rep;
     for (unsigned i = 0; i < DISKS; i++)
-        if (t->disk[i].d)
-            close_disk(&t->disk[i]);
+        if (t->disk[i].f.d)
+            diskfix_close(&t->disk[i].f);
     for (unsigned i = 0; i < t->hosts; i++) {
         OK(vmfs_settle(t->host[i].v, 60000));
         OK(vmfs_checkpoint(t->host[i].v, &err));
@@ -216,7 +195,7 @@ static int turns_fn(void *arg)
                       other->asks - asks);
         assert_true(last >= all - all / 32); /* but for what the other keeps */
         assert_true(other->asks - asks <= 8);
-        assert_true(other->warned > told && t->disk[0].told > 0); /* in time */
+        assert_true(other->warned > told && t->disk[0].f.told > 0); /* in time */
         OK(vmfs_checkpoint(other->v, &err)); /* what its regions' headers say is as of then */
         assert_true(free_of(t, !(turn % 2)) < VOLUME / 10);
     }
@@ -261,7 +240,7 @@ static int both_full_fn(void *arg)
     unsigned full = 0, tries = 0;
     for (unsigned i = 0; full < 40; i++, tries++) {
         unsigned d = i % 2;
-        int r = gr_pwrite(t->disk[d].ch, t->buf, 65536, at[d], 0);
+        int r = gr_pwrite(t->disk[d].f.ch, t->buf, 65536, at[d], 0);
         assert_true(r == 0 || r == -GR_ENOSPACE);
         at[d] += r == 0 ? 65536 : 0;
         full = r == 0 ? 0 : full + 1;
@@ -271,12 +250,12 @@ static int both_full_fn(void *arg)
     assert_true(at[0] > at[1] / 2 && at[1] > at[0] / 2 && at[0] + at[1] > VOLUME * 3 / 4);
     assert_true(asks < 100);
     for (unsigned i = 0; i < 200; i++) /* nobody is asked again within a second */
-        assert_int_equal(gr_pwrite(t->disk[i % 2].ch, t->buf, 65536, at[i % 2], 0), -GR_ENOSPACE);
+        assert_int_equal(gr_pwrite(t->disk[i % 2].f.ch, t->buf, 65536, at[i % 2], 0), -GR_ENOSPACE);
     assert_true(t->host[0].asks + t->host[1].asks <= asks + 4);
     for (unsigned i = 0; i < 2; i++) {
-        assert_int_equal(gr_pwrite(t->disk[i].ch, t->buf, CHUNK, 0, 0), 0); /* what it has */
-        assert_int_equal(gr_unmap(t->disk[i].ch, 0, at[i] / 2, 0), 0);
-        assert_int_equal(gr_flush(t->disk[i].ch), 0);
+        assert_int_equal(gr_pwrite(t->disk[i].f.ch, t->buf, CHUNK, 0, 0), 0); /* what it has */
+        assert_int_equal(gr_unmap(t->disk[i].f.ch, 0, at[i] / 2, 0), 0);
+        assert_int_equal(gr_flush(t->disk[i].f.ch), 0);
         OK(vmfs_checkpoint(t->host[i].v, &err));
     }
     delete_disk(t, &t->disk[0]);
@@ -320,7 +299,7 @@ static int promise_fn(void *arg)
     begin(t, 2);
     make_disk(t, 0, 0, 64 << 20, VMFS_THICK);
     assert_int_equal(fill(t, &t->disk[0], 0, 64 << 20), 64 << 20);
-    OK(snap_create(&t->disk[0].d, 1, "s", &err));
+    OK(snap_create(&t->disk[0].f.d, 1, "s", &err));
     make_disk(t, 1, 1, SIZE, VMFS_THIN);
     uint64_t other = fill(t, &t->disk[1], 0, SIZE);
     print_message("%llu MiB were written beside 128 MiB that are used or promised\n", (unsigned long long)other >> 20);
@@ -329,11 +308,11 @@ static int promise_fn(void *arg)
     assert_non_null(strstr(why.text, "bytes are missing"));
     assert_int_equal(fill(t, &t->disk[0], 0, 64 << 20), 64 << 20); /* the promise holds */
     why = (struct gr_err){ 0 };
-    assert_int_equal(snap_create(&t->disk[0].d, 1, "s2", &why), -GR_ENOSPACE);
+    assert_int_equal(snap_create(&t->disk[0].f.d, 1, "s2", &why), -GR_ENOSPACE);
     assert_non_null(strstr(why.text, "bytes are missing"));
     delete_disk(t, &t->disk[1]);
     gr_fiber_sleep_ms(1100);
-    OK(snap_create(&t->disk[0].d, 1, "s2", &err)); /* of what the other gives back */
+    OK(snap_create(&t->disk[0].f.d, 1, "s2", &err)); /* of what the other gives back */
     assert_true(t->host[0].asks > 0);
     end(t);
     return 0;
@@ -349,15 +328,15 @@ static int promise_wanted_fn(void *arg)
     make_disk(t, 2, 0, SIZE, VMFS_THIN);
     assert_int_equal(fill(t, &t->disk[2], 0, 80u << 20), 80u << 20);
     for (uint64_t at = 0; at < 80u << 20; at += CHUNK) /* a little is left in each region */
-        assert_int_equal(gr_unmap(t->disk[2].ch, at, CHUNK - 65536, 0), 0);
-    assert_int_equal(gr_flush(t->disk[2].ch), 0);
-    OK(snap_create(&t->disk[0].d, 1, "s", &err));
+        assert_int_equal(gr_unmap(t->disk[2].f.ch, at, CHUNK - 65536, 0), 0);
+    assert_int_equal(gr_flush(t->disk[2].f.ch), 0);
+    OK(snap_create(&t->disk[0].f.d, 1, "s", &err));
     OK(vmfs_checkpoint(t->host[0].v, &err));
     hand_over(t, &t->disk[2], 1);
     make_disk(t, 1, 1, SIZE, VMFS_THIN);
     uint64_t other = fill(t, &t->disk[1], 0, SIZE);
-    assert_int_equal(gr_unmap(t->disk[2].ch, 0, 80u << 20, 0), 0);
-    assert_int_equal(gr_flush(t->disk[2].ch), 0);
+    assert_int_equal(gr_unmap(t->disk[2].f.ch, 0, 80u << 20, 0), 0);
+    assert_int_equal(gr_flush(t->disk[2].f.ch), 0);
     OK(vmfs_checkpoint(t->host[1].v, &err));
     for (unsigned k = 0; k < 3; k++) {
         gr_fiber_sleep_ms(1100); /* so that he asks again */
@@ -376,7 +355,7 @@ static int promise_moves_fn(void *arg)
     begin(t, 2);
     make_disk(t, 0, 0, 64 << 20, VMFS_THICK);
     assert_int_equal(fill(t, &t->disk[0], 0, 64 << 20), 64 << 20);
-    OK(snap_create(&t->disk[0].d, 1, "s", &err));
+    OK(snap_create(&t->disk[0].f.d, 1, "s", &err));
     make_disk(t, 1, 0, SIZE, VMFS_THIN);
     hand_over(t, &t->disk[0], 1);
     gr_fiber_sleep_ms(200);
@@ -467,7 +446,7 @@ static void write_on(void *arg)
     struct writer *w = arg;
     for (unsigned i = 0; !w->stop; i++) {
         uint64_t off = rnd(w->t, 512) * 65536ull;
-        assert_int_equal(i % 9 ? gr_pwrite(w->d->ch, w->t->buf, 65536, off, 0) : gr_unmap(w->d->ch, off, 65536, 0), 0);
+        assert_int_equal(i % 9 ? gr_pwrite(w->d->f.ch, w->t->buf, 65536, off, 0) : gr_unmap(w->d->f.ch, off, 65536, 0), 0);
     }
     w->over = true;
 }
@@ -524,7 +503,7 @@ static int readers_fn(void *arg)
     fill(t, &t->disk[0], 0, 64u << 20);
     v->sp.stay++;
     for (uint64_t off = 0; off < 64u << 20; off += 2 * 65536)
-        assert_int_equal(gr_unmap(t->disk[0].ch, off, 65536, 0), 0);
+        assert_int_equal(gr_unmap(t->disk[0].f.ch, off, 65536, 0), 0);
     OK(vmfs_checkpoint(v, &err)); /* half of each region may go */
     gr_fiber_sleep_ms(100);
     ticket_open(v, &reader);
@@ -610,7 +589,7 @@ static uint64_t truly_free(struct site *t)
 static void write_somewhere(struct site *t, struct disk *d)
 {
     uint64_t len = (1 + rnd(t, 256)) * 4096ull, off = rnd(t, (uint32_t)((LESS - len) / 4096)) * 4096ull, kept = 0;
-    int r = gr_pwrite(d->ch, t->buf, len, off, 0);
+    int r = gr_pwrite(d->f.ch, t->buf, len, off, 0);
     t->written += r == 0;
     if (r == 0)
         return;
@@ -621,7 +600,7 @@ static void write_somewhere(struct site *t, struct disk *d)
         OK(vmfs_settle(t->host[i].v, 60000)); /* what is still being given back */
     }
     gr_fiber_sleep_ms(1100);
-    r = gr_pwrite(d->ch, t->buf, len, off, 0);
+    r = gr_pwrite(d->f.ch, t->buf, len, off, 0);
     t->again += r == 0;
     if (r == 0)
         return;
@@ -637,11 +616,11 @@ static void snapshot(struct disk *d)
 {
     struct gr_err why = { 0 };
     if (d->snaps) {
-        OK(snap_delete(d->d, "s", false, &err));
+        OK(snap_delete(d->f.d, "s", false, &err));
         d->snaps = 0;
         return;
     }
-    int r = snap_create(&d->d, 1, "s", &why);
+    int r = snap_create(&d->f.d, 1, "s", &why);
     if (r < 0 && r != -GR_ENOSPACE)
         fail_msg("%s", why.text);
     d->snaps = r == 0;
@@ -652,13 +631,13 @@ static void crash(struct site *t)
     unsigned dead = rnd(t, t->hosts);
     for (unsigned i = 0; i < DISKS; i++)
         if (t->disk[i].host == dead)
-            close_disk(&t->disk[i]);
+            diskfix_close(&t->disk[i].f);
     part(t, dead, true);
     if (rnd(t, 2))
         OK(vmfs_recover(t->host[(dead + 1) % t->hosts].v, &err));
     join(t, dead);
     for (unsigned i = 0; i < DISKS; i++)
-        if (!t->disk[i].d)
+        if (!t->disk[i].f.d)
             open_disk(t, &t->disk[i]);
     t->crashes++;
 }
@@ -671,7 +650,7 @@ static void step(struct site *t)
         write_somewhere(t, d);
     } else if (k < 76) {
         uint64_t len = (1 + rnd(t, 1000)) * 4096ull, off = rnd(t, (uint32_t)((LESS - len) / 4096)) * 4096ull;
-        assert_int_equal(gr_unmap(d->ch, off, len, 0), 0);
+        assert_int_equal(gr_unmap(d->f.ch, off, len, 0), 0);
     } else if (k < 81) {
         snapshot(d);
     } else if (k < 86) {

@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 struct fixture {
-    struct gr_loop *loop;
     struct gr_home *home;
     struct snap_client *c;
     struct snap_svc *s;
@@ -61,20 +60,14 @@ static void wait_at_work(const struct snap_ds *ds, unsigned ms)
 
 static void with_service(int (*body)(void *))
 {
-    struct fixture f = { 0 };
-    char *dir = test_path("home");
-    setenv("GRANARY_HOME", dir, 1);
-    free(dir);
-    assert_int_equal(gr_loop_new(NULL, &f.loop, NULL), 0);
-    assert_int_equal(gr_home_open(1, &f.home, NULL), 0);
-    assert_int_equal(gr_fiber_run(f.loop, body, &f), 0);
+    struct fixture f = { .home = test_home("home") };
+    test_in_fiber(body, &f);
     gr_home_free(f.home);
-    gr_loop_free(f.loop);
 }
 
 static void begin(struct fixture *f)
 {
-    OK(snap_client_open(f->loop, f->home, NULL, &f->c, &err));
+    OK(snap_client_open(gr_fiber_loop(), f->home, NULL, &f->c, &err));
     f->s = snap_client_local(f->c);
     assert_non_null(f->s);
 }

@@ -16,18 +16,12 @@ struct home {
 static struct gr_err err;
 static const char *place = ""; /* of this test's homes and datastore */
 
-static char *path_of(const char *name)
-{
-    gr_auto_free char *full = gr_asprintf("%s-%s", place, name);
-    return test_path(full);
-}
+static char *named(const char *name) { return gr_asprintf("%s-%s", place, name); }
 
 static void home_open(struct home *h, const char *name)
 {
-    char *dir = path_of(name);
-    setenv("GRANARY_HOME", dir, 1);
-    free(dir);
-    assert_int_equal(gr_home_open(1, &h->home, NULL), 0);
+    gr_auto_free char *full = named(name);
+    h->home = test_home(full);
     if (snap_client_open(gr_fiber_loop(), h->home, NULL, &h->c, &err) < 0)
         fail_msg("%s", err.text);
     h->rules = snap_svc_rules(snap_client_local(h->c));
@@ -56,7 +50,8 @@ static void ok(struct home *h, const char *method, json_t *params)
 
 static void datastore(struct home *h, const char *method)
 {
-    char *path = path_of("ds.img");
+    gr_auto_free char *image = named("ds.img");
+    char *path = test_path(image);
     json_t *p = json_pack("{s:s,s:[s]}", "name", "ds", "devices", path);
     if (!strcmp(method, "datastore.create"))
         json_object_set_new(p, "size", json_integer(256 << 20));

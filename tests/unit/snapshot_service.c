@@ -11,7 +11,6 @@
 #include <unistd.h>
 
 struct fixture {
-    struct gr_loop *loop;
     struct gr_home *home;
     struct snap_client *c;
     json_t *res;
@@ -54,21 +53,15 @@ static json_t *devices(const char *name)
 
 static void with_service(int (*body)(void *))
 {
-    struct fixture f = {0};
-    char *dir = test_path("home");
-    setenv("GRANARY_HOME", dir, 1);
-    free(dir);
-    assert_int_equal(gr_loop_new(NULL, &f.loop, NULL), 0);
-    assert_int_equal(gr_home_open(1, &f.home, NULL), 0);
-    assert_int_equal(gr_fiber_run(f.loop, body, &f), 0);
+    struct fixture f = {.home = test_home("home")};
+    test_in_fiber(body, &f);
     json_decref(f.res);
     gr_home_free(f.home);
-    gr_loop_free(f.loop);
 }
 
 static void open_client(struct fixture *f)
 {
-    assert_int_equal(snap_client_open(f->loop, f->home, NULL, &f->c, &f->err), 0);
+    assert_int_equal(snap_client_open(gr_fiber_loop(), f->home, NULL, &f->c, &f->err), 0);
     assert_non_null(snap_client_local(f->c));
 }
 
@@ -243,7 +236,7 @@ static void ask(void *arg)
 static void ask_begin(struct asked *a, struct fixture *f, const char *method, json_t *params)
 {
     *a = (struct asked){.f = f, .method = method, .params = params};
-    assert_int_equal(gr_fiber_start(f->loop, ask, a), 0);
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), ask, a), 0);
 }
 
 static int ask_end(struct asked *a)
@@ -345,7 +338,7 @@ static void write_one(void *arg)
 static void begin_write(struct fixture *f, struct writing *w)
 {
     w->over = false;
-    assert_int_equal(gr_fiber_start(f->loop, write_one, w), 0);
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), write_one, w), 0);
 }
 
 static json_t *held_part(const char *id)
@@ -361,15 +354,15 @@ static int held(void *arg)
     ok(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "h", "devices", devices("h.img"), "size", 1 << 28));
     ok(f, "disk.create", json_pack("{s:s,s:i}", "disk", "h/a", "size", 1 << 20));
     ok(f, "disk.info", json_pack("{s:s}", "disk", "h/a"));
-    assert_int_equal(gr_chan_open(vmfs_bdev(open_here(f, "h", "a")), f->loop, &w.ch), 0);
+    assert_int_equal(gr_chan_open(vmfs_bdev(open_here(f, "h", "a")), gr_fiber_loop(), &w.ch), 0);
 
     /* nobody goes on: who writes is let go after the tenth of a second, and then it is not taken any more */
     ok(f, "snapshot.hold", held_part(HOLD));
-    uint64_t began = gr_loop_now_ns(f->loop);
+    uint64_t began = gr_loop_now_ns(gr_fiber_loop());
     begin_write(f, &w);
     while (!w.over)
         gr_fqueue_wait(&w.changed);
-    uint64_t ms = (gr_loop_now_ns(f->loop) - began) / 1000000;
+    uint64_t ms = (gr_loop_now_ns(gr_fiber_loop()) - began) / 1000000;
     printf("# held for %llu ms\n", (unsigned long long)ms);
     assert_in_range(ms, 50, 1500); /* and not until it is settled, 3 s */
     assert_int_equal(call(f, "snapshot.take", held_part(HOLD)), -EAGAIN);

@@ -420,12 +420,12 @@ static int joiner_fn(void *arg)
         assert_non_null(strstr(why.text, "make room on another host"));
     }
     assert_false(t->host[2].v->fenced);
-    assert_int_equal(gr_pwrite(t->disk[0].ch, t->buf, CHUNK, 0, 0), 0); /* who was there overwrites what it has, */
+    assert_int_equal(gr_pwrite(t->disk[0].f.ch, t->buf, CHUNK, 0, 0), 0); /* who was there overwrites what it has, */
     hand_over(t, &t->disk[0], 1);
-    assert_int_equal(gr_pwrite(t->disk[0].ch, t->buf, CHUNK, 0, 0), 0); /* and so does who joined */
+    assert_int_equal(gr_pwrite(t->disk[0].f.ch, t->buf, CHUNK, 0, 0), 0); /* and so does who joined */
     for (uint64_t off = 0; off < 32u << 20; off += 2 * CHUNK)
-        assert_int_equal(gr_unmap(t->disk[0].ch, off, CHUNK, 0), 0);
-    assert_int_equal(gr_flush(t->disk[0].ch), 0);
+        assert_int_equal(gr_unmap(t->disk[0].f.ch, off, CHUNK, 0), 0);
+    assert_int_equal(gr_flush(t->disk[0].f.ch), 0);
     delete_disk(t, &t->disk[0]);
     delete_disk(t, &t->disk[1]);
     gr_fiber_sleep_ms(1100);

@@ -307,7 +307,7 @@ static void lister(void *arg)
 static void begin_request(struct fixture *f, struct request *q)
 {
     *q = (struct request){.f = f};
-    assert_int_equal(gr_fiber_start(f->loop, lister, q), 0);
+    assert_int_equal(gr_fiber_start(f->s->o.loop, lister, q), 0);
     while (!q->begun)
         gr_fiber_sleep_ms(1);
 }

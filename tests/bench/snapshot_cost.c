@@ -51,8 +51,7 @@ static int writes_once(struct bench *b, const char *where, uint64_t n)
     int r = bench_open(b, size / 65536 * 65536, DISK, MARK);
     if (r < 0)
         return r;
-    bench_touch(b, FILLED + GR_MIN(n, 300000u) * 5120 + GIB / 4);
-    if ((r = fill(b, l.place == at_spread)) < 0)
+    if ((r = bench_touch(b, FILLED + GR_MIN(n, 300000u) * 5120 + GIB / 4)) < 0 || (r = fill(b, l.place == at_spread)) < 0)
         return r;
     uint64_t touched = bench_file_bytes(b);
     double cpu = cpu_s(), cpu_before;

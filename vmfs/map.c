@@ -156,10 +156,10 @@ static struct mchild *descend(struct mtree *t, uint64_t piece, struct mnode **re
 {
     struct mchild *c = &t->root;
     struct mnode *parent = NULL;
-    while (c->mem && c->mem->level) {
+    for (unsigned level = t->level; c->mem && level; level--) { /* by count: a look at the leaf's own level would wait for memory that is not needed yet */
         parent = c->mem;
         parent->used = true;
-        c = &parent->child[child_index(parent->level, piece)];
+        c = &parent->child[child_index(level, piece)];
     }
     if (ret_parent)
         *ret_parent = parent;
@@ -383,12 +383,36 @@ static struct mnode *slot_set(struct vmfs *v, struct mchild *c, struct mnode *co
     return copy;
 }
 
+/* The newest snapshot has a leaf of the live head in memory, too, that lies on disk as it is: from now on the snapshot has it there alone, as after a
+ * checkpoint, and it need not be copied. Else the first write behind a snapshot to each leaf takes a leaf's memory, and the map is in memory twice. */
+static bool leaf_taken_over(struct vobj *o, const struct mnode *leaf, uint64_t piece)
+{
+    struct vsnap *s = leaf->refs == 2 && !leaf->dirty && !o->v->ckpt_writing ? vobj_snap(o, o->parent_snap) : NULL;
+    struct mnode *parent;
+    if (!s || (s->flags & VMFS_SNAP_DELETING) || piece >= mnode_span(s->tree.level))
+        return false;
+    struct mchild *c = descend(&s->tree, piece, &parent);
+    if (c->mem != leaf || !parent || parent->refs > 1) /* others look at the node that has it */
+        return false;
+    *c = (struct mchild){ .ptr = leaf->ptr };
+    return true;
+}
+
+/* What the slot of the live tree has, for it alone. */
+static struct mnode *slot_own(struct vobj *o, struct mchild *c, uint64_t piece)
+{
+    struct mnode *n = c->mem;
+    if (n->refs > 1 && n->level == 0 && leaf_taken_over(o, n, piece))
+        n->refs--;
+    return n->refs > 1 ? slot_set(o->v, c, live_copy(o, n, piece)) : n;
+}
+
 struct mnode *mtree_own(struct vobj *o, struct mtree *t, uint64_t piece, uint64_t birth)
 {
     struct vmfs *v = o->v;
     struct mchild *c = &t->root;
     for (unsigned level = t->level;; level--) {
-        struct mnode *n = !c->mem ? slot_make(v, c, level) : c->mem->refs > 1 ? slot_set(v, c, live_copy(o, c->mem, piece)) : c->mem;
+        struct mnode *n = c->mem ? slot_own(o, c, piece) : slot_make(v, c, level);
         if (!n)
             return NULL;
         mark_dirty(v, n, birth);

@@ -147,9 +147,40 @@ static void test_flushes_and_memory(void **state)
     test_in_fiber(wide_body, NULL);
 }
 
-/* ---- full ---- */
-#define DISK (32ull << 20)
-#define SNAPS_MAX 4000u
+/* ---- a leaf that the newest snapshot shares is in memory once ---- */
+#define LEAVES 32u
+#define LEAF_BYTES ((uint64_t)VMFS_LEAF_PIECES * VMFS_PIECE)
+static void write_each(struct gr_chan *ch, uint64_t at, uint8_t value)
+{
+    uint8_t *buf = aligned_alloc(4096, 4096);
+    memset(buf, value, 4096);
+    for (unsigned i = 0; i < LEAVES; i++)
+        assert_int_equal(gr_pwrite(ch, buf, 4096, i * LEAF_BYTES + at, 0), 0);
+    free(buf);
+}
+
+static void read_each(struct gr_bdev *b, uint64_t at, uint8_t value)
+{
+    struct gr_chan *ch;
+    uint8_t *buf = aligned_alloc(4096, 4096);
+    assert_int_equal(gr_chan_open(b, gr_fiber_loop(), &ch), 0);
+    for (unsigned i = 0; i < LEAVES; i++) {
+        assert_int_equal(gr_pread(ch, buf, 4096, i * LEAF_BYTES + at), 0);
+        for (unsigned k = 0; k < 4096; k += 4095)
+            assert_int_equal(buf[k], value);
+    }
+    gr_chan_close(ch);
+    free(buf);
+}
+
+/* Is it in the memory of the snapshot's tree? */
+static bool in_memory(struct vmfs_disk *d, size_t snap, unsigned leaf)
+{
+    bool absent;
+    const struct mchild *c = mtree_slot(&d->o->snaps[snap]->tree, 0, (uint64_t)leaf * VMFS_LEAF_PIECES, &absent);
+    return c && c->mem;
+}
+
 static int sound(struct rig *r)
 {
     struct vmfs_check_report rep;
@@ -157,6 +188,75 @@ static int sound(struct rig *r)
     return vmfs_check(r->v, NULL, NULL, &rep, &err);
 }
 
+static int once_body(void *arg)
+{
+    struct rig r;
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    struct gr_bdev *s[3];
+    struct vmfs_stats s0, s1;
+    rig_open(&r, 256ull << 20);
+    OK(vmfs_create(r.v, "d", VMFS_DISK, LEAVES * LEAF_BYTES, VMFS_THIN, &err));
+    OK(vmfs_open(r.v, "d", &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    write_each(ch, 0, 3);
+    OK(vmfs_checkpoint(r.v, &err));
+
+    OK(snap_create(&d, 1, "a", &err));
+    OK(snap_open(d, "a", &s[0], &err));
+    vmfs_stats(r.v, &s0);
+    write_each(ch, 0, 4);
+    write_each(ch, 4096, 4);
+    vmfs_stats(r.v, &s1);
+    assert_in_range(s1.map_bytes - s0.map_bytes, 1, LEAVES * sizeof(struct mnode) / 4);
+    assert_false(in_memory(d, 0, 7));
+    read_each(s[0], 0, 3);
+    read_each(s[0], 4096, 0);
+    read_each(&d->bdev, 4096, 4);
+
+    /* not written yet: the snapshot's own is in memory alone */
+    OK(snap_create(&d, 1, "b", &err));
+    write_each(ch, 0, 5);
+    assert_true(in_memory(d, 1, 7));
+    OK(snap_open(d, "b", &s[1], &err));
+    read_each(s[1], 0, 4);
+    OK(vmfs_checkpoint(r.v, &err));
+
+    /* clean, but perhaps not on the device yet */
+    OK(snap_create(&d, 1, "c", &err));
+    OK(snap_open(d, "c", &s[2], &err));
+    r.v->ckpt_writing = true;
+    write_each(ch, 0, 6);
+    assert_true(in_memory(d, 2, 7));
+    r.v->ckpt_writing = false;
+    for (unsigned again = 0; again < 2; again++) {
+        for (unsigned i = 0; i < 3; i++)
+            read_each(s[i], 0, (uint8_t)(3 + i));
+        read_each(&d->bdev, 0, 6);
+        read_each(&d->bdev, 4096, 4);
+        assert_int_equal(sound(&r), 0);
+        OK(vmfs_checkpoint(r.v, &err));
+    }
+    for (unsigned i = 0; i < 3; i++)
+        gr_bdev_put(s[i]);
+    OK(snap_delete(d, "b", false, &err));
+    OK(snap_settle(d, &err));
+    read_each(&d->bdev, 0, 6);
+    assert_int_equal(sound(&r), 0);
+    gr_chan_close(ch);
+    vmfs_close(d);
+    rig_close(&r);
+    return 0;
+}
+
+static void test_map_is_in_memory_once(void **state)
+{
+    test_in_fiber(once_body, NULL);
+}
+
+/* ---- full ---- */
+#define DISK (32ull << 20)
+#define SNAPS_MAX 4000u
 /* Snapshots with scattered writes between them, until one is refused: how many there are. */
 static unsigned fill_up(struct rig *r, struct vmfs_disk *d, struct gr_chan *ch, uint64_t *rng, uint8_t *buf)
 {
@@ -274,4 +374,4 @@ static void together(void **state)
     test_in_fiber(together_body, NULL);
 }
 
-TEST_MAIN(TEST(together), TEST(test_group_is_one_record), TEST(test_flushes_and_memory), TEST(test_full_is_refused_not_given_up))
+TEST_MAIN(TEST(together), TEST(test_group_is_one_record), TEST(test_flushes_and_memory), TEST(test_map_is_in_memory_once), TEST(test_full_is_refused_not_given_up))

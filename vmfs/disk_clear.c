@@ -74,7 +74,7 @@ static int clear_pieces(struct dop *op, uint64_t piece, uint64_t end, bool keep)
         if (r < 0)
             return r;
         r = map_load_for(o, piece, 1, op->range.epoch, NULL);
-        if (r == 0 && !o->v->fenced && !dop_late(op) && !journal_has_room(o->v))
+        if (r == 0 && !o->v->fenced && ((!dop_late(op) && !journal_has_room(o->v)) || !disk_nodes_fit(o)))
             continue; /* others took it while we slept, and a leaf in splinters is a record for each piece */
         if (r == 0)
             r = o->v->fenced ? -GR_EFENCED : leaf_clear(op, piece, stop, keep);

@@ -210,7 +210,7 @@ static int share_all(struct dop *op, const struct copy *c)
             r = -GR_EFENCED;
         if (r == 0 && dop_late(op))
             r = -EOPNOTSUPP; /* a snapshot of the destination was taken meanwhile */
-        if (r == 0 && (!journal_has_room(v) || !quota_fits(op->o, (int64_t)n)))
+        if (r == 0 && (!journal_has_room(v) || !disk_nodes_fit(op->o) || !quota_fits(op->o, (int64_t)n)))
             continue;
         if (r == 0)
             r = leaves_share(op, c, at, n);

@@ -120,6 +120,11 @@ int disk_room_nodes(struct vobj *o, uint64_t epoch)
     return room(o, 0, epoch, true);
 }
 
+bool disk_nodes_fit(const struct vobj *o)
+{
+    return space_nodes_fit_now(o->v, o->v->reserved_leaves - o->reserved_leaves, true);
+}
+
 /* Does the piece lie where the write may overwrite it, or has a reserved unit of its own? */
 static bool keeps_place(const struct dop *op, const struct mentry *e, const struct mpiece *m, bool atomic)
 {
@@ -402,13 +407,13 @@ static int plan_sealed(struct plan *p, uint64_t first, uint64_t end, const struc
     return r;
 }
 
-/* The map is in memory, and there are still runs for what becomes dirty: many writes were told so at once, and others of them came first. */
+/* The map is in memory, and there are still runs for what becomes dirty. */
 static int map_and_runs(struct dop *op, uint64_t first, uint32_t n)
 {
     struct vobj *o = op->o;
     struct vmfs *v = o->v;
     int r;
-    while ((r = map_load_for(o, first, n, op->range.epoch, NULL)) == 0 && !v->fenced && !space_nodes_fit_now(v, v->reserved_leaves - o->reserved_leaves, true))
+    while ((r = map_load_for(o, first, n, op->range.epoch, NULL)) == 0 && !v->fenced && !disk_nodes_fit(o))
         if ((r = disk_room_nodes(o, op->range.epoch)) < 0)
             break;
     return r;

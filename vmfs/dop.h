@@ -59,6 +59,9 @@ int disk_room(struct vobj *o, uint64_t units, uint64_t epoch);
 int disk_room_for(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces);
 /* The same for what takes no data units, only makes nodes dirty. */
 int disk_room_nodes(struct vobj *o, uint64_t epoch);
+/* Are there still runs for what becomes dirty? To be asked when something has suspended since: many are told that there is room at once, and others
+ * may have come first [sync]. */
+bool disk_nodes_fit(const struct vobj *o);
 /* Give every piece of [first, end) its own reserved unit (thick, eager) (fiber). */
 int disk_reserve(struct vobj *o, uint64_t first, uint64_t end, uint64_t epoch);
 

@@ -30,7 +30,7 @@ static void rig_open_with(struct rig *r, uint64_t size, uint64_t disk, uint64_t 
     *r = (struct rig){ .rng = test_seed(), .buf = aligned_alloc(4096, 1 << 20), .last = calloc(disk / VMFS_PIECE, 1) };
     assert_non_null(r->mem = gr_mem_new(size));
     assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), r->mem, &memory), 0);
-    assert_int_equal(gr_bdev_delay_open(gr_fiber_loop(), memory, 0, delay_ns, 0, &r->dev), 0);
+    assert_int_equal(gr_bdev_delay_open(gr_fiber_loop(), memory, delay_ns, delay_ns, 0, &r->dev), 0);
     gr_bdev_put(memory);
     OK(vmfs_format(gr_fiber_loop(), &r->dev, 1, &f, &err));
     OK(vmfs_join(gr_fiber_loop(), &r->dev, 1, &j, &r->v, &err));
@@ -254,10 +254,25 @@ static void unmaps(void **state)
 struct many {
     struct rig *r;
     uint64_t next, block_piece;
+    struct gr_chan *src; /* of what is copied */
     unsigned running, written, refused;
     int bad;
     struct gr_fqueue ended;
 };
+
+static void many_did(struct many *m, int rc)
+{
+    m->written += rc == 0;
+    m->refused += rc == -GR_ENOSPACE;
+    if (rc < 0 && rc != -GR_ENOSPACE)
+        m->bad = rc;
+}
+
+static void many_ended(struct many *m)
+{
+    m->running--;
+    gr_fqueue_wake_all(&m->ended);
+}
 
 static void many_write(void *arg)
 {
@@ -267,14 +282,31 @@ static void many_write(void *arg)
     memset(b, 7, 4096);
     for (uint64_t i; !m->bad && (i = m->next++) < LARGE / VMFS_PIECE / VMFS_BLOCK_PIECES;) { /* another leaf than all others' at work */
         uint64_t block = i % leaves * VMFS_FANOUT + i / leaves;
-        int rc = gr_pwrite(m->r->ch, b, 4096, (block * VMFS_BLOCK_PIECES + m->block_piece) * 4096, 0);
-        m->written += rc == 0;
-        m->refused += rc == -GR_ENOSPACE;
-        if (rc < 0 && rc != -GR_ENOSPACE)
-            m->bad = rc;
+        many_did(m, gr_pwrite(m->r->ch, b, 4096, (block * VMFS_BLOCK_PIECES + m->block_piece) * 4096, 0));
     }
-    m->running--;
-    gr_fqueue_wake_all(&m->ended);
+    many_ended(m);
+}
+
+/* A piece of each leaf is unmapped, or becomes a copy. */
+static void many_change(void *arg)
+{
+    struct many *m = arg;
+    for (uint64_t i; !m->bad && (i = m->next++) < LARGE / VMFS_PIECE / VMFS_LEAF_PIECES;) {
+        struct gr_bio bio = { .op = m->src ? GR_OP_COPY : GR_OP_UNMAP, .off = (i * VMFS_LEAF_PIECES + m->block_piece) * 4096, .len = 4096, .copy_src = m->src };
+        many_did(m, gr_submit_wait(m->r->ch, &bio));
+    }
+    many_ended(m);
+}
+
+static void many_at_once(struct rig *r, struct many *m, void (*fn)(void *arg), unsigned round)
+{
+    m->r = r;
+    for (unsigned i = 0; i < 64; i++, m->running++)
+        assert_int_equal(gr_fiber_start(gr_fiber_loop(), fn, m), 0);
+    while (m->running)
+        gr_fqueue_wait(&m->ended);
+    if (m->bad || r->v->fenced)
+        fail_msg("round %u: %s: %s", round, gr_code_text(m->bad), r->v->fence_reason);
 }
 
 /* Each was told that there is a run for its leaf: there are for all of them. */
@@ -286,14 +318,9 @@ static int many_body(void *arg)
     rig_open_with(&r, 1536ull << 20, LARGE, 500000, VMFS_THIN);
     splinter(&r, 80000);
     for (unsigned k = 0; k < 6; k++) {
-        struct many m = { .r = &r, .block_piece = k };
+        struct many m = { .block_piece = k };
         (void)snapshot(&r, k);
-        for (unsigned i = 0; i < 64; i++, m.running++)
-            assert_int_equal(gr_fiber_start(gr_fiber_loop(), many_write, &m), 0);
-        while (m.running)
-            gr_fqueue_wait(&m.ended);
-        if (m.bad || r.v->fenced)
-            fail_msg("round %u: %s: %s", k, gr_code_text(m.bad), r.v->fence_reason);
+        many_at_once(&r, &m, many_write, k);
         written += m.written;
         refused += m.refused;
     }
@@ -309,4 +336,61 @@ static void many(void **state)
     test_in_fiber(many_body, NULL);
 }
 
-TEST_MAIN(TEST(promised), TEST(beside), TEST(unmaps), TEST(many))
+/* Leaves are written anew, and the snapshot keeps the old ones, until so many units in runs are left. */
+static void squeeze(struct rig *r, uint64_t left, unsigned *snapshots)
+{
+    for (uint64_t sure; (sure = r->v->sp.pool_sure) > left;) {
+        struct many m = { .next = 64 - GR_MIN(64u, (sure - left) / VMFS_LEAF_UNITS_MAX + 1), .block_piece = *snapshots * VMFS_BLOCK_PIECES + 9 };
+        assert_int_equal(snapshot(r, (*snapshots)++), 0);
+        many_at_once(r, &m, many_change, *snapshots);
+        assert_true(m.written);
+        OK(vmfs_checkpoint(r->v, &err));
+    }
+}
+
+/* The same of what needs hardly any data units: all were told so before the first had its leaf in memory. */
+static int changes_body(void *arg)
+{
+    struct rig r;
+    struct vmfs_disk *d;
+    struct gr_chan *src;
+    unsigned snapshots = 0;
+    bool copy = arg;
+    rig_open_with(&r, 1536ull << 20, LARGE, 500000, VMFS_THIN);
+    OK(vmfs_create(r.v, "source", VMFS_DISK, 1 << 20, VMFS_THIN, &err));
+    OK(vmfs_open(r.v, "source", &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &src), 0);
+    assert_int_equal(gr_pwrite(src, r.buf, 4096, 0, 0), 0);
+    assert_int_equal(snapshot(&r, snapshots++), 0);
+    many_at_once(&r, &(struct many){ .block_piece = 8 }, many_write, 0);
+    OK(vmfs_checkpoint(r.v, &err));
+    splinter(&r, 60000);
+    squeeze(&r, copy ? 450 : 300, &snapshots); /* enough for some of the leaves, not for all */
+    (void)snapshot(&r, snapshots++);
+    OK(vmfs_checkpoint(r.v, &err));
+    struct many m = { .block_piece = 10, .src = copy ? src : NULL };
+    size_t limit = r.v->map_limit;
+    r.v->map_limit = 0;
+    r.v->map_loads += 64; /* so many others came since: none is kept for being new */
+    map_evict(r.v);
+    many_at_once(&r, &m, many_change, 1);
+    r.v->map_limit = limit;
+    OK(vmfs_checkpoint(r.v, &err));
+    print_message("# %u changed, %u refused\n", m.written, m.refused);
+    assert_true(m.written && m.refused);
+    gr_chan_close(src);
+    vmfs_close(d);
+    rig_close(&r);
+    return 0;
+}
+static void many_unmaps(void **state)
+{
+    (void)state;
+    test_in_fiber(changes_body, NULL);
+}
+static void many_copies(void **state)
+{
+    test_in_fiber(changes_body, state);
+}
+
+TEST_MAIN(TEST(promised), TEST(beside), TEST(unmaps), TEST(many), TEST(many_unmaps), TEST(many_copies))

@@ -58,6 +58,8 @@ static uint32_t alike(const struct mnode *leaf, uint64_t piece, uint64_t end)
 /* [sync] May the piece be shared as it is? Else its epoch must end, or its data and record be made durable. */
 static bool shareable(const struct vobj *src, const struct mentry *e, const struct mpiece *m)
 {
+    if (src->frozen) /* a cut writes without being admitted, so its last piece in place */
+        return false;
     return m->birth < src->epoch && !space_leaving(src->v, m->addr) && e->seq <= src->v->j.sealed_seq && !src->late && src->data_written <= src->v->j.data_flushed && src->copied;
 }
 
@@ -95,6 +97,8 @@ static int settle(struct vobj *src)
 {
     struct vmfs *v = src->v;
     journal_room(v);
+    while (src->frozen && !v->fenced)
+        gr_fqueue_wait(&src->drained);
     int r = v->fenced ? -GR_EFENCED : record_epoch(src);
     if (r == 0) {
         disk_wait_late(src);

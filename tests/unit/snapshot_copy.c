@@ -400,6 +400,7 @@ struct pair {
     struct vmfs_disk *d[2];
     struct gr_chan *ch[2];
     uint8_t *buf;
+    bool cut;
 };
 
 static void put(struct pair *p, uint64_t off, uint8_t byte)
@@ -415,6 +416,13 @@ static int share(struct pair *p, uint64_t off)
 }
 
 static void ended(struct gr_bio *bio) { *(bool *)bio->arg = true; }
+
+static void cut(void *arg)
+{
+    struct pair *p = arg;
+    OK(vmfs_resize(p->d[0], 5 * 65536 - 512, true, &err));
+    p->cut = true;
+}
 
 /* A source that is ready is shared as it is. Where its data, its records or its writes could still change what was shared, its epoch
  * ends first and all of it is made durable: seen by the epoch. */
@@ -481,6 +489,35 @@ static int ready_fn(void *arg)
     assert_int_equal(gr_pread(p->ch[1], p->buf, 65536, 196608), 0);
     assert_int_equal(p->buf[0] + p->buf[65535], 12);
     assert_true(v->sp.share_units > 0); /* kept free for the next checkpoint */
+
+    /* it is being cut: the end of its last piece is overwritten in place, late, and no epoch's end waits for that */
+    struct gr_bdev *slow;
+    struct gr_chan *usual = v->dev[0].ch;
+    put(p, 262144, 7);
+    assert_int_equal(journal_seal(v), 0);
+    uint64_t written = v->j.data_written;
+    assert_int_equal(gr_bdev_delay_open(p->loop, p->low, 0, 50000000, 0, &slow), 0);
+    assert_int_equal(gr_chan_open(slow, p->loop, &v->dev[0].ch), 0);
+    assert_int_equal(gr_fiber_start(p->loop, cut, p), 0);
+    while (!src->frozen)
+        gr_fiber_yield();
+    struct gr_chan *late_ch = v->dev[0].ch;
+    v->dev[0].ch = usual;
+    assert_int_equal(record_epoch(src), 0);
+    int refused = share(p, 262144);
+    uint8_t was[2];
+    for (unsigned i = 0; i < 2; i++) {
+        assert_int_equal(gr_pread(p->ch[1], p->buf, 65536, 262144), 0);
+        was[i] = p->buf[65535];
+        while (!p->cut)
+            gr_fiber_yield();
+    }
+    assert_int_equal(was[0], was[1]);
+    assert_int_equal(refused, -EOPNOTSUPP); /* it waited, and then there was not so much of it any more */
+    assert_int_equal(v->j.data_written, written + 1);
+    gr_chan_close(late_ch);
+    gr_bdev_put(slow);
+    OK(vmfs_resize(p->d[0], 8 << 20, false, &err));
 
     /* another's overwrites stay his: the destination shows what was copied */
     for (unsigned i = 0; i < 4; i++)

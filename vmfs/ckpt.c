@@ -343,10 +343,11 @@ static bool late_writes(struct vmfs *v)
 
 void ckpt_lease_foreign(struct vmfs *v)
 {
-    uint8_t *tried = v->sp.n_foreign ? gr_zalloc(space_n_regions(v)) : NULL;
+    uint32_t n = space_n_regions(v); /* the volume may grow meanwhile */
+    uint8_t *tried = v->sp.n_foreign ? gr_zalloc(n) : NULL;
     for (size_t i = 0; tried && i < v->sp.n_foreign && ckpt_images_due(v) < v->j.units / 8; i++) { /* the rest: next time */
         uint32_t index = space_region_index(v, v->sp.foreign[i].addr);
-        if (v->sp.by_index[index] || tried[index])
+        if (index >= n || v->sp.by_index[index] || tried[index])
             continue;
         tried[index] = 1;
         if (space_lease(v, index, NULL) == 0)

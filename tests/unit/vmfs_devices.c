@@ -13,6 +13,7 @@ struct host {
     struct gr_bdev *dev[DEVICES];
     struct vmfs *v;
     unsigned warnings;
+    bool leased;
 };
 
 static void warn(void *arg, const char *text)
@@ -173,6 +174,57 @@ static void alone(void **state)
 {
     (void)state;
     test_in_fiber(alone_fn, NULL);
+}
+
+/* ---- regions that are leased for what was freed there, and a volume that gets more of them meanwhile ---- */
+static void lease_foreign(void *arg)
+{
+    struct host *h = arg;
+    ckpt_lease_foreign(h->v);
+    h->leased = true;
+}
+
+static int leased_fn(void *arg)
+{
+    struct gr_mem *mem[] = { gr_mem_new(64 * MIB), gr_mem_new(256 * MIB) };
+    struct host h;
+    struct gr_err e = { 0 };
+    uint32_t units, old = 0;
+    (void)arg;
+    format(mem[0], false);
+    assert_int_equal(try_join(&h, mem, 1, "one", false, &e), 0);
+    struct vmfs *v = h.v;
+    uint32_t before = space_n_regions(v);
+    while (old < before && v->sp.by_index[old])
+        old++;
+    assert_true(old < before);
+    assert_int_equal(space_foreign_take(v, space_region_first(v, old, &units), 1), 0);
+    gr_fmutex_lock(&v->sp.lease_lock);
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), lease_foreign, &h), 0); /* and it waits for its region */
+    gr_fiber_yield();
+    assert_false(h.leased);
+    add(&h, 1, mem[1], false);
+    assert_true(space_n_regions(v) > before);
+    assert_int_equal(space_foreign_take(v, space_region_first(v, before, &units), 1), 0); /* of a disk that came from another host */
+    gr_fmutex_unlock(&v->sp.lease_lock);
+    while (!h.leased)
+        gr_fiber_yield();
+    assert_non_null(v->sp.by_index[old]);
+    assert_null(v->sp.by_index[before]); /* next time */
+    ckpt_lease_foreign(v);
+    assert_non_null(v->sp.by_index[before]);
+    assert_int_equal(v->sp.n_foreign, 0);
+    vmfs_abandon(v); /* nobody had these units */
+    put(&h);
+    for (unsigned i = 0; i < 2; i++)
+        gr_mem_free(mem[i]);
+    return 0;
+}
+
+static void leased(void **state)
+{
+    (void)state;
+    test_in_fiber(leased_fn, NULL);
 }
 
 /* ---- what is refused ---- */
@@ -608,4 +660,4 @@ static void honour(void **state)
     test_in_fiber(honour_fn, NULL);
 }
 
-TEST_MAIN(TEST(degraded), TEST(honour), TEST(alone), TEST(refused), TEST(hosts_on_files), TEST(hosts_on_luns), TEST(unaware), TEST(cut_anywhere))
+TEST_MAIN(TEST(degraded), TEST(honour), TEST(alone), TEST(leased), TEST(refused), TEST(hosts_on_files), TEST(hosts_on_luns), TEST(unaware), TEST(cut_anywhere))

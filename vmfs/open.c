@@ -169,7 +169,9 @@ static int cut_off(struct vobj *o, uint64_t size)
     uint64_t end = (o->ino.size + VMFS_BLOCK - 1) / VMFS_BLOCK * VMFS_BLOCK_PIECES; /* the last block has pieces behind the end, reserved */
     struct dop op = { .o = o };
     op.range.epoch = o->epoch;
+    ticket_open(o->v, &op.ticket); /* as any write: who empties the device waits for what is under way to it */
     int r = size % VMFS_PIECE ? zero_tail(&op, size) : 0;
+    ticket_close(o->v, &op.ticket);
     return r < 0 ? r : disk_clear_pieces(&op, from, end);
 }
 

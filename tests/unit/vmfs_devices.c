@@ -227,6 +227,77 @@ static void leased(void **state)
     test_in_fiber(leased_fn, NULL);
 }
 
+/* ---- a disk is cut while its device leaves ---- */
+struct cutting {
+    struct vmfs_disk *d;
+    bool done;
+};
+
+static void cut(void *arg)
+{
+    struct cutting *c = arg;
+    OK(vmfs_resize(c->d, 100 * MIB - 512, true, &err));
+    c->done = true;
+}
+
+/* The end of its last piece is overwritten in place, late: it is not copied before that. */
+static int cut_fn(void *arg)
+{
+    struct gr_mem *mem[] = { gr_mem_new(64 * MIB), gr_mem_new(128 * MIB), gr_mem_new(256 * MIB) };
+    struct vmfs_device_remove opts = { 0 };
+    struct cutting c = { 0 };
+    struct gr_err e = { 0 };
+    struct gr_bdev *slow;
+    struct gr_chan *usual, *late, *ch;
+    struct mnode *leaf;
+    uint8_t *b = vunits_alloc(1);
+    struct host h;
+    (void)arg;
+    format(mem[0], false);
+    assert_int_equal(try_join(&h, mem, 1, "one", false, &e), 0);
+    add(&h, 1, mem[1], false);
+    OK(vmfs_create(h.v, "d", VMFS_DISK, 100 * MIB, VMFS_THIN, &err));
+    content(&h, "d", 0, 100, 1, true);
+    assert_int_equal(journal_seal(h.v), 0);
+    OK(vmfs_open(h.v, "d", &c.d, NULL, &err));
+    uint64_t last = 100 * MIB / VMFS_PIECE - 1;
+    assert_int_equal(mtree_peek(&c.d->o->live, last, &leaf), 0);
+    assert_int_equal(vmfs_addr_dev(ment_piece(&leaf->ent[last % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES], (unsigned)(last % VMFS_BLOCK_PIECES)).addr), 1);
+    add(&h, 2, mem[2], false);
+    usual = h.v->dev[1].ch;
+    assert_int_equal(gr_bdev_delay_open(gr_fiber_loop(), h.dev[1], 0, 1500000000, 0, &slow), 0);
+    assert_int_equal(gr_chan_open(slow, gr_fiber_loop(), &late), 0);
+    h.v->dev[1].ch = late;
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), cut, &c), 0);
+    while (!c.d->o->frozen)
+        gr_fiber_yield();
+    h.v->dev[1].ch = usual;
+    OK(vmfs_device_remove(h.v, 1, &opts, &err));
+    while (!c.done)
+        gr_fiber_sleep_ms(5);
+    OK(vmfs_resize(c.d, 100 * MIB, false, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(c.d), gr_fiber_loop(), &ch), 0);
+    OK(gr_pread(ch, b, VMFS_UNIT, last * VMFS_UNIT));
+    for (unsigned i = VMFS_UNIT - 512; i < VMFS_UNIT; i++)
+        assert_int_equal(b[i], 0);
+    gr_chan_close(ch);
+    vmfs_close(c.d);
+    sound(&h);
+    gr_chan_close(late);
+    gr_bdev_put(slow);
+    leave(&h);
+    for (unsigned i = 0; i < 3; i++)
+        gr_mem_free(mem[i]);
+    free(b);
+    return 0;
+}
+
+static void cut_while_leaving(void **state)
+{
+    (void)state;
+    test_in_fiber(cut_fn, NULL);
+}
+
 /* ---- what is refused ---- */
 static int refuse_confirm(void *arg, struct gr_err *err)
 {
@@ -660,4 +731,4 @@ static void honour(void **state)
     test_in_fiber(honour_fn, NULL);
 }
 
-TEST_MAIN(TEST(degraded), TEST(honour), TEST(alone), TEST(leased), TEST(refused), TEST(hosts_on_files), TEST(hosts_on_luns), TEST(unaware), TEST(cut_anywhere))
+TEST_MAIN(TEST(degraded), TEST(honour), TEST(alone), TEST(leased), TEST(cut_while_leaving), TEST(refused), TEST(hosts_on_files), TEST(hosts_on_luns), TEST(unaware), TEST(cut_anywhere))

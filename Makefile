@@ -173,6 +173,12 @@ $(B)/tests/matrix/clock.so: tests/matrix/clock.c
 	$(call say,LINK,$@)
 	$(Q)mkdir -p $(@D); $(CC) -std=gnu17 -D_GNU_SOURCE $(WARN) -O2 -fPIC -shared -o $@ $<
 
+# and to be stopped in the middle of what it does with another host
+tools += $(B)/tests/matrix/pause.so
+$(B)/tests/matrix/pause.so: tests/matrix/pause.c
+	$(call say,LINK,$@)
+	$(Q)mkdir -p $(@D); $(CC) -std=gnu17 -D_GNU_SOURCE $(WARN) -O2 -fPIC -shared -o $@ $<
+
 # and to be killed at a step of a take-over
 tools += $(B)/tests/matrix/steps.so
 $(B)/tests/matrix/steps.so: tests/matrix/steps.c tests/lib/take_steps.c tests/lib/take_steps.h vmfs/format.h

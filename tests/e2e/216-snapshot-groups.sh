@@ -18,7 +18,10 @@ run_check a datastore create ds "$T/ds.img" --size 512M
 run_check b datastore join ds "$T/ds.img"
 for d in x y z; do run_check a disk create ds/$d --size 1M; done
 run_check a up --portal 127.0.0.1:0 --mover 127.0.0.1:0
-run_check b up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+. "$TOP/tests/matrix/pause.sh"
+pause_plan "$T/pause"
+b_up() { LD_PRELOAD=$PAUSE_LIBRARY GRANARY_PAUSE_FILE=$T/pause run_check b up "$@"; }
+b_up --portal 127.0.0.1:0 --mover 127.0.0.1:0
 pa=$(a status --json | jq -r .portal) pb=$(b status --json | jq -r .portal)
 url() { a lun list "ds/$1" --json | jq -r '"iscsi://" + "'"$pa"'" + "/" + .[0].target + "/0"'; }
 ux=$(url x) uy=$(url y) uz=$(url z)
@@ -67,7 +70,7 @@ for round in $(seq "${GRANARY_ROUNDS:-5}"); do
     if [ $who = 1 ]; then pid=$(cat "$B/run/storaged.pid"); else pid=$(cat "$A/run/storaged.pid"); fi
     kill -KILL "$pid"
     wait "$(cat "$T/make.pid")" || true
-    if [ $who = 1 ]; then run_check b up --portal "$pb"; else run_check a up --portal "$pa"; fi
+    if [ $who = 1 ]; then b_up --portal "$pb"; else run_check a up --portal "$pa"; fi
     wait_for 20 eval "! ps -p $(cat "$T/chain.pid") -o stat= | grep -qv Z"
     check 'the writer went on' jq -e '.last > 3' "$T/chain.log"
     have=
@@ -92,17 +95,18 @@ done
 echo "# outcomes:$outcome"
 
 # --- one that stands still in the middle of it: the others' disks are not held for it; then all have it, or none
-outcome=
-for round in 1 2 3 4 5; do
+outcome= round=0
+for place in 'asked snapshot.hold' 'asked snapshot.take' 'answers snapshot.take' 'asked snapshot.settle' 'answers snapshot.settle'; do
+    round=$((round + 1))
     [ "$(owner y)" = b ] || run_check a disk move ds/y "$(owner_of b)"
     start other "$BUILD/tests/tools/lun_chain" 5 "$uy"
     start chain "$BUILD/tests/tools/lun_chain" 4 "$ux" "$uz"
     sleep 0.3
-    start make env GRANARY_HOME="$A" granary snapshot create ds/x ds/y ds/z --name "h$round"
-    sleep "0.0$(printf %02d $((RANDOM % 20)))"
     pid=$(cat "$B/run/storaged.pid")
-    kill -STOP "$pid"
     on_exit "kill -CONT $pid"
+    pause_at "$T/pause" "$place"
+    start make env GRANARY_HOME="$A" granary snapshot create ds/x ds/y ds/z --name "h$round"
+    pause_landed "$T/pause" "$pid" # zero would be a failure
     sleep 2.6
     kill -CONT "$pid"
     wait "$(cat "$T/make.pid")" || true
@@ -116,7 +120,7 @@ for round in 1 2 3 4 5; do
         jq -e --arg n "h$round" 'any(.name == $n)' "$T/out" > /dev/null && have+=$d
     done
     [ "$have" = xyz ] || [ -z "$have" ] || fail "round $round: only '$have' have the snapshot; $(cat "$T/make.log")"
-    outcome+=" ${have:-none} ($(jq '."longest-ms"' "$T/chain.log") ms)"
+    outcome+=" $place: ${have:-none} ($(jq '."longest-ms"' "$T/chain.log") ms);"
 done
 echo "# outcomes:$outcome"
 [ "$(owner y)" = b ] || run_check a disk move ds/y "$(owner_of b)"

@@ -1,9 +1,10 @@
 /* Writes that depend on each other: lun_chain SECONDS URL URL…
  * The number 1 goes to the first block of each unit in turn, each after the one before was acknowledged, then 2, and so on. So at any instant
  * no unit holds a smaller number than one behind it, nor a number larger by more than one. Prints the last number and the longest time that
- * a write took. A connection that is lost is made anew, and the write done again. */
+ * a write took. A connection that is lost is made anew, and the write done again. Ends early, and well, on SIGTERM. */
 #include <iscsi/iscsi.h>
 #include <iscsi/scsi-lowlevel.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +14,14 @@
 
 #define UNITS 16
 #define PATIENCE_S 30.0
+
+static volatile sig_atomic_t stop; /* a signal has come */
+
+static void on_term(int sig)
+{
+    (void)sig;
+    stop = 1;
+}
 
 static double now(void)
 {
@@ -58,7 +67,8 @@ int main(int argc, char **argv)
     double longest = 0, end = now() + (argc > 2 ? strtod(argv[1], NULL) : 0);
     if (argc < 3 || argc > 2 + UNITS)
         return fprintf(stderr, "usage: lun_chain SECONDS URL URL...\n"), 2;
-    while (now() < end) {
+    signal(SIGTERM, on_term);
+    while (now() < end && !stop) {
         n++;
         memcpy(block, &n, sizeof n);
         for (int i = 0; i < argc - 2; i++) {

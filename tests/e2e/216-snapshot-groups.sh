@@ -95,7 +95,7 @@ done
 echo "# outcomes:$outcome"
 
 # --- one that stands still in the middle of it: the others' disks are not held for it; then all have it, or none
-outcome= round=0
+outcome='' round=0
 for place in 'asked snapshot.hold' 'asked snapshot.take' 'answers snapshot.take' 'asked snapshot.settle' 'answers snapshot.settle'; do
     round=$((round + 1))
     [ "$(owner y)" = b ] || run_check a disk move ds/y "$(owner_of b)"

@@ -23,6 +23,9 @@ run_check b datastore mount ds "$MB"
 mkdir "$MA/work"
 run_check fs_history "${GRANARY_SOAK:-12}" "$MA/work" "$MB/work"
 echo "# $(tail -n 1 "$T/out")"
+mkdir "$MA/names"
+FS_HISTORY_NAMES=1 run_check fs_history "${GRANARY_SOAK:-8}" "$MA/names" "$MB/names"
+echo "# names: $(tail -n 1 "$T/out")"
 check 'what a round left can be removed there' [ -z "$(ls "$MB/work")" ]
 
 # ---- it would be seen: with answers that are older than they may be, as of a cache, there is no order ----

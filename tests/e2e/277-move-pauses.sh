@@ -71,7 +71,7 @@ echo "# the disk is a's/b's:$outcome"
 # ---- a group's leader: x is a's, y is b's ----
 [ "$(owners x)" = true/false ] || run_check b disk move ds/x "$home_a"
 [ "$(owners y)" = false/true ] || run_check a disk move ds/y "$home_b"
-outcome= n=0
+outcome='' n=0
 for step in 'asks snapshot.hold' 'hears snapshot.hold' 'asks snapshot.take' 'hears snapshot.take' 'asks snapshot.settle' 'hears snapshot.settle'; do
     n=$((n + 1))
     start chain "$BUILD/tests/tools/lun_chain" 60 "$uy"

@@ -14,7 +14,7 @@
 #include <stdint.h>
 
 enum {
-    FO_PROCS = 6, /* at the same time */
+    FO_PROCS = 4, /* at the same time */
     FO_FDS = 2,   /* descriptors of each */
     FO_FOLDERS = 2, /* names of folders at the top; a file is in folder 0, the top, or in 1 to FO_FOLDERS */
     FO_NAMES = 3, /* of files in each */

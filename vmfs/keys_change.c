@@ -38,19 +38,33 @@ int vmfs_keys_rewrap(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *err)
     return vmfs_checkpoint(v, err); /* what listings say */
 }
 
-/* Nothing is overwritten where it lies any more: a thick disk must have room for that, as with a snapshot. */
-static int has_room(struct vobj *o, struct gr_err *err)
+/* Nothing is overwritten where it lies any more: so much must be promised to a thick disk for that, as with a snapshot; *ret_need: with leaves of its map. */
+static uint64_t to_promise(const struct vobj *o, uint64_t *ret_need)
 {
-    struct vmfs *v = o->v;
     uint64_t all = vobj_overwrite_units(o), more = all - GR_MIN(all, o->reserved_units);
-    uint64_t need = space_meta_reserve(v) + v->reserved_units + more, have = space_free_units(v);
+    *ret_need = more ? more + (reserve_leaves(o, o->reserved_units + more) - o->reserved_leaves) * leaf_units_max(o->v) : 0;
+    return more;
+}
+
+/* It is leased here, or others give it back; if they cannot, may_promise() says so. */
+static int lease_room(struct vobj *o, struct gr_err *err)
+{
+    uint64_t need, more = to_promise(o, &need);
     int r = more ? quota_room(o, (int64_t)more, o->epoch) : 0;
     if (r < 0)
         return gr_fail(err, r, "a new data key of a thick disk needs %llu bytes to overwrite, which the quota of a folder above it does not leave: %s",
                        (unsigned long long)more * VMFS_UNIT, gr_code_text(r));
-    return more && have < need ? gr_fail(err, -GR_ENOSPACE, "a new data key of a %s disk needs %llu bytes to overwrite, %llu bytes are missing",
-                                         o->ino.provision == VMFS_EAGER ? "eager" : "thick", (unsigned long long)more * VMFS_UNIT,
-                                         (unsigned long long)(need - have) * VMFS_UNIT) : 0;
+    r = need ? space_back(o->v, need) : 0;
+    return r == -GR_ENOSPACE || r == 0 ? 0 : gr_fail(err, r, "no room can be promised for a new data key: %s", gr_code_text(r));
+}
+
+/* [sync] What other hosts lease is not ours to promise. */
+static int may_promise(const struct vobj *o, struct gr_err *err)
+{
+    uint64_t need, more = to_promise(o, &need), room = space_promised_room(o->v);
+    return need > room ? gr_fail(err, -GR_ENOSPACE, "a new data key of a %s disk needs %llu bytes to overwrite, %llu bytes are missing",
+                                 o->ino.provision == VMFS_EAGER ? "eager" : "thick", (unsigned long long)more * VMFS_UNIT,
+                                 (unsigned long long)(need - room) * VMFS_UNIT) : 0;
 }
 
 /* No write is under way. The block of keys, and then the epoch. */
@@ -58,7 +72,7 @@ static int rotate_frozen(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *er
 {
     struct vkeys k;
     struct vobj *o = d->o;
-    int r = has_room(o, err);
+    int r = may_promise(o, err);
     if (r == 0)
         r = vkeys_read(o, &k, err);
     if (r == 0 && k.key[k.n - 1].from <= o->epoch) { /* else one is there that was never used: a cut came between */
@@ -72,6 +86,8 @@ static int rotate_frozen(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *er
         r = vkeys_unlock(o, &k, err);
     if (r == 0)
         r = usable(d, err);
+    if (r == 0)
+        r = may_promise(o, err); /* others were at work while the keys were written */
     if (r == 0)
         r = record_promise(o, err);
     if (r == 0 && (r = record_epoch(o)) < 0)
@@ -87,11 +103,15 @@ int vmfs_keys_rotate(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *err)
         return r;
     struct vmfs *v = o->v;
     gr_fmutex_lock(&o->keys_lock);
+    v->sp.stay++; /* what is leased for it is not given back */
+    r = lease_room(o, err);
     journal_room(v);
     disk_freeze(o);
-    r = usable(d, err);
+    if (r == 0)
+        r = usable(d, err);
     if (r == 0)
         r = rotate_frozen(d, kek_id, err);
+    v->sp.stay--;
     if (d->o) {
         disk_thaw(o);
         gr_fmutex_unlock(&o->keys_lock);

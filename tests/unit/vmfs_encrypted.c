@@ -570,6 +570,14 @@ static int detached_rotated(void *arg)
     return 0;
 }
 
+/* Something was given back just now. */
+static bool space_can_go(const struct site *s)
+{
+    uint64_t before = s->v->stats.regions_given_back;
+    OK(vmfs_regions_recall(s->v, &err));
+    return s->v->stats.regions_given_back > before;
+}
+
 /* A thick disk can be written all over when the volume is full, also after its key changed; else it does not change. */
 static int thick_on_full(void *arg)
 {
@@ -590,6 +598,21 @@ static int thick_on_full(void *arg)
     assert_non_null(strstr(e.text, "bytes are missing"));
     OK(vmfs_remove(s.v, "rest", &err));
     OK(vmfs_settle(s.v, 5000));
+    OK(vmfs_checkpoint(s.v, &err));
+    while (space_can_go(&s))
+        ;
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "other", .host_uuid = { 2 } };
+    struct vmfs *beside;
+    OK(vmfs_join(s.loop, &s.dev, 1, &o, &beside, &err));
+    while (space_lease_any(beside, NULL) == 0)
+        ; /* what is free is another host's, which nobody can ask */
+    OK(vmfs_free_look(s.v, &err));
+    vmfs_info(s.v, &info);
+    assert_true(info.free > 2 * DISK);
+    e = (struct gr_err){ 0 };
+    assert_int_equal(vmfs_keys_rotate(d, vmfs_kek_id(s.kek[0]), &e), -GR_ENOSPACE);
+    assert_non_null(strstr(e.text, "bytes are missing"));
+    OK(vmfs_leave(beside, &err));
     OK(vmfs_keys_rotate(d, vmfs_kek_id(s.kek[0]), &err));
     OK(vmfs_create(s.v, "glutton", VMFS_DISK, SIZE, VMFS_THIN, &err));
     struct vmfs_disk *g = open_disk(&s, "glutton", &other);

@@ -31,11 +31,13 @@ static int leaf_own(struct vrenew *w, uint64_t piece, struct mnode *leaf, struct
     if (leaf->birth >= w->from)
         return 0;
     journal_room(o->v);
-    int r = disk_room(o, leaf_units_max(o->v), o->epoch);
-    if (r == 0)
-        r = mtree_load(o, &o->live, piece, err);
-    while (r == 0 && mtree_peek(&o->live, piece, &leaf) < 0)
-        r = mtree_load(o, &o->live, piece, err);
+    int r = 0;
+    for (bool ready = false; r == 0 && !ready;) {
+        r = disk_room(o, leaf_units_max(o->v), o->epoch);
+        if (r == 0)
+            r = mtree_load(o, &o->live, piece, err);
+        ready = r == 0 && mtree_peek(&o->live, piece, &leaf) == 0 && (o->v->fenced || disk_nodes_fit(o));
+    }
     if (r == 0 && !mtree_own(o, &o->live, piece, o->epoch))
         r = -ENOMEM;
     if (r < 0)

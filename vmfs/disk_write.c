@@ -561,7 +561,7 @@ static int reserve_block(struct vobj *o, uint64_t piece, uint64_t epoch)
         r = map_load_for(o, piece, 1, epoch, NULL);
     if (r < 0)
         return r;
-    if (mtree_peek(&o->live, piece, &leaf) < 0)
+    if (mtree_peek(&o->live, piece, &leaf) < 0 || (!v->fenced && !disk_nodes_fit(o)))
         return -EAGAIN;
     const struct mentry *e = leaf ? &leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES] : NULL;
     if (e && (e->px || e->addr))

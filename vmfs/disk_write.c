@@ -255,10 +255,19 @@ static int plan_room(struct plan *p, uint64_t first, uint64_t end, bool atomic)
 {
     struct vobj *o = p->op->o;
     uint64_t need = (end - first) + 2 * VMFS_BLOCK_PIECES;
+    bool sealed = false;
     for (int tries = 0; tries < 8; tries++) {
         bool own = false, data = false;
         int r = map_load_for(o, first, (uint32_t)(end - first), p->op->range.epoch, NULL);
-        if (r == 0 && !keeps_all(p->op, first, end, atomic, &own, &data))
+        bool keeps = r == 0 && keeps_all(p->op, first, end, atomic, &own, &data);
+        if (r == 0 && !keeps && own && !atomic && !vcrc_kept(o->v) && !sealed) {
+            r = room_here(o, need, p->op->range.epoch, false);
+            sealed = r == -GR_ENOSPACE;
+            if (sealed) { /* what is there can perhaps be overwritten where it lies: before others are asked for space */
+                (void)journal_try_seal(o->v);
+                continue;
+            }
+        } else if (r == 0 && !keeps)
             r = disk_room_for(o, need, p->op->range.epoch, own && vcrc_kept(o->v));
         else if (r == 0 && !data)
             r = disk_room_nodes(o, p->op->range.epoch);

@@ -264,6 +264,32 @@ static int both_full_fn(void *arg)
     return 0;
 }
 
+/* An overwrite on a full volume brings home what it can before others are asked: what is there can be overwritten then. */
+static int overwrite_fn(void *arg)
+{
+    struct site *t = arg;
+    begin(t, 2);
+    make_disk(t, 1, 1, SIZE, VMFS_THIN);
+    fill(t, &t->disk[1], 0, 100u << 20);
+    t->host[1].v->sp.stay = 1; /* nothing is given back unasked */
+    delete_disk(t, &t->disk[1]);
+    t->host[1].v->sp.stay = 0;
+    make_disk(t, 0, 0, SIZE, VMFS_THIN);
+    unsigned asked = 0, r = 0;
+    for (uint64_t at = 0; at < SIZE && r == 0; at += 65536) {
+        r = gr_pwrite(t->disk[0].ch, t->buf, 65536, at, 0) == -GR_ENOSPACE;
+        unsigned asks = t->host[0].asks;
+        if (r == 0)
+            assert_int_equal(gr_pwrite(t->disk[0].ch, t->buf, 65536, at, 0), 0);
+        asked += t->host[0].asks - asks;
+    }
+    print_message("others were asked %u times, for overwrites %u\n", t->host[0].asks, asked);
+    assert_true(r && t->host[0].asks > 0);
+    assert_int_equal(asked, 0);
+    end(t);
+    return 0;
+}
+
 /* Who does not answer costs a bounded time, and what others can give is had all the same. */
 static int deaf_fn(void *arg)
 {
@@ -717,8 +743,9 @@ static void at_work(void **state) { (void)state; run(at_work_fn); }
 static void readers(void **state) { (void)state; run(readers_fn); }
 static void promise_wanted(void **state) { (void)state; run(promise_wanted_fn); }
 static void promise_moves(void **state) { (void)state; run(promise_moves_fn); }
+static void overwrite(void **state) { (void)state; run(overwrite_fn); }
 static void neighbours(void **state) { (void)state; run(neighbours_fn); }
 static void joiner(void **state) { (void)state; run(joiner_fn); }
 static void unasked(void **state) { (void)state; run(unasked_fn); }
 
-TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(promise_wanted), TEST(promise_moves), TEST(unasked), TEST(joiner), TEST(at_work), TEST(readers), TEST(neighbours), TEST(histories))
+TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(promise_wanted), TEST(promise_moves), TEST(unasked), TEST(joiner), TEST(at_work), TEST(readers), TEST(overwrite), TEST(neighbours), TEST(histories))

@@ -290,6 +290,33 @@ static int overwrite_fn(void *arg)
     return 0;
 }
 
+/* A host that writes steadily beside an idle one leases each region once: none goes behind a checkpoint to be leased again for the next. */
+static int steady_fn(void *arg)
+{
+    struct site *t = arg;
+    unsigned n = 0;
+    begin(t, 2);
+    struct vmfs *v = t->host[0].v;
+    make_disk(t, 0, 0, 64u << 20, VMFS_THIN);
+    make_disk(t, 1, 0, 64ull << 30, VMFS_THIN);
+    fill(t, &t->disk[0], 0, 64u << 20);
+    for (unsigned round = 0; round < 6; round++) {
+        for (unsigned i = 0; i < 300; i++) /* a leaf of the map for each */
+            assert_int_equal(gr_pwrite(t->disk[1].ch, t->buf, 4096, (i + round * 300) * (32ull << 20), 0), 0);
+        for (unsigned i = 0; i < 2048; i++)
+            assert_int_equal(gr_pwrite(t->disk[0].ch, t->buf, 4096, rnd(t, 16384) * 4096ull, 0), 0);
+        OK(vmfs_checkpoint(v, &err));
+        gr_fiber_sleep_ms(50);
+    }
+    for (const struct vregion *r = v->sp.regions; r; r = r->next)
+        n++;
+    print_message("%u regions are leased after %llu checkpoints, %llu were given back\n", n, (unsigned long long)v->stats.checkpoints,
+                  (unsigned long long)v->stats.regions_given_back);
+    assert_int_equal(v->stats.regions_given_back, 0);
+    end(t);
+    return 0;
+}
+
 /* Who does not answer costs a bounded time, and what others can give is had all the same. */
 static int deaf_fn(void *arg)
 {
@@ -744,8 +771,9 @@ static void readers(void **state) { (void)state; run(readers_fn); }
 static void promise_wanted(void **state) { (void)state; run(promise_wanted_fn); }
 static void promise_moves(void **state) { (void)state; run(promise_moves_fn); }
 static void overwrite(void **state) { (void)state; run(overwrite_fn); }
+static void steady(void **state) { (void)state; run(steady_fn); }
 static void neighbours(void **state) { (void)state; run(neighbours_fn); }
 static void joiner(void **state) { (void)state; run(joiner_fn); }
 static void unasked(void **state) { (void)state; run(unasked_fn); }
 
-TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(promise_wanted), TEST(promise_moves), TEST(unasked), TEST(joiner), TEST(at_work), TEST(readers), TEST(overwrite), TEST(neighbours), TEST(histories))
+TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(promise_wanted), TEST(promise_moves), TEST(unasked), TEST(steady), TEST(joiner), TEST(at_work), TEST(readers), TEST(overwrite), TEST(neighbours), TEST(histories))

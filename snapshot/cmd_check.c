@@ -83,7 +83,7 @@ static int scrub_part(void *arg, json_t *part)
 }
 
 const struct gr_opt snap_scrub_opts[] = {
-    {"rate", "SIZE", "read at most so many bytes of data a second"},
+    {"rate", "SIZE", "read at most so many bytes a second"},
     {"restart", NULL, "from the beginning, not from where the last one was broken off"},
     {NULL},
 };

@@ -22,6 +22,12 @@ static void __attribute__((format(printf, 2, 0))) line_add(struct chk *c, const 
         c->failed = -ENOMEM;
 }
 
+int chk_read(struct chk *c, uint64_t addr, uint32_t units, void *buf)
+{
+    c->rep.read += (uint64_t)units * VMFS_UNIT;
+    return vdev_read(c->v, addr, units, buf);
+}
+
 void chk_error(struct chk *c, const char *fmt, ...)
 {
     va_list ap;
@@ -198,7 +204,7 @@ static int looks(struct vmfs *v, struct chk *c)
     struct gr_buf before = { 0 };
     int r = 0;
     for (unsigned i = 0; i < LOOKS_MAX; i++) {
-        *c = (struct chk){ .v = v, .repair = c->repair };
+        *c = (struct chk){ .v = v, .repair = c->repair, .rep.read = c->rep.read };
         r = look(c);
         if (r < 0 || !c->others || c->rep.errors == 0)
             break;
@@ -212,10 +218,12 @@ static int looks(struct vmfs *v, struct chk *c)
             break;
         gr_buf_done(&before);
         bool repair = c->repair;
+        uint64_t all_read = c->rep.read;
         before = c->lines;
         c->lines = (struct gr_buf){ 0 };
         chk_done(c);
         c->repair = repair;
+        c->rep.read = all_read;
         gr_fiber_sleep_ms(LOOK_AGAIN_MS);
     }
     gr_buf_done(&before);
@@ -254,6 +262,7 @@ static int report(struct chk *c, struct vmfs_check_report *ret, struct gr_err *e
     ret->leaked_units = c->rep.leaked_units;
     ret->repaired += c->repaired;
     ret->memory = GR_MAX(ret->memory, c->memory);
+    ret->read += c->rep.read;
     ret->unreachable = c->rep.unreachable;
     if (ret->errors)
         return gr_fail(err, -GR_ECORRUPT, "datastore '%s': %llu rules are broken", c->v->sb.name, (unsigned long long)ret->errors);

@@ -137,6 +137,8 @@ void chk_error_once(struct chk *c, const char *fmt, ...) __attribute__((format(p
 /* Behind chk_error(): this mends it. */
 void chk_fix(struct chk *c, struct chk_fix f);
 /* Something at @addr could not be looked at: an error, unless its device is missing. */
+/* vdev_read(), counted. */
+int chk_read(struct chk *c, uint64_t addr, uint32_t units, void *buf);
 void chk_unread(struct chk *c, uint64_t addr, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 /* Something to be told that is no error. */
 void chk_note(struct chk *c, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

@@ -101,10 +101,10 @@ static void one_block(struct scan *s, uint32_t at, uint32_t k)
 static int read_chunk(struct scan *s, uint64_t addr, uint32_t n, uint8_t *buf)
 {
     struct chk *c = s->c;
-    int r = vdev_read(c->v, addr, n, buf);
+    int r = chk_read(c, addr, n, buf);
     for (uint32_t i = 0; r < 0 && i < n; i++) { /* unit by unit: one that cannot be read counts as damaged */
         uint8_t *u = buf + (size_t)i * VMFS_UNIT;
-        if (vdev_read(c->v, addr + i, 1, u) < 0)
+        if (chk_read(c, addr + i, 1, u) < 0)
             memset(u, 0xff, VMFS_UNIT);
     }
     return 0;
@@ -176,7 +176,7 @@ static void aux_blob(struct chk *c, uint32_t slot, const struct vmfs_aux_disk *a
     }
     chk_early(c, addr, units, chk_print(slot, UINT64_MAX, 1, addr), "slot %u: its list of foreign frees", slot);
     uint8_t *b = vunits_alloc(units);
-    int r = b ? vdev_read(c->v, addr, units, b) : chk_nomem(c);
+    int r = b ? chk_read(c, addr, units, b) : chk_nomem(c);
     if (r == 0)
         r = vblock_check(c->v, b, VMFS_T_BLOB, units, addr, &err);
     if (r == 0)
@@ -268,6 +268,7 @@ static void shares_take(struct chk *c, uint32_t index)
                                   .shares_units = gr_le32_of(r->shares_units) };
     struct gr_err err = { 0 };
     int rc = share_load(c->v, &read, &h, &err);
+    c->rep.read += (uint64_t)read.shares_units * VMFS_UNIT;
     r->shares_addr = read.shares_addr;
     r->shares = read.shares;
     r->n_shares = (uint32_t)read.n_shares;
@@ -466,7 +467,7 @@ int chk_blobs(struct chk *c)
         if (o->decoded)
             continue;
         uint8_t *b = chk_region_of(c, o->blob_addr, o->blob_units) ? vunits_alloc(o->blob_units) : NULL;
-        int r = b ? vdev_read(c->v, o->blob_addr, o->blob_units, b) : -GR_ECORRUPT;
+        int r = b ? chk_read(c, o->blob_addr, o->blob_units, b) : -GR_ECORRUPT;
         if (r == 0)
             r = vblock_check(c->v, b, VMFS_T_BLOB, o->blob_units, o->blob_addr, &err);
         if (r == 0) {
@@ -490,7 +491,7 @@ static int super_read(struct chk *c, uint64_t addr, uint8_t *b, struct gr_err *e
 {
     unsigned dev = vmfs_addr_dev(addr);
     struct vsuper s;
-    int r = vdev_read(c->v, addr, 1, b);
+    int r = chk_read(c, addr, 1, b);
     if (r < 0)
         gr_fail(err, r, "device %u unit %llu: %s", dev, (unsigned long long)vmfs_addr_unit(addr), gr_code_text(r));
     else

@@ -12,7 +12,7 @@ static bool copy_take(struct chk *c, const struct chk_obj *o, unsigned copy, str
     }
     chk_early(c, addr, 1, chk_print(o->id, UINT64_MAX, 1, addr), "object %llu: copy %c of its keys", (unsigned long long)o->id, "AB"[copy]);
     void *b = vunits_alloc(1);
-    int r = b ? vdev_read(c->v, addr, 1, b) : chk_nomem(c);
+    int r = b ? chk_read(c, addr, 1, b) : chk_nomem(c);
     if (r < 0)
         gr_fail(err, r, "%s: %s", chk_unit(addr, at), gr_code_text(r));
     if (r == 0)

@@ -16,13 +16,12 @@ static struct mnode *load(struct pair *p, const struct mptr *ptr, unsigned level
 {
     struct gr_err err = { 0 };
     struct mnode *n = NULL;
-    struct vmfs *v = p->c->v;
     if (!ptr->addr)
         return NULL;
     void *buf = vunits_alloc(ptr->units);
-    int r = buf ? vdev_read(v, ptr->addr, ptr->units, buf) : -ENOMEM;
+    int r = buf ? chk_read(p->c, ptr->addr, ptr->units, buf) : -ENOMEM;
     if (r == 0)
-        r = mnode_decode(v, buf, ptr->units, ptr->addr, level, &n, &err);
+        r = mnode_decode(p->c->v, buf, ptr->units, ptr->addr, level, &n, &err);
     free(buf);
     if (r < 0)
         p->c->blind = true; /* the walk of the tree says so */

@@ -111,7 +111,7 @@ static struct mnode *node_load(struct chk_tree *t, const struct mptr *ptr, unsig
     struct mnode *n = NULL;
     char at[40];
     void *buf = vunits_alloc(ptr->units);
-    int r = buf ? vdev_read(c->v, ptr->addr, ptr->units, buf) : -ENOMEM;
+    int r = buf ? chk_read(c, ptr->addr, ptr->units, buf) : -ENOMEM;
     if (r < 0)
         gr_fail(&err, r, "%s: %s", chk_unit(ptr->addr, at), gr_code_text(r));
     else

@@ -23,7 +23,7 @@ struct scrub {
     const struct vmfs_scrub_opts *o;
     struct vmfs_scrub_report *rep;
     struct vscrub now; /* as it goes into the superblock */
-    uint64_t all, started_ns, saved_ns, here; /* here: bytes read by this call */
+    uint64_t all, started_ns, saved_ns, here; /* here: bytes read by this call, of metadata, too */
     uint64_t object;                          /* whose data is read */
     uint64_t live_since; /* of the live head under way; 0: not known any more */
     uint64_t slice_bytes;
@@ -324,6 +324,8 @@ static int data_read(struct scrub *s, struct gr_err *err)
         r = object_at(v, i, &id, &used);
         s->all += used;
     }
+    if (r == 0)
+        r = pause_between(s, err);
     while (r == 0 && s->now.object < v->sb.inodes.entries) {
         uint64_t used;
         if ((r = object_at(v, (uint32_t)s->now.object, &s->object, &used)) == 0)
@@ -346,6 +348,8 @@ static int metadata_read(struct scrub *s, struct gr_err *err)
     int r = vmfs_check(s->v, s->o->line, s->o->arg, &rep, &why);
     s->now.errors = rep.errors;
     s->rep->repaired = rep.repaired;
+    s->rep->metadata = rep.read;
+    s->here += rep.read; /* the look is of one instant, and what is freed meanwhile waits for it: so data pays for it, at the rate */
     return r < 0 && !rep.errors ? gr_fail(err, r, "%s", why.text) : 0;
 }
 

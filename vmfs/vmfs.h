@@ -407,6 +407,7 @@ struct vmfs_check_report {
     uint64_t repaired;                                       /* home blocks with one damaged copy, rewritten from the other */
     uint64_t mended;                                         /* vmfs_repair(): broken rules that were mended */
     uint64_t memory;                                         /* bytes of memory that it took by the size of the volume */
+    uint64_t read;                                           /* bytes, by all looks */
     uint64_t unreachable;                                    /* things that lie on missing devices and could not be looked at */
 };
 /* Prove the volume while it is in use: every metadata block valid, reachable ∪ journals ∪ tables ∪ pending frees ∪ free = all, disjoint but for
@@ -421,7 +422,7 @@ int vmfs_repair(struct vmfs *v, void (*line)(void *arg, const char *text), void 
 
 /* ---- scrub ---- */
 struct vmfs_scrub_opts {
-    uint64_t rate; /* bytes of data a second; 0: as fast as it goes */
+    uint64_t rate; /* bytes a second, of metadata (in one look as vmfs_check(), which data then waits for) and data; 0: as fast as it goes */
     bool restart;  /* from the beginning, also when one was broken off */
     void (*line)(void *arg, const char *text); /* one per thing that is wrong; may be NULL */
     /* How much of the data is read, bytes, between two slices of at most 64 MiB; not 0: stop. In the fiber; may be NULL. */
@@ -432,6 +433,7 @@ struct vmfs_scrub_report {
     uint64_t bytes;      /* of data, by all calls that this one went on from */
     uint64_t bad_pieces; /* that the device does not read, or (data CRCs) does not return as they were written */
     uint64_t errors, repaired; /* metadata: as vmfs_check() has it */
+    uint64_t metadata;         /* bytes of it, by this call */
     bool resumed;
 };
 /* Read everything while the volume is in use: metadata, both copies, which are repaired from each other (vmfs_check), then all data of all disks,

@@ -218,6 +218,29 @@ static void it_keeps_the_rate_beside_writes(void **state)
     test_in_fiber(beside, NULL);
 }
 
+/* What the look at the metadata has read is owed at the rate, too. */
+static int metadata_counts(void *arg)
+{
+    struct site s;
+    (void)arg;
+    make(&s, true);
+    put(s.f.ch, 0, 65536, 1);
+    assert_int_equal(scrub(&s, 0), 0);
+    uint64_t all = s.rep.metadata, t0 = gr_loop_now_ns(s.f.loop);
+    assert_true(all > 2 * (uint64_t)s.f.v->sb.slots.entries * VMFS_UNIT); /* at least both copies of each slot */
+    assert_int_equal(scrub(&s, all * 2), 0);
+    uint64_t ms = (gr_loop_now_ns(s.f.loop) - t0) / 1000000;
+    if (ms < 440)
+        fail_msg("%llu bytes of metadata took %llu ms", (unsigned long long)all, (unsigned long long)ms);
+    volfix_unmake(&s.f);
+    return 0;
+}
+static void metadata_has_the_rate_too(void **state)
+{
+    (void)state;
+    test_in_fiber(metadata_counts, NULL);
+}
+
 /* A snapshot taken behind the cursor does not hide from it what the live head had before it. */
 static int snapped(void *arg)
 {
@@ -242,4 +265,4 @@ static void a_snapshot_meanwhile_hides_nothing(void **state)
 }
 
 TEST_MAIN(TEST(what_rots_is_found_once), TEST(copies_of_metadata_are_repaired), TEST(it_goes_on_where_it_was_broken_off),
-          TEST(it_keeps_the_rate_beside_writes), TEST(a_snapshot_meanwhile_hides_nothing))
+          TEST(it_keeps_the_rate_beside_writes), TEST(metadata_has_the_rate_too), TEST(a_snapshot_meanwhile_hides_nothing))

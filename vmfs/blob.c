@@ -238,6 +238,7 @@ static int attrs_decode(struct vobj *o, struct cursor *c, uint32_t n, struct gr_
         memcpy(a.val, val, len);
         o->attrs[o->n_attrs++] = a;
     }
+    vobj_attrs_sort(o); /* older releases have them in any order */
     vobj_attrs_seen(o);
     return 0;
 }

@@ -373,6 +373,8 @@ static inline void vobj_clean(struct vobj *o)
 }
 void vobj_stat(struct vobj *o, struct vmfs_stat *ret); /* owner_slot: -1 */
 /* Set an attribute in memory (@len 0: remove it): by its record, or for an object that is just being made. */
+const struct vattr *vobj_attr(const struct vobj *o, const char *key); /* NULL: there is none [sync] */
+void vobj_attrs_sort(struct vobj *o); /* as the others rely on; after they were read [sync] */
 int vobj_attr_put(struct vobj *o, const char *key, size_t key_len, const void *val, size_t len);
 /* Bytes of a physical block as reported to initiators: the attribute of that name, 512 or a piece. */
 #define VMFS_ATTR_PHYSICAL "physical-block"

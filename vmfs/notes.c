@@ -12,10 +12,7 @@ const struct vattr *vobj_note(const struct vobj *o, const char *kind, uint64_t s
 {
     char key[33];
     vobj_note_key(kind, snap, key);
-    for (size_t i = 0; i < o->n_attrs; i++)
-        if (strcmp(o->attrs[i].key, key) == 0)
-            return &o->attrs[i];
-    return NULL;
+    return vobj_attr(o, key);
 }
 
 int vkept_on(struct vmfs *v, struct gr_err *err)

@@ -89,10 +89,8 @@ struct vsnap *vobj_snap_named(struct vobj *o, const char *name)
 
 static uint32_t attr_u32(const struct vobj *o, const char *key)
 {
-    for (size_t i = 0; i < o->n_attrs; i++)
-        if (strcmp(o->attrs[i].key, key) == 0 && o->attrs[i].len == sizeof(gr_le32))
-            return gr_le32_get(*(const gr_le32 *)o->attrs[i].val);
-    return 0;
+    const struct vattr *a = vobj_attr(o, key);
+    return a && a->len == sizeof(gr_le32) ? gr_le32_get(*(const gr_le32 *)a->val) : 0;
 }
 
 uint32_t vobj_physical_block(const struct vobj *o)
@@ -107,12 +105,9 @@ uint32_t vobj_lost_writes(const struct vobj *o)
 
 struct vmfs_lun vobj_lun(const struct vobj *o)
 {
-    for (size_t i = 0; i < o->n_attrs; i++)
-        if (strcmp(o->attrs[i].key, VMFS_ATTR_LUN) == 0 && o->attrs[i].len == sizeof(struct vmfs_lun_disk)) {
-            const struct vmfs_lun_disk *l = (const void *)o->attrs[i].val;
-            return (struct vmfs_lun){ gr_le32_get(l->flags), gr_le32_get(l->iops), gr_le64_get(l->bytes_per_s), gr_le32_get(l->burst_ms) };
-        }
-    return (struct vmfs_lun){ 0 };
+    const struct vattr *a = vobj_attr(o, VMFS_ATTR_LUN);
+    const struct vmfs_lun_disk *l = a && a->len == sizeof *l ? a->val : NULL;
+    return l ? (struct vmfs_lun){ gr_le32_get(l->flags), gr_le32_get(l->iops), gr_le64_get(l->bytes_per_s), gr_le32_get(l->burst_ms) } : (struct vmfs_lun){ 0 };
 }
 
 void vobj_attrs_seen(struct vobj *o)

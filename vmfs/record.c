@@ -461,41 +461,6 @@ static int apply_bookmark(struct vobj *o, const struct vmfs_rec_bookmark_disk *d
     return 0;
 }
 
-static void attr_remove(struct vobj *o, const char *key, size_t key_len)
-{
-    for (size_t i = 0; i < o->n_attrs; i++)
-        if (strlen(o->attrs[i].key) == key_len && memcmp(o->attrs[i].key, key, key_len) == 0) {
-            free(o->attrs[i].key);
-            free(o->attrs[i].val);
-            o->attrs[i] = o->attrs[--o->n_attrs];
-            return;
-        }
-}
-
-int vobj_attr_put(struct vobj *o, const char *k, size_t kl, const void *v, size_t vl)
-{
-    attr_remove(o, k, kl);
-    if (!vl) {
-        vobj_attrs_seen(o);
-        return 0;
-    }
-    struct vattr *a = gr_realloc(o->attrs, (o->n_attrs + 1) * sizeof *a);
-    if (a)
-        o->attrs = a;
-    char *key = gr_zalloc(kl + 1);
-    void *val = gr_alloc(vl + 1);
-    if (!a || !key || !val) {
-        free(key);
-        free(val);
-        return -ENOMEM;
-    }
-    memcpy(key, k, kl);
-    memcpy(val, v, vl);
-    o->attrs[o->n_attrs++] = (struct vattr){ key, val, vl };
-    vobj_attrs_seen(o);
-    return 0;
-}
-
 static int apply_attr(struct vobj *o, const struct vmfs_rec_attr_disk *d)
 {
     size_t kl = gr_le16_get(d->key_len);

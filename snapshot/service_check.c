@@ -1,11 +1,30 @@
 /* Methods that prove a datastore or read all of it: datastore.check, datastore.repair, datastore.scrub. */
 #include "snapshot/service_int.h"
+#include <stdio.h>
 
 /* A line of what is wrong. */
 static void tell_line(void *arg, const char *text)
 {
     struct snap_op *op = arg;
     (void)gr_rpc_part(op->call, json_pack("{s:s}", "line", text)); /* nobody listens any more: the report still counts */
+}
+
+/* Rows of what was removed by a release that did not know them, or in a crash. Only in a datastore that is sound: what cannot be read may be there. */
+static int sweep(struct snap_op *op, struct snap_ds *ds)
+{
+    struct snap_table *const tables[] = {&ds->rules, &ds->policies};
+    struct gr_err err = {0};
+    char text[GR_ERR_TEXT];
+    int all = 0;
+    for (unsigned i = 0; i < GR_ARRAY_LEN(tables); i++) {
+        int n = snap_table_sweep(ds, tables[i], &err);
+        if (n != 0) {
+            snprintf(text, sizeof(text), "%s of %d disks or folders that are not there any more are dropped", tables[i]->what, n);
+            tell_line(op, n < 0 ? err.text : text);
+        }
+        all += GR_MAX(n, 0);
+    }
+    return all;
 }
 
 static int prove(struct snap_op *op, bool repair)
@@ -16,11 +35,12 @@ static int prove(struct snap_op *op, bool repair)
     if (r < 0)
         return r;
     r = (repair ? vmfs_repair : vmfs_check)(ds->v, tell_line, op, &rep, op->err);
-    json_t *o = json_pack("{s:s,s:b,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "name", ds->name, "sound", r == 0, "partly", r == -GR_EPARTIAL, "errors", (json_int_t)rep.errors,
+    int dropped = repair && r == 0 ? sweep(op, ds) : 0;
+    json_t *o = json_pack("{s:s,s:b,s:b,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:i}", "name", ds->name, "sound", r == 0, "partly", r == -GR_EPARTIAL, "errors", (json_int_t)rep.errors,
                           "leaked-units", (json_int_t)rep.leaked_units, "objects", (json_int_t)rep.objects, "nodes", (json_int_t)rep.nodes,
                           "pieces", (json_int_t)rep.pieces, "shared-pieces", (json_int_t)rep.shared_pieces, "regions",
                           (json_int_t)rep.regions, "unreachable", (json_int_t)rep.unreachable, "repaired", (json_int_t)rep.repaired, "mended", (json_int_t)rep.mended, "memory",
-                          (json_int_t)rep.memory);
+                          (json_int_t)rep.memory, "dropped-rows", dropped);
     snap_ds_put(ds);
     if (r < 0 && r != -GR_EPARTIAL && (r != -GR_ECORRUPT || (rep.errors == 0 && rep.leaked_units == 0))) {
         json_decref(o);

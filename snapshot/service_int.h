@@ -211,6 +211,7 @@ int snap_table_row(const struct snap_ds *ds, const struct snap_table *t, const c
 typedef int (*snap_rows_fn)(void *arg, struct snap_ds *ds, json_t *ret_rows, struct gr_err *err);
 int snap_table_change(struct snap_ds *ds, struct snap_table *t, snap_rows_fn fn, void *arg, struct gr_err *err);
 void snap_table_free(struct snap_table *t); /* read anew when it is needed */
+int snap_table_sweep(struct snap_ds *ds, struct snap_table *t, struct gr_err *err); /* rows of what is not there any more are dropped: how many */
 
 /* ---- rules of disks (service_rules.c) ---- */
 /* What was deleted has no rules any more: the disk @uuid, or its snapshot @snap. What cannot be done is warned about. */

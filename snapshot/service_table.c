@@ -166,3 +166,50 @@ int snap_table_change(struct snap_ds *ds, struct snap_table *t, snap_rows_fn fn,
     int given = lock_give(ds, t, lock, r < 0 ? NULL : err);
     return r < 0 ? r : given;
 }
+
+/* ---- what names nothing ---- */
+struct sweeping {
+    json_t *gone; /* {UUID: true} */
+};
+
+static int is_there(void *arg, const struct vmfs_stat *st)
+{
+    const struct sweeping *s = arg;
+    char key[33];
+    snap_table_key(st->uuid, key);
+    json_object_del(s->gone, key);
+    return 0;
+}
+
+static int drop(void *arg, struct snap_ds *ds, json_t *rows, struct gr_err *err)
+{
+    const struct sweeping *s = arg;
+    const char *uuid;
+    json_t *v;
+    json_object_foreach(s->gone, uuid, v)
+    {
+        if (json_object_set_new(rows, uuid, json_object()) < 0)
+            return gr_fail(err, -ENOMEM, "out of memory");
+    }
+    return 0;
+}
+
+/* What had a row before all objects were looked at, and was none of them, is gone for ever: a UUID does not come back. */
+int snap_table_sweep(struct snap_ds *ds, struct snap_table *t, struct gr_err *err)
+{
+    snap_auto_json json_t *gone = json_object();
+    struct sweeping s = {gone};
+    const char *uuid;
+    json_t *row;
+    int r = gone ? snap_table_look(ds, t, err) : gr_fail(err, -ENOMEM, "out of memory");
+    json_object_foreach(t->rows, uuid, row)
+    {
+        if (r == 0 && json_object_set_new(gone, uuid, json_true()) < 0)
+            r = gr_fail(err, -ENOMEM, "out of memory");
+    }
+    if (r == 0 && json_object_size(gone))
+        r = vmfs_each_object(ds->v, is_there, &s, err);
+    if (r == 0 && json_object_size(gone))
+        r = snap_table_change(ds, t, drop, &s, err);
+    return r < 0 ? gr_prefix(err, r, "datastore '%s': %s of what is not there any more stay", ds->name, t->what) : (int)json_object_size(gone);
+}

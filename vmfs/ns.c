@@ -272,6 +272,25 @@ static int stat_id(struct vmfs *v, uint64_t id, struct vmfs_stat *ret, struct gr
 
 int vmfs_stat_object(struct vmfs *v, uint64_t id, struct vmfs_stat *ret, struct gr_err *err) { return stat_id(v, id, ret, err); }
 
+int vmfs_each_object(struct vmfs *v, int (*fn)(void *arg, const struct vmfs_stat *st), void *arg, struct gr_err *err)
+{
+    uint8_t *block = vunits_alloc(1);
+    int r = block ? 0 : gr_fail(err, -ENOMEM, "out of memory");
+    for (uint32_t i = 0; r >= 0 && i < v->sb.inodes.entries; i++) {
+        struct vinode ino;
+        struct vmfs_stat st;
+        r = vhome_read(v, &v->sb.inodes, i, 0, VMFS_T_INODE, block, err);
+        if (r == 0)
+            r = vinode_decode(&v->sb, block, vhome_addr(&v->sb.inodes, i, 0, 0), &ino, err);
+        if (r < 0 || ino.type == 0)
+            continue;
+        r = stat_id(v, ino.id, &st, err);
+        r = r == 0 ? fn(arg, &st) : r == -ENOENT ? 0 : r; /* removed meanwhile */
+    }
+    free(block);
+    return GR_MIN(r, 0);
+}
+
 int vmfs_stat(struct vmfs *v, const char *path, struct vmfs_stat *ret, struct gr_err *err)
 {
     uint64_t id;

@@ -278,6 +278,8 @@ void vmfs_stat_geometry(const struct vmfs_stat *st, struct gr_geometry *ret);
 int vmfs_name_check(const char *path, struct gr_err *err); /* any context */
 int vmfs_stat(struct vmfs *v, const char *path, struct vmfs_stat *ret, struct gr_err *err);
 int vmfs_stat_object(struct vmfs *v, uint64_t id, struct vmfs_stat *ret, struct gr_err *err); /* by its id */
+/* All there are, named or not, as the table of inodes has them: none is missed because it is renamed meanwhile. An error when one cannot be read. */
+int vmfs_each_object(struct vmfs *v, int (*fn)(void *arg, const struct vmfs_stat *st), void *arg, struct gr_err *err);
 typedef int vmfs_dirent_fn(void *arg, const char *name, const struct vmfs_stat *st); /* a negative result ends it */
 int vmfs_readdir(struct vmfs *v, const char *path, vmfs_dirent_fn *fn, void *arg, struct gr_err *err);
 int vmfs_readdir_id(struct vmfs *v, uint64_t id, vmfs_dirent_fn *fn, void *arg, struct gr_err *err); /* of the directory @id */

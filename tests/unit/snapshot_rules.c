@@ -516,18 +516,29 @@ static void promoted(void **state)
 }
 
 /* A policy goes with its folder or disk, and not with what others have. */
-static size_t policies(struct home *h)
+static size_t rows_of(struct home *h, bool policies)
 {
     struct snap_ds *ds = snap_ds_find(snap_client_local(h->c), "ds");
+    struct snap_table *t = policies ? &ds->policies : &ds->rules;
     size_t n = 0;
     const char *uuid;
     json_t *row;
-    assert_int_equal(snap_table_look(ds, &ds->policies, &err), 0);
-    json_object_foreach(ds->policies.rows, uuid, row)
+    assert_int_equal(snap_table_look(ds, t, &err), 0);
+    json_object_foreach(t->rows, uuid, row)
     {
         n += json_object_size(row) > 0;
     }
     return n;
+}
+
+static size_t policies(struct home *h)
+{
+    return rows_of(h, true);
+}
+
+static size_t rules(struct home *h)
+{
+    return rows_of(h, false);
 }
 
 static int policies_body(void *arg)
@@ -548,6 +559,33 @@ static int policies_body(void *arg)
     ok(&h, "dir.remove", json_pack("{s:s}", "path", "ds/f/g"));
     ok(&h, "dir.remove", json_pack("{s:s}", "path", "ds/f"));
     assert_int_equal(policies(&h), 1);
+
+    /* what earlier releases have left is dropped by a repair, and nothing else is */
+    disk(&h, "ds/x/disk");
+    disk(&h, "ds/x/gone");
+    for (unsigned i = 0; i < 3; i++)
+        ok(&h, "snapshot.set-policy", json_pack("{s:s,s:i}", "path", ((const char *[]){"ds/x", "ds/x/disk", "ds/x/gone"})[i], "keep-last", 1));
+    disk(&h, "ds/y/other");
+    ok(&h, "snapshot.set-policy", json_pack("{s:s,s:i}", "path", "ds/y", "keep-last", 1));
+    set(&h, "ds/x/disk", 1);
+    set(&h, "ds/x/gone", 2);
+    set(&h, "ds/y/other", 3);
+    static const char *const old[] = {"x/gone", "y/other", "y"};
+    for (unsigned i = 0; i < 3; i++) {
+        if (i < 2)
+            ok(&h, "disk.release", json_pack("{s:s}", "disk", i ? "ds/y/other" : "ds/x/gone"));
+        assert_int_equal(vmfs_remove(volume(&h), old[i], &err), 0);
+    }
+    assert_int_equal(policies(&h), 5);
+    assert_int_equal(rules(&h), 3);
+    ok(&h, "datastore.check", json_pack("{s:s}", "name", "ds"));
+    assert_int_equal(policies(&h), 5);
+    ok(&h, "datastore.repair", json_pack("{s:s}", "name", "ds"));
+    assert_int_equal(policies(&h), 3);
+    assert_int_equal(rules(&h), 1);
+    assert_int_equal(get(&h, "ds/x/disk"), 1);
+    ok(&h, "datastore.repair", json_pack("{s:s}", "name", "ds"));
+    assert_int_equal(policies(&h), 3);
     home_close(&h);
     return 0;
 }

@@ -77,7 +77,7 @@ static int open_lun(struct gr_loop *loop, const char *url, const struct gr_devic
     memcpy(isid + 1, uuid, 3);
     gr_put_be16(isid + 4, (uint16_t)gr_crc32c(0, url, strlen(url))); /* units of one target are sessions apart */
     gr_uuid_format(uuid, text);
-    gr_auto_free char *name = opts->host_uuid ? gr_asprintf(INITIATOR "%s", text) : gr_asprintf(INITIATOR "reader");
+    gr_auto_free char *name = opts->host_uuid ? gr_asprintf(INITIATOR "%s%s", text, opts->stranger ? "-probe" : "") : gr_asprintf(INITIATOR "reader");
     if (!name)
         return gr_fail(err, -ENOMEM, "%s: out of memory", url);
     struct gr_iscsi_opts o = {.initiator = name, .isid = opts->host_uuid ? isid : NULL, .chap_user = l->user, .chap_secret_file = l->secret_file,

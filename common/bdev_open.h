@@ -10,6 +10,7 @@ struct gr_device_login {
 };
 struct gr_device_opts {
     const uint8_t *host_uuid; /* 16 bytes: the one process of this host that joins; its nexus is the same at each start. NULL: any other */
+    bool stranger;            /* not that process, but whom it opens to try what others may: a nexus of its own, the same each time. Needs @host_uuid */
     struct gr_device_login login;
     uint64_t patience_ms;     /* for a log-in, and without a session before requests fail; 0: as it is for devices that all depends on */
 };

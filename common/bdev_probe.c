@@ -55,6 +55,26 @@ static int enter_b(struct probe *p, struct gr_err *err)
     return p->b->fence->enter(p->b, p->key_b, err);
 }
 
+enum { KEYS_MAX = 4096 };
+
+/* An earlier probe of this nexus, cut off by a crash, may have left it registered. Nobody else's key is touched: it gets a new one, and goes with that. */
+static int forget(struct probe *p, struct gr_err *err)
+{
+    uint64_t *keys = gr_alloc(KEYS_MAX * sizeof(*keys));
+    unsigned n = 0;
+    bool in = false;
+    int r = keys ? enter_b(p, err) : gr_fail(err, -ENOMEM, "out of memory");
+
+    if (r >= 0)
+        r = p->b->fence->leave(p->b, err);
+    if (r >= 0)
+        r = p->a->fence->keys(p->a, keys, KEYS_MAX, &n, err);
+    for (unsigned i = 0; r >= 0 && i < n && i < KEYS_MAX; i++)
+        in |= keys[i] == p->key_b;
+    free(keys);
+    return in ? p->a->fence->eject(p->a, p->key_b, err) : r == -EOPNOTSUPP ? -EIO : r; /* it holds the reservation, and cannot leave */
+}
+
 /* ---- who is registered, and who is not ---- */
 /* A write of what is there: harmless when it is let through. */
 static int shut_out(struct probe *p, struct gr_err *err)
@@ -367,9 +387,10 @@ static int run(struct probe *p, struct gr_err *err)
     if (r < 0)
         return r;
     p->nonce = random_key(p);
-    r = gr_pread(p->ch_a, p->was, UNIT, p->o->off);
-    if (r < 0) {
+    r = forget(p, err);
+    if (r >= 0 && (r = gr_pread(p->ch_a, p->was, UNIT, p->o->off)) < 0)
         r = failed(p, r, err, "a read");
+    if (r < 0) {
         (void)(others ? p->a->fence->leave(p->a, NULL) : p->a->fence->clear(p->a, NULL));
         return r;
     }
@@ -423,8 +444,11 @@ static int enters(struct probe *p, struct gr_err *err)
 
 static int member(struct probe *p, struct gr_err *err)
 {
-    int r = gr_pread(p->ch_a, p->was, UNIT, p->o->off);
+    int r = forget(p, err);
 
+    if (r < 0)
+        return r;
+    r = gr_pread(p->ch_a, p->was, UNIT, p->o->off);
     if (r < 0)
         return failed(p, r, err, "a read");
     if ((r = refused(p, false, err, "it lets who is not registered read")) < 0)

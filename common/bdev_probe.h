@@ -27,12 +27,14 @@ struct gr_probe { /* what was seen; false: not, or it did not come to that */
     bool outlasts_power;   /* registrations and reservation (as the device says of itself) */
     bool flushes;          /* a write with FUA and a flush end well: what it keeps of them is on its word */
 };
-/* In a fiber, a few seconds. 0: the device honours all of it. -EOPNOTSUPP: it does not, @err has the first thing; *@ret tells what was
+/* What a probe that was cut off left registered under the nexus of @b goes when the next one begins; so @b is best the same nexus each time, and of nobody
+ * else. In a fiber, a few seconds. 0: the device honours all of it. -EOPNOTSUPP: it does not, @err has the first thing; *@ret tells what was
  * seen up to there. Other codes: a request failed. Other hosts may be registered and work meanwhile. Both handles are registered no more
  * afterwards; where nobody was when it began, there is no reservation either. */
 int gr_bdev_probe(struct gr_bdev *a, struct gr_bdev *b, const struct gr_probe_opts *opts, struct gr_probe *ret, struct gr_err *err);
 /* The part of it that may be tried at any time, in a dozen requests, while others are at work on the device: nothing is written that is not there already
- * (by an honest device nothing at all, but a flush). @a is registered and stays so; @b is another nexus, not registered, before and afterwards; @off as
+ * (by an honest device nothing at all, but a flush). @a is registered and stays so; @b is another nexus, not registered (or by an earlier probe),
+ * and not afterwards; @off as
  * above. What is seen is shuts_out_reads, shuts_out_writes, joint, miscompares, ejects, flushes. In a fiber; results as above. */
 int gr_bdev_probe_member(struct gr_bdev *a, struct gr_bdev *b, uint64_t off, struct gr_probe *ret, struct gr_err *err);
 #endif

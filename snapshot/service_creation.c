@@ -100,7 +100,7 @@ static uint32_t tested_bits(const struct gr_probe *p)
 static int device_try(struct snap_creation *c, unsigned i, struct gr_err *err)
 {
     struct gr_probe_opts o = {.off = 0};
-    struct gr_device_opts other_host = {.login = c->device.login};
+    struct gr_device_opts other_host = {.host_uuid = c->host_uuid, .stranger = true, .login = c->device.login};
     struct gr_probe seen;
     struct gr_bdev *other = NULL;
     int r = gr_device_open(c->loop, c->paths[i], &other_host, &other, err);

@@ -159,11 +159,13 @@ static void vmfs_ejected(void *arg)
 static int stranger(void *arg, const struct gr_bdev *device, struct gr_bdev **ret, struct gr_err *err)
 {
     struct snap_ds *ds = arg;
-    struct gr_device_opts other = {.login = ds->login, .patience_ms = STRANGER_MS};
+    uint8_t uuid[16];
+    struct gr_device_opts other = {.host_uuid = uuid, .stranger = true, .login = ds->login, .patience_ms = STRANGER_MS};
     unsigned i = 0;
     while (i < ds->n_devices && ds->bdevs[i] != device)
         i++;
-    return i == ds->n_devices ? -ENODEV : gr_device_open(ds->svc->o.loop, ds->devices[i], &other, ret, err);
+    int r = i == ds->n_devices ? -ENODEV : gr_home_host_uuid(ds->svc->o.home, uuid, err);
+    return r < 0 ? r : gr_device_open(ds->svc->o.loop, ds->devices[i], &other, ret, err);
 }
 
 static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)

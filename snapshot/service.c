@@ -96,8 +96,11 @@ int snap_op_run(void *arg, struct gr_rpc_call *call, const char *method, snap_op
     if (!json_is_object(params))
         return gr_fail(op.err, -EINVAL, "%s: its parameters must be one object", method);
     int r = fn(&op);
-    if (r == -GR_ELOCKED && op.forward && !json_is_true(json_object_get(params, "forwarded")))
-        r = snap_op_forward(&op, method);
+    if (r != -GR_ELOCKED || !op.forward || json_is_true(json_object_get(params, "forwarded")))
+        return r;
+    r = snap_op_forward(&op, op.forward_as ? op.forward_as : method);
+    if (op.forward_as && (r == -EOPNOTSUPP || r == -GR_EAUTH))
+        r = gr_fail(op.err, -GR_EVERSION, "host '%s' runs a release of Granary that does not know %s, and would do more than is asked for: upgrade it", op.owner.host, op.forward_as);
     return r;
 }
 

@@ -333,7 +333,8 @@ static int op_hold(struct snap_op *op)
 {
     const char *id, *name;
     uint64_t expires = 0;
-    char temp[VMFS_NAME_MAX + 1];
+    uint8_t uuid[16];
+    char temp[VMFS_NAME_MAX + 1], text[37] = "";
     struct snap_disk *disks = NULL;
     struct snap_group *g = NULL;
     unsigned n = 0;
@@ -344,6 +345,10 @@ static int op_hold(struct snap_op *op)
         r = gr_json_opt_u64(op->params, "expires", &expires, op->err);
     if (r == 0 && (!id_ok(id) || part_find(op->s, id)))
         r = gr_fail(op->err, -GR_EUSAGE, "\"group\" is not the number of a new group");
+    if (r == 0)
+        snprintf(text, sizeof(text), "%.36s", id);
+    if (r == 0 && gr_uuid_parse(text, uuid) == 0 && snap_undone(op->s, uuid)) /* who leads has not heard of it yet */
+        r = gr_fail(op->err, -GR_ECANCELED, "whoever asked for snapshot '%s' has given it up", name);
     if (r == 0)
         r = temp_name(id, name, temp, op->err);
     if (r == 0)

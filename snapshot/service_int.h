@@ -110,6 +110,7 @@ struct snap_op {
     struct gr_err *err;
     struct snap_place owner; /* set when what is asked for belongs to another host with a service */
     bool forward;
+    const char *forward_as; /* the owner is asked by this name instead: a release that would not know what is asked for does not know it */
 };
 typedef int (*snap_op_fn)(struct snap_op *op);
 /* Run @fn; when it finds the thing owned elsewhere, ask the owner and pass its answer on. */
@@ -304,6 +305,7 @@ int snap_op_group(struct snap_op *op, uint8_t ret[16], bool *ret_given);
 /* One is being taken until snap_taking_end() (also after a failure). -GR_ECANCELED: it was undone already; check that again after waiting. */
 int snap_taking_begin(struct snap_op *op, struct snap_taking *t);
 int snap_taking_check(const struct snap_svc *s, const struct snap_taking *t, struct gr_err *err);
+bool snap_undone(const struct snap_svc *s, const uint8_t group[16]); /* it was given up */
 void snap_taking_end(struct snap_svc *s, struct snap_taking *t);
 /* None of it will be taken here from now on: refuses those to come, and waits for those under way. What is there is the caller's to delete. */
 void snap_undo(struct snap_svc *s, const uint8_t group[16]);

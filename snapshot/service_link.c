@@ -95,7 +95,7 @@ static bool for_hosts(const char *method)
         "disk.erase", "disk.info", "disk.list", "disk.move", "disk.promote", "disk.rekey", "disk.release",
         "disk.resize", "disk.set", "disk.take", "fs.locks", "fs.lost", "fs.stat", "fs.yield", "lun.attention",
         "lun.reserve", "lun.rules-changed", "snapshot.bookmark", "snapshot.clone", "snapshot.create",
-        "snapshot.delete", "snapshot.describe", "snapshot.diff", "snapshot.expire", "snapshot.expose", "snapshot.hold", "snapshot.list",
+        "snapshot.delete", "snapshot.delete-part", "snapshot.describe", "snapshot.diff", "snapshot.expire", "snapshot.expose", "snapshot.hold", "snapshot.list",
         "snapshot.part", "snapshot.protect", "snapshot.revert", "snapshot.settle", "snapshot.take", "snapshot.unexpose",
         "snapshot.unprotect",
     };

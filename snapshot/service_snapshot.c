@@ -410,6 +410,7 @@ int snap_op_snapshot_delete(struct snap_op *op)
         r = snap_op_group(op, group, &of_group);
     if (r == 0 && of_group)
         snap_undo(op->s, group);
+    op->forward_as = of_group ? "snapshot.delete-part" : NULL; /* older ones delete what has the name, whatever its group */
     if (r == 0)
         r = open_disk(op, &p, &d);
     if (r < 0)
@@ -439,6 +440,13 @@ int snap_op_snapshot_delete(struct snap_op *op)
     return r;
 }
 SNAP_METHOD(snap_op_snapshot_delete, "snapshot.delete")
+
+/* Of a group: asked for by name only by who knows that it is understood. */
+static int op_delete_part(struct snap_op *op)
+{
+    return json_object_get(op->params, "group") ? snap_op_snapshot_delete(op) : gr_fail(op->err, -GR_EUSAGE, "snapshot.delete-part: of which group?");
+}
+SNAP_METHOD(op_delete_part, "snapshot.delete-part")
 
 static int op_revert(struct snap_op *op)
 {
@@ -575,6 +583,7 @@ SNAP_METHOD(op_diff, "snapshot.diff")
 
 const struct gr_rpc_method snap_snapshot_methods[] = {
     {"snapshot.create", rpc_snap_op_snapshot_create}, {"snapshot.list", rpc_snap_op_snapshot_list, true},         {"snapshot.delete", rpc_snap_op_snapshot_delete, .destroys = true},
+    {"snapshot.delete-part", rpc_op_delete_part, .destroys = true},
     {"snapshot.revert", rpc_op_revert, .destroys = true}, {"snapshot.bookmark", rpc_op_bookmark},
     {"snapshot.describe", rpc_op_describe}, {"snapshot.part", rpc_op_part}, {"snapshot.diff", rpc_op_diff, true},     {"disk.checkpoint", rpc_op_checkpoint, true}, {NULL, NULL},
 };

@@ -16,7 +16,7 @@ int snap_op_group(struct snap_op *op, uint8_t ret[16], bool *ret_given)
     return gr_uuid_parse(text, ret) < 0 || !memcmp(ret, none, 16) ? gr_fail(op->err, -GR_EUSAGE, "\"group\": '%.40s' is no UUID", text) : 0;
 }
 
-static bool undone(const struct snap_svc *s, const uint8_t group[16])
+bool snap_undone(const struct snap_svc *s, const uint8_t group[16])
 {
     for (unsigned i = 0; i < SNAP_UNDONE_MAX; i++)
         if (memcmp(s->undo.groups[i], group, 16) == 0)
@@ -26,7 +26,7 @@ static bool undone(const struct snap_svc *s, const uint8_t group[16])
 
 int snap_taking_check(const struct snap_svc *s, const struct snap_taking *t, struct gr_err *err)
 {
-    return t->given && undone(s, t->group) ? gr_fail(err, -GR_ECANCELED, "whoever asked for this snapshot has given it up") : 0;
+    return t->given && snap_undone(s, t->group) ? gr_fail(err, -GR_ECANCELED, "whoever asked for this snapshot has given it up") : 0;
 }
 
 int snap_taking_begin(struct snap_op *op, struct snap_taking *t)
@@ -60,7 +60,7 @@ static bool under_way(const struct snap_svc *s, const uint8_t group[16])
 
 void snap_undo(struct snap_svc *s, const uint8_t group[16])
 {
-    if (!undone(s, group))
+    if (!snap_undone(s, group))
         memcpy(s->undo.groups[s->undo.n++ % SNAP_UNDONE_MAX], group, 16);
     while (under_way(s, group))
         gr_fqueue_wait_ms(&s->undo.over, 100);

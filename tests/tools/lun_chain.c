@@ -1,7 +1,8 @@
 /* Writes that depend on each other: lun_chain SECONDS URL URL…
  * The number 1 goes to the first block of each unit in turn, each after the one before was acknowledged, then 2, and so on. So at any instant
  * no unit holds a smaller number than one behind it, nor a number larger by more than one. Prints the last number and the longest time that
- * a write took. A connection that is lost is made anew, and the write done again. Ends early, and well, on SIGTERM. */
+ * a write took. A connection that is lost is made anew, and the write done again. SIGTERM ends it before its time; in either case a few more
+ * numbers follow, so that whoever waits for its end knows that all units could be written then. */
 #include <iscsi/iscsi.h>
 #include <iscsi/scsi-lowlevel.h>
 #include <signal.h>
@@ -13,14 +14,15 @@
 #include <unistd.h>
 
 #define UNITS 16
+#define MORE 3
 #define PATIENCE_S 30.0
 
-static volatile sig_atomic_t stop; /* a signal has come */
+static volatile sig_atomic_t enough;
 
 static void on_term(int sig)
 {
     (void)sig;
-    stop = 1;
+    enough = 1;
 }
 
 static double now(void)
@@ -63,12 +65,14 @@ int main(int argc, char **argv)
 {
     struct iscsi_context *at[UNITS] = {NULL};
     unsigned char block[512] = {0};
-    unsigned long long n = 0;
+    unsigned long long n = 0, last = 0;
     double longest = 0, end = now() + (argc > 2 ? strtod(argv[1], NULL) : 0);
     if (argc < 3 || argc > 2 + UNITS)
         return fprintf(stderr, "usage: lun_chain SECONDS URL URL...\n"), 2;
-    signal(SIGTERM, on_term);
-    while (now() < end && !stop) {
+    sigaction(SIGTERM, &(struct sigaction){.sa_handler = on_term, .sa_flags = SA_RESTART}, NULL);
+    while (!last || n < last) {
+        if (!last && (enough || now() >= end))
+            last = n + MORE;
         n++;
         memcpy(block, &n, sizeof n);
         for (int i = 0; i < argc - 2; i++) {

@@ -123,6 +123,12 @@ int snap_op_path(struct snap_op *op, const char *key, enum snap_path_kind kind, 
     return r < 0 ? r : snap_path_parse(text, kind, ret, op->err);
 }
 
+int snap_op_path_ds(struct snap_op *op, const char *key, enum snap_path_kind kind, struct snap_path *ret, struct snap_ds **ret_ds)
+{
+    int r = snap_op_path(op, key, kind, ret);
+    return r < 0 ? r : snap_ds_get(op->s, ret->ds, ret_ds, op->err);
+}
+
 int snap_op_name(struct snap_op *op, const char *key, const char **ret)
 {
     const char *text = NULL;

@@ -44,9 +44,7 @@ static int list(struct snap_op *op, bool files_below)
     struct snap_path p;
     snap_auto_json json_t *a = json_array();
     struct rows l = {.a = a, .files_below = files_below};
-    int r = snap_op_path(op, "path", SNAP_PATH_DIR, &p);
-    if (r == 0)
-        r = snap_ds_get(op->s, p.ds, &l.ds, op->err);
+    int r = snap_op_path_ds(op, "path", SNAP_PATH_DIR, &p, &l.ds);
     if (r < 0)
         return r;
     r = snap_walk(l.ds, p.path, add_row, &l, op->err);
@@ -73,9 +71,7 @@ static int op_dir_stat(struct snap_op *op)
     struct snap_path p;
     struct snap_ds *ds = NULL;
     struct vmfs_stat st;
-    int r = snap_op_path(op, "path", SNAP_PATH_DIR, &p);
-    if (r == 0)
-        r = snap_ds_get(op->s, p.ds, &ds, op->err);
+    int r = snap_op_path_ds(op, "path", SNAP_PATH_DIR, &p, &ds);
     if (r < 0)
         return r;
     r = snap_stat(ds, p.path, &st, op->err);
@@ -89,9 +85,7 @@ static int op_dir_make(struct snap_op *op)
 {
     struct snap_path p;
     struct snap_ds *ds = NULL;
-    int r = snap_op_path(op, "path", SNAP_PATH_DISK, &p);
-    if (r == 0)
-        r = snap_ds_get(op->s, p.ds, &ds, op->err);
+    int r = snap_op_path_ds(op, "path", SNAP_PATH_DISK, &p, &ds);
     if (r < 0)
         return r;
     r = vmfs_mkdir(ds->v, p.path, true, op->err);
@@ -108,6 +102,14 @@ static int refuse_foreign(struct snap_op *op, struct snap_ds *ds, const char *pa
         return r;
     op->forward = op->owner.address[0] != 0;
     return gr_fail(op->err, -GR_ELOCKED, "%s/%s is owned by host '%s'", ds->name, path, op->owner.host);
+}
+
+/* What was refused since somebody has the object open is said of its owner, where that is another host. */
+static int refuse_locked(struct snap_op *op, struct snap_ds *ds, const char *path)
+{
+    struct gr_err locked = *op->err;
+    int r = refuse_foreign(op, ds, path);
+    return r == 0 ? gr_fail(op->err, -GR_ELOCKED, "%s", locked.text) : r;
 }
 
 static bool is_below(const char *path, const char *dir)
@@ -166,9 +168,7 @@ static int op_remove(struct snap_op *op)
     struct snap_path p;
     struct snap_ds *ds = NULL;
     struct vmfs_stat st;
-    int r = snap_op_path(op, "path", SNAP_PATH_DISK, &p);
-    if (r == 0)
-        r = snap_ds_get(op->s, p.ds, &ds, op->err);
+    int r = snap_op_path_ds(op, "path", SNAP_PATH_DISK, &p, &ds);
     if (r < 0)
         return r;
     r = vmfs_stat(ds->v, p.path, &st, op->err);
@@ -249,12 +249,8 @@ static int op_file_read(struct snap_op *op)
         return r < 0 ? r : read_disk(op, &p, off, len);
     }
     r = vmfs_file_read(ds->v, p.path, SNAP_FILE_MAX, &data, &size, op->err);
-    if (r == -GR_ELOCKED) {
-        struct gr_err locked = *op->err;
-        r = refuse_foreign(op, ds, p.path);
-        if (r == 0)
-            r = gr_fail(op->err, -GR_ELOCKED, "%s", locked.text);
-    }
+    if (r == -GR_ELOCKED)
+        r = refuse_locked(op, ds, p.path);
     snap_ds_put(ds);
     if (r < 0)
         return r;
@@ -284,12 +280,8 @@ static int op_file_write(struct snap_op *op)
     if (r < 0)
         return r;
     r = vmfs_file_write(ds->v, p.path, b.data ? b.data : "", b.len, op->err);
-    if (r == -GR_ELOCKED) {
-        struct gr_err locked = *op->err;
-        r = refuse_foreign(op, ds, p.path);
-        if (r == 0)
-            r = gr_fail(op->err, -GR_ELOCKED, "%s", locked.text);
-    }
+    if (r == -GR_ELOCKED)
+        r = refuse_locked(op, ds, p.path);
     snap_ds_put(ds);
     return r;
 }

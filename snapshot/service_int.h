@@ -124,6 +124,8 @@ int snap_op_forward(struct snap_op *op, const char *method);
     }
 /* Params: parse the path under @key. */
 int snap_op_path(struct snap_op *op, const char *key, enum snap_path_kind kind, struct snap_path *ret);
+/* The same, and the datastore that the path is in, as snap_ds_get gives it. */
+int snap_op_path_ds(struct snap_op *op, const char *key, enum snap_path_kind kind, struct snap_path *ret, struct snap_ds **ret_ds);
 /* A name of a snapshot or bookmark under @key, checked. */
 int snap_op_name(struct snap_op *op, const char *key, const char **ret);
 /* Give @o (reference taken, NULL: out of memory) as the result. */

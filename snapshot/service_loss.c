@@ -28,9 +28,7 @@ int snap_op_accept_loss(struct snap_op *op)
     struct snap_ds *ds = NULL;
     struct vmfs_disk *d = NULL;
     struct vmfs_stat st;
-    int r = snap_op_path(op, "path", SNAP_PATH_DISK, &p);
-    if (r == 0)
-        r = snap_ds_get(op->s, p.ds, &ds, op->err);
+    int r = snap_op_path_ds(op, "path", SNAP_PATH_DISK, &p, &ds);
     if (r < 0)
         return r;
     r = open_here(op, ds, p.path, &d);

@@ -136,9 +136,7 @@ static int op_take(struct snap_op *op)
     struct snap_path p;
     struct snap_ds *ds = NULL;
     struct snap_handle *h = NULL;
-    int r = snap_op_path(op, "disk", SNAP_PATH_DISK, &p);
-    if (r == 0)
-        r = snap_ds_get(op->s, p.ds, &ds, op->err);
+    int r = snap_op_path_ds(op, "disk", SNAP_PATH_DISK, &p, &ds);
     if (r < 0)
         return r;
     r = snap_handle_get(op->s, ds, p.path, op->method, SNAP_WAIT_MS, &h, NULL, op->err);

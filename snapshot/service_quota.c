@@ -77,9 +77,7 @@ static int op_quota(struct snap_op *op)
 {
     struct snap_path p;
     struct snap_ds *ds = NULL;
-    int r = snap_op_path(op, "path", SNAP_PATH_DIR, &p);
-    if (r == 0)
-        r = snap_ds_get(op->s, p.ds, &ds, op->err);
+    int r = snap_op_path_ds(op, "path", SNAP_PATH_DIR, &p, &ds);
     if (r < 0)
         return r;
     r = list(op, ds, p.path);

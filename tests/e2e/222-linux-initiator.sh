@@ -3,7 +3,7 @@
 # kernel makes of the disk, a file system with discards, a snapshot under writes, zeroes in every manner, a disk that grows, one of
 # 3 TiB, one masked for a while, resets, small pieces, the daemon killed under writes.
 # shellcheck disable=SC2154 # kernel, ram and console are guest.sh's
-# timeout: 300
+# timeout: 600
 # guest
 . "$(dirname "$0")/lib.sh"
 requires qemu-system-x86_64 jq apt-get e2fsck debugfs

@@ -2,7 +2,7 @@
 # A machine without a disk boots from a LUN: iPXE (QEMU's network card) logs in with CHAP, GRUB and the kernel are read through it, and
 # Linux finds the LUN again by the firmware's table (iBFT) and runs from it.
 # shellcheck disable=SC2154 # kernel, ram and console are guest.sh's
-# timeout: 300
+# timeout: 600
 # guest
 . "$(dirname "$0")/lib.sh"
 requires qemu-system-x86_64 jq apt-get grub-mkimage sfdisk mke2fs debugfs
@@ -46,7 +46,7 @@ sanboot iscsi:10.0.2.2::$port:0:$target
 EOF
 start guest qemu-system-x86_64 -accel tcg -cpu max -m 256M -nodefaults -no-user-config -display none -no-reboot -boot n \
     -netdev "user,id=n,tftp=$T/tftp,bootfile=boot.ipxe" -device "e1000,netdev=n,romfile=$rom" -serial "file:$console"
-wait_for 120 eval 'has "GUEST .*" || ended'
+wait_for 240 eval 'has "GUEST .*" || ended'
 has 'GUEST ok' || { why; fail "the guest did not come to its end"; }
 wait_for 20 ended
 sed -En 's/^ *step ([a-z-]+) .*/\1/p' "$steps" > "$T/steps"

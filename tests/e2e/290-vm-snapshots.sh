@@ -2,6 +2,7 @@
 # Snapshots of a whole machine: its disks of one instant, its configuration, its memory. A guest counts, in memory and on its disk; reverted
 # it goes on from the same count, in the same boot, with its files; without memory it is off, with the configuration of then. The tree is
 # told; what is cut short at any place is finished or undone; deleting takes the memory along.
+# timeout: 600
 # guest
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/boot-image.sh"

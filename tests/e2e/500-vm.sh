@@ -1,6 +1,7 @@
 #!/bin/bash
 # A virtual machine from its LUNs: made, booted by its own boot loader, driven through its agent, snapshotted frozen, its
 # supervisor and the host agent killed, shut down, started anew; its files hold; wrong uses are refused.
+# timeout: 600
 # guest
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/boot-image.sh"

@@ -1,6 +1,7 @@
 #!/bin/bash
 # The main job: a running guest is backed up over san and lan, incrementally, with its file systems frozen for the snapshot; a file is
 # read straight out of the point; the machine is destroyed, restored under a new name, boots, and confirms its files itself.
+# timeout: 600
 # guest
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/boot-image.sh"

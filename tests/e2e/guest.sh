@@ -8,7 +8,7 @@ console=$T/console.log
 has() { grep -aq "^$1"$'\r*$' "$console"; }
 ended() { case $(ps -o stat= -p "$(cat "$T/guest.pid")") in '' | Z*) ;; *) return 1 ;; esac; }
 asks() { # NAME: the guest waits for us
-    wait_for 90 eval "has 'ASK $1' || has 'GUEST .*' || ended"
+    wait_for 180 eval "has 'ASK $1' || has 'GUEST .*' || ended"
     has "ASK $1" || { why; fail "the guest did not come to '$1'"; }
     echo "# $SECONDS s: $1"
 }
@@ -42,7 +42,7 @@ start_guest() { # STEPS "KERNEL ARGUMENTS" [NAME=FILE]...
         -serial "file:$console" -chardev "pipe,id=go,path=$T/go" -serial chardev:go
 }
 end_guest() { # STEPS: it came to its end, through all of its steps
-    wait_for 90 eval 'has "GUEST .*" || ended'
+    wait_for 180 eval 'has "GUEST .*" || ended'
     has 'GUEST ok' || { why; fail "the guest did not come to its end"; }
     wait_for 20 ended
     sed -En 's/^ *(step|refused) ([a-z0-9-]+) .*/\2/p' "$TOP/tests/e2e/guest-lib.sh" "$1" > "$T/steps"

@@ -128,11 +128,11 @@ check "16 of one address stay" test "$(cat "$T/strangers.log")" = 16
 check "and are counted" test "$(connections)" = 16
 run_check nbdinfo --size "$url"
 leave
-wait_for 5 eval '[ "$(connections)" = 0 ]'
+wait_for 20 eval '[ "$(connections)" = 0 ]'
 
 for how in nothing tls1.3 certificate; do
     kill -KILL "$first" # a fresh one, whose memory nobody has used yet
-    wait_for 5 eval '[ -n "$(gate)" ] && [ "$(gate)" != "$first" ]'
+    wait_for 20 eval '[ -n "$(gate)" ] && [ "$(gate)" != "$first" ]'
     first=$(gate)
     run_check nbdinfo --size "$url"
     before=$(memory)
@@ -144,7 +144,7 @@ for how in nothing tls1.3 certificate; do
     run_check nbdcopy "$url" "$T/copy"
     check "who has a certificate comes in past them" cmp "$T/data" "$T/copy"
     leave
-    wait_for 5 eval '[ "$(connections)" = 0 ]'
+    wait_for 20 eval '[ "$(connections)" = 0 ]'
 done
 come 10 10 garbage
 check "who talks nonsense is gone" test "$(cat "$T/strangers.log")" = 0
@@ -173,7 +173,7 @@ cat <&9 > /dev/null
 exec 9<&-
 wait_for 10 grep -q '^exit' "$T/copy.log"
 check "the copy failed" grep -q '^exit [1-9]' "$T/copy.log"
-wait_for 5 gate
+wait_for 20 gate
 check "another gate" test "$(gate)" != "$first"
 run_check nbdcopy "$url" "$T/copy"
 check "the next one has every byte" cmp "$T/data" "$T/copy"

@@ -3,13 +3,7 @@
 # whatever was acknowledged is there. Who was shut out does no harm when it goes on, and comes back by itself. The array itself may die.
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
-A=$T/home B=$T/b R=$T/array
-mkdir "$B" "$R"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-array() { GRANARY_HOME=$R granary "$@"; }
-on_exit 'array down'
-on_exit 'b down'
+hosts a b array
 portal() { "$1" status --json | jq -r .portal; }
 ms() { echo $(($(date +%s%N) / 1000000)); }
 said() { check "$1: $2" jq -e "$2" "$T/$1.log"; }
@@ -102,7 +96,7 @@ run_check qemu-io -r -f raw -c 'read -P 0x5b 4M 4k' "iscsi://$pb/$td/0"
 # --- the array is killed under load: everybody waits, nobody is shut out
 load array "$pa" "$td" 60 32768
 sleep 1
-kill -KILL "$(cat "$R/run/storaged.pid")"
+kill -KILL "$(cat "$ARRAY/run/storaged.pid")"
 sleep 3
 run_check array up --portal "127.0.0.1:$array_port"
 sleep 1

@@ -3,15 +3,7 @@
 # timeout: 400
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
-A=$T/home B=$T/b C=$T/c R=$T/array
-mkdir "$B" "$C" "$R"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-c() { GRANARY_HOME=$C granary "$@"; }
-array() { GRANARY_HOME=$R granary "$@"; }
-on_exit 'array down'
-on_exit 'b down'
-on_exit 'c down'
+hosts a b c array
 portal() { "$1" status --json | jq -r .portal; }
 said() { check "$1: $2" jq -e "$2" "$T/$1.log"; }
 target() { a lun list "$1" --json | jq -r '.[0].target'; }

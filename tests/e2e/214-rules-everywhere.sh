@@ -3,11 +3,8 @@
 # timeout: 400
 . "$(dirname "$0")/lib.sh"
 requires jq iscsi-inq iscsi-ls qemu-io
-A=$T/home B=$T/b
-mkdir -p "$B" "$A/conf"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-on_exit 'b down'
+hosts a b
+mkdir -p "$A/conf"
 me=iqn.2026-11.org.example:me other=iqn.2026-11.org.example:other
 # who is let in where the disk stands by hears so
 let_in() { iscsi-inq -i "$1" "$2" > "$T/out" 2>&1 || grep -q 'NOT READY.*0x040b' "$T/out"; }

@@ -5,20 +5,9 @@
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io ip unshare
 requires_root
-N=gr$$ H=$T/host
+H=$T/host
 mkdir "$H" "$T/a" "$T/b" "$T/array"
-for n in a b s; do
-    ip netns add "$N$n"
-    on_exit "ip netns del $N$n"
-    ip -n "$N$n" link set lo up
-done
-wire() { # NAMESPACE ADDRESS NAMESPACE ADDRESS: a cable between two of them
-    ip -n "$N$1" link add "to$3" type veth peer name "to$1" netns "$N$3"
-    ip -n "$N$1" addr add "$2/24" dev "to$3"
-    ip -n "$N$3" addr add "$4/24" dev "to$1"
-    ip -n "$N$1" link set "to$3" up
-    ip -n "$N$3" link set "to$1" up
-}
+machines a b s
 wire a 10.77.1.1 s 10.77.1.9
 wire b 10.77.2.1 s 10.77.2.9
 wire a 10.77.3.1 b 10.77.3.2

@@ -2,13 +2,7 @@
 # Two hosts on a LUN of an array that has to prove who it is, too; the LUN grows while they work, and the datastore with it.
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
-A=$T/home B=$T/b R=$T/array
-mkdir "$B" "$R"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-array() { GRANARY_HOME=$R granary "$@"; }
-on_exit 'array down'
-on_exit 'b down'
+hosts a b array
 secret() { echo "$2" > "$T/$1"; chmod 600 "$T/$1"; }
 secret ours a-secret-of-the-hosts
 secret theirs another-of-the-array

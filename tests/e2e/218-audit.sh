@@ -3,13 +3,7 @@
 # over its link. What only asks leaves none, and no secret is in it.
 . "$(dirname "$0")/lib.sh"
 requires jq
-A=$T/home B=$T/b R=$T/array
-mkdir "$B" "$R"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-array() { GRANARY_HOME=$R granary "$@"; }
-on_exit 'array down'
-on_exit 'b down'
+hosts a b array
 line() { "$1" audit --json | jq -e --arg m "$2" "[.[] | select(.method == \$m)] | last | $3" > /dev/null || { "$1" audit; fail "$1: $2: $3"; }; }
 lines() { "$1" audit --json | jq length; }
 
@@ -34,7 +28,7 @@ run_check array lun list
 run_check array lun acl store
 line array lun.chap '.result == "ok" and .named == {"disk":"store","user":"hosts"} and .pid > 0 and .uid == '"$(id -u)"
 check 'four changes and a failure' [ "$(lines array)" = 5 ]
-check 'mode 0600' [ "$(stat -c %a "$R/log/audit.log")" = 600 ]
+check 'mode 0600' [ "$(stat -c %a "$ARRAY/log/audit.log")" = 600 ]
 
 # --- another host asks over its link
 lun=$(array lun list --json | jq -r '.[0]."iscsi-url"')
@@ -70,7 +64,7 @@ check 'of the last hour' [ "$(a audit --since 1h --json | jq length)" = "$n" ]
 check 'since a time' [ "$(a audit --since "$(date -u +%Y-%m-%dT00:00:00Z -d yesterday)" --json | jq length)" = "$n" ]
 run_mustfail 2 'so long ago' a audit --since yesterday
 run_mustfail 2 'so long ago' a audit --since 12
-check 'no secret' sh -c "! grep -rq a-secret '$A/log' '$B/log' '$R/log'"
+check 'no secret' sh -c "! grep -rq a-secret '$A/log' '$B/log' '$ARRAY/log'"
 
 # --- a log in the way is told, and stops nobody
 mv "$A/log/audit.log" "$T/kept"

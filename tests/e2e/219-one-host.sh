@@ -5,11 +5,7 @@
 command -v tgtd > /dev/null && command -v tgtadm > /dev/null || skip 'tgt is not there'
 requires_root
 requires jq qemu-io
-A=$T/home B=$T/b
-mkdir "$B"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-on_exit 'b down'
+hosts a b
 truncate -s 600M "$T/disk"
 truncate -s 100M "$T/more"
 port=$(free_port)
@@ -59,7 +55,7 @@ run_check qemu-io -f raw -c 'write -P 0x43 3M 64k' "$(url a ds/d)"
 
 # --- killed: the same home comes back by itself, with what was acknowledged
 kill -KILL "$pid"
-wait_for 5 sh -c "! kill -0 $pid"
+wait_for 20 sh -c "! kill -0 $pid"
 run_mustfail 4 'nothing can prove' b disk list ds
 run_check a up --portal 127.0.0.1:0 --mover 127.0.0.1:0
 run_check qemu-io -r -f raw -c 'read -P 0x41 1M 64k' -c 'read -P 0x43 3M 64k' "$(url a ds/d)"

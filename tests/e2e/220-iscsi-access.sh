@@ -46,7 +46,7 @@ check 'it cannot gain rights' grep -q '^NoNewPrivs:.*1' "/proc/$login/status"
 start user qemu-io -f raw -c 'read 0 4k' -c 'sleep 3000' -c 'read 4k 4k' "$b"
 wait_for 10 sh -c 'granary session list --json | jq -e "length == 1"'
 kill -KILL "$login"
-wait_for 5 iscsi-inq -i $other "$b"
+wait_for 20 iscsi-inq -i $other "$b"
 wait_for 10 grep -q 'offset 4096' "$T/user.log"
 stop user
 

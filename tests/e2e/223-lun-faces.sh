@@ -40,7 +40,7 @@ check 'the mover too' nbdinfo --can write "$(url ds/ro nbd-url)"
 run_check granary disk set ds/cd --removable on
 scsi 'good 0080*' ds/cd 120000002400 --in 36
 start hold "$BUILD/tests/bench/iscsi_load" "$(url ds/cd iscsi-url | cut -d/ -f3)" "$(url ds/cd iscsi-url | cut -d/ -f4)" --rw randread --bs 4K --depth 1 --time 60 --size 1M
-wait_for 5 sh -c 'granary session list --json | jq -e "length == 1"' # somebody stays, so that the medium does
+wait_for 20 sh -c 'granary session list --json | jq -e "length == 1"' # somebody stays, so that the medium does
 scsi good ds/cd $EJECT
 scsi 'sense 2/3a/00' ds/cd $TUR
 scsi 'sense 2/3a/00' ds/cd 25000000000000000000 --in 8

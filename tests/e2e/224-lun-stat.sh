@@ -11,10 +11,10 @@ url=$(granary lun list ds/a --json | jq -er '.[0]."iscsi-url"')
 stat() { granary lun stat ds/a --json | jq "$@"; }
 check 'nothing yet' stat -e '.[0] | .reads == 0 and ."read-latency".count == 0 and ."read-latency".buckets == []'
 start user qemu-io -f raw -c 'write 0 1M' -c 'write 1M 64k' -c 'read 0 4k' -c 'read 4k 4k' -c 'sleep 60000' "$url"
-wait_for 5 sh -c 'granary session list --json | jq -e "any(.[]; .reads >= 2 and .\"read-latency\".count == .reads)"'
+wait_for 20 sh -c 'granary session list --json | jq -e "any(.[]; .reads >= 2 and .\"read-latency\".count == .reads)"'
 check 'a session tells for itself' sh -c 'granary session list --json | jq -e ".[0] | .\"write-bytes\" == 1114112 and .\"write-latency\".\"p50-us\" > 0"'
 stop user
-wait_for 5 sh -c 'granary session list --json | jq -e "length == 0"'
+wait_for 20 sh -c 'granary session list --json | jq -e "length == 0"'
 check 'the disk keeps the sum' stat -e '.[0] | ."write-bytes" == 1114112 and ."write-latency".count == .writes and ."read-latency".count == .reads'
 check 'percentiles are in order' stat -e '.[0]."write-latency" | ."p50-us" > 0 and ."p50-us" <= ."p99-us" and ."p99-us" <= ."max-us"'
 run_check granary lun stat

@@ -2,16 +2,12 @@
 # dm-multipath of a Linux guest over two hosts that share a datastore: the owner's path is active, the other stands by. The owner is
 # killed under writes and the other takes over; it comes back and stands by; an orderly end moves the disk back; paths are dropped.
 # shellcheck disable=SC2154 # kernel, ram and console are guest.sh's
-# timeout: 400
+# timeout: 600
 # guest
 . "$(dirname "$0")/lib.sh"
 requires qemu-system-x86_64 jq apt-get e2fsck debugfs
 . "$(dirname "$0")/guest.sh"
-A=$GRANARY_HOME B=$T/b
-mkdir "$B"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-on_exit 'b down'
+hosts a b
 pa=$(free_port) pb=$(free_port)
 up_a() { run_check a up --portal 127.0.0.1:0 --multipath-portal "127.0.0.1:$pa" --mover 127.0.0.1:0; }
 up_b() { run_check b up --portal 127.0.0.1:0 --multipath-portal "127.0.0.1:$pb" --mover 127.0.0.1:0; }

@@ -53,13 +53,13 @@ said back '.errors == 0 and .reconnects == 0 and .attentions["2800"] == 1'
 # --- killed under load: within a second of its return they go on, and what they wrote is there
 load k1 clone 60 16384
 load k2 b 60 16384
-wait_for 5 sh -c 'granary session list --json | jq -e "length == 2"'
+wait_for 20 sh -c 'granary session list --json | jq -e "length == 2"'
 sleep 0.2 # most of their blocks are new, and nothing but a flush in eight writes asks to keep them
 kill -KILL "$(cat "$GRANARY_HOME/run/storaged.pid")"
 begin=$(date +%s%N)
 run_check granary up --portal 127.0.0.1:0 --mover 127.0.0.1:0
 echo "# up again after $((($(date +%s%N) - begin) / 1000000)) ms"
-wait_for 5 sh -c 'granary session list --json | jq -e "length == 2"'
+wait_for 20 sh -c 'granary session list --json | jq -e "length == 2"'
 sleep 1.5 # they read again what they had written
 enough k1 k2
 for l in k1 k2; do

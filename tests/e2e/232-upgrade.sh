@@ -16,7 +16,7 @@ load one a 60
 load two a 60 8192
 load three b 60 98304
 start many "$BUILD/tests/bench/iscsi_load" "$at" iqn.2026-11.local.granary:ds:b --rw randwrite --bs 16K --depth 32 --conns 2 --time 60 --size 32M
-wait_for 5 sh -c 'granary session list --json | jq -e "length == 5"'
+wait_for 20 sh -c 'granary session list --json | jq -e "length == 5"'
 sleep 1
 # somebody knocks at the mover all the while: who comes in the middle waits for the next process, and is not turned away
 port=$(granary status --json | jq -r .mover) port=${port##*:}
@@ -39,7 +39,7 @@ for round in 1 2 3 4; do
     sleep 0.5
 done
 touch "$T/enough"
-wait_for 5 ended knocks
+wait_for 20 ended knocks
 check "the mover was there all the while" sh -c '[ "$(grep -c in "$0")" -gt 100 ] && ! grep -q refused "$0"' "$T/knocks.log"
 granary status --json | jq '[.portal, ."multipath-portal", .mover]' | cmp - "$T/addresses" || fail "the addresses changed"
 enough one two three many

@@ -13,8 +13,7 @@ url() { granary lun list "$1" --json | jq -r '.[0]."iscsi-url"'; }
 fill() { qemu-io -f raw -c "write -P $1 $2 $3" "$(url ds/fills)" > "$T/io" 2>&1; }
 full() { grep -q 'No space left' "$T/io"; }
 start works "$BUILD/tests/tools/live_load" "$at" iqn.2026-11.local.granary:ds:works 120
-wait_for 5 sh -c 'granary session list --json | jq -e "length == 1"'
-sleep 2 # it has written all of its blocks
+wait_for 60 sh -c 'granary session list --json | jq -e "length == 1 and .[0].writes > 1000"' # there is a unit under each of its blocks
 warned() { grep -c 'less than 10 % of it' "$GRANARY_HOME/log/storaged.log" || true; }
 
 fill 1 0 300M || { cat "$T/io"; fail "there is room for that"; }

@@ -3,10 +3,7 @@
 # an address (discovery, URLs, the other host, the next daemon) is told one that answers.
 . "$(dirname "$0")/lib.sh"
 requires jq iscsi-ls iscsi-inq
-B=$T/b
-mkdir "$B"
-b() { GRANARY_HOME=$B granary "$@"; }
-on_exit 'b down'
+hosts a b
 run_check granary datastore create ds "$T/ds.img" --size 512M
 run_check b datastore join ds "$T/ds.img"
 run_check granary disk create ds/a --size 64M
@@ -22,12 +19,12 @@ refused() { run_mustfail 10 'Connection refused' iscsi-ls "iscsi://$1"; }
 
 # --- one more, and the first one goes
 load one "$first" 60 0
-wait_for 5 row "$first" '.sessions == 1'
+wait_for 20 row "$first" '.sessions == 1'
 run_check granary portal add 127.0.0.1:0 --json
 second=$(jq -er .portal "$T/out")
 check 'it is another' [ "$second" != "$first" ]
 load two "$second" 60 8192
-wait_for 5 row "$second" '.sessions == 1'
+wait_for 20 row "$second" '.sessions == 1'
 run_check iscsi-inq "iscsi://$first/$name/0"
 check 'both are shown' jq -e --arg a "$first" --arg b "$second" '.portals == [$a, $b] and .portal == $a' <(granary status --json)
 run_check granary portal remove "$first"

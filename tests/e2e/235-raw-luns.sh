@@ -4,10 +4,7 @@
 # does not; reservations outlive kill -9; a second home is refused, and takes a LUN over when it is told to; upgrades keep sessions.
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-img qemu-io iscsi-inq cmp
-A=$T/home B=$T/b
-mkdir "$B"
-b() { GRANARY_HOME=$B granary "$@"; }
-on_exit 'b down'
+hosts a b
 send() { "$BUILD/tests/tools/scsi_send" "$@"; }
 url() { granary lun list "$1" --json | jq -er '.[0]."iscsi-url"'; }
 row() { granary lun list "$1" --json | jq -e ".[0] | $2"; }
@@ -79,7 +76,7 @@ check 'mapped behind it' [ "${status:40:2}" = 00 ]
 
 # ---- it grows: sessions are told once ----
 start grows "$BUILD/tests/tools/live_load" "$at" iqn.2026-11.local.granary:two 60
-wait_for 5 sh -c 'granary session list --json | jq -e "length == 1"'
+wait_for 20 sh -c 'granary session list --json | jq -e "length == 1"'
 run_check granary lun resize two 48M
 run_mustfail 1 'can grow, not shrink' granary lun resize two 32M
 run_mustfail 4 'in use by initiator' granary lun remove two
@@ -133,7 +130,7 @@ held 'at first'
 kept=$(echo "$A"/state/luns/*/reservations)
 check 'kept privately' [ "$(stat -c %a "$kept")" = 600 ]
 start cut "$BUILD/tests/tools/live_load" "$at" iqn.2026-11.local.granary:two 60 iqn.2026-11.org.example:me 8192 # what it is told is written stays
-wait_for 5 sh -c 'granary session list --json | jq -e "length == 1"'
+wait_for 20 sh -c 'granary session list --json | jq -e "length == 1"'
 for round in 1 2 3; do
     sleep 0.4
     kill -9 "$(cat "$A/run/storaged.pid")"
@@ -168,7 +165,7 @@ check 'a write is refused' [ "$(head -c 512 /dev/zero > "$T/zeros"; send --out "
 
 # ---- upgrades keep sessions, also with several loops ----
 start kept "$BUILD/tests/tools/live_load" "$at" iqn.2026-11.local.granary:one 60 iqn.2026-11.org.example:kept 49152
-wait_for 5 sh -c 'granary session list --json | jq -e "length == 1"'
+wait_for 20 sh -c 'granary session list --json | jq -e "length == 1"'
 for round in 1 2; do run_check granary upgrade; sleep 0.5; done
 enough kept
 check 'nobody noticed' jq -e '.errors == 0 and .reconnects == 0 and .ios > 100 and (.attentions | length == 0)' "$T/kept.log"
@@ -180,7 +177,7 @@ uuid=$(row one .uuid | tr -d '"')
 run_mustfail 1 'portal of this host' granary lun redirect one "$at"
 run_mustfail 1 'not HOST:PORT' granary lun redirect one nowhere
 start moves "$BUILD/tests/tools/live_load" "$at" iqn.2026-11.local.granary:one 60 iqn.2026-11.org.example:moves 57344
-wait_for 5 sh -c 'granary session list --json | jq -e "length == 1"'
+wait_for 20 sh -c 'granary session list --json | jq -e "length == 1"'
 sleep 0.5
 run_check granary lun redirect one "$there"
 run_check b lun add one "$T/one.img" --uuid "$uuid"
@@ -191,7 +188,7 @@ old=${one/"$at"/"$(granary status --json | jq -r .portal)"}
 aside=${one/"$at"/"$(granary status --json | jq -r '."multipath-portal"')"}
 check 'a portal that never redirects has it in standby' [ "$("$BUILD/tests/tools/scsi_send" --bare on "$aside" 000000000000)" = 'sense 2/04/0b' ]
 check 'known again behind the redirect' [ "$(naa "$old")" = "$before" ]
-wait_for 5 sh -c "GRANARY_HOME='$B' granary session list --json | jq -e 'length == 1'"
+wait_for 20 sh -c "GRANARY_HOME='$B' granary session list --json | jq -e 'length == 1'"
 run_check granary down
 run_check granary up
 check 'the redirect is remembered' row one '.redirect == "'"$there"'"'

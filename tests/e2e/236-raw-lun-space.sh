@@ -29,14 +29,14 @@ for place in "${places[@]}"; do
     fill() { qemu-io -f raw -c "write -P $1 $2 $3" "$lun" > "$T/io" 2>&1; }
     fill 0 0 2M || { cat "$T/io"; fail "$place: the first blocks"; } # what the other initiator overwrites has its place
     start "works-$place" "$BUILD/tests/tools/live_load" "$at" "iqn.2026-11.local.granary:$place" 120
-    wait_for 5 sh -c 'granary session list --json | jq -e "length == 1"'
+    wait_for 20 sh -c 'granary session list --json | jq -e "length == 1"'
     fill 1 16M 40M || { cat "$T/io"; fail "$place: there is room for that"; }
     sleep 1.5
     check "$place: nobody is warned yet" test "$(warned "$place")" = 0
     i=0
     while fill 2 $((64 + i * 2))M 2M; do i=$((i + 1)); [ $i -lt 40 ] || fail "$place: it takes more than there is"; done
     grep -q 'No space left' "$T/io" || { cat "$T/io"; fail "$place: the writer is told that no space is left"; }
-    wait_for 5 sh -c "grep -q \"LUN '$place'.*less than 10 % of it\" '$GRANARY_HOME/log/storaged.log'"
+    wait_for 20 sh -c "grep -q \"LUN '$place'.*less than 10 % of it\" '$GRANARY_HOME/log/storaged.log'"
     head -c 1048576 /dev/zero | tr '\0' 'x' > "$T/x"
     check "$place: the code" [ "$(send --out "$T/x" "$lun" 2a000007000000080000)" = 'sense 7/27/07' ]
     check "$place: with FUA" [ "$(send --out "$T/x" "$lun" 2a080007000000080000)" = 'sense 7/27/07' ]
@@ -71,7 +71,7 @@ if [ -e /dev/loop-control ] && dev=$(losetup --find --show "$T/dev.img" 2> "$T/e
     ln -s "$dev" "$T/link/dev"
     run_mustfail 1 "is LUN 'dev' already" granary lun add again "$T/link/dev"
     start busy "$BUILD/tests/tools/live_load" "$at" iqn.2026-11.local.granary:dev 60 iqn.2026-11.org.example:me 16384
-    wait_for 5 sh -c 'granary session list --json | jq -e "length == 1"'
+    wait_for 20 sh -c 'granary session list --json | jq -e "length == 1"'
     run_check granary upgrade
     kill -9 "$(cat "$GRANARY_HOME/run/storaged.pid")"
     run_check granary up

@@ -128,7 +128,7 @@ assert not other(b)
 print("held")
 P
 start locks python3 "$T/locks.py" "$M" "$T"
-wait_for 10 test -e "$T/locked"
+wait_for 60 test -e "$T/locked"
 kill -9 "$(cat "$GRANARY_HOME/run/storaged.pid")"
 run_check granary up
 : > "$T/again"

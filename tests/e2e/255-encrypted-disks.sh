@@ -3,12 +3,7 @@
 # load, the end of a disk.
 . "$(dirname "$0")/lib.sh"
 requires jq python3 qemu-img qemu-io truncate cmp
-A=$T/home B=$T/b
-mkdir "$B"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-on_exit 'b down'
-on_exit 'a down'
+hosts a b
 url() { "$1" lun list --json | jq -r --arg d "$2" '.[] | select(.disk == $d) | ."iscsi-url"'; }
 key_of() { "$1" disk info "$2" --json | jq -r .key; }
 sound() { run_check a datastore check ds; }

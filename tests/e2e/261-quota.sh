@@ -21,8 +21,7 @@ run_check granary datastore quota ds --json
 check 'both are listed' jq -e 'map([.folder, .limit]) == [["ds/tenant", 33554432], ["ds/tenant/inner", 16777216]]' "$T/out"
 
 start watcher "$BUILD/tests/tools/live_load" "$at" "$(granary lun list ds/tenant/a --json | jq -r ".[0].target")" 120
-wait_for 10 sh -c 'granary session list --json | jq -e "length == 1"'
-sleep 2 # it has written all of its blocks
+wait_for 60 sh -c 'granary session list --json | jq -e "length == 1 and .[0].writes > 1000"' # there is a unit under each of its blocks
 written ds/tenant/inner/b 1 0 15M || { cat "$T/io"; fail 'there is room for that'; }
 i=0
 while written ds/tenant/inner/b 2 $((15 + i))M 1M; do i=$((i + 1)); [ $i -lt 4 ] || fail 'it takes more than its folder may hold'; done
@@ -50,8 +49,7 @@ written ds/tenant/inner/b 7 60M 1M || { cat "$T/io"; fail 'what was deleted is r
 
 # another host below the same limit
 export GRANARY_HOME_A=$GRANARY_HOME
-b() { GRANARY_HOME=$T/b granary "$@"; }
-on_exit 'b down'
+hosts b
 run_check b datastore join ds "$T/ds.img"
 run_check b up --portal 127.0.0.1:0 --mover 127.0.0.1:0
 run_check granary datastore quota ds/tenant 64M

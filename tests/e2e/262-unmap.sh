@@ -43,8 +43,7 @@ run_check granary datastore check ds
 run_check granary down
 
 # the device is a LUN of an array, which has its file
-array() { GRANARY_HOME=$T/array granary "$@"; }
-on_exit 'array down'
+hosts array
 run_check array lun add store "$T/array.img" --size 512M
 run_check array up --portal 127.0.0.1:0
 run_check granary datastore create lun "$(array lun list --json | jq -r '.[0]."iscsi-url"')"

@@ -5,13 +5,7 @@
 # alone
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io qemu-img
-A=$T/home B=$T/b R=$T/array
-mkdir "$B" "$R"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-array() { GRANARY_HOME=$R granary "$@"; }
-on_exit 'array down'
-on_exit 'b down'
+hosts a b array
 ms() { echo $(($(date +%s%N) / 1000000)); }
 target() { a lun list "$1" --json | jq -r '.[0].target'; }
 declare -A url

@@ -5,12 +5,8 @@
 requires jq qemu-io
 OLD=$BUILD/older/bin
 [ -x "$OLD/granary-storaged" ] || skip 'the older build is not there: make tools'
-A=$T/home B=$T/b
-mkdir "$B"
+hosts a b
 old() { GRANARY_HOME=$A "$OLD/granary" "$@"; }
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-on_exit 'b down'
 exe() { readlink "/proc/$(cat "$1/run/storaged.pid")/exe"; }
 at() { "$1" lun list "$2" --json | jq -r '.[0]."iscsi-url"'; }
 target() { b lun list "$1" --json | jq -r '.[0].target'; }

@@ -8,20 +8,10 @@ requires python3 jq ip nsenter
 [ -c /dev/fuse ] || skip 'no /dev/fuse'
 requires_root
 export PATH=$BUILD/tests/tools:$PATH
-N=gm$$ A=$T/home B=$T/b R=$T/array MA=$T/mnt-a MB=$T/mnt-b
-mkdir "$B" "$R" "$MA" "$MB"
-for n in a b s; do
-    ip netns add "$N$n"
-    on_exit "ip netns del $N$n"
-    ip -n "$N$n" link set lo up
-done
-wire() { # NAMESPACE ADDRESS NAMESPACE ADDRESS: a cable between two of them
-    ip -n "$N$1" link add "to$3" type veth peer name "to$1" netns "$N$3"
-    ip -n "$N$1" addr add "$2/24" dev "to$3"
-    ip -n "$N$3" addr add "$4/24" dev "to$1"
-    ip -n "$N$1" link set "to$3" up
-    ip -n "$N$3" link set "to$1" up
-}
+MA=$T/mnt-a MB=$T/mnt-b
+mkdir "$MA" "$MB"
+hosts a b array
+machines a b s
 wire a 10.78.1.1 s 10.78.1.9
 wire b 10.78.2.1 s 10.78.2.9
 wire a 10.78.3.1 b 10.78.3.2
@@ -31,10 +21,7 @@ on() { # NAMESPACE HOME CMD...: only its network is another, so that mounts are 
 }
 a() { on a "$A" granary "$@"; }
 b() { on b "$B" granary "$@"; }
-array() { on s "$R" granary "$@"; }
-on_exit 'array down'
-on_exit 'b down'
-on_exit 'a down'
+array() { on s "$ARRAY" granary "$@"; }
 on_exit "b unmount --force '$MB'"
 on_exit "a unmount --force '$MA'"
 run_check array lun add store "$T/array.img" --size 1G

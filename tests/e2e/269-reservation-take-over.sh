@@ -3,13 +3,7 @@
 # while the holder writes, lets one that is registered preempt, and forgets no generation. With APTPL and without: a process that dies is no loss of power.
 . "$(dirname "$0")/lib.sh"
 requires jq
-A=$T/home B=$T/b R=$T/array
-mkdir "$B" "$R"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-array() { GRANARY_HOME=$R granary "$@"; }
-on_exit 'array down'
-on_exit 'b down'
+hosts a b array
 run_check array lun add store "$T/store.img" --size 512M
 run_check array up --portal "127.0.0.1:$(free_port)"
 lun=$(array lun list --json | jq -r '.[0]."iscsi-url"')

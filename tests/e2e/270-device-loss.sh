@@ -4,8 +4,7 @@
 # timeout: 240
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io nbdkit nbdfuse
-A=$T/home
-a() { GRANARY_HOME=$A granary "$@"; }
+hosts a
 portal() { a status --json | jq -r .portal; }
 target() { a lun list "$1" --json | jq -r '.[0].target'; }
 url() { a lun list "$1" --json | jq -r '.[0]."iscsi-url"'; }

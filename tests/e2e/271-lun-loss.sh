@@ -1,18 +1,11 @@
 #!/bin/bash
 # A LUN of a datastore is gone, for its array died: who has nothing there waits until that is decided and goes on without an error; the array comes
 # back, and the LUN is used again.
-# timeout: 180
+# timeout: 300
 # idle
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
-A=$T/home R=$T/array S=$T/other
-mkdir "$R" "$S"
-a() { GRANARY_HOME=$A granary "$@"; }
-array() { GRANARY_HOME=$R granary "$@"; }
-other() { GRANARY_HOME=$S granary "$@"; }
-on_exit 'array down'
-on_exit 'other down'
-on_exit 'a down'
+hosts a array other
 portal() { a status --json | jq -r .portal; }
 target() { a lun list "$1" --json | jq -r '.[0].target'; }
 url() { a lun list "$1" --json | jq -r '.[0]."iscsi-url"'; }
@@ -36,7 +29,7 @@ devices lds > "$T/out"
 check 'the third LUN carries data' jq -e '.[2].used > 40000000' "$T/out"
 start onlun "$BUILD/tests/tools/live_load" "$(portal)" "$(target lds/here)" 120 iqn.2026-11.local.granary:onlun
 sleep 1
-kill -KILL "$(cat "$S/run/storaged.pid")"
+kill -KILL "$(cat "$OTHER/run/storaged.pid")"
 wait_for 90 degraded lds
 sleep 1
 enough onlun

@@ -1,18 +1,11 @@
 #!/bin/bash
 # A write that a host had under way to a LUN when it lost that arrives when the path is well again: another host, which saw the LUN all the time and
 # has overwritten the same place since, must not find it there.
-# timeout: 180
+# timeout: 300
 # idle
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
-A=$T/a B=$T/b R=$T/array
-mkdir "$R"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-array() { GRANARY_HOME=$R granary "$@"; }
-on_exit 'array down'
-on_exit 'a down'
-on_exit 'b down'
+hosts a b array
 url_of() { "$1" lun list "$2" --json | jq -r '.[0]."iscsi-url"'; }
 degraded() { a datastore info lds --json | jq -e '.state == "degraded" and ([.members[] | select(.missing and .stale)] | map(.number) == [2])' > "$T/out"; }
 
@@ -21,8 +14,9 @@ run_check array up --portal 127.0.0.1:0
 mapfile -t luns < <(array lun list --json | jq -r '.[] | [.disk, ."iscsi-url"] | @tsv' | sort | cut -f2)
 port=${luns[2]%%/iqn*}
 port=${port##*:}
-start path "$BUILD/tests/tools/iscsi_proxy" 127.0.0.1:27201 "127.0.0.1:$port"
-through=${luns[2]/:$port/:27201}
+path=$(free_port)
+start path "$BUILD/tests/tools/iscsi_proxy" "127.0.0.1:$path" "127.0.0.1:$port"
+through=${luns[2]/:$port/:$path}
 check 'the third LUN is reached through a path of its own' [ "$through" != "${luns[2]}" ]
 run_check a datastore create lds "${luns[0]}" "${luns[1]}" "$through" --timing fast
 for d in filler there; do run_check a disk create lds/$d --size 512M; done

@@ -4,12 +4,7 @@
 # timeout: 150
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
-A=$T/home B=$T/b
-mkdir "$B"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-on_exit 'b down'
-on_exit 'a down'
+hosts a b
 j() { run_check a "$@" --json; }
 is() { check "$1" jq -e "$1" "$T/out"; }
 name() { a datastore info ds --json | jq -r --arg p "$1" '.hosts[] | select(.portal == $p) | .host'; }
@@ -50,7 +45,7 @@ before=$(jq '."runs-before"' "$T/out")
 
 # --- it is given to another host meanwhile
 start pass a disk defragment ds/d --rate 4M
-sleep 1.5
+sleep 2.5 # of eight
 run_check a disk move ds/d "$nb"
 wait_for 10 grep -q 'changes hands: what was moved stays moved' "$T/pass.log"
 j disk info ds/d; is ".owner == \"$nb\""
@@ -85,7 +80,7 @@ check 'no error' jq -e '.errors == 0 and .ios > 100' "$T/load.log"
 age 3
 owner=$(b up --json | jq -r '."storaged-pid"')
 start killed a disk defragment ds/d --rate 4M
-sleep 1.5
+sleep 2.5 # of eight
 kill -9 "$owner"
 wait_for 10 sh -c "! kill -0 $owner 2> /dev/null"
 j disk defragment ds/d; is '.runs < 40 and .damaged == 0'

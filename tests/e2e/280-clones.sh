@@ -4,12 +4,7 @@
 # timeout: 200
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
-A=$T/home B=$T/b
-mkdir "$B"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-on_exit 'b down'
-on_exit 'a down'
+hosts a b
 j() { run_check a "$@" --json; }
 is() { check "$1" jq -e "$1" "$T/out"; }
 pid_a() { a up --json | jq -r '."storaged-pid"'; }
@@ -91,7 +86,8 @@ wait_for 10 eval '[ "$(a disk list --deleted --json)" = "[]" ]'
 
 # --- blocks of its own, although the host is killed
 start own a disk detach ds/lab-7 --rate 4M
-sleep 1.5
+wait_for 20 eval 'a disk info ds/lab-7 --json | jq -e ".unique > 0"'
+sleep 1 # of five
 kill -KILL "$(pid_a)"
 over own > /dev/null || true
 run_check a up --portal 127.0.0.1:0

@@ -4,12 +4,7 @@
 # timeout: 200
 . "$(dirname "$0")/lib.sh"
 requires jq
-A=$T/home B=$T/b
-mkdir "$B"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-on_exit 'b down'
-on_exit 'a down'
+hosts a b
 j() { run_check a "$@" --json; }
 is() { check "$1" jq -e "$1" "$T/out"; }
 names() { a snapshot list "$1" --json | jq -r '[.[].name] | join(" ")'; }

@@ -4,12 +4,7 @@
 # timeout: 120
 . "$(dirname "$0")/lib.sh"
 requires jq
-A=$T/home B=$T/b
-mkdir "$B"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-on_exit 'b down'
-on_exit 'a down'
+hosts a b
 is() { check "$1" jq -e "$1" "$T/out"; }
 names() { a snapshot list "$1" --json | jq -r '[.[].name] | join(" ")'; }
 why() { jq -r --arg d "$1" --arg n "$2" '.[] | select(.disk == $d and .name == $n) | .why' "$T/out"; }
@@ -43,7 +38,7 @@ b up --json | jq -r '."storaged-pid"' > "$T/pid.b"
 kill -STOP "$(cat "$T/pid.b")"
 on_exit 'kill -CONT $(cat $T/pid.b)'
 GRANARY_HOME=$A start prune granary snapshot prune ds/a1 --json
-sleep 1 # a1 has been looked at, and b1's host is asked
+sleep 2 # a1 has been looked at, and b1's host is asked
 run_check a snapshot delete ds/a1@one
 run_check a snapshot create ds/a1 --name one --expire 1h
 rpc snapshot.expire '{"disk":"ds/a1","snapshot":"one","expires":1}' > "$T/rpc" # expired as well, but nobody has judged it

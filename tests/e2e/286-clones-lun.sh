@@ -4,14 +4,7 @@
 # timeout: 150
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
-A=$T/home B=$T/b R=$T/array
-mkdir "$B" "$R"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-array() { GRANARY_HOME=$R granary "$@"; }
-on_exit 'array down'
-on_exit 'b down'
-on_exit 'a down'
+hosts a b array
 is() { check "$1" jq -e "$1" "$T/out"; }
 array_port=$(free_port)
 run_check array lun add store "$T/store.img" --size 2G

@@ -75,7 +75,7 @@ check "the second start came after the first" test "$(wc -l < "$T/starts")" = 2
 rm "$T/go"
 start third granary vm start web
 wait_for 20 sh -c "[ \$(wc -l < '$T/starts') = 3 ]"
-check "a delete waits" sh -c 'timeout 2 granary vm delete web --yes; [ $? = 124 ]'
+check "a delete waits" sh -c 'timeout 5 granary vm delete web --yes; [ $? = 124 ]'
 touch "$T/go"
 wait_for 30 eval '! granary vm info ds/web' # that delete was not taken back
 

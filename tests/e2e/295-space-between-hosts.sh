@@ -3,11 +3,7 @@
 # are told in time that little is left; a thick disk that does not fit is refused with what is missing; a host that is stopped costs seconds.
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
-A=$T/home B=$T/b
-mkdir "$B"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-on_exit 'b down'
+hosts a b
 url() { "$1" lun list --json | jq -r --arg d "$2" '.[] | select(.disk == $d) | ."iscsi-url"'; }
 free_mib() { "$1" datastore info ds --json | jq '.free / 1048576 | floor'; }
 # MiB that could be written, one after the other

@@ -2,13 +2,7 @@
 # Two hosts share a datastore on a LUN: what one has freed the other can write; a host that died with all the space is recovered for it.
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
-A=$T/home B=$T/b R=$T/array
-mkdir "$B" "$R"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-array() { GRANARY_HOME=$R granary "$@"; }
-on_exit 'array down'
-on_exit 'b down'
+hosts a b array
 url() { "$1" lun list --json | jq -r --arg d "$2" '.[] | select(.disk == $d) | ."iscsi-url"'; }
 filled() { # HOST DISK PATTERN: MiB that could be written
     local u i=0

@@ -3,14 +3,7 @@
 # idle
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
-A=$T/home B=$T/b R=$T/array
-mkdir "$B" "$R"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-array() { GRANARY_HOME=$R granary "$@"; }
-on_exit 'array down'
-on_exit 'b down'
-on_exit 'a down'
+hosts a b array
 run_check array lun add store "$T/store.img" --size 512M
 run_check array up --portal "127.0.0.1:$(free_port)"
 lun=$(array lun list --json | jq -r '.[0]."iscsi-url"')

@@ -98,7 +98,7 @@ kill -9 "$pid"
 wait_for 10 bash -c 'ls "$T/m" 2>&1 | grep -q "not connected"'
 run_check granary-mount --image "$T/mbr.img" "$T/m"
 check "mounted again" cmp "$T/src/big.bin" "$d/part1/big.bin"
-for p in $helpers; do wait_for 5 test ! -d "/proc/$p"; done
+for p in $helpers; do wait_for 20 test ! -d "/proc/$p"; done
 check "one mount" test "$(grep -c " $T/m " /proc/mounts)" = 1
 pid=$(jq .pid "$GRANARY_HOME"/state/intents/mount-*.json)
 kill -9 "$pid"

@@ -8,9 +8,12 @@
 #   stop NAME [SIGNAL]         ends it (TERM) and waits; prints nothing
 #   over NAME                  waits until it ends by itself (90 s), shows what it printed
 #   enough NAME...             tells a load (live_load, iscsi_load) that it is enough, then over
+#   hosts NAME...              homes of their own: NAME is granary in the home $NAME (in capitals), a that in $GRANARY_HOME; at the end they go down
+#                              in this order, so whoever serves the others comes last
+#   machines NAME...           network namespaces $N$NAME, with their loopback      wire NAME ADDRESS NAME ADDRESS   a cable between two of them
 #   track PID                  a process started otherwise: ended at the end
 #   on_exit 'command'          run at the end, last given first
-#   wait_for SECONDS CMD...    until CMD succeeds, else fails, telling what it waited for
+#   wait_for SECONDS CMD...    until CMD succeeds, else fails, telling what it waited for: many seconds, unless they are what is claimed
 #   run_check CMD ARG...       must succeed; its output is in $T/out (stdout) and $T/err, and printed when it fails
 #   run_mustfail STATUS TEXT CMD ARG...   must exit with STATUS and say TEXT (grep -E, on stderr or stdout)
 #   check 'sentence' CMD...    an assertion with a name
@@ -29,6 +32,7 @@ export T PATH GRANARY_HOME=$T/home LC_ALL=C
 TEST_NAME=$(basename "$0" .sh)
 test_pids=()
 test_on_exit=()
+test_homes=()
 
 fail() { echo "FAIL: $TEST_NAME: $*" >&2; exit 1; }
 skip() { echo "$*"; exit 77; }
@@ -36,6 +40,34 @@ requires() { local p; for p in "$@"; do command -v "$p" > /dev/null || skip "nee
 requires_root() { [ "$(id -u)" = 0 ] || skip "needs root"; }
 on_exit() { test_on_exit+=("$1"); }
 track() { test_pids+=("$1"); }
+hosts() { # NAME...
+    local name home
+    for name in "$@"; do
+        home=$T/$name
+        [ "$name" != a ] || home=$GRANARY_HOME
+        mkdir -p "$home"
+        declare -g "${name^^}=$home"
+        eval "$name() { GRANARY_HOME=$home granary \"\$@\"; }"
+        test_homes+=("$home")
+    done
+}
+
+machines() { # NAME...
+    local name
+    N=gr$$
+    for name in "$@"; do
+        ip netns add "$N$name"
+        on_exit "ip netns del $N$name"
+        ip -n "$N$name" link set lo up
+    done
+}
+wire() { # MACHINE ADDRESS MACHINE ADDRESS
+    ip -n "$N$1" link add "to$3" type veth peer name "to$1" netns "$N$3"
+    ip -n "$N$1" addr add "$2/24" dev "to$3"
+    ip -n "$N$3" addr add "$4/24" dev "to$1"
+    ip -n "$N$1" link set "to$3" up
+    ip -n "$N$3" link set "to$1" up
+}
 
 # End one process: TERM, ten seconds of patience, KILL.
 end_pid() { # PID [SIGNAL]
@@ -52,8 +84,17 @@ end_pid() { # PID [SIGNAL]
 }
 
 # A pid file may be stale and its number somebody else's by now.
-is_ours() { # PID
-    grep -qzxF "GRANARY_HOME=$GRANARY_HOME" "/proc/$1/environ" 2>/dev/null
+is_ours() { # PID HOME
+    grep -qzxF "GRANARY_HOME=$2" "/proc/$1/environ" 2>/dev/null
+}
+# End what is at work in a home: as its user would, and then the daemons that this or the test left behind, which name themselves in their pid files.
+end_home() { # HOME
+    local i
+    [ -d "$1/run" ] || return 0
+    if [ -x "$BUILD/bin/granary" ]; then GRANARY_HOME=$1 timeout 30 granary down > /dev/null 2>&1; fi
+    for i in "$1"/run/*.pid "$1"/run/vm/*.pid "$1"/run/vm/*/*.pid; do
+        [ -s "$i" ] && is_ours "$(head -n 1 "$i")" "$1" && end_pid "$(head -n 1 "$i")"
+    done
 }
 
 cleanup() {
@@ -61,17 +102,14 @@ cleanup() {
     trap - EXIT INT TERM HUP
     set +e
     if [ $status -ne 0 ] && [ $status -ne 77 ]; then
-        for i in "$T"/*.log "$T"/home/log/*.log "$T"/home/log/*/*.log; do
+        for i in "$T"/*.log "$T"/*/log/*.log "$T"/*/log/*/*.log; do
             [ -s "$i" ] && { echo "---- ${i#"$T"/} (end)"; tail -n 25 "$i"; }
         done
     fi
     for ((i = ${#test_on_exit[@]} - 1; i >= 0; i--)); do eval "${test_on_exit[$i]}" > /dev/null 2>&1; done
-    if [ -x "$BUILD/bin/granary" ] && [ -d "$GRANARY_HOME/run" ]; then timeout 30 granary down > /dev/null 2>&1; fi
+    [[ " ${test_homes[*]} " == *" $GRANARY_HOME "* ]] || test_homes=("$GRANARY_HOME" "${test_homes[@]}")
+    for i in "${test_homes[@]}"; do end_home "$i"; done
     for ((i = ${#test_pids[@]} - 1; i >= 0; i--)); do end_pid "${test_pids[$i]}"; done
-    # daemons of this home that the test or `granary down` left behind name themselves in their pid files
-    for i in "$GRANARY_HOME"/run/*.pid "$GRANARY_HOME"/run/vm/*.pid "$GRANARY_HOME"/run/vm/*/*.pid; do
-        [ -s "$i" ] && is_ours "$(head -n 1 "$i")" && end_pid "$(head -n 1 "$i")"
-    done
     rm -rf "$T"
     exit $status
 }
@@ -107,10 +145,11 @@ enough() { # NAME...
     for name in "$@"; do over "$name"; done
 }
 wait_for() { # SECONDS CMD...
-    local end=$((SECONDS + $1)); shift
+    local end=$((SECONDS + $1)) tries=0 pause=0.05; shift
     until "$@" > /dev/null 2>&1; do
         [ $SECONDS -lt $end ] || fail "waited in vain for: $*"
-        sleep 0.05
+        [ $((tries += 1)) -lt 40 ] || pause=0.25 # who looks all the time takes from what is waited for
+        sleep $pause
     done
 }
 run_check() {

@@ -108,6 +108,9 @@ void gr_rpc_client_free(struct gr_rpc_client *c); /* NULL allowed; no call may b
  * return ends the call, and the peer is told (gr_rpc_gone there). The peer's error comes back as its code and text. timeout_ms < 0: none. */
 int gr_rpc_call(struct gr_rpc_client *c, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *part_arg,
                 int64_t timeout_ms, json_t **ret_result, struct gr_err *err);
+/* The same for the caller of @of, a request being served, who gets the parts: when he is gone, or his server ends, so does this, with
+ * -GR_ECANCELED, however long @c stays silent. */
+int gr_rpc_pass_on(struct gr_rpc_client *c, struct gr_rpc_call *of, const char *method, json_t *params, json_t **ret_result, struct gr_err *err);
 
 /* Unix sockets at paths of any length. */
 /* Takes the place of a socket that nobody serves; -EADDRINUSE: somebody does. May block for some seconds while a socket outlives

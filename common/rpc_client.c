@@ -3,6 +3,7 @@
 #include <string.h>
 
 #define PARTS_QUEUED 32 /* of one call; then the connection is not read on */
+#define LOOK_MS 200     /* how often a call that is passed on looks whether its caller is gone */
 
 /* A call that waits; lives on the caller's stack. */
 struct waiting {
@@ -154,7 +155,8 @@ static int deliver_parts(struct gr_rpc_client *c, struct waiting *w, int (*on_pa
     return r;
 }
 
-static int wait_reply(struct gr_rpc_client *c, struct waiting *w, int (*on_part)(void *arg, json_t *part), void *part_arg,
+/* @of (may be NULL): the call for whose caller this is done. */
+static int wait_reply(struct gr_rpc_client *c, struct waiting *w, const struct gr_rpc_call *of, int (*on_part)(void *arg, json_t *part), void *part_arg,
                       int64_t timeout_ms, struct gr_err *err)
 {
     uint64_t end = gr_loop_now_ns(c->loop) + (uint64_t)GR_MAX(timeout_ms, 0) * 1000000u;
@@ -168,6 +170,12 @@ static int wait_reply(struct gr_rpc_client *c, struct waiting *w, int (*on_part)
             return gr_fail(err, c->why.code, "%s", gr_err_text(&c->why, -EPIPE));
         if (json_array_size(w->parts) > 0)
             continue;
+        if (gr_rpc_gone(of))
+            return gr_fail(err, -GR_ECANCELED, "the caller is gone");
+        if (timeout_ms < 0 && of) {
+            (void)gr_fqueue_wait_ms(&w->event, LOOK_MS);
+            continue;
+        }
         if (timeout_ms < 0) {
             gr_fqueue_wait(&w->event);
             continue;
@@ -194,7 +202,7 @@ static int read_reply(json_t *reply, json_t **ret_result, struct gr_err *err)
     return gr_fail(err, code, "%s", text && text[0] ? text : gr_code_text(code));
 }
 
-int gr_rpc_call(struct gr_rpc_client *c, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *part_arg,
+static int call(struct gr_rpc_client *c, const struct gr_rpc_call *of, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *part_arg,
                 int64_t timeout_ms, json_t **ret_result, struct gr_err *err)
 {
     struct waiting w = {.id = ++c->last_id, .parts = json_array()};
@@ -212,7 +220,7 @@ int gr_rpc_call(struct gr_rpc_client *c, const char *method, json_t *params, int
     else if (r < 0)
         r = gr_fail(err, r, "%s: cannot send: %s", method, gr_code_text(r));
     else
-        r = wait_reply(c, &w, on_part, part_arg, timeout_ms, err);
+        r = wait_reply(c, &w, of, on_part, part_arg, timeout_ms, err);
     for (struct waiting **p = &c->waiting; *p; p = &(*p)->next)
         if (*p == &w) {
             *p = w.next;
@@ -229,4 +237,20 @@ int gr_rpc_call(struct gr_rpc_client *c, const char *method, json_t *params, int
     }
     json_decref(w.parts);
     return r;
+}
+
+int gr_rpc_call(struct gr_rpc_client *c, const char *method, json_t *params, int (*on_part)(void *arg, json_t *part), void *part_arg,
+                int64_t timeout_ms, json_t **ret_result, struct gr_err *err)
+{
+    return call(c, NULL, method, params, on_part, part_arg, timeout_ms, ret_result, err);
+}
+
+static int pass_part(void *arg, json_t *part)
+{
+    return gr_rpc_part(arg, json_incref(part));
+}
+
+int gr_rpc_pass_on(struct gr_rpc_client *c, struct gr_rpc_call *of, const char *method, json_t *params, json_t **ret_result, struct gr_err *err)
+{
+    return call(c, of, method, params, pass_part, of, -1, ret_result, err);
 }

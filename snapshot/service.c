@@ -60,11 +60,6 @@ void snap_svc_free(struct snap_svc *s)
 }
 
 /* ---- requests ---- */
-static int pass_part(void *arg, json_t *part)
-{
-    return gr_rpc_part(arg, json_incref(part));
-}
-
 static int owner_connect(struct snap_op *op, struct gr_rpc_client **ret)
 {
     int r = snap_peer_connect(op->s, op->owner.address, ret, op->err);
@@ -84,7 +79,7 @@ int snap_op_forward(struct snap_op *op, const char *method)
         gr_rpc_client_free(peer);
         return gr_fail(op->err, -ENOMEM, "%s: out of memory", method);
     }
-    r = gr_rpc_call(peer, method, params, pass_part, op->call, -1, op->ret, op->err);
+    r = gr_rpc_pass_on(peer, op->call, method, params, op->ret, op->err);
     gr_rpc_client_free(peer);
     return r;
 }

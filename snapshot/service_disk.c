@@ -252,7 +252,7 @@ static int op_list(struct snap_op *op)
 }
 SNAP_METHOD(op_list, "disk.list")
 
-/* Of a disk owned elsewhere the owner knows best; when it has no service, what the volume says will do. */
+/* Of a disk owned elsewhere the owner knows best; when it has no service, or does not answer, what the volume says will do. */
 static int op_info(struct snap_op *op)
 {
     struct snap_path p;
@@ -269,8 +269,9 @@ static int op_info(struct snap_op *op)
     const char *address = json_string_value(json_object_get(o, OWNER_ADDRESS));
     if (address && !json_is_true(json_object_get(op->params, "forwarded"))) {
         struct gr_err local = *op->err;
-        memcpy(op->owner.address, address, GR_MIN(strlen(address) + 1, sizeof(op->owner.address)));
-        if (snap_op_forward(op, "disk.info") == 0) {
+        json_t *params = json_copy(op->params);
+        json_object_set_new(params, "forwarded", json_true());
+        if (snap_peer_ask(op->s, address, "disk.info", params, OWNER_MS, op->ret, op->err) == 0) {
             json_object_set(*op->ret, "owner", json_object_get(o, "owner"));
             json_object_set_new(*op->ret, "owner-self", json_false());
             json_decref(o);

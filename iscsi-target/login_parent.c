@@ -111,6 +111,14 @@ void tgt_login_stop(struct tgt_server *s)
         gr_helper_stop(&s->login->process);
 }
 
+void tgt_login_let_go(struct tgt_server *s, const struct tgt_lu *lu)
+{
+    struct tgt_login_parent *p = s->login;
+    for (unsigned i = 0; p && i < TGT_SLOTS_MAX; i++)
+        if (p->slots[i].lu == lu)
+            tgt_lu_user_put(gr_take(p->slots[i].lu));
+}
+
 void tgt_login_free(struct tgt_server *s)
 {
     struct tgt_login_parent *p = s->login;
@@ -331,7 +339,7 @@ static void refuse_login(const struct tgt_job *j, unsigned status)
 static int room_for(const struct tgt_server *s, const struct tgt_lu *lu, bool joins, struct gr_err *err)
 {
     unsigned max = s->opts.max_sessions ? s->opts.max_sessions : 256;
-    if (s->stopping || lu->releasing)
+    if (s->stopping || !lu || lu->releasing)
         return gr_fail(err, -GR_ELOCKED, "shutting down");
     return !joins && s->n_sessions >= max ? gr_fail(err, -ENOMEM, "%u sessions are logged in, no more are allowed", s->n_sessions) : 0;
 }
@@ -353,9 +361,10 @@ static void hand_over_fiber(void *arg)
     if (!r) /* that may have waited, and whoever has begun to release the disk asks nobody again */
         r = room_for(s, lu, j->taken.tsih, &err);
     if (r < 0) {
-        tgt_note(s, 4, "login of %s to '%s' refused: %s", initiator, lu->disk, gr_err_text(&err, r));
+        tgt_note(s, 4, "login of %s to '%s' refused: %s", initiator, j->taken.disk, gr_err_text(&err, r));
         refuse_login(j, login_status(r));
-        tgt_lu_user_put(lu);
+        if (lu)
+            tgt_lu_user_put(lu);
         tgt_job_end(j);
         return;
     }

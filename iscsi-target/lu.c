@@ -245,6 +245,8 @@ static int place_lu(struct tgt_server *s, const char *disk, struct tgt_place *pl
         if (r < 0)
             gr_fail(err, r, "disk '%s': what its owner says of it cannot be served", disk);
     }
+    if (r == 0 && lu->releasing) /* since then: nobody is asked again */
+        r = gr_fail(err, -GR_ELOCKED, "disk '%s' is being released", disk);
     if (r < 0) {
         tgt_lu_user_put(lu);
         return r;

@@ -402,6 +402,7 @@ int tgt_login_start(struct tgt_server *s, struct gr_err *err);
 int tgt_login_listen(struct tgt_server *s, const struct tgt_portal *p);
 void tgt_login_unlisten(struct tgt_server *s, uint32_t portal);
 void tgt_login_stop(struct tgt_server *s); /* no new logins */
+void tgt_login_let_go(struct tgt_server *s, const struct tgt_lu *lu); /* those to it that are under way use it no longer, and are refused in the end */
 void tgt_login_free(struct tgt_server *s);
 /* Listing of targets for @initiator ("All" or one name) as SendTargets text; @address: "host:port" it reached us at. (fiber) */
 struct gr_buf;

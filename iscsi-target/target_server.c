@@ -177,6 +177,7 @@ int tgt_server_release(struct tgt_server *s, const char *disk, bool only_idle, s
         if (o->lu == lu)
             tgt_sess_close(o, "the disk is released");
     }
+    tgt_login_let_go(s, lu);
     while (lu->users)
         gr_fqueue_wait(&s->changed);
     lu_forget(s, lu);

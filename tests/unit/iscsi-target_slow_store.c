@@ -1,4 +1,5 @@
-/* Logins while something of the disk is being written to its store: which start of a VM is the latest, reservations that are kept. */
+/* Logins that take long, while something of the disk is being written to its store (which start of a VM is the latest, reservations that are kept), or because
+ * the initiator does. */
 #include "iscsi-target/pr.h"
 #include "tests/lib/inisess.h"
 #include <pthread.h>
@@ -146,6 +147,24 @@ static void release_ends(void **state)
     store(0);
 }
 
+/* A stranger who stops half way holds nothing up, and is refused if he goes on. */
+static void half_way(void **state)
+{
+    static const char keys[] = "InitiatorName=" INISESS_NAME ":stranger\0TargetName=" TGTFIX_TARGET "\0SessionType=Normal\0AuthMethod=None";
+    struct ini i;
+    atomic_store(&released, false);
+    assert_int_equal(ini_connect(&i, "127.0.0.1", fix.port), 0);
+    assert_true(ini_login_request(&i, 0, 1, 0, keys, sizeof keys) >= 0);
+    assert_int_equal(i.login_status, 0);
+    assert_int_equal(tgtfix_call(&fix, release, NULL), 0);
+    for (unsigned k = 0; k < 500 && !atomic_load(&released); k++) /* a third of the time that a login may take */
+        usleep(10000);
+    assert_true(atomic_load(&released));
+    assert_true(ini_login_request(&i, 0, 3, 1, NULL, 0) >= 0);
+    assert_int_equal(i.login_status, TGT_LOGIN_UNAVAILABLE);
+    ini_close(&i);
+}
+
 /* ---- it is being opened: who held it last is stored anew ---- */
 static void registered(void)
 {
@@ -225,5 +244,5 @@ static void stays_in_standby(void **state)
     store(0);
 }
 
-TGTFIX_MAIN(NULL, NULL, TGTFIX_CASE(older_start_comes_second), TGTFIX_CASE(starts_of_two_vms), TGTFIX_CASE(release_ends), TGTFIX_CASE(two_open_it),
+TGTFIX_MAIN(NULL, NULL, TGTFIX_CASE(older_start_comes_second), TGTFIX_CASE(starts_of_two_vms), TGTFIX_CASE(release_ends), TGTFIX_CASE(half_way), TGTFIX_CASE(two_open_it),
             TGTFIX_CASE(stays_in_standby))

@@ -30,7 +30,7 @@
 #define TGT_UNACKED_BYTES (16u << 20) /* their data, of a session */
 #define TGT_RX_BYTES (128u << 10)
 #define TGT_TX_PDUS 256u
-#define TGT_UA_MAX 8u
+#define TGT_UA_MAX 16u           /* all that can be told: none is lost */
 #define TGT_TEXT_IN_MAX 8192u    /* text of one exchange in full feature phase */
 #define TGT_SESSION_BYTES (64u << 20) /* data buffers of a session; more: TASK SET FULL, or the command waits */
 /* Long reads of a session from a medium in memory, read or not yet sent: they are sent while they are in a core's cache (0.91 instead of 0.79 of nbdkit's

@@ -2,6 +2,7 @@
  * device any more; what waited for its turn is asked again whether it may; COMPARE AND WRITE excludes the plain writes of others. */
 #include "iscsi-target/pr.h"
 #include "iscsi-target/scsi.h"
+#include "common/cleanup.h"
 #include "tests/lib/inisess.h"
 #include <string.h>
 #include <time.h>
@@ -205,5 +206,36 @@ static void dropped_before_its_turn(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
+/* All that can be told, while the initiator is idle. */
+static const uint16_t attentions[] = {TGT_UA_MODE_CHANGED, TGT_UA_INQUIRY_CHANGED, TGT_UA_CAPACITY, TGT_UA_MEDIUM_CHANGED, TGT_UA_THRESHOLD, TGT_UA_ACCESS_CHANGED,
+                                      TGT_UA_LUNS_CHANGED, TGT_UA_RESET, TGT_UA_CLEARED, TGT_UA_RES_RELEASED, TGT_UA_RES_PREEMPTED, TGT_UA_REG_PREEMPTED};
+
+static int tell_all(struct tgtfix *f, void *arg)
+{
+    (void)arg;
+    for (size_t i = 0; i < GR_ARRAY_LEN(attentions); i++)
+        tgt_lu_ua(f->server->sessions->lu, NULL, attentions[i]);
+    return 0;
+}
+
+static void attentions_are_not_lost(void **state)
+{
+    struct ini i;
+    struct ini_result r;
+    const uint8_t ready[6] = {0};
+    login(&i, INISESS_NAME ":idle");
+    tgtfix_call(&fix, tell_all, NULL);
+    for (size_t k = 0; k < GR_ARRAY_LEN(attentions); k++) {
+        assert_int_equal(ini_cmd(&i, ready, 6, NULL, 0, NULL, 0, &r), 0);
+        assert_int_equal(r.status, 2);
+        assert_int_equal(INI_KEY(r), 6);
+        assert_int_equal(INI_ASC(r), attentions[k]);
+    }
+    assert_int_equal(ini_cmd(&i, ready, 6, NULL, 0, NULL, 0, &r), 0);
+    assert_int_equal(r.status, 0);
+    ini_close(&i);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
 TGTFIX_MAIN(NULL, NULL, TGTFIX_CASE(ejected_writes_are_over), TGTFIX_CASE(orphans_are_waited_for), TGTFIX_CASE(compares_exclude_writes),
-            TGTFIX_CASE(waiting_is_asked_again), TGTFIX_CASE(dropped_before_its_turn))
+            TGTFIX_CASE(waiting_is_asked_again), TGTFIX_CASE(dropped_before_its_turn), TGTFIX_CASE(attentions_are_not_lost))

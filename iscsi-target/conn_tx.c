@@ -257,12 +257,11 @@ static void fill(struct tgt_conn *c)
 /* A PDU of a task is out. Its answer is kept where it may be asked for again. */
 static void task_out(struct tgt_task *t, bool ends)
 {
-    struct tgt_tmf_wait *tmf = ends ? gr_take(t->tmf) : NULL;
     t->in_ring--;
     if (ends && !t->unacked.listed && !t->in_ring && !t->in_tx)
         tgt_task_release(t);
-    if (tmf)
-        tgt_tmf_task_gone(tmf);
+    else if (ends)
+        tgt_tmf_task_ended(t);
 }
 
 /* False: the connection was closed. */

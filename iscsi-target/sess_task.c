@@ -30,6 +30,7 @@ struct tgt_task *tgt_task_blank(struct tgt_sess *sess, uint32_t itt)
     t->in_ring = 0;
     t->base_sn = t->base_off = t->again_sn = t->again_end = t->snack_tag = 0;
     t->tmf = NULL;
+    t->tmf_more = NULL;
     t->buf = NULL;
     t->cap = t->out_total = t->out_need = t->out_got = t->in_total = t->in_len = 0;
     t->unsol_datasn = t->unsol_limit = t->r2t_off = t->r2tsn = t->n_r2t = 0;
@@ -178,9 +179,7 @@ void tgt_task_release(struct tgt_task *t)
     sess->free_tasks = t;
     if (!sess->n_free++)
         wake_paused(sess);
-    struct tgt_tmf_wait *tmf = gr_take(t->tmf);
-    if (tmf)
-        tgt_tmf_task_gone(tmf);
+    tgt_tmf_task_ended(t);
     if (s->buf_waiters)
         tgt_bufs_retry(s);
 }
@@ -286,8 +285,11 @@ void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf)
 {
     struct tgt_sess *sess = t->sess;
     struct tgt_server *s = sess->server;
-    if (t->aborted)
+    if (t->aborted) {
+        if (t->state == TASK_RUN) /* another was first, and it has not ended for that */
+            tgt_tmf_wait_for(tmf, t);
         return;
+    }
     switch ((enum tgt_state)t->state) {
     case TASK_FREE:
         return;
@@ -296,16 +298,11 @@ void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf)
             return; /* its status is on its way */
         if (!t->in_ring)
             break;
-        if (tmf && !t->tmf) { /* its data is: the function is answered behind its status */
-            t->tmf = tmf;
-            tmf->tasks++;
-        }
+        tgt_tmf_wait_for(tmf, t); /* its data is: the function is answered behind its status */
         return;
     case TASK_RUN:
         t->aborted = true;
-        t->tmf = tmf;
-        if (tmf)
-            tmf->tasks++;
+        tgt_tmf_wait_for(tmf, t);
         if (t->range.active && (t->cmd->flags & CMD_WRITES))
             tgt_range_seal(&t->lu->ranges, &t->range);
         return;

@@ -112,6 +112,11 @@ struct tgt_tmf_wait { /* a task management function waiting for tasks to end, th
     uint32_t itt, tasks; /* how many are still to end */
     uint8_t response;
     bool cold_reset, many; /* many: it ends all tasks there are, and its response is fenced */
+    bool unsure;           /* no memory to wait for all of them */
+};
+struct tgt_tmf_more { /* one more that waits for a task */
+    struct tgt_tmf_more *next;
+    struct tgt_tmf_wait *w;
 };
 struct tgt_task {
     struct tgt_sess *sess;
@@ -133,7 +138,8 @@ struct tgt_task {
     uint32_t itt, cmdsn, edtl;
     uint64_t began_ns;
     uint32_t early;             /* sense of a held command that failed before its turn */
-    struct tgt_tmf_wait *tmf;
+    struct tgt_tmf_wait *tmf;   /* waits for its end; */
+    struct tgt_tmf_more *tmf_more; /* and who came later */
     /* data */
     uint8_t *buf;
     uint32_t cap;
@@ -516,7 +522,8 @@ void tgt_bufs_retry(struct tgt_server *s);
 void tgt_fibers_retry(struct tgt_server *s);
 /* ---- tmf.c ---- */
 void tgt_tmf_request(struct tgt_conn *c, const uint8_t *bhs);
-void tgt_tmf_task_gone(struct tgt_tmf_wait *w);
+void tgt_tmf_wait_for(struct tgt_tmf_wait *w, struct tgt_task *t); /* @w NULL: nothing happens */
+void tgt_tmf_task_ended(struct tgt_task *t); /* told to all that wait for it. May close sessions */
 void tgt_tmf_answer(struct tgt_tmf_wait *w); /* its tasks have ended and no fence is before it: takes @w. May close sessions */
 /* ---- ack_fence.c ---- */
 /* True: other connections have not acknowledged all that was sent there; takes @w, and answers it when they have, or have ended. */

@@ -14,7 +14,7 @@ void tgt_tmf_answer(struct tgt_tmf_wait *w)
     if (c->fd >= 0) {
         struct tgt_misc *m = tgt_misc_new(c, TGT_OP_TMF_RSP, TGT_FINAL, w->itt, 0);
         if (m) {
-            m->bhs[2] = w->response;
+            m->bhs[2] = w->unsure ? TGT_TMF_REJECTED : w->response;
             m->after = w->cold_reset ? AFTER_CLOSE_SESSION : AFTER_NOTHING;
             c->closing |= w->cold_reset;
             if (w->many)
@@ -35,10 +35,40 @@ void tgt_tmf_answer(struct tgt_tmf_wait *w)
     tgt_conn_unhold(c);
 }
 
-void tgt_tmf_task_gone(struct tgt_tmf_wait *w)
+static void task_gone(struct tgt_tmf_wait *w)
 {
     if (!--w->tasks && !(w->many && tgt_fence_hold(w)))
         tgt_tmf_answer(w);
+}
+
+void tgt_tmf_wait_for(struct tgt_tmf_wait *w, struct tgt_task *t)
+{
+    struct tgt_tmf_more *m = w && t->tmf ? gr_alloc(sizeof *m) : NULL;
+    if (!w)
+        return;
+    if (m) {
+        *m = (struct tgt_tmf_more){t->tmf_more, w};
+        t->tmf_more = m;
+    } else if (!t->tmf) {
+        t->tmf = w;
+    } else {
+        w->unsure = true;
+        return;
+    }
+    w->tasks++;
+}
+
+void tgt_tmf_task_ended(struct tgt_task *t)
+{
+    struct tgt_tmf_wait *w = gr_take(t->tmf);
+    struct tgt_tmf_more *m = gr_take(t->tmf_more), *next;
+    if (w)
+        task_gone(w);
+    for (; m; m = next) {
+        next = m->next;
+        task_gone(m->w);
+        free(m);
+    }
 }
 
 static void abort_all(struct tgt_tmf_wait *w, struct tgt_sess *sess)
@@ -125,5 +155,5 @@ void tgt_tmf_request(struct tgt_conn *c, const uint8_t *bhs)
     w->tasks = 1; /* ours, so that nothing is answered before all are aborted */
     c->holds++;
     w->response = function(w, bhs);
-    tgt_tmf_task_gone(w);
+    task_gone(w);
 }

@@ -206,6 +206,42 @@ static void dropped_before_its_turn(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
+static void send_abort(struct ini *i, uint32_t itt)
+{
+    uint8_t b[TGT_BHS_LEN];
+    tgt_bhs_start(b, TGT_OP_TMF, TGT_FINAL | TGT_TMF_ABORT_TASK, ++i->itt, 0);
+    b[0] |= TGT_IMMEDIATE;
+    gr_put_be32(b + 20, itt);
+    gr_put_be32(b + 24, i->cmdsn);
+    gr_put_be32(b + 28, i->expstatsn);
+    gr_put_be32(b + 32, i->cmdsn - 1);
+    assert_int_equal(ini_send(i, b, NULL, 0), 0);
+}
+
+/* As initiators do when a device is slow: they abort the command, then they reset the unit. Each is answered when the write is over, not just the first. */
+static void all_functions_wait(void **state)
+{
+    struct ini a, other;
+    uint8_t data[BLOCK], b[TGT_BHS_LEN], response = 255;
+    memset(data, 'w', sizeof data);
+    login(&a, INISESS_NAME ":a");
+    login(&other, INISESS_NAME ":other");
+    uint64_t start = ms();
+    send_write(&a, 48, data);
+    usleep(50000);
+    send_abort(&a, a.itt);
+    usleep(50000);
+    assert_int_equal(ini_tmf(&other, TGT_TMF_LUN_RESET, 0, 0, &response), 0);
+    assert_int_equal(response, TGT_TMF_DONE);
+    assert_true(ms() - start >= TGTFIX_SLOW_MS - 20);
+    check_bytes(48 * 512, 'w');
+    inix_expect(&a, b, TGT_OP_TMF_RSP);
+    assert_int_equal(b[2], TGT_TMF_DONE);
+    ini_close(&a);
+    ini_close(&other);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
 /* All that can be told, while the initiator is idle. */
 static const uint16_t attentions[] = {TGT_UA_MODE_CHANGED, TGT_UA_INQUIRY_CHANGED, TGT_UA_CAPACITY, TGT_UA_MEDIUM_CHANGED, TGT_UA_THRESHOLD, TGT_UA_ACCESS_CHANGED,
                                       TGT_UA_LUNS_CHANGED, TGT_UA_RESET, TGT_UA_CLEARED, TGT_UA_RES_RELEASED, TGT_UA_RES_PREEMPTED, TGT_UA_REG_PREEMPTED};
@@ -238,4 +274,4 @@ static void attentions_are_not_lost(void **state)
 }
 
 TGTFIX_MAIN(NULL, NULL, TGTFIX_CASE(ejected_writes_are_over), TGTFIX_CASE(orphans_are_waited_for), TGTFIX_CASE(compares_exclude_writes),
-            TGTFIX_CASE(waiting_is_asked_again), TGTFIX_CASE(dropped_before_its_turn), TGTFIX_CASE(attentions_are_not_lost))
+            TGTFIX_CASE(waiting_is_asked_again), TGTFIX_CASE(dropped_before_its_turn), TGTFIX_CASE(all_functions_wait), TGTFIX_CASE(attentions_are_not_lost))

@@ -109,12 +109,12 @@ static void event(void *arg, enum gr_event ev)
 static void lu_close(struct tgt_lu *lu)
 {
     lu->standby = false;
+    free(gr_take(lu->incarnations)); /* also of those that logged in while it was in standby */
     if (!lu->bdev)
         return;
     gr_bdev_unlisten(lu->bdev, &lu->listener);
     gr_chan_close(gr_take(lu->chan));
     gr_bdev_put(gr_take(lu->bdev));
-    free(gr_take(lu->incarnations));
     tgt_copies_free(lu);
     tgt_sanitize_free(lu);
     gr_timer_cancel(lu->server->loop, &lu->limit.timer);
@@ -151,6 +151,7 @@ static int lu_open(struct tgt_lu *lu, struct gr_bdev *bdev, struct gr_err *err)
     if (bdev->ops->attr_get && bdev->ops->attr_set) {
         int n = bdev->ops->attr_get(bdev, INCARNATIONS_ATTR, &text, NULL);
         lu->has_store = n != -EOPNOTSUPP; /* a layer has the calls, what is below it may not */
+        free(gr_take(lu->incarnations)); /* what the store says, counts */
         if (n >= 0) {
             lu->incarnations = gr_asprintf("%.*s", n, (const char *)text);
             free(text);

@@ -277,10 +277,10 @@ static int overwrite_fn(void *arg)
     make_disk(t, 0, 0, SIZE, VMFS_THIN);
     unsigned asked = 0, r = 0;
     for (uint64_t at = 0; at < SIZE && r == 0; at += 65536) {
-        r = gr_pwrite(t->disk[0].ch, t->buf, 65536, at, 0) == -GR_ENOSPACE;
+        r = gr_pwrite(t->disk[0].f.ch, t->buf, 65536, at, 0) == -GR_ENOSPACE;
         unsigned asks = t->host[0].asks;
         if (r == 0)
-            assert_int_equal(gr_pwrite(t->disk[0].ch, t->buf, 65536, at, 0), 0);
+            assert_int_equal(gr_pwrite(t->disk[0].f.ch, t->buf, 65536, at, 0), 0);
         asked += t->host[0].asks - asks;
     }
     print_message("others were asked %u times, for overwrites %u\n", t->host[0].asks, asked);
@@ -302,9 +302,9 @@ static int steady_fn(void *arg)
     fill(t, &t->disk[0], 0, 64u << 20);
     for (unsigned round = 0; round < 6; round++) {
         for (unsigned i = 0; i < 300; i++) /* a leaf of the map for each */
-            assert_int_equal(gr_pwrite(t->disk[1].ch, t->buf, 4096, (i + round * 300) * (32ull << 20), 0), 0);
+            assert_int_equal(gr_pwrite(t->disk[1].f.ch, t->buf, 4096, (i + round * 300) * (32ull << 20), 0), 0);
         for (unsigned i = 0; i < 2048; i++)
-            assert_int_equal(gr_pwrite(t->disk[0].ch, t->buf, 4096, rnd(t, 16384) * 4096ull, 0), 0);
+            assert_int_equal(gr_pwrite(t->disk[0].f.ch, t->buf, 4096, rnd(t, 16384) * 4096ull, 0), 0);
         OK(vmfs_checkpoint(v, &err));
         gr_fiber_sleep_ms(50);
     }

@@ -214,15 +214,12 @@ struct host {
     bool ended;
 };
 
-static void host_begin(struct fixture *f, struct host *h, const char *name, const char *address)
+static void host_begin(struct host *h, const char *name, const char *address)
 {
-    char *dir = test_path(name);
-    setenv("GRANARY_HOME", dir, 1);
-    free(dir);
-    assert_int_equal(gr_home_open(1, &h->home, NULL), 0);
-    const struct snap_svc_opts o = { .loop = f->loop, .home = h->home, .address = address };
+    h->home = test_home(name);
+    const struct snap_svc_opts o = { .loop = gr_fiber_loop(), .home = h->home, .address = address };
     OK(snap_svc_new(&o, &h->s, &err));
-    assert_int_equal(gr_rpc_server_new(f->loop, &h->rpc), 0);
+    assert_int_equal(gr_rpc_server_new(gr_fiber_loop(), &h->rpc), 0);
     assert_int_equal(snap_svc_serve(h->s, h->rpc), 0);
 }
 
@@ -243,26 +240,26 @@ static void server_end(void *arg)
 /* Who asked gives up, or the service ends: then what was passed on to that owner ends, too. What the volume knows is told without it. */
 static int silent_fn(void *arg)
 {
-    struct fixture *f = arg;
+    (void)arg;
     struct host a = { 0 }, b = { 0 };
     int fd = -1;
     struct gr_rpc_client *c = NULL;
     char *deaf = test_path("deaf.sock"), *sock = test_path("a.sock"), *image = test_path("shared.img");
     OK(gr_unix_listen(deaf, 0600, &fd, &err)); /* nobody reads what comes there */
-    host_begin(f, &b, "b", deaf);
+    host_begin(&b, "b", deaf);
     json_decref(ask(&b, "datastore.create", json_pack("{s:s,s:[s],s:i}", "name", "ds", "devices", image, "size", 64 << 20)));
     json_decref(ask(&b, "disk.create", json_pack("{s:s,s:i}", "disk", "ds/d", "size", 1 << 20)));
-    host_begin(f, &a, "a", sock);
+    host_begin(&a, "a", sock);
     OK(gr_rpc_server_listen(a.rpc, sock, &err));
     json_decref(ask(&a, "datastore.join", json_pack("{s:s,s:[s]}", "name", "ds", "devices", image)));
-    OK(gr_rpc_connect(f->loop, sock, &c, &err));
+    OK(gr_rpc_connect(gr_fiber_loop(), sock, &c, &err));
     FAILS(-ETIMEDOUT, "did not answer", gr_rpc_call(c, "snapshot.list", json_pack("{s:s}", "disk", "ds/d"), NULL, NULL, 300, NULL, &err));
     json_t *res = NULL;
     OK(gr_rpc_call(c, "disk.info", json_pack("{s:s}", "disk", "ds/d"), NULL, NULL, 20000, &res, &err));
     assert_int_equal(json_integer_value(json_object_get(res, "size")), 1 << 20);
     json_decref(res);
     gr_rpc_client_free(c);
-    assert_int_equal(gr_fiber_start(f->loop, server_end, &a), 0);
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), server_end, &a), 0);
     for (unsigned i = 0; i < 500 && !a.ended; i++)
         gr_fiber_sleep_ms(10);
     assert_true(a.ended);

@@ -425,7 +425,7 @@ static int older(void *arg)
     json_t *ret = NULL;
     char *path = test_path("older.sock");
     open_client(f);
-    assert_int_equal(gr_rpc_server_new(f->loop, &server), 0);
+    assert_int_equal(gr_rpc_server_new(gr_fiber_loop(), &server), 0);
     assert_int_equal(gr_rpc_server_add(server, older_methods, &o), 0);
     assert_int_equal(gr_rpc_server_listen(server, path, &err), 0);
     json_t *whole = json_pack("{s:s}", "at", path), *part = json_pack("{s:s,s:s}", "at", path, "group", GIVEN_UP);

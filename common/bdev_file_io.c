@@ -354,7 +354,10 @@ static void zero_start(struct file_req *req)
     req->fio.off = bio->off;
     req->fio.len = bio->len;
     req->fio.done = allocate_done;
-    file_issue(b, req->ch, &req->fio);
+    if (bio->len >= LONG) /* to free the pages of a file in memory takes as long as to copy them; a ring leaves that to its workers */
+        gr_loop_file_io(req->ch->loop, &req->fio);
+    else
+        file_issue(b, req->ch, &req->fio);
 }
 
 /* ---- EXTENTS ---- */

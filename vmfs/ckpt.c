@@ -416,29 +416,45 @@ static int write_chunks(struct ckpt *c)
 /* The capture holds the loop: so most leaves are written before it, a few at a time. Those that change again meanwhile are written
  * again; writers wait their turn (journal_room), one each per batch, so there are fewer every time. */
 #define CLEAN_BATCH 64u
+#define CLEAN_SLICE 16u /* are encoded at once, for others have their turn in between: a leaf of splits takes 40 us */
 #define CLEAN_ENOUGH 96u
+/* How many of a batch were there. */
+static unsigned clean_batch(struct ckpt *c)
+{
+    struct vmfs *v = c->v;
+    unsigned left = 0, done = 0;
+    while (!left && done < CLEAN_BATCH && !c->error) {
+        left = CLEAN_SLICE;
+        v->leaves_moved++;
+        for (unsigned h = 0; h < VOBJ_HASH && left; h++)
+            for (struct vobj *o = v->objs[h]; o && left; o = o->hash_next)
+                object_clean(c, o, &left);
+        done += CLEAN_SLICE - left;
+        gr_fiber_yield();
+    }
+    return done;
+}
+
 static int clean_leaves(struct vmfs *v)
 {
     int r = 0;
     for (size_t rounds = v->dirty_nodes / CLEAN_BATCH * 2; r == 0 && rounds-- > 0 && v->dirty_nodes > CLEAN_ENOUGH && !v->fenced;) {
         struct ckpt c = { .v = v, .number = v->ckpt_started + 1 };
-        unsigned left = CLEAN_BATCH;
+        unsigned done = 0;
         v->ckpt_cleaning = true;
-        v->leaves_moved++;
         space_steady(v, CHUNK_UNITS);
         space_pool_fill(v);
         r = space_ensure(v, CLEAN_BATCH * leaf_units_max(v) + 2 * CHUNK_UNITS);
         if (r == -GR_ENOSPACE)
             r = 0; /* the pool serves */
-        for (unsigned h = 0; r == 0 && h < VOBJ_HASH && left; h++)
-            for (struct vobj *o = v->objs[h]; o && left; o = o->hash_next)
-                object_clean(&c, o, &left);
+        if (r == 0)
+            done = clean_batch(&c);
         chunks_trim(&c);
         if (r == 0 && (r = write_chunks(&c)) < 0)
             vmfs_fence(v, "map nodes cannot be written: %s", gr_code_text(r));
         chunks_done(&c);
         gr_fqueue_wake_all(&v->j.room_q);
-        if (left == CLEAN_BATCH || c.error) /* nothing but interior nodes, or no room: the capture does the rest */
+        if (!done || c.error) /* nothing but interior nodes, or no room: the capture does the rest */
             break;
     }
     v->ckpt_cleaning = false;
@@ -467,18 +483,35 @@ static int write_homes(struct ckpt *c)
     return r;
 }
 
-/* Snapshots' trees are on disk now: no need to share memory with the live head. */
+static bool unloadable(const struct vsnap *s)
+{
+    return s->tree.root.mem && !s->open && !s->tree.root.mem->dirty;
+}
+
+/* Snapshots' trees are on disk now: no need to share memory with the live head. What nobody shares is freed by parts, which takes tens of milliseconds
+ * when it is much. */
 static void snapshots_unload(struct vmfs *v)
 {
+    struct mnode **gone = NULL;
+    size_t n = 0, cap = 0;
+    for (unsigned h = 0; h < VOBJ_HASH; h++)
+        for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
+            for (size_t i = 0; i < o->n_snaps; i++)
+                cap += unloadable(o->snaps[i]);
+    if (!cap || !(gone = gr_alloc(cap * sizeof *gone))) /* then with the next checkpoint */
+        return;
     for (unsigned h = 0; h < VOBJ_HASH; h++)
         for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
             for (size_t i = 0; i < o->n_snaps; i++) {
-                struct mtree *t = &o->snaps[i]->tree;
-                if (t->root.mem && !o->snaps[i]->open && !t->root.mem->dirty) {
-                    t->root.ptr = t->root.mem->ptr;
-                    mtree_done(v, t);
-                }
+                struct mchild *root = &o->snaps[i]->tree.root;
+                if (!unloadable(o->snaps[i]))
+                    continue;
+                gone[n++] = root->mem;
+                *root = (struct mchild){ .ptr = root->mem->ptr };
             }
+    while (n)
+        mnode_put_by_parts(v, gone[--n]);
+    free(gone);
 }
 
 static int write_out(struct ckpt *c)

@@ -89,8 +89,10 @@ static void tell_some(struct vmfs *v)
 static void discard_work(void *arg)
 {
     struct vmfs *v = arg;
-    while (v->sp.discard.n)
+    while (v->sp.discard.n) {
         tell_some(v);
+        gr_fiber_yield(); /* a device that answers at once never suspends us, and thousands of runs may wait */
+    }
     v->sp.discard.running = false;
     if (--v->background == 0)
         gr_fqueue_wake_all(&v->background_q);

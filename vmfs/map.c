@@ -88,13 +88,22 @@ struct dropped {
     struct mnode *root;
 };
 
-static void put_by_parts(struct vmfs *v, struct mnode *n)
+#define LEAVES_AT_ONCE 16u /* are freed: of splits each is 130 pieces of memory */
+void mnode_put_by_parts(struct vmfs *v, struct mnode *n)
 {
-    for (unsigned i = 0; n->level > 1 && n->refs == 1 && i < VMFS_FANOUT; i++)
-        if (n->child[i].mem) {
-            put_by_parts(v, n->child[i].mem);
-            n->child[i].mem = NULL;
-        }
+    unsigned freed = 0;
+    for (unsigned i = 0; n->level && n->refs == 1 && i < VMFS_FANOUT; i++) {
+        struct mnode *k = n->child[i].mem;
+        if (!k)
+            continue;
+        n->child[i].mem = NULL;
+        if (k->level)
+            mnode_put_by_parts(v, k);
+        else
+            mnode_put(v, k);
+        if (n->level == 1 && ++freed % LEAVES_AT_ONCE == 0)
+            gr_fiber_yield();
+    }
     mnode_put(v, n);
     gr_fiber_yield();
 }
@@ -103,7 +112,7 @@ static void drop_work(void *arg)
 {
     struct dropped *d = arg;
     struct vmfs *v = d->v;
-    put_by_parts(v, d->root);
+    mnode_put_by_parts(v, d->root);
     free(d);
     if (--v->background == 0)
         gr_fqueue_wake_all(&v->background_q);
@@ -111,7 +120,7 @@ static void drop_work(void *arg)
 
 void mtree_drop(struct vmfs *v, struct mtree *t)
 {
-    struct dropped *d = t->root.mem && t->root.mem->level > 1 && v->joined ? gr_alloc(sizeof *d) : NULL;
+    struct dropped *d = t->root.mem && v->joined ? gr_alloc(sizeof *d) : NULL;
     if (d) {
         *d = (struct dropped){ v, t->root.mem };
         v->background++;

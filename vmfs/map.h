@@ -16,6 +16,7 @@ struct mnode *mnode_new(struct vmfs *v, unsigned level);
 void mnode_set_dirty(struct vmfs *v, struct mnode *n, bool dirty);
 void mnode_count(struct vmfs *v, struct mnode *n); /* what hangs on its entries changed otherwise than by mleaf_set() */
 void mnode_put(struct vmfs *v, struct mnode *n);
+void mnode_put_by_parts(struct vmfs *v, struct mnode *n); /* the same; others have their turn in between (fiber) */
 struct mnode *mnode_get(struct mnode *n);
 void mtree_done(struct vmfs *v, struct mtree *t);
 void mtree_share(struct mtree *dst, const struct mtree *src); /* a second holder of the same nodes [sync] */

@@ -398,7 +398,7 @@ static int apply_snap_drop(struct vobj *o, const struct vmfs_rec_snap_disk *d)
             o->n_snaps--;
             break;
         }
-    mtree_done(o->v, &s->tree);
+    mtree_drop(o->v, &s->tree);
     free(s->name);
     free(s);
     if (!o->n_snaps)

@@ -304,6 +304,33 @@ static void test_memory(void **state)
     free(b);
 }
 
+/* Much of it is given back by others than the loop, where there are others. */
+static void test_memory_given_back(void **state)
+{
+    struct ctx *c = *state;
+    struct burst *b = calloc(1, sizeof *b);
+    char path[] = "/dev/shm/granary-test-XXXXXX";
+    close(mkstemp(path));
+    free(c->path);
+    c->path = strdup(path);
+    unlink(path);
+    b->c = c;
+    open_with(c, (struct gr_file_opts){.create = true, .size = 1 << 20});
+    for (uint64_t len = 4096; len <= 512 << 10; len += (512 << 10) - 4096) {
+        b->bio[0] = (struct gr_bio){.op = GR_OP_UNMAP, .len = len, .done = burst_done, .arg = b};
+        b->left = 1;
+        b->inside = 0;
+        b->asking = true;
+        gr_submit(c->ch, &b->bio[0]);
+        b->asking = false;
+        assert_int_equal(b->inside, gr_loop_engine(c->loop) == GR_ENGINE_URING && len > 4096 ? 0 : 1);
+        while (b->left)
+            gr_loop_turn(c->loop, -1);
+        assert_int_equal(b->status, 0);
+    }
+    free(b);
+}
+
 /* Whoever serves the file as a whole keeps off others who do, and datastores, whose hosts hold named locks. */
 static void test_claim(void **state)
 {
@@ -331,4 +358,4 @@ static void test_claim(void **state)
 }
 
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-TEST_MAIN(T(test_refused), T(test_odd_size), T(test_cut_below), T(test_latched), T(test_resize), T(test_long), T(test_memory), T(test_claim))
+TEST_MAIN(T(test_refused), T(test_odd_size), T(test_cut_below), T(test_latched), T(test_resize), T(test_long), T(test_memory), T(test_memory_given_back), T(test_claim))

@@ -254,6 +254,62 @@ static void test_map_is_in_memory_once(void **state)
     test_in_fiber(once_body, NULL);
 }
 
+/* ---- a checkpoint does not hold the loop ---- */
+/* What others see of a checkpoint who have their turn whenever it lets them. */
+struct turns {
+    struct vmfs *v;
+    bool stop, ended;
+    size_t dirty, bytes, most_dirty, most_bytes; /* the last time; the most that went between two */
+};
+static void turns_work(void *arg)
+{
+    struct turns *t = arg;
+    while (!t->stop) {
+        if (t->v->ckpt_cleaning && t->dirty > t->v->dirty_nodes)
+            t->most_dirty = GR_MAX(t->most_dirty, t->dirty - t->v->dirty_nodes);
+        if (t->bytes > t->v->map_bytes)
+            t->most_bytes = GR_MAX(t->most_bytes, t->bytes - t->v->map_bytes);
+        t->dirty = t->v->dirty_nodes;
+        t->bytes = t->v->map_bytes;
+        gr_fiber_yield();
+    }
+    t->ended = true;
+}
+
+static int turns_body(void *arg)
+{
+    struct rig r;
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    struct turns t = { 0 };
+    rig_open(&r, 4ull << 30); /* with a journal that has room for all of it */
+    OK(vmfs_create(r.v, "d", VMFS_DISK, 8 * LEAVES * LEAF_BYTES, VMFS_THIN, &err));
+    OK(vmfs_open(r.v, "d", &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    for (unsigned i = 0; i < 8; i++)
+        write_each(ch, i * LEAVES * LEAF_BYTES, 3);
+    OK(snap_create(&d, 1, "s", &err));
+    for (unsigned i = 0; i < 8; i++)
+        write_each(ch, i * LEAVES * LEAF_BYTES, 4);
+    assert_in_range(r.v->dirty_nodes, 16 * LEAVES, SIZE_MAX);
+    t.v = r.v;
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), turns_work, &t), 0);
+    OK(vmfs_checkpoint(r.v, &err));
+    for (t.stop = true; !t.ended;)
+        gr_fiber_yield();
+    assert_in_range(t.most_dirty, 1, 16);                                                       /* leaves are encoded */
+    assert_in_range(t.most_bytes, 1, 17 * (sizeof(struct mnode) + 16 * sizeof(struct mpieces))); /* and freed a few at a time */
+    gr_chan_close(ch);
+    vmfs_close(d);
+    rig_close(&r);
+    return 0;
+}
+
+static void test_checkpoint_lets_others_go_on(void **state)
+{
+    test_in_fiber(turns_body, NULL);
+}
+
 /* ---- full ---- */
 #define DISK (32ull << 20)
 #define SNAPS_MAX 4000u
@@ -374,4 +430,4 @@ static void together(void **state)
     test_in_fiber(together_body, NULL);
 }
 
-TEST_MAIN(TEST(together), TEST(test_group_is_one_record), TEST(test_flushes_and_memory), TEST(test_map_is_in_memory_once), TEST(test_full_is_refused_not_given_up))
+TEST_MAIN(TEST(together), TEST(test_group_is_one_record), TEST(test_flushes_and_memory), TEST(test_map_is_in_memory_once), TEST(test_checkpoint_lets_others_go_on), TEST(test_full_is_refused_not_given_up))

@@ -196,7 +196,7 @@ static void reuse(struct vmfs *v, uint64_t addr, uint64_t units, bool tell)
  * of one region each, for regions go one by one. */
 static void reuse_or_keep(struct vmfs *v, const struct vfree *f, bool tell)
 {
-    uint64_t at = f->addr, from = f->addr, end = f->addr + f->units;
+    uint64_t end = f->addr + f->units, at = f->addr, from = at;
     while (at < end) {
         uint32_t n = space_in_region(v, at, (uint32_t)(end - at));
         if (pool_keep(v, at, n)) {

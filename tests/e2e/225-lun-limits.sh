@@ -67,16 +67,20 @@ check 'without an error' grep -q '"errors":0' "$T/held.log"
 
 # fair shares without limits: six connections to one disk do not push aside the one to another
 writes() { granary lun stat --json | jq -r 'map({key: .disk, value: .writes}) | from_entries | "\(."ds/a") \(."ds/b")"'; }
-start hog "$load" "$portal" iqn.2026-11.local.granary:ds:a --size 32M --rw randwrite --bs 4K --depth 64 --conns 6 --time 5
-start modest "$load" "$portal" iqn.2026-11.local.granary:ds:b --size 32M --rw randwrite --bs 4K --depth 64 --time 5
+start hog "$load" "$portal" iqn.2026-11.local.granary:ds:a --size 32M --rw randwrite --bs 4K --depth 64 --conns 6 --time 60
+start modest "$load" "$portal" iqn.2026-11.local.granary:ds:b --size 32M --rw randwrite --bs 4K --depth 64 --time 60
 sleep 1
-read -r a0 b0 <<< "$(writes)"
-sleep 3
-read -r a1 b1 <<< "$(writes)"
-echo "# in the same seconds: six connections $(((a1 - a0) / 3)), one $(((b1 - b0) / 3))"
-# By the commands that wait it would be a sixth. A half is usual; what a client that shares two cores with another and the target asks for is less at times.
-check 'at least a third' [ $((3 * (b1 - b0))) -gt $((a1 - a0)) ]
-for l in hog modest; do wait_for 10 grep -q iops "$T/$l.log"; done
+# By the commands that wait it would be a sixth. A half is usual; what a client that shares two cores with another, the target and whatever else is at work
+# asks for is less at times, so it has three attempts.
+for attempt in 1 2 3; do
+    read -r a0 b0 <<< "$(writes)"
+    sleep 3
+    read -r a1 b1 <<< "$(writes)"
+    echo "# in the same seconds: six connections $(((a1 - a0) / 3)), one $(((b1 - b0) / 3))"
+    [ $((3 * (b1 - b0))) -le $((a1 - a0)) ] || break
+    [ $attempt -lt 3 ] || fail 'the one has less than a third'
+done
+enough hog modest
 
 # cut while it is held up: nothing hangs
 run_check granary disk set ds/a --iops 1 --burst 1

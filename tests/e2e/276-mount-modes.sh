@@ -5,11 +5,9 @@
 requires python3 unshare
 [ -c /dev/fuse ] || skip 'no /dev/fuse'
 requires_root
-A=$T/home B=$T/b MA=$T/mnt-a MB=$T/mnt-b
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-mkdir "$B" "$MA" "$MB"
-on_exit 'b down'
+hosts a b
+MA=$T/mnt-a MB=$T/mnt-b
+mkdir "$MA" "$MB"
 on_exit "b unmount --force '$MB'"
 on_exit "a unmount --force '$MA'"
 run_check a datastore create ds "$T/ds.img" --size 256M

@@ -5,12 +5,7 @@
 . "$(dirname "$0")/lib.sh"
 requires jq
 . "$TOP/tests/matrix/pause.sh"
-A=$T/home B=$T/b
-mkdir "$B"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-on_exit 'b down'
-on_exit 'a down'
+hosts a b
 owner_of() { "$1" datastore info ds --json | jq -r '.hosts[] | select(.self) | .host'; }
 up() { # HOST
     pause_plan "$T/pause-$1"

@@ -3,11 +3,7 @@
 # unmaps and deletes; the other goes on, too; and what was freed can be written by both.
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
-A=$T/home B=$T/b
-mkdir "$B"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-on_exit 'b down'
+hosts a b
 url() { "$1" lun list --json | jq -r --arg d "$2" '.[] | select(.disk == $d) | ."iscsi-url"'; }
 run_check a datastore create ds "$T/ds.img" --size 512M
 run_check a up --portal 127.0.0.1:0

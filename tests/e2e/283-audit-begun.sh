@@ -3,12 +3,7 @@
 # what, in its own home and in that of the host that does the work.
 . "$(dirname "$0")/lib.sh"
 requires jq
-A=$T/a B=$T/b
-mkdir "$A" "$B"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-on_exit 'a down'
-on_exit 'b down'
+hosts a b
 open_lines() { "$1" audit --unfinished --json | jq -c '[.[] | {method, result, seconds, disk: .named.disk}]'; }
 
 run_check a datastore create ds "$T/ds.img" --size 256M --timing fast

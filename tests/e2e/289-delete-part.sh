@@ -3,12 +3,7 @@
 # stays, also after the disk has moved.
 . "$(dirname "$0")/lib.sh"
 requires jq
-A=$T/a B=$T/b
-mkdir "$A" "$B"
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
-on_exit 'a down'
-on_exit 'b down'
+hosts a b
 rpc() { "$BUILD/tests/tools/rpc_call" "$A/run/storaged.sock" "$@"; }
 group=bbbbbbbb-1111-4222-8333-444444444444 other=cccccccc-1111-4222-8333-444444444444
 names() { a snapshot list ds/d --json | jq -r '[.[].name] | join(" ")'; }

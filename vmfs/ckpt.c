@@ -7,6 +7,7 @@
  *   phase 3   the images are written home and flushed        phase 4   the journal's tail moves */
 #include "common/seam.h"
 #include "vmfs/evacuate.h"
+#include "vmfs/loss.h"
 #include "vmfs/pool.h"
 
 struct chunk { /* contiguous units to be written */
@@ -18,7 +19,7 @@ struct chunk { /* contiguous units to be written */
 struct ckpt {
     struct vmfs *v;
     uint64_t number;
-    struct chunk *chunks;
+    struct chunk *chunks, *filling[VMFS_DEVICES_MAX + 1]; /* the newest that was begun for what is near each device; last: near none */
     struct gr_buf images; /* struct vmfs_image_disk[] */
     unsigned n_images;
     struct vcut cut;
@@ -44,25 +45,58 @@ static struct chunk *chunk_add(struct ckpt *c, uint64_t addr, uint32_t units)
     return k;
 }
 
-/* A chunk with room for @units: the newest, a new run, or, when free space is in splinters, one of the runs kept for this. */
-static struct chunk *chunk_for(struct ckpt *c, uint32_t units)
+static bool has_room(const struct chunk *k, uint32_t units)
 {
-    struct chunk *k = c->chunks;
+    return k && k->units - k->used >= units;
+}
+
+/* A chunk with room for @units near device @near: the one that is being filled, a new run, any that has room, or, when free space is in splinters, one
+ * of the runs kept for this. */
+static struct chunk *chunk_for(struct ckpt *c, unsigned near, uint32_t units)
+{
     uint32_t got = 0;
-    if (k && k->units - k->used >= units)
-        return k;
-    uint64_t addr = space_take_steady(c->v, GR_MAX(CHUNK_UNITS, units), units, &got);
+    if (has_room(c->filling[near], units))
+        return c->filling[near];
+    uint64_t addr = space_take_steady(c->v, near, GR_MAX(CHUNK_UNITS, units), units, &got);
+    for (unsigned i = 0; !addr && i <= VMFS_DEVICES_MAX; i++)
+        if (has_room(c->filling[i], units))
+            return c->filling[i];
     if (!addr) {
         addr = space_pool_take(c->v, units);
         got = units;
     }
-    return addr ? chunk_add(c, addr, got) : NULL;
+    struct chunk *k = addr ? chunk_add(c, addr, got) : NULL;
+    return k ? c->filling[near] = k : NULL;
 }
 
-/* @units contiguous units: their address and where to put the bytes. */
-static uint8_t *place(struct ckpt *c, uint32_t units, uint64_t *ret_addr)
+/* Whoever points to what lies at @addr is put near it, if that is a device with tables: when one of those is lost for good, the maps of what lies on the
+ * others are not lost with it (rescue.c). Near others nothing is put: they may be lost while all goes on, and their maps are then still of use. */
+static unsigned near_what(const struct vmfs *v, uint64_t addr)
 {
-    struct chunk *k = chunk_for(c, units);
+    unsigned dev = vmfs_addr_dev(addr);
+    return addr && v->sb.n_devices > 1 && dev < v->sb.n_devices && vdev_has_tables(v, dev) ? dev : SPACE_ANYWHERE;
+}
+
+static unsigned near_node(const struct vmfs *v, const struct mnode *n)
+{
+    uint64_t addr = 0;
+    for (unsigned i = 0; !addr && i < VMFS_FANOUT; i++) {
+        const struct mchild *k = &n->child[i];
+        const struct mentry *e = &n->ent[i];
+        if (n->level)
+            addr = k->mem ? k->mem->ptr.addr : k->ptr.addr;
+        else if (!e->px)
+            addr = e->addr;
+        for (unsigned p = 0; !n->level && e->px && !addr && p < VMFS_BLOCK_PIECES; p++)
+            addr = e->px->addr[p];
+    }
+    return near_what(v, addr);
+}
+
+/* @units contiguous units near @near: their address and where to put the bytes. */
+static uint8_t *place(struct ckpt *c, unsigned near, uint32_t units, uint64_t *ret_addr)
+{
+    struct chunk *k = chunk_for(c, near, units);
     if (!k) {
         c->error = -GR_ENOSPACE;
         return NULL;
@@ -93,7 +127,7 @@ static void node_capture(struct ckpt *c, struct vobj *o, struct mnode *n, uint64
         if (n->child[i].mem)
             node_capture(c, o, n->child[i].mem, parent_snap, first + i * mnode_span(n->level - 1u));
     uint32_t units = mnode_units(n);
-    uint8_t *p = place(c, units, &addr);
+    uint8_t *p = place(c, near_node(c->v, n), units, &addr);
     if (!p)
         return;
     mnode_encode(c->v, n, addr, p);
@@ -165,7 +199,7 @@ static void blob_capture(struct ckpt *c, struct vobj *o)
     }
     uint32_t units = (uint32_t)((b.len + sizeof(struct vmfs_hdr_disk) + VMFS_UNIT - 1) / VMFS_UNIT);
     uint64_t addr;
-    uint8_t *p = place(c, units, &addr);
+    uint8_t *p = place(c, near_what(c->v, o->live.root.mem ? o->live.root.mem->ptr.addr : o->live.root.ptr.addr), units, &addr);
     if (!p)
         return;
     memcpy(p + sizeof(struct vmfs_hdr_disk), b.data, b.len);
@@ -209,7 +243,7 @@ static void shares_capture(struct ckpt *c, struct vregion *r)
     r->shares_bytes = (uint32_t)(r->n_shares * sizeof(struct vmfs_share_disk));
     if (!r->shares_units)
         return;
-    uint8_t *p = place(c, r->shares_units, &r->shares_addr);
+    uint8_t *p = place(c, near_what(c->v, r->first), r->shares_units, &r->shares_addr);
     if (!p)
         return;
     share_blob_encode(r, p);
@@ -275,7 +309,7 @@ static void foreign_capture(struct ckpt *c)
     if (more) {
         size_t bytes = more * sizeof(struct vmfs_run_disk);
         s->aux_blob_units = (uint32_t)((bytes + sizeof(struct vmfs_hdr_disk) + VMFS_UNIT - 1) / VMFS_UNIT);
-        uint8_t *p = place(c, s->aux_blob_units, &s->aux_blob_addr);
+        uint8_t *p = place(c, SPACE_ANYWHERE, s->aux_blob_units, &s->aux_blob_addr);
         if (!p)
             return;
         struct vmfs_run_disk *d = (struct vmfs_run_disk *)(p + sizeof(struct vmfs_hdr_disk));

@@ -142,7 +142,7 @@ static int list_room(struct evac *e, struct gr_err *err)
                                        : 0;
     if (r == 0) { /* where it is needed as long as the volume lives: not on a device that could be lost without it */
         space_steady(e->v, want);
-        addr = space_take_steady(e->v, want, want, &got);
+        addr = space_take_steady(e->v, SPACE_ANYWHERE, want, want, &got);
     }
     if (r == 0 && !addr && e->v->sp.pool_units >= 4ull * want) /* long runs are kept for checkpoints, of which this is a part */
         addr = space_pool_take(e->v, want);

@@ -80,7 +80,7 @@ static void fill(struct vmfs *v, uint64_t leaves)
     uint64_t more;
     while ((more = wanted(v, leaves)) && v->sp.n_pool < VSPACE_POOL) {
         uint32_t got = 0;
-        uint64_t a = space_take_steady(v, (uint32_t)GR_MAX(GR_MIN(more, FILL_MAX), FILL_MIN), leaf_units_max(v), &got);
+        uint64_t a = space_take_steady(v, SPACE_ANYWHERE, (uint32_t)GR_MAX(GR_MIN(more, FILL_MAX), FILL_MIN), leaf_units_max(v), &got);
         if (a)
             (void)run_add(v, a, got);
         else if (space_lease_any(v, NULL) < 0)

@@ -94,19 +94,20 @@ uint64_t space_take_block(struct vmfs *v)
 }
 
 /* A region that may hold a run of @want units, or else the one whose longest may be the longest. */
-static struct vregion *most_promising(const struct vmfs *v, uint32_t want, bool steady)
+static struct vregion *most_promising(const struct vmfs *v, uint32_t want, bool steady, unsigned near)
 {
     struct vregion *pick = NULL;
     for (struct vregion *r = v->sp.regions; r && (!pick || pick->busy.run_bound < want); r = r->next)
-        if (!r->closed && !r->giving && r->busy.run_bound > (pick ? pick->busy.run_bound : 0) && (!steady || vdev_has_tables(v, vmfs_addr_dev(r->first))))
+        if (!r->closed && !r->giving && r->busy.run_bound > (pick ? pick->busy.run_bound : 0) && (!steady || vdev_has_tables(v, vmfs_addr_dev(r->first))) &&
+            (near == SPACE_ANYWHERE || vmfs_addr_dev(r->first) == near))
             pick = r;
     return pick;
 }
 
-static uint64_t take_run(struct vmfs *v, uint32_t want, bool steady, uint32_t *ret_got)
+static uint64_t take_run(struct vmfs *v, uint32_t want, bool steady, unsigned near, uint32_t *ret_got)
 {
     struct vregion *r;
-    while ((r = most_promising(v, want, steady))) {
+    while ((r = most_promising(v, want, steady, near))) {
         uint32_t at, units = GR_MIN(want, r->busy.run_bound);
         if (!busy_find_run(&r->busy, units, &at)) /* now its bound is lower */
             continue;
@@ -121,13 +122,13 @@ static uint64_t take_run(struct vmfs *v, uint32_t want, bool steady, uint32_t *r
 /* A run of @want units, or else the longest. */
 uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got)
 {
-    return take_run(v, want, false, ret_got);
+    return take_run(v, want, false, SPACE_ANYWHERE, ret_got);
 }
 
-uint64_t space_take_steady(struct vmfs *v, uint32_t want, uint32_t least, uint32_t *ret_got)
+uint64_t space_take_steady(struct vmfs *v, unsigned near, uint32_t want, uint32_t least, uint32_t *ret_got)
 {
-    for (int steady = 1; steady >= 0; steady--) {
-        uint64_t a = take_run(v, want, steady, ret_got);
+    for (int steady = near == SPACE_ANYWHERE ? 1 : 2; steady >= 0; steady--) {
+        uint64_t a = take_run(v, want, steady, steady == 2 ? near : SPACE_ANYWHERE, ret_got);
         if (a && *ret_got >= least)
             return a;
         if (a)
@@ -147,7 +148,7 @@ static bool any_unsteady(const struct vmfs *v)
 
 void space_steady(struct vmfs *v, uint32_t want)
 {
-    const struct vregion *r = any_unsteady(v) ? most_promising(v, want, true) : NULL;
+    const struct vregion *r = any_unsteady(v) ? most_promising(v, want, true, SPACE_ANYWHERE) : NULL;
     if ((r && r->busy.run_bound >= want) || !any_unsteady(v))
         return;
     gr_fmutex_lock(&v->sp.lease_lock);

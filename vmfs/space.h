@@ -124,8 +124,10 @@ int space_ensure(struct vmfs *v, uint64_t units); /* lease until so many are fre
 /* Reserve units [sync]: they are busy until space_used() or space_unreserve(). 0 = none (ask space_ensure and try again). */
 uint64_t space_take_block(struct vmfs *v);                       /* 16 units, aligned */
 uint64_t space_take_run(struct vmfs *v, uint32_t want, uint32_t *ret_got); /* 1..want contiguous; for metadata and odd pieces */
-/* The same for metadata of disks, at least @least units: on devices that hold tables, if there is room there [sync]. space_steady(): lease some there. */
-uint64_t space_take_steady(struct vmfs *v, uint32_t want, uint32_t least, uint32_t *ret_got);
+/* The same for metadata of disks, at least @least units: on devices that hold tables, if there is room there, and of those on @near when that is one of
+ * them [sync]. space_steady(): lease some there. */
+#define SPACE_ANYWHERE VMFS_DEVICES_MAX /* near no device more than another */
+uint64_t space_take_steady(struct vmfs *v, unsigned near, uint32_t want, uint32_t least, uint32_t *ret_got);
 void space_steady(struct vmfs *v, uint32_t want);
 uint64_t space_take_piece(struct vmfs *v);                       /* 1 unit, packed in arrival order */
 void space_unreserve(struct vmfs *v, uint64_t addr, uint32_t units);

@@ -47,6 +47,7 @@ mods_vmfs_repair := snapshot vmfs common
 mods_vmfs_faults := snapshot vmfs common
 mods_vmfs_device_loss := snapshot vmfs common
 mods_vmfs_loss_hosts := snapshot vmfs common
+mods_vmfs_rescue := snapshot vmfs common
 mods_vmfs_processes := snapshot vmfs common
 mods_vmfs_crash := snapshot vmfs common
 mods_vmfs_cipher := vmfs common

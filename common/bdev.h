@@ -238,6 +238,17 @@ int gr_bdev_mem_open(struct gr_loop *loop, struct gr_mem *m, struct gr_bdev **re
 /* The same as a shared logical unit is: no named locks, but a fence; each handle is a nexus. A request of an ejected one ends with
  * -GR_EFENCED when it gets to the memory, however long a layer kept it. */
 int gr_bdev_mem_open_shared(struct gr_loop *loop, struct gr_mem *m, struct gr_bdev **ret);
+/* Memory over a device: what is written stays in memory and ends with it, nothing of it reaches @below. Named locks are @below's. Whole pages of
+ * 4 KiB: @size and what is below are a multiple of it. */
+struct gr_over_opts {
+    struct gr_bdev *below; /* NULL: there is none. A reference is taken */
+    const char *name;      /* without @below */
+    uint64_t size;         /* bytes */
+    /* Without @below: the 4 KiB at @off, which were never written. 0, or why they cannot be read. In a fiber; NULL: -EIO. */
+    int (*miss)(void *arg, uint64_t off, void *page);
+    void *arg;
+};
+int gr_bdev_over_open(struct gr_loop *loop, const struct gr_over_opts *opts, struct gr_bdev **ret);
 /* Reads zeros, swallows writes. */
 int gr_bdev_null_open(struct gr_loop *loop, uint64_t size, struct gr_bdev **ret);
 

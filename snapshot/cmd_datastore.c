@@ -151,10 +151,17 @@ static int cmd_join(struct gr_cmd_ctx *c, struct gr_err *err)
     int r = name_devices(c, &params, err);
     if (r == 0 && gr_cmd_flag(c, "degraded"))
         json_object_set_new(params, "degraded", json_true());
+    bool rescue = gr_cmd_flag(c, "rescue");
+    if (r == 0 && rescue) {
+        json_object_set_new(params, "rescue", json_true());
+        json_object_set_new(params, "yes", json_boolean(gr_cmd_flag(c, "yes")));
+    }
     if (r == 0)
         r = snap_cmd_call(c, "datastore.join", params, NULL, NULL, &res, err);
     if (r == 0)
-        r = gr_cmd_done(c, res, "datastore '%s' joined", gr_cmd_arg(c, 0));
+        r = rescue ? gr_cmd_done(c, res, "datastore '%s' can be read, and nothing is written to it: 'granary datastore rescued %s' tells what of it is whole", gr_cmd_arg(c, 0),
+                                 gr_cmd_arg(c, 0))
+                   : gr_cmd_done(c, res, "datastore '%s' joined", gr_cmd_arg(c, 0));
     json_decref(res);
     return r;
 }
@@ -331,6 +338,8 @@ static const struct gr_opt create_opts[] = {
 static const struct gr_opt info_opts[] = {{"owners", NULL, "count the disks that each host owns"}, {NULL}};
 static const struct gr_opt join_opts[] = {
     {"degraded", NULL, "also when devices are missing: what lies on them cannot be read"},
+    {"rescue", NULL, "a device that all depends on is lost for good: only read what is left"},
+    {"yes", NULL, "with --rescue: yes, no other host uses it"},
     LOGIN_OPTS,
     {NULL},
 };
@@ -351,6 +360,7 @@ const struct gr_cmd snap_datastore_commands[] = {
     {"datastore", "create", "NAME DEVICE...", 2, -1, "format devices as a new datastore and join it", create_opts, cmd_create},
     {"datastore", "join", "NAME DEVICE...", 2, -1, "register an existing datastore here and join it", join_opts, cmd_join},
     {"datastore", "recover", "NAME [DEVICE...]", 1, -1, "take over from a host that is gone", recover_opts, cmd_recover},
+    {"datastore", "rescued", "NAME", 1, 1, "list what is whole of a datastore joined with --rescue", NULL, snap_cmd_rescued},
     {"datastore", "leave", "NAME", 1, 1, "leave a datastore and forget it here; its content stays", NULL, cmd_leave},
     {"datastore", "destroy", "NAME", 1, 1, "remove a datastore and everything in it", destroy_opts, cmd_destroy},
     {"datastore", "list", "", 0, 0, "list the datastores of this host", NULL, cmd_list},

@@ -37,6 +37,7 @@ int snap_cmd_expiry(const char *text, int64_t *ret, struct gr_err *err); /* "7d"
 extern const struct gr_opt snap_policy_opts[], snap_prune_opts[], snap_protect_opts[];
 /* cmd_check.c */
 int snap_cmd_check(struct gr_cmd_ctx *c, struct gr_err *err);
+int snap_cmd_rescued(struct gr_cmd_ctx *c, struct gr_err *err);
 int snap_cmd_accept_loss(struct gr_cmd_ctx *c, struct gr_err *err);
 int snap_cmd_scrub(struct gr_cmd_ctx *c, struct gr_err *err);
 extern const struct gr_opt snap_check_opts[], snap_scrub_opts[];

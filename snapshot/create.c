@@ -4,6 +4,7 @@
 #include "vmfs/internal.h"
 #include "vmfs/notes.h"
 #include "vmfs/pool.h"
+#include "vmfs/rescue.h"
 #include <limits.h>
 
 static int name_ok(const char *name, struct gr_err *err)
@@ -186,8 +187,9 @@ static int may_take(struct vmfs_disk *const *disks, unsigned n, const char *name
 static int note_do(struct vmfs_disk *d, const char *kind, uint64_t snap, const void *val, size_t len, struct gr_err *err)
 {
     char key[33];
+    int r = d->o ? vrescue_refuse(d->o->v, err) : 0;
     vobj_note_key(kind, snap, key);
-    return disk_attr_do(d, key, val, len, err);
+    return r < 0 ? r : disk_attr_do(d, key, val, len, err);
 }
 
 /* [sync] One instant: no suspension between these records, so they are in one frame of the journal. */

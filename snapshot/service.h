@@ -9,12 +9,14 @@
  *
  * Methods (params → result; "disk" is "DATASTORE/PATH"; sizes in bytes, times in seconds since 1970; ? = optional):
  *   datastore.create {"name","devices":[absolute path],"size"?,"preallocate"?,"force"?,"one-host"?}        → as datastore.info
- *   datastore.join {"name","devices":[…],"degraded"?} → as datastore.info      datastore.leave {"name"}    datastore.destroy {"name","yes":true}
- *   datastore.list → [{"name","state":"joined|degraded|registered|failed","size","free","used","devices":[…],"error"?}]
+ *   datastore.join {"name","devices":[…],"degraded"?,"rescue"? with "yes":true} → as datastore.info      datastore.leave {"name"}    datastore.destroy {"name","yes":true}
+ *   datastore.list → [{"name","state":"joined|degraded|rescue|registered|failed","size","free","used","devices":[…],"error"?}]
  *   datastore.info {"name","owners"?: count their disks} → {"name","uuid","size","free","used","metadata","reserved","devices":[…],"hosts":[{"slot","host",
  *       "state","alive","self","address","portal","generation","disks"?}],"waits":[{"what","disk","host","reason","seconds",…}],"regions","region-size","journal-size","version","stats":{…}}
  *   datastore.check {"name"} parts {"line"} → {"name","sound","errors","objects","nodes","pieces","shared-pieces","regions",
  *       "leaked-units"}
+ *   datastore.rescued {"name"}: joined with "rescue" → {"name","missing":[number],"hosts":[whose journal is lost],"whole","damaged","objects":[{"path","type":"disk|file|folder|snapshot",
+ *       "state":"whole|behind|damaged|lost","size","lost-data","lost-map","changes-lost","behind"?: host}]}
  *   datastore.grow {"name","size"} → as datastore.info      datastore.recover {"name"} → {"recovered"}
  *   datastore.recover {"name","host","yes":true,"devices"?,"login"?} from this one: where nothing fences it must be certain to be gone → {"name","host","recovered":1}
  *   datastore.devices {"name"} → [{"number","device","uuid","size","free","used","metadata","regions","added","leaving",

@@ -59,7 +59,7 @@ static json_t *stats_row(struct vmfs *v)
 
 static const char *state_of(const struct vmfs_info *i)
 {
-    return i->fenced ? "fenced" : i->n_missing || i->n_stale ? "degraded" : "joined";
+    return i->fenced ? "fenced" : i->rescue ? "rescue" : i->n_missing || i->n_stale ? "degraded" : "joined";
 }
 
 static int say_device(struct gr_buf *b, const struct snap_ds *ds, const struct vmfs_info *i, unsigned d)
@@ -79,7 +79,9 @@ static void add_warning(json_t *o, const struct snap_ds *ds, const struct vmfs_i
 {
     struct gr_buf b = {0};
     int r = 0;
-    for (unsigned d = 0; r == 0 && d < VMFS_DEVICES_MAX; d++)
+    if (i->rescue)
+        r = gr_buf_printf(&b, "a device is lost for good, and nothing is written to the others: copy what is whole ('granary datastore rescued %s') to another datastore", ds->name);
+    for (unsigned d = 0; r == 0 && !i->rescue && d < VMFS_DEVICES_MAX; d++)
         r = say_device(&b, ds, i, d);
     if (o && r == 0 && b.len)
         json_object_set_new(o, "warning", json_stringn((const char *)b.data, b.len));
@@ -236,13 +238,21 @@ int snap_op_register(struct snap_op *op, const char *name, json_t *devices, stru
 {
     struct snap_svc *s = op->s;
     struct snap_ds *ds = NULL;
-    bool degraded = false;
+    bool degraded = false, rescue = false, yes = false;
     int r = gr_json_opt_bool(op->params, "degraded", &degraded, op->err);
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "rescue", &rescue, op->err);
+    if (r == 0)
+        r = gr_json_opt_bool(op->params, "yes", &yes, op->err);
+    if (r == 0 && rescue && !yes)
+        r = gr_fail(op->err, -GR_EUSAGE, "datastore '%s': what a lost device has left is read as if no other host used it: see to it that none does, and that the device is lost for good, "
+                    "and add --yes", name);
     if (r == 0)
         r = snap_ds_add(s, name, devices, json_object_get(op->params, "login"), &ds, op->err);
     if (r < 0)
         return r;
     ds->degraded = degraded;
+    ds->rescue = rescue;
     r = snap_ds_join(s, ds, op->err);
     if (r == 0)
         r = snap_registry_save(s, op->err);
@@ -416,6 +426,7 @@ SNAP_METHOD(snap_op_check, "datastore.check")
 SNAP_METHOD(snap_op_repair, "datastore.repair")
 SNAP_METHOD(snap_op_scrub, "datastore.scrub")
 SNAP_METHOD(snap_op_accept_loss, "datastore.accept-loss")
+SNAP_METHOD(snap_op_rescued, "datastore.rescued")
 SNAP_METHOD(snap_op_devices_list, "datastore.devices")
 SNAP_METHOD(snap_op_device_add, "datastore.add-device")
 SNAP_METHOD(snap_op_device_open, "datastore.open-device")
@@ -425,7 +436,7 @@ const struct gr_rpc_method snap_datastore_methods[] = {
     {"datastore.create", rpc_snap_op_datastore_create, .destroys = true},   {"datastore.join", rpc_op_join},   {"datastore.leave", rpc_op_leave},
     {"datastore.destroy", rpc_snap_op_datastore_destroy, .destroys = true}, {"datastore.list", rpc_op_list, true},   {"datastore.info", rpc_op_info, true},
     {"datastore.check", rpc_snap_op_check, true}, {"datastore.repair", rpc_snap_op_repair, .destroys = true},
-    {"datastore.scrub", rpc_snap_op_scrub}, {"datastore.accept-loss", rpc_snap_op_accept_loss, .destroys = true}, {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
+    {"datastore.scrub", rpc_snap_op_scrub}, {"datastore.accept-loss", rpc_snap_op_accept_loss, .destroys = true}, {"datastore.rescued", rpc_snap_op_rescued, true}, {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
     {"datastore.recover", rpc_snap_op_datastore_recover, .destroys = true}, {"datastore.devices", rpc_snap_op_devices_list, true},
     {"datastore.add-device", rpc_snap_op_device_add, .destroys = true}, {"datastore.open-device", rpc_snap_op_device_open},
     {"datastore.remove-device", rpc_snap_op_device_remove, .destroys = true},

@@ -191,6 +191,7 @@ static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *er
         return gr_fail(err, -ENOMEM, "out of memory");
     o.host_name = name;
     o.degraded = ds->degraded || any_lost(ds);
+    o.rescue = ds->rescue;
     o.kek = snap_key_find;
     o.kek_arg = s->o.home;
     struct gr_device_opts device = {.host_uuid = o.host_uuid, .login = ds->login};
@@ -207,10 +208,10 @@ static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *er
         *err = missing;
         return missing.code;
     }
-    if (r == -ENODEV) {
+    if (r == -ENODEV && !ds->rescue) {
         gr_auto_free char *why = gr_strdup(err->text);
-        return gr_fail(err, r, "%s%s%s; 'granary datastore add-device %s DEVICE' names one that another host added", missing.text,
-                       missing.code ? "; " : "", why ? why : "", ds->name);
+        return gr_fail(err, r, "%s%s%s; 'granary datastore add-device %s DEVICE' names one that another host added; when one is lost for good, 'granary datastore join --rescue' "
+                       "reads what is left", missing.text, missing.code ? "; " : "", why ? why : "", ds->name);
     }
     if (r < 0)
         return r;
@@ -237,8 +238,10 @@ int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
         vmfs_info(ds->v, &info);
         if (!info.n_missing)
             snap_ds_prune(s, ds);
-        snap_clean_tmp(s, ds);
-        snap_clean_groups(ds);
+        if (!info.rescue) {
+            snap_clean_tmp(s, ds);
+            snap_clean_groups(ds);
+        }
     }
     memcpy(ds->error, r < 0 ? e->text : "", r < 0 ? sizeof(ds->error) : 1);
     return r < 0 ? gr_prefix(e, r, "datastore '%s'", ds->name) : 0;
@@ -443,7 +446,8 @@ static int handle_add(struct snap_svc *s, struct snap_ds *ds, const char *path, 
     h->next = ds->handles;
     ds->handles = h;
     h->users++;
-    remove_stale(s, ds, h);
+    if (!ds->rescue)
+        remove_stale(s, ds, h);
     h->users--;
     *ret = h;
     return 0;

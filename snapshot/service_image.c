@@ -378,14 +378,14 @@ static int write_image(struct snap_op *op, struct gr_bdev *src, const char *file
 }
 
 /* A live disk is exported as it is at one instant: from a snapshot that goes away with the export. In a command's own process
- * nobody else can write to it. */
+ * nobody else can write to it, and to one that is rescued nobody can. */
 static int export_head(struct snap_op *op, struct snap_disk *d, const char *file, const char *format)
 {
     char name[64];
     uint64_t salt;
     struct gr_bdev *bdev = NULL;
     struct gr_err ignored = {0};
-    if (!op->s->address[0])
+    if (!op->s->address[0] || d->ds->rescue)
         return write_image(op, vmfs_bdev(d->h->disk), file, format);
     gr_world_real()->random(NULL, &salt, sizeof(salt));
     snprintf(name, sizeof(name), SNAP_EXPORT_PREFIX "%016llx", (unsigned long long)salt);

@@ -56,6 +56,7 @@ struct snap_ds {
     char *devices[VMFS_DEVICES_MAX]; /* names, as in common/bdev_open.h */
     unsigned n_devices;
     bool degraded;                /* join also when a device is missing */
+    bool rescue;                  /* one is lost for good: what is left is read, nothing is written */
     json_t *login_row;            /* NULL: without */
     struct gr_device_login login; /* strings of login_row */
     struct gr_bdev *bdevs[VMFS_DEVICES_MAX]; /* while joined */
@@ -358,6 +359,7 @@ int snap_op_check(struct snap_op *op);
 int snap_op_repair(struct snap_op *op);
 int snap_op_scrub(struct snap_op *op);
 int snap_op_accept_loss(struct snap_op *op);
+int snap_op_rescued(struct snap_op *op);
 /* With the lock held: put the datastore into the registry and join it; a failure leaves the registry as it was. */
 int snap_op_register(struct snap_op *op, const char *name, json_t *devices, struct snap_ds **ret); /* with params "login" */
 /* The result datastore.info gives. */

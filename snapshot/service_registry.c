@@ -108,6 +108,8 @@ int snap_registry_load(struct snap_svc *s, struct gr_err *err)
         r = snap_ds_add(s, name ? name : "", json_object_get(row, "devices"), json_object_get(row, "login"), &ds, err);
         if (r == 0)
             r = gr_json_opt_bool(row, "degraded", &ds->degraded, err);
+        if (r == 0)
+            r = gr_json_opt_bool(row, "rescue", &ds->rescue, err);
         if (r < 0)
             return gr_prefix(err, r, "%s/" REGISTRY ": entry %zu", gr_home_dir(s->o.home), i + 1);
     }
@@ -125,8 +127,8 @@ int snap_registry_save(struct snap_svc *s, struct gr_err *err)
         for (unsigned i = 0; i < ds->n_devices; i++)
             json_array_append_new(devices, json_string(ds->devices[i]));
         if (json_array_size(devices) != ds->n_devices ||
-            json_array_append_new(list, json_pack("{s:s,s:o,s:O*,s:o*}", "name", ds->name, "devices", devices, "login", ds->login_row, "degraded",
-                                                  ds->degraded ? json_true() : NULL)) < 0)
+            json_array_append_new(list, json_pack("{s:s,s:o,s:O*,s:o*,s:o*}", "name", ds->name, "devices", devices, "login", ds->login_row, "degraded",
+                                                  ds->degraded ? json_true() : NULL, "rescue", ds->rescue ? json_true() : NULL)) < 0)
             return gr_fail(err, -ENOMEM, REGISTRY ": out of memory");
     }
     return gr_home_save(s->o.home, REGISTRY, doc, err);

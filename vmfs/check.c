@@ -7,6 +7,7 @@
  * what two looks in a row found counts. */
 #include "vmfs/check.h"
 #include "common/seam.h"
+#include "vmfs/rescue.h"
 
 #define LINES_MAX 2000u /* more are counted, not told */
 #define LOOKS_MAX 6u
@@ -284,6 +285,8 @@ static int begin(struct vmfs *v, struct gr_err *err)
 {
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only: only a host can check it", v->sb.name);
+    if (v->rescue)
+        return gr_fail(err, -GR_EREADONLY, "datastore '%s' is being rescued: 'granary datastore rescued %s' tells what of it is whole", v->sb.name, v->sb.name);
     return vmfs_recover(v, err);
 }
 

@@ -3,6 +3,7 @@
 #include "vmfs/loss.h"
 #include "vmfs/keys.h"
 #include "vmfs/notes.h"
+#include "vmfs/rescue.h"
 
 struct vmfs_disk *disk_of(struct gr_chan *ch)
 {
@@ -288,6 +289,12 @@ static void scrub(struct gr_chan *ch, struct gr_bio *bio)
         gr_bio_end(bio, r);
 }
 
+/* Nothing is written to it, by whomever. */
+static bool only_read(const struct vobj *o)
+{
+    return vobj_template(o) || o->v->rescue;
+}
+
 static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
 {
     struct vmfs_disk *d = disk_of(ch);
@@ -312,13 +319,13 @@ static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
     case GR_OP_UNMAP:
     case GR_OP_WRITE_ZEROES:
     case GR_OP_COMPARE_WRITE:
-        if (bio->len == 0 || vobj_template(o))
+        if (bio->len == 0 || only_read(o))
             gr_bio_end(bio, bio->len ? -GR_EREADONLY : 0);
         else
             change(o, bio);
         return;
     case GR_OP_SCRUB:
-        if (vobj_template(o))
+        if (only_read(o))
             gr_bio_end(bio, -GR_EREADONLY);
         else
             scrub(ch, bio);
@@ -330,7 +337,7 @@ static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
         tree_extents(o, &o->live, o->lineage, o->epoch, bio);
         return;
     case GR_OP_COPY:
-        if (vobj_template(o))
+        if (only_read(o))
             gr_bio_end(bio, -GR_EREADONLY);
         else
             disk_copy(ch, bio);
@@ -361,6 +368,7 @@ static int disk_geometry(struct gr_bdev *bdev, struct gr_geometry *ret)
     struct vmfs_lun lun = vobj_lun(d->o);
     uint64_t size = d->o->ino.type == VMFS_FILE ? (d->o->ino.size + 511) & ~511ull : d->o->ino.size; /* whole sectors of a file */
     shape(size, vobj_physical_block(d->o), &lun, d->o->ino.uuid, ret);
+    ret->read_only |= only_read(d->o);
     ret->in_memory = vdev_all_in_memory(d->o->v);
     return 0;
 }
@@ -419,6 +427,9 @@ int disk_attr_do(struct vmfs_disk *d, const char *key, const void *val, size_t l
 
 int disk_attr_record(struct vmfs_disk *d, const char *key, const void *val, size_t len, struct gr_err *err)
 {
+    int r = d->o && !d->gone ? vrescue_refuse(d->o->v, err) : 0;
+    if (r < 0)
+        return r;
     if (d->o && !d->gone)
         journal_room(d->o->v);
     return disk_attr_do(d, key, val, len, err);
@@ -427,7 +438,9 @@ int disk_attr_record(struct vmfs_disk *d, const char *key, const void *val, size
 static int attr_set(struct gr_bdev *bdev, const char *key, const void *val, size_t len, struct gr_err *err)
 {
     struct vmfs_disk *d = gr_container_of(bdev, struct vmfs_disk, bdev);
-    int r = disk_attr_record(d, key, val, len, err);
+    if (d->o && !d->gone)
+        journal_room(d->o->v);
+    int r = disk_attr_do(d, key, val, len, err); /* of a disk that is rescued, too: those are the target's, and end with the process */
     if (r == 0 && (r = journal_commit(d->o->v)) < 0)
         gr_fail(err, r, "'%s': the attribute is not durable: %s", bdev->name, gr_code_text(r));
     return r;
@@ -438,7 +451,9 @@ int vmfs_set_lun(struct vmfs_disk *d, const struct vmfs_lun *lun, struct gr_err 
     struct vmfs_lun_disk val = { .flags = gr_le32_of(lun->flags), .iops = gr_le32_of(lun->iops), .bytes_per_s = gr_le64_of(lun->bytes_per_s),
                                  .burst_ms = gr_le32_of(lun->burst_ms) };
     bool any = lun->flags || lun->iops || lun->bytes_per_s;
-    int r = lun->flags & VMFS_LUN_TEMPLATE && d->o ? vkept_on(d->o->v, err) : 0;
+    int r = d->o ? vrescue_refuse(d->o->v, err) : 0;
+    if (r == 0 && lun->flags & VMFS_LUN_TEMPLATE && d->o)
+        r = vkept_on(d->o->v, err);
     if (r == 0)
         r = attr_set(&d->bdev, VMFS_ATTR_LUN, &val, any ? sizeof val : 0, err);
     if (r == 0)

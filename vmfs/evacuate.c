@@ -11,6 +11,7 @@
 #include "vmfs/evacuate.h"
 #include "vmfs/loss.h"
 #include "vmfs/pool.h"
+#include "vmfs/rescue.h"
 
 #define PUBLISH_UNITS 262144u     /* 1 GiB: so much is copied before a checkpoint takes it over */
 #define PUBLISH_ENTRIES 65536u
@@ -370,6 +371,8 @@ int vmfs_device_remove(struct vmfs *v, unsigned number, const struct vmfs_device
     struct evac e = { .v = v, .dev = number, .opts = opts };
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
+    if (v->rescue)
+        return vrescue_refuse(v, err);
     int r = vdev_all_here(v, "no device can be emptied", err);
     if (r < 0)
         return r;

@@ -183,6 +183,7 @@ struct vmfs {
     struct vsuper sb;
     enum vmfs_role role;
     bool joined, leaving, fenced, replaying;
+    struct vrescue *rescue; /* rescue.c: a device is lost for good, and what is left is only read; NULL: an ordinary volume */
     char fence_reason[192];
     struct vlost lost; /* devices != 0: they are why it was given up */
     struct gr_fqueue looks; /* loss.c */

@@ -13,6 +13,7 @@ struct vslot;
 /* ---------- slot.c ---------- */
 int vslot_read(struct vmfs *v, unsigned slot, struct vslot *ret, struct gr_err *err);
 int vslot_write_mine(struct vmfs *v, struct gr_err *err);
+int vslot_write(struct vmfs *v, unsigned slot, struct vslot *s, struct gr_err *err); /* both copies */
 /* Does this lock count now? 1 held by a living or unrecovered slot, 0 void. Own locks count. */
 int vlock_counts(struct vmfs *v, const struct vlock *l, struct gr_err *err);
 bool vlock_mine(const struct vmfs *v, const struct vlock *l);

@@ -7,7 +7,7 @@
  * Cut anywhere before 3 it is no member and can be added again. A host that joins between 2 and 3 without it meets a list longer than the
  * devices it has open (vmfs_refresh): it locks nothing and takes nobody over until it has opened it. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/rescue.h"
 
 int vmember_open(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err)
 {
@@ -83,6 +83,8 @@ int vmfs_device_open(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err)
 
 int vmfs_device_number(struct vmfs *v, const struct gr_bdev *bdev)
 {
+    if (v->rescue)
+        return vrescue_device(v, bdev);
     for (unsigned i = 0; i < v->sb.n_devices; i++)
         if (bdev && v->dev[i].bdev == bdev)
             return (int)i;
@@ -172,7 +174,9 @@ int vmfs_device_add(struct vmfs *v, struct gr_bdev *bdev, const struct vmfs_devi
     struct vsuper s;
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
-    int r = vdev_all_here(v, "no device can be added", err);
+    int r = vrescue_refuse(v, err);
+    if (r == 0)
+        r = vdev_all_here(v, "no device can be added", err);
     if (r < 0)
         return r;
     gr_fmutex_lock(&v->member_lock);
@@ -221,7 +225,7 @@ int vmfs_devices(struct vmfs *v, void (*fn)(void *arg, const struct vmfs_device_
                                          .added = d->table.entries != 0, .leaving = d->state == VMFS_DEVICE_LEAVING, .tested = d->tested, .tested_s = (int64_t)d->tested_s };
         uint64_t free_units = 0;
         memcpy(info.uuid, d->uuid, 16);
-        info.missing = vdev_missing(v, i);
+        info.missing = vdev_missing(v, i) || vrescue_lost(v, i);
         info.stale = vdev_stale(v, i);
         info.lost = v->lost.devices >> i & 1;
         if (!info.missing)

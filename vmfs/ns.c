@@ -4,6 +4,7 @@
 #include "vmfs/internal.h"
 #include "vmfs/notes.h"
 #include "vmfs/keys.h"
+#include "vmfs/rescue.h"
 
 #define NS_WAIT_MS 15000u
 
@@ -92,6 +93,8 @@ int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err)
 {
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
+    if (v->rescue && !v->replaying)
+        return vrescue_refuse(v, err);
     gr_fmutex_lock(&v->ns_lock);
     v->ns_made = 0;
     int r = v->fenced ? gr_fail(err, -GR_EFENCED, "datastore '%s': %s", v->sb.name, v->fence_reason)
@@ -310,8 +313,8 @@ int vmfs_readdir_id(struct vmfs *v, uint64_t id, vmfs_dirent_fn *fn, void *arg, 
     for (size_t i = 0; r >= 0 && i < dir->n_ents; i++) {
         struct vmfs_stat st;
         r = stat_id(v, dir->ents[i].id, &st, err);
-        if (r == -ENOENT)
-            r = 0; /* removed meanwhile */
+        if (r == -ENOENT || (r == -EIO && v->rescue))
+            r = 0; /* removed meanwhile; or lost with a device, which vmfs_rescued() tells */
         else if (r == 0)
             r = fn(arg, dir->ents[i].name, &st);
     }

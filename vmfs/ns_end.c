@@ -213,7 +213,7 @@ static void resume_work(void *arg)
 
 void ns_resume(struct vmfs *v)
 {
-    if (v->role != VMFS_HOST)
+    if (v->role != VMFS_HOST || v->rescue)
         return;
     if (v->resuming) {
         v->resume_again = true;
@@ -244,7 +244,7 @@ static void resume_object(void *arg)
 
 void vmfs_resume_object(struct vmfs *v, uint64_t id)
 {
-    struct resuming *k = v->role == VMFS_HOST && !v->leaving ? gr_alloc(sizeof *k) : NULL;
+    struct resuming *k = v->role == VMFS_HOST && !v->leaving && !v->rescue ? gr_alloc(sizeof *k) : NULL;
     if (!k)
         return;
     *k = (struct resuming){ v, id };

@@ -477,7 +477,7 @@ static void reap_work(void *arg)
 void reap_kick(struct vobj *o)
 {
     struct vmfs *v = o->v;
-    if (o->walker || v->fenced || v->leaving || v->replaying || (!next_to_reap(o) && !empty(o)))
+    if (o->walker || v->fenced || v->leaving || v->replaying || v->rescue || (!next_to_reap(o) && !empty(o)))
         return;
     o->walker = true;
     v->background++;

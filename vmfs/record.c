@@ -3,6 +3,7 @@
 #include "common/seam.h"
 #include "vmfs/broken.h"
 #include "vmfs/loss.h"
+#include "vmfs/rescue.h"
 
 bool held_by_ancestors(struct vobj *o, uint64_t parent_snap, uint64_t birth, uint64_t piece_end)
 {
@@ -249,6 +250,8 @@ int record_do(struct vobj *o, void *rec, size_t len, struct gr_err *err)
 {
     struct vmfs_rec_disk *d = rec;
     struct vmfs *v = o->v;
+    if (v->rescue && !v->replaying && gr_le16_get(d->type) != VMFS_R_ATTR) /* those are the target's own, and end with the process */
+        return vrescue_refuse(v, err);
     d->len = gr_le32_of((uint32_t)len);
     d->object = gr_le64_of(o->id);
     d->token = gr_le64_of(o->ino.lock.token);

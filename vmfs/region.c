@@ -269,6 +269,11 @@ static int lease(struct vmfs *v, uint32_t index, struct recount *n, struct gr_er
     }
     if (rc == 0 && (rc = tables_load(v, r, h, n, err)) == -EIO && !v->replaying && vdev_missing(v, vmfs_addr_dev(r->shares_addr)))
         rc = 1; /* its list of shared units lies on a device that is missing */
+    if (rc == -EIO && v->rescue && r->shares_addr) {
+        r->closed = true; /* nobody knows what of it is whose: nothing is taken there */
+        r->shares_addr = 0;
+        rc = 0;
+    }
     if (rc == 0) {
         v->sp.free_elsewhere -= r->closed ? 0 : GR_MIN(v->sp.free_elsewhere, listed);
         region_add(v, r);

@@ -3,6 +3,7 @@
  * flushed, and after a power cut its data may not have reached the device. */
 #include "common/seam.h"
 #include "vmfs/loss.h"
+#include "vmfs/rescue.h"
 
 struct scan {
     struct vmfs *v;
@@ -132,6 +133,12 @@ static int aux_read(struct vmfs *v, unsigned slot, struct aux *x, struct gr_err 
     x->blob = vunits_alloc(units);
     x->blob_addr = addr;
     r = x->blob ? vdev_read(v, addr, units, x->blob) : -ENOMEM;
+    if (r == -EIO && v->rescue) {
+        free(gr_take(x->blob));
+        x->missing = true;
+        x->n = VMFS_AUX_RUNS;
+        return 0;
+    }
     return r == 0 ? vblock_check(v, x->blob, VMFS_T_BLOB, units, addr, err) : r;
 }
 
@@ -204,6 +211,8 @@ static int replay_absent(struct vmfs *v, const struct vmfs_rec_map_disk *d, uint
             v->stats.dropped_pieces += gr_le32_get(d->count);
             return 1;
         }
+    } else if (vrescue_lost(v, dev)) {
+        *doubt = false; /* it cannot be read, now as it was or before */
     } else if (vdev_missing(v, dev) && data && *doubt) {
         return gr_fail(err, -EIO, "its journal tells of data on device %u, which is missing, and only that can tell whether it was written: join it with that device first", dev);
     }
@@ -266,7 +275,7 @@ static int object_of(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_e
         return 0;
     int r = vobj_peek(v, id, &seen, err);
     if (r < 0)
-        return r == -ENOENT ? 0 : r;
+        return r == -ENOENT ? 0 : vrescue_skip(v, id, r);
     bool mine = vlock_mine(v, &seen->ino.lock);
     vobj_free(seen);
     return mine ? vobj_hold(v, id, 0, ret, NULL, err) : 0; /* given up since */
@@ -276,9 +285,10 @@ static int replay_record(struct apply *a, const struct vmfs_rec_disk *d, uint64_
 {
     struct vmfs *v = a->v;
     struct vobj *o;
-    int r = object_of(v, gr_le64_get(d->object), &o, a->err);
-    if (r < 0 || !o)
-        return r;
+    uint64_t id = gr_le64_get(d->object);
+    int r = vrescue_skipped(v, id) ? 1 : object_of(v, id, &o, a->err);
+    if (r != 0 || !o)
+        return r < 0 ? r : 0;
     if (o->ino.lock.token != gr_le64_get(d->token))
         return 0; /* somebody had it in between */
     v->stats.replayed_records++;
@@ -286,9 +296,9 @@ static int replay_record(struct apply *a, const struct vmfs_rec_disk *d, uint64_
         const struct vmfs_rec_map_disk *m = (const struct vmfs_rec_map_disk *)d;
         if (gr_le32_get(d->len) < sizeof *m)
             return gr_fail(a->err, -GR_ECORRUPT, "journal frame %llu: rule 7", (unsigned long long)seq);
-        return replay_map(o, m, seq, seq > a->watermark, a->err);
+        return vrescue_skip(v, id, replay_map(o, m, seq, seq > a->watermark, a->err));
     }
-    return record_apply(o, d, seq, a->err);
+    return vrescue_skip(v, id, record_apply(o, d, seq, a->err));
 }
 
 static int replay_frame(void *arg, const struct vframe *f, const uint8_t *payload)

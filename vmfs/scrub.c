@@ -5,7 +5,7 @@
  * waits for it. Of each tree what was born since the one before it is read, so a unit that snapshots and clones share is read once.
  * What looks wrong is looked up and read again before it is told: another host may have changed its disk meanwhile. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/rescue.h"
 
 #define BATCH 256u               /* pieces that are read at once */
 #define SLICE_LEAVES 256u        /* a slice ends behind so many leaves, */
@@ -386,6 +386,8 @@ int vmfs_scrub(struct vmfs *v, const struct vmfs_scrub_opts *opts, struct vmfs_s
 {
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only: only a host can scrub it", v->sb.name);
+    if (v->rescue)
+        return vrescue_refuse(v, err);
     if (v->scrubbing)
         return gr_fail(err, -EBUSY, "datastore '%s' is being scrubbed here already", v->sb.name);
     struct scrub *s = gr_zalloc(sizeof *s);

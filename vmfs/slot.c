@@ -13,7 +13,7 @@ int vslot_read(struct vmfs *v, unsigned slot, struct vslot *ret, struct gr_err *
     return r;
 }
 
-static int slot_write(struct vmfs *v, unsigned slot, struct vslot *s, struct gr_err *err)
+int vslot_write(struct vmfs *v, unsigned slot, struct vslot *s, struct gr_err *err)
 {
     uint8_t *block = vunits_alloc(1);
     if (!block)
@@ -27,7 +27,7 @@ static int slot_write(struct vmfs *v, unsigned slot, struct vslot *s, struct gr_
 
 int vslot_write_mine(struct vmfs *v, struct gr_err *err)
 {
-    return slot_write(v, v->slot, &v->me, err);
+    return vslot_write(v, v->slot, &v->me, err);
 }
 
 bool vlock_mine(const struct vmfs *v, const struct vlock *l)
@@ -93,6 +93,7 @@ static struct vmfs *stand_in(struct vmfs *v, unsigned slot, const struct vslot *
     r->me = *s;
     r->opts.warn = v->opts.warn;
     r->opts.warn_arg = v->opts.warn_arg;
+    r->rescue = v->rescue;
     r->map_limit = SIZE_MAX;
     return r;
 }
@@ -147,7 +148,7 @@ static int recover_ended(struct vmfs *v, unsigned slot, struct vslot *s, struct 
         s->n_pins = 0;
         s->generation++;
         s->lost = (struct vlost){ 0 };
-        r = slot_write(v, slot, s, err);
+        r = vslot_write(v, slot, s, err);
     }
     if (r == 0)
         r = vmfs_refresh(v, err); /* it may say that a device is lost */

@@ -64,6 +64,7 @@ struct vmfs_join_opts {
     /* Open @device once more, as another nexus that is registered nowhere: with it each join tries again what hosts rely on. Put by the volume. In a
      * fiber; argument as for warn. An error: it is not tried, and warned of. NULL: only what one nexus can see is looked at. */
     int (*stranger)(void *arg, const struct gr_bdev *device, struct gr_bdev **ret, struct gr_err *err);
+    bool rescue;            /* a device is lost for good: what is left is read, nothing is written to any device. No other host uses the volume (vmfs_rescued) */
     bool degraded;          /* join also without devices that hold no tables: what lies on them cannot be read, all else works */
     /* The key-encryption key @id: 0 and its bytes (32), or -ENOKEY. Asked for when an encrypted disk is opened or made; the bytes are zeroed
      * after use. Any context; may be NULL: no encrypted disk can be opened. */
@@ -123,6 +124,7 @@ struct vmfs_info {
     uint32_t missing, stale; /* those, a bit for each number */
     uint32_t lost;      /* fenced: because these were lost, a bit for each number */
     bool shared_luns; /* its devices are logical units that fence lost hosts */
+    bool rescue; /* joined for reading what a lost device has left: vmfs_rescued() */
     bool fenced; /* this host gave the volume up; `fence_reason` says why */
     char fence_reason[192];
 };
@@ -421,6 +423,25 @@ int vmfs_check(struct vmfs *v, void (*line)(void *arg, const char *text), void *
  * VMFS_LOST. No data is discarded, nor a name of what cannot be read. -GR_ELOCKED: another host that lives has joined, or a device leaves. */
 #define VMFS_LOST "lost+found"
 int vmfs_repair(struct vmfs *v, void (*line)(void *arg, const char *text), void *arg, struct vmfs_check_report *ret, struct gr_err *err);
+
+/* ---- what a lost device has left: vmfs_join_opts.rescue ---- */
+struct vmfs_rescued {
+    const char *path;     /* inside the volume */
+    const char *snapshot; /* NULL: the disk or file as it is now; a folder */
+    const char *behind;   /* not NULL: this host had it, and its journal is lost: it is as it was at that host's last checkpoint, with what was overwritten in place since */
+    enum vmfs_type type;
+    uint64_t size;        /* bytes, */
+    uint64_t lost_data;   /* that lie on the lost device, */
+    uint64_t lost_map;    /* of which nobody knows where they lie */
+    bool whole;           /* nothing is lost */
+    bool unreadable;      /* nothing can be read: where its map is, or the folder's names, lay there */
+    bool skipped;         /* changes that a journal tells of could not be followed, for they are of parts of the map that are lost */
+};
+typedef int vmfs_rescued_fn(void *arg, const struct vmfs_rescued *what); /* in the fiber; a negative result ends it */
+/* All folders that cannot be read, and all disks and files with their snapshots: what is left of them, by their maps, all of which are read. Data is not. */
+int vmfs_rescued(struct vmfs *v, vmfs_rescued_fn *fn, void *arg, struct gr_err *err);
+/* Hosts whose journals are lost, so that what they had may be behind. Returns how many. */
+int vmfs_rescued_hosts(struct vmfs *v, void (*fn)(void *arg, const char *host), void *arg);
 
 /* ---- scrub ---- */
 struct vmfs_scrub_opts {

@@ -2,6 +2,7 @@
 #include "common/seam.h"
 #include "vmfs/evacuate.h"
 #include "vmfs/loss.h"
+#include "vmfs/rescue.h"
 
 static int devices_open(struct vmfs *v, struct gr_bdev *const *devices, unsigned n, struct gr_err *err)
 {
@@ -218,6 +219,8 @@ int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, 
     int r = opts_copy(v, opts, err);
     if (r == 0)
         r = devices_open(v, devices, n, err);
+    if (r == 0 && opts->rescue)
+        r = vrescue_begin(v, err);
     if (r == 0) {
         v->life.alone = valone_found(v);
         r = vlife_enter(v, err);
@@ -226,6 +229,8 @@ int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, 
         r = devices_check(v, err);
     if (r == 0)
         r = vfeature_check(v, &v->sb, err);
+    if (r == 0 && v->rescue)
+        r = vrescue_slots(v, err);
     if (r == 0)
         r = vloss_shut_out(v, &v->sb, err);
     if (r == 0)
@@ -295,6 +300,7 @@ void vmfs_abandon(struct vmfs *v)
     free(v->host_name);
     free(v->address);
     free(v->portal);
+    vrescue_end(v);
     free(v);
 }
 
@@ -308,7 +314,7 @@ int vmfs_leave(struct vmfs *v, struct gr_err *err)
         for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
             if (o->opens)
                 r = gr_fail(err, -EBUSY, "'%s' is still open", o->handle ? o->handle->path : "an object");
-    if (r == 0 && v->role == VMFS_HOST)
+    if (r == 0 && v->role == VMFS_HOST && !v->rescue)
         r = vmfs_checkpoint(v, err);
     int told = v->lost.devices ? vloss_write(v) : 0;
     if (told < 0)
@@ -340,7 +346,7 @@ void vmfs_info(struct vmfs *v, struct vmfs_info *ret)
 {
     unsigned n_devices = 0;
     struct vmfs_info i = { .n_slots = v->sb.slots.entries, .version = v->sb.version,
-                           .timing = (enum vmfs_timing)v->sb.timing, .data_crc = vcrc_kept(v), .shared_luns = v->life.fences, .one_host = v->life.alone, .fenced = v->fenced };
+                           .timing = (enum vmfs_timing)v->sb.timing, .data_crc = vcrc_kept(v), .shared_luns = v->life.fences, .one_host = v->life.alone, .fenced = v->fenced, .rescue = v->rescue };
     i.scrubbed = (struct vmfs_scrubbed){ (int64_t)v->sb.scrub.started_s, (int64_t)v->sb.scrub.ended_s, v->sb.scrub.bytes, v->sb.scrub.bad_pieces,
                                          v->sb.scrub.errors };
     uint64_t in_regions = 0;
@@ -350,9 +356,9 @@ void vmfs_info(struct vmfs *v, struct vmfs_info *ret)
         if (v->sb.dev[d].state == VMFS_DEVICE_GONE)
             continue;
         n_devices++;
-        i.n_missing += vdev_missing(v, d);
+        i.n_missing += vdev_missing(v, d) || vrescue_lost(v, d);
         i.n_stale += vdev_stale(v, d);
-        i.missing |= (uint32_t)vdev_missing(v, d) << d;
+        i.missing |= (uint32_t)(vdev_missing(v, d) || vrescue_lost(v, d)) << d;
         i.stale |= (uint32_t)vdev_stale(v, d) << d;
         i.size += v->sb.dev[d].units * VMFS_UNIT;
         i.n_regions += v->sb.dev[d].regions;

@@ -1,0 +1,33 @@
+/* granary datastore rescued; and what datastore join --rescue says */
+#include "common/buf.h"
+#include "snapshot/cmd_storage.h"
+
+static const struct gr_col object_cols[] = {
+    {"path", "PATH", GR_COL_TEXT},           {"type", "TYPE", GR_COL_TEXT},         {"state", "STATE", GR_COL_TEXT},  {"size", "SIZE", GR_COL_SIZE},
+    {"lost-data", "LOST DATA", GR_COL_SIZE}, {"lost-map", "LOST MAP", GR_COL_SIZE}, {"behind", "BEHIND", GR_COL_TEXT}, {NULL},
+};
+
+int snap_cmd_rescued(struct gr_cmd_ctx *c, struct gr_err *err)
+{
+    const char *name = gr_cmd_arg(c, 0);
+    json_t *res = NULL, *host;
+    size_t i;
+    int r = snap_datastore_name_check(name, err);
+    if (r == 0)
+        r = snap_cmd_call(c, "datastore.rescued", json_pack("{s:s}", "name", name), NULL, NULL, &res, err);
+    if (r < 0)
+        return r;
+    if (gr_cmd_json(c)) {
+        r = gr_cmd_done(c, res, "%s", name);
+    } else {
+        json_array_foreach(json_object_get(res, "hosts"), i, host)
+            fprintf(stderr, "granary: the journal of host '%s' is lost: what it had is as it was at its last checkpoint, but for what it overwrote in place since\n",
+                    json_string_value(host));
+        r = gr_cmd_rows(c, object_cols, json_object_get(res, "objects"));
+        if (r == 0)
+            r = gr_cmd_done(c, NULL, "datastore '%s': %lld whole, %lld not", name, json_integer_value(json_object_get(res, "whole")),
+                            json_integer_value(json_object_get(res, "damaged")));
+    }
+    json_decref(res);
+    return r;
+}

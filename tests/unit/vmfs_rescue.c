@@ -1,0 +1,370 @@
+/* A datastore whose device 0, 1 or 2 is lost for good is opened for reading what is left: whatever is said to be whole is compared with what was
+ * written, what is not ends with an error or is right, and no byte of any device changes. */
+#include "tests/lib/test.h"
+#include "common/bdev.h"
+#include "common/crc.h"
+#include "common/fiber.h"
+#include "snapshot/snapshot.h"
+#include "vmfs/internal.h"
+#include <stdio.h>
+
+#define MIB ((uint64_t)1 << 20)
+#define DEVICES 3u
+#define DEVICE_BYTES (64 * MIB)
+#define DISKS 6u
+#define SIZE (24 * MIB) /* of a disk: three leaves */
+#define PIECES (SIZE / VMFS_PIECE)
+#define TIMES 3u /* what a disk had: at its snapshot, when all went home, at the end */
+enum { AT_SNAPSHOT, AT_HOME, AT_END };
+
+struct site {
+    struct gr_mem *mem[DEVICES];
+    struct gr_bdev *dev[DEVICES];
+    struct vmfs *v;
+    bool shared; /* logical units with a fence */
+    uint64_t seed;
+    uint32_t (*says)[TIMES][PIECES]; /* of each disk: what is written all over a piece; 0: nothing */
+};
+struct seen {
+    struct site *s;
+    bool crashed;
+    unsigned lost, whole, damaged, skipped, behind, pieces, errors;
+};
+
+static void warn(void *arg, const char *text)
+{
+    (void)arg;
+    print_message("# %s\n", text);
+}
+
+static void devices_open(struct site *s)
+{
+    for (unsigned i = 0; i < DEVICES; i++)
+        assert_int_equal((s->shared ? gr_bdev_mem_open_shared : gr_bdev_mem_open)(gr_fiber_loop(), s->mem[i], &s->dev[i]), 0);
+}
+
+static void devices_close(struct site *s)
+{
+    for (unsigned i = 0; i < DEVICES; i++)
+        gr_bdev_put(s->dev[i]);
+}
+
+static int join(struct site *s, const char *name, uint32_t without, bool rescue, struct vmfs **ret, struct gr_err *err)
+{
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = name, .address = "", .portal = "", .warn = warn, .rescue = rescue };
+    struct gr_bdev *given[DEVICES];
+    unsigned n = 0;
+    snprintf((char *)o.host_uuid, sizeof o.host_uuid, "%s", name);
+    for (unsigned i = DEVICES; i-- > 0;) /* in another order than they have */
+        if (!(without >> i & 1))
+            given[n++] = s->dev[i];
+    return vmfs_join(gr_fiber_loop(), given, n, &o, ret, err);
+}
+
+static struct site *make(uint64_t seed, bool shared)
+{
+    struct site *s = calloc(1, sizeof *s);
+    struct vmfs_format_opts f = { .name = "ds1", .timing = VMFS_TIMING_FAST };
+    assert_non_null(s);
+    s->seed = seed;
+    s->shared = shared;
+    s->says = calloc(DISKS, sizeof *s->says);
+    assert_non_null(s->says);
+    for (unsigned i = 0; i < DEVICES; i++)
+        s->mem[i] = gr_mem_new(DEVICE_BYTES);
+    devices_open(s);
+    OK(vmfs_format(gr_fiber_loop(), s->dev, DEVICES, &f, &err));
+    return s;
+}
+
+static void unmake(struct site *s)
+{
+    devices_close(s);
+    for (unsigned i = 0; i < DEVICES; i++)
+        gr_mem_free(s->mem[i]);
+    free(s->says);
+    free(s);
+}
+
+static uint32_t bytes_of(const struct site *s)
+{
+    uint32_t crc = 0;
+    for (unsigned i = 0; i < DEVICES; i++)
+        for (uint64_t at = 0; at < DEVICE_BYTES; at += 4096) {
+            const void *page = gr_mem_page(s->mem[i], at, false);
+            crc = page ? gr_crc32c(crc, page, 4096) : crc + 1;
+        }
+    return crc;
+}
+
+/* ---- what there is ---- */
+/* New data goes to device @dev. */
+static void go_to(struct site *s, unsigned dev)
+{
+    struct vmfs *v = s->v;
+    for (uint32_t i = v->sb.dev[dev].first_region; i < v->sb.dev[dev].first_region + v->sb.dev[dev].regions; i++)
+        OK(space_lease(v, i, &err));
+    v->sp.frag_left = 0;
+    struct vregion *others = NULL, **last = &v->sp.regions;
+    while (*last) { /* its regions come before the others */
+        struct vregion *r = *last;
+        if (vmfs_addr_dev(r->first) == dev) {
+            last = &r->next;
+            continue;
+        }
+        *last = r->next;
+        r->next = others;
+        others = r;
+    }
+    *last = others;
+    v->sp.current = v->sp.regions;
+}
+
+static void write_some(struct site *s, struct gr_chan *ch, unsigned disk, unsigned until, unsigned n)
+{
+    static uint32_t buf[32 * VMFS_PIECE / 4];
+    for (unsigned k = 0; k < n; k++) {
+        unsigned len = 1 + (unsigned)(test_rand(&s->seed) % 32), at = (unsigned)(k * (PIECES / n) + test_rand(&s->seed) % (PIECES / n - len)); /* once a time: what is behind has the one or the other */
+        uint32_t what = (uint32_t)test_rand(&s->seed) | 1;
+        for (size_t i = 0; i < len * VMFS_PIECE / 4; i++)
+            buf[i] = what;
+        OK(gr_pwrite(ch, buf, len * VMFS_PIECE, at * VMFS_PIECE, 0));
+        for (unsigned i = 0; i < len; i++)
+            for (unsigned t = until; t < TIMES; t++)
+                s->says[disk][t][at + i] = what;
+    }
+}
+
+static void disk_name(unsigned disk, char out[16])
+{
+    snprintf(out, 16, "%sd%u", disk % 2 ? "f/" : "", disk);
+}
+
+/* Each third of the disks has its data on another device. A crash leaves acknowledged, flushed writes in the journal only. */
+static void fill(struct site *s, bool crash)
+{
+    struct vmfs_disk *d[DISKS];
+    struct gr_chan *ch[DISKS];
+    char name[16];
+    OK(join(s, "a", 0, false, &s->v, &err));
+    s->v->sp.stay++; /* what is leased stays so */
+    for (unsigned i = 0; i < DISKS; i++) {
+        disk_name(i, name);
+        OK(vmfs_create(s->v, name, VMFS_DISK, SIZE, VMFS_THIN, &err));
+        OK(vmfs_open(s->v, name, &d[i], NULL, &err));
+        assert_int_equal(gr_chan_open(vmfs_bdev(d[i]), gr_fiber_loop(), &ch[i]), 0);
+    }
+    for (unsigned time = 0; time < TIMES; time++)
+        for (unsigned i = 0; i < DISKS; i++) {
+            go_to(s, i % DEVICES);
+            write_some(s, ch[i], i, time, time == AT_END ? 8 : 40); /* few: or the journal is full, and all of it goes home */
+            if (time != AT_END || i + 1 < DISKS) /* the last writes are acknowledged, and nobody flushed them */
+                OK(gr_flush(ch[i]));
+            if (time == AT_SNAPSHOT)
+                OK(snap_create(&d[i], 1, "s", &err));
+            if (time < AT_END)
+                OK(vmfs_checkpoint(s->v, &err));
+        }
+    for (unsigned i = 0; i < DISKS; i++) {
+        gr_chan_close(ch[i]);
+        vmfs_close(d[i]);
+    }
+    if (crash)
+        vmfs_abandon(gr_take(s->v));
+    else
+        OK(vmfs_leave(gr_take(s->v), &err));
+}
+
+/* ---- what is left ---- */
+static bool is(const struct site *s, unsigned disk, unsigned time, unsigned piece, const uint32_t *buf)
+{
+    for (size_t i = 0; i < VMFS_PIECE / 4; i++)
+        if (buf[i] != s->says[disk][time][piece])
+            return false;
+    return true;
+}
+
+static int look(void *arg, const struct vmfs_rescued *w)
+{
+    struct seen *k = arg;
+    struct site *s = k->s;
+    struct vmfs_disk *d;
+    struct gr_bdev *b = NULL;
+    struct gr_chan *ch;
+    static uint32_t buf[VMFS_PIECE / 4];
+    unsigned disk = (unsigned)(w->path[strlen(w->path) - 1] - '0'), time = w->snapshot ? AT_SNAPSHOT : AT_END, errors = 0;
+    print_message("# %s%s%s: whole %d, skipped %d, behind %s, lost %llu, map %llu\n", w->path, w->snapshot ? "@" : "", w->snapshot ? w->snapshot : "", w->whole, w->skipped, w->behind ? w->behind : "no",
+                  (unsigned long long)w->lost_data, (unsigned long long)w->lost_map);
+    assert_false(w->unreadable);
+    assert_true(w->whole == (!w->lost_data && !w->lost_map && !w->skipped));
+    assert_false(w->whole && disk % DEVICES == k->lost);
+    assert_true(k->lost < 2 || !w->lost_map);
+    assert_true(!w->skipped || (k->crashed && k->lost == 0 && !w->snapshot));
+    k->skipped += w->skipped;
+    assert_int_equal(w->behind != NULL, k->lost == 1 && k->crashed && !w->snapshot);
+    OK(vmfs_open(s->v, w->path, &d, NULL, &err));
+    if (w->snapshot)
+        OK(snap_open(d, w->snapshot, &b, &err));
+    else
+        b = gr_bdev_get(vmfs_bdev(d));
+    assert_int_equal(gr_chan_open(b, gr_fiber_loop(), &ch), 0);
+    for (unsigned i = 0; i < PIECES; i++) {
+        int r = gr_pread(ch, buf, VMFS_PIECE, i * VMFS_PIECE);
+        bool right = r == 0 && (is(s, disk, time, i, buf) || (w->behind && is(s, disk, AT_HOME, i, buf)));
+        if (r == 0 && !right && w->skipped) /* what the journal said of it could not be followed */
+            right = is(s, disk, AT_HOME, i, buf);
+        if (!right && (r != -EIO || w->whole))
+            fail_msg("%s, piece %u: %d, %#x", w->path, i, r, buf[0]);
+        errors += r < 0;
+        k->pieces++;
+    }
+    k->errors += errors;
+    assert_true(w->whole || w->skipped || errors);
+    assert_int_equal(gr_pwrite(ch, buf, VMFS_PIECE, 0, 0), -GR_EREADONLY);
+    gr_chan_close(ch);
+    gr_bdev_put(b);
+    if (!w->snapshot)
+        FAILS(-GR_EREADONLY, "only be read", snap_create(&d, 1, "new", &err));
+    vmfs_close(d);
+    k->whole += w->whole;
+    k->damaged += !w->whole;
+    k->behind += w->behind != NULL;
+    return 0;
+}
+
+static void rescue(unsigned lost, bool crash, bool shared)
+{
+    struct site *s = make(test_seed(), shared);
+    struct seen k = { .s = s, .lost = lost, .crashed = crash };
+    struct vmfs_info info;
+    struct vmfs_stats st;
+    fill(s, crash);
+    if (shared) { /* another nexus, which is not registered */
+        devices_close(s);
+        devices_open(s);
+    }
+    uint32_t was = bytes_of(s);
+    print_message("# device %u is lost, %s\n", lost, crash ? "the host was killed" : "the host had left");
+    OK(join(s, "r", 1u << lost, true, &s->v, &err));
+    vmfs_info(s->v, &info);
+    assert_true(info.rescue && info.missing == 1u << lost && info.n_missing == 1);
+    OK(vmfs_rescued(s->v, look, &k, &err));
+    vmfs_stats(s->v, &st);
+    print_message("# %u whole, %u damaged, %u pieces, %u of them lost; %llu records\n", k.whole, k.damaged, k.pieces, k.errors, (unsigned long long)st.replayed_records);
+    assert_int_equal(st.replayed_records > 0, crash && lost != 1);
+    assert_int_equal(k.whole + k.damaged, 2 * DISKS);
+    assert_true(k.whole >= 2 && k.damaged >= 4);
+    assert_true(!k.skipped == !(crash && lost == 0));
+    FAILS(-GR_EREADONLY, "only be read", vmfs_create(s->v, "new", VMFS_DISK, SIZE, VMFS_THIN, &err));
+    FAILS(-GR_EREADONLY, "only be read", vmfs_remove(s->v, "d0", &err));
+    FAILS(-GR_EREADONLY, "only be read", vmfs_rename(s->v, "d0", "e0", &err));
+    OK(vmfs_leave(gr_take(s->v), &err));
+    assert_int_equal(bytes_of(s), was);
+    /* and all of it is there when the device is */
+    FAILS(-EINVAL, "none of its devices is missing", join(s, "r", 0, true, &s->v, &err));
+    assert_int_equal(bytes_of(s), was);
+    OK(join(s, "b", 0, false, &s->v, &err));
+    struct vmfs_check_report rep;
+    OK(vmfs_check(s->v, warn, NULL, &rep, &err));
+    OK(vmfs_leave(gr_take(s->v), &err));
+    unmake(s);
+}
+
+static int all_fn(void *arg)
+{
+    (void)arg;
+    for (unsigned lost = 0; lost < DEVICES; lost++)
+        for (unsigned crash = 0; crash < 2; crash++)
+            rescue(lost, crash, false);
+    for (unsigned lost = 0; lost < DEVICES; lost++)
+        rescue(lost, true, true);
+    return 0;
+}
+
+static void all(void **state)
+{
+    (void)state;
+    test_in_fiber(all_fn, NULL);
+}
+
+/* ---- where maps lie ---- */
+static void nodes_on(const struct mnode *n, unsigned dev)
+{
+    assert_int_equal(vmfs_addr_dev(n->ptr.addr), dev);
+    for (unsigned i = 0; n->level && i < VMFS_FANOUT; i++)
+        if (n->child[i].mem)
+            nodes_on(n->child[i].mem, dev);
+}
+
+/* Of what lies on a device with tables on that one; of what lies on another on one of those. */
+static int near_fn(void *arg)
+{
+    struct site *s = make(2, false);
+    (void)arg;
+    OK(join(s, "a", 0, false, &s->v, &err));
+    s->v->sp.stay++;
+    for (unsigned i = 0; i < DISKS; i++) {
+        struct vmfs_disk *d;
+        struct gr_chan *ch;
+        char name[16];
+        disk_name(i, name);
+        OK(vmfs_create(s->v, name, VMFS_DISK, SIZE, VMFS_THIN, &err));
+        OK(vmfs_open(s->v, name, &d, NULL, &err));
+        assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+        go_to(s, i % DEVICES);
+        for (unsigned at = 0; at < PIECES; at += 997) {
+            uint8_t buf[VMFS_PIECE] = { 1 };
+            OK(gr_pwrite(ch, buf, sizeof buf, at * VMFS_PIECE, 0));
+        }
+        OK(vmfs_checkpoint(s->v, &err));
+        const struct mnode *root = d->o->live.root.mem;
+        assert_true(root->level == 1 && root->child[0].mem && root->child[2].mem);
+        assert_int_equal(vmfs_addr_dev(root->child[0].mem->ent[0].px ? root->child[0].mem->ent[0].px->addr[0] : root->child[0].mem->ent[0].addr), i % DEVICES);
+        nodes_on(root, i % DEVICES == 2 ? vmfs_addr_dev(root->ptr.addr) : i % DEVICES);
+        assert_true(vmfs_addr_dev(root->ptr.addr) < 2);
+        gr_chan_close(ch);
+        vmfs_close(d);
+    }
+    OK(vmfs_leave(gr_take(s->v), &err));
+    unmake(s);
+    return 0;
+}
+
+static void near(void **state)
+{
+    (void)state;
+    test_in_fiber(near_fn, NULL);
+}
+
+/* ---- what is refused ---- */
+static int refused_fn(void *arg)
+{
+    struct site *s = make(1, false);
+    struct vmfs *v = NULL;
+    (void)arg;
+    FAILS(-ENODEV, "no copy of its tables", join(s, "r", 3, true, &v, &err));
+    OK(join(s, "a", 0, false, &s->v, &err));
+    uint32_t was = bytes_of(s);
+    FAILS(-GR_ELOCKED, "host 'a' is at work", join(s, "r", 1u << 1, true, &v, &err));
+    FAILS(-GR_ELOCKED, "host 'a' is at work", join(s, "r", 1u << 2, true, &v, &err));
+    assert_int_equal(bytes_of(s), was);
+    OK(vmfs_leave(gr_take(s->v), &err));
+    OK(join(s, "r", 1u << 2, true, &s->v, &err));
+    FAILS(-GR_EREADONLY, "being rescued", vmfs_scrub(s->v, &(struct vmfs_scrub_opts){ 0 }, &(struct vmfs_scrub_report){ 0 }, &err));
+    FAILS(-GR_EREADONLY, "being rescued", vmfs_check(s->v, warn, NULL, &(struct vmfs_check_report){ 0 }, &err));
+    FAILS(-GR_EREADONLY, "being rescued", vmfs_repair(s->v, warn, NULL, &(struct vmfs_check_report){ 0 }, &err));
+    OK(vmfs_leave(gr_take(s->v), &err));
+    OK(join(s, "a", 0, false, &s->v, &err));
+    FAILS(-EINVAL, "being rescued", vmfs_rescued(s->v, look, NULL, &err));
+    OK(vmfs_leave(gr_take(s->v), &err));
+    unmake(s);
+    return 0;
+}
+
+static void refused(void **state)
+{
+    (void)state;
+    test_in_fiber(refused_fn, NULL);
+}
+
+TEST_MAIN(TEST(near), TEST(all), TEST(refused))

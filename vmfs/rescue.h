@@ -1,0 +1,19 @@
+/* A volume of which a device is lost for good, opened for reading what is left: rescue.c. Thread rule: the loop of the volume. */
+#ifndef VMFS_RESCUE_H
+#define VMFS_RESCUE_H
+#include "vmfs/internal.h"
+
+struct vrescue;
+/* The devices that were given are put behind memory; of those that are missing, memory takes the place of the ones that held tables. v->dev is
+ * then what is to be joined. -EINVAL: none is missing; -ENODEV: too much is. */
+int vrescue_begin(struct vmfs *v, struct gr_err *err);
+/* Hosts whose journals are lost have left, as of their last checkpoint. -GR_ELOCKED: one of those that have joined is there. */
+int vrescue_slots(struct vmfs *v, struct gr_err *err);
+void vrescue_end(struct vmfs *v); /* the channels are closed */
+bool vrescue_lost(const struct vmfs *v, unsigned dev); /* [sync] a device that is missing for good, whether memory stands for it or not */
+int vrescue_device(const struct vmfs *v, const struct gr_bdev *bdev); /* [sync] the number of the one that was given as @bdev; -ENOENT */
+int vrescue_refuse(const struct vmfs *v, struct gr_err *err); /* [sync] 0; -GR_EREADONLY: nothing is changed on a volume that is being rescued */
+/* A record of @id cannot be applied because of @r. 0: it is left out, and what follows of the object, too; else @r. */
+int vrescue_skip(struct vmfs *v, uint64_t id, int r);
+bool vrescue_skipped(const struct vmfs *v, uint64_t id); /* [sync] */
+#endif

@@ -107,7 +107,7 @@ static unsigned rejoin_all(struct snap_svc *s)
     gr_fmutex_lock(&s->lock);
     for (struct snap_ds *ds = s->list; ds && !s->ending; ds = ds->next) {
         struct gr_err err = {0};
-        if (!ds->ejected)
+        if (!ds->ejected || ds->leaving) /* who leaves it waits without the lock, and may remove it: if it stays, it is looked at again */
             continue;
         unsigned back = ds->back;
         ds->ejected = false; /* it may be set again at any time */

@@ -141,6 +141,51 @@ static void meanwhile(void **state)
     with_service(meanwhile_fn);
 }
 
+/* It is being left, which waits for a request, when it is to be joined anew: who leaves it takes it away from under nobody. */
+struct leaving {
+    struct fixture *f;
+    int r;
+    bool over;
+};
+
+static void leaver(void *arg)
+{
+    struct leaving *l = arg;
+    l->r = call(l->f, "datastore.leave", json_pack("{s:s}", "name", "left"), NULL);
+    l->over = true;
+}
+
+static int left_fn(void *arg)
+{
+    struct fixture *f = arg;
+    struct leaving l = { .f = f };
+    begin(f);
+    struct snap_ds *ds = make(f, "left", 1);
+    ds->users++;
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), leaver, &l), 0);
+    for (unsigned i = 0; i < 500 && !ds->leaving; i++)
+        gr_fiber_sleep_ms(1);
+    assert_true(ds->leaving);
+    ds->back = 1;
+    snap_ds_rejoin(ds);
+    gr_fiber_sleep_ms(100);
+    assert_true(ds->ejected); /* nobody is at it */
+    snap_ds_put(ds);
+    for (unsigned i = 0; i < 500 && !(l.over && !f->s->rejoining); i++)
+        gr_fiber_sleep_ms(10);
+    assert_true(l.over && !f->s->rejoining);
+    assert_int_equal(l.r, 0);
+    assert_null(snap_ds_find(f->s, "left"));
+    snap_client_close(f->c);
+    return 0;
+}
+
+static void left(void **state)
+{
+    (void)state;
+    with_service(left_fn);
+}
+
 /* What is there is no good; the datastore goes on without it, as before. */
 static int back_fn(void *arg)
 {
@@ -454,4 +499,4 @@ static void held(void **state)
     with_service(held_fn);
 }
 
-TEST_MAIN(TEST(nested), TEST(held), TEST(each), TEST(meanwhile), TEST(moving), TEST(silent), TEST(back), TEST(accept_loss))
+TEST_MAIN(TEST(nested), TEST(held), TEST(each), TEST(meanwhile), TEST(left), TEST(moving), TEST(silent), TEST(back), TEST(accept_loss))

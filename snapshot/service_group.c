@@ -346,16 +346,16 @@ static int op_hold(struct snap_op *op)
     if (r == 0 && (!id_ok(id) || part_find(op->s, id)))
         r = gr_fail(op->err, -GR_EUSAGE, "\"group\" is not the number of a new group");
     if (r == 0)
-        snprintf(text, sizeof(text), "%.36s", id);
-    if (r == 0 && gr_uuid_parse(text, uuid) == 0 && snap_undone(op->s, uuid)) /* who leads has not heard of it yet */
-        r = gr_fail(op->err, -GR_ECANCELED, "whoever asked for snapshot '%s' has given it up", name);
-    if (r == 0)
         r = temp_name(id, name, temp, op->err);
     if (r == 0)
         r = open_members(op, &disks, &n);
     if (r < 0)
         return r;
-    r = part_new(op->s, id, &(struct snap_new){.name = name, .expires_s = (int64_t)expires}, disks, n, &g, op->err);
+    snprintf(text, sizeof(text), "%.36s", id);
+    if (gr_uuid_parse(text, uuid) == 0 && snap_undone(op->s, uuid)) /* perhaps while disks were opened: who leads has not heard of it yet */
+        r = gr_fail(op->err, -GR_ECANCELED, "whoever asked for snapshot '%s' has given it up", name);
+    else
+        r = part_new(op->s, id, &(struct snap_new){.name = name, .expires_s = (int64_t)expires}, disks, n, &g, op->err);
     for (unsigned i = 0; r < 0 && i < n; i++)
         snap_disk_put(&disks[i]);
     free(disks);

@@ -388,6 +388,18 @@ static int held(void *arg)
     /* who was told that it is given up does not hold for it any more, whoever leads it */
     assert_int_equal(call(f, "snapshot.delete", json_pack("{s:s,s:s,s:s}", "disk", "h/a", "snapshot", "s", "group", GIVEN_UP)), -ENOENT);
     assert_int_equal(call(f, "snapshot.hold", held_part(GIVEN_UP "-1-1")), -GR_ECANCELED);
+    /* nor when he is told while the disks for it are still being opened */
+    struct asked opening;
+    uint8_t group[16];
+    struct snap_svc *s = snap_client_local(f->c);
+    gr_fmutex_lock(&s->lock);
+    ask_begin(&opening, f, "snapshot.hold", held_part(GROUP_1 "-1-1"));
+    gr_fiber_sleep_ms(20);
+    assert_false(opening.over);
+    assert_int_equal(gr_uuid_parse(GROUP_1, group), 0);
+    snap_undo(s, group);
+    gr_fmutex_unlock(&s->lock);
+    assert_int_equal(ask_end(&opening), -GR_ECANCELED);
     gr_chan_close(w.ch);
     close_client(f);
     return 0;

@@ -3,7 +3,6 @@
 #include <string.h>
 
 #define PARTS_QUEUED 32 /* of one call; then the connection is not read on */
-#define LOOK_MS 200     /* how often a call that is passed on looks whether its caller is gone */
 
 /* A call that waits; lives on the caller's stack. */
 struct waiting {
@@ -173,7 +172,7 @@ static int wait_reply(struct gr_rpc_client *c, struct waiting *w, const struct g
         if (gr_rpc_gone(of))
             return gr_fail(err, -GR_ECANCELED, "the caller is gone");
         if (timeout_ms < 0 && of) {
-            (void)gr_fqueue_wait_ms(&w->event, LOOK_MS);
+            (void)gr_fqueue_wait_ms(&w->event, RPC_LOOK_MS);
             continue;
         }
         if (timeout_ms < 0) {
@@ -214,7 +213,7 @@ static int call(struct gr_rpc_client *c, const struct gr_rpc_call *of, const cha
     }
     w.next = c->waiting;
     c->waiting = &w;
-    int r = rpc_wire_send(&c->wire, request);
+    int r = rpc_wire_send_for(&c->wire, of, request);
     if (r == -EPIPE)
         r = gr_fail(err, r, "the connection to the daemon is closed");
     else if (r < 0)
@@ -228,7 +227,7 @@ static int call(struct gr_rpc_client *c, const struct gr_rpc_call *of, const cha
         }
     if (r < 0 && c->reading) {
         gr_fqueue_wake_all(&c->room); /* the reader may hold a part of ours */
-        rpc_wire_send(&c->wire, json_pack("{s:I,s:b}", "id", w.id, "cancel", 1));
+        rpc_wire_send_for(&c->wire, of, json_pack("{s:I,s:b}", "id", w.id, "cancel", 1));
     }
     if (w.reply) {
         if (r >= 0)

@@ -205,7 +205,7 @@ int rpc_wire_recv(struct rpc_wire *w, json_t **ret, struct gr_err *err)
     }
 }
 
-static int send_bytes(struct rpc_wire *w, const char *p, size_t len)
+static int send_bytes(struct rpc_wire *w, const struct gr_rpc_call *of, const char *p, size_t len)
 {
     while (len > 0) {
         if (w->dead)
@@ -215,7 +215,9 @@ static int send_bytes(struct rpc_wire *w, const char *p, size_t len)
             p += n;
             len -= (size_t)n;
         } else if (errno == EAGAIN) {
-            gr_fiber_wait_fd(w->wfd, POLLOUT, -1);
+            if (gr_rpc_gone(of))
+                return -GR_ECANCELED;
+            gr_fiber_wait_fd(w->wfd, POLLOUT, of ? RPC_LOOK_MS : -1);
         } else if (errno != EINTR) {
             return -EPIPE;
         }
@@ -223,7 +225,7 @@ static int send_bytes(struct rpc_wire *w, const char *p, size_t len)
     return 0;
 }
 
-int rpc_wire_send(struct rpc_wire *w, json_t *obj)
+int rpc_wire_send_for(struct rpc_wire *w, const struct gr_rpc_call *of, json_t *obj)
 {
     gr_auto_buf struct gr_buf out = {0};
     int r = rpc_frame_encode(obj, &out);
@@ -231,9 +233,14 @@ int rpc_wire_send(struct rpc_wire *w, json_t *obj)
     if (r < 0)
         return r;
     gr_fmutex_lock(&w->write_lock);
-    r = send_bytes(w, out.data, out.len);
+    r = send_bytes(w, of, out.data, out.len);
     if (r < 0) /* part of a frame may be out: nothing may follow it */
         rpc_wire_shutdown(w);
     gr_fmutex_unlock(&w->write_lock);
     return r;
+}
+
+int rpc_wire_send(struct rpc_wire *w, json_t *obj)
+{
+    return rpc_wire_send_for(w, NULL, obj);
 }

@@ -96,8 +96,24 @@ static int m_where(void *arg, struct gr_rpc_call *call, json_t *params, json_t *
     return 0;
 }
 
+/* Passed on to somebody who never reads. */
+static int m_pass(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    struct daemon *d = arg;
+    struct gr_rpc_client *c = NULL;
+    int fd[2];
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fd), 0);
+    assert_int_equal(gr_rpc_client_new(d->loop, fd[0], &c, err), 0);
+    d->running++;
+    int r = gr_rpc_pass_on(c, call, "echo", json_incref(params), ret, err);
+    d->running--;
+    gr_rpc_client_free(c);
+    close(fd[1]);
+    return r;
+}
+
 static const struct gr_rpc_method methods[] = {
-    {"echo", m_echo}, {"sleep", m_sleep}, {"fail", m_fail}, {"not-utf8", m_not_utf8}, {"stream", m_stream},
+    {"echo", m_echo}, {"sleep", m_sleep}, {"pass", m_pass}, {"fail", m_fail}, {"not-utf8", m_not_utf8}, {"stream", m_stream},
     {"huge", m_huge}, {"pin", m_pin},     {"where", m_where}, {NULL, NULL},
 };
 
@@ -423,6 +439,35 @@ static int stream_body(void *arg)
     gr_buf_done(&frame);
     daemon_stop(&d);
     return 0;
+}
+
+/* More than the socket takes is passed on, to somebody who reads nothing of it: it ends with whoever asked for it. */
+static int deaf_body(void *arg)
+{
+    struct daemon d;
+    struct gr_err err = {0};
+    gr_auto_free char *fill = malloc((4u << 20) + 1);
+    memset(fill, 'x', 4u << 20);
+    fill[4u << 20] = 0;
+    daemon_start(&d);
+    for (unsigned how = 0; how < 2; how++) { /* he gives it up, or is gone */
+        struct gr_rpc_client *c = client_of(&d);
+        assert_int_equal(gr_rpc_call(c, "pass", json_pack("{s:s}", "fill", how ? fill : ""), NULL, NULL, 300, NULL, &err), -ETIMEDOUT);
+        assert_int_equal(gr_rpc_call(c, "pass", json_pack("{s:s}", "fill", fill), NULL, NULL, 300, NULL, &err), -ETIMEDOUT);
+        if (how)
+            gr_rpc_client_free(gr_take(c));
+        for (int i = 0; i < 500 && d.running; i++)
+            gr_fiber_sleep_ms(10);
+        assert_int_equal(d.running, 0);
+        gr_rpc_client_free(c);
+    }
+    daemon_stop(&d);
+    return 0;
+}
+
+static void deaf(void **state)
+{
+    test_in_fiber(deaf_body, NULL);
 }
 
 static void streams(void **state)
@@ -779,5 +824,5 @@ static void ghosts(void **state)
     gr_loop_free(loop);
 }
 
-TEST_MAIN(TEST(calls), TEST(many_at_once), TEST(streams), TEST(deaths), TEST(hostile_clients), TEST(hostile_daemons), TEST(local_calls),
+TEST_MAIN(TEST(calls), TEST(many_at_once), TEST(streams), TEST(deaf), TEST(deaths), TEST(hostile_clients), TEST(hostile_daemons), TEST(local_calls),
           TEST(no_memory), TEST(long_paths), TEST(ghosts), TEST(hand_over))

@@ -200,10 +200,16 @@ static void drop_incarnations(struct tgt_lu *lu)
     }
 }
 
-int tgt_lu_activate(struct tgt_lu *lu, struct gr_bdev *bdev, const struct tgt_sess *asked, struct gr_err *err)
+/* Whoever is at it: then its bdev is there to stay, or there is none. */
+static void until_opened(struct tgt_lu *lu)
 {
     while (lu->opening)
         gr_fqueue_wait(&lu->server->changed);
+}
+
+int tgt_lu_activate(struct tgt_lu *lu, struct gr_bdev *bdev, const struct tgt_sess *asked, struct gr_err *err)
+{
+    until_opened(lu);
     bool was_standby = lu->standby;
     if (lu->bdev) { /* another was faster */
         gr_bdev_put(bdev);
@@ -238,6 +244,8 @@ static int place_lu(struct tgt_server *s, const char *disk, struct tgt_place *pl
     lu->users++;
     lu->group = tgt_group_of(s, disk);
     int r = 0;
+    if (!place->bdev)
+        until_opened(lu); /* another login was told that it is here, which may come to nothing */
     if (place->bdev) {
         r = tgt_lu_activate(lu, place->bdev, NULL, err);
     } else if (!lu->bdev) {
@@ -363,6 +371,7 @@ int tgt_lu_incarnation(struct tgt_lu *lu, const char *initiator, struct gr_err *
     if (!tgt_incarnation_split(initiator, uuid, &n))
         return 0;
     gr_fmutex_lock(&lu->starts); /* storing suspends, and all are in one list */
+    until_opened(lu); /* asked for while it was in standby */
     int r = incarnation(lu, uuid, n, err);
     gr_fmutex_unlock(&lu->starts);
     return r;

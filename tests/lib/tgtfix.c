@@ -54,6 +54,8 @@ static int lookup(void *arg, const char *disk, const char *initiator, struct tgt
         int r = gr_bdev_geometry(f->fault, &ret->geometry);
         if (f->elsewhere.size)
             ret->geometry.size = f->elsewhere.size;
+        if (f->elsewhere.look_ms)
+            gr_fiber_sleep_ms(f->elsewhere.look_ms);
         return r;
     }
     return gr_fail(err, -ENOENT, "no disk '%s'", disk);

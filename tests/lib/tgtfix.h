@@ -29,6 +29,7 @@ struct tgtfix {
         bool mute;              /* its owner does not answer; else it is this server, and the disk is "t/disk" */
         unsigned lookups;
         uint64_t size;          /* 0: as "t/disk" */
+        unsigned look_ms;       /* so long it takes to hear that it is elsewhere, of whoever was asked before that changed */
     } elsewhere;
     unsigned sessions;
     void *priv;

@@ -16,7 +16,7 @@ static struct tgtfix fix = {.store = true, .redirect = ELSEWHERE};
 
 /* ---- a login that is not waited for ---- */
 struct login {
-    const char *initiator;
+    const char *initiator, *target;
     struct ini i;
     pthread_t thread;
     int r;
@@ -26,15 +26,21 @@ static void *login_thread(void *arg)
 {
     struct login *l = arg;
     l->i.timeout_ms = 20000;
-    l->r = ini_login(&l->i, l->initiator, TGTFIX_TARGET, NULL, 0);
+    l->r = ini_login(&l->i, l->initiator, l->target, NULL, 0);
     return NULL;
+}
+
+static void begin_at(struct login *l, const char *initiator, const char *target, const char *port)
+{
+    l->initiator = initiator;
+    l->target = target;
+    assert_int_equal(ini_connect(&l->i, "127.0.0.1", port), 0);
+    assert_int_equal(pthread_create(&l->thread, NULL, login_thread, l), 0);
 }
 
 static void begin(struct login *l, const char *initiator)
 {
-    l->initiator = initiator;
-    assert_int_equal(ini_connect(&l->i, "127.0.0.1", fix.port), 0);
-    assert_int_equal(pthread_create(&l->thread, NULL, login_thread, l), 0);
+    begin_at(l, initiator, TGTFIX_TARGET, fix.port);
 }
 
 static unsigned status(struct login *l)
@@ -244,5 +250,62 @@ static void stays_in_standby(void **state)
     store(0);
 }
 
+/* It is still being tried when a VM, which named it before, is about to be let in: which start of it is the latest is stored where it stays. */
+static void let_in_while_opened(void **state)
+{
+    static const char keys[] = "InitiatorName=" VM "1:2\0TargetName=" TGTFIX_ELSEWHERE "\0SessionType=Normal\0AuthMethod=None";
+    const uint8_t rtpg[12] = {0xa3, 0x0a, [9] = 255};
+    uint8_t b[TGT_BHS_LEN];
+    struct ini i, vm;
+    registered();
+    next_process();
+    assert_int_equal(log_in_elsewhere(&i, INISESS_NAME ":a"), 0);
+    assert_int_equal(ini_connect(&vm, "127.0.0.1", fix.port3), 0);
+    assert_true(ini_login_request(&vm, 0, 1, 0, keys, sizeof keys) >= 0);
+    assert_int_equal(vm.login_status, 0);
+    store(-(int)STORE_MS);
+    tgtfix_call(&fix, set_here, &fix);
+    ini_cmd_bhs(&i, b, rtpg, 12, TGT_FINAL | TGT_CMD_READ, 255);
+    assert_int_equal(ini_send(&i, b, NULL, 0), 0);
+    usleep(APART_US);
+    assert_true(ini_login_request(&vm, 0, 3, 1, NULL, 0) >= 0);
+    assert_int_equal(vm.login_status, 0);
+    ini_close(&vm);
+    ini_close(&i);
+    store(0);
+}
+
+static int set_look_ms(struct tgtfix *f, void *arg)
+{
+    f->elsewhere.look_ms = arg ? STORE_MS * 3 / 4 : 0;
+    return 0;
+}
+
+/* Two log in while it changes hands: one is told that it is elsewhere, the other that it is here, where it cannot be opened. */
+static void told_two_things(void **state)
+{
+    const uint8_t read10[10] = {0x28, [8] = 1};
+    struct login there, here;
+    uint8_t in[512];
+    struct ini_result res;
+    registered();
+    next_process();
+    tgtfix_call(&fix, set_look_ms, &fix);
+    begin_at(&there, INISESS_NAME ":there", TGTFIX_ELSEWHERE, fix.port3);
+    usleep(APART_US);
+    store(-(int)STORE_MS);
+    tgtfix_call(&fix, set_look_ms, NULL);
+    tgtfix_call(&fix, set_here, &fix);
+    begin_at(&here, INISESS_NAME ":here", TGTFIX_ELSEWHERE, fix.port3);
+    assert_int_not_equal(status(&here), 0);
+    tgtfix_call(&fix, set_here, NULL);
+    assert_int_equal(status(&there), 0);
+    assert_int_equal(ini_cmd(&there.i, read10, 10, NULL, 0, in, sizeof in, &res), 0);
+    assert_int_equal(res.status, 2);
+    ini_close(&there.i);
+    ini_close(&here.i);
+    store(0);
+}
+
 TGTFIX_MAIN(NULL, NULL, TGTFIX_CASE(older_start_comes_second), TGTFIX_CASE(starts_of_two_vms), TGTFIX_CASE(release_ends), TGTFIX_CASE(half_way), TGTFIX_CASE(two_open_it),
-            TGTFIX_CASE(stays_in_standby))
+            TGTFIX_CASE(stays_in_standby), TGTFIX_CASE(let_in_while_opened), TGTFIX_CASE(told_two_things))

@@ -224,8 +224,8 @@ void snap_rules_forget(struct snap_ds *ds, const uint8_t uuid[16], const char *s
  * in which one is open to more than it was; after end of that which has it. Whatever came of it, end follows a begin, also one that failed. */
 struct snap_handing {
     char from[33], to[33];   /* keys of the disk that has them and of the clone */
-    struct vmfs_disk *clone; /* open here, without snapshots of its own */
-    bool any;
+    struct vmfs_disk *clone; /* open here; with snapshots of its own it cannot be promoted, and what is said of them stays */
+    json_t *added;           /* {name: true}: what is said of the clone's for the time being; NULL: nothing is to be handed on */
 };
 int snap_rules_hand_begin(struct snap_ds *ds, struct snap_handing *h, struct gr_err *err);
 void snap_rules_hand_end(struct snap_ds *ds, struct snap_handing *h, bool done);

@@ -178,7 +178,8 @@ void snap_rules_forget(struct snap_ds *ds, const uint8_t uuid[16], const char *s
 /* ---- snapshots that change hands ---- */
 struct handing {
     const struct snap_handing *h;
-    json_t *there; /* names of the snapshots that the clone has now; NULL: it is about to begin */
+    json_t *there; /* names of the snapshots that the clone has */
+    bool begins;   /* it has them for itself, and is about to be promoted */
     bool done;     /* they are what the other had */
 };
 
@@ -197,18 +198,21 @@ static int hand(void *arg, struct snap_ds *ds, json_t *rows, struct gr_err *err)
     const struct handing *n = arg;
     json_t *from = json_object_get(ds->rules.rows, n->h->from), *to = json_object_get(ds->rules.rows, n->h->to), *entry;
     json_t *all = json_object_get(from, "snapshots"), *own = json_object_get(to, "snapshots");
-    snap_auto_json json_t *left = json_deep_copy(all), *has = own ? json_deep_copy(own) : json_object();
+    snap_auto_json json_t *left = all ? json_deep_copy(all) : json_object(), *has = own ? json_deep_copy(own) : json_object();
     const char *name;
     int r = left && has ? 0 : -ENOMEM;
     json_object_foreach(all, name, entry)
     {
         bool there = json_object_get(n->there, name);
-        if (r == 0 && !n->there && !json_object_get(has, name))
-            r = json_object_set(has, name, entry) < 0 ? -ENOMEM : 0;
-        if (n->there && !there)
-            json_object_del(has, name);
+        if (r == 0 && n->begins && !there && !json_object_get(has, name))
+            r = json_object_set(has, name, entry) < 0 || json_object_set_new(n->h->added, name, json_true()) < 0 ? -ENOMEM : 0;
         if (n->done && there)
             json_object_del(left, name);
+    }
+    json_object_foreach(n->h->added, name, entry)
+    {
+        if (!n->begins && !(n->done && json_object_get(n->there, name)))
+            json_object_del(has, name);
     }
     if (r == 0)
         r = keep_snapshots(rows, n->h->from, from, left);
@@ -217,27 +221,35 @@ static int hand(void *arg, struct snap_ds *ds, json_t *rows, struct gr_err *err)
     return r < 0 ? gr_fail(err, -ENOMEM, "access rules: out of memory") : 0;
 }
 
-int snap_rules_hand_begin(struct snap_ds *ds, struct snap_handing *h, struct gr_err *err)
-{
-    struct handing n = {.h = h};
-    int r = snap_table_look(ds, &ds->rules, err);
-    h->any = r == 0 && json_object_size(json_object_get(json_object_get(ds->rules.rows, h->from), "snapshots"));
-    return h->any ? snap_table_change(ds, &ds->rules, hand, &n, err) : r;
-}
-
 static int note_name(void *arg, const struct snap_info *info)
 {
     return json_object_set_new(arg, info->name, json_true()) < 0 ? -ENOMEM : 0;
 }
 
+static int hand_now(struct snap_ds *ds, struct handing *n, struct gr_err *err)
+{
+    snap_auto_json json_t *there = json_object();
+    n->there = there;
+    int r = there && n->h->added ? snap_list(n->h->clone, note_name, there, err) : gr_fail(err, -ENOMEM, "access rules: out of memory");
+    return r < 0 ? r : snap_table_change(ds, &ds->rules, hand, n, err);
+}
+
+int snap_rules_hand_begin(struct snap_ds *ds, struct snap_handing *h, struct gr_err *err)
+{
+    struct handing n = {.h = h, .begins = true};
+    int r = snap_table_look(ds, &ds->rules, err);
+    if (r < 0 || !json_object_size(json_object_get(json_object_get(ds->rules.rows, h->from), "snapshots")))
+        return r;
+    h->added = json_object();
+    return hand_now(ds, &n, err);
+}
+
 void snap_rules_hand_end(struct snap_ds *ds, struct snap_handing *h, bool done)
 {
     struct gr_err err = {0};
-    struct handing n = {.h = h, .there = json_object(), .done = done};
-    int r = h->any ? snap_list(h->clone, note_name, n.there, &err) : 0;
-    if (h->any && r >= 0)
-        r = snap_table_change(ds, &ds->rules, hand, &n, &err);
+    struct handing n = {.h = h, .done = done};
+    int r = h->added ? hand_now(ds, &n, &err) : 0;
     if (r < 0)
         snap_warn(ds->svc, "access rules of snapshots that have changed hands stay with both disks: %s", gr_err_text(&err, r));
-    json_decref(n.there);
+    json_decref(gr_take(h->added));
 }

@@ -500,11 +500,14 @@ static int promoted_body(void *arg)
     assert_true(call(&h, "disk.promote", json_pack("{s:s}", "disk", "ds/c")) < 0);
     ok(&h, "snapshot.clone", json_pack("{s:s,s:s,s:s}", "disk", "ds/c", "snapshot", "old", "to", "ds/d"));
     ok(&h, "snapshot.create", json_pack("{s:[s],s:s}", "disks", "ds/d", "name", "old"));
+    set(&h, "ds/d@base", 9); /* no snapshot (yet), and the other has one of that name */
+    assert_true(call(&h, "disk.promote", json_pack("{s:s}", "disk", "ds/d")) < 0); /* it has one of its own, */
+    assert_int_equal(get(&h, "ds/d@old"), 0); /* of which nothing is said */
     set(&h, "ds/d@old", 8);
     assert_true(call(&h, "disk.promote", json_pack("{s:s}", "disk", "ds/d")) < 0); /* it has one of its own */
     assert_int_equal(get(&h, "ds/c@old"), 3);
     assert_int_equal(get(&h, "ds/d@old"), 8);
-    assert_int_equal(get(&h, "ds/d@base"), 0);
+    assert_int_equal(get(&h, "ds/d@base"), 9);
     home_close(&h);
     return 0;
 }

@@ -367,4 +367,46 @@ static void refused(void **state)
     test_in_fiber(refused_fn, NULL);
 }
 
-TEST_MAIN(TEST(near), TEST(all), TEST(refused))
+/* ---- logical units that fence nobody: one host at a time, who registers with none ---- */
+static int enter_none(struct gr_bdev *bdev, uint64_t key, struct gr_err *err)
+{
+    (void)key;
+    return gr_fail(err, -EOPNOTSUPP, "'%s' has no reservations", bdev->name);
+}
+
+static int alone_fn(void *arg)
+{
+    static const struct gr_fence_ops none = { .enter = enter_none };
+    struct site *s = calloc(1, sizeof *s);
+    struct vmfs_format_opts f = { .name = "ds1", .timing = VMFS_TIMING_FAST, .one_host = true };
+    (void)arg;
+    s->shared = true;
+    for (unsigned i = 0; i < DEVICES; i++)
+        s->mem[i] = gr_mem_new(DEVICE_BYTES);
+    devices_open(s);
+    for (unsigned i = 0; i < DEVICES; i++)
+        s->dev[i]->fence = &none;
+    OK(vmfs_format(gr_fiber_loop(), s->dev, DEVICES, &f, &err));
+    OK(join(s, "a", 0, false, &s->v, &err));
+    OK(vmfs_create(s->v, "d", VMFS_DISK, SIZE, VMFS_THIN, &err));
+    vmfs_abandon(gr_take(s->v));
+    uint32_t was = bytes_of(s);
+    for (unsigned lost = 0; lost < 2; lost++) {
+        struct vmfs_disk *d;
+        OK(join(s, "r", 1u << lost, true, &s->v, &err));
+        OK(vmfs_open(s->v, "d", &d, NULL, &err));
+        vmfs_close(d);
+        OK(vmfs_leave(gr_take(s->v), &err));
+        assert_int_equal(bytes_of(s), was);
+    }
+    unmake(s);
+    return 0;
+}
+
+static void alone(void **state)
+{
+    (void)state;
+    test_in_fiber(alone_fn, NULL);
+}
+
+TEST_MAIN(TEST(near), TEST(all), TEST(refused), TEST(alone))

@@ -1,6 +1,7 @@
 /* Methods datastore.*: join, leave, list, info, grow. Create and destroy: service_format.c; check and scrub: service_check.c. */
 #include "common/buf.h"
 #include "snapshot/service_int.h"
+#include "vmfs/rescue.h"
 #include <string.h>
 #include <sys/stat.h>
 
@@ -367,6 +368,8 @@ static int op_grow(struct snap_op *op)
     int r = gr_json_u64(op->params, "size", &size, op->err);
     if (r == 0)
         r = snap_op_ds(op, &ds);
+    if (r == 0 && (r = vrescue_refuse(ds->v, op->err)) < 0)
+        snap_ds_put(ds);
     if (r < 0)
         return r;
     for (unsigned i = 0; i < ds->n_devices && r == 0; i++) {

@@ -76,6 +76,7 @@ run_mustfail 1 'read.only|Read-only|denied|protected' qemu-io -f raw -c 'write -
 run_mustfail 1 'can only be read' a disk create ds/new --size 1M
 run_mustfail 1 'can only be read' a disk delete ds/one
 run_mustfail 1 'can only be read' a snapshot create ds/three --name after
+run_mustfail 1 'can only be read' a datastore grow ds 512M
 run_mustfail 1 'can only be read|being rescued' a datastore check ds
 
 # --- the daemon starts again, and goes on with it; the device comes back after all

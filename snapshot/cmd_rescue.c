@@ -21,12 +21,13 @@ int snap_cmd_rescued(struct gr_cmd_ctx *c, struct gr_err *err)
         r = gr_cmd_done(c, res, "%s", name);
     } else {
         json_array_foreach(json_object_get(res, "hosts"), i, host)
-            fprintf(stderr, "granary: the journal of host '%s' is lost: what it had is as it was at its last checkpoint, but for what it overwrote in place since\n",
+            fprintf(stderr, "granary: the journal of host '%s' is lost: what it had is as it was at its last checkpoint, but what was overwritten or unmapped since may have "
+                    "other bytes, of another disk even\n",
                     json_string_value(host));
         r = gr_cmd_rows(c, object_cols, json_object_get(res, "objects"));
         if (r == 0)
-            r = gr_cmd_done(c, NULL, "datastore '%s': %lld whole, %lld not", name, json_integer_value(json_object_get(res, "whole")),
-                            json_integer_value(json_object_get(res, "damaged")));
+            r = gr_cmd_done(c, NULL, "datastore '%s': %lld whole, %lld behind, %lld not whole", name, json_integer_value(json_object_get(res, "whole")),
+                            json_integer_value(json_object_get(res, "behind")), json_integer_value(json_object_get(res, "damaged")));
     }
     json_decref(res);
     return r;

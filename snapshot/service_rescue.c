@@ -5,7 +5,7 @@
 struct left {
     json_t *objects, *hosts;
     const struct snap_ds *ds;
-    unsigned whole, damaged;
+    unsigned whole, behind, damaged;
 };
 
 static const char *state_of(const struct vmfs_rescued *w)
@@ -27,7 +27,8 @@ static int add_object(void *arg, const struct vmfs_rescued *w)
         json_object_set_new(row, "behind", json_string(w->behind));
     if (!row || json_array_append_new(l->objects, row) < 0)
         return -ENOMEM;
-    l->whole += w->whole;
+    l->whole += w->whole && !w->behind;
+    l->behind += w->whole && w->behind;
     l->damaged += !w->whole;
     return 0;
 }
@@ -69,6 +70,6 @@ int snap_op_rescued(struct snap_op *op)
         json_decref(l.hosts);
         return r;
     }
-    return snap_op_result(op, json_pack("{s:s,s:o,s:o,s:i,s:i,s:o}", "name", name, "missing", missing, "hosts", l.hosts, "whole", (int)l.whole, "damaged", (int)l.damaged,
-                                        "objects", l.objects));
+    return snap_op_result(op, json_pack("{s:s,s:o,s:o,s:i,s:i,s:i,s:o}", "name", name, "missing", missing, "hosts", l.hosts, "whole", (int)l.whole, "behind",
+                                        (int)l.behind, "damaged", (int)l.damaged, "objects", l.objects));
 }

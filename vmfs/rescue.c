@@ -5,7 +5,8 @@
  * device that held tables. A block of its tables is made of the other copy, when it is first asked for; everything else there cannot be read.
  *
  * So when device 0 is lost its tables come from copies B, and all journals are there. When it is device 1 the journals are lost: who had joined
- * counts as having left at its last checkpoint, and what it had has the content of that time, but for what it overwrote in place since.
+ * counts as having left at its last checkpoint, and what it had has the content of that time, but for what it overwrote in place since, and for
+ * units it had given up since: those were used again as soon as the journal said so, by whatever disk. Only CRCs of data (DATA_CRC) tell those.
  *
  * An object whose map cannot be read has its records left out. What is whole is looked for in the maps, not guessed. */
 #include "vmfs/rescue.h"
@@ -305,8 +306,8 @@ static int depart(struct vmfs *v, unsigned slot, struct vslot *s, struct gr_err 
     struct departed *d = &a[k->n_departed++];
     *d = (struct departed){ .slot = slot, .generation = s->generation };
     memcpy(d->host, s->host_name, sizeof d->host);
-    vmfs_warn(v, "datastore '%s': the journal of host '%s' is lost: what it had is shown as it was at its last checkpoint, but for what was overwritten in place since", v->sb.name,
-              s->host_name);
+    vmfs_warn(v, "datastore '%s': the journal of host '%s' is lost: what it had is shown as it was at its last checkpoint, but what was overwritten since may have newer bytes, or %s", v->sb.name,
+              s->host_name, vcrc_kept(v) ? "cannot be read" : "those of another of its disks");
     s->state = VMFS_SLOT_FREE;
     s->n_pins = 0;
     s->generation++;

@@ -428,7 +428,8 @@ int vmfs_repair(struct vmfs *v, void (*line)(void *arg, const char *text), void 
 struct vmfs_rescued {
     const char *path;     /* inside the volume */
     const char *snapshot; /* NULL: the disk or file as it is now; a folder */
-    const char *behind;   /* not NULL: this host had it, and its journal is lost: it is as it was at that host's last checkpoint, with what was overwritten in place since */
+    const char *behind;   /* not NULL: this host had it, and its journal is lost: it is as it was at that host's last checkpoint, but what was overwritten or unmapped since may
+                           * have newer bytes, or what another disk has now where that lay (with data_crc: an error) */
     enum vmfs_type type;
     uint64_t size;        /* bytes, */
     uint64_t lost_data;   /* that lie on the lost device, */

@@ -28,7 +28,7 @@ sha256sum "$T/one.img" > "$T/sums"
 run_check b datastore join ds "$T/one.img" --rescue --yes
 run_check b datastore rescued ds --json
 cp "$T/out" "$T/left"
-check 'the host is named whose journal is lost' jq -e '.missing == [1] and (.hosts | length) == 1 and (.objects | length) == 3' "$T/left"
+check 'the host is named whose journal is lost' jq -e '.missing == [1] and (.hosts | length) == 1 and (.objects | length) == 3 and .behind >= 1 and .whole + .behind == 3 and .damaged == 0' "$T/left"
 check "a disk that was in use is behind" [ "$(state ds/disk)" = behind ]
 check 'its snapshot is whole' [ "$(state ds/disk@before)" = whole ]
 run_check b datastore rescued ds

@@ -368,11 +368,13 @@ static int op_grow(struct snap_op *op)
     int r = gr_json_u64(op->params, "size", &size, op->err);
     if (r == 0)
         r = snap_op_ds(op, &ds);
-    if (r == 0 && (r = vrescue_refuse(ds->v, op->err)) < 0)
+    if (r == 0 && ((r = vrescue_refuse(ds->v, op->err)) < 0 || (r = vdev_all_here(ds->v, "it cannot grow", op->err)) < 0))
         snap_ds_put(ds);
     if (r < 0)
         return r;
     for (unsigned i = 0; i < ds->n_devices && r == 0; i++) {
+        if (vmfs_device_number(ds->v, ds->bdevs[i]) < 0)
+            continue; /* it could not be opened, or is left alone: it was removed on another host */
         r = gr_bdev_geometry(ds->bdevs[i], &g);
         now += g.size;
     }

@@ -126,6 +126,10 @@ check 'it says so' jq -e '.state == "degraded" and ([.members[] | select(.missin
 run_check qemu-io -f raw -c 'write -P 0x64 0 1M' -c flush "$(url a ds/small)"
 run_mustfail 3 'as far as it could be looked at' a datastore check ds
 run_mustfail 1 'without its device' a datastore add-device ds "$T/fs2.img" --size 64M
+long=$(stat -c %s "$T/four.img")
+run_mustfail 1 'without its device.*cannot grow' a datastore grow ds 4G
+check 'no device has become longer' [ "$(stat -c %s "$T/four.img")" = "$long" ]
+run_check a datastore info ds
 run_check a down
 run_check a datastore leave ds
 mv "$T/lost" "$T/three.img"

@@ -152,9 +152,14 @@ int vmfs_free_look(struct vmfs *v, struct gr_err *err)
 }
 
 /* ---- giving back ---- */
+static bool may_ask(const struct vmfs *v)
+{
+    return v->joined && v->role == VMFS_HOST && !v->fenced && !v->leaving && !v->replaying && !v->rescue && !v->sp.evac && !v->sp.recounting;
+}
+
 static bool may_give(const struct vmfs *v)
 {
-    return v->joined && v->role == VMFS_HOST && !v->fenced && !v->leaving && !v->replaying && !v->sp.stay && !v->sp.evac && !v->sp.recounting;
+    return may_ask(v) && !v->sp.stay;
 }
 
 /* All that is known of it is home, and none of its units is on the way anywhere. */
@@ -440,11 +445,11 @@ static void ask_work(void *arg)
 {
     struct vmfs *v = arg;
     uint64_t before = space_free_here(v), enough = before + v->sb.region_units / 8;
-    bool again = may_give(v) && ask_once(v, enough);
-    if (may_give(v) && space_free_here(v) < enough) {
+    bool again = may_ask(v) && ask_once(v, enough);
+    if (may_ask(v) && space_free_here(v) < enough) {
         again |= any_recovered(v);
         lease_some(v, enough); /* somebody else may have been faster */
-        if (again && may_give(v) && space_free_here(v) < enough)
+        if (again && may_ask(v) && space_free_here(v) < enough)
             (void)ask_once(v, enough);
     }
     uint64_t now = space_free_here(v);

@@ -16,7 +16,7 @@ struct site {
     struct gr_loop *loop;
     struct gr_mem *mem;
     struct gr_bdev *dev;
-    struct vmfs *v;
+    struct vmfs *v, *beside;
     struct gr_chan *raw;
     uint8_t kek[3][32];
     bool have[3];
@@ -34,9 +34,15 @@ static int kek(void *arg, uint64_t id, uint8_t ret[32])
     return -ENOKEY;
 }
 
+static int ask_other(void *arg, struct gr_err *err)
+{
+    struct site *s = arg;
+    return s->beside ? vmfs_regions_recall(s->beside, err) : 0;
+}
+
 static void join(struct site *s)
 {
-    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "keys", .kek = kek, .kek_arg = s };
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "keys", .kek = kek, .kek_arg = s, .recall_regions = ask_other, .warn_arg = s };
     OK(vmfs_join(s->loop, &s->dev, 1, &o, &s->v, &err));
 }
 
@@ -602,18 +608,23 @@ static int thick_on_full(void *arg)
     while (space_can_go(&s))
         ;
     struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "other", .host_uuid = { 2 } };
-    struct vmfs *beside;
-    OK(vmfs_join(s.loop, &s.dev, 1, &o, &beside, &err));
+    OK(vmfs_join(s.loop, &s.dev, 1, &o, &s.beside, &err));
+    struct vmfs *beside = s.beside;
     while (space_lease_any(beside, NULL) == 0)
-        ; /* what is free is another host's, which nobody can ask */
+        ; /* what is free is another host's, which keeps it */
+    beside->sp.stay++;
     OK(vmfs_free_look(s.v, &err));
     vmfs_info(s.v, &info);
     assert_true(info.free > 2 * DISK);
     e = (struct gr_err){ 0 };
     assert_int_equal(vmfs_keys_rotate(d, vmfs_kek_id(s.kek[0]), &e), -GR_ENOSPACE);
     assert_non_null(strstr(e.text, "bytes are missing"));
+    beside->sp.stay--;
+    s.v->sp.asked_ns = 0; /* so soon after nobody had anything nobody would be asked */
+    OK(vmfs_keys_rotate(d, vmfs_kek_id(s.kek[0]), &err)); /* it gives it back */
+    assert_true(beside->stats.regions_given_back > 0);
+    s.beside = NULL;
     OK(vmfs_leave(beside, &err));
-    OK(vmfs_keys_rotate(d, vmfs_kek_id(s.kek[0]), &err));
     OK(vmfs_create(s.v, "glutton", VMFS_DISK, SIZE, VMFS_THIN, &err));
     struct vmfs_disk *g = open_disk(&s, "glutton", &other);
     int r = 0;

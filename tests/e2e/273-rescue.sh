@@ -3,8 +3,7 @@
 # timeout: 240
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io qemu-img
-A=$T/home
-a() { GRANARY_HOME=$A granary "$@"; }
+hosts a
 url() { a lun list "$1" --json | jq -r '.[0]."iscsi-url"'; }
 sums() { sha256sum "$T/two.img" "$T/three.img"; }
 DISKS="one two three four"

@@ -4,9 +4,7 @@
 # timeout: 180
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
-A=$T/a B=$T/b
-a() { GRANARY_HOME=$A granary "$@"; }
-b() { GRANARY_HOME=$B granary "$@"; }
+hosts a b
 url() { a lun list "$1" --json | jq -r '.[0]."iscsi-url"'; }
 state() { jq -r --arg p "$1" '.objects[] | select(.path == $p) | .state' "$T/left"; }
 

@@ -89,7 +89,7 @@ static int room_for(struct vmfs *v, const struct vobj *dir, struct gr_err *err)
                                        "host (what has a disk open can unmap), or 'granary datastore grow' it", v->sb.name) : r;
 }
 
-int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err)
+static int begin(struct vmfs *v, bool names, struct vobj **ret_root, struct gr_err *err)
 {
     if (v->role != VMFS_HOST)
         return gr_fail(err, -GR_EREADONLY, "this host joined datastore '%s' for reading only", v->sb.name);
@@ -101,11 +101,21 @@ int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err)
                       : vobj_hold(v, VMFS_INODE_ROOT, NS_WAIT_MS, ret_root, NULL, err);
     if (r < 0)
         gr_prefix(err, r, "datastore '%s': the namespace cannot be locked", v->sb.name);
-    else if ((r = room_for(v, *ret_root, err)) < 0 && !v->fenced)
+    else if (names && (r = room_for(v, *ret_root, err)) < 0 && !v->fenced)
         (void)vobj_release(v, *ret_root, NULL);
     if (r < 0)
         gr_fmutex_unlock(&v->ns_lock);
     return r;
+}
+
+int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err)
+{
+    return begin(v, true, ret_root, err);
+}
+
+int ns_begin_super(struct vmfs *v, struct vobj **ret_root, struct gr_err *err)
+{
+    return begin(v, false, ret_root, err);
 }
 
 /* Home with it (unless @r says that nothing was changed), give the lock up. */

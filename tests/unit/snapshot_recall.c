@@ -488,6 +488,35 @@ static int joiner_fn(void *arg)
     return 0;
 }
 
+/* Who has no room for metadata, and gets none, gives the datastore a device. */
+static int helper_fn(void *arg)
+{
+    struct site *t = arg;
+    struct gr_err why = { 0 };
+    struct vmfs_device_add a = { .force = false };
+    begin(t, 1);
+    make_disk(t, 0, 0, SIZE, VMFS_THIN);
+    fill(t, &t->disk[0], 0, SIZE);
+    t->host[0].v->sp.stay = 1; /* it keeps what it has */
+    t->hosts = 2;
+    join(t, 1);
+    assert_int_equal(vmfs_mkdir(t->host[1].v, "x", false, &why), -GR_ENOSPACE);
+    assert_non_null(strstr(why.text, "grow"));
+    struct gr_mem *more = gr_mem_new(VOLUME);
+    struct gr_bdev *dev;
+    assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), more, &dev), 0);
+    OK(vmfs_device_add(t->host[1].v, dev, &a, &err));
+    OK(vmfs_mkdir(t->host[1].v, "x", false, &err));
+    diskfix_close(&t->disk[0].f);
+    part(t, 1, true);
+    part(t, 0, true);
+    gr_bdev_put(dev);
+    gr_mem_free(more);
+    gr_mem_free(t->mem);
+    free(t->buf);
+    return 0;
+}
+
 struct writer {
     struct site *t;
     struct disk *d;
@@ -774,6 +803,7 @@ static void overwrite(void **state) { (void)state; run(overwrite_fn); }
 static void steady(void **state) { (void)state; run(steady_fn); }
 static void neighbours(void **state) { (void)state; run(neighbours_fn); }
 static void joiner(void **state) { (void)state; run(joiner_fn); }
+static void helper(void **state) { (void)state; run(helper_fn); }
 static void unasked(void **state) { (void)state; run(unasked_fn); }
 
-TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(promise_wanted), TEST(promise_moves), TEST(unasked), TEST(steady), TEST(joiner), TEST(at_work), TEST(readers), TEST(overwrite), TEST(neighbours), TEST(histories))
+TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(promise_wanted), TEST(promise_moves), TEST(unasked), TEST(steady), TEST(joiner), TEST(helper), TEST(at_work), TEST(readers), TEST(overwrite), TEST(neighbours), TEST(histories))

@@ -233,7 +233,7 @@ static int refuse_others(struct vmfs *v, struct gr_err *err)
 static int state_write(struct vmfs *v, unsigned dev, uint32_t state, uint32_t mover, struct gr_err *err)
 {
     struct vobj *root;
-    int r = ns_begin_super(v, &root, err);
+    int r = ns_begin_bare(v, &root, err);
     if (r < 0)
         return r;
     gr_fmutex_lock(&v->ckpt_lock); /* the other writer of superblocks */

@@ -107,7 +107,7 @@ static int at_an_instant(struct vmfs *v, int (*fn)(struct vmfs *v, struct vobj *
         }
         gr_fiber_sleep_ms(1);
     }
-    int r = ns_begin(v, &root, err);
+    int r = ns_begin_bare(v, &root, err);
     if (r < 0)
         return r;
     struct gr_err e = { 0 };

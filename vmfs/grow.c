@@ -41,7 +41,7 @@ static int grow(struct vmfs *v, struct gr_err *err)
         return gr_fail(err, r, "datastore '%s': its device cannot be used: %s", v->sb.name, gr_code_text(r));
     if (g.size / VMFS_UNIT <= v->sb.dev[v->sb.n_devices - 1].units)
         return vmfs_refresh(v, err); /* another host may have made it grow, or added a device */
-    r = ns_begin_super(v, &root, err);
+    r = ns_begin_bare(v, &root, err);
     if (r < 0)
         return r;
     r = vmfs_refresh(v, err);

@@ -189,7 +189,7 @@ int vmfs_device_add(struct vmfs *v, struct gr_bdev *bdev, const struct vmfs_devi
             r = with_member(v, (unsigned)n, add->tested, &s, err);
         if (r == 0)
             r = clear_tables(v, (unsigned)n, s.dev[n].first_unit, err);
-        if (r == 0 && (r = ns_begin_super(v, &root, err)) == 0)
+        if (r == 0 && (r = ns_begin_bare(v, &root, err)) == 0)
             r = ns_end(v, add_locked(v, (unsigned)n, add, err), err);
         if (v->sb.n_devices == (unsigned)n && !v->fenced)
             vmember_close(v);

@@ -113,7 +113,7 @@ int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err)
     return begin(v, true, ret_root, err);
 }
 
-int ns_begin_super(struct vmfs *v, struct vobj **ret_root, struct gr_err *err)
+int ns_begin_bare(struct vmfs *v, struct vobj **ret_root, struct gr_err *err)
 {
     return begin(v, false, ret_root, err);
 }

@@ -14,8 +14,8 @@ void dir_remove(struct vobj *dir, uint64_t id);                                 
 int dying_add(struct vmfs *v, uint64_t id, uint16_t type, struct gr_err *err);
 /* Lock the namespace; home with what changed (unless @r < 0) and unlock. */
 int ns_begin(struct vmfs *v, struct vobj **ret_root, struct gr_err *err);
-/* For a change of the superblock alone: it takes no room, and a full volume grows by it. */
-int ns_begin_super(struct vmfs *v, struct vobj **ret_root, struct gr_err *err);
+/* Where no name changes: to look, or to write the superblock alone, by which a full volume grows; it takes no room. */
+int ns_begin_bare(struct vmfs *v, struct vobj **ret_root, struct gr_err *err);
 /* Between them: the directory of the last component (@make: missing ones are made), and the last directory of the path that there is. */
 int ns_walk_parent(struct vmfs *v, struct vobj *root, const char *path, bool make, struct vobj **ret_dir, const char **ret_name, struct gr_err *err);
 int ns_walk_existing(struct vmfs *v, struct vobj *root, const char *path, struct vobj **ret, struct gr_err *err);

@@ -285,7 +285,7 @@ static int save(struct scrub *s, struct gr_err *err)
         if (vdev_missing(v, d))
             return 0;
     gr_fmutex_lock(&v->member_lock);
-    int r = ns_begin_super(v, &root, err);
+    int r = ns_begin_bare(v, &root, err);
     if (r == 0) {
         r = vmfs_refresh(v, err);
         struct vsuper n = v->sb;

@@ -54,9 +54,18 @@ void journal_data_written(struct vobj *o, uint32_t devs)
             o->data_on[i] = o->data_written;
 }
 
+/* Records that are there, and all images there can be: what was admitted before may change many regions yet, and in a small journal with many regions
+ * that is more than a quarter of it. */
+static uint64_t at_most(const struct vmfs *v)
+{
+    uint64_t images = GR_MIN(v->sp.images_max + v->dirty_objects, ckpt_images_due(v) + VMFS_LEAF_PIECES);
+    images += images / 8 + 2; /* and the headers of their frames */
+    return v->j.used + GR_MIN(images, v->j.units / 2ull + v->j.units / 4);
+}
+
 static bool full(const struct vmfs *v)
 {
-    return v->j.used + ckpt_images_due(v) > v->j.units / 2 + v->j.units / 4;
+    return v->j.used + ckpt_images_due(v) > v->j.units / 2 + v->j.units / 4 || at_most(v) > v->j.units - 2;
 }
 
 bool journal_has_room(const struct vmfs *v)
@@ -71,7 +80,8 @@ static void wait_room(struct vmfs *v, const struct dop *op)
     struct vjournal *j = &v->j;
     while (!v->fenced && !v->replaying && !(op && dop_late(op)) &&
            (full(v) || j->pending.len > pending_limit(v))) {
-        ckpt_kick(v);
+        if (full(v))
+            ckpt_background(v);
         if (j->pending.len <= pending_limit(v)) {
             gr_fqueue_wait(&j->room_q);
         } else if (op) {

@@ -1,6 +1,6 @@
 /* Free space that lies in single units, as much of it as you like: no leaf of the map fits there. What was promised to a thick disk can be written
  * nevertheless, to the last piece, in any order, or the snapshot was refused; unmaps and writes work or are refused; and the volume goes on.
- * timeout: 60 */
+ * timeout: 180 */
 #include "common/cleanup.h"
 #include "snapshot/snapshot.h"
 #include "tests/lib/test.h"

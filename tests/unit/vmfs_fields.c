@@ -1,6 +1,7 @@
 /* Field after field of every kind of metadata is given every kind of wrong value, with checksums put right. Nobody crashes or runs for ever; and what a
  * lie cannot do unseen: when a check finds nothing, every disk and snapshot still reads as it was written, never as another one, and still does when
  * the volume has been written to.
+ * timeout: 300
  *
  * Each case is a process of its own on copies of the devices in memory. A run takes a sample; GRANARY_CASES=0 takes all (a soak). A failure names
  * its case: GRANARY_CASE="VOLUME BLOCK FIELD VALUE TWIN" repeats it, GRANARY_TELL=1 lists what was believed without harm. */

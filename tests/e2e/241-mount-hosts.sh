@@ -3,18 +3,8 @@
 # timeout: 300
 . "$(dirname "$0")/lib.sh"
 requires python3 fio
-[ -c /dev/fuse ] || skip 'no /dev/fuse'
-requires_root
 export PATH=$BUILD/tests/tools:$PATH
-hosts a b
-MA=$T/mnt-a MB=$T/mnt-b
-mkdir "$MA" "$MB"
-on_exit "b unmount --force '$MB'"
-on_exit "a unmount --force '$MA'"
-run_check a datastore create ds "$T/ds.img" --size 1G
-run_check b datastore join ds "$T/ds.img"
-run_check a up --portal 127.0.0.1:0 --mover 127.0.0.1:0
-run_check b up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+mount_hosts 1G
 run_check a datastore mount ds "$MA"
 run_check b datastore mount ds "$MB"
 

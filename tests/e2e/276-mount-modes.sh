@@ -3,17 +3,7 @@
 # timeout: 120
 . "$(dirname "$0")/lib.sh"
 requires python3 unshare
-[ -c /dev/fuse ] || skip 'no /dev/fuse'
-requires_root
-hosts a b
-MA=$T/mnt-a MB=$T/mnt-b
-mkdir "$MA" "$MB"
-on_exit "b unmount --force '$MB'"
-on_exit "a unmount --force '$MA'"
-run_check a datastore create ds "$T/ds.img" --size 256M
-run_check b datastore join ds "$T/ds.img"
-run_check a up --portal 127.0.0.1:0 --mover 127.0.0.1:0
-run_check b up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+mount_hosts 256M
 # the way to $T is closed to others: in a namespace of its own it sees the two mounts below /mnt
 # shellcheck disable=SC2016
 as_users() { unshare -m sh -ec 'mount -t tmpfs none /mnt; mkdir /mnt/a /mnt/b; mount --bind "$2" /mnt/a; mount --bind "$3" /mnt/b; exec python3 "$1" /mnt/a /mnt/b' sh "$@"; }

@@ -10,6 +10,7 @@
 #   enough NAME...             tells a load (live_load, iscsi_load) that it is enough, then over
 #   hosts NAME...              homes of their own: NAME is granary in the home $NAME (in capitals), a that in $GRANARY_HOME; at the end they go down
 #                              in this order, so whoever serves the others comes last
+#   mount_hosts SIZE           hosts a and b are up on a datastore ds, a file; $MA and $MB are where each may show it
 #   machines NAME...           network namespaces $N$NAME, with their loopback      wire NAME ADDRESS NAME ADDRESS   a cable between two of them
 #   track PID                  a process started otherwise: ended at the end
 #   on_exit 'command'          run at the end, last given first
@@ -50,6 +51,20 @@ hosts() { # NAME...
         eval "$name() { GRANARY_HOME=$home granary \"\$@\"; }"
         test_homes+=("$home")
     done
+}
+
+mount_hosts() { # SIZE
+    [ -c /dev/fuse ] || skip 'no /dev/fuse'
+    requires_root
+    hosts a b
+    MA=$T/mnt-a MB=$T/mnt-b
+    mkdir "$MA" "$MB"
+    on_exit "b unmount --force '$MB'"
+    on_exit "a unmount --force '$MA'"
+    run_check a datastore create ds "$T/ds.img" --size "$1"
+    run_check b datastore join ds "$T/ds.img"
+    run_check a up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+    run_check b up --portal 127.0.0.1:0 --mover 127.0.0.1:0
 }
 
 machines() { # NAME...

@@ -206,12 +206,13 @@ static bool both_names(struct state *s, const struct fo_op *op, uint8_t **from, 
 }
 
 /* Linux looks both names up before it asks for a renaming. When they lead to the same, as if the second were a link to the first, there is nothing to do:
- * so it is also when another host moved the one to the other between these two looks. This is the first of them. */
+ * so it is also when another host moved the one to the other between these two looks; and what must not replace anything is told then that there is
+ * something. This is the first of them. */
 static bool look_first(struct state *s, const struct fo_op *op)
 {
     uint8_t *from, *to;
     struct under_way *w = &s->way[op->proc];
-    if (w->step == DONE || w->file || op->err || op->keep || !both_names(s, op, &from, &to) || !*from)
+    if (w->step == DONE || w->file || op->err != (op->keep ? EEXIST : 0) || !both_names(s, op, &from, &to) || !*from)
         return false;
     w->file = *from;
     return true;
@@ -223,7 +224,7 @@ static bool do_rename(struct state *s, const struct fo_op *op)
     both_names(s, op, &from, &to);
     old = *to;
     if (s->way[op->proc].file)
-        return old == s->way[op->proc].file && end(s, op, 0);
+        return op->keep ? old && end(s, op, EEXIST) : old == s->way[op->proc].file && end(s, op, 0);
     if (!*from || (op->swap && !old))
         return end(s, op, ENOENT);
     if (op->keep && old)

@@ -25,6 +25,7 @@ static void judge(const struct fo_op *ops, size_t n, bool legal, const char *whi
 #define SIZE(from, to, who, is) {AT(from, to, who), .kind = FO_FSTAT, .size = is}
 #define LISTS(from, to, who, folder, what) {AT(from, to, who), .kind = FO_LIST, .dir = folder, .names = what}
 #define RENAMES(from, to, who, old, new) {AT(from, to, who), .kind = FO_RENAME, .name = old, .name2 = new}
+#define KEEPS(from, to, who, old, new) {AT(from, to, who), .kind = FO_RENAME, .name = old, .name2 = new, .keep = true, .err = EEXIST}
 #define UNLINKS(from, to, who, ...) {AT(from, to, who), .kind = FO_UNLINK, __VA_ARGS__}
 #define MAKES(from, to, who, folder) {AT(from, to, who), .kind = FO_MKDIR, .dir = folder}
 #define MOVES(from, to, who, old, new) {AT(from, to, who), .kind = FO_RENAME_DIR, .dir = old, .dir2 = new}
@@ -62,6 +63,9 @@ static void names(void **state)
     HAS_NONE("what is replaced is there at any time", OPENS(1, 2, 0), OPENS(3, 4, 0, .fd = 1, .name = 1), RENAMES(5, 9, 0, 1, 0), UNLINKS(6, 7, 1, .err = ENOENT));
     HAS("another host renamed it the same way, between two looks", OPENS(1, 2, 0), RENAMES(3, 9, 0, 0, 1), RENAMES(4, 8, 1, 0, 1));
     HAS_NONE("renamed twice", OPENS(1, 2, 0), RENAMES(3, 4, 0, 0, 1), RENAMES(5, 6, 1, 0, 1));
+    HAS("it moved there between the two looks of who must not replace it", OPENS(1, 2, 0), RENAMES(3, 9, 0, 0, 1), KEEPS(4, 8, 1, 0, 1));
+    HAS_NONE("it had moved there before", OPENS(1, 2, 0), RENAMES(3, 4, 0, 0, 1), KEEPS(5, 6, 1, 0, 1));
+    HAS_NONE("there was nothing", OPENS(1, 2, 0), KEEPS(3, 4, 1, 0, 1));
     HAS_NONE("removed twice", OPENS(1, 2, 0), UNLINKS(3, 9, 0), UNLINKS(3, 9, 1));
     HAS_NONE("an error that nothing explains", OPENS(1, 2, 0), UNLINKS(3, 4, 0, .err = EIO));
 }

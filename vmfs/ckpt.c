@@ -9,6 +9,7 @@
 #include "vmfs/evacuate.h"
 #include "vmfs/loss.h"
 #include "vmfs/pool.h"
+#include "vmfs/region.h"
 
 struct chunk { /* contiguous units to be written */
     uint64_t addr;
@@ -379,13 +380,16 @@ void ckpt_lease_foreign(struct vmfs *v)
 {
     uint32_t n = space_n_regions(v); /* the volume may grow meanwhile */
     uint8_t *tried = v->sp.n_foreign ? gr_zalloc(n) : NULL;
-    for (size_t i = 0; tried && i < v->sp.n_foreign && ckpt_images_due(v) < v->j.units / 8; i++) { /* the rest: next time */
+    for (size_t i = 0; tried && i < v->sp.n_foreign && ckpt_images_due(v) < v->j.units / 8 && journal_holds_images(v, 2); i++) { /* the rest: next time */
         uint32_t index = space_region_index(v, v->sp.foreign[i].addr);
-        if (index >= n || v->sp.by_index[index] || tried[index])
+        if (index >= n || tried[index])
             continue;
         tried[index] = 1;
-        if (space_lease(v, index, NULL) == 0)
-            i = SIZE_MAX; /* the list changed: from the start */
+        if (!v->sp.by_index[index] && space_lease(v, index, NULL) != 0)
+            continue;
+        if (v->sp.by_index[index] && !v->replaying)
+            space_foreign_return(v, v->sp.by_index[index]); /* what waited for room in the journal */
+        i = SIZE_MAX; /* the list changed: from the start */
     }
     free(tried);
 }
@@ -590,6 +594,9 @@ static bool anything_to_do(struct vmfs *v)
     for (struct vregion *r = v->sp.regions; r; r = r->next)
         if (r->dirty)
             return true;
+    for (size_t i = 0; i < v->sp.n_foreign && !v->replaying; i++)
+        if (space_region(v, v->sp.foreign[i].addr)) /* it waited for room in the journal */
+            return true;
     for (unsigned h = 0; h < VOBJ_HASH; h++)
         for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
             if (o->dirty)
@@ -611,6 +618,7 @@ int ckpt_run(struct vmfs *v)
             uint64_t began_ns = gr_loop_now_ns(v->loop);
             capture(&c);
             r = c.error;
+            journal_expect_images(v, c.n_images);
             v->stats.capture_ns_max = GR_MAX(v->stats.capture_ns_max, gr_loop_now_ns(v->loop) - began_ns);
             if (r == 0)
                 r = write_out(&c);

@@ -11,6 +11,7 @@
 #include "vmfs/evacuate.h"
 #include "vmfs/loss.h"
 #include "vmfs/pool.h"
+#include "vmfs/region.h"
 #include "vmfs/rescue.h"
 
 #define PUBLISH_UNITS 262144u     /* 1 GiB: so much is copied before a checkpoint takes it over */
@@ -285,6 +286,11 @@ int evac_clear(struct vmfs *v, struct gr_err *err)
 /* All that is under way on it ends; then nothing there changes any more. */
 static int quiesce(struct vmfs *v, unsigned dev, struct gr_err *err)
 {
+    const struct vdevinfo d = v->sb.dev[dev];
+    for (uint32_t i = d.first_region; i < d.first_region + d.regions && !v->fenced; i++) {
+        while (!journal_holds_images(v, 2) && ckpt_run(v) == 0) {}
+        space_foreign_return(v, v->sp.by_index[i]);
+    }
     uint64_t began = v->sp.next_ticket;
     while (!v->fenced && ((v->sp.oldest && v->sp.oldest->number < began) || space_unsettled(v, dev)))
         gr_fiber_sleep_ms(2);

@@ -142,11 +142,18 @@ static void free_last(struct vmfs *v, struct vregion *r, uint64_t addr, uint32_t
         vmfs_fence(v, "out of memory for freed space"); /* busy bits stay set: never reused by mistake */
 }
 
+/* One change may give back units in any number of regions, and a journal that was made for a small volume may not hold the images of all of them, nor
+ * a recovery have room for them in what is left of it: then the units wait on the list, as if their region were another's. */
+static bool waits(const struct vmfs *v, const struct vregion *r, uint32_t at, uint32_t kind)
+{
+    return !(kind & SPACE_RETURNED) && !r->closed && !(r->dirty && bits_get(r->dirty_blocks, at / VMFS_BITMAP_BITS)) && !journal_holds_images(v, 2);
+}
+
 static void free_in_region(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, uint64_t seq)
 {
     struct vregion *r = space_region(v, addr);
-    if (!r) {
-        if (!vdev_stale(v, vmfs_addr_dev(addr)) || v->sp.recounting)
+    if (!r || (addr - r->first + units <= r->units && waits(v, r, (uint32_t)(addr - r->first), kind))) {
+        if (r || !vdev_stale(v, vmfs_addr_dev(addr)) || v->sp.recounting)
             foreign_add(v, addr, units); /* else it is found to be nobody's when the device is counted anew */
         return;
     }

@@ -54,18 +54,34 @@ void journal_data_written(struct vobj *o, uint32_t devs)
             o->data_on[i] = o->data_written;
 }
 
-/* Records that are there, and all images there can be: what was admitted before may change many regions yet, and in a small journal with many regions
- * that is more than a quarter of it. */
+static uint64_t images_units(uint64_t n)
+{
+    return n + n / 8 + 2; /* with the headers of their frames */
+}
+
+/* What is there when the images that are on their way are, too: they stay until the checkpoint behind theirs has ended. */
+static uint64_t taken(const struct vjournal *j)
+{
+    return (uint64_t)j->used + j->coming;
+}
+
+/* And all images there can be: what was admitted before may change many regions yet, and in a small journal with many regions that is more than a
+ * quarter of it. */
 static uint64_t at_most(const struct vmfs *v)
 {
     uint64_t images = GR_MIN(v->sp.images_max + v->dirty_objects, ckpt_images_due(v) + VMFS_LEAF_PIECES);
-    images += images / 8 + 2; /* and the headers of their frames */
-    return v->j.used + GR_MIN(images, v->j.units / 2ull + v->j.units / 4);
+    return taken(&v->j) + GR_MIN(images_units(images), v->j.units / 2ull + v->j.units / 4);
+}
+
+bool journal_holds_images(const struct vmfs *v, unsigned more)
+{
+    uint32_t for_records = v->replaying ? 0 : v->j.units / 8;
+    return taken(&v->j) + images_units(ckpt_images_due(v) + more + 1) + for_records <= v->j.units - 2u;
 }
 
 static bool full(const struct vmfs *v)
 {
-    return v->j.used + ckpt_images_due(v) > v->j.units / 2 + v->j.units / 4 || at_most(v) > v->j.units - 2;
+    return taken(&v->j) + ckpt_images_due(v) > v->j.units / 2 + v->j.units / 4 || at_most(v) > v->j.units - 2;
 }
 
 bool journal_has_room(const struct vmfs *v)
@@ -195,7 +211,7 @@ int journal_flush(struct vmfs *v, uint64_t seq)
 
 static bool rest_is_for_checkpoint(const struct vjournal *j)
 {
-    return j->used > j->units - j->units / 8;
+    return taken(j) > j->units - j->units / 8;
 }
 
 /* A frame for what is pending. write_lock is held. */
@@ -336,7 +352,7 @@ static void timer_work(void *arg)
     }
     if (unflushed)
         journal_commit(v);
-    if (!j->stopping && !v->fenced && j->last_record_seq > j->sealed_seq && !j->committing && j->used < j->units - j->units / 4)
+    if (!j->stopping && !v->fenced && j->last_record_seq > j->sealed_seq && !j->committing && taken(j) < j->units - j->units / 4)
         (void)seal_round(v); /* a failure that counts has given the volume up */
     j->timer_fiber = false;
     if (j->n_pending)
@@ -371,6 +387,11 @@ static int cut_images(struct vmfs *v, const struct vmfs_image_disk *images, unsi
     return r;
 }
 
+void journal_expect_images(struct vmfs *v, unsigned n)
+{
+    v->j.coming = (uint32_t)images_units(n);
+}
+
 int journal_write_images(struct vmfs *v, const struct vmfs_image_disk *images, unsigned n, uint64_t covers, uint64_t *ret_seq)
 {
     struct vjournal *j = &v->j;
@@ -380,6 +401,7 @@ int journal_write_images(struct vmfs *v, const struct vmfs_image_disk *images, u
         return -ENOMEM;
     gr_fmutex_lock(&j->write_lock);
     int r = cut_images(v, images, n, covers, per, cut, parts);
+    j->coming = 0;
     for (unsigned p = 0; r == 0 && p <= parts; p++) {
         r = journal_write_cut(v, &cut[p]);
         if (r == 0)

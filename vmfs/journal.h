@@ -15,6 +15,7 @@ struct vjournal {
     uint64_t head_off;   /* where it goes */
     uint64_t tail_seq, tail_off;
     uint32_t used;       /* units between tail and head */
+    uint32_t coming;     /* that the images of the checkpoint under way will take */
     uint64_t durable_seq, sealed_seq, written_watermark;
     uint64_t written_seq; /* newest frame that the device has, flushed or not */
     struct gr_buf pending;
@@ -45,6 +46,8 @@ int journal_append(struct vmfs *v);       /* everything applied so far is with t
 int journal_seal(struct vmfs *v);         /* and what it wrote may be overwritten where it lies */
 int journal_try_seal(struct vmfs *v);     /* the same, without ever waiting for a checkpoint: -EAGAIN when the journal is too full */
 void journal_data_written(struct vobj *o, uint32_t devs); /* data of it reached devices @devs (a bit each): a flush is owed [sync] */
+void journal_expect_images(struct vmfs *v, unsigned n); /* so many are written soon: room for them is kept [sync] */
+bool journal_holds_images(const struct vmfs *v, unsigned more); /* has it room for so many beside those that are due, and the list of foreign frees? [sync] */
 /* Write images as frames (no flush). *ret_seq: the last one's. */
 int journal_write_images(struct vmfs *v, const struct vmfs_image_disk *images, unsigned n, uint64_t covers, uint64_t *ret_seq);
 /* A frame cut but not yet written. */

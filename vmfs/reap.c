@@ -328,9 +328,9 @@ static int reap_snapshot(struct vobj *o, uint64_t id)
     struct reap w = { .o = o, .rec = gr_alloc(sizeof *w.rec + (REAP_RUNS + VMFS_LEAF_PIECES + 64 + 2 + SUCC_MAX) * sizeof w.rec->runs[0]) };
     int r = w.rec ? 0 : -ENOMEM;
     while (r == 0) {
-        journal_room(o->v);
         if (o->v->j.used + ckpt_images_due(o->v) > o->v->j.units / 4 && (r = ckpt_run(o->v)) < 0) /* what is freed may lie in any region */
             break;
+        journal_room(o->v); /* behind it: the images of that checkpoint are in the journal now */
         w.s = vobj_snap(o, id);
         if (!w.s || o->v->fenced || o->v->leaving) {
             r = -ECANCELED;

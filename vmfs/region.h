@@ -10,5 +10,5 @@ void space_used_change(struct vmfs *v, struct vregion *r, int64_t n); /* so many
 /* lease_lock held: one more region with free units; of them, one on a device that holds tables. -GR_ENOSPACE: none can be had (fiber). */
 int space_lease_more(struct vmfs *v, struct gr_err *err);
 int space_lease_steady(struct vmfs *v, struct gr_err *err);
-void space_foreign_return(struct vmfs *v, struct vregion *r); /* foreign frees of a region just leased are its own again [sync] */
+void space_foreign_return(struct vmfs *v, struct vregion *r); /* foreign frees of a region that is leased here are its own again [sync] */
 #endif

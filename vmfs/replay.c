@@ -363,6 +363,8 @@ int replay_run(struct vmfs *v, struct gr_err *err)
         r = space_init(v, s.err);
     if (r == 0)
         r = foreign_load(v, s.err);
+    if (r == 0 && last.units) /* what is applied knows how much room is left */
+        v->j.used = (uint32_t)((last.off + last.units + v->j.units - v->j.tail_off) % v->j.units);
     struct apply a = { v, s.covers, last.watermark, s.err };
     if (r == 0) {
         struct vframe again;
@@ -377,7 +379,6 @@ int replay_run(struct vmfs *v, struct gr_err *err)
         j->next_seq = last.seq + 1;
         j->last_crc = last.crc;
         j->head_off = (last.off + last.units) % j->units;
-        j->used = (uint32_t)((j->head_off + j->units - j->tail_off) % j->units);
         j->durable_seq = j->written_seq = last.seq;
         j->replay_watermark = last.watermark;
         j->sealed_seq = j->written_watermark = 0;

@@ -82,6 +82,8 @@ int vloss_shut_out(struct vmfs *v, const struct vsuper *s, struct gr_err *err)
         if (!d)
             continue;
         r = shut_out(v, d, v->dev[0].bdev, err);
+        if (r < 0 && vloss_look(v, (uint32_t)1 << i, r) == -GR_EFENCED) /* it does not answer this host any more either */
+            r = gr_fail(err, -GR_EFENCED, "datastore '%s': '%s' is lost to this host, too", v->sb.name, d->name);
         gr_bdev_put(d);
     }
     return r;

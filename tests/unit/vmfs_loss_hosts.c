@@ -254,6 +254,51 @@ static void late(void **state)
     test_in_fiber(late_fn, NULL);
 }
 
+/* The device is lost to another host, too, which does not know it yet, and learns of the mark: it cannot see who is to be shut out there. */
+static int no_keys(struct gr_bdev *b, uint64_t *keys, unsigned max, unsigned *n, struct gr_err *err)
+{
+    (void)keys;
+    (void)max;
+    (void)n;
+    return gr_fail(err, -EIO, "'%s' fails", b->name);
+}
+
+static int both_fn(void *arg)
+{
+    struct site *s = make(true);
+    struct gr_fault_rule rule = { .op = GR_OP_READ, .code = -EIO };
+    (void)arg;
+    join(s, &s->a, "a", true);
+    join(s, &s->b, "b", true);
+    go_to(s->a.v, 1);
+    OK(vmfs_create(s->a.v, "d", VMFS_DISK, 8 * MIB, VMFS_THIN, &err));
+    rw_mib(&s->a, "d", 1, true);
+    lost(&s->a, "x");
+    join(s, &s->a, "a", false);
+    OK(vmfs_release(s->a.v, "d", &err));
+    struct gr_fence_ops broken = *s->b.dev[GOES]->fence;
+    broken.keys = no_keys;
+    s->b.dev[GOES]->fence = &broken;
+    assert_int_equal(gr_bdev_fault_add(s->b.fault[GOES], &rule), 0);
+    struct vmfs_disk *d;
+    FAILS(-GR_EFENCED, "is lost to this host, too", vmfs_open(s->b.v, "d", &d, NULL, &err));
+    assert_true(s->b.v->lost.devices == 1u << GOES && s->b.told == 1);
+    assert_true(vmfs_leave(s->b.v, NULL) < 0);
+    put(&s->b);
+    join(s, &s->b, "b", false);
+    rw_mib(&s->b, "d", 1, false);
+    leave(&s->b);
+    leave(&s->a);
+    unmake(s);
+    return 0;
+}
+
+static void both(void **state)
+{
+    (void)state;
+    test_in_fiber(both_fn, NULL);
+}
+
 /* ---- superblocks that follow each other ---- */
 struct refresh {
     struct vmfs *v;
@@ -593,4 +638,4 @@ static void memory(void **state)
     test_in_fiber(memory_fn, NULL);
 }
 
-TEST_MAIN(TEST(late), TEST(newest), TEST(taken), TEST(well), TEST(older), TEST(upgraded), TEST(lists), TEST(memory))
+TEST_MAIN(TEST(late), TEST(both), TEST(newest), TEST(taken), TEST(well), TEST(older), TEST(upgraded), TEST(lists), TEST(memory))

@@ -1,6 +1,7 @@
 /* Hosts at work on one volume of shared logical units, on a virtual clock (tests/lib/sim.h): each joins, takes disks over, writes and reads them,
  * hands them over, and joins again when it was shut out. Every write carries (disk, piece, number), and an oracle fails the test when a disk shows
- * what it must not, when a host is shut out that was not disturbed, or when the volume is not sound at the end. What goes wrong is the caller's. */
+ * what it must not, when a request fails of a host that was not disturbed for anything but what is lost, when such a host is shut out, or when the
+ * volume is not sound at the end. What goes wrong is the caller's. */
 #ifndef CLUSTER_H
 #define CLUSTER_H
 #include "tests/lib/sim.h"
@@ -11,8 +12,9 @@
 #define CL_DISKS 6u
 #define CL_HOSTS_MAX 256u
 #define CL_DISKS_MAX 4096u
-#define CL_DEVICES_MAX 2u
-#define CL_CELLS_MAX 24u
+#define CL_DEVICES_MAX 3u
+#define CL_MAY_GO 2u /* number of the device that hosts can do without */
+#define CL_CELLS_MAX 40u
 
 struct cl_site;
 struct cl_disk;
@@ -23,6 +25,10 @@ struct cl_host { /* one start of a host */
     struct gr_bdev *path[CL_DEVICES_MAX];
     struct vmfs *v;
     bool disturbed, dead, over, fenced, told;
+    bool loses;    /* the user's: the third device fails, or is cut off */
+    bool lost;     /* … and so it gave the volume up */
+    bool without;  /* joined without that */
+    bool again;    /* the user's: it is to leave, and to join as cl_site.without says then */
     unsigned struck; /* the user's: what befell it last */
     bool at_work;  /* on a disk that is its own */
     bool corpse;   /* dead in earnest: woken when everybody else is gone, to see what it does */
@@ -36,12 +42,15 @@ struct cl_site {
     unsigned n_devices, n_disks, running, hosts, corpses, homes[CL_HOSTS_MAX];
     unsigned span_s, burst; /* how long it lasts; writes of a visit, at most */
     bool fast, stopping, stalled, quiet, checked;
+    bool without[CL_HOSTS_MAX]; /* the next start of each does without the third device; set when it was lost */
+    bool gone_for_good;         /* nobody has it any more */
     struct cl_disk *disk;
     struct cl_host *incs;
     unsigned sessions;
     uint64_t slowest_ns; /* one way to a device */
     uint64_t cells[CL_CELLS_MAX]; /* the user's: what it counts */
-    uint64_t numbers, acked, takeovers, ejected, recovered, stops, cuts, stalls, deaths, halves, steps, unaware, given_back, reads;
+    uint64_t numbers, acked, takeovers, ejected, recovered, stops, cuts, stalls, deaths, halves, steps, unaware, given_back,
+        losses, poisoned, gone, unread, reads; /* of devices; disks that have lost writes; pieces that have; requests for what lies there */
 };
 
 /* @t->sim, n_devices, hosts, n_disks, fast, slowest_ns, span_s and burst are set; a volume is made, with its disks. @watched: from now on each step

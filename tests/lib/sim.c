@@ -1,5 +1,7 @@
 /* Hosts on a virtual clock. */
 #include "tests/lib/sim.h"
+#include "common/cleanup.h"
+#include "common/iov.h"
 #include "common/loop_int.h"
 #include <assert.h>
 #include <stdlib.h>
@@ -192,20 +194,35 @@ struct path {
     struct gr_chan *low; /* on the net's loop */
     uint64_t min_ns, max_ns;
     unsigned lose;
-    bool cut, told;
-    struct trip *held; /* until the path is healed */
+    bool cut, told, given_up;
+    int fails;           /* 0, or what every request ends with */
+    uint64_t answered_ns, travels_ns; /* the second: since then */
+    unsigned travels;    /* fibers with something to do at the fence */
+    struct trip *trips;  /* all of them */
+    struct trip *held;   /* of these, until the path is healed */
 };
 struct trip { /* a request on its way, there and back */
     struct gr_bio low;
-    struct gr_bio *up;
+    struct gr_bio *up;   /* NULL: whoever sent it waits no more */
+    struct iovec copy;   /* then: what it carries */
     struct path *path;
     struct gr_timer timer;
     struct gr_defer arrive;
-    struct trip *next;
-    bool back, again;
+    struct trip *next, *next_of_path, **at;
+    uint64_t sent_ns;
+    bool there, back, again, arrives; /* at the device; on the way back; … a second time; to the host */
 };
 
 static void send_trip(struct trip *t);
+
+static void trip_free(struct trip *t)
+{
+    *t->at = t->next_of_path;
+    if (t->next_of_path)
+        t->next_of_path->at = t->at;
+    free(t->copy.iov_base);
+    free(t);
+}
 
 static void arrived(void *arg) /* on the host's loop */
 {
@@ -215,7 +232,8 @@ static void arrived(void *arg) /* on the host's loop */
     up->n_extents = t->low.n_extents;
     up->miscompare_off = t->low.miscompare_off;
     int status = t->low.status;
-    free(t);
+    p->answered_ns = p->host->sim->now_ns;
+    trip_free(t);
     if (status == -GR_EFENCED && !p->told) {
         p->told = true;
         gr_bdev_event(&p->base, GR_EVENT_FENCED);
@@ -226,6 +244,7 @@ static void arrived(void *arg) /* on the host's loop */
 static void device_done(struct gr_bio *low)
 {
     struct trip *t = low->arg;
+    t->there = false;
     const struct sim_watcher *w = &t->path->host->sim->watcher;
     if (w->request)
         w->request(w->arg, t->path->host, &t->path->base, low, low->status);
@@ -236,20 +255,41 @@ static void device_done(struct gr_bio *low)
     send_trip(t);
 }
 
+static void arrive(struct trip *t)
+{
+    t->arrives = true;
+    t->arrive.fn = arrived;
+    t->arrive.arg = t;
+    gr_loop_defer(t->path->host->loop, &t->arrive);
+}
+
+static void orphan_end(struct trip *t)
+{
+    struct gr_bdev *b = &t->path->base;
+    trip_free(t);
+    gr_bdev_put(b);
+}
+
 static void at_end(void *arg) /* of one way, on the net's loop */
 {
     struct trip *t = arg;
     if (t->path->cut) {
         t->next = t->path->held;
         t->path->held = t;
+    } else if (t->back && !t->up) {
+        orphan_end(t);
     } else if (t->back) {
-        t->arrive.fn = arrived;
-        t->arrive.arg = t;
-        gr_loop_defer(t->path->host->loop, &t->arrive);
+        arrive(t);
+    } else if (t->path->fails && t->up) {
+        t->low.status = t->path->fails;
+        t->back = true;
+        send_trip(t);
     } else {
-        t->low = *t->up;
+        if (t->up)
+            t->low = *t->up;
         t->low.done = device_done;
         t->low.arg = t;
+        t->there = true;
         gr_submit(t->path->low, &t->low);
     }
 }
@@ -266,9 +306,63 @@ static void path_submit(struct gr_chan *ch, struct gr_bio *bio)
 {
     struct trip *t = calloc(1, sizeof *t);
     assert(t);
+    struct path *p = (struct path *)ch->bdev;
     t->up = bio;
-    t->path = (struct path *)ch->bdev;
-    send_trip(t);
+    t->path = p;
+    t->sent_ns = p->host->sim->now_ns;
+    t->at = &p->trips;
+    t->next_of_path = p->trips;
+    if (p->trips)
+        p->trips->at = &t->next_of_path;
+    p->trips = t;
+    if (!p->given_up) {
+        send_trip(t);
+        return;
+    }
+    t->low.status = -EIO;
+    arrive(t);
+}
+
+static uint64_t path_silent_ms(struct gr_bdev *b)
+{
+    const struct path *p = (struct path *)b;
+    uint64_t now = p->host->sim->now_ns, since = now;
+    for (const struct trip *t = p->trips; t; t = t->next_of_path)
+        since = t->up && t->sent_ns < since ? t->sent_ns : since;
+    if (p->travels && p->travels_ns < since)
+        since = p->travels_ns;
+    since = since > p->answered_ns ? since : p->answered_ns;
+    return since < now ? (now - since) / 1000000 : 0;
+}
+
+/* Nobody waits for it any more, and where what it carries lies may be used for something else; a write that has not got there yet still may. */
+static void orphan(struct trip *t)
+{
+    struct trip *end = calloc(1, sizeof *end);
+    struct gr_bio *up = gr_take(t->up);
+    assert(end);
+    if (!t->there && !t->back && up->op == GR_OP_WRITE) {
+        t->copy = (struct iovec){ malloc(up->len), up->len };
+        assert(t->copy.iov_base);
+        gr_iov_get(up->iov, up->iovcnt, 0, t->copy.iov_base, up->len);
+        t->low = (struct gr_bio){ .op = up->op, .flags = up->flags, .off = up->off, .len = up->len, .iov = &t->copy, .iovcnt = 1 };
+    } else if (!t->there) {
+        t->low = (struct gr_bio){ .op = GR_OP_FLUSH }; /* does nothing */
+    }
+    gr_bdev_get(&t->path->base);
+    *end = (struct trip){ .up = up, .path = t->path, .low.status = -EIO, .at = &t->path->trips, .next_of_path = t->path->trips };
+    end->next_of_path->at = &end->next_of_path;
+    t->path->trips = end;
+    arrive(end);
+}
+
+static void path_give_up(struct gr_bdev *b)
+{
+    struct path *p = (struct path *)b;
+    p->given_up = true;
+    for (struct trip *t = p->trips; t; t = t->next_of_path)
+        if (t->up && !t->arrives)
+            orphan(t);
 }
 
 static int path_geometry(struct gr_bdev *b, struct gr_geometry *ret)
@@ -291,18 +385,23 @@ static void tell_fence(struct path *p, enum sim_fence what, uint64_t key)
         w->fence(w->arg, p->host, &p->base, what, key);
 }
 
-static struct path *travel(struct gr_bdev *b) /* in a fiber of the host: there, and no further while the path is cut */
+static int travel(struct path *p, struct gr_err *err) /* in a fiber of the host: there, and no further while the path is cut */
 {
-    struct path *p = (struct path *)b;
+    if (!p->travels++)
+        p->travels_ns = p->host->sim->now_ns;
     do
         gr_fiber_sleep_ms(1);
-    while (p->cut);
-    return p;
+    while (p->cut && !p->given_up);
+    p->travels--;
+    p->answered_ns = p->host->sim->now_ns;
+    return p->fails || p->given_up ? gr_fail(err, p->fails ? p->fails : -EIO, "'%s' fails", p->base.name) : 0;
 }
 static int path_enter(struct gr_bdev *b, uint64_t key, struct gr_err *err)
 {
-    struct path *p = travel(b);
-    int r = p->lower->fence->enter(p->lower, key, err);
+    struct path *p = (struct path *)b;
+    int r = travel(p, err);
+    if (r == 0)
+        r = p->lower->fence->enter(p->lower, key, err);
     p->told = r == 0 ? false : p->told;
     if (r == 0)
         tell_fence(p, SIM_ENTERED, key);
@@ -310,16 +409,20 @@ static int path_enter(struct gr_bdev *b, uint64_t key, struct gr_err *err)
 }
 static int path_leave(struct gr_bdev *b, struct gr_err *err)
 {
-    struct path *p = travel(b);
-    int r = p->lower->fence->leave(p->lower, err);
+    struct path *p = (struct path *)b;
+    int r = travel(p, err);
+    if (r == 0)
+        r = p->lower->fence->leave(p->lower, err);
     if (r == 0)
         tell_fence(p, SIM_LEFT, 0);
     return r;
 }
 static int path_eject(struct gr_bdev *b, uint64_t key, struct gr_err *err)
 {
-    struct path *p = travel(b);
-    int r = p->lower->fence->eject(p->lower, key, err);
+    struct path *p = (struct path *)b;
+    int r = travel(p, err);
+    if (r == 0)
+        r = p->lower->fence->eject(p->lower, key, err);
     if (r == 0)
         tell_fence(p, SIM_EJECTED, key);
     if (r == 0 && p->host->sim->on_eject)
@@ -328,18 +431,20 @@ static int path_eject(struct gr_bdev *b, uint64_t key, struct gr_err *err)
 }
 static int path_keys(struct gr_bdev *b, uint64_t *keys, unsigned max, unsigned *n, struct gr_err *err)
 {
-    struct path *p = travel(b);
-    return p->lower->fence->keys(p->lower, keys, max, n, err);
+    struct path *p = (struct path *)b;
+    int r = travel(p, err);
+    return r < 0 ? r : p->lower->fence->keys(p->lower, keys, max, n, err);
 }
 static int path_clear(struct gr_bdev *b, struct gr_err *err)
 {
-    struct path *p = travel(b);
-    return p->lower->fence->clear(p->lower, err);
+    struct path *p = (struct path *)b;
+    int r = travel(p, err);
+    return r < 0 ? r : p->lower->fence->clear(p->lower, err);
 }
 static const struct gr_fence_ops path_fence = {
     .enter = path_enter, .leave = path_leave, .eject = path_eject, .keys = path_keys, .clear = path_clear,
 };
-static const struct gr_bdev_ops path_ops = { .type = "path", .submit = path_submit, .geometry = path_geometry, .close = path_close };
+static const struct gr_bdev_ops path_ops = { .type = "path", .submit = path_submit, .geometry = path_geometry, .close = path_close, .silent_ms = path_silent_ms, .give_up = path_give_up };
 
 int sim_path_open(struct sim_host *h, struct gr_bdev *lower, uint64_t min_ns, uint64_t max_ns, struct gr_bdev **ret)
 {
@@ -375,6 +480,11 @@ void sim_path_cut(struct gr_bdev *b, bool cut)
         p->held = t->next;
         send_trip(t);
     }
+}
+
+void sim_path_fail(struct gr_bdev *b, int code)
+{
+    ((struct path *)b)->fails = code;
 }
 
 void sim_path_lose(struct gr_bdev *b, unsigned n)

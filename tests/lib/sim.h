@@ -40,7 +40,9 @@ struct sim_watcher {
     void *arg;
 };
 void sim_watch(struct sim *s, const struct sim_watcher *w); /* NULL: no longer */
+/* A host may give it up (gr_bdev_ops.give_up): then nobody waits for what is on its way, and writes of that arrive when the path is healed. */
 void sim_path_cut(struct gr_bdev *path, bool cut);
+void sim_path_fail(struct gr_bdev *path, int code); /* requests that come to the device end with this instead; 0: no longer */
 /* One compare-and-write in @n gets its answer lost, and is done again, as an initiator does that reconnects. 0: none. */
 void sim_path_lose(struct gr_bdev *path, unsigned n);
 #endif

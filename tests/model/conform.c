@@ -55,6 +55,8 @@ static void request(void *arg, struct sim_host *h, struct gr_bdev *path, const s
         return;
     while (d < c->n_dev && c->host[p].path[d] != path)
         d++;
+    if (d == c->n_dev)
+        return;
     if (!(m_proc(&c->m, c->st, (unsigned)p)->reg & 1u << d))
         conform_refuse(c, &(struct m_act){ M_DATA, (uint8_t)p, 0, 0, 0 }, "a device has done a request of a process that was ejected");
     bool swap = bio->op == GR_OP_COMPARE_WRITE;
@@ -119,6 +121,8 @@ static void fence(void *arg, struct sim_host *h, struct gr_bdev *path, enum sim_
         return;
     while (d < c->n_dev && c->host[p].path[d] != path)
         d++;
+    if (d == c->n_dev)
+        return;
     if (what == SIM_EJECTED) {
         ejected(c, (unsigned)p, d, key);
     } else if (what == SIM_ENTERED) {

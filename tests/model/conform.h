@@ -6,7 +6,8 @@
 #include "tests/lib/sim.h"
 
 struct conform;
-/* @mem: the volume's devices in their order, formatted; nobody has joined. Watches @s until conform_free(). */
+/* @mem: the volume's devices in their order, formatted; nobody has joined. Those that are left out, and hold no tables, are not watched. Watches @s
+ * until conform_free(). */
 struct conform *conform_new(struct sim *s, struct gr_mem *const *mem, unsigned n);
 void conform_free(struct conform *c);
 /* A host that is about to join: its paths (of the same order), and a text that is the same for starts of one home. */

@@ -64,6 +64,10 @@ static void slot_cas(struct conform *c, unsigned p, unsigned slot, const struct 
             *t = (struct m_take){ 0 };
         return;
     }
+    if (claims && now->lost.devices && m_proc(&c->m, c->st, p)->slot == slot + 1) { /* what was lost with a device: as any write of its own slot */
+        conform_step(c, M_TAIL, p, slot, 0);
+        return;
+    }
     conform_step(c, claims ? M_CLAIM : M_MARK, p, slot, 0);
     if (!c->error[0] && now->state != VMFS_SLOT_FREE && m_slot(&c->m, c->st, slot)->key != p + 1)
         conform_refuse(c, &(struct m_act){ claims ? M_CLAIM : M_MARK, (uint8_t)p, (uint8_t)slot, 0, 0 }, "it was done, and the slot was another than it had read");

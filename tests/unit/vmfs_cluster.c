@@ -147,7 +147,7 @@ static void nemesis(void *arg)
 static void trial(uint64_t seed, unsigned hosts, unsigned disks, struct cl_site *ret)
 {
     struct cl_site t = { .sim = sim_new(seed) };
-    t.n_devices = 1 + (unsigned)sim_below(t.sim, CL_DEVICES_MAX);
+    t.n_devices = 1 + (unsigned)sim_below(t.sim, CL_MAY_GO); /* none that may be lost: vmfs_matrix */
     t.hosts = hosts ? hosts : 2 + (unsigned)sim_below(t.sim, CL_HOSTS - 1);
     t.n_disks = disks ? disks : CL_DISKS;
     t.fast = sim_below(t.sim, 2);

@@ -1,5 +1,6 @@
 /* The fault matrix on a virtual clock (tests/lib/cluster.h): one fault a trial, as in tests/matrix, a row per cell with the take-overs that were seen.
- * One that was due and does not come fails, and so does anything that the oracle, the order or the final check finds. GRANARY_SEED=N repeats,
+ * One that was due and does not come fails, and so does anything that the oracle, the order or the final check finds. In the last cells the third of
+ * three devices is lost, by one host or by all, for a while or for good: who had nothing there sees no error. GRANARY_SEED=N repeats,
  * GRANARY_TRIALS=N says how many (default: one of each cell). */
 #include "tests/lib/cluster.h"
 #include "tests/lib/test.h"
@@ -12,9 +13,11 @@
 #define MS 1000000ull
 #define PATIENCE_S 300u /* for a take-over that is due */
 
-enum fault { KILL, STOP, CUT_FIRST, CUT_SECOND, CAW, CLOCK, STALL, CPU, RECOVERER_ASKS, RECOVERER_EJECTS, RECOVERER_HAS_EJECTED, RECOVERER_REPLAYS, FAULTS };
-static const char *const names[FAULTS] = { "kill",  "stop", "cut_first",          "cut_second",       "caw",                   "clock",
-                                           "stall", "cpu",  "recoverer (asking)", "recoverer (eject)", "recoverer (has ejected)", "recoverer (replay)" };
+enum fault { KILL, STOP, CUT_FIRST, CUT_SECOND, CAW, CLOCK, STALL, CPU, RECOVERER_ASKS, RECOVERER_EJECTS, RECOVERER_HAS_EJECTED, RECOVERER_REPLAYS,
+             LOST_ERRORS, LOST_SILENT, LOST_BY_ALL_ERRORS, LOST_BY_ALL_SILENT, FAULTS };
+static const char *const names[FAULTS] = { "kill",        "stop",        "cut_first",          "cut_second",       "caw",                   "clock",
+                                           "stall",       "cpu",         "recoverer (asking)", "recoverer (eject)", "recoverer (has ejected)", "recoverer (replay)",
+                                           "lost_errors", "lost_silent", "lost_by_all_errors", "lost_by_all_silent" };
 #define CELLS (2u * FAULTS) /* with the one timing and the other */
 _Static_assert(CELLS <= CL_CELLS_MAX, "a row for each");
 
@@ -96,6 +99,85 @@ static void kill_recoverer(struct matrix *m, uint64_t before)
     }
 }
 
+/* ---- the third device is lost, by one host or by all ---- */
+static void spoil(struct matrix *m, struct cl_host *h)
+{
+    cl_loud(h, "has a device fail");
+    h->loses = true;
+    if (m->fault == LOST_SILENT || m->fault == LOST_BY_ALL_SILENT)
+        sim_path_cut(h->path[CL_MAY_GO], true);
+    else
+        sim_path_fail(h->path[CL_MAY_GO], -EIO);
+}
+
+static void heal(struct gr_bdev *path)
+{
+    sim_path_fail(path, 0);
+    sim_path_cut(path, false);
+    gr_bdev_put(path);
+}
+
+/* The newest start of @host has it, or does without, and is at work. */
+static void wait_at_work(struct matrix *m, unsigned host, bool without)
+{
+    struct cl_site *t = &m->site;
+    uint64_t end = sim_now_ns(t->sim) + PATIENCE_S * 1000 * MS;
+    for (;;) {
+        struct cl_host *h = cl_host_of(t, host);
+        if (h && h->v && h->at_work && h->without == without)
+            return;
+        if (conform_error(t->conform))
+            fail_msg("%s", conform_error(t->conform));
+        if (sim_now_ns(t->sim) > end)
+            fail_msg("host %u does not work %s the device in %u s (%s)", host, without ? "without" : "with", PATIENCE_S, names[m->fault]);
+        gr_fiber_sleep_ms(20);
+    }
+}
+
+/* Others have all devices, and can take over. */
+static void one_more_dies(struct matrix *m)
+{
+    struct cl_site *t = &m->site;
+    uint64_t before = t->recovered;
+    die(at_work(t));
+    taken_over(m, before);
+}
+
+static void lose(struct matrix *m)
+{
+    struct cl_site *t = &m->site;
+    bool all = m->fault == LOST_BY_ALL_ERRORS || m->fault == LOST_BY_ALL_SILENT;
+    struct gr_bdev *path[CL_HOSTS] = { NULL };
+    for (unsigned i = 0; i < t->hosts; i++) {
+        struct cl_host *h = cl_host_of(t, i);
+        if (!all && h != m->victim)
+            continue;
+        path[i] = gr_bdev_get(h->path[CL_MAY_GO]);
+        spoil(m, h);
+    }
+    for (unsigned i = 0; i < t->hosts; i++)
+        if (path[i])
+            wait_at_work(m, i, true);
+    gr_fiber_sleep_ms(sim_below(t->sim, 20000));
+    if (!all && sim_below(t->sim, 2))
+        one_more_dies(m);
+    t->gone_for_good = all && sim_below(t->sim, 2);
+    for (unsigned i = 0; i < t->hosts; i++) {
+        struct cl_host *h = path[i] ? cl_host_of(t, i) : NULL;
+        if (path[i])
+            heal(path[i]); /* what was under way arrives */
+        t->without[i] &= t->gone_for_good;
+        if (h && !t->gone_for_good)
+            h->again = true;
+    }
+    for (unsigned i = 0; i < t->hosts && !t->gone_for_good; i++)
+        if (path[i] && cl_host_of(t, i))
+            wait_at_work(m, i, false);
+    gr_fiber_sleep_ms(sim_below(t->sim, 5000));
+    if (!m->due && !t->gone_for_good)
+        one_more_dies(m);
+}
+
 static void strike(struct matrix *m)
 {
     struct cl_site *t = &m->site;
@@ -146,6 +228,12 @@ static void strike(struct matrix *m)
     case CPU:
         starve(h);
         break;
+    case LOST_ERRORS:
+    case LOST_SILENT:
+    case LOST_BY_ALL_ERRORS:
+    case LOST_BY_ALL_SILENT:
+        lose(m);
+        return;
     case KILL:
     case RECOVERER_ASKS:
     case RECOVERER_EJECTS:
@@ -157,7 +245,7 @@ static void strike(struct matrix *m)
     h = at_work(t); /* the one of before may have nothing in hand now */
     before = t->recovered;
     die(h);
-    if (m->fault >= RECOVERER_ASKS)
+    if (m->fault >= RECOVERER_ASKS && m->fault <= RECOVERER_REPLAYS)
         kill_recoverer(m, before);
     taken_over(m, before);
 }
@@ -181,9 +269,10 @@ static void nemesis(void *arg)
 
 static void trial(uint64_t seed, unsigned cell, struct cell *ret, struct cl_site *sum)
 {
-    struct matrix m = { .fault = cell % FAULTS, .site = { .sim = sim_new(seed), .n_devices = CL_DEVICES_MAX, .n_disks = CL_DISKS, .burst = 60 } };
+    struct matrix m = { .fault = cell % FAULTS, .site = { .sim = sim_new(seed), .n_disks = CL_DISKS, .burst = 60 } };
     struct cl_site *t = &m.site;
-    bool recoverer = m.fault >= RECOVERER_ASKS;
+    bool recoverer = m.fault >= RECOVERER_ASKS && m.fault <= RECOVERER_REPLAYS;
+    t->n_devices = m.fault >= LOST_ERRORS ? CL_DEVICES_MAX : CL_MAY_GO;
     t->fast = cell >= FAULTS;
     t->hosts = 3 + recoverer + (unsigned)sim_below(t->sim, 2);
     t->slowest_ns = recoverer ? 30 * MS : sim_below(t->sim, 4) ? 400000 : 5 * MS; /* slow enough to be struck at any step */
@@ -223,6 +312,8 @@ static void matrix(void **state)
         if (cells[i].takeovers < cells[i].due)
             fail_msg("%s: %u take-overs were due, %llu seen", names[i % FAULTS], cells[i].due, (unsigned long long)cells[i].takeovers);
     }
+    print_message("%llu losses of a device: %llu disks have lost writes and said so, %llu of their pieces are older than what was acknowledged, %llu requests for what lay there failed\n",
+                  (unsigned long long)sum.losses, (unsigned long long)sum.poisoned, (unsigned long long)sum.gone, (unsigned long long)sum.unread);
     print_message("%llu writes (%llu acknowledged), %llu reads, %llu take-overs of slots, %llu of disks; %llu steps, all of them allowed by the order\n",
                   (unsigned long long)sum.numbers, (unsigned long long)sum.acked, (unsigned long long)sum.reads, (unsigned long long)sum.recovered,
                   (unsigned long long)sum.takeovers, (unsigned long long)sum.steps);

@@ -57,13 +57,15 @@ static void tell(struct tgt_lu *lu, const struct tgt_sess *self, const struct tg
         tgt_pr_tell_hosts(lu, e);
 }
 
-static uint32_t apply(struct tgt_lu *lu, const struct tgt_nexus *who, const struct tgt_pr_request *rq)
+static uint32_t apply(struct tgt_lu *lu, const struct tgt_pr_order *o, const struct tgt_pr_request *rq)
 {
     struct tgt_pr *pr = lu->pr;
     pr->before = pr->state;
-    uint32_t result = tgt_pr_apply(&pr->state, who, rq, &pr->effect);
+    uint32_t result = tgt_pr_apply(&pr->state, o->who, rq, &pr->effect);
     if (result)
         return result;
+    if (o->id)
+        tgt_pr_note_done(&pr->state, o->id);
     if (tgt_pr_save(lu, &pr->state) < 0) {
         pr->state = pr->before;
         return TGT_SENSE_INTERNAL << 8;
@@ -94,14 +96,15 @@ static void drain(struct tgt_lu *lu)
     tgt_range_end(&lu->ranges, &d.range);
 }
 
-void tgt_pr_out(struct tgt_lu *lu, const struct tgt_sess *self, const struct tgt_nexus *who, const uint8_t *cdb, const uint8_t *list,
-                struct tgt_pr_answer *ret)
+void tgt_pr_out(struct tgt_lu *lu, const struct tgt_pr_order *o, struct tgt_pr_answer *ret)
 {
     struct tgt_pr *pr = tgt_pr_of(lu);
+    const uint8_t *cdb = o->cdb, *list = o->list;
     const struct tgt_pr_request rq = {.action = (enum tgt_pr_action)(cdb[1] & 0x1f), .type = cdb[2] & 0x0f, .scope = cdb[2] >> 4,
                                       .key = gr_get_be64(list), .new_key = gr_get_be64(list + 8), .aptpl = list[20] & 0x01};
     bool registers = rq.action == PR_REGISTER || rq.action == PR_REGISTER_IGNORE;
     bool durable = lu->bdev && lu->has_store;
+    uint32_t result = 0;
     *ret = (struct tgt_pr_answer){0};
     if (!pr) {
         ret->status = TGT_BUSY;
@@ -112,9 +115,11 @@ void tgt_pr_out(struct tgt_lu *lu, const struct tgt_sess *self, const struct tgt
         return;
     }
     gr_fmutex_lock(&pr->lock);
-    uint32_t result = lu->reserved && lu->reserved != self ? TGT_CONFLICT : apply(lu, who, &rq);
-    if (!result)
-        tell(lu, self, &pr->effect, rq.action == PR_PREEMPT_ABORT);
+    if (!o->id || !tgt_pr_was_done(&pr->state, o->id)) {
+        result = lu->reserved && lu->reserved != o->self ? TGT_CONFLICT : apply(lu, o, &rq);
+        if (!result)
+            tell(lu, o->self, &pr->effect, rq.action == PR_PREEMPT_ABORT);
+    }
     gr_fmutex_unlock(&pr->lock);
     if (!result && rq.action == PR_PREEMPT_ABORT)
         drain(lu);
@@ -122,21 +127,24 @@ void tgt_pr_out(struct tgt_lu *lu, const struct tgt_sess *self, const struct tgt
     ret->status = (uint8_t)result;
 }
 
-void tgt_run_pr_out(struct tgt_task *t)
+void tgt_pr_out_here(struct tgt_task *t, uint64_t id)
 {
     struct tgt_pr_answer a;
     struct tgt_nexus who;
-    if (t->out_total != TGT_PR_OUT_LEN || GR_MIN(t->out_need, t->out_got) != TGT_PR_OUT_LEN) {
-        tgt_check(t, TGT_SENSE_PARAM_LENGTH);
-        return;
-    }
-    if (t->lu->standby) {
-        tgt_pr_ask_owner(t);
-        return;
-    }
+    const struct tgt_pr_order o = {.self = t->sess, .who = &who, .cdb = t->cdb, .list = t->buf, .id = id};
     nexus_of(t->sess, &who);
-    tgt_pr_out(t->lu, t->sess, &who, t->cdb, t->buf, &a);
+    tgt_pr_out(t->lu, &o, &a);
     tgt_pr_answer(t, &a);
+}
+
+void tgt_run_pr_out(struct tgt_task *t)
+{
+    if (t->out_total != TGT_PR_OUT_LEN || GR_MIN(t->out_need, t->out_got) != TGT_PR_OUT_LEN)
+        tgt_check(t, TGT_SENSE_PARAM_LENGTH);
+    else if (t->lu->standby)
+        tgt_pr_ask_owner(t);
+    else
+        tgt_pr_out_here(t, tgt_pr_again(t));
 }
 
 void tgt_pr_answer(struct tgt_task *t, const struct tgt_pr_answer *a)

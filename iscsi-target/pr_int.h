@@ -20,9 +20,15 @@ struct tgt_pr_answer {
     uint32_t sense; /* of CHECK CONDITION */
     bool in_list;   /* byte 20 of the parameter list is what is wrong */
 };
-/* (fiber) A PERSISTENT RESERVE OUT of @who for the unit that is owned here; @self: his session, NULL: it is on another host. */
-void tgt_pr_out(struct tgt_lu *lu, const struct tgt_sess *self, const struct tgt_nexus *who, const uint8_t *cdb, const uint8_t *list,
-                struct tgt_pr_answer *ret);
+struct tgt_pr_order { /* a PERSISTENT RESERVE OUT */
+    const struct tgt_sess *self; /* of this session; NULL: it is on another host */
+    const struct tgt_nexus *who;
+    const uint8_t *cdb, *list;
+    uint64_t id; /* it was passed on under this number: carried out once. 0: it was not */
+};
+/* (fiber) For the unit that is owned here. */
+void tgt_pr_out(struct tgt_lu *lu, const struct tgt_pr_order *o, struct tgt_pr_answer *ret);
+void tgt_pr_out_here(struct tgt_task *t, uint64_t id); /* the same, of @t: answers it */
 void tgt_pr_answer(struct tgt_task *t, const struct tgt_pr_answer *a);
 /* Parameter data of a PERSISTENT RESERVE IN into @p of TGT_PR_IN_MAX zeroed bytes; its length. */
 uint32_t tgt_pr_in(const struct tgt_lu *lu, const uint8_t *cdb, uint8_t *p);
@@ -32,6 +38,8 @@ int tgt_pr_save(struct tgt_lu *lu, const struct tgt_pr_state *s);
 /* ---- pr_remote.c ---- */
 /* (fiber) The unit is in standby here: its owner does what @t asks. Answers it. */
 void tgt_pr_ask_owner(struct tgt_task *t);
+/* The number of a PERSISTENT RESERVE OUT whose outcome its session does not know, when @t is that one, sent again; 0. */
+uint64_t tgt_pr_again(struct tgt_task *t);
 /* Sessions of those who are concerned may be on other hosts: they are told, soon. */
 void tgt_pr_tell_hosts(struct tgt_lu *lu, const struct tgt_pr_effect *e);
 

@@ -1,7 +1,10 @@
 /* Persistent reservations of initiators whose path ends at another host than the disk's owner (SPC-4 5.15.2.4.4: a unit in standby takes
  * PERSISTENT RESERVE IN and OUT). The owner alone has them: it is asked. A reservation belongs to the initiator's port, not to the path.
  *
- *   lun.reserve {"disk","initiator","isid","cdb","data"?}  → {"status","sense","in-list","data"}; isid and cdb in hexadecimal, data in base64
+ * An OUT is passed on under a number, and the owner keeps the numbers of those that it carried out with the reservations: when its answer is lost, or
+ * its life, whoever owns the disk then is asked under the same number, and does it once.
+ *
+ *   lun.reserve {"disk","initiator","isid","cdb","data"?,"id"?}  → {"status","sense","in-list","data"}; isid, cdb and id in hexadecimal, data in base64
  *   lun.attention {"disk","attentions":[{"initiator","isid","ua"}]} */
 #include "common/b64.h"
 #include "common/buf.h"
@@ -12,14 +15,34 @@
 #define CDB_LEN 10u
 
 /* ---- here: in standby ---- */
-static json_t *request_of(const struct tgt_task *t)
+uint64_t tgt_pr_again(struct tgt_task *t)
 {
-    char isid[13], cdb[2 * CDB_LEN + 1];
+    struct tgt_unsure *u = &t->sess->unsure;
+    bool same = u->id && memcmp(u->cdb, t->cdb, CDB_LEN) == 0 && memcmp(u->list, t->buf, TGT_PR_OUT_LEN) == 0;
+    uint64_t id = same ? u->id : 0;
+    u->id = 0;
+    return id;
+}
+
+static uint64_t number_of(struct tgt_task *t)
+{
+    const struct gr_world *w = gr_loop_world(t->sess->server->loop);
+    uint64_t id = tgt_pr_again(t);
+    while (!id)
+        w->random(w->arg, &id, sizeof id);
+    return id;
+}
+
+static json_t *request_of(const struct tgt_task *t, uint64_t id)
+{
+    char isid[13], cdb[2 * CDB_LEN + 1], number[17];
+    snprintf(number, sizeof number, "%016llx", (unsigned long long)id);
     tgt_isid_text(t->sess->isid, isid);
     for (unsigned i = 0; i < CDB_LEN; i++)
         snprintf(cdb + 2 * i, 3, "%02x", t->cdb[i]);
     gr_auto_free char *data = t->cdb[0] == 0x5f ? gr_b64_encode(t->buf, TGT_PR_OUT_LEN) : NULL;
-    return json_pack("{s:s,s:s,s:s,s:s,s:s*}", "disk", t->lu->disk, "initiator", t->sess->initiator, "isid", isid, "cdb", cdb, "data", data);
+    return json_pack("{s:s,s:s,s:s,s:s,s:s*,s:s*}", "disk", t->lu->disk, "initiator", t->sess->initiator, "isid", isid, "cdb", cdb, "data", data, "id",
+                     id ? number : NULL);
 }
 
 static void pass_on(struct tgt_task *t, json_t *res)
@@ -44,20 +67,52 @@ static void pass_on(struct tgt_task *t, json_t *res)
     tgt_in_data(t, (uint32_t)data.len, gr_get_be16(t->cdb + 7));
 }
 
+static int ask(struct tgt_task *t, uint64_t id, json_t **ret, struct gr_err *err)
+{
+    const struct tgt_directory *dir = &t->lu->server->dir;
+    json_t *request = dir->ask_owner ? request_of(t, id) : NULL;
+    return request ? dir->ask_owner(dir->arg, t->lu->disk, "lun.reserve", request, ret, err) : -ENOMEM;
+}
+
+/* It moves, its owner is gone, or the answer is lost. Who is it now? */
+static void ask_next_owner(struct tgt_task *t, uint64_t id)
+{
+    struct tgt_lu *lu = t->lu;
+    struct gr_err err = {0};
+    json_t *res = NULL;
+    tgt_lu_look(lu, t->sess);
+    if (!lu->standby && lu->bdev) {
+        tgt_sess_ua(t->sess, TGT_UA_ACCESS_CHANGED);
+        tgt_pr_out_here(t, id);
+        return;
+    }
+    int r = ask(t, id, &res, &err);
+    if (r == 0) {
+        pass_on(t, res);
+    } else {
+        struct tgt_unsure *u = &t->sess->unsure;
+        tgt_note(lu->server, 6, "disk '%s': its owner was not asked about a reservation: %s", lu->disk, gr_err_text(&err, r));
+        u->id = id;
+        memcpy(u->cdb, t->cdb, CDB_LEN);
+        memcpy(u->list, t->buf, TGT_PR_OUT_LEN);
+        tgt_check(t, TGT_SENSE_STANDBY);
+    }
+    json_decref(res);
+}
+
 void tgt_pr_ask_owner(struct tgt_task *t)
 {
     struct tgt_lu *lu = t->lu;
-    const struct tgt_directory *dir = &lu->server->dir;
     struct gr_err err = {0};
-    json_t *res = NULL, *request = request_of(t);
-    int r = request ? -ENOMEM : 0;
-    if (request && dir->ask_owner)
-        r = dir->ask_owner(dir->arg, lu->disk, "lun.reserve", json_incref(request), &res, &err);
-    json_decref(request);
+    json_t *res = NULL;
+    uint64_t id = t->cdb[0] == 0x5f ? number_of(t) : 0;
+    int r = ask(t, id, &res, &err);
     if (r == 0) {
         pass_on(t, res);
-    } else { /* it moves, or its owner is gone: who tries again finds it */
-        tgt_note(lu->server, 6, "disk '%s': its owner was not asked about a reservation: %s", lu->disk, gr_err_text(&err, r));
+    } else if (id) {
+        ask_next_owner(t, id);
+    } else { /* who tries again finds it */
+        tgt_note(lu->server, 6, "disk '%s': its owner was not asked about its reservations: %s", lu->disk, gr_err_text(&err, r));
         tgt_check(t, TGT_SENSE_STANDBY);
         tgt_lu_look_soon(lu);
     }
@@ -80,13 +135,14 @@ static int take_nexus(json_t *o, struct tgt_nexus *ret, struct gr_err *err)
     return 0;
 }
 
-static int run(struct tgt_lu *lu, const struct tgt_nexus *who, const uint8_t *cdb, const struct gr_buf *list, json_t **ret, struct gr_err *err)
+static int run(struct tgt_lu *lu, const struct tgt_nexus *who, uint64_t id, const uint8_t *cdb, const struct gr_buf *list, json_t **ret, struct gr_err *err)
 {
     struct tgt_pr_answer a = {0};
     gr_auto_free uint8_t *p = NULL;
     gr_auto_free char *data = NULL;
     if (cdb[0] == 0x5f && list->len == TGT_PR_OUT_LEN) {
-        tgt_pr_out(lu, NULL, who, cdb, (const uint8_t *)list->data, &a);
+        const struct tgt_pr_order o = {.who = who, .cdb = cdb, .list = (const uint8_t *)list->data, .id = id};
+        tgt_pr_out(lu, &o, &a);
     } else if (cdb[0] == 0x5e) {
         p = gr_zalloc(TGT_PR_IN_MAX);
         data = p ? gr_b64_encode(p, tgt_pr_in(lu, cdb, p)) : NULL;
@@ -102,9 +158,9 @@ static int run(struct tgt_lu *lu, const struct tgt_nexus *who, const uint8_t *cd
 static int lun_reserve(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
 {
     struct tgt_server *s = arg;
-    const char *disk, *hex, *text = NULL;
+    const char *disk, *hex, *text = NULL, *number = NULL;
     char redirect[TGT_SHOWN];
-    uint8_t cdb[CDB_LEN];
+    uint8_t cdb[CDB_LEN], id[8] = {0};
     struct tgt_nexus who;
     struct tgt_lu *lu = NULL;
     gr_auto_buf struct gr_buf list = {0};
@@ -114,17 +170,21 @@ static int lun_reserve(void *arg, struct gr_rpc_call *call, json_t *params, json
     if (r == 0)
         r = gr_json_opt_str(params, "data", &text, err);
     if (r == 0)
+        r = gr_json_opt_str(params, "id", &number, err);
+    if (r == 0)
         r = take_nexus(params, &who, err);
     if (r < 0)
         return r;
     if (!tgt_hex_bytes(hex, cdb, CDB_LEN) || (text && gr_b64_decode(text, strlen(text), &list) < 0))
         return gr_fail(err, -EINVAL, "\"cdb\" is not %u bytes in hexadecimal, or \"data\" not base64", CDB_LEN);
+    if (number && !tgt_hex_bytes(number, id, sizeof id))
+        return gr_fail(err, -EINVAL, "\"id\" is not %zu bytes in hexadecimal", sizeof id);
     r = tgt_lu_acquire(s, disk, who.initiator, false, &lu, redirect, err);
     if (r == -EREMCHG)
         return gr_fail(err, -GR_ELOCKED, "disk '%s' is another host's by now", disk);
     if (r < 0)
         return r;
-    r = run(lu, &who, cdb, &list, ret, err);
+    r = run(lu, &who, gr_get_be64(id), cdb, &list, ret, err);
     tgt_lu_user_put(lu);
     return r;
 }

@@ -27,6 +27,21 @@ const struct tgt_pr_reg *tgt_pr_find(const struct tgt_pr_state *s, const struct 
     return NULL;
 }
 
+bool tgt_pr_was_done(const struct tgt_pr_state *s, uint64_t id)
+{
+    for (unsigned i = 0; i < s->n_done; i++)
+        if (s->done[i] == id)
+            return true;
+    return false;
+}
+
+void tgt_pr_note_done(struct tgt_pr_state *s, uint64_t id)
+{
+    if (s->n_done == TGT_PR_DONE_MAX)
+        memmove(s->done, s->done + 1, --s->n_done * sizeof s->done[0]);
+    s->done[s->n_done++] = id;
+}
+
 bool tgt_pr_holds(const struct tgt_pr_state *s, const struct tgt_nexus *who)
 {
     if (s->type == PR_NONE)

@@ -16,7 +16,7 @@ void tgt_isid_text(const uint8_t isid[TGT_ISID_LEN], char ret[13])
 
 static json_t *encode(const struct tgt_pr_state *s)
 {
-    json_t *regs = json_array();
+    json_t *regs = json_array(), *done = s->n_done ? json_array() : NULL;
     json_int_t holder = -1;
     for (unsigned i = 0; i < s->n; i++) {
         char isid[13], key[17];
@@ -27,8 +27,13 @@ static json_t *encode(const struct tgt_pr_state *s)
             holder = i;
         json_array_append_new(regs, json_pack("{s:s,s:s,s:s}", "key", key, "initiator", r->nexus.initiator, "isid", isid));
     }
-    return json_pack("{s:I,s:i,s:I,s:b,s:o}", "generation", (json_int_t)s->generation, "type", (int)s->type, "holder", holder, "aptpl", s->aptpl,
-                     "registrations", regs);
+    for (unsigned i = 0; i < s->n_done; i++) {
+        char id[17];
+        snprintf(id, sizeof id, "%016llx", (unsigned long long)s->done[i]);
+        json_array_append_new(done, json_string(id));
+    }
+    return json_pack("{s:I,s:i,s:I,s:b,s:o,s:o*}", "generation", (json_int_t)s->generation, "type", (int)s->type, "holder", holder, "aptpl", s->aptpl,
+                     "registrations", regs, "done", done);
 }
 
 bool tgt_hex_bytes(const char *text, uint8_t *ret, size_t n)
@@ -46,7 +51,7 @@ bool tgt_hex_bytes(const char *text, uint8_t *ret, size_t n)
 
 static int decode(json_t *doc, struct tgt_pr_state *s)
 {
-    json_t *r, *regs = json_object_get(doc, "registrations");
+    json_t *r, *regs = json_object_get(doc, "registrations"), *done = json_object_get(doc, "done"); /* older ones do not say */
     size_t i;
     memset(s, 0, sizeof *s);
     s->generation = (uint32_t)json_integer_value(json_object_get(doc, "generation"));
@@ -67,6 +72,13 @@ static int decode(json_t *doc, struct tgt_pr_state *s)
         memcpy(reg->nexus.initiator, name, strlen(name) + 1);
         if ((json_int_t)i == holder)
             s->holder = reg->nexus;
+    }
+    json_array_foreach(done, i, r)
+    {
+        uint8_t id[8];
+        if (!tgt_hex_bytes(json_string_value(r), id, sizeof id))
+            return -GR_EFORMAT;
+        tgt_pr_note_done(s, gr_get_be64(id));
     }
     return holder >= (json_int_t)s->n ? -GR_EFORMAT : 0;
 }
@@ -96,8 +108,8 @@ int tgt_pr_save(struct tgt_lu *lu, const struct tgt_pr_state *s)
     struct gr_err err;
     if (!lu->bdev || !lu->has_store || memcmp(s, &lu->pr->before, sizeof *s) == 0)
         return 0;
-    if (!s->n)
-        return lu->pr->before.n ? lu->bdev->ops->attr_set(lu->bdev, ATTR, "", 0, &err) : 0;
+    if (!s->n && !s->n_done)
+        return lu->pr->before.n || lu->pr->before.n_done ? lu->bdev->ops->attr_set(lu->bdev, ATTR, "", 0, &err) : 0;
     json_t *doc = encode(s);
     if (doc && !s->aptpl) {
         json_object_set_new(doc, "host", json_string(lu->server->host));

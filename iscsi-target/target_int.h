@@ -198,6 +198,10 @@ struct tgt_tx {
     struct tgt_misc *misc;
 };
 enum tgt_rx_phase { RX_HEADER, RX_DATA, RX_TAIL, RX_PARK };
+struct tgt_unsure { /* a PERSISTENT RESERVE OUT that the disk's owner may have carried out: when it comes again it is the same one */
+    uint64_t id; /* under which it was passed on; 0: none */
+    uint8_t cdb[10], list[24];
+};
 struct tgt_sess_stats {
     uint64_t reads, writes, read_bytes, write_bytes, others, errors;
     struct tgt_latency read_latency, write_latency; /* from the command's arrival to its answer */
@@ -287,6 +291,7 @@ struct tgt_sess {
     /* unit attentions: ASC << 8 | ASCQ, first come first served */
     uint16_t ua[TGT_UA_MAX];
     unsigned n_ua;
+    struct tgt_unsure unsure;
     struct tgt_sess_stats stats;
 };
 

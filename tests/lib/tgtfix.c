@@ -1,4 +1,5 @@
 #include "tests/lib/tgtfix.h"
+#include "common/cleanup.h"
 #include "tests/lib/test.h"
 #include <pthread.h>
 #include <semaphore.h>
@@ -87,8 +88,14 @@ static int to_the_other(struct tgtfix *f, const char *disk, const char *method, 
 static int ask_owner(void *arg, const char *disk, const char *method, json_t *params, json_t **ret, struct gr_err *err)
 {
     struct tgtfix *f = arg;
-    if (!f->elsewhere.mute)
+    if (!f->elsewhere.mute && !f->elsewhere.lost)
         return to_the_other(f, "t/disk", method, params, ret, err);
+    if (f->elsewhere.lost) {
+        f->elsewhere.lost--;
+        assert_int_equal(to_the_other(f, "t/disk", method, json_incref(params), ret, err), 0);
+        json_decref(gr_take(*ret));
+        f->elsewhere.here |= f->elsewhere.dies;
+    }
     json_decref(params);
     return gr_fail(err, -ETIMEDOUT, "the owner does not answer");
 }

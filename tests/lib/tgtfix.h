@@ -27,6 +27,8 @@ struct tgtfix {
     struct { /* changed through tgtfix_call() */
         bool here, gone;        /* it is owned here now (the bytes of "t/disk"); it was deleted */
         bool mute;              /* its owner does not answer; else it is this server, and the disk is "t/disk" */
+        unsigned lost;          /* so many of its answers are, from now on */
+        bool dies;              /* with the first of them it is gone: "here" */
         unsigned lookups;
         uint64_t size;          /* 0: as "t/disk" */
         unsigned look_ms;       /* so long it takes to hear that it is elsewhere, of whoever was asked before that changed */

@@ -9,7 +9,7 @@
 
 #define STANDBY 0x040b
 #define CHANGED 0x2a06
-static struct tgtfix fix = {.redirect = "10.1.2.3:3260"};
+static struct tgtfix fix = {.redirect = "10.1.2.3:3260", .store = true};
 
 static int teardown(void **state)
 {
@@ -272,6 +272,69 @@ static void owner_has_reservations(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
+static int two_answers_lost(struct tgtfix *f, void *arg)
+{
+    (void)arg;
+    f->elsewhere.lost = 2;
+    return 0;
+}
+
+static int answer_lost(struct tgtfix *f, void *arg)
+{
+    f->elsewhere.dies = arg != NULL;
+    f->elsewhere.lost = 1;
+    return 0;
+}
+
+/* What the owner did, and said in vain, is not done again, whoever the owner is by then. */
+static void answers_are_lost(void **state)
+{
+    struct ini a, b;
+    uint64_t v[4];
+    assert_int_equal(login(&a, fix.port3, INISESS_NAME ":a"), 0);
+    tgtfix_login(&fix, &b, INISESS_NAME ":b");
+    assert_int_equal(reserve(&b, 6, 0, 0, 0xb1), 0);
+    tgtfix_call(&fix, answer_lost, NULL);
+    assert_int_equal(reserve(&a, 0, 0, 0, 0xa1), 0);
+    tgtfix_call(&fix, answer_lost, NULL);
+    assert_int_equal(reserve(&a, 4, 6, 0xa1, 0xb1), 0);
+    struct ini_result res = command(&b, ready, 6, NULL, 0);
+    assert_int_equal(INI_ASC(res), 0x2a05);
+    no_more_ua(&b);
+    assert_int_equal(reservations(&b, 0, v), 8);
+    assert_true(v[0] == 0xa1);
+    /* as often as it is asked: its initiator is told to come again, and that is the same one */
+    tgtfix_call(&fix, two_answers_lost, NULL);
+    res = reserve_list(&a, 0, 0, 0xa1, 0xa2, 0, 24);
+    assert_int_equal(res.status, 2);
+    assert_int_equal(INI_ASC(res), STANDBY);
+    assert_int_equal(reserve(&a, 0, 0, 0xa1, 0xa2), 0);
+    assert_int_equal(reserve(&a, 0, 0, 0xa1, 0xa2), 0x18); /* but this is another one */
+    tgtfix_call(&fix, two_answers_lost, NULL);
+    res = reserve_list(&a, 0, 0, 0xa2, 0, 0, 24);
+    assert_int_equal(INI_ASC(res), STANDBY);
+    assert_int_equal(reserve(&a, 0, 0, 0, 0xa3), 0); /* not that one */
+    assert_int_equal(reserve(&a, 0, 0, 0xa2, 0), 0x18);
+    /* more than are remembered */
+    for (unsigned k = 0; k < 40; k++)
+        assert_int_equal(reserve(&a, 0, 0, 0xa3 + k, 0xa4 + k), 0);
+    tgtfix_call(&fix, answer_lost, NULL);
+    assert_int_equal(reserve(&a, 3, 0, 0xa3 + 40, 0), 0); /* CLEAR: none is left */
+    assert_int_equal(reservations(&b, 0, v), 0);
+    /* the owner is gone with its answer, and the disk is owned here */
+    assert_int_equal(reserve(&a, 0, 0, 0, 0xa1), 0);
+    tgtfix_call(&fix, answer_lost, &fix);
+    assert_int_equal(reserve(&a, 0, 0, 0xa1, 0xa2), 0);
+    res = command(&a, ready, 6, NULL, 0);
+    assert_int_equal(INI_ASC(res), CHANGED);
+    no_more_ua(&a);
+    assert_int_equal(reservations(&a, 0, v), 8);
+    assert_true(v[0] == 0xa2);
+    ini_close(&a);
+    ini_close(&b);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
 static int lookups(struct tgtfix *f, void *arg)
 {
     return (int)f->elsewhere.lookups;
@@ -335,5 +398,5 @@ static void incarnations(void **state)
 
 #define CASE(f) {#f, f, tgtfix_setup, teardown, &fix}
 TGTFIX_MAIN(NULL, NULL,
-    CASE(portals), CASE(tells), CASE(becomes_active), CASE(found_by_commands), CASE(owner_has_reservations), CASE(looks_are_few), CASE(changes_elsewhere),
+    CASE(portals), CASE(tells), CASE(becomes_active), CASE(found_by_commands), CASE(owner_has_reservations), CASE(answers_are_lost), CASE(looks_are_few), CASE(changes_elsewhere),
     CASE(incarnations))

@@ -1,6 +1,7 @@
 /* Methods disk.*: create, list, info, resize, delete, release. Import and export: service_image.c. */
 #include "common/buf.h"
 #include "snapshot/service_int.h"
+#include "vmfs/files.h"
 #include <string.h>
 
 #define OWNER_MS 5000 /* what another host gets to tell about its disks */
@@ -408,7 +409,7 @@ static int op_delete(struct snap_op *op)
         r = snap_disk_get_to_end(op, &p, "be deleted", &d, &st);
     if (r < 0)
         return r;
-    r = vmfs_remove(d.ds->v, p.path, op->err);
+    r = vmfs_remove_object(d.ds->v, p.path, st.id, op->err);
     if (r == 0)
         snap_rules_forget(d.ds, st.uuid, NULL);
     if (r == 0)
@@ -430,11 +431,12 @@ static int op_release(struct snap_op *op)
         r = snap_disk_get(op, &p, &d);
     if (r < 0)
         return r;
+    uint64_t id = vmfs_disk_id(d.h->disk);
     r = snap_refuse_in_use(op->s, &d, "change hands", op->err);
     if (r == 0)
         r = snap_disk_drop(op->s, &d, true, op->err);
     if (r == 0)
-        r = vmfs_release(d.ds->v, p.path, op->err);
+        r = vmfs_release_id(d.ds->v, id, p.path, op->err);
     snap_disk_put(&d);
     return r;
 }

@@ -338,11 +338,11 @@ struct snap_handle *snap_handle_find(struct snap_ds *ds, const char *path)
 
 int snap_stat(struct snap_ds *ds, const char *path, struct vmfs_stat *ret, struct gr_err *err)
 {
+    int r = vmfs_stat(ds->v, path, ret, err);
     const struct snap_handle *h = snap_handle_find(ds, path);
-    if (!h || h->closing)
-        return vmfs_stat(ds->v, path, ret, err);
-    vmfs_disk_stat(h->disk, ret);
-    return 0;
+    if (r == 0 && h && !h->closing && vmfs_disk_id(h->disk) == ret->id)
+        vmfs_disk_stat(h->disk, ret);
+    return r;
 }
 
 unsigned snap_users_of(struct snap_svc *s, const struct snap_ds *ds, const char *path)
@@ -427,14 +427,55 @@ static void remove_stale(struct snap_svc *s, struct snap_ds *ds, struct snap_han
     snap_group_sign(ds, h->disk);
 }
 
+/* Its name leads elsewhere by now: folders are renamed also by hosts that have nothing of what is below. Who uses it may go on. */
+static int handle_forget(struct snap_svc *s, struct snap_ds *ds, struct snap_handle *h, struct gr_err *err)
+{
+    struct snap_disk d = {.ds = ds, .h = h};
+    h->users++;
+    int r = snap_disk_drop(s, &d, true, err);
+    if (r < 0)
+        h->users--;
+    return r;
+}
+
+/* The handle under the name @path, if that still leads to it: else *@h is NULL. */
+static int handle_look(struct snap_svc *s, struct snap_ds *ds, const char *path, struct snap_handle **h, struct gr_err *err)
+{
+    struct vmfs_stat st;
+    *h = snap_handle_find(ds, path);
+    if (!*h || (*h)->closing)
+        return 0;
+    (*h)->users++;
+    int found = vmfs_stat(ds->v, path, &st, NULL);
+    (*h)->users--;
+    if ((*h)->closing || (found < 0 && found != -ENOENT) || (found == 0 && st.id == vmfs_disk_id((*h)->disk)))
+        return 0;
+    int r = handle_forget(s, ds, *h, err);
+    if (r == 0)
+        *h = NULL;
+    else if (found == 0)
+        return gr_prefix(err, r, "%s/%s names something else by now, and what it named", ds->name, path);
+    return 0;
+}
+
+/* What is to be open as @path may be open under a name that it has no more. */
+static int forget_old_name(struct snap_svc *s, struct snap_ds *ds, const char *path, const struct vmfs_disk *disk, struct gr_err *err)
+{
+    struct snap_handle *h = ds->handles;
+    while (h && (h->disk != disk || strcmp(h->path, path) == 0))
+        h = h->next;
+    return !h ? 0 : h->closing ? gr_fail(err, -GR_ELOCKED, "%s/%s is being closed", ds->name, h->path) : handle_forget(s, ds, h, err);
+}
+
 static int handle_add(struct snap_svc *s, struct snap_ds *ds, const char *path, struct vmfs_disk *disk, struct snap_handle **ret,
                       struct gr_err *err)
 {
+    int r = forget_old_name(s, ds, path, disk, err);
     struct snap_handle *h = snap_handle_find(ds, path);
-    if (h) { /* somebody else was quicker */
+    if (r < 0 || h) { /* somebody else was quicker */
         vmfs_close(disk);
         *ret = h;
-        return 0;
+        return r;
     }
     h = gr_zalloc(sizeof(*h));
     if (!h || !(h->path = gr_strdup(path))) {
@@ -498,8 +539,10 @@ static int handle_wait(struct snap_svc *s, struct snap_ds *ds, const char *path,
     w->moving = false;
     for (unsigned tries = 0;; tries++) {
         struct snap_place owner = {0};
-        struct snap_handle *h = snap_handle_find(ds, path);
-        int r = h ? 0 : try_open(s, ds, path, &h, &owner, err);
+        struct snap_handle *h;
+        int r = handle_look(s, ds, path, &h, err);
+        if (r == 0 && !h)
+            r = try_open(s, ds, path, &h, &owner, err);
         if (r == 0 && !h->closing) {
             h->users++;
             *ret = h;

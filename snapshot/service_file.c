@@ -179,7 +179,7 @@ static int op_remove(struct snap_op *op)
     if (r == 0)
         r = snap_close_below(op->s, ds, p.path, op->err);
     if (r == 0)
-        r = vmfs_remove(ds->v, p.path, op->err);
+        r = vmfs_remove_object(ds->v, p.path, st.id, op->err);
     if (r == 0 && st.type == VMFS_DIR)
         snap_policy_forget(ds, st.uuid);
     snap_ds_put(ds);

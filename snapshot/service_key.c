@@ -323,7 +323,7 @@ static int op_erase(struct snap_op *op)
         r = snap_disk_get_to_end(op, &p, "be erased", &d, &st);
     if (r < 0)
         return r;
-    r = vmfs_keys_erase(d.ds->v, p.path, op->err);
+    r = vmfs_keys_erase(d.ds->v, st.id, p.path, op->err);
     snap_disk_put(&d);
     return r;
 }

@@ -2,6 +2,7 @@
  * log in anew, what is left is brought home, and the other host takes the disk. Who logs in here meanwhile waits, and is led there. */
 #include "common/buf.h"
 #include "snapshot/service_int.h"
+#include "vmfs/files.h"
 #include <string.h>
 
 #define AHEAD_MAX 3u
@@ -68,6 +69,7 @@ static int change_hands(struct snap_op *op, struct snap_disk *d, const struct sn
     gr_auto_free char *disk = gr_asprintf("%s/%s", p->ds, p->path);
     if (!disk)
         return gr_fail(op->err, -ENOMEM, "out of memory");
+    uint64_t id = vmfs_disk_id(d->h->disk);
     snap_passes_stop(op->s, d->h); /* while initiators still go on */
     int r = bring_home(op, d->ds->v);
     if (r < 0)
@@ -77,7 +79,7 @@ static int change_hands(struct snap_op *op, struct snap_disk *d, const struct sn
     r = snap_disk_drop(op->s, d, false, op->err);
     if (r == 0) {
         uint64_t quiet = gr_loop_now_ns(op->s->o.loop);
-        r = vmfs_release(d->ds->v, p->path, op->err);
+        r = vmfs_release_id(d->ds->v, id, p->path, op->err);
         if (r == 0)
             r = gr_rpc_call(peer, "disk.take", json_pack("{s:s}", "disk", disk), NULL, NULL, SNAP_WAIT_MS, NULL, op->err);
         *ret = (struct stall){.gone_ns = quiet - begin, .ns = gr_loop_now_ns(op->s->o.loop) - begin};

@@ -119,7 +119,7 @@ static int result(struct stream *s)
 static int op_take(struct snap_op *op)
 {
     gr_auto(stream_done) struct stream s = {.op = op, .fd = -1};
-    uint64_t limit = 0;
+    uint64_t limit = 0, id = 0; /* 0: it could not even be opened */
     int r = gr_json_u64(op->params, "limit", &limit, op->err);
     if (r == 0)
         r = stream_open(&s);
@@ -128,15 +128,17 @@ static int op_take(struct snap_op *op)
     if (r < 0)
         return r;
     r = file_open(&s);
+    if (s.file)
+        id = vmfs_disk_id(s.file);
     if (r == 0)
         r = take_all(&s, limit);
     gr_chan_close(gr_take(s.ch));
     if (s.file)
         vmfs_close(gr_take(s.file));
     if (r == 0)
-        r = vmfs_release(s.ds->v, s.path.path, op->err); /* home, so that any host can give it */
+        r = vmfs_release_id(s.ds->v, id, s.path.path, op->err); /* home, so that any host can give it */
     if (r < 0)
-        (void)vmfs_remove(s.ds->v, s.path.path, NULL);
+        (void)vmfs_remove_object(s.ds->v, s.path.path, id, NULL); /* unless somebody has given its name to something else */
     return r < 0 ? r : result(&s);
 }
 SNAP_METHOD(op_take, "file.take")

@@ -246,11 +246,11 @@ int vmfs_keys_rewrite(struct vmfs_disk *d, int (*progress)(void *arg, uint64_t p
 }
 
 /* ---- the end ---- */
-int vmfs_keys_erase(struct vmfs *v, const char *path, struct gr_err *err)
+int vmfs_keys_erase(struct vmfs *v, uint64_t id, const char *path, struct gr_err *err)
 {
     struct vmfs_stat st;
     struct vobj *o;
-    int r = vmfs_stat(v, path, &st, err);
+    int r = vmfs_stat_object(v, id, &st, err);
     if (r == 0 && (st.type != VMFS_DISK || !st.key_id))
         r = gr_fail(err, -EINVAL, "'%s/%s' is no encrypted disk: it has no key to destroy", v->sb.name, path);
     if (r == 0 && (r = vobj_hold(v, st.id, 0, &o, NULL, err)) < 0)

@@ -533,7 +533,9 @@ static int remove_dir(struct vmfs *v, struct vobj *parent, uint64_t id, const ch
     return r;
 }
 
-int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err)
+int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err) { return vmfs_remove_object(v, path, 0, err); }
+
+int vmfs_remove_object(struct vmfs *v, const char *path, uint64_t meant, struct gr_err *err)
 {
     struct vobj *root, *dir, *dying, *o = NULL;
     const char *name;
@@ -549,6 +551,8 @@ int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err)
     if (r == 0 && !e)
         r = gr_fail(err, -ENOENT, "'%s/%s' does not exist", v->sb.name, path);
     uint64_t id = e ? e->id : 0;
+    if (r == 0 && meant && id != meant)
+        r = gr_fail(err, -ESTALE, "'%s/%s' names something else by now: what it named was renamed", v->sb.name, path);
     if (r == 0 && e->type == VMFS_DIR) {
         r = remove_dir(v, dir, id, path, err);
     } else if (r == 0) {

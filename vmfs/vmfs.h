@@ -293,6 +293,8 @@ int vmfs_rename(struct vmfs *v, const char *from, const char *to, struct gr_err 
  * -GR_ELOCKED). Of a disk that clones start at what they need stays,
  * hidden, until the last of them is gone. */
 int vmfs_remove(struct vmfs *v, const char *path, struct gr_err *err);
+/* The same, if @path still names the object @id, which the caller has looked at; else -ESTALE, or -ENOENT. */
+int vmfs_remove_object(struct vmfs *v, const char *path, uint64_t id, struct gr_err *err);
 /* Disks that were removed and are kept for their clones; @name: what it was called. fn returns < 0 to stop. */
 int vmfs_hidden(struct vmfs *v, int (*fn)(void *arg, const char *name, const struct vmfs_stat *st), void *arg, struct gr_err *err);
 struct vmfs_origin { /* where a clone starts */
@@ -399,9 +401,9 @@ int vmfs_keys_rotate(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *err);
  * still need them. Pieces that are rewritten count as changed. @progress: once in a while, pieces done; not 0: stop. *ret_keys: that are left. */
 int vmfs_keys_rewrite(struct vmfs_disk *d, int (*progress)(void *arg, uint64_t pieces, struct gr_err *err), void *arg, unsigned *ret_keys,
                       struct gr_err *err);
-/* Destroy the keys of a disk that nobody has open; durable. Neither it nor its snapshots can be read any more; it can only be removed, which
+/* Destroy the keys of the disk @id that nobody has open; durable. @path: for messages. Neither it nor its snapshots can be read any more; it can only be removed, which
  * destroys the keys of an encrypted disk first, too. No key-encryption key is needed. -EBUSY: in use, or clones have its keys, too. */
-int vmfs_keys_erase(struct vmfs *v, const char *path, struct gr_err *err);
+int vmfs_keys_erase(struct vmfs *v, uint64_t id, const char *path, struct gr_err *err);
 
 /* ---- check ---- */
 struct vmfs_check_report {

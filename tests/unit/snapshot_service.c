@@ -405,6 +405,73 @@ static int held(void *arg)
     return 0;
 }
 
+/* ---- a name that leads elsewhere before what it named has ended ---- */
+
+/* While the disk is being closed, as another host may. */
+static int swap_folders(void *arg, const char *disk, bool only_idle, struct gr_err *err)
+{
+    struct snap_svc *s = arg;
+    struct vmfs *v = snap_ds_find(s, "d")->v;
+    s->o.hooks.release = NULL;
+    assert_int_equal(vmfs_rename(v, "vm", "old", err), 0);
+    assert_int_equal(vmfs_rename(v, "new", "vm", err), 0);
+    return 0;
+}
+
+static void will_swap(struct fixture *f, bool encrypted)
+{
+    struct snap_svc *s = snap_client_local(f->c);
+    ok(f, "disk.create", json_pack("{s:s,s:i,s:b}", "disk", "d/vm/x", "size", 1 << 20, "encrypt", encrypted));
+    ok(f, "disk.create", json_pack("{s:s,s:i,s:b}", "disk", "d/new/x", "size", 2 << 20, "encrypt", encrypted));
+    ok(f, "disk.resize", json_pack("{s:s,s:i}", "disk", "d/vm/x", "size", 3 << 20)); /* it is open, */
+    ok(f, "disk.release", json_pack("{s:s}", "disk", "d/new/x"));                    /* and the other one is not */
+    s->o.hooks.arg = s;
+    s->o.hooks.release = swap_folders;
+}
+
+static void delete_both(struct fixture *f)
+{
+    assert_null(snap_client_local(f->c)->o.hooks.release);
+    ok(f, "disk.info", json_pack("{s:s}", "disk", "d/vm/x"));
+    assert_int_equal(num(f, "size"), 2 << 20);
+    ok(f, "disk.delete", json_pack("{s:s}", "disk", "d/vm/x"));
+    ok(f, "dir.remove", json_pack("{s:s}", "path", "d/vm"));
+    ok(f, "disk.delete", json_pack("{s:s}", "disk", "d/old/x"));
+    ok(f, "dir.remove", json_pack("{s:s}", "path", "d/old"));
+}
+
+static int renamed(void *arg)
+{
+    struct fixture *f = arg;
+    open_client(f);
+    ok(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "d", "devices", devices("d.img"), "size", 1 << 28));
+    will_swap(f, false);
+    assert_int_equal(call(f, "disk.delete", json_pack("{s:s}", "disk", "d/vm/x")), -ESTALE);
+    delete_both(f);
+    will_swap(f, false);
+    ok(f, "disk.resize", json_pack("{s:s,s:i}", "disk", "d/new/x", "size", 2 << 20)); /* now it is, and stays so, by a name that it loses */
+    ok(f, "disk.release", json_pack("{s:s}", "disk", "d/vm/x"));
+    delete_both(f);
+    will_swap(f, false);
+    assert_int_equal(swap_folders(snap_client_local(f->c), NULL, false, &f->err), 0);
+    ok(f, "disk.resize", json_pack("{s:s,s:i}", "disk", "d/vm/x", "size", 2 << 20)); /* not the one that was open by that name */
+    delete_both(f);
+    ok(f, "key.create", json_object());
+    will_swap(f, true);
+    ok(f, "disk.erase", json_pack("{s:s}", "disk", "d/vm/x"));
+    assert_int_equal(call(f, "disk.resize", json_pack("{s:s,s:i}", "disk", "d/old/x", "size", 4 << 20)), -ENOKEY);
+    ok(f, "disk.resize", json_pack("{s:s,s:i}", "disk", "d/vm/x", "size", 2 << 20));
+    delete_both(f);
+    ok(f, "datastore.destroy", json_pack("{s:s,s:b}", "name", "d", "yes", 1));
+    close_client(f);
+    return 0;
+}
+
+static void test_renamed(void **state)
+{
+    with_service(renamed);
+}
+
 /* ---- an owner of another release ---- */
 struct older {
     unsigned asked;
@@ -470,4 +537,4 @@ static void test_held(void **state)
     with_service(held);
 }
 
-TEST_MAIN(TEST(test_datastores), TEST(test_disks), TEST(test_files), TEST(test_given_up), TEST(test_held), TEST(test_older))
+TEST_MAIN(TEST(test_datastores), TEST(test_disks), TEST(test_files), TEST(test_given_up), TEST(test_held), TEST(test_renamed), TEST(test_older))

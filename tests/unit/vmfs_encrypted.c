@@ -242,7 +242,7 @@ static int erased(void *arg)
     assert_true(on_device(&s, before.key[0].wrapped));
     d = open_disk(&s, "gone", &ch);
     OK(vmfs_keys_rewrap(d, vmfs_kek_id(s.kek[1]), &err));
-    assert_int_equal(vmfs_keys_erase(s.v, "gone", &e), -EBUSY);
+    assert_int_equal(vmfs_keys_erase(s.v, st.id, "gone", &e), -EBUSY);
     OK(vmfs_keys_rotate(d, vmfs_kek_id(s.kek[1]), &err));
     close_disk(d, ch);
     OK(vkeys_read(o, &between, &err));
@@ -250,7 +250,7 @@ static int erased(void *arg)
     assert_false(on_device(&s, before.key[0].wrapped)); /* what the old key opened is gone as soon as it is changed */
     assert_true(on_device(&s, between.key[0].wrapped));
     assert_true(on_device(&s, between.key[1].wrapped));
-    OK(vmfs_keys_erase(s.v, "gone", &err));
+    OK(vmfs_keys_erase(s.v, st.id, "gone", &err));
     for (unsigned i = 0; i < 2; i++)
         assert_false(on_device(&s, between.key[i].wrapped));
     assert_int_equal(vmfs_open(s.v, "gone", &d, NULL, &e), -ENOKEY);
@@ -508,7 +508,9 @@ static int detached_forgets(void *arg)
     OK(vmfs_detach(d, &(struct vmfs_detach){ 0 }, NULL, &err));
     OK(vkeys_read(d->o, &k, &err));
     assert_int_equal(k.n, 1);
-    OK(vmfs_keys_erase(s.v, "gold", &err));
+    struct vmfs_stat st;
+    OK(vmfs_stat(s.v, "gold", &st, &err));
+    OK(vmfs_keys_erase(s.v, st.id, "gold", &err));
     assert_int_equal(gr_pread(ch, b, 4096, 1 << 20), 0);
     assert_memory_equal(b, "of the origin...", 16);
     close_disk(d, ch);

@@ -30,17 +30,19 @@ void tgt_lu_look(struct tgt_lu *lu, const struct tgt_sess *asked)
     struct tgt_server *s = lu->server;
     struct tgt_place place = {0};
     struct gr_err err = {0};
+    uint64_t before = lu->looks;
     while (lu->looking)
         gr_fqueue_wait(&s->changed);
-    if (!lu->standby || lu->releasing || s->stopping)
+    if (!lu->standby || lu->releasing || s->stopping || lu->looks > before) /* others looked since */
         return;
     lu->looking = true;
+    lu->looks++;
     lu->users++;
     int r = s->dir.lookup(s->dir.arg, lu->disk, asked ? asked->initiator : "", &place, &err);
     lu->looked_ns = gr_loop_now_ns(s->loop);
     if (place.bdev)
         r = tgt_lu_activate(lu, place.bdev, asked, &err);
-    else if (!r && lu->standby)
+    else if (!r && lu->standby && !lu->bdev) /* a login may be opening it */
         reshape(lu, &place.geometry);
     lu->looking = false;
     if (r == -ENOENT)

@@ -248,49 +248,6 @@ void tgt_scsi_resume(struct tgt_task *t)
         t->cmd->run(t);
 }
 
-/* ---- commands that may suspend ---- */
-
-static void in_fiber(void *arg)
-{
-    struct tgt_task *t = arg;
-    struct tgt_server *s = t->sess->server;
-    t->in_fiber = true;
-    t->cmd->run(t);
-    s->n_fibers--;
-    s->busy_fibers--;
-    tgt_fibers_retry(s);
-    gr_fqueue_wake_all(&s->changed);
-}
-
-void tgt_scsi_fiber(struct tgt_task *t)
-{
-    struct tgt_server *s = t->sess->server;
-    if (s->n_fibers >= TGT_FIBERS_MAX) {
-        t->sess->running--;
-        t->state = TASK_WAIT;
-        t->waiting_fiber = true;
-        tgt_queue_add(&s->fiber_waiters, &s->fiber_waiters_last, t);
-        return;
-    }
-    s->n_fibers++;
-    s->busy_fibers++;
-    if (gr_fiber_start(s->loop, in_fiber, t) < 0) {
-        s->n_fibers--;
-        s->busy_fibers--;
-        tgt_status(t, TGT_BUSY);
-    }
-}
-
-void tgt_fibers_retry(struct tgt_server *s)
-{
-    while (s->fiber_waiters && s->n_fibers < TGT_FIBERS_MAX) {
-        struct tgt_task *t = s->fiber_waiters;
-        tgt_queue_remove(&s->fiber_waiters, &s->fiber_waiters_last, t);
-        t->waiting_fiber = false;
-        tgt_scsi_resume(t);
-    }
-}
-
 /* ---- answers ---- */
 
 void tgt_status(struct tgt_task *t, uint8_t status)

@@ -324,7 +324,7 @@ void tgt_task_abort(struct tgt_task *t, struct tgt_tmf_wait *tmf)
         else if (t->waiting_share)
             tgt_share_leave(t);
         else if (t->waiting_fiber)
-            tgt_queue_remove(&s->fiber_waiters, &s->fiber_waiters_last, t);
+            tgt_fiber_leave(t);
         else
             tgt_range_end(&t->lu->ranges, &t->range);
         break;

@@ -38,7 +38,8 @@
 #define TGT_LONG_READ (256u << 10)
 #define TGT_WINDOW_BYTES (2u << 20)
 #define TGT_SERVER_BYTES (768u << 20)
-#define TGT_FIBERS_MAX 128u      /* slow commands running at once in a server; more wait */
+#define TGT_FIBERS_MAX 128u      /* slow commands running at once in a server; more wait, */
+#define TGT_FIBERS_OWN 8u        /* unless fewer than these are of their LU */
 #define TGT_BAD_DATA_MAX 4096u   /* Data-Outs in a row that belong to no task: then the connection is closed */
 
 struct tgt_task;
@@ -84,6 +85,13 @@ struct tgt_share {
 bool tgt_share_pass(struct tgt_task *t);
 void tgt_share_done(struct tgt_task *t);  /* it ended */
 void tgt_share_leave(struct tgt_task *t); /* it waits, and does not want any more */
+
+/* ---- slow commands of a LU: lu_fibers.c ---- */
+struct tgt_fibers {
+    unsigned running;
+    struct tgt_task *waiters, *waiters_last;
+};
+void tgt_fiber_leave(struct tgt_task *t); /* it waits, and does not want any more */
 
 /* ---- task ---- */
 enum tgt_state {
@@ -310,11 +318,12 @@ struct tgt_lu {
     struct tgt_ranges ranges;
     struct tgt_limit limit;
     struct tgt_share share;
+    struct tgt_fibers fibers;
     unsigned n_sessions, users; /* users: sessions, orphans, logins under way */
     bool releasing, fenced, has_store; /* has_store: the bdev keeps attributes */
     bool opening;               /* what the disk keeps is not known yet: nobody logs in */
     bool standby, looking;      /* owned elsewhere, no bdev; whether that still holds is being looked at */
-    uint64_t looked_ns;
+    uint64_t looked_ns, looks;  /* the last of them began; how many there were */
     uint16_t group;             /* target port group of this host */
     struct tgt_sess *reserved;  /* RESERVE(6) */
     struct tgt_pr *pr;
@@ -362,8 +371,8 @@ struct tgt_server {
     unsigned busy_fibers;       /* lookups and commands in fibers: free waits for them */
     struct tgt_lu *lus;
     struct tgt_pool pool;
-    struct tgt_task *buf_waiters, *buf_waiters_last, *fiber_waiters, *fiber_waiters_last;
-    unsigned n_fibers, n_sharing; /* n_sharing: LUs that are at work */
+    struct tgt_task *buf_waiters, *buf_waiters_last;
+    unsigned n_fibers, n_fiber_waiters, n_sharing; /* n_sharing: LUs that are at work */
     struct gr_defer share_turn;
     uint32_t next_id;
     uint16_t next_tsih;
@@ -524,7 +533,6 @@ void tgt_task_wait_buf(struct tgt_task *t);
 void tgt_queue_add(struct tgt_task **head, struct tgt_task **last, struct tgt_task *t);
 void tgt_queue_remove(struct tgt_task **head, struct tgt_task **last, struct tgt_task *t); /* not there: nothing happens */
 void tgt_bufs_retry(struct tgt_server *s);
-void tgt_fibers_retry(struct tgt_server *s);
 /* ---- tmf.c ---- */
 void tgt_tmf_request(struct tgt_conn *c, const uint8_t *bhs);
 void tgt_tmf_wait_for(struct tgt_tmf_wait *w, struct tgt_task *t); /* @w NULL: nothing happens */

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define STANDBY 0x040b
@@ -340,6 +341,79 @@ static int lookups(struct tgtfix *f, void *arg)
     return (int)f->elsewhere.lookups;
 }
 
+static uint64_t now_ms(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+static int slow_to_hear(struct tgtfix *f, void *arg)
+{
+    f->elsewhere.look_ms = 600;
+    return (int)f->elsewhere.lookups;
+}
+
+/* To hear who owns a disk takes long: those who ask are told together, and other units do not wait for it. */
+static void slow_owner(void **state)
+{
+    static const uint8_t abilities[10] = {0x5e, 2, [8] = 8};
+    struct ini i, other;
+    uint8_t bhs[TGT_BHS_LEN], data[64];
+    assert_int_equal(login(&i, fix.port3, INISESS_NAME ":a"), 0);
+    tgtfix_login(&fix, &other, INISESS_NAME ":b");
+    int before = tgtfix_call(&fix, slow_to_hear, NULL);
+    const unsigned n = 200; /* more than there are fibers */
+    for (unsigned k = 0; k < n; k++) {
+        ini_cmd_bhs(&i, bhs, rtpg, 12, TGT_CMD_READ, sizeof data);
+        assert_int_equal(ini_send(&i, bhs, NULL, 0), 0);
+    }
+    usleep(100000); /* all of them are there */
+    uint64_t began = now_ms();
+    for (unsigned k = 0; k < 20; k++)
+        assert_int_equal(command(&other, abilities, 10, data, 8).status, 0);
+    assert_true(now_ms() - began < 300);
+    unsigned answered = 0;
+    while (answered < n) {
+        assert_true(ini_recv(&i, bhs, data, sizeof data) >= 0);
+        answered += tgt_bhs_opcode(bhs) == TGT_OP_SCSI_RSP || bhs[1] & 1;
+    }
+    assert_in_range(tgtfix_call(&fix, lookups, NULL) - before, 1, 5);
+    ini_close(&i);
+    ini_close(&other);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+static int small_elsewhere(struct tgtfix *f, void *arg)
+{
+    f->elsewhere.size = TGTFIX_SIZE / 2;
+    f->elsewhere.look_ms = 600;
+    f->store_ms = 1000;
+    return 0;
+}
+
+/* What was heard of a disk that is being opened here by now is old. */
+static void heard_too_late(void **state)
+{
+    struct ini i, owner, late;
+    uint8_t bhs[TGT_BHS_LEN], data[64];
+    tgtfix_login(&fix, &owner, INISESS_NAME ":b");
+    assert_int_equal(reserve(&owner, 6, 0, 0, 0xb1), 0); /* what is kept is stored anew when the disk is opened, which takes its time */
+    assert_int_equal(login(&i, fix.port3, INISESS_NAME ":a"), 0);
+    tgtfix_call(&fix, small_elsewhere, NULL);
+    ini_cmd_bhs(&i, bhs, rtpg, 12, TGT_CMD_READ, sizeof data);
+    assert_int_equal(ini_send(&i, bhs, NULL, 0), 0);
+    usleep(100000);
+    tgtfix_call(&fix, now_here, NULL);
+    assert_int_equal(login(&late, fix.port, INISESS_NAME ":c"), 0);
+    assert_int_equal(command(&late, capacity, 10, data, 8).status, 0);
+    assert_int_equal(gr_get_be32(data), TGTFIX_SIZE / 512 - 1);
+    ini_close(&i);
+    ini_close(&owner);
+    ini_close(&late);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
 /* Looks that nobody waits for are made once a second at most. */
 static void looks_are_few(void **state)
 {
@@ -398,5 +472,5 @@ static void incarnations(void **state)
 
 #define CASE(f) {#f, f, tgtfix_setup, teardown, &fix}
 TGTFIX_MAIN(NULL, NULL,
-    CASE(portals), CASE(tells), CASE(becomes_active), CASE(found_by_commands), CASE(owner_has_reservations), CASE(answers_are_lost), CASE(looks_are_few), CASE(changes_elsewhere),
+    CASE(portals), CASE(tells), CASE(becomes_active), CASE(found_by_commands), CASE(owner_has_reservations), CASE(answers_are_lost), CASE(looks_are_few), CASE(slow_owner), CASE(heard_too_late), CASE(changes_elsewhere),
     CASE(incarnations))

@@ -406,14 +406,22 @@ static uint64_t units_wanted(struct vmfs *v)
     return n;
 }
 
+/* Room for so many units. Where nothing can be leased, or nobody can read whose it is, there is the pool: a checkpoint that only tried again would keep
+ * all waiting for as long as a header cannot be read. */
+static int room_for(struct vmfs *v, uint64_t units)
+{
+    space_steady(v, CHUNK_UNITS);
+    space_pool_fill(v);
+    int r = space_ensure(v, units);
+    return r == -ENOMEM || r == -GR_EFENCED ? r : 0;
+}
+
 static int prepare(struct vmfs *v)
 {
     ckpt_lease_foreign(v);
     for (;;) {
-        space_steady(v, CHUNK_UNITS);
-        space_pool_fill(v);
-        int r = space_ensure(v, units_wanted(v));
-        if (r < 0 && r != -GR_ENOSPACE) /* short of space: there is the pool */
+        int r = room_for(v, units_wanted(v));
+        if (r < 0)
             return r;
         if (late_writes(v))
             continue;
@@ -480,11 +488,7 @@ static int clean_leaves(struct vmfs *v)
         struct ckpt c = { .v = v, .number = v->ckpt_started + 1 };
         unsigned done = 0;
         v->ckpt_cleaning = true;
-        space_steady(v, CHUNK_UNITS);
-        space_pool_fill(v);
-        r = space_ensure(v, CLEAN_BATCH * leaf_units_max(v) + 2 * CHUNK_UNITS);
-        if (r == -GR_ENOSPACE)
-            r = 0; /* the pool serves */
+        r = room_for(v, CLEAN_BATCH * leaf_units_max(v) + 2 * CHUNK_UNITS);
         if (r == 0)
             done = clean_batch(&c);
         chunks_trim(&c);
@@ -631,7 +635,7 @@ int ckpt_run(struct vmfs *v)
     chunks_done(&c);
     gr_buf_done(&c.images);
     free(c.cut.buf);
-    v->ckpt_writing = false;
+    v->ckpt_writing = r < 0 && !v->fenced; /* what it has written already waits for the one that tries again: nothing of it is sealed */
     gr_fmutex_unlock(&v->ckpt_lock);
     gr_fqueue_wake_all(&v->j.room_q);
     map_evict(v);

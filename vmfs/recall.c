@@ -187,16 +187,11 @@ static uint64_t lately(const struct vmfs *v)
 }
 
 /* The header says that nobody leases it. As with objects, the last write is copy A's: nothing of ours may land behind the next holder's. */
-static int header_free(struct vmfs *v, uint32_t index, const struct vlock *mine)
+static int header_free(struct vmfs *v, const struct vtable *t, uint32_t index, struct vmfs_region_disk *h)
 {
-    struct vmfs_region_disk *h = vunits_alloc(1);
     struct vlock l;
-    const struct vtable *t = space_table(v, &index);
-    int r = h ? vhome_read(v, t, index, 0, VMFS_T_REGION, h, NULL) : -ENOMEM;
-    if (r == 0) {
-        vlock_get(&h->lock, &l);
-        r = vlock_mine(v, &l) && l.token == mine->token ? 0 : -GR_ECORRUPT;
-    }
+    int r = 0;
+    vlock_get(&h->lock, &l);
     for (int copy = 1; r == 0 && copy >= 0; copy--) {
         uint64_t addr = vhome_addr(t, index, 0, copy), generation = gr_le64_get(h->hdr.generation) + 1;
         if (copy == 0) {
@@ -206,27 +201,39 @@ static int header_free(struct vmfs *v, uint32_t index, const struct vlock *mine)
         vhdr_seal(v, h, VMFS_T_REGION, 1, addr, generation, v->slot);
         r = vdev_write(v, addr, 1, h, GR_BIO_FUA);
     }
-    free(h);
     return r;
+}
+
+/* It leaves memory, and then its header @h, as it is at home, is written. */
+static int region_let_go(struct vmfs *v, struct vregion *g, const struct vtable *t, uint32_t at, struct vmfs_region_disk *h)
+{
+    struct vlock l;
+    vlock_get(&h->lock, &l);
+    bool ours = vlock_mine(v, &l) && l.token == g->lock.token;
+    space_detach(v, g);
+    return ours ? header_free(v, t, at, h) : -GR_ECORRUPT;
 }
 
 /* 0: it is given back; 1: it stays for now. */
 static int region_release(struct vmfs *v, uint32_t index)
 {
+    struct vmfs_region_disk *h = vunits_alloc(1);
+    uint32_t at = index;
+    const struct vtable *t = space_table(v, &at);
     int r = 1;
     gr_fmutex_lock(&v->ckpt_lock); /* no image of it is on its way home */
     gr_fmutex_lock(&v->sp.lease_lock);
+    bool read = h && vhome_read(v, t, at, 0, VMFS_T_REGION, h, NULL) == 0; /* if not, it is ours as before */
     struct vregion *g = v->sp.by_index[index];
-    if (may_give(v) && g && g->giving && is_settled(g)) {
-        struct vlock mine = g->lock;
-        space_detach(v, g);
-        r = header_free(v, index, &mine);
+    if (read && may_give(v) && g && g->giving && is_settled(g)) {
+        r = region_let_go(v, g, t, at, h);
         v->stats.regions_given_back += r == 0;
         if (r < 0) /* nobody knows what the header says, or will say */
             vmfs_fence(v, "region %u could not be given back: %s", index, gr_code_text(r));
     }
     gr_fmutex_unlock(&v->sp.lease_lock);
     gr_fmutex_unlock(&v->ckpt_lock);
+    free(h);
     return r;
 }
 

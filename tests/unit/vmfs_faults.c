@@ -2,7 +2,9 @@
 #include "tests/lib/test.h"
 #include "common/bdev.h"
 #include "common/cleanup.h"
+#include "common/seam.h"
 #include "snapshot/snapshot.h"
+#include "vmfs/internal.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -260,10 +262,60 @@ static int sweep_fn(void *arg)
     return 0;
 }
 
+/* ---- giving regions back ---- */
+/* Regions that are free, all of which is home. */
+static void have_regions(struct site *s)
+{
+    for (uint64_t off = 0; off < 64 << 20; off += 1 << 20)
+        assert_int_equal(put(s, 0, off, 1 << 20, 3), 0);
+    assert_int_equal(gr_unmap(s->ch[0], 1 << 20, 63 << 20, 0), 0);
+    assert_int_equal(gr_flush(s->ch[0]), 0);
+    s->v->sp.tending = true; /* none goes unasked */
+    for (unsigned i = 0; i < 3; i++) {
+        OK(vmfs_checkpoint(s->v, &err));
+        gr_fiber_sleep_ms(30);
+    }
+}
+
+/* What its header says cannot be read, or there is no memory for it: nothing has been written, so the region stays, and so does the volume. */
+static int give_fn(void *arg)
+{
+    struct site s = { 0 };
+    (void)arg;
+    make(&s, 256 << 20);
+    have_regions(&s);
+    const struct vtable *t = &s.v->sb.regions;
+    for (int copy = 0; copy < 2; copy++) {
+        struct gr_fault_rule rule = { .op = GR_OP_READ, .off = vmfs_addr_unit(vhome_addr(t, 0, 0, copy)) * VMFS_UNIT, .len = (uint64_t)t->entries * t->stride * VMFS_UNIT, .code = -EIO };
+        assert_int_equal(gr_bdev_fault_add(s.fault, &rule), 0);
+    }
+    assert_int_equal(vmfs_regions_recall(s.v, NULL), -EIO); /* it looks at those of others, too */
+    gr_bdev_fault_clear(s.fault);
+    assert_false(s.v->fenced);
+    assert_int_equal(s.v->stats.regions_given_back, 0);
+    for (int n = 0, r = -ENOMEM; r < 0 || n < 40; n++) { /* the n-th that asks for memory gets none */
+        gr_alloc_fail_after(n, 0);
+        r = vmfs_regions_recall(s.v, NULL);
+        gr_alloc_fail_after(-1, 0);
+        if (s.v->fenced)
+            fail_msg("without memory at the %dth place: %s", n, s.v->fence_reason);
+    }
+    assert_true(s.v->stats.regions_given_back > 0);
+    is(&s, 0, 0, 1 << 20, 3);
+    assert_int_equal(put(&s, 0, 1 << 20, 1 << 20, 4), 0);
+    clean(&s);
+    s.v->sp.tending = false;
+    detach(&s);
+    OK(vmfs_leave(s.v, &err));
+    unmake(&s);
+    return 0;
+}
+
 static void full(void **state) { (void)state; test_in_fiber(full_fn, NULL); }
 static void full_with_snapshot(void **state) { (void)state; test_in_fiber(full_snapshot_fn, NULL); }
 static void failed_flush(void **state) { (void)state; test_in_fiber(flush_fn, NULL); }
 static void failed_data(void **state) { (void)state; test_in_fiber(data_error_fn, NULL); }
+static void failed_giving(void **state) { (void)state; test_in_fiber(give_fn, NULL); }
 static void failed_writes_swept(void **state) { (void)state; test_in_fiber(sweep_fn, NULL); }
 
-TEST_MAIN(TEST(full), TEST(full_with_snapshot), TEST(failed_flush), TEST(failed_data), TEST(failed_writes_swept))
+TEST_MAIN(TEST(full), TEST(full_with_snapshot), TEST(failed_flush), TEST(failed_data), TEST(failed_giving), TEST(failed_writes_swept))

@@ -89,12 +89,10 @@ static int room_here(struct vobj *o, uint64_t units, uint64_t epoch, bool replac
                 return r;
             gr_fqueue_wait(&v->j.room_q);
         }
-        if (v->fenced)
-            return -GR_EFENCED;
-        if (epoch < o->epoch)
+        if (v->fenced || epoch < o->epoch)
             break;
     }
-    return -GR_ENOSPACE;
+    return v->fenced ? -GR_EFENCED : -GR_ENOSPACE;
 }
 
 static int room(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces)
@@ -324,6 +322,8 @@ static uint32_t plan_devs(const struct plan *p)
 static int plan_write(struct plan *p, uint64_t first, const struct iovec *iov, int iovcnt)
 {
     struct vmfs *v = p->op->o->v;
+    if (v->fenced) /* while room was made, perhaps: what was ours may be another host's by now */
+        return -GR_EFENCED;
     struct gr_bio *bios = gr_zalloc((p->n + 1) * sizeof *bios);
     struct iovec *vec = gr_alloc((p->n + 1) * (size_t)(iovcnt + 1) * sizeof *vec);
     struct batch b = { .fiber = gr_fiber_self(), .left = 1 };
@@ -570,7 +570,9 @@ static int reserve_block(struct vobj *o, uint64_t piece, uint64_t epoch)
         r = map_load_for(o, piece, 1, epoch, NULL);
     if (r < 0)
         return r;
-    if (mtree_peek(&o->live, piece, &leaf) < 0 || (!v->fenced && !disk_nodes_fit(o)))
+    if (v->fenced)
+        return -GR_EFENCED;
+    if (mtree_peek(&o->live, piece, &leaf) < 0 || !disk_nodes_fit(o))
         return -EAGAIN;
     const struct mentry *e = leaf ? &leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES] : NULL;
     if (e && (e->px || e->addr))

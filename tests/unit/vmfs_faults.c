@@ -262,6 +262,85 @@ static int sweep_fn(void *arg)
     return 0;
 }
 
+/* ---- given up while something waits ---- */
+struct waiter {
+    struct site *s;
+    bool grows, done;
+    int r;
+};
+
+static void wait_fiber(void *arg)
+{
+    struct waiter *w = arg;
+    w->r = w->grows ? vmfs_resize(w->s->d[0], 70 << 20, false, NULL) : put(w->s, 0, 0, 65536, 9);
+    w->done = true;
+}
+
+/* Units taken behind the end of the volume on this host, by what waited for the map then. */
+static uint64_t given_up(bool grows, bool in_place)
+{
+    struct site s = { 0 };
+    struct gr_bdev *dev, *record;
+    struct waiter w = { &s, grows, false, 0 };
+    make(&s, 128 << 20);
+    detach(&s);
+    OK(vmfs_remove(s.v, "a", &err));
+    OK(vmfs_create(s.v, "a", VMFS_DISK, (30 << 20) + 65536, grows ? VMFS_THICK : VMFS_THIN, &err));
+    OK(vmfs_leave(s.v, &err));
+    attach(&s);
+    if (in_place)
+        assert_int_equal(put(&s, 0, 0, 65536, 8), 0);
+    else
+        assert_int_equal(put(&s, 0, 1 << 20, 65536, 8), 0);
+    detach(&s);
+    OK(vmfs_leave(s.v, &err));
+    gr_bdev_put(s.fault);
+    dev = s.dev; /* slow, so that it can be given up under who waits, and what it is told is known */
+    assert_int_equal(gr_bdev_record_open(s.loop, dev, &record), 0);
+    assert_int_equal(gr_bdev_delay_open(s.loop, record, 5000000, 0, 0, &s.fault), 0);
+    attach(&s);
+    assert_int_equal(put(&s, 1, 0, 65536, 7), 0);
+    while (grows && space_lease_any(s.v, NULL) == 0) /* room for all of it */
+        ;
+    const struct gr_record *rec = gr_bdev_record(record);
+    assert_int_equal(gr_fiber_start(s.loop, wait_fiber, &w), 0);
+    gr_fiber_yield();
+    assert_false(w.done);
+    size_t before = gr_record_count(rec);
+    uint64_t here = space_free_here(s.v), writes = 0;
+    vmfs_fence(s.v, "the test says so");
+    while (!w.done)
+        gr_fiber_sleep_ms(1);
+    assert_int_equal(w.r, -GR_EFENCED);
+    for (size_t i = before; i < gr_record_count(rec); i++)
+        writes += gr_record_at(rec, i)->op == GR_OP_WRITE;
+    assert_int_equal(writes, 0); /* it may be another host's by now */
+    uint64_t taken = here - space_free_here(s.v);
+    detach(&s);
+    vmfs_abandon(s.v);
+    gr_bdev_put(s.fault);
+    gr_bdev_put(record);
+    assert_int_equal(gr_bdev_fault_open(s.loop, s.dev, &s.fault), 0);
+    attach(&s);
+    clean(&s);
+    detach(&s);
+    OK(vmfs_leave(s.v, &err));
+    unmake(&s);
+    return taken;
+}
+
+/* Whoever waited for the map writes nothing when the volume has been given up meanwhile, nor goes on in memory for all of a large disk. */
+static int given_up_fn(void *arg)
+{
+    (void)arg;
+    given_up(false, false);
+    given_up(false, true);
+    uint64_t taken = given_up(true, false);
+    print_message("%llu units were taken behind the end\n", (unsigned long long)taken);
+    assert_true(taken <= VMFS_BLOCK_PIECES);
+    return 0;
+}
+
 /* ---- giving regions back ---- */
 /* Regions that are free, all of which is home. */
 static void have_regions(struct site *s)
@@ -315,7 +394,8 @@ static void full(void **state) { (void)state; test_in_fiber(full_fn, NULL); }
 static void full_with_snapshot(void **state) { (void)state; test_in_fiber(full_snapshot_fn, NULL); }
 static void failed_flush(void **state) { (void)state; test_in_fiber(flush_fn, NULL); }
 static void failed_data(void **state) { (void)state; test_in_fiber(data_error_fn, NULL); }
+static void given_up_meanwhile(void **state) { (void)state; test_in_fiber(given_up_fn, NULL); }
 static void failed_giving(void **state) { (void)state; test_in_fiber(give_fn, NULL); }
 static void failed_writes_swept(void **state) { (void)state; test_in_fiber(sweep_fn, NULL); }
 
-TEST_MAIN(TEST(full), TEST(full_with_snapshot), TEST(failed_flush), TEST(failed_data), TEST(failed_giving), TEST(failed_writes_swept))
+TEST_MAIN(TEST(full), TEST(full_with_snapshot), TEST(failed_flush), TEST(failed_data), TEST(given_up_meanwhile), TEST(failed_giving), TEST(failed_writes_swept))

@@ -125,6 +125,12 @@ static int no_room(const struct defrag *g, struct gr_err *err)
                    (unsigned long long)((space_meta_reserve(v) + v->reserved_units) * VMFS_UNIT >> 20));
 }
 
+/* [sync] What was promised stays free beside @n units: what was let go of is not yet. */
+static bool beside_promises(const struct vmfs *v, uint32_t n)
+{
+    return !v->reserved_units || space_free_here(v) + v->sp.pool_units >= n + space_meta_reserve(v) + v->reserved_units;
+}
+
 /* A run of @n units, reserved. 1: there is none so long; it takes nothing of what is kept back for anybody. */
 static int take(struct defrag *g, uint32_t n, uint64_t *ret, struct gr_err *err)
 {
@@ -135,7 +141,7 @@ static int take(struct defrag *g, uint32_t n, uint64_t *ret, struct gr_err *err)
         return -EAGAIN; /* a snapshot came: it was not asked again */
     for (unsigned tries = 0; r == 0; tries++) {
         uint32_t got = 0;
-        uint64_t addr = space_take_run(v, n, &got);
+        uint64_t addr = beside_promises(v, n) ? space_take_run(v, n, &got) : 0;
         if (addr && got == n) {
             *ret = addr;
             return 0;
@@ -273,6 +279,8 @@ static int publish(struct defrag *g)
     while (r == 0 && !g->v->fenced) {
         journal_room_for(op);
         r = mtree_load(o, &o->live, g->first, NULL);
+        if (r == 0 && !disk_nodes_fit(o))
+            r = -EAGAIN; /* others took the runs for what becomes dirty: whoever takes a place for the window waits for more, nobody waits for him */
         if (r == 0 && mtree_peek(&o->live, g->first, &leaf) == 0 && (journal_has_room(g->v) || dop_late(op)))
             break; /* a leaf in splinters is a record for each piece */
     }

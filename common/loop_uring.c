@@ -18,7 +18,7 @@ enum { TAG_FIO = 0, TAG_POLL = 1, TAG_NONE = 2, TAG_MASK = 7 };
 #define MAX_ONE_BUFFER ((size_t)1 << 30)
 /* Requests that wait for the end of a turn cost the device its depth, each early submission a system call. One that has nothing else to do gets the
  * first at once and then as many as it has, so that it is at work while we prepare the next: virtual disks tell of all they had in one interrupt, and an
- * initiator at depth 32, its target and its disk would take turns with all 32. */
+ * initiator at depth 32, its target and its disk would take turns with all 32. One that stays alone is submitted by the wait, for nothing. */
 #define SUBMIT_AT 16u
 
 struct uring_engine {
@@ -146,7 +146,7 @@ static bool queue_fio(struct uring_engine *ue, struct gr_fio *fio)
 static unsigned enough(const struct uring_engine *ue, const struct gr_fio *fio)
 {
     unsigned queued = io_uring_sq_ready(&ue->ring), held = ue->in_flight - GR_MIN(queued, ue->in_flight);
-    return fio->soon ? GR_MIN(held + 1, SUBMIT_AT) : SUBMIT_AT;
+    return fio->soon ? GR_MIN(GR_MAX(held + 1, 2u), SUBMIT_AT) : SUBMIT_AT;
 }
 
 static void uring_file_io(struct gr_loop *loop, struct gr_fio *fio)

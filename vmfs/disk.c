@@ -39,9 +39,12 @@ void disk_op_end(struct dop *op, int status)
 {
     struct vmfs *v = op->v;
     struct gr_bio *bio = op->bio;
+    struct vobj *o = op->o;
     disk_op_leave(op);
     op->next = v->free_dops;
     v->free_dops = op;
+    if (status == 0)
+        ahead_settled(o);
     gr_bio_end(bio, status);
 }
 
@@ -240,6 +243,8 @@ static void change(struct vobj *o, struct gr_bio *bio)
     op->range.end = (bio->off + bio->len + VMFS_PIECE - 1) / VMFS_PIECE;
     op->range.grant = bio->op == GR_OP_WRITE ? write_granted : change_granted;
     op->range.arg = op;
+    if (!(bio->flags & GR_BIO_FUA))
+        ahead_write(o);
     range_enter(o, &op->range);
 }
 
@@ -250,9 +255,11 @@ static void flush_work(void *arg)
     gr_bio_end(bio, journal_commit(bio->layer[0]));
 }
 
-static void flush(struct vmfs *v, struct gr_bio *bio)
+static void flush(struct vobj *o, struct gr_bio *bio)
 {
+    struct vmfs *v = o->v;
     const struct vjournal *j = &v->j;
+    ahead_flush(o);
     if (v->fenced) {
         gr_bio_end(bio, -GR_EFENCED);
         return;
@@ -331,7 +338,7 @@ static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
             scrub(ch, bio);
         return;
     case GR_OP_FLUSH:
-        flush(o->v, bio);
+        flush(o, bio);
         return;
     case GR_OP_EXTENTS:
         tree_extents(o, &o->live, o->lineage, o->epoch, bio);

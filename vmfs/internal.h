@@ -11,6 +11,7 @@
 #include "common/cleanup.h"
 #include "common/crc.h"
 #include "common/iov.h"
+#include "vmfs/ahead.h"
 #include "vmfs/busy.h"
 #include "vmfs/cipher.h"
 #include "vmfs/feature.h"
@@ -128,6 +129,7 @@ struct vobj { /* an object this host holds the lock of */
     bool granting;
     unsigned in_flight;           /* admitted writes, all epochs */
     unsigned late;               /* … of an epoch before the current one */
+    struct vahead ahead;
     struct gr_fqueue drained;    /* woken when in_flight or late fall to 0, or frozen ends */
     struct vmfs_disk *handle;    /* the open handle, NULL when closed */
     struct gr_fmutex keys_lock;  /* its block of keys is changed by one at a time; taken before ckpt_lock */

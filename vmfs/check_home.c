@@ -210,10 +210,6 @@ static void slot_block(struct chk *c, uint32_t index, uint32_t sub, const uint8_
     }
     if (index != c->v->slot && (s.state == VMFS_SLOT_HOST || s.state == VMFS_SLOT_REPLAYING))
         c->others = true;
-    unsigned d = vmfs_addr_dev(s.journal_addr);
-    uint64_t u = vmfs_addr_unit(s.journal_addr);
-    if (d >= c->v->sb.n_devices || u < 2 || s.journal_units > c->v->sb.dev[d].first_unit || u > c->v->sb.dev[d].first_unit - s.journal_units)
-        chk_error(c, "slot %u: rule 7: its journal lies at device %u unit %llu", index, d, (unsigned long long)u);
 }
 
 /* ---- regions ---- */
@@ -548,7 +544,7 @@ int chk_supers(struct chk *c)
     note_missing(c);
     const struct vtable *t[] = { &v->sb.slots, &v->sb.regions, &v->sb.inodes };
     static const char *const names[] = { "slot table", "region table", "inode table" };
-    struct area *a = gr_zalloc((6 + 4u * VMFS_DEVICES_MAX + v->sb.slots.entries) * sizeof *a);
+    struct area *a = gr_zalloc((6 + 4u * VMFS_DEVICES_MAX + 2u * v->sb.slots.entries) * sizeof *a);
     uint8_t *b = vunits_alloc(1);
     size_t n = 0;
     if (!a || !b) {
@@ -577,8 +573,10 @@ int chk_supers(struct chk *c)
         struct vslot s;
         if (vslot_read(v, i, &s, NULL) < 0)
             continue; /* told by chk_home() */
-        a[n] = (struct area){ s.journal_addr, s.journal_units, "" };
-        snprintf(a[n++].what, sizeof a->what, "journal of slot %u", i);
+        for (unsigned copy = 0; copy < (s.journal_mirror ? 2u : 1u); copy++) {
+            a[n] = (struct area){ copy ? s.journal_mirror : s.journal_addr, s.journal_units, "" };
+            snprintf(a[n++].what, sizeof a->what, "journal of slot %u%s", i, copy ? ", mirror" : "");
+        }
     }
     areas_apart(c, a, n);
     free(a);

@@ -263,6 +263,14 @@ static void text_get(char *dst, const char *src, size_t size)
     dst[size - 1] = 0;
 }
 
+/* Rule 7 for an area of a journal: below the regions of its device. */
+static bool journal_ok(const struct vsuper *sb, uint64_t addr, uint32_t units)
+{
+    unsigned d = vmfs_addr_dev(addr);
+    uint64_t u = vmfs_addr_unit(addr);
+    return d < sb->n_devices && u >= 2 && units <= sb->dev[d].first_unit && u <= sb->dev[d].first_unit - units;
+}
+
 int vslot_decode(const struct vsuper *sb, const void *block, uint64_t self, struct vslot *ret, struct gr_err *err)
 {
     const struct vmfs_slot_disk *d = block;
@@ -280,6 +288,7 @@ int vslot_decode(const struct vsuper *sb, const void *block, uint64_t self, stru
     text_get(s.portal, d->portal, sizeof s.portal);
     text_get(s.address, d->address, sizeof s.address);
     s.journal_addr = gr_le64_get(d->journal_addr);
+    s.journal_mirror = sb->incompat & VMFS_INCOMPAT_MIRRORED ? gr_le64_get(d->journal_mirror) : 0;
     s.journal_units = gr_le32_get(d->journal_units);
     s.tail_seq = gr_le64_get(d->tail_seq);
     s.tail_off = gr_le64_get(d->tail_off);
@@ -287,8 +296,14 @@ int vslot_decode(const struct vsuper *sb, const void *block, uint64_t self, stru
     memcpy(s.link_key, d->link_key, sizeof s.link_key);
     s.features = gr_le64_get(d->features);
     s.lost = (struct vlost){ .devices = gr_le32_get(d->lost_devices), .n = gr_le32_get(d->n_lost), .seq = gr_le64_get(d->lost_seq) };
-    if (s.state > VMFS_SLOT_REPLAYING || s.n_pins > VMFS_PINS_MAX || s.lost.n > VMFS_LOST_MAX || (s.journal_addr && (s.journal_units < 64 || s.tail_off >= s.journal_units)))
+    if (s.state > VMFS_SLOT_REPLAYING || s.n_pins > VMFS_PINS_MAX || s.lost.n > VMFS_LOST_MAX || s.journal_units < 64 || s.tail_off >= s.journal_units)
         return gr_fail(err, -GR_ECORRUPT, "slot block at unit %llu: rule 7", (unsigned long long)vmfs_addr_unit(self));
+    if (!journal_ok(sb, s.journal_addr, s.journal_units))
+        return gr_fail(err, -GR_ECORRUPT, "slot block at unit %llu: rule 7: its journal lies at device %u unit %llu", (unsigned long long)vmfs_addr_unit(self),
+                       vmfs_addr_dev(s.journal_addr), (unsigned long long)vmfs_addr_unit(s.journal_addr));
+    if (s.journal_mirror && (!journal_ok(sb, s.journal_mirror, s.journal_units) || vmfs_addr_dev(s.journal_mirror) == vmfs_addr_dev(s.journal_addr)))
+        return gr_fail(err, -GR_ECORRUPT, "slot block at unit %llu: rule 7: the mirror of its journal lies at device %u unit %llu", (unsigned long long)vmfs_addr_unit(self),
+                       vmfs_addr_dev(s.journal_mirror), (unsigned long long)vmfs_addr_unit(s.journal_mirror));
     for (unsigned i = 0; i < s.n_pins; i++) {
         s.pins[i].object = gr_le64_get(d->pins[i].object);
         s.pins[i].snapshot = gr_le64_get(d->pins[i].snapshot);
@@ -314,6 +329,7 @@ void vslot_encode(const struct vmfs *v, const struct vslot *s, unsigned index, u
     memcpy(d->link_key, s->link_key, sizeof d->link_key);
     d->features = gr_le64_of(s->features);
     d->journal_addr = gr_le64_of(s->journal_addr);
+    d->journal_mirror = gr_le64_of(s->journal_mirror);
     d->journal_units = gr_le32_of(s->journal_units);
     d->tail_seq = gr_le64_of(s->tail_seq);
     d->tail_off = gr_le64_of(s->tail_off);

@@ -1,6 +1,7 @@
 /* Metadata I/O of a volume, written as if it blocked (fibers). */
 #include "vmfs/loss.h"
 #include "common/seam.h"
+#include <assert.h>
 
 void *vunits_alloc(uint32_t units)
 {
@@ -46,26 +47,52 @@ int vdev_read(struct vmfs *v, uint64_t addr, uint32_t units, void *buf)
     return r;
 }
 
-static void read_done(struct gr_bio *bio)
+/* It failed to do what everything relies on: whoever gives the volume up looks at that. */
+static bool note_failure(struct vdev *d, int r)
+{
+    bool failed = r < 0 && r != -GR_EFENCED && r != -GR_ENOSPACE && r != -ENOSPC && r != -ENOMEM;
+    d->failed |= failed;
+    return failed;
+}
+
+static void io_done(struct gr_bio *bio)
 {
     struct vreading *r = gr_container_of(bio, struct vreading, bio);
     r->status = bio->status;
     r->dev->users--;
+    if (bio->op != GR_OP_READ)
+        note_failure(r->dev, r->status);
     if (--r->set->running == 0 && r->set->waiting)
         gr_fiber_wake(r->set->waiting);
 }
 
-void vdev_read_begin(struct vmfs *v, struct vreads *set, struct vreading *r, uint64_t addr, uint32_t units, void *buf)
+static void io_begin(struct vreads *set, struct vreading *r, struct vdev *d, const struct gr_bio *what)
 {
-    size_t len = (size_t)units * VMFS_UNIT;
-    struct vdev *d = device_of(v, &addr, units);
-    *r = (struct vreading){ .iov = { buf, len }, .set = set, .dev = d, .status = d ? 0 : no_device(v, addr) };
-    if (!d)
-        return;
-    r->bio = (struct gr_bio){ .op = GR_OP_READ, .off = vmfs_addr_unit(addr) * VMFS_UNIT, .len = len, .iov = &r->iov, .iovcnt = 1, .done = read_done };
+    *r = (struct vreading){ .bio = *what, .set = set, .dev = d };
+    if (what->iovcnt) {
+        r->iov = *what->iov;
+        r->bio.iov = &r->iov;
+    }
+    r->bio.done = io_done;
     d->users++;
     set->running++;
     gr_submit(d->ch, &r->bio);
+}
+
+static void rw_begin(struct vmfs *v, struct vreads *set, struct vreading *r, enum gr_op op, const struct vread *w)
+{
+    uint64_t addr = w->addr;
+    struct iovec iov = { w->buf, (size_t)w->units * VMFS_UNIT };
+    struct vdev *d = device_of(v, &addr, w->units);
+    if (d)
+        io_begin(set, r, d, &(struct gr_bio){ .op = op, .off = vmfs_addr_unit(addr) * VMFS_UNIT, .len = iov.iov_len, .iov = &iov, .iovcnt = 1 });
+    else
+        *r = (struct vreading){ .status = no_device(v, addr) };
+}
+
+void vdev_read_begin(struct vmfs *v, struct vreads *set, struct vreading *r, uint64_t addr, uint32_t units, void *buf)
+{
+    rw_begin(v, set, r, GR_OP_READ, &(struct vread){ .addr = addr, .units = units, .buf = buf });
 }
 
 void vdev_reads_wait(struct vreads *set)
@@ -93,7 +120,7 @@ bool vdev_has_tables(const struct vmfs *v, unsigned dev)
     const struct vtable *t[] = { &v->sb.slots, &v->sb.regions, &v->sb.inodes };
     for (unsigned i = 0; i < 3; i++)
         if (vmfs_addr_dev(t[i]->addr_a) == dev || vmfs_addr_dev(t[i]->addr_b) == dev)
-            return true; /* journals lie beside copies B */
+            return true; /* mirrors of journals lie beside copies B */
     return v->joined && vmfs_addr_dev(v->me.journal_addr) == dev;
 }
 
@@ -105,12 +132,21 @@ bool vdev_needed(const struct vmfs *v, unsigned dev)
     return list || vdev_has_tables(v, dev);
 }
 
-/* It failed to do what everything relies on: whoever gives the volume up looks at that. */
-static bool note_failure(struct vdev *d, int r)
+int vdev_write_all(struct vmfs *v, struct vread *writes, unsigned n)
 {
-    bool failed = r < 0 && r != -GR_EFENCED && r != -GR_ENOSPACE && r != -ENOSPC && r != -ENOMEM;
-    d->failed |= failed;
-    return failed;
+    struct vreading k[VDEV_WRITES_MAX];
+    struct vreads set = { 0 };
+    int r = v->fenced ? -GR_EFENCED : 0;
+    assert(n <= VDEV_WRITES_MAX);
+    for (unsigned i = 0; r == 0 && i < n; i++)
+        rw_begin(v, &set, &k[i], GR_OP_WRITE, &writes[i]);
+    if (r < 0)
+        return r;
+    vdev_reads_wait(&set);
+    for (unsigned i = 0; i < n; i++)
+        if (k[i].status < 0 && r == 0)
+            r = k[i].status;
+    return r;
 }
 
 int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, uint32_t flags)
@@ -160,23 +196,24 @@ int vdev_swap_last(struct vmfs *v, uint64_t addr, const void *was, const void *n
     return swap(v, addr, was, now, true);
 }
 
-/* Whoever is joined gives the volume up when it fails: what was not flushed is not asked for again. */
+/* Whoever is joined gives the volume up when it fails: what was not flushed is not asked for again. All at once. */
 int vdev_flush(struct vmfs *v)
 {
+    struct vreading k[VMFS_DEVICES_MAX];
+    struct vreads set = { 0 };
+    unsigned n = 0;
     int first = 0;
     if (v->fenced)
         return -GR_EFENCED;
     for (unsigned i = 0; i < v->sb.n_devices; i++) { /* not one that is about to be added */
         if (!v->dev[i].ch) /* it has left */
             continue;
-        v->dev[i].users++;
-        int r = gr_flush(v->dev[i].ch);
-        v->dev[i].users--;
-        note_failure(&v->dev[i], r);
+        io_begin(&set, &k[n++], &v->dev[i], &(struct gr_bio){ .op = GR_OP_FLUSH });
         v->stats.device_flushes++;
-        if (r < 0 && first == 0)
-            first = r;
     }
+    vdev_reads_wait(&set);
+    for (unsigned i = 0; i < n && first == 0; i++)
+        first = k[i].status;
     return first;
 }
 

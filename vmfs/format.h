@@ -74,9 +74,11 @@
 #define VMFS_INCOMPAT_FILES 256ull      /* regular files of any length; owners, modes and times of files and directories: struct vmfs_posix_disk */
 #define VMFS_INCOMPAT_STALE 512ull      /* a device was lost: its tables are stale, and slots say what was lost with it */
 #define VMFS_INCOMPAT_KEPT 1024ull      /* templates, protected snapshots, removed disks kept for their clones: who does not know would write to or remove them */
+#define VMFS_INCOMPAT_MIRRORED 2048ull  /* made with several devices: each journal is kept on device 0 and on device 1 */
 #define VMFS_INCOMPAT_KNOWN                                                                                                                  \
     (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED | VMFS_INCOMPAT_ONE_HOST |                     \
-     VMFS_INCOMPAT_ENCRYPTED | VMFS_INCOMPAT_DATA_CRC | VMFS_INCOMPAT_QUOTA | VMFS_INCOMPAT_FILES | VMFS_INCOMPAT_STALE | VMFS_INCOMPAT_KEPT)
+     VMFS_INCOMPAT_ENCRYPTED | VMFS_INCOMPAT_DATA_CRC | VMFS_INCOMPAT_QUOTA | VMFS_INCOMPAT_FILES | VMFS_INCOMPAT_STALE | VMFS_INCOMPAT_KEPT |       \
+     VMFS_INCOMPAT_MIRRORED)
 /* Of releases that did not write it into their slots. */
 #define VMFS_INCOMPAT_FIRST (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED)
 #define VMFS_RO_COMPAT_KNOWN 0ull
@@ -213,7 +215,7 @@ struct vmfs_slot_disk {
     char host_name[64];
     char portal[128];
     char address[1024];
-    gr_le64 journal_addr;          /* set by format; outside the regions */
+    gr_le64 journal_addr;          /* set by format; outside the regions (INCOMPAT_MIRRORED: on device 0) */
     gr_le32 journal_units, reserved;
     gr_le64 tail_seq;              /* first frame not yet covered by home blocks */
     gr_le64 tail_off;              /* its offset in the journal, units */
@@ -225,12 +227,14 @@ struct vmfs_slot_disk {
     gr_le32 n_lost;                /* objects in the list */
     gr_le64 lost_seq;              /* frames up to here had their data on those devices durable */
     gr_le64 lost_objects[VMFS_LOST_MAX]; /* with data there that was not flushed when they were lost, whether or not it has records */
-    uint8_t pad[4096 - 64 - 8 - 16 - 16 - 64 - 128 - 1024 - 16 - 24 - VMFS_PINS_MAX * 16 - 32 - 8 - 16 - VMFS_LOST_MAX * 8];
+    gr_le64 journal_mirror;        /* INCOMPAT_MIRRORED: the same frames on device 1, set by format, too; else 0 */
+    uint8_t pad[4096 - 64 - 8 - 16 - 16 - 64 - 128 - 1024 - 16 - 24 - VMFS_PINS_MAX * 16 - 32 - 8 - 16 - VMFS_LOST_MAX * 8 - 8];
 } __attribute__((packed));
 GR_SIZE(struct vmfs_slot_disk, 4096);
 GR_LAYOUT(struct vmfs_slot_disk, lost_devices, 2424);
 GR_LAYOUT(struct vmfs_slot_disk, link_key, 2384);
 GR_LAYOUT(struct vmfs_slot_disk, features, 2416);
+GR_LAYOUT(struct vmfs_slot_disk, journal_mirror, 3976);
 
 /* Foreign frees: units this slot's host freed in regions that another host leases; they are given back when the region can
  * be leased. The list stays with the slot when the host leaves. More than fit: in a blob. */

@@ -49,7 +49,7 @@ struct vslot {
     char host_name[64], portal[128], address[1024];
     uint8_t link_key[32];
     uint64_t features;
-    uint64_t journal_addr, tail_seq, tail_off, version;
+    uint64_t journal_addr, journal_mirror, tail_seq, tail_off, version;
     uint32_t journal_units;
     struct vlost lost;
     struct {

@@ -262,6 +262,9 @@ struct vreading {
 };
 void vdev_read_begin(struct vmfs *v, struct vreads *set, struct vreading *r, uint64_t addr, uint32_t units, void *buf); /* [sync] */
 void vdev_reads_wait(struct vreads *set);
+/* Writes that are made at once (their status is not set): 0, or the first error. Whoever calls it gives the volume up then. */
+#define VDEV_WRITES_MAX 4u
+int vdev_write_all(struct vmfs *v, struct vread *writes, unsigned n);
 void *vunits_alloc(uint32_t units); /* aligned, zeroed; free() */
 /* Give the volume up on this host: nothing is acknowledged any more. [sync] */
 void vmfs_fence(struct vmfs *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));

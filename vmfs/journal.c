@@ -5,7 +5,7 @@
  * the last frame's watermark is trusted; newer data is checked by CRC. So a piece may be overwritten in place only when its
  * record is *sealed*: a durable frame's watermark covers it. */
 #include "common/seam.h"
-#include "vmfs/internal.h"
+#include "vmfs/rescue.h"
 
 #define COMMIT_AFTER_NS 500000000ull /* records wait at most so long for somebody's flush */
 #define SEAL_AFTER_NS 20000000ull
@@ -170,15 +170,28 @@ int journal_cut(struct vmfs *v, bool force, struct vcut *ret)
     return r;
 }
 
+int journal_put(struct vmfs *v, unsigned copies, uint64_t off, uint32_t units, void *buf)
+{
+    struct vjournal *j = &v->j;
+    uint32_t first = (uint32_t)GR_MIN((uint64_t)units, j->units - off);
+    struct vread w[VDEV_WRITES_MAX];
+    unsigned n = 0;
+    for (unsigned k = 0; k < j->n_copies; k++) {
+        if (!(copies >> k & 1))
+            continue;
+        w[n++] = (struct vread){ .addr = j->addr[k] + off, .units = first, .buf = buf };
+        if (first < units)
+            w[n++] = (struct vread){ .addr = j->addr[k], .units = units - first, .buf = (uint8_t *)buf + (size_t)first * VMFS_UNIT };
+    }
+    return vdev_write_all(v, w, n);
+}
+
 int journal_write_cut(struct vmfs *v, struct vcut *c)
 {
     struct vjournal *j = &v->j;
     if (!c->buf)
         return 0;
-    uint32_t first = (uint32_t)GR_MIN((uint64_t)c->units, j->units - c->off);
-    int r = vdev_write(v, j->addr + c->off, first, c->buf, 0);
-    if (r == 0 && first < c->units)
-        r = vdev_write(v, j->addr, c->units - first, c->buf + (size_t)first * VMFS_UNIT, 0);
+    int r = journal_put(v, (1u << j->n_copies) - 1, c->off, c->units, c->buf);
     free(c->buf);
     c->buf = NULL;
     if (r < 0) {
@@ -417,7 +430,11 @@ int journal_write_images(struct vmfs *v, const struct vmfs_image_disk *images, u
 void journal_start(struct vmfs *v)
 {
     struct vjournal *j = &v->j;
-    j->addr = v->me.journal_addr;
+    j->n_copies = 0;
+    const uint64_t at[] = { v->me.journal_addr, v->me.journal_mirror };
+    for (unsigned i = 0; i < GR_ARRAY_LEN(at); i++)
+        if (at[i] && !vrescue_lost(v, vmfs_addr_dev(at[i])))
+            j->addr[j->n_copies++] = at[i];
     j->units = v->me.journal_units;
     j->tail_seq = v->me.tail_seq;
     j->tail_off = v->me.tail_off;

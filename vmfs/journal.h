@@ -9,7 +9,8 @@
 struct vmfs;
 struct vobj;
 struct vjournal {
-    uint64_t addr;
+    uint64_t addr[2]; /* the same frames are in each of @n_copies areas */
+    unsigned n_copies;
     uint32_t units;
     uint64_t next_seq;   /* of the frame being filled */
     uint64_t head_off;   /* where it goes */
@@ -61,10 +62,13 @@ int journal_cut(struct vmfs *v, bool force, struct vcut *ret);
 int journal_write_cut(struct vmfs *v, struct vcut *c); /* write_lock held; frees c->buf */
 /* Flush the devices and draw the conclusions: frames up to @seq are durable. Fences on failure. */
 int journal_flush(struct vmfs *v, uint64_t seq);
+int journal_put(struct vmfs *v, unsigned copies, uint64_t off, uint32_t units, void *buf); /* to these areas (a bit each) at once, round the end if need be */
 void journal_start(struct vmfs *v);
 void journal_stop(struct vmfs *v);
 
 /* ---------- journal_read.c ---------- */
+/* A frame that is whole in one area only, or another one there, is written to the other, and all is flushed: before anything is done that relies on it. */
+int journal_mend(struct vmfs *v, struct gr_err *err);
 /* Walk the frames from the tail: fn gets header fields and payload. Ends at the first that is not valid. */
 struct vframe {
     uint64_t seq, off, watermark, covers;

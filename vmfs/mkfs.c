@@ -145,7 +145,8 @@ static uint32_t round_block(uint64_t units)
     return (uint32_t)(units - units % VMFS_BLOCK_PIECES);
 }
 
-static void choose_sizes(struct vsuper *s, const struct vmfs_format_opts *o, uint64_t total, uint32_t *ret_slots, uint32_t *ret_inodes)
+/* @smaller: units of the smaller device with journals. */
+static void choose_sizes(struct vsuper *s, const struct vmfs_format_opts *o, uint64_t total, uint64_t smaller, uint32_t *ret_slots, uint32_t *ret_inodes)
 {
     uint64_t gib = 262144; /* units */
     *ret_slots = o->slots ? GR_MIN(o->slots, VMFS_SLOTS_MAX) : total < 4 * gib ? 8 : total < 16 * gib ? 16 : total < 64 * gib ? 32 : VMFS_SLOTS_DEFAULT;
@@ -153,7 +154,7 @@ static void choose_sizes(struct vsuper *s, const struct vmfs_format_opts *o, uin
     if (inodes < 2048 && total >= gib / 4)
         inodes = 2048;
     *ret_inodes = (uint32_t)GR_MAX(256u, GR_MIN(65536u, inodes));
-    s->journal_units = o->journal_units ? o->journal_units : (uint32_t)GR_MAX(256u, GR_MIN(8192u, total / 32 / *ret_slots));
+    s->journal_units = o->journal_units ? o->journal_units : (uint32_t)GR_MAX(256u, GR_MIN(8192u, GR_MIN(total / 32, smaller / 8) / *ret_slots));
     uint64_t region = o->region_units ? o->region_units : total / 64;
     region = GR_MAX(1024u, GR_MIN(region, (uint64_t)VMFS_BITMAP_BITS));
     s->bitmap_blocks = 1;
@@ -193,7 +194,7 @@ int mkfs_member(struct vsuper *s, unsigned dev, uint64_t units, struct gr_err *e
 }
 
 /* Superblock for these devices; ret_used[i]: units taken by tables on device i. */
-static int layout(struct vsuper *s, const uint64_t *units, unsigned n, const struct vmfs_format_opts *o, uint64_t *ret_journals,
+static int layout(struct vsuper *s, const uint64_t *units, unsigned n, const struct vmfs_format_opts *o, uint64_t ret_journals[2],
                   struct gr_err *err)
 {
     uint64_t total = 0;
@@ -207,14 +208,19 @@ static int layout(struct vsuper *s, const uint64_t *units, unsigned n, const str
     s->timing = o->timing;
     s->data_crc = o->data_crc;
     s->incompat |= o->data_crc ? VMFS_INCOMPAT_DATA_CRC : 0;
-    choose_sizes(s, o, total, &slots, &inodes);
+    if (n > 1 && (o->features ? o->features : vmfs_features_known()) & VMFS_INCOMPAT_MIRRORED)
+        s->incompat |= VMFS_INCOMPAT_MIRRORED;
+    bool mirrored = s->incompat & VMFS_INCOMPAT_MIRRORED;
+    choose_sizes(s, o, total, GR_MIN(units[0], units[n > 1]), &slots, &inodes);
     for (unsigned i = 0; i < n; i++)
         regions += (uint32_t)(units[i] / s->region_units + 1);
     struct placer p = { VMFS_SUPER_A + 1, VMFS_SUPER_B + 1, n > 1 ? 1 : 0 };
     place_table(&p, &s->slots, slots, VMFS_SLOT_UNITS);
     place_table(&p, &s->regions, regions + regions / 2 + 64, 1 + s->bitmap_blocks); /* room to grow */
     place_table(&p, &s->inodes, inodes, 1);
-    *ret_journals = place_b(&p, (uint64_t)slots * s->journal_units);
+    uint64_t journals = (uint64_t)slots * s->journal_units;
+    ret_journals[0] = mirrored ? vmfs_addr(0, place_a(&p, journals)) : vmfs_addr(p.dev_b, place_b(&p, journals));
+    ret_journals[1] = mirrored ? vmfs_addr(p.dev_b, place_b(&p, journals)) : 0;
     s->n_devices = n;
     int r = 0;
     for (unsigned i = 0; r == 0 && i < n; i++)
@@ -223,13 +229,14 @@ static int layout(struct vsuper *s, const uint64_t *units, unsigned n, const str
 }
 
 /* ---- writing ---- */
-static int slots_write(struct vmfs *v, uint64_t journals, struct gr_err *err)
+static int slots_write(struct vmfs *v, const uint64_t journals[2], struct gr_err *err)
 {
     uint8_t *b = vunits_alloc(1);
     int r = b ? 0 : -ENOMEM;
     for (unsigned i = 0; r == 0 && i < v->sb.slots.entries; i++) {
         struct vslot s = { .block_generation = 1, .generation = 1, .tail_seq = 1, .journal_units = v->sb.journal_units };
-        s.journal_addr = vmfs_addr(vmfs_addr_dev(v->sb.slots.addr_b), journals + (uint64_t)i * v->sb.journal_units);
+        s.journal_addr = journals[0] + (uint64_t)i * v->sb.journal_units;
+        s.journal_mirror = journals[1] ? journals[1] + (uint64_t)i * v->sb.journal_units : 0;
         vslot_encode(v, &s, i, vhome_addr(&v->sb.slots, i, 0, 0), b);
         for (int copy = 0; r == 0 && copy < 2; copy++) {
             vhdr_move(b, 1, vhome_addr(&v->sb.slots, i, 0, copy));
@@ -310,7 +317,7 @@ static int name_ok(const char *name, struct gr_err *err)
 
 static int format_devices(struct vmfs *v, const struct vmfs_format_opts *o, struct gr_err *err)
 {
-    uint64_t units[VMFS_DEVICES_MAX], journals;
+    uint64_t units[VMFS_DEVICES_MAX], journals[2];
     const struct gr_world *w = gr_loop_world(v->loop);
     for (unsigned i = 0; i < v->n_dev; i++) {
         struct gr_geometry g;
@@ -330,7 +337,7 @@ static int format_devices(struct vmfs *v, const struct vmfs_format_opts *o, stru
         if (r < 0)
             return r;
     }
-    int r = layout(&v->sb, units, v->n_dev, o, &journals, err);
+    int r = layout(&v->sb, units, v->n_dev, o, journals, err);
     if (r < 0)
         return r;
     mkfs_uuid(v, v->sb.uuid);

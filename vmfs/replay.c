@@ -349,10 +349,12 @@ int replay_run(struct vmfs *v, struct gr_err *err)
 {
     struct gr_err local = { 0 };
     struct scan s = { .v = v, .err = err ? err : &local };
-    struct vframe last;
+    struct vframe last = { 0 };
     v->replaying = true;
     journal_start(v);
-    int r = journal_scan(v, collect, &s, &last, s.err);
+    int r = journal_mend(v, s.err);
+    if (r == 0)
+        r = journal_scan(v, collect, &s, &last, s.err);
     if (r == 0)
         r = images_home(&s);
     if (r == 0)

@@ -4,7 +4,8 @@
  * host joins: slots are locked, journals replayed, their state brought home. All of that ends with the process. Memory alone stands for a lost
  * device that held tables. A block of its tables is made of the other copy, when it is first asked for; everything else there cannot be read.
  *
- * So when device 0 is lost its tables come from copies B, and all journals are there. When it is device 1 the journals are lost: who had joined
+ * So when device 0 is lost its tables come from copies B, and all journals are there, as they are when it is device 1. Only a datastore that was made
+ * before journals were mirrored loses them with device 1: who had joined
  * counts as having left at its last checkpoint, and what it had has the content of that time, but for what it overwrote in place since, and for
  * units it had given up since: those were used again as soon as the journal said so, by whatever disk. Only CRCs of data (DATA_CRC) tell those.
  *
@@ -325,7 +326,8 @@ int vrescue_slots(struct vmfs *v, struct gr_err *err)
             continue;
         if (vlife_shows(v, i, &s))
             return gr_fail(err, -GR_ELOCKED, "datastore '%s': host '%s' is at work on it: end it there first", v->sb.name, s.host_name);
-        if ((s.state == VMFS_SLOT_HOST || s.state == VMFS_SLOT_REPLAYING) && vrescue_lost(v, vmfs_addr_dev(s.journal_addr)))
+        if ((s.state == VMFS_SLOT_HOST || s.state == VMFS_SLOT_REPLAYING) && vrescue_lost(v, vmfs_addr_dev(s.journal_addr)) &&
+            (!s.journal_mirror || vrescue_lost(v, vmfs_addr_dev(s.journal_mirror))))
             r = depart(v, i, &s, err);
     }
     return r < 0 ? r : 0;

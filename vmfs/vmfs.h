@@ -40,6 +40,7 @@ struct vmfs_format_opts {
     bool one_host; /* logical units that fence nobody: one host at a time may join, and nobody takes over but by hand (vmfs_join_opts.gone) */
     bool data_crc;          /* keep a CRC32C of every piece of data, compared at each read; writes then never go where the old data is */
     const uint32_t *tested; /* of each device: VMFS_TESTED_* (vmfs/format.h), kept for later joins; NULL: none was tried */
+    uint64_t features;      /* incompat features that it may have; 0: vmfs_features_known() */
 };
 /* Write a new, empty volume. Refuses anything that already holds data and names it (file system, partition table, volume). */
 int vmfs_format(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, const struct vmfs_format_opts *opts, struct gr_err *err);

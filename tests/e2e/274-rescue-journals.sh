@@ -1,5 +1,5 @@
 #!/bin/bash
-# Device 1, which has the journals, is lost for good, and the host was killed: what it had is as it was at its last checkpoint, and is said to be; snapshots
+# Device 1, which has the journals of a datastore that an older release made, is lost for good, and the host was killed: what it had is as it was at its last checkpoint, and is said to be; snapshots
 # are exact. Read without a daemon, from another home; refused while a host is at work.
 # timeout: 180
 . "$(dirname "$0")/lib.sh"
@@ -8,7 +8,9 @@ hosts a b
 url() { a lun list "$1" --json | jq -r '.[0]."iscsi-url"'; }
 state() { jq -r --arg p "$1" '.objects[] | select(.path == $p) | .state' "$T/left"; }
 
-run_check a datastore create ds "$T/one.img" "$T/two.img" --size 128M
+OLD=$BUILD/older/bin/granary
+[ -x "$OLD" ] || skip 'the older build is not there: make tools'
+run_check env GRANARY_HOME="$A" "$OLD" datastore create ds "$T/one.img" "$T/two.img" --size 128M
 run_check a disk create ds/disk --size 32M
 run_check a disk create ds/idle --size 32M
 run_check a up --portal 127.0.0.1:0

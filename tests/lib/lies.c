@@ -162,7 +162,7 @@ static const struct lies_field of_slot[] = {
     AT("portal's end", offsetof(struct vmfs_slot_disk, portal) + 120, gr_le64), AT("address's end", offsetof(struct vmfs_slot_disk, address) + 1016, gr_le64),
     F(vmfs_slot_disk, journal_addr), F(vmfs_slot_disk, journal_units), F(vmfs_slot_disk, reserved), F(vmfs_slot_disk, tail_seq), F(vmfs_slot_disk, tail_off),
     F(vmfs_slot_disk, version), F(vmfs_slot_disk, pins[0].object), F(vmfs_slot_disk, pins[0].snapshot), F(vmfs_slot_disk, features),
-    F(vmfs_slot_disk, lost_devices), F(vmfs_slot_disk, n_lost), F(vmfs_slot_disk, lost_seq), F(vmfs_slot_disk, lost_objects[0])};
+    F(vmfs_slot_disk, lost_devices), F(vmfs_slot_disk, n_lost), F(vmfs_slot_disk, lost_seq), F(vmfs_slot_disk, lost_objects[0]), F(vmfs_slot_disk, journal_mirror)};
 static const struct lies_field of_aux[] = {HDR, F(vmfs_aux_disk, n_runs), F(vmfs_aux_disk, reserved), F(vmfs_aux_disk, blob_addr), F(vmfs_aux_disk, blob_bytes),
                                            F(vmfs_aux_disk, blob_units), F(vmfs_aux_disk, runs[0].addr), F(vmfs_aux_disk, runs[0].units),
                                            F(vmfs_aux_disk, runs[1].addr), F(vmfs_aux_disk, runs[1].units), F(vmfs_aux_disk, runs[239].addr)};

@@ -191,6 +191,12 @@ static void on_slot(struct conform *c, unsigned p, unsigned slot, unsigned sub, 
         slot_write(c, p, slot, &now);
 }
 
+/* In the one area or in its mirror. */
+static bool in_journal(const struct vslot *s, uint64_t addr)
+{
+    return addr - s->journal_addr < s->journal_units || (s->journal_mirror && addr - s->journal_mirror < s->journal_units);
+}
+
 /* In a journal: read by who replays its slot, written by who has it. */
 static void on_journal(struct conform *c, unsigned p, unsigned slot, const struct gr_bio *bio)
 {
@@ -219,7 +225,7 @@ void conform_unit(struct conform *c, unsigned p, uint64_t addr, const struct gr_
         on_object(c, p, &sb->inodes, i, sub, true, bio, b, done);
     for (unsigned s = 0; s < c->m.slots; s++) {
         struct vslot now;
-        if (conform_slot_in(c, conform_block(c, vhome_addr(&sb->slots, s, 0, 0)), s, &now) == 0 && addr >= now.journal_addr && addr < now.journal_addr + now.journal_units)
+        if (conform_slot_in(c, conform_block(c, vhome_addr(&sb->slots, s, 0, 0)), s, &now) == 0 && in_journal(&now, addr))
             on_journal(c, p, s, bio);
     }
     if (bio->op == GR_OP_WRITE && own != MP_JOINED && own != MP_JOINING && !follows)

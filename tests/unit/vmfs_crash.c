@@ -29,6 +29,7 @@ static struct totals {
     uint64_t cuts, second_cuts, histories, entries;
     uint64_t replays, replayed_records, dropped, takeovers, redirected, in_place, splits, merges, checkpoints, frames, unsure, durable;
     uint64_t snapshots, clones, owned, reverts, deletes, removes, renames, resizes, compares, copies, repaired, no_space, thick, eager, roomy_cuts;
+    uint64_t mirrored_cuts;
     uint64_t devices_added, devices_removed, devices_kept, device_cuts, moved_kib, encrypted, rekeys, rewrites, key_cuts, defragments, defragmented, given_back;
 } total;
 
@@ -39,6 +40,7 @@ struct history {
     struct gr_bdev *device, *recorder;
     struct crash_work w;
     bool several; /* devices come and go */
+    unsigned made_of; /* so many: two have mirrored journals */
     bool changing;
     uint64_t moved; /* bytes */
     struct gr_fqueue changed;
@@ -107,7 +109,7 @@ static void devices_change(void *arg)
     struct vmfs_device_add add = { 0 };
     struct vmfs_device_remove rem = { .progress = pause_a_little, .arg = h, .step = 1 + h->seed % 3 * (1ull << 20) };
     struct gr_err err = { 0 };
-    for (unsigned i = 1; i < SLICES; i++) {
+    for (unsigned i = h->made_of; i < SLICES; i++) {
         int r = vmfs_device_add(h->w.v, h->slice[i], &add, &err);
         if (r < 0)
             fail_msg("history %u (seed %llu): add: %s", h->number, (unsigned long long)h->seed, err.text);
@@ -115,7 +117,7 @@ static void devices_change(void *arg)
         for (unsigned ms = 0; ms < 500 && h->w.writes < i * 250; ms += 5) /* the workload has its turn */
             gr_fiber_sleep_ms(5);
     }
-    int r = vmfs_device_remove(h->w.v, 1, &rem, &err);
+    int r = vmfs_device_remove(h->w.v, h->made_of, &rem, &err);
     if (r < 0 && r != -GR_ENOSPACE)
         fail_msg("history %u (seed %llu): remove: %s", h->number, (unsigned long long)h->seed, err.text);
     total.devices_removed += r == 0;
@@ -136,13 +138,15 @@ static void record(struct history *h)
     h->several = !roomy && h->number % 2 == 1;
     h->disk = crash_image_new(h->several ? slice_end[SLICES] : roomy ? ROOMY_SIZE : DEVICE_SIZE);
     assert_int_equal(crash_image_open(gr_fiber_loop(), h->disk, 0, &h->device), 0);
-    struct gr_bdev *first = h->several ? NULL : gr_bdev_get(h->device);
-    if (h->several)
-        assert_int_equal(slice_open(h->device, 0, slice_end[1], &first), 0);
-    int r = vmfs_format(gr_fiber_loop(), &first, 1, &f, &err);
+    h->made_of = h->several && h->number % 8 >= 4 ? 2 : 1;
+    struct gr_bdev *first[2] = { h->several ? NULL : gr_bdev_get(h->device) };
+    for (unsigned i = 0; i < h->made_of && h->several; i++)
+        assert_int_equal(slice_open(h->device, slice_end[i], slice_end[i + 1] - slice_end[i], &first[i]), 0);
+    int r = vmfs_format(gr_fiber_loop(), first, h->made_of, &f, &err);
     if (r < 0)
         fail_msg("format: %s", gr_err_text(&err, r));
-    gr_bdev_put(first);
+    for (unsigned i = 0; i < h->made_of; i++)
+        gr_bdev_put(first[i]);
     gr_bdev_put(h->device);
     h->base = crash_image_copy(h->disk);
     assert_int_equal(crash_image_open(gr_fiber_loop(), h->disk, h->seed | 1, &h->device), 0);
@@ -152,7 +156,7 @@ static void record(struct history *h)
         h->w.kek = vmfs_kek_id(secret);
     h->w.orc.record = gr_bdev_record(h->recorder);
     join(h, h->recorder, "worker", &h->w.v, h->seed);
-    for (unsigned i = 1; i < SLICES && h->several; i++)
+    for (unsigned i = h->made_of; i < SLICES && h->several; i++)
         assert_int_equal(slice_open(h->recorder, slice_end[i], slice_end[i + 1] - slice_end[i], &h->slice[i]), 0);
     h->changing = h->several;
     if (h->several)
@@ -311,6 +315,7 @@ static int history_fn(void *arg)
     total.defragments += h->w.defragments;
     total.defragmented += h->w.defragmented;
     total.device_cuts += h->several ? h->cuts : 0;
+    total.mirrored_cuts += h->made_of > 1 ? h->cuts : 0;
     orc_free(&h->w.orc);
     free(h);
     return 0;
@@ -327,8 +332,8 @@ static void report(void)
     printf("# snapshots %llu, deletes %llu, clones %llu (%llu detached), reverts %llu, removes %llu, renames %llu, resizes %llu, compares %llu, copies %llu\n", N(snapshots),
            N(deletes), N(clones), N(owned), N(reverts), N(removes), N(renames), N(resizes), N(compares), N(copies));
     printf("# thick disks %llu, eager disks %llu, in histories of %llu cuts\n", N(thick), N(eager), N(roomy_cuts));
-    printf("# devices added %llu, removed %llu, kept for want of room %llu, %llu KiB moved, in histories of %llu cuts\n", N(devices_added),
-           N(devices_removed), N(devices_kept), N(moved_kib), N(device_cuts));
+    printf("# devices added %llu, removed %llu, kept for want of room %llu, %llu KiB moved, in histories of %llu cuts; journals mirrored in %llu\n", N(devices_added),
+           N(devices_removed), N(devices_kept), N(moved_kib), N(device_cuts), N(mirrored_cuts));
     printf("# encrypted disks %llu, new keys %llu, rewritten %llu, in histories of %llu cuts\n", N(encrypted), N(rekeys), N(rewrites), N(key_cuts));
     printf("# defragmented %llu times, %llu KiB moved\n", N(defragments), N(defragmented));
     printf("# regions given back %llu\n", N(given_back));
@@ -357,7 +362,7 @@ static void power_cuts(void **state)
         assert_true(total.encrypted && total.rekeys && total.rewrites && total.key_cuts);
         assert_true(total.thick && total.eager && total.roomy_cuts);
         assert_true(total.defragments && total.defragmented);
-        assert_true(total.devices_added && total.devices_removed && total.moved_kib && total.device_cuts);
+        assert_true(total.devices_added && total.devices_removed && total.moved_kib && total.device_cuts && total.mirrored_cuts);
         assert_true(total.compares && total.durable && total.unsure && total.second_cuts && total.checkpoints > total.histories && total.given_back);
     }
 }

@@ -81,6 +81,10 @@ static void ask_next_owner(struct tgt_task *t, uint64_t id)
     struct gr_err err = {0};
     json_t *res = NULL;
     tgt_lu_look(lu, t->sess);
+    if (t->aborted || t->sess->ended) { /* what its initiator has sent since may be done already */
+        tgt_status(t, TGT_BUSY); /* which nobody hears */
+        return;
+    }
     if (!lu->standby && lu->bdev) {
         tgt_sess_ua(t->sess, TGT_UA_ACCESS_CHANGED);
         tgt_pr_out_here(t, id);

@@ -165,50 +165,53 @@ uint64_t tgt_scsi_out_total(const struct tgt_lu *lu, const struct tgt_cmd *cmd, 
     return 0;
 }
 
+uint32_t tgt_scsi_refusal(const struct tgt_lu *lu, const struct tgt_sess *sess, const struct tgt_cmd *cmd, int *ret_progress)
+{
+    unsigned flags = cmd->flags;
+    *ret_progress = -1;
+    if (lu->standby && !(flags & CMD_STANDBY_OK))
+        return TGT_SENSE_STANDBY << 8;
+    if ((lu->reserved && lu->reserved != sess && !(flags & CMD_RES6_OK)) || tgt_pr_check(lu, sess, flags))
+        return TGT_CONFLICT;
+    if (lu->ejected && (flags & CMD_READY))
+        return TGT_SENSE_NO_MEDIUM << 8;
+    uint32_t bar = tgt_sanitize_bars(lu, cmd, ret_progress);
+    if (bar)
+        return bar << 8;
+    if ((flags & CMD_WRITES) && (lu->geo.read_only || lu->swp))
+        return TGT_SENSE_WRITE_PROTECTED << 8;
+    return lu->fenced && (flags & CMD_MEDIUM) ? tgt_code_sense(-GR_EFENCED) << 8 : 0;
+}
+
+bool tgt_scsi_still_admitted(struct tgt_task *t)
+{
+    int progress;
+    uint32_t r = tgt_scsi_refusal(t->lu, t->sess, t->cmd, &progress);
+    if (!r)
+        return true;
+    if (r & 0xff)
+        tgt_status(t, (uint8_t)r);
+    else if (progress >= 0)
+        tgt_check_field(t, r >> 8, false, (unsigned)progress); /* the same place in the sense data */
+    else
+        tgt_check(t, r >> 8);
+    return false;
+}
+
 /* True: it may run. */
 static bool admitted(struct tgt_task *t)
 {
     struct tgt_sess *sess = t->sess;
-    struct tgt_lu *lu = t->lu;
-    unsigned flags = t->cmd->flags;
-    if (sess->n_ua && !(flags & CMD_UA_OK)) {
+    if (sess->n_ua && !(t->cmd->flags & CMD_UA_OK)) {
         uint32_t ua = sess->ua[0];
         sess->n_ua--;
         memmove(sess->ua, sess->ua + 1, sess->n_ua * sizeof sess->ua[0]);
         tgt_check(t, 0x060000u | ua);
         return false;
     }
-    if (lu->standby && !(flags & CMD_STANDBY_OK)) {
-        tgt_check(t, TGT_SENSE_STANDBY);
-        tgt_lu_look_soon(lu);
-        return false;
-    }
-    if ((lu->reserved && lu->reserved != sess && !(flags & CMD_RES6_OK)) || tgt_pr_check(lu, sess, t->cmd->flags)) {
-        tgt_status(t, TGT_CONFLICT);
-        return false;
-    }
-    if (lu->ejected && (flags & CMD_READY)) {
-        tgt_check(t, TGT_SENSE_NO_MEDIUM);
-        return false;
-    }
-    int progress;
-    uint32_t bar = tgt_sanitize_bars(lu, t->cmd, &progress);
-    if (bar) {
-        if (progress < 0)
-            tgt_check(t, bar);
-        else
-            tgt_check_field(t, bar, false, (unsigned)progress); /* the same place in the sense data */
-        return false;
-    }
-    if ((flags & CMD_WRITES) && (lu->geo.read_only || lu->swp)) {
-        tgt_check(t, TGT_SENSE_WRITE_PROTECTED);
-        return false;
-    }
-    if (lu->fenced && (flags & CMD_MEDIUM)) {
-        tgt_check_code(t, -GR_EFENCED);
-        return false;
-    }
-    return true;
+    if (t->lu->standby && !(t->cmd->flags & CMD_STANDBY_OK))
+        tgt_lu_look_soon(t->lu);
+    return tgt_scsi_still_admitted(t);
 }
 
 void tgt_scsi_execute(struct tgt_task *t)
@@ -226,14 +229,6 @@ void tgt_scsi_execute(struct tgt_task *t)
         tgt_scsi_fiber(t);
     else
         t->cmd->run(t);
-}
-
-bool tgt_scsi_still_admitted(struct tgt_task *t)
-{
-    if (!tgt_pr_check(t->lu, t->sess, t->cmd->flags))
-        return true;
-    tgt_status(t, TGT_CONFLICT);
-    return false;
 }
 
 void tgt_scsi_resume(struct tgt_task *t)
@@ -326,6 +321,12 @@ void tgt_check_field(struct tgt_task *t, uint32_t sense, bool in_cdb, unsigned b
     check(t, sense, NULL, (int)byte, in_cdb);
 }
 
+uint32_t tgt_code_sense(int code)
+{
+    struct gr_sense s = gr_code_sense(code);
+    return (uint32_t)s.key << 16 | (uint32_t)s.asc << 8 | s.ascq;
+}
+
 void tgt_check_code(struct tgt_task *t, int code)
 {
     if (code == -GR_ERESERVED) {
@@ -336,8 +337,7 @@ void tgt_check_code(struct tgt_task *t, int code)
         tgt_status(t, TGT_BUSY);
         return;
     }
-    struct gr_sense s = gr_code_sense(code);
-    tgt_check(t, (uint32_t)s.key << 16 | (uint32_t)s.asc << 8 | s.ascq);
+    tgt_check(t, tgt_code_sense(code));
 }
 
 uint8_t *tgt_in_buf(struct tgt_task *t, uint32_t len)

@@ -90,7 +90,10 @@ uint32_t tgt_cdb_blocks(const uint8_t *cdb);
 void tgt_scsi_execute(struct tgt_task *t);
 /* Run again after a wait for a buffer. */
 void tgt_scsi_resume(struct tgt_task *t);
-/* Reservations may have changed while @t waited for its turn: asked again when it goes to the device. False: it is answered. */
+/* What stands in the way of a command @cmd of @sess: 0, a status, or sense << 8; *ret_progress: of what is under way, 0 to 65535, -1: nothing is. */
+uint32_t tgt_scsi_refusal(const struct tgt_lu *lu, const struct tgt_sess *sess, const struct tgt_cmd *cmd, int *ret_progress);
+/* The unit may have changed while @t waited for its turn (reservations, write protection, a SANITIZE): asked again when it goes to the device.
+ * False: it is answered. */
 bool tgt_scsi_still_admitted(struct tgt_task *t);
 void tgt_scsi_fiber(struct tgt_task *t);
 
@@ -101,6 +104,7 @@ void tgt_check(struct tgt_task *t, uint32_t sense);
 void tgt_check_info(struct tgt_task *t, uint32_t sense, uint64_t information);
 void tgt_check_field(struct tgt_task *t, uint32_t sense, bool in_cdb, unsigned byte); /* with a field pointer */
 void tgt_check_code(struct tgt_task *t, int code); /* from a negative code */
+uint32_t tgt_code_sense(int code);                 /* the sense of one */
 /* Encode sense data; the number of bytes. */
 uint8_t tgt_sense_encode(uint8_t *p, bool descriptor, uint32_t sense, const uint64_t *information, int field, bool field_in_cdb);
 /* Answer with parameter data: zeroed memory of @len bytes in the task's buffer, NULL (answered) when out of memory. */

@@ -123,12 +123,10 @@ static bool within(const struct tgt_lu *lu, uint64_t lba, uint64_t blocks)
 /* Would that initiator be let write (or read) there by itself? */
 static bool permitted(const struct tgt_sess *sess, bool write)
 {
-    const struct tgt_lu *lu = sess->lu;
-    if (sess->ended || (lu->reserved && lu->reserved != sess) || lu->fenced || lu->standby)
-        return false;
-    if (write && (lu->geo.read_only || lu->swp))
-        return false;
-    return !tgt_pr_check(lu, sess, write ? CMD_PR_WRITE : CMD_PR_READ);
+    static const uint8_t read10[16] = {0x28}, write10[16] = {0x2a};
+    uint32_t sense;
+    int progress;
+    return !sess->ended && !tgt_scsi_refusal(sess->lu, sess, tgt_scsi_lookup(write ? write10 : read10, &sense), &progress);
 }
 
 static uint32_t segment(struct copy *c, const uint8_t *d)

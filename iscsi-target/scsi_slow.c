@@ -161,7 +161,7 @@ void tgt_run_write_verify(struct tgt_task *t)
         tgt_good(t);
         return;
     }
-    if (!tgt_fiber_range(t, off, len, false))
+    if (!tgt_fiber_range(t, off, len, bytchk)) /* nobody else writes there between writing and comparing */
         return;
     int r = gr_pwrite(t->lu->chan, t->buf, len, off, GR_BIO_FUA);
     if (!r && bytchk)

@@ -201,7 +201,7 @@ static int body(void *arg)
     if (!r)
         r = gr_bdev_fault_open(f->loop, p->mem_dev, &f->fault);
     if (!r)
-        r = gr_bdev_delay_open(f->loop, p->mem_dev, 0, TGTFIX_SLOW_MS * 1000000ull, 0, &p->slow);
+        r = gr_bdev_delay_open(f->loop, p->mem_dev, f->slow_reads ? TGTFIX_SLOW_MS * 1000000ull : 0, TGTFIX_SLOW_MS * 1000000ull, 0, &p->slow);
     if (!r && f->store) {
         give_store(p, 0, f->fault);
         give_store(p, 1, p->slow);

@@ -170,14 +170,125 @@ static void waiting_is_asked_again(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
+static void protect(struct ini *i, bool on)
+{
+    const uint8_t sense[6] = {0x1a, 0x08, 0x0a, [4] = 16}, cdb[6] = {0x15, 0x10, [4] = 16};
+    uint8_t list[16];
+    struct ini_result r;
+    assert_int_equal(ini_cmd(i, sense, 6, NULL, 0, list, sizeof list, &r), 0);
+    assert_int_equal(r.status, 0);
+    list[0] = list[2] = 0;
+    list[4 + 4] = (uint8_t)((list[4 + 4] & ~0x08) | (on ? 0x08 : 0));
+    assert_int_equal(ini_cmd(i, cdb, 6, list, sizeof list, NULL, 0, &r), 0);
+    assert_int_equal(r.status, 0);
+}
+
+/* The same, while it becomes write protected. */
+static void protected_while_it_waits(void **state)
+{
+    struct ini a, late, live;
+    uint8_t data[BLOCK];
+    memset(data, 's', sizeof data);
+    login(&a, INISESS_NAME ":a");
+    login(&late, INISESS_NAME ":late");
+    login(&live, INISESS_NAME ":live");
+    send_compare(&a, 56, 0, 'c');
+    usleep(50000);
+    send_write(&late, 56, data);
+    usleep(50000);
+    protect(&live, true);
+    assert_int_equal(answer(&a), 0);
+    assert_int_equal(answer(&late), TGT_CHECK);
+    const uint8_t *page = gr_mem_page(fix.mem, 56 * 512, true);
+    assert_int_equal(page[0], 'c');
+    assert_int_equal(page[600], 0);
+    protect(&live, false);
+    ini_close(&a);
+    ini_close(&late);
+    ini_close(&live);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+/* The target descriptor of the unit of @i in a list of EXTENDED COPY. */
+static void describe(struct ini *i, uint8_t d[32])
+{
+    static const uint8_t ids[6] = {0x12, 1, 0x83, 0, 255};
+    uint8_t in[255];
+    struct ini_result r;
+    assert_int_equal(ini_cmd(i, ids, 6, NULL, 0, in, sizeof in, &r), 0);
+    uint32_t at = 4;
+    while ((in[at + 1] & 0x3f) != 3 || in[at + 3] != 16)
+        at += 4u + in[at + 3];
+    d[0] = 0xe4;
+    memcpy(d + 4, in + at, 4 + 16);
+    d[29] = 2; /* of 512 bytes */
+}
+
+/* A copy meets the same as a write: it does not land behind the sanitizing of the unit. */
+static void copies_meet_sanitize(void **state)
+{
+    const uint8_t sanitize[10] = {0x48, 0x81, [8] = 8}, zeros[8] = {1, [3] = 4}, copy[16] = {0x83, [13] = 16 + 2 * 32 + 28};
+    uint8_t list[16 + 2 * 32 + 28] = {[3] = 2 * 32, [11] = 28};
+    struct ini from, to;
+    struct ini_result r;
+    tgtfix_login(&fix, &from, INISESS_NAME ":copies");
+    login(&to, INISESS_NAME ":copies");
+    describe(&from, list + 16);
+    describe(&to, list + 16 + 32);
+    uint8_t *segment = list + 16 + 2 * 32;
+    segment[0] = 2;
+    segment[3] = 0x18;
+    segment[7] = 1;
+    segment[11] = 8;
+    assert_int_equal(ini_cmd(&from, copy, 16, list, sizeof list, NULL, 0, &r), 0);
+    assert_int_equal(r.status, 0);
+    assert_int_equal(ini_cmd(&to, sanitize, 10, zeros, sizeof zeros, NULL, 0, &r), 0);
+    assert_int_equal(r.status, 0);
+    uint64_t start = ms();
+    assert_int_equal(ini_cmd(&from, copy, 16, list, sizeof list, NULL, 0, &r), 0);
+    assert_int_equal(r.status, TGT_CHECK);
+    assert_int_equal(INI_KEY(r), 0x0a);
+    assert_true(ms() - start < TGTFIX_SLOW_MS);
+    ini_close(&from);
+    ini_close(&to);
+}
+
 /* WRITE AND VERIFY of one physical block, not waited for. */
 static void send_verified(struct ini *i, uint32_t lba, const uint8_t *data)
 {
     uint8_t b[TGT_BHS_LEN], cdb[10];
     inix_rw_cdb(cdb, true, lba, BLOCK / 512);
     cdb[0] = 0x2e;
+    cdb[1] = 0x02; /* the bytes are compared */
     ini_cmd_bhs(i, b, cdb, 10, TGT_FINAL | TGT_CMD_WRITE, BLOCK);
     assert_int_equal(ini_send(i, b, data, BLOCK), 0);
+}
+
+static int slow_reads(void **state)
+{
+    fix = (struct tgtfix){.slow_reads = true};
+    tgtfix_start(&fix);
+    return 0;
+}
+
+/* What it verifies is what it wrote, and not what another wrote meanwhile. */
+static void verifies_its_own(void **state)
+{
+    struct ini a, b;
+    uint8_t one[BLOCK], two[BLOCK];
+    memset(one, '1', sizeof one);
+    memset(two, '2', sizeof two);
+    login(&a, INISESS_NAME ":a");
+    login(&b, INISESS_NAME ":b");
+    send_verified(&a, 64, one);
+    usleep(50000);
+    send_write(&b, 64, two);
+    assert_int_equal(answer(&a), 0);
+    assert_int_equal(answer(&b), 0);
+    check_bytes(64 * 512, '2');
+    ini_close(&a);
+    ini_close(&b);
+    tgtfix_wait_sessions(&fix, 0);
 }
 
 /* It still waits behind a compare-and-write when its session ends: its turn comes together with a later write's, and it is not carried out. */
@@ -274,4 +385,6 @@ static void attentions_are_not_lost(void **state)
 }
 
 TGTFIX_MAIN(NULL, NULL, TGTFIX_CASE(ejected_writes_are_over), TGTFIX_CASE(orphans_are_waited_for), TGTFIX_CASE(compares_exclude_writes),
-            TGTFIX_CASE(waiting_is_asked_again), TGTFIX_CASE(dropped_before_its_turn), TGTFIX_CASE(all_functions_wait), TGTFIX_CASE(attentions_are_not_lost))
+            TGTFIX_CASE(waiting_is_asked_again), TGTFIX_CASE(protected_while_it_waits), TGTFIX_CASE(copies_meet_sanitize),
+            {"verifies_its_own", verifies_its_own, slow_reads, tgtfix_teardown, &fix},
+            TGTFIX_CASE(dropped_before_its_turn), TGTFIX_CASE(all_functions_wait), TGTFIX_CASE(attentions_are_not_lost))

@@ -2,7 +2,7 @@
  *  "portals":[{"fd","flags","name"?}],
  *  "units":[{"disk","standby","reservations"?:{as stored, "aptpl"},"write-protected","descriptor-sense","ejected"}],
  *  "statistics":[{"disk","ended":{…}}],  what sessions that have ended counted, also of disks that nobody uses now
- *  "sessions":[{"id","disk","initiator","address","isid","tsih","age-ms","cmdsn","attentions":[…],"prevents","reserves","params":[…],
+ *  "sessions":[{"id","disk","initiator","address","isid","tsih","age-ms","cmdsn","attentions":[…],"stands-by"?,"prevents","reserves","params":[…],
  *               "statistics":{…},"unassigned":[…],
  *               "connections":[{"fd","cid","address","statsn","acked","header-digest","data-digest","segment","pings","unread"?:base64,"kept"?:[…]}]}],
  *  "kept-data"?:{"fd"}}  answers that may be asked for again, and a file of their data: kept.c
@@ -66,9 +66,9 @@ static json_t *describe_sess(struct tgt_heritage *h, struct tgt_sess *o, struct 
             json_array_append_new(conns, json_null()); /* that one is lost */
     for (unsigned i = 0; i < o->n_ua; i++)
         json_array_append_new(attentions, json_integer(o->ua[i]));
-    return json_pack("{s:I,s:s,s:s,s:s,s:s,s:i,s:I,s:I,s:b,s:b,s:o,s:o,s:o,s:o*,s:o*}", "id", (json_int_t)o->id, "disk", o->lu->disk, "initiator", o->initiator, "address", o->address, "isid",
+    return json_pack("{s:I,s:s,s:s,s:s,s:s,s:i,s:I,s:I,s:b,s:b,s:b,s:o,s:o,s:o,s:o*,s:o*}", "id", (json_int_t)o->id, "disk", o->lu->disk, "initiator", o->initiator, "address", o->address, "isid",
                      isid, "tsih", (int)o->tsih, "age-ms", (json_int_t)((gr_loop_now_ns(o->server->loop) - o->started_ns) / 1000000), "cmdsn",
-                     (json_int_t)o->expcmdsn, "prevents", o->prevents, "reserves", o->lu->reserved == o, "attentions", attentions, "params",
+                     (json_int_t)o->expcmdsn, "stands-by", o->stands_by, "prevents", o->prevents, "reserves", o->lu->reserved == o, "attentions", attentions, "params",
                      describe_params(&o->params), "connections", conns, "statistics", tgt_stats_save(&o->stats),
                      "unassigned", tgt_unassigned_save(o, data));
 }
@@ -239,7 +239,11 @@ static bool session(struct tgt_server *s, struct tgt_heritage *h, json_t *o, con
     if (!disk || !initiator || !address || !bytes(json_string_value(json_object_get(o, "isid")), start.isid, TGT_ISID_LEN) ||
         !params(json_object_get(o, "params"), &start.params))
         return false;
-    int r = tgt_lu_acquire(s, disk, initiator, true, &lu, redirect, &err);
+    /* whose portal redirects is led to the disk's owner, if that is another host by now: it logs in anew. Older programs do not say */
+    start.stands_by = !json_is_false(json_object_get(o, "stands-by"));
+    int r = tgt_lu_acquire(s, disk, initiator, start.stands_by, &lu, redirect, &err);
+    if (r == -EREMCHG)
+        gr_fail(&err, r, "the disk is another host's by now");
     start.lu = lu;
     struct tgt_sess *sess = r < 0 ? NULL : tgt_sess_make(s, &start);
     if (!sess) {

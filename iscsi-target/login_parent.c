@@ -370,7 +370,7 @@ static void hand_over_fiber(void *arg)
     }
     struct tgt_sess_start st = {.fd = gr_take_fd(&j->fd), .lu = lu, .initiator = initiator, .address = j->msg.u.hand_over.address,
                                 .text = j->msg.u.hand_over.text, .text_len = j->msg.u.hand_over.text_len, .params = j->msg.u.hand_over.params,
-                                .flags = (uint8_t)j->msg.u.hand_over.flags, .cid = j->taken.cid, .tsih = j->taken.tsih, .itt = j->msg.u.hand_over.itt,
+                                .stands_by = j->taken.portal_flags & TGT_PORTAL_MULTIPATH, .flags = (uint8_t)j->msg.u.hand_over.flags, .cid = j->taken.cid, .tsih = j->taken.tsih, .itt = j->msg.u.hand_over.itt,
                                 .cmdsn = j->msg.u.hand_over.cmdsn, .statsn = j->msg.u.hand_over.statsn, .acked = j->msg.u.hand_over.statsn};
     memcpy(st.isid, j->taken.isid, TGT_ISID_LEN);
     unsigned status = st.tsih ? tgt_sess_joinable(s, &st) : TGT_LOGIN_OK; /* asked of the authenticated only: it tells what sessions there are */

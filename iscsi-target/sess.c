@@ -200,6 +200,7 @@ struct tgt_sess *tgt_sess_make(struct tgt_server *s, const struct tgt_sess_start
     sess->loop = choose_loop(s);
     sess->lu = start->lu;
     sess->params = start->params;
+    sess->stands_by = start->stands_by;
     memcpy(sess->isid, start->isid, TGT_ISID_LEN);
     snprintf(sess->initiator, sizeof sess->initiator, "%s", start->initiator);
     snprintf(sess->address, sizeof sess->address, "%s", start->address);

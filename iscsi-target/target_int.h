@@ -284,6 +284,7 @@ struct tgt_sess {
     struct tgt_tmf_wait *fenced, *fenced_last; /* responses that wait for acknowledgements */
     struct tgt_conn *first;               /* only this one sends statuses, until its response is acknowledged */
     bool ended;
+    bool stands_by;                       /* its portal does not redirect: the disk may be another host's */
     bool prevents;                        /* medium removal: PREVENT ALLOW MEDIUM REMOVAL */
     unsigned running;                     /* tasks with the device or a fiber: they hold this memory */
     unsigned holds;                       /* others who hold this memory: connections, copies */
@@ -434,6 +435,7 @@ struct tgt_sess_start {
     const char *initiator, *address, *text;
     struct tgt_params params;
     uint8_t isid[TGT_ISID_LEN], flags;
+    bool stands_by;
     uint16_t cid, tsih; /* tsih: of the session to join, 0: a new one */
     uint32_t itt, cmdsn, statsn, acked, text_len; /* acked: the first StatSN not acknowledged */
 };

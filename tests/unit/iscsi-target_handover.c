@@ -105,6 +105,42 @@ static void idle(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
+static int is_here(struct tgtfix *f, void *arg)
+{
+    f->elsewhere.here = arg != NULL;
+    return 0;
+}
+
+/* Another host was quicker, and has the disk: whose portal leads to the owner goes there, and does not stand by. */
+static void taken_by_another(void **state)
+{
+    const char *port[2] = {fix.port, fix.port3};
+    const uint8_t tur[6] = {0};
+    struct ini i[2];
+    struct ini_result r;
+    uint8_t b[TGT_BHS_LEN];
+    tgtfix_call(&fix, is_here, &fix);
+    for (int k = 0; k < 2; k++) {
+        assert_int_equal(ini_connect(&i[k], "127.0.0.1", port[k]), 0);
+        assert_int_equal(ini_login(&i[k], k ? INISESS_NAME ":b" : INISESS_NAME ":a", TGTFIX_ELSEWHERE, NULL, 0), 0);
+        inix_ready(&i[k]);
+    }
+    assert_int_equal(tgtfix_call(&fix, hand_over, NULL), 0);
+    for (int k = 0; k < 2; k++) {
+        assert_int_equal(ini_cmd(&i[k], tur, 6, NULL, 0, NULL, 0, &r), 0);
+        assert_int_equal(r.status, 0);
+    }
+    tgtfix_call(&fix, is_here, NULL);
+    assert_int_equal(tgtfix_call(&fix, hand_over, NULL), 1);
+    assert_int_equal(ini_recv(&i[0], b, NULL, 0), -EPIPE);
+    assert_int_equal(ini_cmd(&i[1], tur, 6, NULL, 0, NULL, 0, &r), 0);
+    assert_int_equal(r.status, 2);
+    assert_int_equal(INI_ASC(r), 0x040b);
+    for (int k = 0; k < 2; k++)
+        ini_close(&i[k]);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
 /* What the fixture's disk and its sessions have counted, as lun.stat and session.list tell it: [disk, sessions]. On the loop. */
 static int ask_stats(struct tgtfix *f, void *arg)
 {
@@ -482,4 +518,4 @@ static void under_load(void **state)
 }
 
 TGTFIX_MAIN(NULL, NULL,
-    TGTFIX_CASE(idle), TGTFIX_CASE(statistics), TGTFIX_CASE(in_the_stream), TGTFIX_CASE(several_connections), TGTFIX_CASE(behind_a_fence), TGTFIX_CASE(kept_answers), TGTFIX_CASE(reassigned), TGTFIX_CASE(no_rest), TGTFIX_CASE(under_load))
+    TGTFIX_CASE(idle), TGTFIX_CASE(taken_by_another), TGTFIX_CASE(statistics), TGTFIX_CASE(in_the_stream), TGTFIX_CASE(several_connections), TGTFIX_CASE(behind_a_fence), TGTFIX_CASE(kept_answers), TGTFIX_CASE(reassigned), TGTFIX_CASE(no_rest), TGTFIX_CASE(under_load))

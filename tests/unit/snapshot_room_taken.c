@@ -1,4 +1,6 @@
-/* Defragmenting on a datastore that has hardly any room: nothing becomes dirty that there is no run for, and what was promised to thick disks stays free. */
+/* Others take the room that somebody was told there is, while he waits for something else: defragmenting, detaching and a thick disk that grows look again, and
+ * make nothing dirty that there is no run for. Nor does defragmenting take what was promised to thick disks.
+ * timeout: 60 */
 #include "snapshot/snapshot.h"
 #include "tests/lib/test.h"
 #include "vmfs/internal.h"
@@ -31,8 +33,8 @@ static void put(struct rig *g, uint64_t piece)
     assert_int_equal(gr_pwrite(g->ch, g->buf, VMFS_PIECE, piece * VMFS_PIECE, 0), 0);
 }
 
-/* Pieces behind a snapshot lie as they were written. */
-static void make(struct rig *g, enum vmfs_provision provision)
+/* So many pieces behind a snapshot lie as they were written. */
+static void make(struct rig *g, enum vmfs_provision provision, unsigned splinters)
 {
     struct vmfs_format_opts f = { .name = "ds1" };
     struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = "defrag" };
@@ -50,7 +52,7 @@ static void make(struct rig *g, enum vmfs_provision provision)
     for (uint64_t off = 0; off < DISK; off += 1 << 20)
         assert_int_equal(gr_pwrite(g->ch, g->buf, 1 << 20, off, 0), 0);
     OK(snap_create(&g->d, 1, "x", &err));
-    for (unsigned i = 0; i < PIECES / 2; i++)
+    for (unsigned i = 0; i < splinters; i++)
         put(g, test_rand(&g->rng) % PIECES);
     OK(vmfs_checkpoint(g->v, &err));
 }
@@ -59,9 +61,11 @@ static void unmake(struct rig *g)
 {
     struct vmfs_check_report rep;
     for (uint64_t p = 0; p < PIECES; p++) {
-        assert_int_equal(gr_pread(g->ch, g->buf, VMFS_PIECE, p * VMFS_PIECE), 0);
-        if (g->buf[0] != g->last[p] || g->buf[VMFS_PIECE - 1] != g->last[p])
-            fail_msg("piece %llu has %u, not %u", (unsigned long long)p, g->buf[0], g->last[p]);
+        const uint8_t *b = g->buf + p % 256 * VMFS_PIECE;
+        if (p % 256 == 0)
+            assert_int_equal(gr_pread(g->ch, g->buf, 1 << 20, p * VMFS_PIECE), 0);
+        if (b[0] != g->last[p] || b[VMFS_PIECE - 1] != g->last[p])
+            fail_msg("piece %llu has %u, not %u", (unsigned long long)p, b[0], g->last[p]);
     }
     OK(vmfs_check(g->v, NULL, NULL, &rep, &err));
     gr_chan_close(g->ch);
@@ -78,6 +82,7 @@ static void unmake(struct rig *g)
 /* ---- runs for the map ---- */
 struct squeeze {
     struct rig *g;
+    struct vobj *o;
     unsigned n, rounds, moved; /* runs taken; windows copied without any; of those moved */
     struct vmfs_run run[4096];
     bool over;
@@ -85,26 +90,74 @@ struct squeeze {
 
 static void take_all(struct squeeze *k)
 {
-    struct vmfs *v = k->g->v;
+    struct vmfs *v = k->o->v;
     uint32_t got;
     for (uint64_t a; k->n < 2000 && (a = space_take_run(v, 4096, &got));)
         k->run[k->n++] = (struct vmfs_run){ a, got };
     for (uint64_t a; k->n < 4096 && (a = space_pool_take(v, leaf_units_max(v)));)
         k->run[k->n++] = (struct vmfs_run){ a, leaf_units_max(v) };
-    assert_false(disk_nodes_fit(k->g->d->o));
+    assert_false(disk_nodes_fit(k->o));
 }
 
 static void give_all(struct squeeze *k)
 {
-    while (k->n)
-        space_unreserve(k->g->v, k->run[k->n - 1].addr, (uint32_t)k->run[k->n - 1].units), k->n--;
+    for (; k->n; k->n--)
+        space_unreserve(k->o->v, k->run[k->n - 1].addr, (uint32_t)k->run[k->n - 1].units);
+    gr_fqueue_wake_all(&k->o->v->j.room_q);
+}
+
+/* The leaf with @piece of the live head is on the device alone. */
+static void forget_leaf(struct vobj *o, uint64_t piece)
+{
+    struct vmfs *v = o->v;
+    struct mnode *leaf;
+    size_t limit = v->map_limit;
+    v->map_limit = 0;
+    v->map_loads += 64; /* so many others came since: none is kept for being new */
+    map_evict(v);
+    v->map_limit = limit;
+    assert_int_equal(mtree_peek(&o->live, piece, &leaf), -EAGAIN);
+}
+
+/* Whoever is at work reads the map, and when he has it all runs are gone, but for @singles units far apart. */
+static void take_while_read(struct squeeze *k, unsigned singles)
+{
+    struct vmfs *v = k->o->v;
+    while (!v->dev[0].users)
+        gr_fiber_yield();
+    size_t dirty = v->dirty_nodes;
+    take_all(k);
+    struct vmfs_run first = k->run[0];
+    assert_true(first.units >= 2ull * singles);
+    for (unsigned i = 0; i < singles; i++)
+        space_unreserve(v, first.addr + 2 * i, 1);
+    while (v->dev[0].users)
+        gr_fiber_yield();
+    for (unsigned i = 0; i < 3; i++)
+        gr_fiber_yield();
+    assert_true(v->dirty_nodes <= dirty);
+    give_all(k); /* the single ones are free already */
+}
+
+struct work {
+    struct vmfs_disk *d;
+    uint64_t size; /* 0: it is detached */
+    int r;
+    bool ended;
+};
+
+static void work_fiber(void *arg)
+{
+    struct work *w = arg;
+    w->r = w->size ? vmfs_resize(w->d, w->size, false, NULL) : vmfs_detach(w->d, &(struct vmfs_detach){ 0 }, NULL, NULL);
+    w->ended = true;
 }
 
 /* Others take all runs while a window is copied, three times. */
 static void squeeze_fiber(void *arg)
 {
     struct squeeze *k = arg;
-    struct vobj *o = k->g->d->o;
+    struct vobj *o = k->o;
     while (k->rounds < 3 && !k->over) {
         while (!o->watch && !k->over)
             gr_fiber_yield();
@@ -127,7 +180,8 @@ static int squeezed_fn(void *arg)
     struct squeeze k = { .g = &g };
     struct vmfs_defrag_report rep;
     (void)arg;
-    make(&g, VMFS_THIN);
+    make(&g, VMFS_THIN, PIECES / 2);
+    k.o = g.d->o;
     assert_int_equal(gr_fiber_start(gr_fiber_loop(), squeeze_fiber, &k), 0);
     OK(vmfs_defragment(g.d, &(struct vmfs_defrag_opts){ 0 }, &rep, &err));
     assert_true(k.over);
@@ -139,6 +193,69 @@ static int squeezed_fn(void *arg)
     return 0;
 }
 static void squeezed(void **state) { (void)state; test_in_fiber(squeezed_fn, NULL); }
+
+/* A leaf of a clone of which nothing is left but that it was unmapped is copied. */
+static int detached_fn(void *arg)
+{
+    struct rig g;
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    (void)arg;
+    make(&g, VMFS_THIN, 0);
+    assert_int_equal(gr_pwrite(g.other_ch, g.buf, VMFS_BLOCK, 0, 0), 0); /* nothing of it stays reserved */
+    assert_int_equal(gr_unmap(g.other_ch, 0, VMFS_BLOCK, 0), 0);
+    OK(snap_create(&g.other, 1, "s", &err));
+    OK(snap_clone(g.other, "s", "clone", &err));
+    open_one(&g, "clone", &d, &ch);
+    struct squeeze k = { .g = &g, .o = d->o };
+    struct work w = { .d = d };
+    g.v->ckpt_cleaning = true; /* it waits for a turn there */
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), work_fiber, &w), 0);
+    while (!g.v->j.room_q.head)
+        gr_fiber_yield();
+    forget_leaf(d->o, 0);
+    g.v->ckpt_cleaning = false;
+    gr_fqueue_wake_all(&g.v->j.room_q);
+    take_while_read(&k, 0);
+    while (!w.ended)
+        gr_fiber_sleep_ms(1);
+    assert_true(w.r == 0 || w.r == -GR_ENOSPACE);
+    OK(vmfs_detach(d, &(struct vmfs_detach){ 0 }, NULL, &err));
+    gr_chan_close(ch);
+    vmfs_close(d);
+    unmake(&g);
+    return 0;
+}
+static void detached(void **state) { (void)state; test_in_fiber(detached_fn, NULL); }
+
+/* What it gets now lies in a leaf that it has: units for it there are, far apart. */
+static int grown_fn(void *arg)
+{
+    struct rig g;
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    uint64_t size = (28ull << 20) + VMFS_BLOCK;
+    (void)arg;
+    make(&g, VMFS_THIN, 0);
+    OK(vmfs_create(g.v, "thick", VMFS_DISK, size, VMFS_THICK, &err));
+    open_one(&g, "thick", &d, &ch);
+    struct squeeze k = { .g = &g, .o = d->o };
+    struct work w = { .d = d, .size = size + (1 << 20) };
+    OK(vmfs_checkpoint(g.v, &err));
+    OK(mtree_load(d->o, &d->o->live, size / VMFS_PIECE, &err));
+    forget_leaf(d->o, size / VMFS_PIECE);
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), work_fiber, &w), 0);
+    take_while_read(&k, 40);
+    while (!w.ended)
+        gr_fiber_sleep_ms(1);
+    assert_true(w.r == 0 || w.r == -GR_ENOSPACE);
+    OK(vmfs_resize(d, size + (1 << 20), false, &err));
+    gr_chan_close(ch);
+    vmfs_close(d);
+    unmake(&g);
+    return 0;
+}
+static void grown(void **state) { (void)state; test_in_fiber(grown_fn, NULL); }
 
 /* ---- promises ---- */
 static int promise_kept(void *arg, uint64_t done, uint64_t all, struct gr_err *err)
@@ -157,7 +274,7 @@ static int promised_fn(void *arg)
     struct vmfs_defrag_report rep;
     uint64_t off = 0;
     (void)arg;
-    make(&g, VMFS_THICK);
+    make(&g, VMFS_THICK, PIECES / 2);
     while (gr_pwrite(g.other_ch, g.buf, 65536, off, 0) == 0)
         off += 65536;
     assert_int_equal(gr_unmap(g.other_ch, 0, 3 << 20, 0), 0);
@@ -178,4 +295,4 @@ static int promised_fn(void *arg)
 }
 static void promised(void **state) { (void)state; test_in_fiber(promised_fn, NULL); }
 
-TEST_MAIN(TEST(squeezed), TEST(promised))
+TEST_MAIN(TEST(squeezed), TEST(detached), TEST(grown), TEST(promised))

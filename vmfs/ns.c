@@ -82,11 +82,31 @@ void dir_remove(struct vobj *dir, uint64_t id)
 /* ---- changing: between ns_begin and ns_end ---- */
 /* A checkpoint that finds no room for a directory is the end of the volume on this host, and one that joined when all was taken has none at first. */
 #define NS_ROOM_UNITS 16u
-static int room_for(struct vmfs *v, const struct vobj *dir, struct gr_err *err)
+static uint64_t room_of(const struct vobj *dir) { return NS_ROOM_UNITS + dir->n_ents / 16; }
+
+static int room_ask(struct vmfs *v, uint64_t units, struct gr_err *err)
 {
-    int r = space_some(v, NS_ROOM_UNITS + dir->n_ents / 16);
+    int r = space_some(v, units);
     return r == -GR_ENOSPACE ? gr_fail(err, r, "datastore '%s' is full, and the other hosts have nothing left to give this one for its metadata: make room on another "
                                        "host (what has a disk open can unmap), or 'granary datastore grow' it", v->sb.name) : r;
+}
+
+static int hold_root(struct vmfs *v, struct vobj **ret, struct gr_err *err)
+{
+    int r = vobj_hold(v, VMFS_INODE_ROOT, NS_WAIT_MS, ret, NULL, err);
+    return r < 0 ? gr_prefix(err, r, "datastore '%s': the namespace cannot be locked", v->sb.name) : r;
+}
+
+/* The root is held. Others are asked for room without its lock: that takes seconds when one of them does not answer, and nobody could change a name. */
+static int root_room(struct vmfs *v, struct vobj **root, struct gr_err *err)
+{
+    uint64_t need = room_of(*root);
+    int r = 0;
+    if (!space_has(v, need) && (r = vobj_release(v, *root, err)) == 0 && (r = room_ask(v, need, err)) == 0)
+        r = hold_root(v, root, err);
+    if (r == 0 && (r = room_ask(v, room_of(*root), err)) < 0 && !v->fenced) /* it is hardly ever gone again */
+        (void)vobj_release(v, *root, NULL);
+    return r;
 }
 
 static int begin(struct vmfs *v, bool names, struct vobj **ret_root, struct gr_err *err)
@@ -98,11 +118,9 @@ static int begin(struct vmfs *v, bool names, struct vobj **ret_root, struct gr_e
     gr_fmutex_lock(&v->ns_lock);
     v->ns_made = 0;
     int r = v->fenced ? gr_fail(err, -GR_EFENCED, "datastore '%s': %s", v->sb.name, v->fence_reason)
-                      : vobj_hold(v, VMFS_INODE_ROOT, NS_WAIT_MS, ret_root, NULL, err);
-    if (r < 0)
-        gr_prefix(err, r, "datastore '%s': the namespace cannot be locked", v->sb.name);
-    else if (names && (r = room_for(v, *ret_root, err)) < 0 && !v->fenced)
-        (void)vobj_release(v, *ret_root, NULL);
+                      : hold_root(v, ret_root, err);
+    if (r == 0 && names)
+        r = root_room(v, ret_root, err);
     if (r < 0)
         gr_fmutex_unlock(&v->ns_lock);
     return r;
@@ -148,7 +166,7 @@ int dir_load(struct vmfs *v, uint64_t id, struct vobj **ret, struct gr_err *err)
     int r = 0;
     if (!o && (r = vobj_peek(v, id, &o, err)) == 0) {
         vobj_adopt(o);
-        r = room_for(v, o, err);
+        r = room_ask(v, room_of(o), err);
     }
     if (r == 0 && o->ino.type != VMFS_DIR)
         r = gr_fail(err, -ENOTDIR, "object %llu is not a directory", (unsigned long long)id);

@@ -511,9 +511,14 @@ int space_back(struct vmfs *v, uint64_t more)
     return lease_back(v, true, more);
 }
 
+bool space_has(const struct vmfs *v, uint64_t units)
+{
+    return have(v) >= units;
+}
+
 int space_some(struct vmfs *v, uint64_t units)
 {
-    return have(v) >= units ? 0 : lease_back(v, false, units);
+    return space_has(v, units) ? 0 : lease_back(v, false, units);
 }
 
 static void promised_work(void *arg)

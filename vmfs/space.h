@@ -174,6 +174,7 @@ uint64_t space_unsettled(const struct vmfs *v, unsigned dev); /* units of it tha
 bool space_ask(struct vmfs *v, const struct vobj *o, uint64_t epoch);
 /* @more units are to be promised to thick disks, beyond what is: so much is leased here, or the others are asked for it. 0; -GR_ENOSPACE (fiber). */
 int space_back(struct vmfs *v, uint64_t more);
+bool space_has(const struct vmfs *v, uint64_t units); /* so many for metadata are leased here [sync] */
 int space_some(struct vmfs *v, uint64_t units); /* so many for metadata are leased here, or others are asked for them. 0; -GR_ENOSPACE (fiber) */
 void space_promised(struct vmfs *v); /* a disk came here: what it was promised is leased, in the background [sync] */
 int space_look(struct vmfs *v, struct gr_err *err); /* how much is free elsewhere is read anew (fiber) */

@@ -20,7 +20,7 @@ struct host {
     struct site *site;
     struct gr_bdev *base, *dev;
     struct vmfs *v;
-    bool deaf;
+    bool deaf, named; /* named: its folder is made, or refused */
     unsigned asked, asks, warned; /* it was, others were */
 };
 struct disk {
@@ -488,6 +488,44 @@ static int joiner_fn(void *arg)
     return 0;
 }
 
+/* While one who has no room asks others, of whom one does not answer, those who have room change names. */
+static void mkdir_fiber(void *arg)
+{
+    struct host *h = arg;
+    (void)vmfs_mkdir(h->v, "x", false, NULL);
+    h->named = true;
+}
+
+static int names_fn(void *arg)
+{
+    struct site *t = arg;
+    char name[8];
+    begin(t, 1);
+    make_disk(t, 0, 0, SIZE, VMFS_THIN);
+    fill(t, &t->disk[0], 0, SIZE);
+    t->hosts = 2;
+    join(t, 1);
+    t->host[0].deaf = true;
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), mkdir_fiber, &t->host[1]), 0);
+    while (!t->host[1].asks)
+        gr_fiber_sleep_ms(1);
+    unsigned made = 0;
+    for (; t->host[1].asks == 1 && t->host[1].v->sp.asking && made < 3; made++) {
+        snprintf(name, sizeof name, "n%u", made);
+        OK(vmfs_mkdir(t->host[0].v, name, false, &err));
+    }
+    print_message("%u folders were made while another host asked for room\n", made);
+    bool asking = t->host[1].v->sp.asking;
+    t->host[0].deaf = false;
+    while (!t->host[1].named)
+        gr_fiber_sleep_ms(5);
+    assert_true(made == 3 && asking);
+    OK(vmfs_mkdir(t->host[1].v, "y", false, &err));
+    delete_disk(t, &t->disk[0]);
+    end(t);
+    return 0;
+}
+
 /* Who has no room for metadata, and gets none, gives the datastore a device. */
 static int helper_fn(void *arg)
 {
@@ -804,6 +842,7 @@ static void steady(void **state) { (void)state; run(steady_fn); }
 static void neighbours(void **state) { (void)state; run(neighbours_fn); }
 static void joiner(void **state) { (void)state; run(joiner_fn); }
 static void helper(void **state) { (void)state; run(helper_fn); }
+static void names(void **state) { (void)state; run(names_fn); }
 static void unasked(void **state) { (void)state; run(unasked_fn); }
 
-TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(promise_wanted), TEST(promise_moves), TEST(unasked), TEST(steady), TEST(joiner), TEST(helper), TEST(at_work), TEST(readers), TEST(overwrite), TEST(neighbours), TEST(histories))
+TEST_MAIN(TEST(turns), TEST(foreign), TEST(both_full), TEST(deaf), TEST(promised), TEST(promise_wanted), TEST(promise_moves), TEST(unasked), TEST(steady), TEST(joiner), TEST(helper), TEST(names), TEST(at_work), TEST(readers), TEST(overwrite), TEST(neighbours), TEST(histories))

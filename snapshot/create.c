@@ -605,6 +605,7 @@ int snap_revert(struct vmfs_disk *d, const char *name, struct gr_err *err)
         gr_bdev_event(&d->bdev, GR_EVENT_REVERTED);
         if (o->ino.size != old_size)
             gr_bdev_event(&d->bdev, GR_EVENT_RESIZED);
+        r = record_promise(o, err); /* of a thick disk all is to be overwritten anew: in place of what it has let go of */
     }
     disk_thaw(o);
     if (r == 0)

@@ -32,6 +32,7 @@ enum gr_bio_flags {
     GR_BIO_FUA = 1,    /* WRITE, WRITE_ZEROES, UNMAP: durable before done */
     GR_BIO_ATOMIC = 2, /* WRITE: all or nothing, also across a crash; up to geometry.atomic_bytes */
     GR_BIO_MAY_UNMAP = 4, /* WRITE_ZEROES: may give the space back */
+    GR_BIO_ALONE = 8,  /* WRITE: something else waits for its end: not to be gathered with others of this turn */
 };
 enum gr_extent_flags {
     GR_EXTENT_DATA = 0,

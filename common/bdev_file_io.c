@@ -153,7 +153,7 @@ static bool in_bursts(struct gr_chan *ch)
     return fc->asked > BURST || fc->asked_before > BURST;
 }
 
-/* Copying from or to a file in memory is done at once, or, where many are to be read, with all that the loop's next entry into the kernel takes; long
+/* Copying from or to a file in memory is done at once, or, where there are many in a turn, with all that the loop's next entry into the kernel takes; long
  * transfers by the ring's workers: on other cores, while the loop sends and receives. */
 static void rw_issue(struct file_req *req)
 {
@@ -161,8 +161,7 @@ static void rw_issue(struct file_req *req)
     bool is_long = req->bio->len - req->done >= LONG;
 
     req->fio.aside = b->in_memory && is_long;
-    /* Writes come in bursts that follow each other's ends: answered later, they would be fewer in each frame of a journal. */
-    bool together = req->fio.op == GR_FOP_READ && b->in_entry && gr_loop_engine(req->ch->loop) == GR_ENGINE_URING && in_bursts(req->ch);
+    bool together = !(req->bio->flags & GR_BIO_ALONE) && b->in_entry && gr_loop_engine(req->ch->loop) == GR_ENGINE_URING && in_bursts(req->ch);
     if (is_long || together)
         gr_loop_file_io(req->ch->loop, &req->fio);
     else

@@ -157,7 +157,7 @@ int vdev_write(struct vmfs *v, uint64_t addr, uint32_t units, const void *buf, u
     if (!d)
         return no_device(v, addr);
     d->users++;
-    int r = gr_pwrite(d->ch, buf, (size_t)units * VMFS_UNIT, vmfs_addr_unit(addr) * VMFS_UNIT, flags);
+    int r = gr_pwrite(d->ch, buf, (size_t)units * VMFS_UNIT, vmfs_addr_unit(addr) * VMFS_UNIT, flags | GR_BIO_ALONE);
     d->users--;
     if (note_failure(d, r))
         vloss_suspect(v, (uint32_t)1 << (d - v->dev)); /* when nobody gives the volume up for it: it may be well again */

@@ -338,6 +338,7 @@ static int plan_write(struct plan *p, uint64_t first, const struct iovec *iov, i
         if (x->reserve)
             continue;
         k->op = GR_OP_WRITE;
+        k->flags = GR_BIO_ALONE; /* its record goes into a frame with those of others that end now: later it would be one of fewer */
         k->off = vmfs_addr_unit(x->addr) * VMFS_UNIT;
         k->len = (uint64_t)x->count * VMFS_UNIT;
         k->iov = vec + i * (size_t)(iovcnt + 1);

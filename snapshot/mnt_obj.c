@@ -154,6 +154,8 @@ static int end_lost(struct mnt_obj *o, struct gr_err *err)
         r = vmfs_file_end(ds->v, o->id, err);
         changed(o);
     }
+    if (r == -ENOKEY && !o->disk && !o->opens) /* encrypted: nobody here can have it open, and no key is needed to remove it */
+        r = vmfs_file_end(ds->v, o->id, err);
     r = r == -ESTALE ? 0 : r; /* another host was quicker */
     o->lost &= r < 0;
     return r;

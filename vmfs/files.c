@@ -2,6 +2,7 @@
  * free before and after. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
+#include "vmfs/keys.h"
 
 #define LOOK_TRIES 40u /* a millisecond each, before a look waits in the queue of those who change names */
 
@@ -474,7 +475,13 @@ int vmfs_file_end(struct vmfs *v, uint64_t id, struct gr_err *err)
         return r == -ENOENT ? 0 : r;
     if (o->opens || o->handle)
         return gr_fail(err, -EBUSY, "object %llu is open", (unsigned long long)id);
-    if (!o->dying)
+    if (o->dying)
+        return 0;
+    o->users++; /* nobody gives it up meanwhile */
+    r = vkeys_destroy(o, err);
+    o->users--;
+    gr_fqueue_wake_all(&o->settled);
+    if (r == 0 && !o->dying)
         ns_destroy(o);
-    return 0;
+    return r;
 }

@@ -58,6 +58,7 @@ void vmfs_disk_node(struct vmfs_disk *d, struct vmfs_node *ret);
  * growing file needs no notice; to make it shorter waits for them. A cut of power may leave zeros where a shorter length would be. */
 int vmfs_file_resize(struct vmfs_disk *d, uint64_t size, struct gr_err *err);
 int vmfs_file_set_posix(struct vmfs_disk *d, const struct vmfs_posix *posix, struct gr_err *err);
-/* Nobody has the file without a name open any more: its space comes back. Another host may have been quicker: 0. */
+/* Nobody has the file without a name open any more: its keys are destroyed if it is encrypted, and its space comes back. Another host may have been
+ * quicker: 0. */
 int vmfs_file_end(struct vmfs *v, uint64_t id, struct gr_err *err);
 #endif

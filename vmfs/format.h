@@ -68,7 +68,7 @@
 #define VMFS_INCOMPAT_MEMBERS 4ull      /* devices were added after format: struct vmfs_member_disk tells of them; without it all of it is zero */
 #define VMFS_INCOMPAT_MOVED 8ull        /* a device leaves or has left: addresses on it are looked up */
 #define VMFS_INCOMPAT_ONE_HOST 16ull    /* logical units that fence nobody: one host at a time, no take-over but by hand */
-#define VMFS_INCOMPAT_ENCRYPTED 32ull   /* a disk is, or was, encrypted: inodes with a key_id, blocks of keys */
+#define VMFS_INCOMPAT_ENCRYPTED 32ull   /* a disk or file is, or was, encrypted: inodes with a key_id, blocks of keys */
 #define VMFS_INCOMPAT_DATA_CRC 64ull    /* every piece with data has a CRC32C in the map, and is never overwritten where it lies */
 #define VMFS_INCOMPAT_QUOTA 128ull      /* folders may have quotas: who writes must stay below what his disks were granted */
 #define VMFS_INCOMPAT_FILES 256ull      /* regular files of any length; owners, modes and times of files and directories: struct vmfs_posix_disk */
@@ -381,7 +381,7 @@ struct vmfs_bookmark_disk {
 } __attribute__((packed));
 /* Keys are the owners' (reservations, incarnations …). The volume itself knows these: "physical-block", a gr_le32 of 512 for a disk that
  * reports 512-byte physical blocks (absent: 4096), "lun", a struct vmfs_lun_disk (absent: zeros), "keys", a struct vmfs_keys_at_disk
- * for a disk that is encrypted, which never changes, "posix", a struct vmfs_posix_disk, "protected-N" of the snapshot whose id is N, in hexadecimal,
+ * for a disk or file that is encrypted, which never changes, "posix", a struct vmfs_posix_disk, "protected-N" of the snapshot whose id is N, in hexadecimal,
  * a struct vmfs_protected_disk: neither it nor the disk is removed, "removed-as", the path that a removed disk had which is kept for its clones, and
  * "removed-from", a gr_le64, the directory it was in (absent: an older release removed it), "heir-of", gr_le64s: objects whose snapshots became this one's under the same ids, so that pins of readers elsewhere may still name those.
  * "expires-N", a gr_le64: seconds since 1970, from when on whoever prunes snapshots removes it. "part-of-N", text: the virtual machine of one of whose snapshots it
@@ -405,8 +405,8 @@ struct vmfs_lun_disk {
 } __attribute__((packed));
 GR_SIZE(struct vmfs_lun_disk, 24);
 
-/* ENCRYPTED DISKS. Data pieces are AES-256-XTS ciphertext (vmfs/cipher.h), and so is what CRCs of data are of; holes, reserved and zeroed
- * pieces have no data. The data keys of a disk lie wrapped in a block of their own, in two copies of one unit each; the newer valid copy
+/* ENCRYPTED DISKS, and regular files (the memory of a virtual machine) in the same way. Data pieces are AES-256-XTS ciphertext
+ * (vmfs/cipher.h), and so is what CRCs of data are of; holes, reserved and zeroed pieces have no data. The data keys of a disk lie wrapped in a block of their own, in two copies of one unit each; the newer valid copy
  * counts. It is written in place by who holds the disk, copy B first, and by nothing else: it is in no journal, no image, no blob and no
  * backup of a block, so overwriting both copies ends the data. The data key of a piece is the last one whose epoch is not behind the piece's
  * birth. Key-encryption keys are never on the volume; a key_id is the first 8 bytes, read as a big-endian number, of SHA-256 of

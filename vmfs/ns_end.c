@@ -172,6 +172,24 @@ static bool parked_at_home(struct vmfs *v, uint64_t id)
     return parked;
 }
 
+/* Whoever had it lost its name, or was making it, and came no further. */
+static int keys_end(struct vobj *o)
+{
+    struct vmfs *v = o->v;
+    struct gr_err err = { 0 };
+    uint64_t id = o->id;
+    o->users++; /* nobody gives it up meanwhile */
+    int r = vkeys_destroy(o, &err);
+    o->users--;
+    gr_fqueue_wake_all(&o->settled);
+    if (r < 0 && !v->fenced) {
+        vmfs_warn(v, "object %llu cannot be removed: %s", (unsigned long long)id, gr_err_text(&err, r));
+        o->dying = false;
+        (void)vobj_release_idle(v, id, NULL); /* whoever resumes next tries it again */
+    }
+    return r;
+}
+
 /* One of the dying, if it still is: a new disk is among them while it is being filled, and then it is not. */
 static void resume_one(struct vmfs *v, uint64_t id)
 {
@@ -185,7 +203,7 @@ static void resume_one(struct vmfs *v, uint64_t id)
     if (listed && !vobj_find(v, id) && vobj_hold(v, id, 0, &o, NULL, NULL) == 0)
         o->dying = true;
     ns_end(v, -ECANCELED, NULL); /* no name changed */
-    if (o)
+    if (o && keys_end(o) == 0)
         ns_destroy(o);
 }
 

@@ -291,19 +291,29 @@ int vmfs_create_disk(struct vmfs *v, const char *path, uint64_t size, enum vmfs_
     return create(v, path, VMFS_DISK, &(struct shape){ size, provision, physical_block, NULL }, err);
 }
 
-int vmfs_create_encrypted(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, uint64_t kek_id,
-                          struct gr_err *err)
+static int create_encrypted(struct vmfs *v, const char *path, enum vmfs_type type, struct shape *shape, uint64_t kek_id, struct gr_err *err)
 {
     struct vkeys_new keys;
-    struct shape shape = { size, provision, physical_block == 512 ? 512 : VMFS_PIECE, &keys };
-    int r = size_ok(v, path, &shape, err);
+    int r = type == VMFS_DISK ? size_ok(v, path, shape, err) : 0;
     if (r == 0)
         r = ns_must_be_free(v, path, err);
     if (r == 0)
         r = vkeys_make(v, kek_id, NULL, 0, &keys, err);
     if (r < 0)
         return r;
-    r = create(v, path, VMFS_DISK, &shape, err);
+    shape->keys = &keys;
+    r = create(v, path, type, shape, err);
     vkeys_made(&keys, r);
     return r;
+}
+
+int vmfs_create_encrypted(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, uint64_t kek_id,
+                          struct gr_err *err)
+{
+    return create_encrypted(v, path, VMFS_DISK, &(struct shape){ size, provision, physical_block == 512 ? 512 : VMFS_PIECE, NULL }, kek_id, err);
+}
+
+int vmfs_create_encrypted_file(struct vmfs *v, const char *path, uint64_t kek_id, struct gr_err *err)
+{
+    return create_encrypted(v, path, VMFS_FILE, &(struct shape){ 0, VMFS_THIN, VMFS_PIECE, NULL }, kek_id, err);
 }

@@ -234,8 +234,11 @@ static int content_read(struct vobj *o, const char *path, size_t max, void **ret
     const char *ds = o->v->sb.name;
     if (o->ino.size > max)
         return gr_fail(err, -EFBIG, "'%s/%s' has %llu bytes: at most %zu are read at once", ds, path, (unsigned long long)o->ino.size, max);
+    int r = vkeys_open(o, err);
+    if (r < 0)
+        return gr_prefix(err, r, "'%s/%s'", ds, path);
     uint8_t *buf = vunits_alloc((uint32_t)(o->ino.size / VMFS_UNIT + 1));
-    int r = buf ? tree_read_wait(o, &o->live, buf, (o->ino.size + 511) & ~511ull, 0) : -ENOMEM;
+    r = buf ? tree_read_wait(o, &o->live, buf, (o->ino.size + 511) & ~511ull, 0) : -ENOMEM;
     if (r < 0) {
         free(buf);
         return gr_fail(err, r, "'%s/%s' cannot be read: %s", ds, path, gr_code_text(r));

@@ -265,7 +265,7 @@ struct vmfs_stat {
     enum vmfs_provision provision;
     uint32_t physical_block; /* disks: bytes, as initiators are told */
     struct vmfs_lun lun;     /* disks */
-    uint64_t key_id;         /* disks: 0 not encrypted; else of the key-encryption key, or VMFS_ERASED, as of its holder's last checkpoint */
+    uint64_t key_id;         /* disks and files: 0 not encrypted; else of the key-encryption key, or VMFS_ERASED, as of its holder's last checkpoint */
     int64_t mtime_s;
     bool lost_writes;        /* disks and files: vmfs_accept_loss() */
     unsigned n_snapshots;
@@ -345,6 +345,8 @@ int vmfs_create_disk(struct vmfs *v, const char *path, uint64_t size, enum vmfs_
 /* The same, encrypted with a data key of its own that is kept wrapped with the key-encryption key @kek_id. -ENOKEY: that is not here. */
 int vmfs_create_encrypted(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, uint64_t kek_id,
                           struct gr_err *err);
+/* A new empty file whose content is encrypted in the same way, whatever becomes of its length (vmfs_file_resize()). -EEXIST, -ENOKEY. */
+int vmfs_create_encrypted_file(struct vmfs *v, const char *path, uint64_t kek_id, struct gr_err *err);
 
 /* ---- quotas of folders ---- */
 /* What all disks and files below a folder hold together (with snapshots, and with what thick disks are promised) stays within its limit. A write
@@ -390,10 +392,10 @@ int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t l
 int vmfs_attrs(struct vmfs *v, uint64_t id, uint64_t *version, void (*fn)(void *arg, const char *key, const void *val, size_t len), void *arg,
                struct gr_err *err);
 
-/* ---- encrypted disks (docs/vmfs.md) ---- */
-#define VMFS_ERASED UINT64_MAX /* key_id of a disk whose keys were destroyed */
+/* ---- encrypted disks and files (docs/vmfs.md) ---- */
+#define VMFS_ERASED UINT64_MAX /* key_id of one whose keys were destroyed */
 uint64_t vmfs_kek_id(const uint8_t kek[32]); /* its number: of its bytes, so the same on every host. Any context */
-/* The data keys of the disk are wrapped with another key-encryption key, all at once or not at all; durable. */
+/* The data keys of the disk or file are wrapped with another key-encryption key, all at once or not at all; durable. */
 int vmfs_keys_rewrap(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *err);
 /* What is written from now on is encrypted with a new data key; durable. What was written before keeps its own. -GR_ENOSPACE: it has as many as
  * fit already: vmfs_keys_rewrite() first. */
@@ -403,7 +405,7 @@ int vmfs_keys_rotate(struct vmfs_disk *d, uint64_t kek_id, struct gr_err *err);
 int vmfs_keys_rewrite(struct vmfs_disk *d, int (*progress)(void *arg, uint64_t pieces, struct gr_err *err), void *arg, unsigned *ret_keys,
                       struct gr_err *err);
 /* Destroy the keys of the disk @id that nobody has open; durable. @path: for messages. Neither it nor its snapshots can be read any more; it can only be removed, which
- * destroys the keys of an encrypted disk first, too. No key-encryption key is needed. -EBUSY: in use, or clones have its keys, too. */
+ * destroys the keys of an encrypted disk or file first, too. No key-encryption key is needed. -EBUSY: in use, or clones have its keys, too. */
 int vmfs_keys_erase(struct vmfs *v, uint64_t id, const char *path, struct gr_err *err);
 
 /* ---- check ---- */

@@ -178,11 +178,13 @@ int snap_svc_set_portal(struct snap_svc *s, const char *portal, struct gr_err *e
 {
     snprintf(s->portal, sizeof(s->portal), "%s", portal);
     for (struct snap_ds *ds = s->list; ds; ds = ds->next) {
-        if (!ds->v)
+        if (!ds->v || ds->leaving)
             continue;
         char address[VMFS_ADDRESS_MAX + 1];
         snap_own_address(s, ds, address);
+        ds->users++;
         int r = vmfs_set_address(ds->v, address, s->portal, err);
+        snap_ds_put(ds);
         if (r < 0)
             return gr_prefix(err, r, "datastore '%s'", ds->name);
     }

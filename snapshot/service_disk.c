@@ -317,6 +317,8 @@ static int op_resize(struct snap_op *op)
                     p.path, (unsigned long long)st.size, (unsigned long long)size);
     else if (size < st.size)
         r = snap_refuse_in_use(op->s, &d, "be shrunk", op->err);
+    if (r == 0 && size < st.size)
+        r = snap_refuse_shown(&d, op->err);
     if (r == 0 && size != st.size)
         r = vmfs_resize(d.h->disk, size, shrink, op->err);
     if (r == 0)
@@ -357,8 +359,8 @@ static int take_limits(struct snap_op *op, struct vmfs_lun *lun)
 static int become_template(struct snap_op *op, struct snap_disk *d, const struct vmfs_lun *was, const struct vmfs_lun *lun)
 {
     int r = was->flags & VMFS_LUN_TEMPLATE ? 0 : snap_refuse_in_use(op->s, d, "become a template", op->err);
-    if (r == 0 && d->h->mounted && !(was->flags & VMFS_LUN_TEMPLATE))
-        r = gr_fail(op->err, -GR_ELOCKED, "disk %s/%s is open for writing on '%s'", d->ds->name, d->h->path, mnt_mounted_on(d->ds));
+    if (r == 0 && !(was->flags & VMFS_LUN_TEMPLATE))
+        r = snap_refuse_shown(d, op->err);
     if (r == 0)
         r = vmfs_set_lun(d->h->disk, lun, op->err);
     if (r == 0 && (r = snap_template_ready(d, op->err)) < 0)

@@ -360,6 +360,12 @@ int snap_refuse_in_use(struct snap_svc *s, const struct snap_disk *d, const char
                    d->h->path, what, n, n == 1 ? "" : "s");
 }
 
+int snap_refuse_shown(const struct snap_disk *d, struct gr_err *err)
+{
+    const char *dir = d->h->mounted ? mnt_mounted_on(d->ds) : NULL;
+    return d->h->mounted ? gr_fail(err, -GR_ELOCKED, "disk %s/%s is open for writing on '%s'", d->ds->name, d->h->path, dir ? dir : "a mount") : 0;
+}
+
 void snap_place_of_host(const struct snap_ds *ds, const struct vmfs_slot_info *i, struct snap_place *ret)
 {
     struct snap_place p = {0};

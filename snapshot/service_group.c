@@ -35,6 +35,7 @@ struct snap_group {
     struct snap_disk *disks; /* all of @ds, open here */
     struct vmfs_disk **raw;
     unsigned n;
+    bool led; /* from here, by a request that has it alone: no other host has a say in when it is taken and settled */
     bool holding, held, taken, taking, settling, settled;
     int result;         /* of settling: 1 the group exists, 0 it does not, negative */
     struct gr_err err;
@@ -311,6 +312,8 @@ static int named_part(struct snap_op *op, struct snap_group **ret)
     const char *id;
     int r = gr_json_str(op->params, "group", &id, op->err);
     *ret = r == 0 ? part_find(op->s, id) : NULL;
+    if (*ret && (*ret)->led)
+        *ret = NULL;
     return r < 0 ? r : *ret ? 0 : gr_fail(op->err, -ENOENT, "no group %s is held here", id);
 }
 
@@ -573,6 +576,7 @@ static int attempt(struct lead *l, const struct snap_disk *own, unsigned n_own, 
         r = part_new(l->op->s, l->id, l->new, own, n_own, &l->own, l->op->err);
     if (r < 0)
         return r;
+    l->own->led = true;
     for (unsigned i = 0; i < n_own; i++) { /* both hold it for now */
         l->own->disks[i].h->users++;
         l->own->ds->users++;

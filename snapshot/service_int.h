@@ -203,6 +203,8 @@ int snap_owner_of(struct snap_ds *ds, const char *path, struct snap_place *ret, 
 unsigned snap_users_of(struct snap_svc *s, const struct snap_ds *ds, const char *path);
 /* Refuse when sessions use the disk: -GR_ELOCKED. @what: "be deleted". */
 int snap_refuse_in_use(struct snap_svc *s, const struct snap_disk *d, const char *what, struct gr_err *err);
+/* Refuse when a mount has the disk open for writing: the kernel keeps what it read and what it has not written yet. */
+int snap_refuse_shown(const struct snap_disk *d, struct gr_err *err);
 /* A line for the log: snap_warn() of what somebody should look into, notices of what was done. */
 void snap_note(struct snap_svc *s, enum gr_log_level level, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 #define snap_warn(s, ...) snap_note(s, GR_LOG_WARN, __VA_ARGS__)

@@ -93,8 +93,8 @@ static int find_device(const struct snap_ds *ds, const char *device)
 /* The entry of @device, made when there is none; @bdev (may be NULL) is the datastore's from here on, in place of what it had there. */
 static int keep(struct snap_svc *s, struct snap_ds *ds, const char *device, struct gr_bdev *bdev, struct gr_err *err)
 {
-    int i = find_device(ds, device), r = 0;
     gr_fmutex_lock(&s->lock);
+    int i = find_device(ds, device), r = 0;
     if (i < 0 && ds->n_devices == VMFS_DEVICES_MAX)
         r = gr_fail(err, -GR_ENOSPACE, "datastore '%s' has %u devices: more are not possible", ds->name, ds->n_devices);
     if (i < 0 && r == 0) {

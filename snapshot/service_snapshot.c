@@ -464,6 +464,8 @@ static int op_revert(struct snap_op *op)
     if (!force)
         r = snap_refuse_in_use(op->s, &d, "be reverted", op->err);
     if (r == 0)
+        r = snap_refuse_shown(&d, op->err);
+    if (r == 0)
         r = snap_revert(d.h->disk, name, op->err);
     snap_disk_put(&d);
     return r;

@@ -405,6 +405,167 @@ static int held(void *arg)
     return 0;
 }
 
+/* ---- an instant that this host leads ---- */
+struct leading {
+    struct fixture *f;
+    struct snap_disk d;
+    uint8_t group[16];
+    json_t *rows;
+    int r;
+    bool over;
+    struct gr_fqueue changed;
+};
+
+static void lead_fiber(void *arg)
+{
+    struct leading *l = arg;
+    struct gr_err err = {0};
+    struct snap_op op = {.s = snap_client_local(l->f->c), .err = &err};
+    const struct snap_new new = {.name = "led", .group = l->group};
+    const struct snap_member all = {.disk = "i/a", .id = vmfs_disk_id(l->d.h->disk)};
+    l->r = snap_group_lead(&op, l->d.ds, &new, &l->d, 1, &all, 1, l->rows);
+    l->over = true;
+    gr_fqueue_wake_all(&l->changed);
+}
+
+/* Another host that names the group does not take it, or settle it, in the place of who leads it. */
+static int led(void *arg)
+{
+    struct fixture *f = arg;
+    struct leading l = {.f = f, .rows = json_array()};
+    struct vmfs_slot_info own;
+    char id[96];
+    open_client(f);
+    ok(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "i", "devices", devices("i.img"), "size", 1 << 28));
+    ok(f, "disk.create", json_pack("{s:s,s:i}", "disk", "i/a", "size", 1 << 20));
+    ok(f, "disk.resize", json_pack("{s:s,s:i}", "disk", "i/a", "size", 2 << 20));
+    l.d.ds = snap_ds_find(snap_client_local(f->c), "i");
+    l.d.h = snap_handle_find(l.d.ds, "a");
+    assert_non_null(l.d.h);
+    l.d.ds->users++;
+    l.d.h->users++;
+    assert_int_equal(gr_uuid_parse(GROUP_1, l.group), 0);
+    assert_int_equal(vmfs_slot(l.d.ds->v, vmfs_own_slot(l.d.ds->v), &own, &f->err), 0);
+    snprintf(id, sizeof id, GROUP_1 "-%x-%llx", own.slot, (unsigned long long)own.generation);
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), lead_fiber, &l), 0);
+    while (!l.over && !snap_group_under_way(snap_client_local(f->c), l.group))
+        gr_fiber_sleep_ms(1);
+    assert_false(l.over);
+    assert_int_equal(call(f, "snapshot.take", held_part(id)), -ENOENT);
+    assert_int_equal(call(f, "snapshot.settle", held_part(id)), -ENOENT);
+    while (!l.over)
+        gr_fqueue_wait(&l.changed);
+    assert_int_equal(l.r, 0);
+    assert_int_equal(json_array_size(l.rows), 1);
+    snap_disk_put(&l.d);
+    json_decref(l.rows);
+    assert_int_equal(snapshots(f, "i/a"), 1);
+    close_client(f);
+    return 0;
+}
+
+static void test_led(void **state)
+{
+    with_service(led);
+}
+
+/* ---- open for writing through a mount ---- */
+static int shown(void *arg)
+{
+    struct fixture *f = arg;
+    open_client(f);
+    ok(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "m", "devices", devices("m.img"), "size", 1 << 28));
+    ok(f, "disk.create", json_pack("{s:s,s:i}", "disk", "m/a", "size", 2 << 20));
+    ok(f, "snapshot.create", json_pack("{s:[s],s:s}", "disks", "m/a", "name", "s"));
+    struct snap_handle *h = snap_handle_find(snap_ds_find(snap_client_local(f->c), "m"), "a");
+    assert_non_null(h);
+    h->mounted++;
+    for (int force = 0; force < 2; force++)
+        assert_int_equal(call(f, "snapshot.revert", json_pack("{s:s,s:s,s:b}", "disk", "m/a", "snapshot", "s", "force", force)), -GR_ELOCKED);
+    assert_int_equal(call(f, "disk.resize", json_pack("{s:s,s:i,s:b}", "disk", "m/a", "size", 1 << 20, "shrink", 1)), -GR_ELOCKED);
+    ok(f, "disk.resize", json_pack("{s:s,s:i}", "disk", "m/a", "size", 3 << 20));
+    h->mounted--;
+    ok(f, "snapshot.revert", json_pack("{s:s,s:s}", "disk", "m/a", "snapshot", "s"));
+    close_client(f);
+    return 0;
+}
+
+static void test_shown(void **state)
+{
+    with_service(shown);
+}
+
+/* ---- requests beside each other ---- */
+static void set_portal(void *arg)
+{
+    struct asked *a = arg;
+    a->r = snap_svc_set_portal(snap_client_local(a->f->c), "10.1.2.3:3260", NULL);
+    a->over = true;
+    gr_fqueue_wake_all(&a->changed);
+}
+
+/* A datastore is not left while its slot is being told something. */
+static int leaving(void *arg)
+{
+    struct fixture *f = arg;
+    struct asked portal = {.f = f}, leave;
+    open_client(f);
+    ok(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "l", "devices", devices("l.img"), "size", 1 << 28));
+    struct snap_ds *ds = snap_ds_find(snap_client_local(f->c), "l");
+    struct vmfs *v = ds->v;
+    gr_fmutex_lock(&v->ckpt_lock);
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), set_portal, &portal), 0);
+    gr_fiber_sleep_ms(20);
+    ask_begin(&leave, f, "datastore.leave", json_pack("{s:s}", "name", "l"));
+    gr_fiber_sleep_ms(20);
+    assert_ptr_equal(ds->v, v);
+    gr_fmutex_unlock(&v->ckpt_lock);
+    assert_int_equal(ask_end(&portal), 0);
+    assert_int_equal(ask_end(&leave), 0);
+    close_client(f);
+    return 0;
+}
+
+static void test_leaving(void **state)
+{
+    with_service(leaving);
+}
+
+/* The place of a device is looked for when nobody else moves them. */
+static int moved_devices(void *arg)
+{
+    struct fixture *f = arg;
+    struct asked adding;
+    char *more = test_path("t-2.img");
+    open_client(f);
+    ok(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "t", "devices", devices("t-1.img"), "size", 1 << 28));
+    struct snap_svc *s = snap_client_local(f->c);
+    struct snap_ds *ds = snap_ds_find(s, "t");
+    struct gr_bdev *first = ds->bdevs[0];
+    ask_begin(&adding, f, "datastore.add-device", json_pack("{s:s,s:s,s:i}", "name", "t", "device", more, "size", 1 << 28));
+    while (ds->n_devices == 1 && !adding.over)
+        gr_fiber_sleep_ms(0);
+    gr_fmutex_lock(&s->lock);
+    gr_fiber_sleep_ms(300);
+    assert_false(adding.over); /* it waits for the lock, for the second time */
+    char *name = ds->devices[0]; /* as when another one has gone */
+    ds->devices[0] = ds->devices[1];
+    ds->devices[1] = name;
+    ds->bdevs[0] = ds->bdevs[1];
+    ds->bdevs[1] = first;
+    gr_fmutex_unlock(&s->lock);
+    assert_int_equal(ask_end(&adding), 0);
+    assert_ptr_equal(ds->bdevs[1], first);
+    close_client(f);
+    free(more);
+    return 0;
+}
+
+static void test_moved_devices(void **state)
+{
+    with_service(moved_devices);
+}
+
 /* ---- a name that leads elsewhere before what it named has ended ---- */
 
 /* While the disk is being closed, as another host may. */
@@ -537,4 +698,4 @@ static void test_held(void **state)
     with_service(held);
 }
 
-TEST_MAIN(TEST(test_datastores), TEST(test_disks), TEST(test_files), TEST(test_given_up), TEST(test_held), TEST(test_renamed), TEST(test_older))
+TEST_MAIN(TEST(test_datastores), TEST(test_disks), TEST(test_files), TEST(test_given_up), TEST(test_held), TEST(test_led), TEST(test_shown), TEST(test_leaving), TEST(test_moved_devices), TEST(test_renamed), TEST(test_older))

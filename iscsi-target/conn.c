@@ -143,7 +143,9 @@ static void readable(void *arg, int events)
 {
     struct tgt_conn *c = arg;
     c->holds++; /* while the gang is open, another thread may close it */
-    if (events & (POLLIN | POLLHUP | POLLERR))
+    if (c->flush.armed) /* the initiator waits for these, and what it has sent since may take us long */
+        tgt_tx_turn(c);
+    if (c->fd >= 0 && (events & (POLLIN | POLLHUP | POLLERR)))
         tgt_rx_turn(c);
     if (c->fd >= 0 && (events & POLLOUT))
         tgt_tx_turn(c);

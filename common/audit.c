@@ -63,7 +63,7 @@ static json_t *named(json_t *params)
         "name",     "disk",      "disks",      "devices", "device", "lun",  "file",     "path",      "from",      "to",       "snapshot",
         "bookmark", "host",      "portal",     "user",    "id",   "allow",    "deny",      "initiator", "uuid",     "size",
         "format",   "provision", "read-only",  "off",     "iops", "bandwidth", "burst-ms", "removable", "multipath", "force", "accept-loss", "rescue",
-        "dry-run",  "shrink",   "encrypt", "key", "key-file", "wrap", "rewrite", "resume", "timing",    "one-host",   "socket",  "forwarded",
+        "dry-run",  "action",  "shrink",   "encrypt", "key", "key-file", "wrap", "rewrite", "resume", "timing",    "one-host",   "socket",  "forwarded",
     };
     json_t *o = json_object();
     for (size_t i = 0; i < GR_ARRAY_LEN(keys); i++) {
@@ -79,10 +79,15 @@ static json_t *named(json_t *params)
 }
 
 /* ---- writing ---- */
-static int sync_fd(void *arg)
+struct syncing {
+    int fd;
+    const char *path;
+};
+/* And its name: the log may have been made just now, by this line or by one that did not have to last. */
+static int sync_log(void *arg)
 {
-    const int *fd = arg;
-    return fdatasync(*fd) < 0 ? -errno : 0;
+    const struct syncing *s = arg;
+    return fdatasync(s->fd) < 0 ? -errno : gr_sync_parent(s->path);
 }
 
 /* A line that was cut off (no space, a power cut) is ended first, so that it spoils nothing but itself. @lasting: it is on the disk. */
@@ -102,7 +107,8 @@ static int write_line(const char *path, struct gr_buf *line, bool lasting)
     ssize_t n = write(fd, line->data + skip, line->len - skip);
     if (n < 0 || (size_t)n < line->len - skip)
         return n < 0 ? -errno : -ENOSPC;
-    return !lasting ? 0 : gr_fiber_self() ? gr_fiber_work(sync_fd, &fd) : sync_fd(&fd);
+    struct syncing s = {fd, path};
+    return !lasting ? 0 : gr_fiber_self() ? gr_fiber_work(sync_log, &s) : sync_log(&s);
 }
 
 static json_t *line_of(const struct gr_rpc_seen *seen)
@@ -114,7 +120,10 @@ static json_t *line_of(const struct gr_rpc_seen *seen)
     if (gmtime_r(&when, &tm))
         strftime(utc, sizeof(utc), "%Y-%m-%dT%H:%M:%SZ", &tm);
     json_t *o = json_pack("{s:s,s:I}", "utc", utc, "time", (json_int_t)now);
-    if (seen->peer) {
+    if (seen->initiator) {
+        json_object_set_new(o, "initiator", json_string(seen->initiator));
+        json_object_set_new(o, "from", json_string(seen->from));
+    } else if (seen->peer) {
         json_object_set_new(o, "host", json_string(seen->peer->host));
         json_object_set_new(o, "from", json_string(seen->peer->from));
     } else {

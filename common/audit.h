@@ -4,6 +4,8 @@
  *   {"utc":"2026-11-27T23:10:51Z","time":1764285051,"uid":0,"pid":4242,"method":"disk.create","named":{"disk":"ds1/a","size":1048576},
  *    "result":"ok","seconds":0.013}          from another host "host" and "from" (its address) take the place of uid and pid
  *
+ * What an initiator destroys with one command (SANITIZE: method "iscsi.sanitize") is there as well, with "initiator" and "from".
+ *
  * What destroys (gr_rpc_method.destroys: delete, revert, prune, erase, a device removed, …) leaves one before it begins as well, on the disk before
  * anything is changed, with "result" "begun" and "seconds" null; both have the same "call". A crash in the middle leaves that one alone.
  *

@@ -55,10 +55,11 @@ static int what_of(json_t *named, struct gr_buf *b)
 
 static int one_line(void *arg, json_t *line)
 {
-    json_t *rows = arg, *host = json_object_get(line, "host");
+    json_t *rows = arg, *host = json_object_get(line, "host"), *initiator = json_object_get(line, "initiator");
     gr_auto_buf struct gr_buf what = {0};
     int r = what_of(json_object_get(line, "named"), &what);
-    gr_auto_free char *who = host ? gr_asprintf("host %s", json_string_value(host))
+    gr_auto_free char *who = initiator ? gr_asprintf("initiator %s", json_string_value(initiator))
+                             : host    ? gr_asprintf("host %s", json_string_value(host))
                                   : gr_asprintf("uid %lld pid %lld", (long long)json_integer_value(json_object_get(line, "uid")),
                                                 (long long)json_integer_value(json_object_get(line, "pid")));
     if (r < 0 || !who)

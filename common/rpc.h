@@ -57,6 +57,7 @@ struct gr_rpc_seen {
     uint64_t number;                /* of one whose beginning is told, too: the same both times, and no other's; else 0 */
     const char *method;
     json_t *params;                 /* borrowed */
+    const char *initiator, *from;   /* it was no call, but a SCSI command of that initiator, from that address; else NULL */
     const struct gr_rpc_peer *peer; /* NULL: a process of this machine, */
     pid_t pid;                      /* namely this one, as the kernel told when it connected, or the caller itself */
     uid_t uid;

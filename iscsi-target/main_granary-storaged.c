@@ -107,6 +107,16 @@ static int take_lock(struct daemon *d, struct gr_err *err)
     }
 }
 
+static void audit_warning(void *arg, const char *text)
+{
+    gr_log_limited(GR_LOG_WARN, "%s", text);
+}
+
+static void sanitized(void *arg, const struct gr_rpc_seen *seen)
+{
+    gr_audit_line(arg, seen);
+}
+
 static int start_target(struct daemon *d, struct gr_err *err)
 {
     gr_auto_free char *access = gr_home_path(d->home, "conf/access.json");
@@ -126,8 +136,10 @@ static int start_target(struct daemon *d, struct gr_err *err)
     gr_uuid_format(uuid, host);
     const struct gr_rules rules = snap_svc_rules(d->svc);
     struct tgt_server_opts o = {.loop = d->loop, .gang = d->gang, .dir = tgt_raw_directory(d->raw), .access_path = access, .rules = &rules,
-                                .host = host, .note = log_note};
-    r = tgt_server_new(&o, &d->tgt, err);
+                                .host = host, .note = log_note, .witness = sanitized, .witness_arg = &d->audit};
+    r = gr_audit_init(&d->audit, d->home, audit_warning, NULL, err);
+    if (r == 0)
+        r = tgt_server_new(&o, &d->tgt, err);
     return r < 0 ? r : tgt_raw_serve(d->raw, d->tgt, log_note, NULL, d->heritage.doc ? 0 : TGT_RAW_GHOST_MS, err);
 }
 
@@ -225,10 +237,10 @@ static void stop_all(struct daemon *d)
     mover_server_stop(gr_take(d->mover));
     snap_svc_unlink(d->svc);
     gr_rpc_server_free(d->rpc);
-    gr_audit_done(&d->audit);
     snap_exposures_free(d->exposures);
     d->exposures = NULL;
     tgt_server_free(gr_take(d->tgt));
+    gr_audit_done(&d->audit);
     tgt_raw_free(gr_take(d->raw));
     snap_svc_free(d->svc);
     gr_gang_stop(gr_take(d->gang));

@@ -163,17 +163,9 @@ static const struct gr_rpc_method daemon_methods[] = {{"daemon.ping", op_ping, t
                                                        {"daemon.hand-over", op_hand_over}, {NULL, NULL}};
 
 /* ---- all of them ---- */
-static void audit_warning(void *arg, const char *text)
-{
-    gr_log_limited(GR_LOG_WARN, "%s", text);
-}
-
 int storaged_serve(struct daemon *d, struct gr_err *err)
 {
-    int r = gr_audit_init(&d->audit, d->home, audit_warning, NULL, err);
-    if (r < 0)
-        return r;
-    r = gr_rpc_server_new(d->loop, &d->rpc);
+    int r = gr_rpc_server_new(d->loop, &d->rpc);
     if (r == 0)
         gr_audit_watch(&d->audit, d->rpc);
     if (r == 0)

@@ -1,7 +1,9 @@
 #include "iscsi-target/sanitize.h"
 #include "common/cleanup.h"
 #include "iscsi-target/scsi.h"
+#include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #define ATTR "sanitize"
 #define PIECE (1u << 20)         /* bytes of one write */
@@ -20,6 +22,10 @@ struct tgt_sanitize {
     struct gr_fqueue ended;
     struct tgt_sanitize_record rec;
     uint8_t pattern[TGT_SANITIZE_PATTERN];
+    struct {
+        uint64_t call, began_ns;
+        char initiator[TGT_NAME_MAX + 1], from[64]; /* "": this process goes on with what is remembered */
+    } asked;
 };
 
 bool tgt_sanitize_alone(const struct tgt_lu *lu)
@@ -43,6 +49,35 @@ uint32_t tgt_sanitize_bars(const struct tgt_lu *lu, const struct tgt_cmd *cmd, i
 void tgt_sanitize_free(struct tgt_lu *lu)
 {
     free(gr_take(lu->sanitize));
+}
+
+/* ---- what is written down of it (common/audit.h) ---- */
+static void tell(struct tgt_sanitize *z, bool begins, int result)
+{
+    static const char *const actions[] = {[TGT_SANITIZE_OVERWRITE] = "overwrite", [TGT_SANITIZE_BLOCK_ERASE] = "block-erase", [TGT_SANITIZE_CRYPTO_ERASE] = "crypto-erase"};
+    const struct tgt_server *s = z->lu->server;
+    if (!s->opts.witness)
+        return;
+    bool resumed = !z->asked.initiator[0];
+    json_t *params = json_pack("{s:s,s:s}", "disk", z->lu->disk, "action", actions[z->rec.action]);
+    if (resumed)
+        json_object_set_new(params, "resume", json_true());
+    struct gr_rpc_seen seen = {.begins = begins, .number = z->asked.call, .method = "iscsi.sanitize", .params = params, .initiator = resumed ? NULL : z->asked.initiator,
+                               .from = z->asked.from, .pid = getpid(), .uid = getuid(), .result = result, .ns = gr_loop_now_ns(s->loop) - z->asked.began_ns};
+    s->opts.witness(s->opts.witness_arg, &seen);
+    json_decref(params);
+}
+
+/* (fiber) Somebody asks for it; NULL: an earlier process has begun it. */
+static void tell_begin(struct tgt_sanitize *z, const struct tgt_sess *sess)
+{
+    const struct gr_world *w = gr_loop_world(z->lu->server->loop);
+    snprintf(z->asked.initiator, sizeof z->asked.initiator, "%s", sess ? sess->initiator : "");
+    snprintf(z->asked.from, sizeof z->asked.from, "%s", sess ? sess->address : "");
+    w->random(w->arg, &z->asked.call, sizeof z->asked.call);
+    z->asked.call |= 1;
+    z->asked.began_ns = gr_loop_now_ns(z->lu->server->loop);
+    tell(z, true, 0);
 }
 
 /* ---- what outlives the daemon ---- */
@@ -199,6 +234,8 @@ static void work(void *arg)
         (void)save(z); /* if this fails too, it is done again after a restart */
     }
     tgt_range_end(&lu->ranges, &z->range);
+    if (!r || !told_to_stop(z))
+        tell(z, false, r);
     z->running = false;
     gr_fqueue_wake_all(&z->ended);
     s->busy_fibers--;
@@ -252,6 +289,8 @@ int tgt_sanitize_load(struct tgt_lu *lu, struct gr_err *err)
         z->failed = true;
         return 0;
     }
+    z->running = true;
+    tell_begin(z, NULL);
     int r = start(z);
     return r < 0 ? gr_fail(err, r, "disk '%s': its sanitize operation cannot go on: %s", lu->disk, gr_code_text(r)) : 0;
 }
@@ -336,11 +375,13 @@ void tgt_run_sanitize(struct tgt_task *t)
     memcpy(&z->rec, &rec, sizeof rec);
     memcpy(z->pattern, pattern, TGT_SANITIZE_PATTERN);
     z->running = true; /* what suspends here must not let another one in */
+    tell_begin(z, t->sess);
     int r = save(z);
     z->running = false;
     if (r == 0)
         r = start(z);
     if (r < 0) {
+        tell(z, false, r);
         tgt_check_code(t, r);
         return;
     }

@@ -74,6 +74,9 @@ struct tgt_server_opts {
     unsigned max_sessions;     /* 0: 256 */
     void (*note)(void *arg, int level, const char *text); /* optional: something worth a line in the log */
     void *note_arg;
+    /* Optional: an initiator destroys the content of a disk; begins, and later ended (common/audit.h). In a fiber, which may suspend. */
+    void (*witness)(void *arg, const struct gr_rpc_seen *seen);
+    void *witness_arg;
 };
 struct tgt_server;
 /* (fiber) Make a server and start its login process; rules of disks in access.json are brought over to @rules. Errors: damaged access.json (-GR_EFORMAT), -ENOMEM, failures to start. */

@@ -64,13 +64,19 @@ scsi 'sense 2/04/1b' ds/wipe $TUR
 scsi 'sense 2/04/1b' ds/wipe 28000000000000000100 --in 512
 scsi 'good 70*' ds/wipe 030000001200 --in 18
 kill -9 "$(cat "$GRANARY_HOME/run/storaged.pid")"
+audited() { check "$1: $2" sh -c "granary audit $3 --json | jq -e '[.[] | select(.method == \"iscsi.sanitize\" and .named.disk == \"ds/wipe\")] | $2'"; }
+audited 'who asked for it is written down' 'length == 1 and (.[0] | .result == "begun" and .named.action == "overwrite" and (.from | startswith("127.0.0.1:")) and (.initiator | startswith("iqn.")))' --unfinished
 up
 scsi 'sense 2/04/1b' ds/wipe $TUR # it goes on
 tur_good() { [ "$("$send" "$(url ds/wipe iscsi-url)" $TUR)" = good ]; }
 wait_for 30 tur_good
 run_check qemu-img convert -f raw -O raw "$(url ds/wipe iscsi-url)" "$T/wiped"
 check 'the pattern is everywhere' cmp "$T/wiped" <(yes WIPE | tr -d '\n' | head -c 512M)
+audited 'it was gone on with' '.[1:] | map(.result) == ["begun", "ok"] and all(.named.resume and .uid == 0 and .call != null) and .[0].call == .[1].call' ''
 scsi good ds/wipe 48020000000000000000 # block erase
+audited 'begun and done' '.[3:] | map(.result) == ["begun", "ok"] and all(.initiator != null and .named.action == "block-erase") and .[0].call == .[1].call and .[1].seconds > 0' ''
+run_check granary audit
+check 'and shown' grep -q 'initiator iqn.* iscsi.sanitize' "$T/out"
 run_check granary disk info ds/wipe --json
 check 'all space is given back' jq -e '.used < 1048576' "$T/out"
 run_check granary down

@@ -4,11 +4,14 @@
 #include "common/cleanup.h"
 #include "tests/lib/test.h"
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 struct site {
     struct gr_home *home;
@@ -178,6 +181,16 @@ static void lines(void **state)
 }
 
 /* ---- what does not come back ---- */
+static atomic_uint dirs_synced; /* fsync() has no other way to tell */
+
+int fsync(int fd)
+{
+    struct stat st;
+    if (fstat(fd, &st) == 0 && S_ISDIR(st.st_mode))
+        atomic_fetch_add(&dirs_synced, 1);
+    return (int)syscall(SYS_fsync, fd);
+}
+
 static int begun_body(void *arg)
 {
     struct site s;
@@ -185,9 +198,11 @@ static int begun_body(void *arg)
     site_up(&s);
     for (unsigned fails = 0; fails < 2; fails++) {
         unsigned n = look(&s);
+        atomic_store(&dirs_synced, 0);
         int r = gr_rpc_local(s.server, "thing.destroy", json_pack("{s:s,s:o*}", "disk", "ds/a", "fails", fails ? json_true() : NULL), NULL, NULL, NULL, &err);
         assert_int_equal(r, fails ? -EBUSY : 0);
         assert_int_equal(s.before, n + 1);
+        assert_int_equal(atomic_load(&dirs_synced), 1); /* the log's name lasts as well */
         assert_int_equal(look(&s), n + 2);
         assert_string_equal(text(&s, "result"), fails ? "EBUSY" : "ok");
         assert_true(json_is_real(json_object_get(s.last, "seconds")));

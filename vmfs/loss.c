@@ -105,9 +105,11 @@ static void look_work(void *arg)
 {
     struct look *l = arg;
     struct vmfs *v = l->v;
-    vloss_look(v, bit_of(l->dev), 0);
-    if (!v->fenced)
-        gr_fqueue_wait_ms(&v->looks, LOOK_NS / 1000000); /* whoever else fails meanwhile has been answered for */
+    do { /* what fails meanwhile is looked at behind the wait, or the device would be blamed for whatever the volume is given up for one day */
+        vloss_look(v, bit_of(l->dev), 0);
+        if (!v->fenced)
+            gr_fqueue_wait_ms(&v->looks, LOOK_NS / 1000000);
+    } while (v->dev[l->dev].failed && !v->fenced && !v->leaving);
     v->dev[l->dev].looking = false;
     free(l);
     if (--v->background == 0)

@@ -234,7 +234,7 @@ static int bring_back(struct snap_op *op, struct snap_ds **pds, const char *name
     ds->back = (unsigned)i + 1;
     snap_ds_rejoin(ds);
     snap_ds_put(gr_take(*pds)); /* leaving it waits for requests at work; from here on it may be left for good */
-    while ((ds = snap_ds_find(op->s, name)) && ds->ejected && !op->s->ending)
+    while ((ds = snap_ds_find(op->s, name)) && (ds->ejected || ds->leaving) && !op->s->ending)
         gr_fiber_sleep_ms(20);
     if ((r = snap_ds_get(op->s, name, &ds, op->err)) < 0)
         return r;

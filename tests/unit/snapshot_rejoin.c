@@ -186,7 +186,13 @@ static void left(void **state)
     with_service(left_fn);
 }
 
-/* What is there is no good; the datastore goes on without it, as before. */
+static void at_work_for_a_while(void *arg)
+{
+    gr_fiber_sleep_ms(300);
+    snap_ds_put(arg);
+}
+
+/* What is there is no good; the datastore goes on without it, as before. Then it is good, and other requests are at work. */
 static int back_fn(void *arg)
 {
     struct fixture *f = arg;
@@ -201,6 +207,8 @@ static int back_fn(void *arg)
     FAILS(-ENODEV, "cannot be used yet: the log", call(f, "datastore.add-device", json_pack("{s:s,s:s}", "name", "ds", "device", path), &err));
     assert_true(at_work(ds) && vdev_missing(ds->v, 2) && ds->lost[2]);
     assert_int_equal(truncate(path, 64 << 20), 0);
+    ds->users++;
+    assert_int_equal(gr_fiber_start(gr_fiber_loop(), at_work_for_a_while, ds), 0);
     OK(call(f, "datastore.add-device", json_pack("{s:s,s:s}", "name", "ds", "device", path), &err));
     assert_true(at_work(ds) && !vdev_missing(ds->v, 2) && !ds->lost[2]);
     assert_int_equal(ds->users, 0);

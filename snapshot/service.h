@@ -58,13 +58,14 @@
  *   snapshot.bookmark {"disk","snapshot","bookmark"} → {"disk","name","bookmark"}
  *   snapshot.diff {"disk","base","to"?} parts [{"offset","length","state":"data|zero"},…] → {"ranges","bytes"}
  *       base: a snapshot, a bookmark or a token
- *   dir.list {"path"} → [{"name","path","type":"dir|file|disk","id","size","used","mtime"}]      dir.stat {"path"} → one of them
+ *   dir.list {"path"} → [{"name","path","type":"dir|file|disk","id","size","used","mtime","encrypted"?,"key"?}]      dir.stat {"path"} → one of them, with
+ *       "key-here" of what is encrypted
  *   dir.make {"path"}
  *   dir.rename {"from","to"}      dir.remove {"path"} an empty directory or a file
  *   file.read {"path","offset"?,"length"?} → {"data-b64","size"}  (8 MiB at most in one answer; also of a disk)
  *   file.write {"path","data-b64"} replaces the whole file atomically      file.list {"path"} → all files below, as dir.list
- *   file.take {"path","socket","limit"} a new file of what comes over the unix socket, where the caller listens, until it ends; file.give
- *       {"path","socket"} the other way round → both {"bytes","crc"} (CRC32C of all of it)
+ *   file.take {"path","socket","limit"} a new file of what comes over the unix socket, where the caller listens, until it ends; file.take-encrypted, with
+ *       "key", that of a key, the same, encrypted; file.give {"path","socket"} the other way round → all {"bytes","crc"} (CRC32C of all of it)
  *
  *   fs.serve {"name":"DS[/DIR]","dir","socket","uid","gid","again"?} a mount: its descriptor comes over the socket (mnt_int.h). Between hosts, "path" is
  *   "DS": fs.yield {"path","id"} give a file up   fs.stat {"path","id"} → {"held","size",…}   fs.lost {"path","id"} → {"open"}: it has no name any more

@@ -601,7 +601,9 @@ int snap_disk_get(struct snap_op *op, const struct snap_path *p, struct snap_dis
     }
     struct vmfs_stat st;
     vmfs_disk_stat(d.h->disk, &st);
-    if (st.type != VMFS_DISK) {
+    if (st.type != VMFS_DISK) { /* it does not stay open, or nobody could write it any more */
+        if (snap_disk_drop(op->s, &d, true, NULL) == 0)
+            (void)vmfs_release(d.ds->v, p->path, NULL);
         snap_disk_put(&d);
         return gr_fail(op->err, -EINVAL, "%s/%s is a file, not a disk", p->ds, p->path);
     }

@@ -1,6 +1,7 @@
 /* Methods dir.* and file.*: the small files beside the disks (VM configurations, notes, state). */
 #include "common/b64.h"
 #include "common/buf.h"
+#include "snapshot/keyfile.h"
 #include "snapshot/service_int.h"
 #include <string.h>
 
@@ -27,8 +28,11 @@ static json_t *entry_row(struct snap_ds *ds, const char *path, const struct vmfs
 {
     const char *slash = strrchr(path, '/');
     gr_auto_free char *full = path[0] ? gr_asprintf("%s/%s", ds->name, path) : gr_strdup(ds->name);
-    return json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I}", "name", slash ? slash + 1 : path, "path", full ? full : path, "type", type_name(st->type),
+    json_t *row = json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:I}", "name", slash ? slash + 1 : path, "path", full ? full : path, "type", type_name(st->type),
                      "id", (json_int_t)st->id, "size", (json_int_t)st->size, "used", (json_int_t)st->used, "mtime", (json_int_t)st->mtime_s);
+    if (row && st->type != VMFS_DIR)
+        snap_key_row(st->key_id, row);
+    return row;
 }
 
 static int add_row(void *arg, const char *path, const struct vmfs_stat *st)
@@ -66,6 +70,14 @@ static int op_file_list(struct snap_op *op)
 }
 SNAP_METHOD(op_file_list, "file.list")
 
+static bool key_here(struct snap_svc *s, uint64_t id)
+{
+    uint8_t key[SNAP_KEY_BYTES];
+    bool here = snap_key_find(s->o.home, id, key) == 0;
+    explicit_bzero(key, sizeof(key));
+    return here;
+}
+
 static int op_dir_stat(struct snap_op *op)
 {
     struct snap_path p;
@@ -76,6 +88,8 @@ static int op_dir_stat(struct snap_op *op)
         return r;
     r = snap_stat(ds, p.path, &st, op->err);
     json_t *o = r == 0 ? entry_row(ds, p.path, &st) : NULL;
+    if (o && st.key_id)
+        json_object_set_new(o, "key-here", json_boolean(key_here(op->s, st.key_id)));
     snap_ds_put(ds);
     return r < 0 ? r : snap_op_result(op, o);
 }
@@ -94,8 +108,7 @@ static int op_dir_make(struct snap_op *op)
 }
 SNAP_METHOD(op_dir_make, "dir.make")
 
-/* Whoever holds the object open (its owner) has to do it: mark the request for forwarding. */
-static int refuse_foreign(struct snap_op *op, struct snap_ds *ds, const char *path)
+int snap_refuse_foreign(struct snap_op *op, struct snap_ds *ds, const char *path)
 {
     int r = snap_owner_of(ds, path, &op->owner, op->err);
     if (r <= 0)
@@ -108,7 +121,7 @@ static int refuse_foreign(struct snap_op *op, struct snap_ds *ds, const char *pa
 static int refuse_locked(struct snap_op *op, struct snap_ds *ds, const char *path)
 {
     struct gr_err locked = *op->err;
-    int r = refuse_foreign(op, ds, path);
+    int r = snap_refuse_foreign(op, ds, path);
     return r == 0 ? gr_fail(op->err, -GR_ELOCKED, "%s", locked.text) : r;
 }
 
@@ -153,7 +166,7 @@ static int op_rename(struct snap_op *op)
         r = snap_ds_get(op->s, from.ds, &ds, op->err);
     if (r < 0)
         return r;
-    r = refuse_foreign(op, ds, from.path);
+    r = snap_refuse_foreign(op, ds, from.path);
     if (r == 0)
         r = snap_close_below(op->s, ds, from.path, op->err);
     if (r == 0)
@@ -175,7 +188,7 @@ static int op_remove(struct snap_op *op)
     if (r == 0 && st.type == VMFS_DISK)
         r = gr_fail(op->err, -EINVAL, "%s/%s is a disk: granary disk delete removes it", p.ds, p.path);
     if (r == 0)
-        r = refuse_foreign(op, ds, p.path);
+        r = snap_refuse_foreign(op, ds, p.path);
     if (r == 0)
         r = snap_close_below(op->s, ds, p.path, op->err);
     if (r == 0)

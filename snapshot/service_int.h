@@ -245,6 +245,8 @@ int snap_refuse_mounted(const char *path, struct gr_err *err);
 bool mnt_in_use_elsewhere(struct snap_ds *ds, uint64_t id);
 /* Sessions, exposures and readers let go of the disk at @path; @only_idle: -GR_ELOCKED when somebody uses it. */
 int snap_release_hook(struct snap_svc *s, const struct snap_ds *ds, const char *path, bool only_idle, struct gr_err *err);
+/* Whoever holds the object open, its owner, has to do it: -GR_ELOCKED, and the request is marked for forwarding. */
+int snap_refuse_foreign(struct snap_op *op, struct snap_ds *ds, const char *path);
 /* Close what is open at or below @path, if nobody uses it: it is about to be renamed or removed. */
 int snap_close_below(struct snap_svc *s, struct snap_ds *ds, const char *path, struct gr_err *err);
 
@@ -270,7 +272,7 @@ void snap_passes_stop(struct snap_svc *s, struct snap_handle *h); /* service_def
 /* ---- encrypted disks (service_key.c) ---- */
 /* The key that params "encrypt", "key" and "key-file" ask for a new disk; 0: it is not encrypted. */
 int snap_op_encrypt(struct snap_op *op, uint64_t *ret_key);
-void snap_key_row(uint64_t key_id, json_t *row); /* "encrypted" and "key" of a disk's row */
+void snap_key_row(uint64_t key_id, json_t *row); /* "encrypted" and "key" of a disk's or file's row */
 /* The disk closed, so that it can end; with or without its key. Put it back with snap_disk_put(). */
 int snap_disk_get_to_end(struct snap_op *op, const struct snap_path *p, const char *what, struct snap_disk *ret, struct vmfs_stat *st);
 /* ---- templates (service_template.c) ---- */

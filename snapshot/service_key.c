@@ -91,7 +91,7 @@ static int op_key_use(struct snap_op *op)
 }
 SNAP_METHOD(op_key_use, "key.use")
 
-/* ---- which disks ---- */
+/* ---- which disks, and files ---- */
 struct disks {
     struct snap_ds *ds;
     uint64_t key; /* only those of this one; 0: all that are encrypted */
@@ -101,7 +101,7 @@ struct disks {
 static int add_encrypted(void *arg, const char *path, const struct vmfs_stat *st)
 {
     struct disks *d = arg;
-    if (st->type != VMFS_DISK)
+    if (st->type == VMFS_DIR)
         return SNAP_WALK_INTO;
     if (!st->key_id || st->key_id == VMFS_ERASED || (d->key && st->key_id != d->key))
         return 0;
@@ -173,7 +173,7 @@ static int op_key_delete(struct snap_op *op)
     if (r == 0)
         r = encrypted_disks(op->s, id, disks, op->err);
     if (r == 0 && json_array_size(disks))
-        r = gr_fail(op->err, -EBUSY, "disk %s needs this key: without it nobody can read it (granary disk erase does that on purpose)",
+        r = gr_fail(op->err, -EBUSY, "%s needs this key: without it nobody can read it (granary disk erase does that to a disk on purpose)",
                     json_string_value(json_array_get(disks, 0)));
     if (r == 0)
         r = snap_key_delete(op->s->o.home, id, op->err);
@@ -203,6 +203,38 @@ static int tell_progress(void *arg, uint64_t pieces, struct gr_err *err)
     return 0;
 }
 
+/* A file's content is not written again: it keeps its data key. 1: it is none. */
+static int rekey_file(struct snap_op *op, const struct snap_path *p, bool wrap, uint64_t key)
+{
+    struct snap_ds *ds = NULL;
+    struct vmfs_disk *file = NULL;
+    struct vmfs_stat st;
+    int r = snap_ds_get(op->s, p->ds, &ds, op->err);
+    if (r < 0)
+        return r;
+    r = snap_stat(ds, p->path, &st, op->err);
+    if (r < 0 || st.type != VMFS_FILE) {
+        snap_ds_put(ds);
+        return r < 0 ? r : 1;
+    }
+    if (!wrap)
+        r = gr_fail(op->err, -EINVAL, "%s/%s is a file, whose data key stays as it is: --wrap wraps that with another key", p->ds, p->path);
+    if (r == 0)
+        r = snap_refuse_foreign(op, ds, p->path);
+    if (r == 0)
+        r = vmfs_open(ds->v, p->path, &file, NULL, op->err);
+    if (r == 0) {
+        r = vmfs_keys_rewrap(file, key, op->err);
+        vmfs_disk_stat(file, &st);
+        vmfs_close(file);
+        (void)vmfs_release(ds->v, p->path, NULL); /* unless somebody has it open */
+    }
+    if (r == 0)
+        r = snap_op_result(op, snap_disk_row(ds, p->path, &st));
+    snap_ds_put(ds);
+    return r;
+}
+
 static int op_rekey(struct snap_op *op)
 {
     struct snap_path p;
@@ -226,7 +258,9 @@ static int op_rekey(struct snap_op *op)
         r = gr_fail(op->err, -GR_EUSAGE, "--wrap keeps the data key, --rewrite begins a new one: say which");
     if (r == 0)
         r = text ? snap_key_parse(text, &key, op->err) : snap_key_current(op->s->o.home, &key, op->err);
-    if (r == 0)
+    if (r == 0 && (r = rekey_file(op, &p, wrap, key)) <= 0)
+        return r;
+    if (r > 0)
         r = snap_disk_get(op, &p, &d);
     if (r < 0)
         return r;
@@ -300,6 +334,8 @@ int snap_disk_get_to_end(struct snap_op *op, const struct snap_path *p, const ch
         r = snap_ds_get(op->s, p->ds, &d.ds, op->err);
         if (r == 0)
             r = vmfs_stat(d.ds->v, p->path, st, op->err);
+        if (r == 0 && st->type != VMFS_DISK)
+            r = gr_fail(op->err, -EINVAL, "%s/%s is a file, not a disk", p->ds, p->path);
     } else if (r == 0) {
         vmfs_disk_stat(d.h->disk, st);
         r = snap_refuse_in_use(op->s, &d, what, op->err);

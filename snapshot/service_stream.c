@@ -1,8 +1,10 @@
-/* Methods file.take and file.give: a long file (a virtual machine's memory) comes or goes over a socket of this machine that the caller listens on. */
+/* Methods file.take, file.take-encrypted and file.give: a long file (a virtual machine's memory) comes or goes over a socket of this machine that the
+ * caller listens on. */
 #include "common/buf.h"
 #include "common/crc.h"
 #include "common/rpc.h"
 #include "common/seam.h"
+#include "snapshot/keyfile.h"
 #include "snapshot/service_int.h"
 #include "vmfs/files.h"
 #include <poll.h>
@@ -19,6 +21,7 @@ struct stream {
     struct snap_ds *ds;
     struct vmfs_disk *file;
     struct gr_chan *ch;
+    const char *socket;
     uint8_t *buf;
     int fd;
     uint64_t done, size; /* bytes over the socket; length of the file */
@@ -34,6 +37,8 @@ static void stream_done(struct stream *s)
         snap_ds_put(s->ds);
     if (s->fd >= 0)
         close(s->fd);
+    if (s->buf)
+        explicit_bzero(s->buf, PART); /* of an encrypted one nothing is left here */
     free(s->buf);
 }
 
@@ -42,26 +47,26 @@ static int failed(struct stream *s, int r, const char *what)
     return gr_fail(s->op->err, r, "%s/%s: %s at byte %llu: %s", s->path.ds, s->path.path, what, (unsigned long long)s->done, gr_code_text(r));
 }
 
-/* Whatever is to come or go: the datastore, the buffer, and the caller's socket. */
+/* Whatever is to come or go: the datastore, and the buffer. */
 static int stream_open(struct stream *s)
 {
-    const char *socket = NULL;
     int r = snap_op_path(s->op, "path", SNAP_PATH_DISK, &s->path);
     if (r == 0)
-        r = gr_json_str(s->op->params, "socket", &socket, s->op->err);
+        r = gr_json_str(s->op->params, "socket", &s->socket, s->op->err);
     if (r == 0)
         r = snap_ds_get(s->op->s, s->path.ds, &s->ds, s->op->err);
     if (r == 0 && !(s->buf = gr_alloc_aligned(4096, PART)))
         r = gr_fail(s->op->err, -ENOMEM, "out of memory");
-    return r < 0 ? r : gr_unix_connect(socket, &s->fd, s->op->err);
+    return r;
 }
 
+/* The file, and then the caller's socket: who waits there is told at once why the file cannot be used, and sends nothing. */
 static int file_open(struct stream *s)
 {
     int r = vmfs_open(s->ds->v, s->path.path, &s->file, NULL, s->op->err);
     if (r == 0 && (r = gr_chan_open(vmfs_bdev(s->file), s->op->s->o.loop, &s->ch)) < 0)
         gr_fail(s->op->err, r, "%s/%s: %s", s->path.ds, s->path.path, gr_code_text(r));
-    return r;
+    return r < 0 ? r : gr_unix_connect(s->socket, &s->fd, s->op->err);
 }
 
 /* Fill the buffer from the socket: how much came, less than PART only at its end. */
@@ -116,7 +121,15 @@ static int result(struct stream *s)
     return snap_op_result(s->op, json_pack("{s:I,s:I}", "bytes", (json_int_t)s->done, "crc", (json_int_t)s->crc));
 }
 
-static int op_take(struct snap_op *op)
+static int make_file(struct stream *s, uint64_t key)
+{
+    struct gr_err *err = s->op->err;
+    int r = key ? vmfs_create_encrypted_file(s->ds->v, s->path.path, key, err) : vmfs_create(s->ds->v, s->path.path, VMFS_FILE, 0, VMFS_THIN, err);
+    return r == -ENOKEY ? gr_prefix(err, r, "%s/%s", s->path.ds, s->path.path) : r;
+}
+
+/* @key: the key-encryption key; 0: it is not encrypted. */
+static int take(struct snap_op *op, uint64_t key)
 {
     gr_auto(stream_done) struct stream s = {.op = op, .fd = -1};
     uint64_t limit = 0, id = 0; /* 0: it could not even be opened */
@@ -124,7 +137,7 @@ static int op_take(struct snap_op *op)
     if (r == 0)
         r = stream_open(&s);
     if (r == 0)
-        r = vmfs_create(s.ds->v, s.path.path, VMFS_FILE, 0, VMFS_THIN, op->err);
+        r = make_file(&s, key);
     if (r < 0)
         return r;
     r = file_open(&s);
@@ -141,7 +154,24 @@ static int op_take(struct snap_op *op)
         (void)vmfs_remove_object(s.ds->v, s.path.path, id, NULL); /* unless somebody has given its name to something else */
     return r < 0 ? r : result(&s);
 }
+
+static int op_take(struct snap_op *op)
+{
+    return take(op, 0);
+}
 SNAP_METHOD(op_take, "file.take")
+
+/* A method of its own, so that a service which does not know it refuses, and writes nothing in clear. */
+static int op_take_encrypted(struct snap_op *op)
+{
+    const char *text = NULL;
+    uint64_t key;
+    int r = gr_json_str(op->params, "key", &text, op->err);
+    if (r == 0)
+        r = snap_key_parse(text, &key, op->err);
+    return r == 0 ? take(op, key) : r;
+}
+SNAP_METHOD(op_take_encrypted, "file.take-encrypted")
 
 static int send_part(struct stream *s, size_t n)
 {
@@ -182,4 +212,5 @@ static int op_give(struct snap_op *op)
 }
 SNAP_METHOD(op_give, "file.give")
 
-const struct gr_rpc_method snap_stream_methods[] = {{"file.take", rpc_op_take}, {"file.give", rpc_op_give}, {NULL, NULL}};
+const struct gr_rpc_method snap_stream_methods[] = {
+    {"file.take", rpc_op_take}, {"file.take-encrypted", rpc_op_take_encrypted}, {"file.give", rpc_op_give}, {NULL, NULL}};

@@ -129,6 +129,22 @@ static int parts_there(struct hv_hostd *h, const struct hv_vm *record, struct gr
     return 0;
 }
 
+/* The memory, too, if it is asked for: as long as it was, and with the key that it needs. */
+static int memory_there(struct hv_hostd *h, const struct hv_vm *record, struct gr_err *err)
+{
+    const char *name = hv_vmsn_get(record, "snapshot.name"), *file = hv_vmsn_get(record, "snapshot.memory");
+    json_auto_t *row = NULL;
+    if (!*file)
+        return 0;
+    int r = hv_storage_call(&h->storage, "dir.stat", json_pack("{s:s}", "path", file), CALL_MS, &row, err);
+    if (r >= 0 && (uint64_t)json_integer_value(json_object_get(row, "size")) != hv_vmsn_number(record, "snapshot.memoryBytes"))
+        r = gr_fail(err, -GR_ECORRUPT, "%s has %lld bytes, not %llu", file, (long long)json_integer_value(json_object_get(row, "size")),
+                    (unsigned long long)hv_vmsn_number(record, "snapshot.memoryBytes"));
+    if (r >= 0 && json_is_false(json_object_get(row, "key-here")))
+        r = gr_fail(err, -ENOKEY, "%s: encrypted with key %s, which is not here: 'granary key import' it", file, json_string_value(json_object_get(row, "key")));
+    return r < 0 ? gr_prefix(err, r, "snapshot '%s' of '%s' cannot be gone on from (--no-memory goes back without it)", name, record->path) : 0;
+}
+
 /* The configuration becomes that of the snapshot; but a start is never counted twice. */
 static int configure(struct hv_hostd *h, struct hv_vm *record, uint64_t incarnation, bool memory, struct gr_err *err)
 {
@@ -298,6 +314,8 @@ static int m_revert(void *arg, struct gr_rpc_call *call, json_t *params, json_t 
     r = hv_vmsn_read(&h->storage, path, name, &record, err);
     if (r >= 0)
         r = parts_there(h, &record, err); /* before anything is ended for it */
+    if (r >= 0 && memory)
+        r = memory_there(h, &record, err);
     if (r >= 0)
         r = end_it(h, path, uuid, force, err);
     if (r >= 0)

@@ -115,34 +115,47 @@ static int take_disks(struct hv_hostd *h, const struct hv_vm *vm, const char *uu
 }
 
 /* ---- with memory ---- */
-/* Memory lies in the datastore in the clear: not that of a guest whose disks are encrypted. */
-static int may_keep_memory(struct hv_hostd *h, const struct hv_vm *vm, struct gr_err *err)
+/* What a guest with an encrypted disk has in its memory is as secret as that: it is encrypted with the same key, that of the first one. *ret: its
+ * number, the caller's to free; NULL: no disk is encrypted. */
+static int memory_key(struct hv_hostd *h, const struct hv_vm *vm, char **ret, struct gr_err *err)
 {
-    for (unsigned i = 0; i < vm->disk_count; i++) {
+    *ret = NULL;
+    for (unsigned i = 0; !*ret && i < vm->disk_count; i++) {
         json_auto_t *info = NULL;
         int r = hv_storage_call(&h->storage, "disk.info", json_pack("{s:s}", "disk", vm->disks[i].path), CREATE_MS, &info, err);
         if (r < 0)
             return r;
-        if (json_is_true(json_object_get(info, "encrypted")))
-            return gr_fail(err, -EOPNOTSUPP, "'%s': disk %s is encrypted, and the guest's memory would be kept in the clear: take the snapshot without --memory", vm->path,
-                           vm->disks[i].path);
+        const char *key = json_string_value(json_object_get(info, "key"));
+        if (json_is_true(json_object_get(info, "encrypted")) && !(*ret = gr_strdup(key ? key : "")))
+            return gr_fail(err, -ENOMEM, "out of memory");
     }
     return 0;
 }
 
-static int take_memory(struct hv_hostd *h, const struct hv_vm *vm, const char *uuid, const struct order *o, struct gr_rpc_call *call, struct taken *k, struct gr_err *err)
+static int save_memory(struct hv_hostd *h, const struct hv_vm *vm, const char *uuid, json_t *request, struct gr_rpc_call *call, json_t **ret, struct gr_err *err)
 {
-    gr_auto_free char *file = hv_vmsn_path(vm->path, o->name, "vmem");
-    json_auto_t *disks = disk_list(vm), *request = NULL;
-    if (file && disks)
-        request = json_pack("{s:s, s:I, s:O, s:s, s:s}", "file", file, "limit", (json_int_t)(vm->memory * 3 + MEMORY_SPARE), "disks", disks, "name", o->name,
-                            "group", o->group);
-    if (!request)
-        return gr_fail(err, -ENOMEM, "out of memory");
-    int r = hv_hostd_vmx_wait(h, vm->path, uuid, "vmx.save", gr_take(request), call, MEMORY_MS, &k->memory, err);
+    bool encrypted = json_object_get(request, "key") != NULL; /* of its own method, as in hv/memory_file.c */
+    int r = hv_hostd_vmx_wait(h, vm->path, uuid, encrypted ? "vmx.save-encrypted" : "vmx.save", request, call, MEMORY_MS, ret, err);
     if (r == -ENOENT && !hv_hostd_has_record(h, uuid))
         return gr_fail(err, -ESRCH, "'%s' is off: it has no memory to keep", vm->path);
+    if (r == -EOPNOTSUPP && encrypted)
+        return gr_prefix(err, r, "'%s' was started by an earlier release, which cannot encrypt its memory: stop and start it first", vm->path);
+    return r;
+}
+
+static int take_memory(struct hv_hostd *h, const struct hv_vm *vm, const char *uuid, const struct order *o, struct gr_rpc_call *call, struct taken *k, struct gr_err *err)
+{
+    gr_auto_free char *file = hv_vmsn_path(vm->path, o->name, "vmem"), *key = NULL;
+    json_auto_t *disks = disk_list(vm), *request = NULL;
+    int r = memory_key(h, vm, &key, err);
     if (r < 0)
+        return r;
+    if (file && disks)
+        request = json_pack("{s:s, s:I, s:O, s:s, s:s, s:s*}", "file", file, "limit", (json_int_t)(vm->memory * 3 + MEMORY_SPARE), "disks", disks, "name", o->name,
+                            "group", o->group, "key", key);
+    if (!request)
+        return gr_fail(err, -ENOMEM, "out of memory");
+    if ((r = save_memory(h, vm, uuid, gr_take(request), call, &k->memory, err)) < 0)
         return r;
     k->made = json_incref(json_object_get(k->memory, "made"));
     k->t.frozen_ms = (uint64_t)json_integer_value(json_object_get(k->memory, "held-ms"));
@@ -223,8 +236,6 @@ static int take_recorded(struct hv_hostd *h, const struct hv_vm *vm, const char 
 {
     gr_auto(hv_vm_done) struct hv_vm record = {0};
     int r = hv_vmsn_name_check(vm->path, o->name, err);
-    if (r >= 0 && o->memory)
-        r = may_keep_memory(h, vm, err);
     if (r < 0 || (r = hv_hostd_tidy_snapshots(h, vm->path, err)) < 0 || (r = names_free(h, vm, o->name, err)) < 0 || (r = record_begin(h, vm, o, &record, err)) < 0)
         return r;
     r = o->memory ? take_memory(h, vm, uuid, o, call, k, err) : take_disks(h, vm, uuid, o, k, err);

@@ -48,8 +48,14 @@ static int accept_it(struct hv_memory_file *f, int listener, int *ret_fd, struct
     return gr_fail(err, -ETIMEDOUT, "the storage service does not come for the virtual machine's memory");
 }
 
-int hv_memory_file_open(const struct hv_storage *s, const char *method, const char *path, uint64_t limit, const char *socket, struct hv_memory_file **ret, int *ret_fd,
-                        struct gr_err *err)
+/* What is encrypted has a method of its own, which a service of an earlier release does not have: nothing comes into a file in clear by mistake. */
+static const char *method_of(enum hv_memory_way way, const char *key)
+{
+    return way == HV_MEMORY_GIVE ? "file.give" : key ? "file.take-encrypted" : "file.take";
+}
+
+int hv_memory_file_open(const struct hv_storage *s, enum hv_memory_way way, const char *path, uint64_t limit, const char *key, const char *socket,
+                        struct hv_memory_file **ret, int *ret_fd, struct gr_err *err)
 {
     gr_auto_close int listener = -1;
     int r = gr_unix_listen(socket, 0600, &listener, err);
@@ -57,8 +63,8 @@ int hv_memory_file_open(const struct hv_storage *s, const char *method, const ch
     if (r < 0)
         return r;
     if (f) {
-        *f = (struct hv_memory_file){.s = s, .method = method};
-        f->params = json_pack("{s:s, s:s, s:I}", "path", path, "socket", socket, "limit", (json_int_t)limit);
+        *f = (struct hv_memory_file){.s = s, .method = method_of(way, key)};
+        f->params = json_pack("{s:s, s:s, s:I, s:s*}", "path", path, "socket", socket, "limit", (json_int_t)limit, "key", key);
     }
     r = f && f->params ? gr_fiber_start(s->loop, caller, f) : -ENOMEM;
     if (r < 0) {

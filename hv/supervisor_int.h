@@ -52,5 +52,6 @@ int hv_sup_memory_end(struct hv_sup *s, struct hv_sup_memory *m, bool loaded, st
 int hv_sup_go_on(struct hv_sup *s, struct gr_err *err);
 void hv_sup_memory_done(struct hv_sup_memory *m);
 int hv_sup_m_save(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err);
+int hv_sup_m_save_encrypted(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err);
 int hv_sup_not_saving(const struct hv_sup *s, struct gr_err *err); /* 0 or -EBUSY */
 #endif

@@ -27,7 +27,7 @@ int hv_sup_memory_begin(struct hv_sup *s, struct hv_sup_memory *m, struct gr_err
     if (r >= 0 && strcmp(accel, hv_accel_name(s->accel)))
         r = gr_fail(err, -EOPNOTSUPP, "its memory is of a guest that ran with %s, and here is %s", accel, hv_accel_name(s->accel));
     if (r >= 0)
-        r = socket ? hv_memory_file_open(&s->storage, "file.give", file, 0, socket, &m->file, &m->fd, err) : gr_fail(err, -ENOMEM, "out of memory");
+        r = socket ? hv_memory_file_open(&s->storage, HV_MEMORY_GIVE, file, 0, NULL, socket, &m->file, &m->fd, err) : gr_fail(err, -ENOMEM, "out of memory");
     if (r < 0)
         return gr_prefix(err, r, "'%s' cannot go on from snapshot '%s' ('granary vm revert %s %s --no-memory' lets it boot)", s->vm.path, name, s->vm.path, name);
     m->suspended = hv_vmsn_is(&m->record, "snapshot.suspended", "1");
@@ -106,19 +106,20 @@ static int save_and_take(struct hv_sup *s, int fd, bool running, json_t *request
     return r < 0 ? r : go < 0 ? gr_fail(err, go, "'%s' does not go on: %s", s->vm.path, gr_err_text(&why, go)) : 0;
 }
 
-static int save(struct hv_sup *s, const char *file, uint64_t limit, json_t *request, struct gr_rpc_call *call, json_t **ret, struct gr_err *err)
+static int save(struct hv_sup *s, const char *file, uint64_t limit, const char *key, json_t *request, struct gr_rpc_call *call, json_t **ret, struct gr_err *err)
 {
     struct hv_memory_file *f = NULL;
     json_auto_t *made = NULL;
     gr_auto_close int fd = -1;
     gr_auto_free char *socket = memory_socket(s);
     enum hv_state state = HV_OFF;
+    struct gr_err why = {0};
     uint64_t bytes = 0, held_ms = 0;
     uint32_t crc = 0;
     int r = socket ? s->engine->ops->state(s->engine, &state, err) : gr_fail(err, -ENOMEM, "out of memory");
     bool running = state == HV_RUNNING;
     if (r >= 0)
-        r = hv_memory_file_open(&s->storage, "file.take", file, limit, socket, &f, &fd, err);
+        r = hv_memory_file_open(&s->storage, HV_MEMORY_TAKE, file, limit, key, socket, &f, &fd, err);
     if (r < 0)
         return r;
     s->saving = running ? HV_SAVING_RUNNING : HV_SAVING_SUSPENDED;
@@ -127,20 +128,22 @@ static int save(struct hv_sup *s, const char *file, uint64_t limit, json_t *requ
     if (r >= 0)
         r = save_and_take(s, fd, running, request, call, &made, &held_ms, err);
     close(gr_take_fd(&fd));
-    int e = hv_memory_file_end(f, &bytes, &crc, r < 0 ? NULL : err);
+    int e = hv_memory_file_end(f, &bytes, &crc, &why);
     s->saving = HV_SAVING_NOT;
     if (!s->ended)
         (void)hv_sup_save_record(s);
-    if (r < 0 || e < 0)
-        return r < 0 ? r : e;
+    if (e < 0 && (r >= 0 || e != -ECONNRESET)) /* else the engine went away from the service, not the service from the engine */
+        return gr_fail(err, e, "%s", gr_err_text(&why, e));
+    if (r < 0)
+        return r;
     *ret = json_pack("{s:I, s:I, s:I, s:s, s:b, s:O}", "bytes", (json_int_t)bytes, "crc", (json_int_t)crc, "held-ms", (json_int_t)held_ms, "accel",
                      hv_accel_name(s->accel), "suspended", !running, "made", made);
     return *ret ? 0 : gr_fail(err, -ENOMEM, "out of memory");
 }
 
-int hv_sup_m_save(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+/* @key: as of hv_memory_file_open(). */
+static int save_with(struct hv_sup *s, const char *key, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
 {
-    struct hv_sup *s = arg;
     const char *file = NULL, *name = NULL, *group = NULL;
     uint64_t limit = 0;
     json_t *disks = NULL;
@@ -159,10 +162,22 @@ int hv_sup_m_save(void *arg, struct gr_rpc_call *call, json_t *params, json_t **
     if (!request)
         return gr_fail(err, -ENOMEM, "out of memory");
     s->calls++;
-    r = save(s, file, limit, request, call, ret, err);
+    r = save(s, file, limit, key, request, call, ret, err);
     s->calls--;
     gr_fqueue_wake_all(&s->changed);
     return r;
+}
+
+int hv_sup_m_save(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    return save_with(arg, NULL, call, params, ret, err);
+}
+
+int hv_sup_m_save_encrypted(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)
+{
+    const char *key = NULL;
+    int r = gr_json_str(params, "key", &key, err);
+    return r < 0 ? r : save_with(arg, key, call, params, ret, err);
 }
 
 int hv_sup_not_saving(const struct hv_sup *s, struct gr_err *err)

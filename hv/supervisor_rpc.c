@@ -248,5 +248,6 @@ static int m_console(void *arg, struct gr_rpc_call *call, json_t *params, json_t
 
 const struct gr_rpc_method hv_sup_methods[] = {
     {"vmx.info", m_info},       {"vmx.wait", m_wait},     {"vmx.stop", m_stop}, {"vmx.reset", m_reset}, {"vmx.suspend", m_suspend}, {"vmx.resume", m_resume},
-    {"vmx.exec", m_exec},       {"vmx.freeze", m_freeze}, {"vmx.thaw", m_thaw}, {"vmx.console", m_console}, {"vmx.save", hv_sup_m_save}, {NULL, NULL},
+    {"vmx.exec", m_exec},       {"vmx.freeze", m_freeze}, {"vmx.thaw", m_thaw}, {"vmx.console", m_console}, {"vmx.save", hv_sup_m_save}, {"vmx.save-encrypted", hv_sup_m_save_encrypted},
+    {NULL, NULL},
 };

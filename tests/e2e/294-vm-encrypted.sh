@@ -14,6 +14,7 @@ boot_image
 state() { granary vm info web --json | jq -r "$1"; }
 guest() { granary vm exec web -- /bin/sh -c "$1"; }
 memory() { "$BUILD/tests/tools/rpc_call" "$GRANARY_HOME/run/storaged.sock" dir.stat "{\"path\": \"ds/web/web-$1.vmem\"}"; }
+objects() { granary datastore check ds --json | jq .objects; }
 keys() { granary key list --json | jq -r --arg k "$1" '.[] | select(.key == $k) | .disks'; }
 
 run_check granary datastore create ds "$T/ds.img" --size 4G
@@ -81,6 +82,24 @@ check "the disks are as they were" jq -e .encrypted "$T/out"
 run_check granary datastore check ds --json
 check "sound" jq -e '.sound and ."leaked-units" == 0' "$T/out"
 if holds "$T/ds.img" "$word"; then fail "what was in the guest's memory is on the device"; fi
+
+# who has no key cannot read it through a mount, and can remove it there
+if [ -c /dev/fuse ]; then
+    mkdir "$T/mnt"
+    on_exit "granary unmount --force '$T/mnt'"
+    run_check granary datastore mount ds "$T/mnt"
+    check "who has the key reads the guest's memory" grep -qaF "$word" "$T/mnt/web/web-second.vmem"
+    sleep 2 # it is given back
+    mv "$GRANARY_HOME/conf/keys/$k2.key" "$T/k2"
+    run_mustfail 1 'Required key' head -c 1 "$T/mnt/web/web-second.vmem"
+    left=$(($(objects) - 1))
+    run_check rm "$T/mnt/web/web-second.vmem"
+    wait_for 30 eval "[ \"\$(objects)\" = $left ]"
+    mv "$T/k2" "$GRANARY_HOME/conf/keys/$k2.key"
+    run_check granary unmount "$T/mnt"
+    run_mustfail 1 'web-second.vmem' granary vm revert web second # before anything of it changes
+    check "nothing was begun for that" test "$(state '"\(.state) \(.resumes)"')" = 'off false'
+fi
 run_check granary vm delete web --yes
 run_check granary down
 run_check granary datastore check ds --json

@@ -7,12 +7,10 @@
 
 #define TELL_AGAIN_NS (60ull * 1000000000ull)
 
-uint32_t *vcrc_of(const struct iovec *iov, int iovcnt, uint64_t count)
+void vcrc_of(const struct iovec *iov, int iovcnt, uint64_t count, uint32_t *ret)
 {
-    uint32_t *crc = gr_alloc(count * sizeof *crc);
-    for (uint64_t i = 0; crc && i < count; i++)
-        crc[i] = gr_iov_crc32c(iov, iovcnt, i * VMFS_PIECE, VMFS_PIECE);
-    return crc;
+    for (uint64_t i = 0; i < count; i++)
+        ret[i] = gr_iov_crc32c(iov, iovcnt, i * VMFS_PIECE, VMFS_PIECE);
 }
 
 /* ---- what is wrong ---- */

@@ -219,7 +219,7 @@ static void write_granted(struct vrange *r)
     struct dop *op = r->arg;
     if (op->o->v->fenced)
         disk_op_end(op, -GR_EFENCED);
-    else if (!write_in_place(op))
+    else if (!write_in_place(op) && !disk_redirect(op))
         disk_change_start(op);
 }
 

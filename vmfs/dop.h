@@ -2,6 +2,7 @@
 #ifndef VMFS_DOP_H
 #define VMFS_DOP_H
 #include "vmfs/internal.h"
+#include "vmfs/plan.h"
 
 /* ---------- disk.c, disk_write.c ---------- */
 #define DOP_KIDS 4
@@ -24,10 +25,15 @@ struct dop {
     struct iovec *iov;
     struct iovec sealed; /* encrypted: what goes to the device instead of the caller's bytes */
     struct dop *next;
-    struct gr_bio kid_inline[DOP_KIDS];
+    struct gr_bio kid_inline[DOP_KIDS]; /* from here on what is set when it is used */
     struct iovec iov_inline[DOP_IOV];
+    struct plan plan; /* disk_redirect.c */
+    uint32_t crc[VMFS_BLOCK_PIECES];
+    struct vappend append;
 };
 void disk_change_start(struct dop *op); /* range granted, and it cannot go in place: a fiber does it */
+/* A write whose range was granted, and that cannot go in place: the usual one needs no fiber. False: it is not that, nothing was done [sync]. */
+bool disk_redirect(struct dop *op);
 void disk_op_end(struct dop *op, int status);
 /* What it changed is applied: others may go on before it is durable and answered. A checkpoint waits for late writes, so none may
  * wait for a checkpoint (journal_commit) while it is admitted. */
@@ -52,9 +58,14 @@ static inline bool dop_late(const struct dop *op) { return op->range.epoch < op-
 extern const struct gr_bdev_ops vmfs_disk_ops;
 /* Write @len bytes at @off within an admitted operation (fiber). @atomic: all or nothing across a crash. */
 int disk_write_pieces(struct dop *op, uint64_t off, uint64_t len, const struct iovec *iov, int iovcnt, bool atomic);
+/* The data of a plan for [first, end) is where it goes, or @r says why not: its records, or what was taken goes back (fiber). Result: @r, or why there is
+ * no record. @crc, @atomic: as plan_record() takes them. */
+int disk_planned(struct plan *p, uint64_t first, uint64_t end, const uint32_t *crc, bool atomic, int r);
 /* Room for @units more data units of @o: leases, waits for frees; -GR_ENOSPACE when they would eat the metadata reserve or what
  * was promised to other disks (fiber). @epoch: of the write that asks; it gives up when it is late (dop_late). */
 int disk_room(struct vobj *o, uint64_t units, uint64_t epoch);
+/* The same at once, where all is in plenty; false: ask disk_room() [sync]. */
+bool disk_room_at_once(const struct vobj *o, uint64_t units);
 /* The same for a write that lets go of as much as it takes (@replaces), and so may take from what is kept back for a moment. */
 int disk_room_for(struct vobj *o, uint64_t units, uint64_t epoch, bool replaces);
 /* The same for what takes no data units, only makes nodes dirty. */

@@ -346,8 +346,7 @@ struct vcrc_want { /* a piece that is read */
 int vcrc_verify(struct vobj *o, struct gr_bio *bio, const struct vcrc_want *want);
 /* A read that begins or ends inside a piece: the whole pieces are read and verified (any context; completes the bio). */
 void vcrc_read_part(struct vobj *o, struct mtree *t, struct gr_bio *bio);
-/* CRCs of @count pieces of @iov; NULL: out of memory. */
-uint32_t *vcrc_of(const struct iovec *iov, int iovcnt, uint64_t count);
+void vcrc_of(const struct iovec *iov, int iovcnt, uint64_t count, uint32_t *ret); /* CRCs of @count pieces of @iov */
 
 /* ---------- object.c ---------- */
 struct vobj *vobj_find(struct vmfs *v, uint64_t id);          /* held here? [sync] */

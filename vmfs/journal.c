@@ -279,10 +279,16 @@ int journal_commit(struct vmfs *v)
     return 0;
 }
 
+/* Of those with records. */
+static uint64_t newest_frame(const struct vjournal *j)
+{
+    return j->next_seq - !j->n_pending;
+}
+
 int journal_append(struct vmfs *v)
 {
     struct vjournal *j = &v->j;
-    uint64_t mine = j->next_seq - !j->n_pending; /* the newest frame with records */
+    uint64_t mine = newest_frame(j);
     gr_fmutex_lock(&j->write_lock);
     if (j->written_seq < mine)
         gr_fiber_yield(); /* what else has come meanwhile goes into the same frame */
@@ -301,6 +307,45 @@ int journal_append(struct vmfs *v)
     }
     gr_fmutex_unlock(&j->write_lock);
     return v->fenced ? -GR_EFENCED : 0;
+}
+
+static void appends_end(struct vjournal *j, int r)
+{
+    while (j->appends && (r < 0 || j->appends->seq <= j->written_seq)) {
+        struct vappend *a = j->appends;
+        j->appends = a->next;
+        a->done(a, r);
+    }
+}
+
+static void append_work(void *arg)
+{
+    struct vmfs *v = arg;
+    while (v->j.appends)
+        appends_end(&v->j, journal_append(v));
+    v->j.appending = false;
+    if (--v->background == 0)
+        gr_fqueue_wake_all(&v->background_q);
+}
+
+void journal_append_later(struct vmfs *v, struct vappend *a)
+{
+    struct vjournal *j = &v->j;
+    a->next = NULL;
+    a->seq = newest_frame(j);
+    if (!j->appends)
+        j->appends_end = &j->appends;
+    *j->appends_end = a;
+    j->appends_end = &a->next;
+    if (j->appending)
+        return;
+    int r = gr_fiber_start(v->loop, append_work, v);
+    if (r < 0) {
+        appends_end(j, r);
+        return;
+    }
+    j->appending = true;
+    v->background++;
 }
 
 /* Nobody else is committing. */

@@ -8,6 +8,11 @@
 
 struct vmfs;
 struct vobj;
+struct vappend { /* what waits for journal_append() without a fiber of its own */
+    struct vappend *next;
+    uint64_t seq; /* of the frame it waits for */
+    void (*done)(struct vappend *a, int status);
+};
 struct vjournal {
     uint64_t addr[2]; /* the same frames are in each of @n_copies areas */
     unsigned n_copies;
@@ -32,6 +37,8 @@ struct vjournal {
     struct gr_fqueue commit_q, room_q;
     struct gr_timer timer;
     bool timer_fiber, stopping;
+    struct vappend *appends, **appends_end; /* in the order of their frames */
+    bool appending;                         /* a fiber is there for them */
 };
 
 /* ---------- journal.c ---------- */
@@ -44,6 +51,8 @@ void journal_room_for(const struct dop *op); /* the same within an admitted writ
 bool journal_has_room(const struct vmfs *v); /* nobody would have to wait now [sync] */
 int journal_commit(struct vmfs *v);       /* everything applied so far is durable when it returns 0 */
 int journal_append(struct vmfs *v);       /* everything applied so far is with the device, not flushed: it outlives this process */
+/* The same, then a->done(): one fiber serves all that come. @a: the caller's, with @done set, until then [sync]. */
+void journal_append_later(struct vmfs *v, struct vappend *a);
 int journal_seal(struct vmfs *v);         /* and what it wrote may be overwritten where it lies */
 int journal_try_seal(struct vmfs *v);     /* the same, without ever waiting for a checkpoint: -EAGAIN when the journal is too full */
 void journal_data_written(struct vobj *o, uint32_t devs); /* data of it reached devices @devs (a bit each): a flush is owed [sync] */

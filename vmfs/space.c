@@ -40,6 +40,11 @@ uint64_t space_meta_base(const struct vmfs *v)
     return GR_MIN(space_all_units(v) / 64, 16384u) + pool_due(v) + v->sp.share_units; /* a checkpoint writes the lists anew before the old ones go */
 }
 
+bool space_low(const struct vmfs *v)
+{
+    return v->low || space_free_units(v) < space_all_units(v) / 100 * VMFS_LOW_PERCENT;
+}
+
 void space_watch(struct vmfs *v)
 {
     uint64_t all = space_all_units(v), free_units = space_free_units(v);

@@ -118,6 +118,7 @@ const struct vtable *space_table(const struct vmfs *v, uint32_t *index);
 uint64_t space_region_first(const struct vmfs *v, uint32_t index, uint32_t *ret_units); /* its address */
 /* Lease one more region with free units (any), or the region @index. -ENOSPC: none can be had. */
 int space_lease_any(struct vmfs *v, struct gr_err *err);
+bool space_low(const struct vmfs *v); /* it is nearly full, or was and has not recovered: space_watch() has something to do [sync] */
 void space_watch(struct vmfs *v); /* tell who uses the volume when it is nearly full. [sync] */
 int space_lease(struct vmfs *v, uint32_t index, struct gr_err *err);
 int space_ensure(struct vmfs *v, uint64_t units); /* lease until so many are free here; -GR_ENOSPACE */

@@ -18,3 +18,4 @@ GR_CODE(GR_EAUTH, 4108, EACCES, 0x05, 0x2002, 1, "not authenticated or not permi
 GR_CODE(GR_EPARTIAL, 4109, EIO, 0x0b, 0x0000, 3, "only partly done")
 GR_CODE(GR_ERESERVED, 4110, EBUSY, 0x00, 0x0000, 4, "reserved by another initiator")
 GR_CODE(GR_EMEDIUM, 4111, EIO, 0x03, 0x1100, 5, "the device failed to read or write")
+GR_CODE(GR_EBEHIND, 4112, EIO, 0x02, 0x0403, 5, "its last changes are lost, and it may have another disk's bytes")

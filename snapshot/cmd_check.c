@@ -64,7 +64,9 @@ int snap_cmd_accept_loss(struct gr_cmd_ctx *c, struct gr_err *err)
     int r = snap_path_parse(path, SNAP_PATH_DISK, &p, err);
     if (r == 0)
         r = snap_cmd_call(c, "datastore.accept-loss", json_pack("{s:s}", "path", path), NULL, NULL, &res, err);
-    if (r == 0)
+    if (r == 0 && json_is_true(json_object_get(res, "rescued")))
+        r = gr_cmd_done(c, res, "disk %s is shown as its host's last checkpoint left it; any part of it may be another disk's: check it before you use it", path);
+    else if (r == 0)
         r = gr_cmd_done(c, res, "%s %s is used again; of what was written to it before its device was lost, and not flushed, any part may be missing",
                         json_string_value(json_object_get(res, "type")), path);
     json_decref(res);

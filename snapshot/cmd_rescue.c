@@ -4,7 +4,7 @@
 
 static const struct gr_col object_cols[] = {
     {"path", "PATH", GR_COL_TEXT},           {"type", "TYPE", GR_COL_TEXT},         {"state", "STATE", GR_COL_TEXT},  {"size", "SIZE", GR_COL_SIZE},
-    {"lost-data", "LOST DATA", GR_COL_SIZE}, {"lost-map", "LOST MAP", GR_COL_SIZE}, {"behind", "BEHIND", GR_COL_TEXT}, {NULL},
+    {"lost-data", "LOST DATA", GR_COL_SIZE}, {"lost-map", "LOST MAP", GR_COL_SIZE}, {"behind", "BEHIND", GR_COL_TEXT}, {"refused", "NOT SHOWN", GR_COL_BOOL}, {NULL},
 };
 
 int snap_cmd_rescued(struct gr_cmd_ctx *c, struct gr_err *err)
@@ -21,9 +21,11 @@ int snap_cmd_rescued(struct gr_cmd_ctx *c, struct gr_err *err)
         r = gr_cmd_done(c, res, "%s", name);
     } else {
         json_array_foreach(json_object_get(res, "hosts"), i, host)
-            fprintf(stderr, "granary: the journal of host '%s' is lost: what it had is as it was at its last checkpoint, but what was overwritten or unmapped since may have "
-                    "other bytes, of another disk even\n",
+            fprintf(stderr, "granary: the journal of host '%s' is lost: what it had is as it was at its last checkpoint, but for what was overwritten since\n",
                     json_string_value(host));
+        if (json_integer_value(json_object_get(res, "refused")))
+            fprintf(stderr, "granary: %lld may have other disks' bytes and are not shown, but their snapshots are: 'granary datastore accept-loss' shows one as it is\n",
+                    json_integer_value(json_object_get(res, "refused")));
         r = gr_cmd_rows(c, object_cols, json_object_get(res, "objects"));
         if (r == 0)
             r = gr_cmd_done(c, NULL, "datastore '%s': %lld whole, %lld behind, %lld not whole", name, json_integer_value(json_object_get(res, "whole")),

@@ -79,7 +79,7 @@ int mnt_disk_open(struct mnt_mount *m, struct mnt_obj *o, bool write, struct gr_
         r = disk_handle(m, path, &h, err);
         if (r == 0 && o->handle)
             h->users--; /* somebody was quicker */
-        else if (r == 0 && (r = gr_chan_open(vmfs_bdev(h->disk), m->s->o.loop, &o->ch)) < 0)
+        else if (r == 0 && ((r = vmfs_shown(h->disk, err)) < 0 || (r = gr_chan_open(vmfs_bdev(h->disk), m->s->o.loop, &o->ch)) < 0))
             h->users--;
         else if (r == 0) {
             o->handle = h;
@@ -88,6 +88,8 @@ int mnt_disk_open(struct mnt_mount *m, struct mnt_obj *o, bool write, struct gr_
     }
     if (r == 0 && write)
         r = disk_let_write(m, o, path, err);
+    if (r == -GR_EBEHIND)
+        gr_log_limited(GR_LOG_NOTE, "mount on '%s': %s", m->dir, err->text);
     if (r == -GR_ELOCKED || r == -EBUSY) {
         gr_log_limited(GR_LOG_NOTE, "mount on '%s': %s/%s cannot be opened%s: %s", m->dir, m->ds_name, path, write ? " for writing" : "", gr_err_text(err, r));
         r = -EBUSY;

@@ -1,7 +1,7 @@
 /* A snapshot as a read-only gr_bdev, for its owner and for readers elsewhere. */
 #include "common/seam.h"
 #include "snapshot/snapshot.h"
-#include "vmfs/internal.h"
+#include "vmfs/behind.h"
 #include "vmfs/keys.h"
 
 struct snap_bdev {
@@ -141,7 +141,9 @@ int snap_open(struct vmfs_disk *d, const char *name, struct gr_bdev **ret, struc
     struct vsnap *s = d->o ? vobj_snap_named(d->o, name) : NULL;
     if (!s)
         return gr_fail(err, -ENOENT, "'%s' has no snapshot '%s'", d->bdev.name, name);
-    int r = make(d->o, s, d, d->bdev.name, ret, err);
+    int r = vbehind_snap_refuse(d->o, s, d->bdev.name, err);
+    if (r == 0)
+        r = make(d->o, s, d, d->bdev.name, ret, err);
     if (r == 0) {
         s->open++;
         d->o->opens++; /* closed with the bdev */

@@ -286,7 +286,7 @@ static int find_here(struct snap_svc *s, struct snap_ds *ds, const struct snap_p
         r = gr_fail(err, -GR_ELOCKED, "%s/%s is open for writing on '%s'", ds->name, p->path, mnt_mounted_on(ds));
     else if (p->snap[0])
         r = snap_open(h->disk, p->snap, &place->bdev, err);
-    else
+    else if ((r = vmfs_shown(h->disk, err)) == 0)
         place->bdev = gr_bdev_get(vmfs_bdev(h->disk));
     h->users--;
     return r;

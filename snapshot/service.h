@@ -16,7 +16,8 @@
  *   datastore.check {"name"} parts {"line"} → {"name","sound","errors","objects","nodes","pieces","shared-pieces","regions",
  *       "leaked-units"}
  *   datastore.rescued {"name"}: joined with "rescue" → {"name","missing":[number],"hosts":[whose journal is lost],"whole","damaged","objects":[{"path","type":"disk|file|folder|snapshot",
- *       "state":"whole|behind|damaged|lost","size","lost-data","lost-map","changes-lost","behind"?: host}]}
+ *       "state":"whole|behind|damaged|lost","size","lost-data","lost-map","changes-lost","behind"?: host,
+ *       "refused": it is not shown,"accepted": it was refused}],"refused": so many}
  *   datastore.grow {"name","size"} → as datastore.info      datastore.recover {"name"} → {"recovered"}
  *   datastore.recover {"name","host","yes":true,"devices"?,"login"?} from this one: where nothing fences it must be certain to be gone → {"name","host","recovered":1}
  *   datastore.devices {"name"} → [{"number","device","uuid","size","free","used","metadata","regions","added","leaving",

@@ -192,6 +192,8 @@ static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *er
     o.host_name = name;
     o.degraded = ds->degraded || any_lost(ds);
     o.rescue = ds->rescue;
+    o.accepted = ds->accepted;
+    o.n_accepted = ds->n_accepted;
     o.kek = snap_key_find;
     o.kek_arg = s->o.home;
     struct gr_device_opts device = {.host_uuid = o.host_uuid, .login = ds->login};

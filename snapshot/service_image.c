@@ -385,11 +385,14 @@ static int export_head(struct snap_op *op, struct snap_disk *d, const char *file
     uint64_t salt;
     struct gr_bdev *bdev = NULL;
     struct gr_err ignored = {0};
+    int r = vmfs_shown(d->h->disk, op->err);
+    if (r < 0)
+        return r;
     if (!op->s->address[0] || d->ds->rescue)
         return write_image(op, vmfs_bdev(d->h->disk), file, format);
     gr_world_real()->random(NULL, &salt, sizeof(salt));
     snprintf(name, sizeof(name), SNAP_EXPORT_PREFIX "%016llx", (unsigned long long)salt);
-    int r = snap_create(&d->h->disk, 1, name, op->err);
+    r = snap_create(&d->h->disk, 1, name, op->err);
     if (r < 0)
         return r;
     r = snap_open(d->h->disk, name, &bdev, op->err);

@@ -57,6 +57,8 @@ struct snap_ds {
     unsigned n_devices;
     bool degraded;                /* join also when a device is missing */
     bool rescue;                  /* one is lost for good: what is left is read, nothing is written */
+    uint64_t *accepted;           /* with that: objects that are shown, though they may have other disks' bytes */
+    size_t n_accepted;
     json_t *login_row;            /* NULL: without */
     struct gr_device_login login; /* strings of login_row */
     struct gr_bdev *bdevs[VMFS_DEVICES_MAX]; /* while joined */
@@ -148,6 +150,7 @@ int snap_login_get(json_t *row, struct gr_device_login *ret, struct gr_err *err)
 void snap_ds_remove(struct snap_svc *s, struct snap_ds *ds);
 int snap_registry_load(struct snap_svc *s, struct gr_err *err);
 int snap_registry_save(struct snap_svc *s, struct gr_err *err);
+int snap_ds_accept(struct snap_ds *ds, uint64_t id); /* one more of ds->accepted */
 
 /* A datastore and a disk of it, open here. */
 struct snap_disk {

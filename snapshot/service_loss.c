@@ -1,4 +1,4 @@
-/* Method datastore.accept-loss {"path"}: a disk or file that lost writes with a device is used again. */
+/* Method datastore.accept-loss {"path"}: a disk or file that lost writes with a device is used again; on a datastore that is being rescued: it is shown. */
 #include "common/seam.h"
 #include "snapshot/service_int.h"
 
@@ -22,6 +22,18 @@ static int open_here(struct snap_op *op, struct snap_ds *ds, const char *path, s
     return r == -EAGAIN ? gr_fail(op->err, -GR_ELOCKED, "'%s/%s' changes hands all the time", ds->name, path) : r;
 }
 
+/* Nothing is written to what is rescued, so this home remembers it. */
+static int remember(struct snap_op *op, struct snap_ds *ds, uint64_t id)
+{
+    if (!ds->rescue)
+        return 0;
+    gr_fmutex_lock(&op->s->lock);
+    int r = snap_ds_accept(ds, id);
+    r = r < 0 ? gr_fail(op->err, r, "out of memory") : snap_registry_save(op->s, op->err);
+    gr_fmutex_unlock(&op->s->lock);
+    return r;
+}
+
 int snap_op_accept_loss(struct snap_op *op)
 {
     struct snap_path p;
@@ -35,9 +47,12 @@ int snap_op_accept_loss(struct snap_op *op)
     if (r == 0) {
         r = vmfs_accept_loss(d, op->err);
         vmfs_disk_stat(d, &st);
+        if (r == 0)
+            r = remember(op, ds, st.id);
         vmfs_close(d);
         (void)vmfs_release(ds->v, p.path, NULL); /* unless it is in use here */
     }
+    bool rescued = ds->rescue;
     snap_ds_put(ds);
-    return r < 0 ? r : snap_op_result(op, json_pack("{s:s++,s:s,s:b}", "path", p.ds, "/", p.path, "type", st.type == VMFS_DISK ? "disk" : "file", "lost-writes", 0));
+    return r < 0 ? r : snap_op_result(op, json_pack("{s:s++,s:s,s:b,s:b}", "path", p.ds, "/", p.path, "type", st.type == VMFS_DISK ? "disk" : "file", "lost-writes", 0, "rescued", rescued));
 }

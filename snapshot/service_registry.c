@@ -22,6 +22,7 @@ void snap_ds_remove(struct snap_svc *s, struct snap_ds *ds)
         for (unsigned i = 0; i < ds->n_devices; i++)
             free(ds->devices[i]);
         json_decref(ds->login_row);
+        free(ds->accepted);
         snap_table_free(&ds->rules);
         snap_table_free(&ds->policies);
         mnt_vol_free(ds);
@@ -90,6 +91,36 @@ int snap_ds_add(struct snap_svc *s, const char *name, json_t *devices, json_t *l
     return 0;
 }
 
+int snap_ds_accept(struct snap_ds *ds, uint64_t id)
+{
+    uint64_t *a = gr_realloc(ds->accepted, (ds->n_accepted + 1) * sizeof(*a));
+    if (!a)
+        return -ENOMEM;
+    ds->accepted = a;
+    a[ds->n_accepted++] = id;
+    return 0;
+}
+
+static int accepted_load(struct snap_ds *ds, json_t *list, struct gr_err *err)
+{
+    json_t *id;
+    size_t i;
+    if (list && !json_is_array(list))
+        return gr_fail(err, -GR_EFORMAT, "\"accepted\" must be a list");
+    json_array_foreach(list, i, id)
+        if (snap_ds_accept(ds, (uint64_t)json_integer_value(id)) < 0)
+            return gr_fail(err, -ENOMEM, "out of memory");
+    return 0;
+}
+
+static json_t *accepted_row(const struct snap_ds *ds)
+{
+    json_t *a = ds->n_accepted ? json_array() : NULL;
+    for (size_t i = 0; a && i < ds->n_accepted; i++)
+        json_array_append_new(a, json_integer((json_int_t)ds->accepted[i]));
+    return a;
+}
+
 int snap_registry_load(struct snap_svc *s, struct gr_err *err)
 {
     snap_auto_json json_t *doc = NULL;
@@ -110,6 +141,8 @@ int snap_registry_load(struct snap_svc *s, struct gr_err *err)
             r = gr_json_opt_bool(row, "degraded", &ds->degraded, err);
         if (r == 0)
             r = gr_json_opt_bool(row, "rescue", &ds->rescue, err);
+        if (r == 0)
+            r = accepted_load(ds, json_object_get(row, "accepted"), err);
         if (r < 0)
             return gr_prefix(err, r, "%s/" REGISTRY ": entry %zu", gr_home_dir(s->o.home), i + 1);
     }
@@ -127,8 +160,8 @@ int snap_registry_save(struct snap_svc *s, struct gr_err *err)
         for (unsigned i = 0; i < ds->n_devices; i++)
             json_array_append_new(devices, json_string(ds->devices[i]));
         if (json_array_size(devices) != ds->n_devices ||
-            json_array_append_new(list, json_pack("{s:s,s:o,s:O*,s:o*,s:o*}", "name", ds->name, "devices", devices, "login", ds->login_row, "degraded",
-                                                  ds->degraded ? json_true() : NULL, "rescue", ds->rescue ? json_true() : NULL)) < 0)
+            json_array_append_new(list, json_pack("{s:s,s:o,s:O*,s:o*,s:o*,s:o*}", "name", ds->name, "devices", devices, "login", ds->login_row, "degraded",
+                                                  ds->degraded ? json_true() : NULL, "rescue", ds->rescue ? json_true() : NULL, "accepted", accepted_row(ds))) < 0)
             return gr_fail(err, -ENOMEM, REGISTRY ": out of memory");
     }
     return gr_home_save(s->o.home, REGISTRY, doc, err);

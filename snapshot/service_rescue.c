@@ -5,7 +5,7 @@
 struct left {
     json_t *objects, *hosts;
     const struct snap_ds *ds;
-    unsigned whole, behind, damaged;
+    unsigned whole, behind, damaged, refused;
 };
 
 static const char *state_of(const struct vmfs_rescued *w)
@@ -20,8 +20,8 @@ static int add_object(void *arg, const struct vmfs_rescued *w)
     static const char *const types[] = {[VMFS_DIR] = "folder", [VMFS_FILE] = "file", [VMFS_DISK] = "disk"};
     struct left *l = arg;
     gr_auto_free char *path = gr_asprintf("%s%s%s%s%s", l->ds->name, *w->path ? "/" : "", w->path, w->snapshot ? "@" : "", w->snapshot ? w->snapshot : "");
-    json_t *row = path ? json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:b}", "path", path, "type", w->snapshot ? "snapshot" : types[w->type], "state", state_of(w), "size",
-                                   (json_int_t)w->size, "lost-data", (json_int_t)w->lost_data, "lost-map", (json_int_t)w->lost_map, "changes-lost", w->skipped)
+    json_t *row = path ? json_pack("{s:s,s:s,s:s,s:I,s:I,s:I,s:b,s:b,s:b}", "path", path, "type", w->snapshot ? "snapshot" : types[w->type], "state", state_of(w), "size",
+                                   (json_int_t)w->size, "lost-data", (json_int_t)w->lost_data, "lost-map", (json_int_t)w->lost_map, "changes-lost", w->skipped, "refused", w->refused, "accepted", w->accepted)
                        : NULL;
     if (row && w->behind)
         json_object_set_new(row, "behind", json_string(w->behind));
@@ -30,6 +30,7 @@ static int add_object(void *arg, const struct vmfs_rescued *w)
     l->whole += w->whole && !w->behind;
     l->behind += w->whole && w->behind;
     l->damaged += !w->whole;
+    l->refused += w->refused;
     return 0;
 }
 
@@ -70,6 +71,6 @@ int snap_op_rescued(struct snap_op *op)
         json_decref(l.hosts);
         return r;
     }
-    return snap_op_result(op, json_pack("{s:s,s:o,s:o,s:i,s:i,s:i,s:o}", "name", name, "missing", missing, "hosts", l.hosts, "whole", (int)l.whole, "behind",
-                                        (int)l.behind, "damaged", (int)l.damaged, "objects", l.objects));
+    return snap_op_result(op, json_pack("{s:s,s:o,s:o,s:i,s:i,s:i,s:i,s:o}", "name", name, "missing", missing, "hosts", l.hosts, "whole", (int)l.whole, "behind",
+                                        (int)l.behind, "damaged", (int)l.damaged, "refused", (int)l.refused, "objects", l.objects));
 }

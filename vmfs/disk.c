@@ -314,6 +314,10 @@ static void disk_submit(struct gr_chan *ch, struct gr_bio *bio)
         gr_bio_end(bio, -ENOKEY);
         return;
     }
+    if (o->behind) {
+        gr_bio_end(bio, bio->op == GR_OP_FLUSH ? 0 : -GR_EBEHIND);
+        return;
+    }
     if (o->lost && bio->op != GR_OP_READ && bio->op != GR_OP_EXTENTS) { /* no flush of it means anything until somebody has taken notice */
         gr_bio_end(bio, -EIO);
         return;

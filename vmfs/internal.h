@@ -107,6 +107,7 @@ struct vobj { /* an object this host holds the lock of */
     bool copied;                 /* VMFS_CONTENT_COPIED */
     uint64_t data_written;       /* v->j.data_written when data of it last reached a device, */
     uint64_t data_on[VMFS_DEVICES_MAX]; /* and each of them */
+    bool behind;                 /* it may show another disk's bytes: its live head is not read (behind.c) */
     bool lost, is_template;      /* of the attributes, as every write asks: VMFS_ATTR_LOST, VMFS_LUN_TEMPLATE */
     struct mtree live;
     struct vusage use; /* of the live head */

@@ -10,6 +10,7 @@
  *
  * When the device is back it can be read and overwritten at once; it gets new data when its tables have been counted anew (recount.c). */
 #include "common/seam.h"
+#include "vmfs/behind.h"
 #include "vmfs/loss.h"
 
 #define LOOK_NS 1000000000ull /* between two looks at a device of which requests fail */
@@ -239,6 +240,8 @@ int vmfs_accept_loss(struct vmfs_disk *d, struct gr_err *err)
 {
     if (!d->o || d->gone)
         return gr_fail(err, -GR_EFENCED, "'%s' is no longer ours", d->bdev.name);
+    if (d->o->behind)
+        return vbehind_accept(d->o, err);
     if (!d->o->lost)
         return gr_fail(err, -EINVAL, "'%s' has lost no writes", d->bdev.name);
     int r = disk_attr_record(d, VMFS_ATTR_LOST, NULL, 0, err);

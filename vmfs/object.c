@@ -1,5 +1,6 @@
 /* Objects this host holds the lock of: inode, blob, trees. */
 #include "common/seam.h"
+#include "vmfs/behind.h"
 #include "vmfs/loss.h"
 #include "vmfs/keys.h"
 
@@ -249,6 +250,7 @@ static int hold_once(struct vmfs *v, uint64_t id, void *block, struct vobj **ret
     int r = inode_read(v, id, block, &ino, err);
     if (r == 0 && (ino.type == 0 || ino.id != id))
         r = gr_fail(err, -ENOENT, "object %llu is gone", (unsigned long long)id);
+    const struct vlock was = ino.lock;
     if (r == 0 && !vlock_mine(v, &ino.lock)) {
         *ret_lock = ino.lock;
         r = vlock_counts(v, &ino.lock, err);
@@ -258,6 +260,8 @@ static int hold_once(struct vmfs *v, uint64_t id, void *block, struct vobj **ret
         return r;
     struct vobj *o = obj_alloc(v, &ino, id);
     r = o ? blob_load(o, err) : -ENOMEM;
+    if (r == 0)
+        r = vbehind_seen(o, &was);
     if (r < 0) {
         vobj_free(o);
         return r;

@@ -7,7 +7,7 @@
  * So when device 0 is lost its tables come from copies B, and all journals are there, as they are when it is device 1. Only a datastore that was made
  * before journals were mirrored loses them with device 1: who had joined
  * counts as having left at its last checkpoint, and what it had has the content of that time, but for what it overwrote in place since, and for
- * units it had given up since: those were used again as soon as the journal said so, by whatever disk. Only CRCs of data (DATA_CRC) tell those.
+ * units it had given up since: those were used again as soon as the journal said so, by whatever disk (behind.c).
  *
  * An object whose map cannot be read has its records left out. What is whole is looked for in the maps, not guessed. */
 #include "vmfs/rescue.h"
@@ -25,15 +25,13 @@ struct vrescue {
     bool entered[VMFS_DEVICES_MAX]; /* registered with its fence */
     uint32_t lost;                  /* a bit for each device */
     struct ghost ghost[VMFS_DEVICES_MAX];
-    struct departed {
-        unsigned slot;
-        uint64_t generation;
-        char host[64];
-    } *departed; /* whose journals are lost */
-    unsigned n_departed;
-    uint64_t *skipped; /* objects */
-    size_t n_skipped;
+    struct vbehind *behind;
 };
+
+struct vbehind *vrescue_behind(const struct vmfs *v)
+{
+    return v->rescue ? v->rescue->behind : NULL;
+}
 
 bool vrescue_lost(const struct vmfs *v, unsigned dev)
 {
@@ -53,30 +51,6 @@ int vrescue_refuse(const struct vmfs *v, struct gr_err *err)
     if (!v->rescue)
         return 0;
     return gr_fail(err, -GR_EREADONLY, "datastore '%s' is being rescued: it can only be read; copy what is whole to another one", v->sb.name);
-}
-
-/* ---- records that cannot be applied ---- */
-bool vrescue_skipped(const struct vmfs *v, uint64_t id)
-{
-    for (size_t i = 0; v->rescue && i < v->rescue->n_skipped; i++)
-        if (v->rescue->skipped[i] == id)
-            return true;
-    return false;
-}
-
-int vrescue_skip(struct vmfs *v, uint64_t id, int r)
-{
-    struct vrescue *k = v->rescue;
-    if (!k || r != -EIO)
-        return r;
-    if (vrescue_skipped(v, id))
-        return 0;
-    uint64_t *a = gr_realloc(k->skipped, (k->n_skipped + 1) * sizeof *a);
-    if (!a)
-        return -ENOMEM;
-    k->skipped = a;
-    a[k->n_skipped++] = id;
-    return 0;
 }
 
 /* ---- blocks of lost tables ---- */
@@ -255,7 +229,9 @@ int vrescue_begin(struct vmfs *v, struct gr_err *err)
     struct vsuper *s = gr_zalloc(VMFS_DEVICES_MAX * sizeof *s);
     struct vrescue *k = v->rescue = gr_zalloc(sizeof *k);
     unsigned first = 0;
-    int r = s && k ? 0 : gr_fail(err, -ENOMEM, "out of memory");
+    if (k)
+        k->behind = vbehind_new(v->opts.accepted, v->opts.n_accepted);
+    int r = s && k && k->behind ? 0 : gr_fail(err, -ENOMEM, "out of memory");
     if (r == 0) {
         k->n_given = v->n_dev;
         for (unsigned i = 0; i < v->n_dev; i++)
@@ -291,24 +267,17 @@ void vrescue_end(struct vmfs *v)
     for (unsigned i = 0; i < k->n_given; i++)
         if (k->entered[i])
             k->given[i]->fence->leave(k->given[i], NULL);
-    free(k->departed);
-    free(k->skipped);
+    vbehind_free(k->behind);
     free(k);
 }
 
 /* ---- hosts ---- */
 static int depart(struct vmfs *v, unsigned slot, struct vslot *s, struct gr_err *err)
 {
-    struct vrescue *k = v->rescue;
-    struct departed *a = gr_realloc(k->departed, (k->n_departed + 1) * sizeof *a);
-    if (!a)
+    if (vbehind_host_gone(v->rescue->behind, slot, s->generation, s->host_name) < 0)
         return gr_fail(err, -ENOMEM, "out of memory");
-    k->departed = a;
-    struct departed *d = &a[k->n_departed++];
-    *d = (struct departed){ .slot = slot, .generation = s->generation };
-    memcpy(d->host, s->host_name, sizeof d->host);
-    vmfs_warn(v, "datastore '%s': the journal of host '%s' is lost: what it had is shown as it was at its last checkpoint, but what was overwritten since may have newer bytes, or %s", v->sb.name,
-              s->host_name, vcrc_kept(v) ? "cannot be read" : "those of another of its disks");
+    vmfs_warn(v, "datastore '%s': the journal of host '%s' is lost: what it had is as it was at its last checkpoint, but for what was overwritten since%s", v->sb.name, s->host_name,
+              vcrc_kept(v) ? "" : "; its disks, which may have other disks' bytes, are not shown, but their snapshots are");
     s->state = VMFS_SLOT_FREE;
     s->n_pins = 0;
     s->generation++;
@@ -331,15 +300,6 @@ int vrescue_slots(struct vmfs *v, struct gr_err *err)
             r = depart(v, i, &s, err);
     }
     return r < 0 ? r : 0;
-}
-
-static const char *departed_host(const struct vmfs *v, const struct vlock *l)
-{
-    const struct vrescue *k = v->rescue;
-    for (unsigned i = 0; i < k->n_departed; i++)
-        if (l->holder == k->departed[i].slot + 1 && l->generation == k->departed[i].generation)
-            return k->departed[i].host;
-    return NULL;
 }
 
 /* ---- what is left ---- */
@@ -448,7 +408,7 @@ static int tree_look(struct look *k, const struct mtree *t, uint64_t size, struc
 
 static int object_look(struct look *k, const struct vdirent *d, const char *path)
 {
-    struct vmfs_rescued what = { .path = path, .type = (enum vmfs_type)d->type };
+    struct vmfs_rescued what = { .path = path, .type = (enum vmfs_type)d->type, .id = d->id };
     struct gr_err why = { 0 };
     struct vobj *o;
     int r = vobj_peek(k->v, d->id, &o, &why);
@@ -460,8 +420,12 @@ static int object_look(struct look *k, const struct vdirent *d, const char *path
         what.unreadable = true;
         return k->fn(k->arg, &what);
     }
-    what.behind = departed_host(k->v, &o->ino.lock);
+    what.behind = vbehind_of_lock(k->v, &o->ino.lock);
+    if (!what.behind)
+        what.behind = vbehind_host_of(k->v, d->id);
     what.skipped = vrescue_skipped(k->v, d->id);
+    what.refused = vbehind_doubtful(o, what.behind);
+    what.accepted = (what.behind || what.skipped) && vbehind_accepted(k->v, d->id);
     r = tree_look(k, &o->live, o->ino.size, &what);
     for (size_t i = 0; r >= 0 && i < o->n_snaps; i++) {
         const struct vsnap *s = o->snaps[i];
@@ -469,7 +433,8 @@ static int object_look(struct look *k, const struct vdirent *d, const char *path
             continue;
         what.snapshot = s->name;
         what.behind = NULL; /* it does not change */
-        what.skipped = false;
+        what.skipped = what.refused = vbehind_snap_doubtful(o, s->id);
+        what.accepted = false;
         r = tree_look(k, &s->tree, s->size, &what);
     }
     vobj_free(o);
@@ -509,7 +474,8 @@ int vmfs_rescued(struct vmfs *v, vmfs_rescued_fn *fn, void *arg, struct gr_err *
 
 int vmfs_rescued_hosts(struct vmfs *v, void (*fn)(void *arg, const char *host), void *arg)
 {
-    for (unsigned i = 0; v->rescue && i < v->rescue->n_departed; i++)
-        fn(arg, v->rescue->departed[i].host);
-    return v->rescue ? (int)v->rescue->n_departed : 0;
+    const struct vbehind *b = vrescue_behind(v);
+    for (size_t i = 0; i < vbehind_hosts(b); i++)
+        fn(arg, vbehind_host(b, i));
+    return (int)vbehind_hosts(b);
 }

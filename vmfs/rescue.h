@@ -1,7 +1,7 @@
 /* A volume of which a device is lost for good, opened for reading what is left: rescue.c. Thread rule: the loop of the volume. */
 #ifndef VMFS_RESCUE_H
 #define VMFS_RESCUE_H
-#include "vmfs/internal.h"
+#include "vmfs/behind.h"
 
 struct vrescue;
 /* The devices that were given are put behind memory; of those that are missing, memory takes the place of the ones that held tables. v->dev is
@@ -13,7 +13,5 @@ void vrescue_end(struct vmfs *v); /* the channels are closed */
 bool vrescue_lost(const struct vmfs *v, unsigned dev); /* [sync] a device that is missing for good, whether memory stands for it or not */
 int vrescue_device(const struct vmfs *v, const struct gr_bdev *bdev); /* [sync] the number of the one that was given as @bdev; -ENOENT */
 int vrescue_refuse(const struct vmfs *v, struct gr_err *err); /* [sync] 0; -GR_EREADONLY: nothing is changed on a volume that is being rescued */
-/* A record of @id cannot be applied because of @r. 0: it is left out, and what follows of the object, too; else @r. */
-int vrescue_skip(struct vmfs *v, uint64_t id, int r);
-bool vrescue_skipped(const struct vmfs *v, uint64_t id); /* [sync] */
+struct vbehind *vrescue_behind(const struct vmfs *v); /* [sync] NULL: an ordinary volume */
 #endif

@@ -66,6 +66,8 @@ struct vmfs_join_opts {
      * fiber; argument as for warn. An error: it is not tried, and warned of. NULL: only what one nexus can see is looked at. */
     int (*stranger)(void *arg, const struct gr_bdev *device, struct gr_bdev **ret, struct gr_err *err);
     bool rescue;            /* a device is lost for good: what is left is read, nothing is written to any device. No other host uses the volume (vmfs_rescued) */
+    const uint64_t *accepted; /* with rescue: objects (vmfs_rescued.id) for which vmfs_accept_loss() was called earlier; borrowed until vmfs_join() returns */
+    size_t n_accepted;
     bool degraded;          /* join also without devices that hold no tables: what lies on them cannot be read, all else works */
     /* The key-encryption key @id: 0 and its bytes (32), or -ENOKEY. Asked for when an encrypted disk is opened or made; the bytes are zeroed
      * after use. Any context; may be NULL: no encrypted disk can be opened. */
@@ -380,8 +382,11 @@ struct vmfs *vmfs_disk_volume(struct vmfs_disk *d);
 int vmfs_resize(struct vmfs_disk *d, uint64_t size, bool shrink, struct gr_err *err);
 /* How the disk shows itself as a logical unit, on every host. Durable before it returns; GR_EVENT_PRESENTED. */
 int vmfs_set_lun(struct vmfs_disk *d, const struct vmfs_lun *lun, struct gr_err *err);
-/* Writes of it were lost with a device before they were flushed: it refuses everything but reads, until this is called. Durable. */
+/* Writes of it were lost with a device before they were flushed: it refuses everything but reads, until this is called. Durable.
+ * On a volume that is being rescued: it is shown, though it may have another disk's bytes (vmfs_rescued.refused); for as long as it is joined. */
 int vmfs_accept_loss(struct vmfs_disk *d, struct gr_err *err);
+/* May its live head be read? 0; -GR_EBEHIND and why not: it may have another disk's bytes, as its last changes are lost. Its snapshots are open. [sync] */
+int vmfs_shown(const struct vmfs_disk *d, struct gr_err *err);
 /* Whole small files (configuration): read at most @max bytes into new memory; replace atomically. */
 int vmfs_file_read(struct vmfs *v, const char *path, size_t max, void **ret, size_t *ret_len, struct gr_err *err);
 int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t len, struct gr_err *err);
@@ -433,14 +438,17 @@ int vmfs_repair(struct vmfs *v, void (*line)(void *arg, const char *text), void 
 struct vmfs_rescued {
     const char *path;     /* inside the volume */
     const char *snapshot; /* NULL: the disk or file as it is now; a folder */
-    const char *behind;   /* not NULL: this host had it, and its journal is lost: it is as it was at that host's last checkpoint, but what was overwritten or unmapped since may
-                           * have newer bytes, or what another disk has now where that lay (with data_crc: an error) */
+    const char *behind;   /* not NULL: this host had it, and its journal is lost: it is as it was at that host's last checkpoint, but what was overwritten in place since
+                           * has newer bytes, and what was given up since may be another disk's by now (with data_crc: an error; files: never) */
     enum vmfs_type type;
+    uint64_t id;
     uint64_t size;        /* bytes, */
     uint64_t lost_data;   /* that lie on the lost device, */
     uint64_t lost_map;    /* of which nobody knows where they lie */
     bool whole;           /* nothing is lost */
     bool unreadable;      /* nothing can be read: where its map is, or the folder's names, lay there */
+    bool refused;         /* it may have another disk's bytes: it is not shown (-GR_EBEHIND) */
+    bool accepted;        /* it would be refused, but vmfs_accept_loss() was called */
     bool skipped;         /* changes that a journal tells of could not be followed, for they are of parts of the map that are lost */
 };
 typedef int vmfs_rescued_fn(void *arg, const struct vmfs_rescued *what); /* in the fiber; a negative result ends it */

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Device 1, which has the journals of a datastore that an older release made, is lost for good, and the host was killed: what it had is as it was at its last checkpoint, and is said to be; snapshots
-# are exact. Read without a daemon, from another home; refused while a host is at work.
+# are exact. Such a disk, which may have another's bytes, is not shown until that is accepted. Read without a daemon, from another home; refused while a host is at work.
 # timeout: 180
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
@@ -30,6 +30,7 @@ run_check b datastore rescued ds --json
 cp "$T/out" "$T/left"
 check 'the host is named whose journal is lost' jq -e '.missing == [1] and (.hosts | length) == 1 and (.objects | length) == 3 and .behind >= 1 and .whole + .behind == 3 and .damaged == 0' "$T/left"
 check "a disk that was in use is behind" [ "$(state ds/disk)" = behind ]
+check 'and is not shown' jq -e '[.objects[] | select(.refused) | .path] | index("ds/disk") != null' "$T/left"
 check 'its snapshot is whole' [ "$(state ds/disk@before)" = whole ]
 run_check b datastore rescued ds
 check 'a person is told that, too' grep -q 'journal of host .* is lost' "$T/err"
@@ -37,9 +38,20 @@ run_check b disk export ds/disk@before "$T/before.raw"
 run_check qemu-io -r -f raw -c 'read -P 1 0 8M' -c 'read -P 0 8M 24M' "$T/before.raw"
 check 'the snapshot is what it was' [ "$(grep -c '^read' "$T/out")" = 2 ]
 if grep -q 'Pattern verification failed' "$T/out"; then fail 'other bytes in the snapshot'; fi
+run_mustfail 5 "journal of host .* is lost.*another disk's bytes.*accept-loss ds/disk" b disk export ds/disk "$T/disk.raw"
+check 'nothing of it is left' [ ! -e "$T/disk.raw" ]
+run_check b up --portal 127.0.0.1:0
+run_mustfail 1 . qemu-io -r -f raw -c 'read 0 4k' "$(b lun list ds/disk --json | jq -r '.[0]."iscsi-url"')"
+run_check b datastore accept-loss ds/disk
+check 'a person is told' grep -q "may be another disk's" "$T/out"
+run_check qemu-io -r -f raw -c 'read -P 1 0 4M' "$(b lun list ds/disk --json | jq -r '.[0]."iscsi-url"')"
+run_check b down
+run_check b datastore rescued ds --json
+check 'that is remembered' jq -e '.objects[] | select(.path == "ds/disk") | .accepted and (.refused | not) and .state == "behind"' "$T/out"
 run_check b disk export ds/disk "$T/disk.raw"
 run_check qemu-io -r -f raw -c 'read -P 1 0 4M' "$T/disk.raw"
 if grep -q 'Pattern verification failed' "$T/out"; then fail 'other bytes in the disk'; fi
+run_check b datastore accept-loss ds/idle
 run_check b disk export ds/idle "$T/idle.raw"
 run_check qemu-io -r -f raw -c 'read -P 2 0 8M' "$T/idle.raw"
 if grep -q 'Pattern verification failed' "$T/out"; then fail 'other bytes in the other disk'; fi

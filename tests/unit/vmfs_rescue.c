@@ -23,13 +23,13 @@ struct site {
     struct vmfs *v;
     bool shared; /* logical units with a fence */
     bool older;  /* one journal of each host, on device 1 */
-    uint64_t seed;
+    uint64_t seed, accepted;
     uint32_t (*says)[TIMES][PIECES]; /* of each disk: what is written all over a piece; 0: nothing */
 };
 struct seen {
     struct site *s;
     bool crashed;
-    unsigned lost, whole, damaged, skipped, behind, pieces, errors;
+    unsigned lost, whole, damaged, skipped, behind, refused, pieces, errors;
 };
 
 static void warn(void *arg, const char *text)
@@ -52,7 +52,7 @@ static void devices_close(struct site *s)
 
 static int join(struct site *s, const char *name, uint32_t without, bool rescue, struct vmfs **ret, struct gr_err *err)
 {
-    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = name, .address = "", .portal = "", .warn = warn, .rescue = rescue };
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = name, .address = "", .portal = "", .warn = warn, .rescue = rescue, .accepted = &s->accepted, .n_accepted = s->accepted != 0 };
     struct gr_bdev *given[DEVICES];
     unsigned n = 0;
     snprintf((char *)o.host_uuid, sizeof o.host_uuid, "%s", name);
@@ -62,10 +62,10 @@ static int join(struct site *s, const char *name, uint32_t without, bool rescue,
     return vmfs_join(gr_fiber_loop(), given, n, &o, ret, err);
 }
 
-static struct site *make(uint64_t seed, bool shared, bool older)
+static struct site *make_as(uint64_t seed, bool shared, bool older, bool data_crc)
 {
     struct site *s = calloc(1, sizeof *s);
-    struct vmfs_format_opts f = { .name = "ds1", .timing = VMFS_TIMING_FAST, .features = older ? VMFS_INCOMPAT_KNOWN & ~VMFS_INCOMPAT_MIRRORED : 0 };
+    struct vmfs_format_opts f = { .name = "ds1", .timing = VMFS_TIMING_FAST, .data_crc = data_crc, .features = older ? VMFS_INCOMPAT_KNOWN & ~VMFS_INCOMPAT_MIRRORED : 0 };
     assert_non_null(s);
     s->older = older;
     s->seed = seed;
@@ -78,6 +78,8 @@ static struct site *make(uint64_t seed, bool shared, bool older)
     OK(vmfs_format(gr_fiber_loop(), s->dev, DEVICES, &f, &err));
     return s;
 }
+
+static struct site *make(uint64_t seed, bool shared, bool older) { return make_as(seed, shared, older, false); }
 
 static void unmake(struct site *s)
 {
@@ -186,6 +188,16 @@ static bool is(const struct site *s, unsigned disk, unsigned time, unsigned piec
     return true;
 }
 
+/* It may show another disk's bytes, so it does not, until that is accepted. */
+static void refused_first(struct vmfs_disk *d, struct gr_chan *ch, const struct vmfs_rescued *w)
+{
+    uint8_t buf[VMFS_PIECE];
+    FAILS(-GR_EBEHIND, w->behind ? "journal of host 'a'" : "could not be followed", vmfs_shown(d, &err));
+    assert_int_equal(gr_pread(ch, buf, sizeof buf, 0), -GR_EBEHIND);
+    OK(vmfs_accept_loss(d, &err));
+    OK(vmfs_shown(d, &err));
+}
+
 static int look(void *arg, const struct vmfs_rescued *w)
 {
     struct seen *k = arg;
@@ -204,12 +216,16 @@ static int look(void *arg, const struct vmfs_rescued *w)
     assert_true(!w->skipped || (k->crashed && (k->lost == 0 || (k->lost == 1 && !s->older)) && !w->snapshot));
     k->skipped += w->skipped;
     assert_int_equal(w->behind != NULL, s->older && k->lost == 1 && k->crashed && !w->snapshot);
+    assert_int_equal(w->refused, w->behind || w->skipped);
     OK(vmfs_open(s->v, w->path, &d, NULL, &err));
     if (w->snapshot)
         OK(snap_open(d, w->snapshot, &b, &err));
     else
         b = gr_bdev_get(vmfs_bdev(d));
     assert_int_equal(gr_chan_open(b, gr_fiber_loop(), &ch), 0);
+    if (w->refused)
+        refused_first(d, ch, w);
+    k->refused += w->refused;
     for (unsigned i = 0; i < PIECES; i++) {
         int r = gr_pread(ch, buf, VMFS_PIECE, i * VMFS_PIECE);
         bool right = r == 0 && (is(s, disk, time, i, buf) || (w->behind && is(s, disk, AT_HOME, i, buf)));
@@ -234,6 +250,15 @@ static int look(void *arg, const struct vmfs_rescued *w)
     return 0;
 }
 
+static int look_again(void *arg, const struct vmfs_rescued *w)
+{
+    unsigned *accepted = arg;
+    assert_false(w->refused); /* that it was opened here since is no reason to call it whole */
+    assert_false(w->accepted && !w->behind && !w->skipped);
+    *accepted += w->accepted;
+    return 0;
+}
+
 static void rescue(unsigned lost, bool crash, bool shared, bool older)
 {
     struct site *s = make(test_seed(), shared, older);
@@ -251,6 +276,9 @@ static void rescue(unsigned lost, bool crash, bool shared, bool older)
     vmfs_info(s->v, &info);
     assert_true(info.rescue && info.missing == 1u << lost && info.n_missing == 1);
     OK(vmfs_rescued(s->v, look, &k, &err));
+    unsigned accepted = 0;
+    OK(vmfs_rescued(s->v, look_again, &accepted, &err));
+    assert_int_equal(accepted, k.refused);
     vmfs_stats(s->v, &st);
     print_message("# %u whole, %u damaged, %u pieces, %u of them lost; %llu records\n", k.whole, k.damaged, k.pieces, k.errors, (unsigned long long)st.replayed_records);
     assert_int_equal(st.replayed_records > 0, crash && !(lost == 1 && older));
@@ -288,6 +316,135 @@ static void all(void **state)
 {
     (void)state;
     test_in_fiber(all_fn, NULL);
+}
+
+/* ---- what a disk has given up is another's by now ---- */
+#define HALF (4 * MIB)
+struct foreign {
+    struct site *s;
+    unsigned own[3], others, errors; /* pieces: of zeros, of 1, of 2; of 3; that cannot be read */
+    uint64_t id; /* of the disk in doubt */
+};
+
+static void put(struct site *s, const char *path, uint64_t off, uint64_t len, uint8_t what)
+{
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    static uint8_t buf[MIB];
+    memset(buf, what, sizeof buf);
+    OK(vmfs_open(s->v, path, &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    for (uint64_t at = off; at < off + len; at += MIB)
+        OK(what ? gr_pwrite(ch, buf, MIB, at, 0) : gr_unmap(ch, at, MIB, 0));
+    OK(gr_flush(ch));
+    gr_chan_close(ch);
+    vmfs_close(d);
+}
+
+static void count(struct foreign *f, struct gr_bdev *b)
+{
+    struct gr_chan *ch;
+    uint8_t buf[VMFS_PIECE];
+    memset(f->own, 0, sizeof f->own);
+    f->others = f->errors = 0;
+    assert_int_equal(gr_chan_open(b, gr_fiber_loop(), &ch), 0);
+    for (uint64_t at = 0; at < 2 * HALF; at += VMFS_PIECE) {
+        int r = gr_pread(ch, buf, VMFS_PIECE, at);
+        f->errors += r < 0;
+        if (r == 0 && buf[0] <= 2)
+            f->own[buf[0]]++;
+        else if (r == 0)
+            f->others++;
+    }
+    gr_chan_close(ch);
+}
+
+static void count_path(struct foreign *f, const char *path, const char *snap)
+{
+    struct vmfs_disk *d;
+    struct gr_bdev *b;
+    OK(vmfs_open(f->s->v, path, &d, NULL, &err));
+    if (snap)
+        OK(snap_open(d, snap, &b, &err));
+    else
+        b = gr_bdev_get(vmfs_bdev(d));
+    count(f, b);
+    f->id = vmfs_disk_id(d);
+    gr_bdev_put(b);
+    vmfs_close(d);
+}
+
+/* The disk's older half belongs to a snapshot; the newer one, and a file, are given up when all is home, and another disk gets it. */
+static void give_up(struct site *s)
+{
+    struct vmfs_disk *d;
+    OK(join(s, "a", 0, false, &s->v, &err));
+    s->v->sp.stay++;
+    OK(vmfs_create(s->v, "disk", VMFS_DISK, 2 * HALF, VMFS_THIN, &err));
+    OK(vmfs_create(s->v, "file", VMFS_FILE, 2 * HALF, VMFS_THIN, &err));
+    OK(vmfs_create(s->v, "other", VMFS_DISK, 8 * HALF, VMFS_THIN, &err));
+    go_to(s, 0);
+    put(s, "disk", 0, HALF, 1);
+    OK(vmfs_open(s->v, "disk", &d, NULL, &err));
+    OK(snap_create(&d, 1, "s", &err));
+    vmfs_close(d);
+    put(s, "disk", HALF, HALF, 2);
+    put(s, "file", 0, 2 * HALF, 2);
+    OK(vmfs_checkpoint(s->v, &err));
+    put(s, "disk", 0, 2 * HALF, 0);
+    put(s, "file", 0, 2 * HALF, 0);
+    struct vregion *r = s->v->sp.regions;
+    assert_int_equal(vmfs_addr_dev(r->first), 0);
+    s->v->sp.current = r;
+    put(s, "other", 0, 3 * HALF, 3);
+    vmfs_abandon(gr_take(s->v));
+}
+
+static void foreign(bool crc)
+{
+    struct site *s = make_as(7, false, true, crc);
+    struct foreign f = { .s = s };
+    struct vmfs_disk *d;
+    give_up(s);
+    OK(join(s, "r", 1u << 1, true, &s->v, &err));
+    count_path(&f, "disk", "s");
+    assert_true(f.own[1] == HALF / VMFS_PIECE && f.own[0] == HALF / VMFS_PIECE); /* a snapshot is exact */
+    count_path(&f, "file", NULL);
+    print_message("# file: %u its own, %u another's\n", f.own[2], f.others);
+    assert_int_equal(f.own[2], 2 * HALF / VMFS_PIECE); /* and a file is as it was */
+    count_path(&f, "disk", NULL);
+    assert_int_equal(f.others, 0);
+    print_message("# disk: %u errors of %u\n", f.errors, (unsigned)(2 * HALF / VMFS_PIECE));
+    if (crc) { /* what is its own is shown, and what is not is known */
+        assert_true(f.errors && f.own[1] == HALF / VMFS_PIECE);
+    } else {
+        assert_int_equal(f.errors, 2 * HALF / VMFS_PIECE);
+        OK(vmfs_open(s->v, "disk", &d, NULL, &err));
+        FAILS(-GR_EBEHIND, "accept-loss ds1/disk", vmfs_shown(d, &err));
+        vmfs_close(d);
+        OK(vmfs_leave(gr_take(s->v), &err));
+        s->accepted = f.id; /* somebody wants it as it is */
+        OK(join(s, "r", 1u << 1, true, &s->v, &err));
+        count_path(&f, "disk", NULL);
+        print_message("# disk: %u of another disk, when that is accepted\n", f.others);
+        assert_true(f.others && !f.errors && f.own[1] == HALF / VMFS_PIECE);
+    }
+    OK(vmfs_leave(gr_take(s->v), &err));
+    unmake(s);
+}
+
+static int foreign_fn(void *arg)
+{
+    (void)arg;
+    foreign(false);
+    foreign(true);
+    return 0;
+}
+
+static void others_bytes(void **state)
+{
+    (void)state;
+    test_in_fiber(foreign_fn, NULL);
 }
 
 /* ---- where maps lie ---- */
@@ -412,4 +569,4 @@ static void alone(void **state)
     test_in_fiber(alone_fn, NULL);
 }
 
-TEST_MAIN(TEST(near), TEST(all), TEST(refused), TEST(alone))
+TEST_MAIN(TEST(near), TEST(all), TEST(others_bytes), TEST(refused), TEST(alone))

@@ -62,7 +62,7 @@ static json_t *named(json_t *params)
     static const char *const keys[] = {
         "name",     "disk",      "disks",      "devices", "device", "lun",  "file",     "path",      "from",      "to",       "snapshot",
         "bookmark", "host",      "portal",     "user",    "id",   "allow",    "deny",      "initiator", "uuid",     "size",
-        "format",   "provision", "read-only",  "off",     "iops", "bandwidth", "burst-ms", "removable", "multipath", "force", "accept-loss", "rescue",
+        "format",   "provision", "read-only",  "off",     "iops", "bandwidth", "burst-ms", "removable", "multipath", "force", "accept-loss", "rescue", "lost",
         "dry-run",  "action",  "shrink",   "encrypt", "key", "key-file", "wrap", "rewrite", "resume", "timing",    "one-host",   "socket",  "forwarded",
     };
     json_t *o = json_object();

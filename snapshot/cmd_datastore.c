@@ -1,4 +1,4 @@
-/* granary datastore create|join|leave|destroy|list|info|check|scrub|accept-loss|grow|devices|add-device|remove-device */
+/* granary datastore create|join|leave|destroy|list|info|check|scrub|accept-loss|grow|devices|add-device|replace-device|remove-device */
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/bdev_open.h"
@@ -372,6 +372,7 @@ const struct gr_cmd snap_datastore_commands[] = {
     {"datastore", "quota", "DATASTORE[/FOLDER] [SIZE|off]", 1, 2, "limit what a folder may hold, or list limits", NULL, snap_cmd_quota},
     {"datastore", "devices", "NAME", 1, 1, "list the devices of a datastore", NULL, cmd_devices},
     {"datastore", "add-device", "NAME DEVICE", 2, 2, "add a device to a datastore in use", add_opts, cmd_add_device},
+    {"datastore", "replace-device", "NAME", 1, 1, "put an empty device in the place of one that is lost for good", snap_replace_opts, snap_cmd_replace_device},
     {"datastore", "remove-device", "NAME DEVICE", 2, 2, "move what lies on a device to the others, and let go of it", NULL, cmd_remove_device},
     {NULL},
 };

@@ -37,7 +37,11 @@ int snap_cmd_expiry(const char *text, int64_t *ret, struct gr_err *err); /* "7d"
 extern const struct gr_opt snap_policy_opts[], snap_prune_opts[], snap_protect_opts[];
 /* cmd_check.c */
 int snap_cmd_check(struct gr_cmd_ctx *c, struct gr_err *err);
+/* cmd_rescue.c */
 int snap_cmd_rescued(struct gr_cmd_ctx *c, struct gr_err *err);
+int snap_cmd_replace_device(struct gr_cmd_ctx *c, struct gr_err *err);
+extern const struct gr_opt snap_replace_opts[];
+/* cmd_check.c, too */
 int snap_cmd_accept_loss(struct gr_cmd_ctx *c, struct gr_err *err);
 int snap_cmd_scrub(struct gr_cmd_ctx *c, struct gr_err *err);
 extern const struct gr_opt snap_check_opts[], snap_scrub_opts[];

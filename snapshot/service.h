@@ -22,6 +22,7 @@
  *   datastore.recover {"name","host","yes":true,"devices"?,"login"?} from this one: where nothing fences it must be certain to be gone → {"name","host","recovered":1}
  *   datastore.devices {"name"} → [{"number","device","uuid","size","free","used","metadata","regions","added","leaving",
  *       "tested":[what was seen when it was tried],"tested-at"?}]; also datastore.info "members"
+ *   datastore.replace-device {"name","lost": number,"device","size"?,"yes":true}: lost for good, one that it cannot do without → as datastore.info
  *   datastore.add-device {"name","device","size"?,"force"?} → as datastore.info, and "unaware-hosts": [who has joined and serves nothing]
  *   datastore.open-device {"name","device"} another host is adding it
  *   datastore.remove-device {"name","device"} parts {"done","total"}: bytes moved to the other devices → as datastore.info

@@ -436,6 +436,7 @@ SNAP_METHOD(snap_op_devices_list, "datastore.devices")
 SNAP_METHOD(snap_op_device_add, "datastore.add-device")
 SNAP_METHOD(snap_op_device_open, "datastore.open-device")
 SNAP_METHOD(snap_op_device_remove, "datastore.remove-device")
+SNAP_METHOD(snap_op_device_replace, "datastore.replace-device")
 
 const struct gr_rpc_method snap_datastore_methods[] = {
     {"datastore.create", rpc_snap_op_datastore_create, .destroys = true},   {"datastore.join", rpc_op_join},   {"datastore.leave", rpc_op_leave},
@@ -444,6 +445,6 @@ const struct gr_rpc_method snap_datastore_methods[] = {
     {"datastore.scrub", rpc_snap_op_scrub}, {"datastore.accept-loss", rpc_snap_op_accept_loss, .destroys = true}, {"datastore.rescued", rpc_snap_op_rescued, true}, {"datastore.grow", rpc_op_grow},   {"datastore.rescan", rpc_op_rescan},
     {"datastore.recover", rpc_snap_op_datastore_recover, .destroys = true}, {"datastore.devices", rpc_snap_op_devices_list, true},
     {"datastore.add-device", rpc_snap_op_device_add, .destroys = true}, {"datastore.open-device", rpc_snap_op_device_open},
-    {"datastore.remove-device", rpc_snap_op_device_remove, .destroys = true},
+    {"datastore.remove-device", rpc_snap_op_device_remove, .destroys = true}, {"datastore.replace-device", rpc_snap_op_device_replace, .destroys = true},
     {NULL, NULL},
 };

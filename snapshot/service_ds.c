@@ -213,7 +213,7 @@ static int join_volume(struct snap_svc *s, struct snap_ds *ds, struct gr_err *er
     if (r == -ENODEV && !ds->rescue) {
         gr_auto_free char *why = gr_strdup(err->text);
         return gr_fail(err, r, "%s%s%s; 'granary datastore add-device %s DEVICE' names one that another host added; when one is lost for good, 'granary datastore join --rescue' "
-                       "reads what is left", missing.text, missing.code ? "; " : "", why ? why : "", ds->name);
+                       "reads what is left, and 'granary datastore replace-device' puts an empty one in its place", missing.text, missing.code ? "; " : "", why ? why : "", ds->name);
     }
     if (r < 0)
         return r;

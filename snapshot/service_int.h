@@ -367,6 +367,7 @@ int snap_op_repair(struct snap_op *op);
 int snap_op_scrub(struct snap_op *op);
 int snap_op_accept_loss(struct snap_op *op);
 int snap_op_rescued(struct snap_op *op);
+int snap_op_device_replace(struct snap_op *op);
 /* With the lock held: put the datastore into the registry and join it; a failure leaves the registry as it was. */
 int snap_op_register(struct snap_op *op, const char *name, json_t *devices, struct snap_ds **ret); /* with params "login" */
 /* The result datastore.info gives. */

@@ -82,6 +82,7 @@ int vbehind_host_gone(struct vbehind *b, unsigned slot, uint64_t generation, con
 }
 
 size_t vbehind_hosts(const struct vbehind *b) { return b ? b->n_departed : 0; }
+size_t vbehind_skips(const struct vbehind *b) { return b ? b->n_skipped : 0; }
 const char *vbehind_host(const struct vbehind *b, size_t i) { return b->departed[i].host; }
 
 static size_t host_of_lock(const struct vbehind *b, const struct vlock *l)

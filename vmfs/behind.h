@@ -9,6 +9,7 @@ void vbehind_free(struct vbehind *b);
 /* The journal of @host is lost, who was in @slot under @generation. */
 int vbehind_host_gone(struct vbehind *b, unsigned slot, uint64_t generation, const char *host);
 size_t vbehind_hosts(const struct vbehind *b); /* how many such there are, */
+size_t vbehind_skips(const struct vbehind *b); /* objects of which records were left out */
 const char *vbehind_host(const struct vbehind *b, size_t i);
 const char *vbehind_of_lock(const struct vmfs *v, const struct vlock *l); /* and which of them held it; NULL: none [sync] */
 /* What is known of object @id, whose lock was @was before anybody here took it: held from now on [sync]. */

@@ -41,7 +41,7 @@ void chk_error(struct chk *c, const char *fmt, ...)
 void chk_unread(struct chk *c, uint64_t addr, const char *fmt, ...)
 {
     unsigned dev = vmfs_addr_dev(addr);
-    bool missing = dev < c->v->sb.n_devices && vdev_missing(c->v, dev);
+    bool missing = dev < c->v->sb.n_devices && vdev_no_data(c->v, dev);
     va_list ap;
     va_start(ap, fmt);
     line_add(c, fmt, ap);

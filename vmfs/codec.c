@@ -161,7 +161,7 @@ static void member_put(const struct vdevinfo *i, struct vmfs_member_disk *d)
     d->moved_units = gr_le32_of(i->moved_units);
     d->tested = gr_le32_of(i->tested);
     d->tested_s = gr_le64_of(i->tested_s);
-    d->stale = gr_le32_of(i->stale);
+    d->stale = gr_le32_of(i->emptied ? 3 : i->stale);
 }
 
 static void scrub_get(const struct vmfs_scrub_disk *d, struct vscrub *s)
@@ -215,9 +215,11 @@ int vsuper_decode(const void *block, struct vsuper *ret, struct gr_err *err)
         if (s.incompat & (VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED))
             member_get(&d->members[i], &s.dev[i]);
         uint32_t stale = s.incompat & VMFS_INCOMPAT_STALE ? gr_le32_get(d->members[i].stale) : 0;
-        if (stale > 1 || (stale && i == 0))
+        bool emptied = stale == 3 && s.incompat & VMFS_INCOMPAT_REPLACED;
+        if ((stale > 1 || (stale && i == 0)) && !emptied)
             return gr_fail(err, -GR_ECORRUPT, "superblock: rule 7: tables of device %u in state %u", i, stale);
         s.dev[i].stale = stale;
+        s.dev[i].emptied = emptied;
     }
     int r = super_ranges_ok(&s, err);
     if (r < 0)

@@ -58,7 +58,7 @@ static int usable(const struct defrag *g, struct gr_err *err)
 /* [sync] Nobody but the live head has it, and it is here. */
 static bool alone(struct vobj *o, const struct mpiece *m)
 {
-    if (m->state == VMFS_P_HOLE || vdev_missing(o->v, vmfs_addr_dev(m->addr)))
+    if (m->state == VMFS_P_HOLE || vdev_no_data(o->v, vmfs_addr_dev(m->addr)))
         return false;
     if (frozen_since(o, m->birth) || (o->origin_object && m->birth <= o->origin_epoch))
         return false;

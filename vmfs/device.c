@@ -16,7 +16,7 @@ static struct vdev *device_of(struct vmfs *v, uint64_t *addr, uint32_t units)
 {
     uint64_t now = moved_addr(v, *addr, units, NULL);
     unsigned dev = vmfs_addr_dev(now);
-    if (!now || dev >= v->n_dev || !v->dev[dev].ch)
+    if (!now || dev >= v->n_dev || !v->dev[dev].ch || (vdev_emptied(v, dev) && vmfs_addr_unit(now) >= v->sb.dev[dev].first_unit))
         return NULL;
     *addr = now;
     return &v->dev[dev];
@@ -25,7 +25,7 @@ static struct vdev *device_of(struct vmfs *v, uint64_t *addr, uint32_t units)
 static int no_device(const struct vmfs *v, uint64_t addr)
 {
     unsigned dev = vmfs_addr_dev(moved_addr(v, addr, 1, NULL));
-    return dev < v->sb.n_devices && vdev_missing(v, dev) ? -EIO : -GR_ECORRUPT;
+    return dev < v->sb.n_devices && vdev_no_data(v, dev) ? -EIO : -GR_ECORRUPT;
 }
 
 int vdev_all_here(struct vmfs *v, const char *what, struct gr_err *err)

@@ -33,6 +33,10 @@
  * and lists of foreign frees, and the superblock says that they are good. A slot's host that was there when the device was lost says in its slot up to
  * which frame data on it was durable: of later frames, records of unflushed data there are not applied. Nobody was told that these were durable.
  *
+ * A DEVICE THAT IS REPLACED, one with tables, was lost for good. The superblocks of all others list a new uuid in its place, with a higher
+ * generation, before the new device gets its copies of tables, and then superblocks: so one that comes back later is none of the volume's any more. What
+ * lay in its regions ends with an I/O error, and nothing is put there, until no tree names anything there.
+ *
  * VALIDITY RULES of every metadata block
  *   rule 1 magic and type are the expected ones     rule 2 version <= VMFS_VERSION    rule 3 volume equals the superblock's
  *   rule 4 self equals the address read from (or was moved there)     rule 5 crc32c over all units of the block with the field zero
@@ -75,10 +79,11 @@
 #define VMFS_INCOMPAT_STALE 512ull      /* a device was lost: its tables are stale, and slots say what was lost with it */
 #define VMFS_INCOMPAT_KEPT 1024ull      /* templates, protected snapshots, removed disks kept for their clones: who does not know would write to or remove them */
 #define VMFS_INCOMPAT_MIRRORED 2048ull  /* made with several devices: each journal is kept on device 0 and on device 1 */
+#define VMFS_INCOMPAT_REPLACED 4096ull  /* a device was replaced by an empty one: what lay in its regions is lost, and is not read */
 #define VMFS_INCOMPAT_KNOWN                                                                                                                  \
     (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED | VMFS_INCOMPAT_ONE_HOST |                     \
      VMFS_INCOMPAT_ENCRYPTED | VMFS_INCOMPAT_DATA_CRC | VMFS_INCOMPAT_QUOTA | VMFS_INCOMPAT_FILES | VMFS_INCOMPAT_STALE | VMFS_INCOMPAT_KEPT |       \
-     VMFS_INCOMPAT_MIRRORED)
+     VMFS_INCOMPAT_MIRRORED | VMFS_INCOMPAT_REPLACED)
 /* Of releases that did not write it into their slots. */
 #define VMFS_INCOMPAT_FIRST (VMFS_INCOMPAT_SHARES | VMFS_INCOMPAT_ALARMS | VMFS_INCOMPAT_MEMBERS | VMFS_INCOMPAT_MOVED)
 #define VMFS_RO_COMPAT_KNOWN 0ull
@@ -142,7 +147,8 @@ struct vmfs_member_disk {
     gr_le64 moved_addr;             /* LEAVING, GONE: blob of struct vmfs_moved_disk, ascending, apart; 0: nothing moved */
     gr_le32 moved_bytes, moved_units;
     gr_le32 tested;                 /* VMFS_TESTED_*: what was seen before it became part of a datastore that hosts share; 0: not tried */
-    gr_le32 stale;                  /* 1 (INCOMPAT_STALE): headers, bitmaps and lists of its regions are not to be believed */
+    gr_le32 stale;                  /* 1 (INCOMPAT_STALE): headers, bitmaps and lists of its regions are not to be believed; 3 (INCOMPAT_REPLACED): nor
+                                     * does anything in its regions exist any more. Device 0: 0 or 3 */
     gr_le64 tested_s;               /* when */
 } __attribute__((packed));
 GR_SIZE(struct vmfs_member_disk, 64);

@@ -22,7 +22,8 @@ struct vdevinfo {
     uint32_t moved_bytes, moved_units;
     uint32_t tested;   /* VMFS_TESTED_* */
     uint64_t tested_s;
-    bool stale;        /* its tables are not to be believed */
+    bool stale;        /* its tables are not to be believed, */
+    bool emptied;      /* and nothing in its regions exists any more: it has replaced another */
 };
 struct vscrub { /* the last one: struct vmfs_scrub_disk */
     uint64_t started_s, ended_s, object, snapshot, piece, bytes, bad_pieces, errors;

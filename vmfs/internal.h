@@ -274,6 +274,8 @@ void vmfs_warn(struct vmfs *v, const char *fmt, ...) __attribute__((format(print
 
 /* ---------- super.c ---------- */
 int vsuper_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct gr_err *err); /* the newer valid copy of a device */
+/* Has another taken its place, as the superblocks @all of @n devices say? [sync] */
+bool vsuper_replaced(const struct vsuper *s, const struct vsuper *all, unsigned n);
 int vsuper_write(struct vmfs *v, const struct vsuper *s, unsigned dev, struct gr_err *err); /* both copies of a device, durable; none of one that is gone */
 /* The same on every device the volume has in @s, device 0 first: once it is there the change is made. */
 void vsuper_ours(struct vmfs *v, const struct vsuper *s); /* it was written: v->sb from here on, unless that is newer by now [sync] */
@@ -294,6 +296,7 @@ int vmember_open(struct vmfs *v, struct gr_bdev *bdev, struct gr_err *err);
 void vmember_close(struct vmfs *v); /* the last one opened, which did not become a member */
 
 /* ---------- volume.c ---------- */
+int vdevs_open(struct vmfs *v, struct gr_bdev *const *devices, unsigned n, struct gr_err *err); /* in this order, whatever they are */
 
 /* Object blob (content or directory) to and from a vobj. */
 int vobj_blob_encode(const struct vobj *o, struct gr_buf *ret);
@@ -303,10 +306,13 @@ static inline bool vdev_missing(const struct vmfs *v, unsigned dev) /* a device 
 {
     return !v->dev[dev].ch && v->sb.dev[dev].state != VMFS_DEVICE_GONE;
 }
+/* Does nothing of what was in its regions exist any more? Then reading it ends with -EIO [sync] */
+static inline bool vdev_emptied(const struct vmfs *v, unsigned dev) { return v->sb.dev[dev].emptied; }
+static inline bool vdev_no_data(const struct vmfs *v, unsigned dev) { return vdev_missing(v, dev) || vdev_emptied(v, dev); }
 static inline bool space_leaving(const struct vmfs *v, uint64_t addr) /* nothing there is overwritten, shared or added to [sync] */
 {
     unsigned dev = vmfs_addr_dev(addr);
-    return v->sb.dev[dev].state != VMFS_DEVICE_IN_USE || vdev_missing(v, dev);
+    return v->sb.dev[dev].state != VMFS_DEVICE_IN_USE || vdev_no_data(v, dev);
 }
 bool vdev_all_in_memory(struct vmfs *v);
 static inline bool vdev_stale(const struct vmfs *v, unsigned dev) { return v->sb.dev[dev].stale; }

@@ -62,7 +62,7 @@ static int read_copy(struct vmfs *v, uint64_t addr, struct vkeys *ret, struct gr
     uint64_t at = space_addr_ok(v, addr, 1) ? moved_addr(v, addr, 1, NULL) : 0;
     if (!at)
         return gr_fail(err, -GR_ECORRUPT, "rule 7: a block of keys outside the regions");
-    if (vdev_missing(v, vmfs_addr_dev(at)))
+    if (vdev_no_data(v, vmfs_addr_dev(at)))
         return gr_fail(err, -ENODEV, "the device is missing");
     void *block = vunits_alloc(1);
     int r = block ? vdev_read(v, at, 1, block) : -ENOMEM;

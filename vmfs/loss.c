@@ -210,6 +210,7 @@ static int stale_set(struct vmfs *v, unsigned dev, bool stale, bool anew, struct
         s.generation++;
         s.incompat |= VMFS_INCOMPAT_STALE;
         s.dev[dev].stale = stale;
+        s.dev[dev].emptied &= stale;
         r = vsuper_write_all(v, &s, err);
         if (r == 0)
             vsuper_ours(v, &s);

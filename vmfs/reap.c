@@ -427,6 +427,14 @@ static int bring_home(struct vobj *o)
     return r;
 }
 
+static bool any_emptied(const struct vmfs *v)
+{
+    bool any = false;
+    for (unsigned i = 0; i < v->sb.n_devices; i++)
+        any |= vdev_emptied(v, i);
+    return any;
+}
+
 static void reap_all(struct vobj *o)
 {
     struct vmfs *v = o->v;
@@ -448,6 +456,8 @@ static void reap_all(struct vobj *o)
         if (!s || (!s->cursor && s->open)) /* opened meanwhile */
             continue;
         int r = reap_snapshot(o, id);
+        if (r == -EIO && o->dying && any_emptied(v)) /* its map lay on a device that was replaced: what it names is found to be nobody's (check --repair) */
+            r = drop(o, id);
         if (r < 0) {
             o->reap_error = r;
             return;

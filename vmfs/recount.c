@@ -56,6 +56,17 @@ static int device_install(struct chk *c, unsigned dev, struct gr_err *err)
     return r;
 }
 
+/* What lay on a device that was replaced does not exist: as long as a tree names it, it must not look as if it did. */
+static bool named(const struct chk *c, unsigned dev)
+{
+    const struct vdevinfo *d = &c->v->sb.dev[dev];
+    for (uint32_t i = d->first_region; i < d->first_region + d->regions; i++)
+        for (uint32_t w = 0; w < (c->regions[i].units + 63) / 64; w++)
+            if (c->regions[i].used[w])
+                return true;
+    return false;
+}
+
 int recount_install(struct chk *c, struct gr_err *err)
 {
     struct vmfs *v = c->v;
@@ -65,6 +76,10 @@ int recount_install(struct chk *c, struct gr_err *err)
     for (unsigned i = 0; r == 0 && i < v->sb.n_devices; i++) {
         if (!vdev_stale(v, i) || vdev_missing(v, i))
             continue;
+        if (vdev_emptied(v, i) && named(c, i)) {
+            chk_note(c, "device %u has replaced one that was lost, and what lay there is still named: when no disk, file or snapshot does so any more, it gets data again", i);
+            continue;
+        }
         r = device_install(c, i, err);
         n += r == 0;
     }

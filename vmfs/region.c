@@ -273,6 +273,9 @@ static int lease(struct vmfs *v, uint32_t index, struct recount *n, struct gr_er
         r->closed = true; /* nobody knows what of it is whose: nothing is taken there */
         r->shares_addr = 0;
         rc = 0;
+    } else if (rc == -EIO && r->shares_addr && vdev_emptied(v, vmfs_addr_dev(r->shares_addr))) { /* nor here: it is counted anew */
+        rc = vloss_mark(v, dev, false, err);
+        rc = rc < 0 ? rc : 1;
     }
     if (rc == 0) {
         v->sp.free_elsewhere -= r->closed ? 0 : GR_MIN(v->sp.free_elsewhere, listed);

@@ -70,7 +70,7 @@ static bool goes_nowhere(struct scan *s, const struct vmfs_image_disk *d)
 {
     const struct vmfs *v = s->v;
     unsigned dev = vmfs_addr_dev(gr_le64_get(d->addr_a));
-    if (dev >= v->sb.n_devices || !(vdev_missing(v, dev) || vdev_stale(v, dev) || lost_here(v, dev)))
+    if (dev >= v->sb.n_devices || vdev_emptied(v, dev) || !(vdev_missing(v, dev) || vdev_stale(v, dev) || lost_here(v, dev)))
         return false;
     if (gr_le16_get(((const struct vmfs_hdr_disk *)d->block)->type) == VMFS_T_SUPER)
         return vdev_missing(v, dev); /* device 0's counts */
@@ -124,7 +124,7 @@ static int aux_read(struct vmfs *v, unsigned slot, struct aux *x, struct gr_err 
     if (!space_addr_ok(v, addr, units) || units > VMFS_BLOB_UNITS_MAX || (uint64_t)units * VMFS_UNIT < (x->n - VMFS_AUX_RUNS) * sizeof(struct vmfs_run_disk))
         return gr_fail(err, -GR_ECORRUPT, "slot %u: rule 7: list of foreign frees", slot);
     addr = moved_addr(v, addr, units, NULL);
-    if (vmfs_addr_dev(addr) < v->sb.n_devices && vdev_missing(v, vmfs_addr_dev(addr))) {
+    if (vmfs_addr_dev(addr) < v->sb.n_devices && vdev_no_data(v, vmfs_addr_dev(addr))) {
         x->missing = true;
         x->n = VMFS_AUX_RUNS;
         x->blob_addr = addr;
@@ -211,7 +211,7 @@ static int replay_absent(struct vmfs *v, const struct vmfs_rec_map_disk *d, uint
             v->stats.dropped_pieces += gr_le32_get(d->count);
             return 1;
         }
-    } else if (vrescue_lost(v, dev)) {
+    } else if (vrescue_lost(v, dev) || vdev_emptied(v, dev)) {
         *doubt = false; /* it cannot be read, now as it was or before */
     } else if (vdev_missing(v, dev) && data && *doubt) {
         return gr_fail(err, -EIO, "its journal tells of data on device %u, which is missing, and only that can tell whether it was written: join it with that device first", dev);

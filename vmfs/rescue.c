@@ -63,7 +63,7 @@ static bool all_zero(const uint8_t *b)
 }
 
 /* Where the other copy of the table block at @addr lies; 0: it is no table's. */
-static uint64_t other_copy(const struct vmfs *v, uint64_t addr)
+uint64_t vrescue_other_copy(const struct vmfs *v, uint64_t addr)
 {
     const struct vtable *t[] = { &v->sb.slots, &v->sb.regions, &v->sb.inodes };
     for (unsigned i = 0; i < 3; i++) {
@@ -80,7 +80,7 @@ static int ghost_read(void *arg, uint64_t off, void *page)
 {
     const struct ghost *g = arg;
     struct vmfs *v = g->v;
-    uint64_t addr = vmfs_addr(g->dev, off / VMFS_UNIT), other = other_copy(v, addr);
+    uint64_t addr = vmfs_addr(g->dev, off / VMFS_UNIT), other = vrescue_other_copy(v, addr);
     if (!other || vmfs_addr_dev(other) == g->dev)
         return -EIO;
     int r = vdev_read(v, other, 1, page);
@@ -112,7 +112,7 @@ static int fences_enter(struct vmfs *v, struct vrescue *k, struct gr_err *err)
 }
 
 /* The superblocks: device 0's counts, without it the newest does. *ret_first: whose it is. */
-static int supers_read(struct vmfs *v, struct vsuper *s, unsigned *ret_first, struct gr_err *err)
+int vrescue_supers(struct vmfs *v, struct vsuper *s, unsigned *ret_first, struct gr_err *err)
 {
     unsigned first = v->n_dev;
     for (unsigned i = 0; i < v->n_dev; i++) {
@@ -121,7 +121,13 @@ static int supers_read(struct vmfs *v, struct vsuper *s, unsigned *ret_first, st
             return r;
         if (first < v->n_dev && memcmp(s[i].uuid, s[first].uuid, 16) != 0)
             return gr_fail(err, -EINVAL, "'%s' belongs to datastore '%s', not to '%s'", v->dev[i].bdev->name, s[i].name, s[first].name);
-        if (first == v->n_dev || s[i].this_device == 0 || (s[first].this_device != 0 && s[i].generation > s[first].generation))
+        if (first == v->n_dev || s[i].generation > s[first].generation)
+            first = i;
+    }
+    for (unsigned i = 0; i < v->n_dev; i++) {
+        if (vsuper_replaced(&s[i], s, v->n_dev))
+            return gr_fail(err, -EINVAL, "another device has taken the place of '%s' in datastore '%s': leave it out", v->dev[i].bdev->name, s[first].name);
+        if (s[i].this_device == 0)
             first = i;
     }
     *ret_first = first;
@@ -129,9 +135,9 @@ static int supers_read(struct vmfs *v, struct vsuper *s, unsigned *ret_first, st
 }
 
 /* Which are missing, and is enough left? */
-static int missing_find(struct vmfs *v, struct vrescue *k, const struct vsuper *s, struct gr_err *err)
+int vrescue_missing(const struct vmfs *v, const struct vsuper *s, int *number, uint32_t *ret_lost, struct gr_err *err)
 {
-    uint32_t here = 0;
+    uint32_t here = 0, lost = 0;
     for (unsigned i = 0; i < v->n_dev; i++) {
         unsigned n = s[i].this_device;
         if (n >= v->sb.n_devices || memcmp(s[i].dev[n].uuid, v->sb.dev[n].uuid, 16) != 0 || v->sb.dev[n].state == VMFS_DEVICE_GONE)
@@ -139,20 +145,21 @@ static int missing_find(struct vmfs *v, struct vrescue *k, const struct vsuper *
         if (here >> n & 1)
             return gr_fail(err, -EINVAL, "'%s' is device %u of datastore '%s', which was given already", v->dev[i].bdev->name, n, v->sb.name);
         here |= (uint32_t)1 << n;
-        k->number[i] = (int)n;
+        number[i] = (int)n;
     }
     for (unsigned i = 0; i < v->sb.n_devices; i++)
         if (v->sb.dev[i].state != VMFS_DEVICE_GONE && !(here >> i & 1))
-            k->lost |= (uint32_t)1 << i;
-    if (!k->lost)
+            lost |= (uint32_t)1 << i;
+    if (!lost)
         return gr_fail(err, -EINVAL, "datastore '%s': none of its devices is missing, so there is nothing to be rescued: join it without --rescue", v->sb.name);
     const struct vtable *t[] = { &v->sb.slots, &v->sb.regions, &v->sb.inodes };
     for (unsigned i = 0; i < 3; i++) {
         unsigned a = vmfs_addr_dev(t[i]->addr_a), b = vmfs_addr_dev(t[i]->addr_b);
-        if ((k->lost >> a & 1) && (k->lost >> b & 1))
+        if ((lost >> a & 1) && (lost >> b & 1))
             return gr_fail(err, -ENODEV, "datastore '%s': %s missing, so there is no copy of its tables left, and nothing can be rescued", v->sb.name,
                            a == b ? "its device 0 is the only one that has tables, and it is" : "its devices 0 and 1 both are");
     }
+    *ret_lost = lost;
     return 0;
 }
 
@@ -187,7 +194,7 @@ static int super_put(struct vmfs *v, struct vdev *d, unsigned dev)
     return r;
 }
 
-static int too_short(const struct vmfs *v, const struct gr_bdev *bdev, unsigned dev, struct gr_err *err)
+int vrescue_too_short(const struct vmfs *v, const struct gr_bdev *bdev, unsigned dev, struct gr_err *err)
 {
     struct gr_geometry g = { 0 };
     int r = gr_bdev_geometry((struct gr_bdev *)(uintptr_t)bdev, &g);
@@ -204,7 +211,7 @@ static int overs_open(struct vmfs *v, struct vrescue *k, struct gr_err *err)
     int r = 0;
     for (unsigned i = 0; r == 0 && i < v->n_dev; i++) {
         unsigned at = (unsigned)k->number[i];
-        r = too_short(v, v->dev[i].bdev, at, err);
+        r = vrescue_too_short(v, v->dev[i].bdev, at, err);
         if (r == 0)
             r = over_open(v, k, v->dev[i].bdev, at, &dev[n++], err);
     }
@@ -239,13 +246,13 @@ int vrescue_begin(struct vmfs *v, struct gr_err *err)
         r = valone_found(v) ? 0 : fences_enter(v, k, err); /* what fences nobody is not registered with by those who use it, either */
     }
     if (r == 0)
-        r = supers_read(v, s, &first, err);
+        r = vrescue_supers(v, s, &first, err);
     if (r == 0) {
         v->sb = s[first];
         r = vfeature_check(v, &v->sb, err);
     }
     if (r == 0)
-        r = missing_find(v, k, s, err);
+        r = vrescue_missing(v, s, k->number, &k->lost, err);
     if (r == 0)
         r = overs_open(v, k, err);
     if (r == 0) {

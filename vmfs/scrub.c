@@ -186,7 +186,7 @@ static uint64_t gather(struct scrub *s, const struct mnode *leaf, uint64_t piece
     for (; leaf && piece < end && s->n < BATCH; piece++) {
         struct mpiece m = ment_piece(&leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES], (unsigned)(piece % VMFS_BLOCK_PIECES));
         uint64_t addr = m.state == VMFS_P_DATA && m.birth > since ? moved_addr(s->v, m.addr, 1, NULL) : 0;
-        if (addr && !vdev_missing(s->v, vmfs_addr_dev(addr)))
+        if (addr && !vdev_no_data(s->v, vmfs_addr_dev(addr)))
             s->one[s->n++] = (struct one){ piece, addr, m.crc };
     }
     return leaf ? piece : end;

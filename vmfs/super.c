@@ -45,6 +45,14 @@ int vsuper_read(struct vmfs *v, unsigned dev, struct vsuper *ret, struct gr_err 
     return gr_fail(err, ra == -GR_EFORMAT ? rb : ra, "'%s': both superblocks are damaged: %s; %s", v->dev[dev].bdev->name, ea.text, eb.text);
 }
 
+bool vsuper_replaced(const struct vsuper *s, const struct vsuper *all, unsigned n)
+{
+    for (unsigned i = 0; i < n; i++)
+        if (all[i].n_devices > s->this_device && all[i].generation > s->generation && memcmp(all[i].dev[s->this_device].uuid, s->dev[s->this_device].uuid, 16) != 0)
+            return true;
+    return false;
+}
+
 /* The copy that decides, if it is still the one that @s was made from: hosts that mark a device as lost hold no lock. */
 static int super_swap(struct vmfs *v, const struct vsuper *s, const void *block, struct gr_err *err)
 {

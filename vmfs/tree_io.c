@@ -159,7 +159,7 @@ static int read_segments(struct rop *r, const struct seg *s, unsigned n)
         k->arg = r;
         r->kid[i].dev = vmfs_addr_dev(s[i].addr);
         r->kids++;
-        if (vdev_missing(v, vmfs_addr_dev(s[i].addr)))
+        if (vdev_no_data(v, vmfs_addr_dev(s[i].addr)))
             gr_bio_end(k, -EIO);
         else
             gr_submit(v->dev[vmfs_addr_dev(s[i].addr)].ch, k);

@@ -457,6 +457,20 @@ int vmfs_rescued(struct vmfs *v, vmfs_rescued_fn *fn, void *arg, struct gr_err *
 /* Hosts whose journals are lost, so that what they had may be behind. Returns how many. */
 int vmfs_rescued_hosts(struct vmfs *v, void (*fn)(void *arg, const char *host), void *arg);
 
+/* ---- a device that is lost for good is replaced ---- */
+struct vmfs_replacing {
+    unsigned lost;   /* its number: 0 or 1, which have tables */
+    uint32_t tested; /* VMFS_TESTED_*: what was seen of the new one */
+    void (*warn)(void *arg, const char *text);
+    void *warn_arg;
+};
+/* @with gets the tables of the lost device from the other copies, and takes its place; the volume can then be joined. @devices are all others; nobody has
+ * joined, or will meanwhile, which the caller vouches for. What lay in the lost device's regions stays lost (-EIO). Cut off anywhere: it is as it was, but that
+ * the lost device is none of the volume's any more, or replaced; it can be done again, with any device.
+ * -EINVAL: no device is missing, or another one, or @with is too small; -EEXIST: @with holds something; -ENODEV: a journal is lost that somebody needs, or more
+ * than the one is missing; -EBUSY: a device is being emptied; -GR_ELOCKED: a host is at work on it. */
+int vmfs_replace_device(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, struct gr_bdev *with, const struct vmfs_replacing *how, struct gr_err *err);
+
 /* ---- scrub ---- */
 struct vmfs_scrub_opts {
     uint64_t rate; /* bytes a second, of metadata (in one look as vmfs_check(), which data then waits for) and data; 0: as fast as it goes */

@@ -4,7 +4,7 @@
 #include "vmfs/loss.h"
 #include "vmfs/rescue.h"
 
-static int devices_open(struct vmfs *v, struct gr_bdev *const *devices, unsigned n, struct gr_err *err)
+int vdevs_open(struct vmfs *v, struct gr_bdev *const *devices, unsigned n, struct gr_err *err)
 {
     if (n == 0 || n > VMFS_DEVICES_MAX)
         return gr_fail(err, -EINVAL, "a datastore has 1 to %u devices, not %u", VMFS_DEVICES_MAX, n);
@@ -37,7 +37,7 @@ static int super_choose(struct vmfs *v, const struct vsuper *s, unsigned first, 
         memcpy(v->dev[i].uuid, s[i].dev[s[i].this_device].uuid, 16);
         if (memcmp(s[i].uuid, s[first].uuid, 16) != 0)
             return gr_fail(err, -EINVAL, "'%s' belongs to datastore '%s', not to '%s'", v->dev[i].bdev->name, s[i].name, s[first].name);
-        if (s[i].this_device == 0) {
+        if (s[i].this_device == 0 && !vsuper_replaced(&s[i], s, v->n_dev)) {
             v->sb = s[i];
             found = true;
         }
@@ -51,7 +51,7 @@ static const char *no_member(const struct vmfs *v, const struct vsuper *s, const
     if (!s->n_devices)
         return "it holds no datastore";
     if (at >= v->sb.n_devices || memcmp(uuid, v->sb.dev[at].uuid, 16) != 0)
-        return "it was about to be added when that ended; it can be added again";
+        return at < v->sb.n_devices && v->sb.dev[at].emptied ? "another has taken its place" : "it was about to be added when that ended; it can be added again";
     return v->sb.dev[at].state == VMFS_DEVICE_GONE ? "it was removed" : NULL;
 }
 
@@ -218,7 +218,7 @@ int vmfs_join(struct gr_loop *loop, struct gr_bdev *const *devices, unsigned n, 
     v->loop = loop;
     int r = opts_copy(v, opts, err);
     if (r == 0)
-        r = devices_open(v, devices, n, err);
+        r = vdevs_open(v, devices, n, err);
     if (r == 0 && opts->rescue)
         r = vrescue_begin(v, err);
     if (r == 0) {

@@ -57,8 +57,11 @@ for d in $DISKS; do
         run_check qemu-img convert -f raw -O raw "$(url ds/$d)" "$T/$d.raw"
         check "$d can be copied" [ "$(stat -c %s "$T/$d.raw")" = $((512 << 20)) ]
         rm "$T/$d.raw"
+    elif jq -e --arg p "ds/$d" '.objects[] | select(.path == $p) | .refused' "$T/left" > "$T/refused"; then # records of it were left out
+        run_mustfail 1 . qemu-io -r -f raw -c 'read 0 4k' "$(url ds/$d)"
+        run_mustfail 5 'could not be followed.*accept-loss' a disk export ds/$d "$T/$d.raw"
     else
-        for ((m = ${first%M}; m < ${size%M}; m += 4)); do printf '%s\0' -c "read -P $n ${m}M 1M"; done | xargs -0 qemu-io -r -f raw "$(url ds/$d)" > "$T/pieces" 2>&1 || true
+        for ((m = ${first%M}; m < ${size%M}; m++)); do printf '%s\0' -c "read -P $n ${m}M 1M"; done | xargs -0 qemu-io -r -f raw "$(url ds/$d)" > "$T/pieces" 2>&1 || true
         check "$d is not whole" grep -q 'read failed' "$T/pieces"
         if grep -q 'Pattern verification failed' "$T/pieces"; then fail "$d: other bytes"; fi
     fi

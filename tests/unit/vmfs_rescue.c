@@ -1,5 +1,6 @@
 /* A datastore whose device 0, 1 or 2 is lost for good is opened for reading what is left: whatever is said to be whole is compared with what was
- * written, what is not ends with an error or is right, and no byte of any device changes. */
+ * written, what is not ends with an error or is right, and no byte of any device changes. Then an empty device takes the place of the lost one.
+ * timeout: 180 */
 #include "tests/lib/test.h"
 #include "common/bdev.h"
 #include "common/crc.h"
@@ -21,6 +22,7 @@ struct site {
     struct gr_mem *mem[DEVICES];
     struct gr_bdev *dev[DEVICES];
     struct vmfs *v;
+    unsigned one_place; /* 1 + the device on which all lies; 0: on all */
     bool shared; /* logical units with a fence */
     bool older;  /* one journal of each host, on device 1 */
     uint64_t seed, accepted;
@@ -160,8 +162,8 @@ static void fill(struct site *s, bool crash)
     }
     for (unsigned time = 0; time < TIMES; time++)
         for (unsigned i = 0; i < DISKS; i++) {
-            go_to(s, i % DEVICES);
-            write_some(s, ch[i], i, time, time == AT_END ? 8 : 40); /* few: or the journal is full, and all of it goes home */
+            go_to(s, s->one_place ? s->one_place - 1 : i % DEVICES);
+            write_some(s, ch[i], i, time, time == AT_END || s->one_place ? 8 : 40); /* few: or the journal is full, and all of it goes home */
             if (time != AT_END || i + 1 < DISKS) /* the last writes are acknowledged, and nobody flushed them */
                 OK(gr_flush(ch[i]));
             if (time == AT_SNAPSHOT)
@@ -447,6 +449,300 @@ static void others_bytes(void **state)
     test_in_fiber(foreign_fn, NULL);
 }
 
+/* ---- an empty device takes the place of the lost one ---- */
+static int replace(struct site *s, unsigned lost, struct gr_bdev *with, struct gr_err *err)
+{
+    struct vmfs_replacing how = { .lost = lost, .warn = warn };
+    struct gr_bdev *given[DEVICES];
+    unsigned n = 0;
+    for (unsigned i = DEVICES; i-- > 0;)
+        if (i != lost)
+            given[n++] = s->dev[i];
+    return vmfs_replace_device(gr_fiber_loop(), given, n, with, &how, err);
+}
+
+/* Cut off at the write number @at (of each device, or of the new one): it can be rescued, or is replaced, and the lost one, should it be back, is used
+ * only while nothing was changed. 1: it was not cut. */
+static int replace_cut(struct site *s, unsigned lost, unsigned at, bool of_new)
+{
+    struct gr_bdev *faulty[DEVICES], *kept[DEVICES];
+    int r;
+    memcpy(kept, s->dev, sizeof kept);
+    struct gr_mem *mem = gr_mem_new(DEVICE_BYTES), *was = s->mem[lost];
+    struct gr_bdev *new, *old = s->dev[lost];
+    assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), mem, &new), 0);
+    kept[lost] = new;
+    for (unsigned i = 0; i < DEVICES; i++) {
+        struct gr_fault_rule rules[] = { { .op = GR_OP_WRITE, .after = at, .code = -EIO }, { .op = GR_OP_WRITE_ZEROES, .after = at, .code = -EIO } };
+        assert_int_equal(gr_bdev_fault_open(gr_fiber_loop(), kept[i], &faulty[i]), 0);
+        for (unsigned k = 0; k < 2 && (i == lost) == of_new; k++)
+            assert_int_equal(gr_bdev_fault_add(faulty[i], &rules[k]), 0);
+        s->dev[i] = faulty[i];
+    }
+    struct gr_err why = { 0 };
+    r = replace(s, lost, faulty[lost], &why);
+    for (unsigned i = 0; i < DEVICES; i++)
+        gr_bdev_put(faulty[i]);
+    memcpy(s->dev, kept, sizeof kept);
+    if (r < 0) {
+        uint32_t said = bytes_of(s);
+        s->dev[lost] = old;
+        bool refused = join(s, "r", 0, true, &s->v, &why) < 0 && strstr(why.text, "has taken the place");
+        s->dev[lost] = new;
+        if (!refused) /* nothing was changed */
+            assert_non_null(strstr(why.text, "none of its devices is missing"));
+        OK(join(s, "r", 1u << lost, true, &s->v, &err));
+        OK(vmfs_leave(gr_take(s->v), &err));
+        assert_int_equal(bytes_of(s), said);
+        OK(replace(s, lost, new, &err)); /* it is done again */
+        s->dev[lost] = old;
+        FAILS(-EINVAL, "has taken the place", join(s, "r", 0, true, &s->v, &err));
+        FAILS(-ENODEV, "missing", join(s, "b", 0, false, &s->v, &err)); /* the lost one is back */
+        s->dev[lost] = new;
+    }
+    gr_bdev_put(old);
+    gr_mem_free(was);
+    s->mem[lost] = mem;
+    return r == 0;
+}
+
+struct again {
+    struct site *s;
+    unsigned lost, whole, errors;
+};
+
+/* What can be read is right; what is whole serves as before. */
+static void serves(struct again *k, unsigned disk, unsigned round)
+{
+    struct site *s = k->s;
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    char name[16];
+    static uint32_t buf[VMFS_PIECE / 4];
+    unsigned errors = 0;
+    disk_name(disk, name);
+    OK(vmfs_open(s->v, name, &d, NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+    for (unsigned i = 0; i < PIECES; i++) {
+        int r = gr_pread(ch, buf, VMFS_PIECE, i * VMFS_PIECE);
+        if (r != -EIO && (r < 0 || !is(s, disk, AT_END, i, buf)))
+            fail_msg("%s, piece %u: %d, %#x", name, i, r, buf[0]);
+        errors += r < 0;
+    }
+    assert_true(errors == 0 || disk % DEVICES == k->lost || disk % DEVICES == 2); /* of what lies on a third, maps may have been there */
+    k->whole += !errors;
+    k->errors += errors;
+    if (!errors) {
+        write_some(s, ch, disk, AT_END, 4);
+        OK(gr_flush(ch));
+        char snap[16];
+        snprintf(snap, sizeof snap, "n%u", round);
+        OK(snap_create(&d, 1, snap, &err));
+        write_some(s, ch, disk, AT_END, 4);
+        OK(gr_flush(ch));
+    }
+    gr_chan_close(ch);
+    vmfs_close(d);
+}
+
+/* When nothing names what lay on the lost device any more, the new one gets data. */
+static void end_of_lost(struct site *s)
+{
+    struct vmfs_check_report rep;
+    struct vmfs_info info;
+    struct gr_err why = { 0 };
+    char name[16];
+    OK(join(s, "b", 0, false, &s->v, &err));
+    int r = vmfs_repair(s->v, warn, NULL, &rep, &why);
+    assert_int_equal(r, -GR_EPARTIAL); /* not yet */
+    vmfs_info(s->v, &info);
+    assert_true(info.stale);
+    for (unsigned i = 0; i < DISKS; i++) {
+        struct vmfs_disk *d;
+        struct gr_chan *ch;
+        uint8_t buf[VMFS_PIECE];
+        bool lost = false;
+        disk_name(i, name);
+        OK(vmfs_open(s->v, name, &d, NULL, &err));
+        assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+        for (unsigned k = 0; k < PIECES && !lost; k++)
+            lost = gr_pread(ch, buf, sizeof buf, k * VMFS_PIECE) < 0;
+        gr_chan_close(ch);
+        vmfs_close(d);
+        if (lost)
+            OK(vmfs_remove(s->v, name, &err));
+    }
+    assert_int_equal(vmfs_settle(s->v, 20000), 0);
+    OK(vmfs_leave(gr_take(s->v), &err));
+    OK(join(s, "b", 0, false, &s->v, &err));
+    OK(vmfs_repair(s->v, warn, NULL, &rep, &err));
+    vmfs_info(s->v, &info);
+    assert_true(!info.stale && !info.n_missing);
+    OK(vmfs_repair(s->v, warn, NULL, &rep, &err)); /* and nothing is taken that nobody has */
+    OK(vmfs_check(s->v, warn, NULL, &rep, &err));
+    assert_int_equal(rep.leaked_units, 0);
+    OK(vmfs_create(s->v, "new", VMFS_DISK, SIZE, VMFS_THIN, &err));
+    OK(vmfs_leave(gr_take(s->v), &err));
+}
+
+static void replaced(unsigned lost, unsigned at, bool of_new)
+{
+    struct site *s = make(test_seed(), false, false);
+    struct again k = { .s = s, .lost = lost };
+    struct vmfs_check_report rep;
+    fill(s, false);
+    int cut = !replace_cut(s, lost, at, of_new);
+    for (unsigned round = 0; round < 3; round++) { /* in the second one the host dies */
+        struct vmfs_info info;
+        OK(join(s, "b", 0, false, &s->v, &err));
+        vmfs_info(s->v, &info);
+        assert_true(info.n_missing == 0 && info.stale == 1u << lost);
+        for (unsigned i = 0; i < DISKS; i++)
+            serves(&k, i, round);
+        struct gr_err why = { 0 };
+        int r = vmfs_check(s->v, warn, NULL, &rep, &why);
+        assert_true(r == -GR_EPARTIAL && rep.errors == 0);
+        if (round == 1)
+            vmfs_abandon(gr_take(s->v));
+        else
+            OK(vmfs_leave(gr_take(s->v), &err));
+    }
+    end_of_lost(s);
+    print_message("# device %u was replaced%s: %u whole, %u pieces lost\n", lost, cut ? ", in two goes" : "", k.whole, k.errors);
+    assert_true(k.whole >= 3 * 2 && k.errors);
+    unmake(s);
+}
+
+/* Its host was killed, and what its journal tells can be followed: nothing is missing. */
+static void replaced_after_crash(unsigned lost)
+{
+    struct site *s = make(test_seed(), false, false);
+    struct again k = { .s = s, .lost = lost };
+    struct vmfs_check_report rep;
+    struct vmfs_info info;
+    struct vmfs_stats st;
+    s->one_place = 1 + !lost;
+    fill(s, true);
+    assert_int_equal(replace_cut(s, lost, 1000000, true), 1);
+    OK(join(s, "b", 0, false, &s->v, &err));
+    vmfs_stats(s->v, &st);
+    assert_true(st.replayed_records > 0);
+    for (unsigned i = 0; i < DISKS; i++)
+        serves(&k, i, 0);
+    assert_int_equal(k.whole, DISKS);
+    OK(vmfs_repair(s->v, warn, NULL, &rep, &err)); /* nothing lay there */
+    vmfs_info(s->v, &info);
+    assert_false(info.stale);
+    OK(vmfs_leave(gr_take(s->v), &err));
+    unmake(s);
+}
+
+/* A map that is there names what is lost: that is not read, not even as zeros, until it is written. */
+static void mixed(void)
+{
+    struct site *s = make(5, false, false);
+    struct vmfs_check_report rep;
+    struct vmfs_disk *d;
+    struct gr_chan *ch;
+    uint8_t buf[VMFS_PIECE] = { 1 };
+    OK(join(s, "a", 0, false, &s->v, &err));
+    s->v->sp.stay++;
+    OK(vmfs_create(s->v, "m", VMFS_DISK, SIZE, VMFS_THIN, &err));
+    go_to(s, 1);
+    put(s, "m", 0, MIB, 1);
+    go_to(s, 0);
+    put(s, "m", MIB, MIB, 2);
+    OK(vmfs_leave(gr_take(s->v), &err));
+    assert_int_equal(replace_cut(s, 0, 1000000, true), 1);
+    for (unsigned round = 0; round < 2; round++) { /* in the second one it has been counted, if that were possible */
+        OK(join(s, "b", 0, false, &s->v, &err));
+        OK(vmfs_open(s->v, "m", &d, NULL, &err));
+        assert_int_equal(gr_chan_open(vmfs_bdev(d), gr_fiber_loop(), &ch), 0);
+        OK(gr_pread(ch, buf, sizeof buf, 0));
+        assert_int_equal(buf[0], 1);
+        assert_int_equal(gr_pread(ch, buf, sizeof buf, MIB), round ? 0 : -EIO);
+        assert_int_equal(gr_pread(ch, buf, sizeof buf, MIB + VMFS_PIECE), -EIO);
+        assert_int_equal(gr_pwrite(ch, buf, 512, MIB + VMFS_PIECE, 0), -EIO);
+        OK(gr_pwrite(ch, buf, sizeof buf, MIB, 0));
+        OK(gr_pread(ch, buf, sizeof buf, MIB));
+        gr_chan_close(ch);
+        vmfs_close(d);
+        struct gr_err why = { 0 };
+        assert_int_equal(vmfs_repair(s->v, warn, NULL, &rep, &why), -GR_EPARTIAL);
+        OK(vmfs_leave(gr_take(s->v), &err));
+    }
+    OK(join(s, "b", 0, false, &s->v, &err));
+    put(s, "m", MIB, MIB, 3); /* nothing names it any more */
+    OK(vmfs_repair(s->v, warn, NULL, &rep, &err));
+    OK(vmfs_check(s->v, warn, NULL, &rep, &err));
+    OK(vmfs_leave(gr_take(s->v), &err));
+    unmake(s);
+}
+
+static int replaced_fn(void *arg)
+{
+    (void)arg;
+    mixed();
+    for (unsigned lost = 0; lost < 2; lost++)
+        replaced_after_crash(lost);
+    for (unsigned lost = 0; lost < 2; lost++) {
+        replaced(lost, 1000000, true);
+        for (unsigned at = 0; at < 3; at++)
+            replaced(lost, at, false);
+        for (unsigned at = 0; at < 10; at += 2)
+            replaced(lost, at + lost, true);
+    }
+    return 0;
+}
+
+static void replaced_test(void **state)
+{
+    (void)state;
+    test_in_fiber(replaced_fn, NULL);
+}
+
+static int not_replaced_fn(void *arg)
+{
+    struct site *s = make(3, false, true);
+    struct gr_mem *small = gr_mem_new(DEVICE_BYTES / 2), *mem = gr_mem_new(DEVICE_BYTES);
+    struct gr_bdev *b, *n;
+    struct vmfs_format_opts f = { .name = "other" };
+    (void)arg;
+    assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), small, &b), 0);
+    assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), mem, &n), 0);
+    OK(join(s, "a", 0, false, &s->v, &err));
+    FAILS(-GR_ELOCKED, "host 'a' is at work", replace(s, 1, n, &err));
+    OK(vmfs_leave(gr_take(s->v), &err));
+    uint32_t was = bytes_of(s);
+    FAILS(-EINVAL, "is too small", replace(s, 1, b, &err));
+    FAILS(-EINVAL, "no tables", replace(s, 2, n, &err));
+    FAILS(-EINVAL, "device 7 is not missing", vmfs_replace_device(gr_fiber_loop(), s->dev, 2, n, &(struct vmfs_replacing){ .lost = 7 }, &err));
+    FAILS(-EINVAL, "none of its devices is missing", vmfs_replace_device(gr_fiber_loop(), s->dev, 3, n, &(struct vmfs_replacing){ .lost = 1 }, &err));
+    OK(vmfs_format(gr_fiber_loop(), &b, 1, &f, &err));
+    FAILS(-EEXIST, "already holds", replace(s, 1, b, &err));
+    FAILS(-EEXIST, "already holds", replace(s, 1, s->dev[1], &err)); /* it is not lost at all */
+    assert_int_equal(bytes_of(s), was);
+    OK(join(s, "a", 0, false, &s->v, &err));
+    OK(vmfs_leave(gr_take(s->v), &err));
+    fill(s, true);
+    was = bytes_of(s);
+    FAILS(-ENODEV, "journal of host 'a' was lost", replace(s, 1, n, &err));
+    FAILS(-ENODEV, "cannot be followed", replace(s, 0, n, &err));
+    assert_int_equal(bytes_of(s), was);
+    gr_bdev_put(b);
+    gr_bdev_put(n);
+    gr_mem_free(small);
+    gr_mem_free(mem);
+    unmake(s);
+    return 0;
+}
+
+static void not_replaced(void **state)
+{
+    (void)state;
+    test_in_fiber(not_replaced_fn, NULL);
+}
+
 /* ---- where maps lie ---- */
 static void nodes_on(const struct mnode *n, unsigned dev)
 {
@@ -569,4 +865,4 @@ static void alone(void **state)
     test_in_fiber(alone_fn, NULL);
 }
 
-TEST_MAIN(TEST(near), TEST(all), TEST(others_bytes), TEST(refused), TEST(alone))
+TEST_MAIN(TEST(near), TEST(all), TEST(others_bytes), TEST(replaced_test), TEST(not_replaced), TEST(refused), TEST(alone))

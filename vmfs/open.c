@@ -169,10 +169,13 @@ static int cut_off(struct vobj *o, uint64_t size)
     uint64_t end = (o->ino.size + VMFS_BLOCK - 1) / VMFS_BLOCK * VMFS_BLOCK_PIECES; /* the last block has pieces behind the end, reserved */
     struct dop op = { .o = o };
     op.range.epoch = o->epoch;
-    ticket_open(o->v, &op.ticket); /* as any write: who empties the device waits for what is under way to it */
-    int r = size % VMFS_PIECE ? zero_tail(&op, size) : 0;
+    int r = disk_clear_pieces(&op, from, end);
+    if (r < 0 || size % VMFS_PIECE == 0)
+        return r;
+    ticket_open(o->v, &op.ticket); /* behind that, which makes room; as any write: who empties the device waits for what is under way to it */
+    r = zero_tail(&op, size);
     ticket_close(o->v, &op.ticket);
-    return r < 0 ? r : disk_clear_pieces(&op, from, end);
+    return r;
 }
 
 static int resize_locked(struct vmfs_disk *d, uint64_t size, struct gr_err *err)

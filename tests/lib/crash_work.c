@@ -466,9 +466,10 @@ static void resize(struct crash_work *w, struct orc_disk *d)
     }
     size_t op = orc_op_add(&w->orc, d, x);
     int r = vmfs_resize(d->d, next, true, &err);
-    if (r < 0)
+    w->no_space += r == -GR_ENOSPACE;
+    if (r < 0 && r != -GR_ENOSPACE) /* the rest of the last piece is written, and some of what is cut off may be gone */
         wrong(w, gr_err_text(&err, r), r);
-    else
+    else if (r == 0)
         orc_op_ack(&w->orc, d, op);
     gr_frwlock_unlock(&d->lock);
     w->resizes++;

@@ -30,15 +30,23 @@ static void join(struct world *w)
     OK(vmfs_join(gr_fiber_loop(), w->dev, 2, &o, &w->v, &err));
 }
 
-/* All pieces, those of a leaf far from each other, those of each disk in regions of its own. */
-static void write_all(struct world *w, uint8_t with)
+static void fill(struct world *w)
 {
-    uint8_t *buf = vunits_alloc(2);
-    memset(buf, with, 8192);
+    uint8_t *buf = vunits_alloc(256);
     for (unsigned i = 0; i < DISKS; i++)
-        for (uint64_t at = 0; at < LEAF_BYTES; at += 8192)
+        for (uint64_t at = 0; at < LEAVES * LEAF_BYTES; at += MIB)
+            OK(gr_pwrite(w->ch[i], buf, MIB, at, 0));
+    free(buf);
+}
+
+/* Pieces of each leaf get places far from each other, those of each disk in regions of its own. */
+static void scatter(struct world *w)
+{
+    uint8_t *buf = vunits_alloc(4);
+    for (unsigned i = 0; i < DISKS; i++)
+        for (uint64_t at = 0; at < LEAF_BYTES; at += 16384)
             for (unsigned leaf = 0; leaf < LEAVES; leaf++)
-                OK(gr_pwrite(w->ch[i], buf, 8192, leaf * LEAF_BYTES + at, 0));
+                OK(gr_pwrite(w->ch[i], buf, 16384, leaf * LEAF_BYTES + at, 0));
     free(buf);
 }
 
@@ -60,9 +68,9 @@ static void start(struct world *w)
         OK(vmfs_open(w->v, i ? "b" : "a", &w->disk[i], NULL, &err));
         assert_int_equal(gr_chan_open(vmfs_bdev(w->disk[i]), gr_fiber_loop(), &w->ch[i]), 0);
     }
-    write_all(w, 1);
+    fill(w);
     OK(snap_create(w->disk, DISKS, "s", &err));
-    write_all(w, 2); /* now a piece at a time gets its place */
+    scatter(w);
     OK(vmfs_checkpoint(w->v, &err));
     OK(vmfs_checkpoint(w->v, &err)); /* the journal is empty */
     assert_int_equal(w->v->j.units, 256);

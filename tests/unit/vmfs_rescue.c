@@ -679,6 +679,11 @@ static void mixed(void)
     unmake(s);
 }
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define EACH 3u
+#else
+#define EACH 1u
+#endif
 static int replaced_fn(void *arg)
 {
     (void)arg;
@@ -687,9 +692,9 @@ static int replaced_fn(void *arg)
         replaced_after_crash(lost);
     for (unsigned lost = 0; lost < 2; lost++) {
         replaced(lost, 1000000, true);
-        for (unsigned at = 0; at < 3; at++)
+        for (unsigned at = 0; at < 3; at += EACH)
             replaced(lost, at, false);
-        for (unsigned at = 0; at < 10; at += 2)
+        for (unsigned at = 0; at < 10; at += 2 * EACH)
             replaced(lost, at + lost, true);
     }
     return 0;

@@ -24,6 +24,14 @@ uint64_t tgt_pr_again(struct tgt_task *t)
     return id;
 }
 
+void tgt_pr_told(struct tgt_sess *sess, uint16_t ua)
+{
+    if (ua != TGT_UA_REG_PREEMPTED && ua != TGT_UA_RES_PREEMPTED)
+        return;
+    sess->unsure.id = 0;
+    sess->unsure.told++;
+}
+
 static uint64_t number_of(struct tgt_task *t)
 {
     const struct gr_world *w = gr_loop_world(t->sess->server->loop);
@@ -74,8 +82,8 @@ static int ask(struct tgt_task *t, uint64_t id, json_t **ret, struct gr_err *err
     return request ? dir->ask_owner(dir->arg, t->lu->disk, "lun.reserve", request, ret, err) : -ENOMEM;
 }
 
-/* It moves, its owner is gone, or the answer is lost. Who is it now? */
-static void ask_next_owner(struct tgt_task *t, uint64_t id)
+/* It moves, its owner is gone, or the answer is lost. Who is it now? @told: as it was when the first one was asked. */
+static void ask_next_owner(struct tgt_task *t, uint64_t id, unsigned told)
 {
     struct tgt_lu *lu = t->lu;
     struct gr_err err = {0};
@@ -96,7 +104,7 @@ static void ask_next_owner(struct tgt_task *t, uint64_t id)
     } else {
         struct tgt_unsure *u = &t->sess->unsure;
         tgt_note(lu->server, 6, "disk '%s': its owner was not asked about a reservation: %s", lu->disk, gr_err_text(&err, r));
-        u->id = id;
+        u->id = u->told == told ? id : 0;
         memcpy(u->cdb, t->cdb, CDB_LEN);
         memcpy(u->list, t->buf, TGT_PR_OUT_LEN);
         tgt_check(t, TGT_SENSE_STANDBY);
@@ -110,11 +118,12 @@ void tgt_pr_ask_owner(struct tgt_task *t)
     struct gr_err err = {0};
     json_t *res = NULL;
     uint64_t id = t->cdb[0] == 0x5f ? number_of(t) : 0;
+    unsigned told = t->sess->unsure.told;
     int r = ask(t, id, &res, &err);
     if (r == 0) {
         pass_on(t, res);
     } else if (id) {
-        ask_next_owner(t, id);
+        ask_next_owner(t, id, told);
     } else { /* who tries again finds it */
         tgt_note(lu->server, 6, "disk '%s': its owner was not asked about its reservations: %s", lu->disk, gr_err_text(&err, r));
         tgt_check(t, TGT_SENSE_STANDBY);

@@ -203,10 +203,7 @@ static bool admitted(struct tgt_task *t)
 {
     struct tgt_sess *sess = t->sess;
     if (sess->n_ua && !(t->cmd->flags & CMD_UA_OK)) {
-        uint32_t ua = sess->ua[0];
-        sess->n_ua--;
-        memmove(sess->ua, sess->ua + 1, sess->n_ua * sizeof sess->ua[0]);
-        tgt_check(t, 0x060000u | ua);
+        tgt_check(t, 0x060000u | tgt_sess_ua_next(sess));
         return false;
     }
     if (t->lu->standby && !(t->cmd->flags & CMD_STANDBY_OK))

@@ -25,9 +25,7 @@ void tgt_run_request_sense(struct tgt_task *t)
     } else if ((sense = tgt_sanitize_bars(t->lu, &ready, &progress))) {
         ;
     } else if (sess->n_ua) {
-        sense = 0x060000u | sess->ua[0];
-        sess->n_ua--;
-        memmove(sess->ua, sess->ua + 1, sess->n_ua * sizeof sess->ua[0]);
+        sense = 0x060000u | tgt_sess_ua_next(sess);
     }
     tgt_in_data(t, tgt_sense_encode(p, t->cdb[1] & 1, sense, NULL, progress, false), t->cdb[4]);
 }

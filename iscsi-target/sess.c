@@ -1,7 +1,7 @@
 /* Life of a session: its first login, further connections, and its end. */
 #include "common/cleanup.h"
 #include "common/seam.h"
-#include "iscsi-target/target_int.h"
+#include "iscsi-target/scsi.h"
 #include <limits.h>
 #include <stdlib.h>
 #include <unistd.h>
@@ -33,6 +33,15 @@ void tgt_sess_ua(struct tgt_sess *sess, uint16_t ua)
             return;
     if (sess->n_ua < TGT_UA_MAX)
         sess->ua[sess->n_ua++] = ua;
+}
+
+uint16_t tgt_sess_ua_next(struct tgt_sess *sess)
+{
+    uint16_t ua = sess->ua[0];
+    sess->n_ua--;
+    memmove(sess->ua, sess->ua + 1, sess->n_ua * sizeof sess->ua[0]);
+    tgt_pr_told(sess, ua);
+    return ua;
 }
 
 /* ---- end ---- */

@@ -209,6 +209,7 @@ enum tgt_rx_phase { RX_HEADER, RX_DATA, RX_TAIL, RX_PARK };
 struct tgt_unsure { /* a PERSISTENT RESERVE OUT that the disk's owner may have carried out: when it comes again it is the same one */
     uint64_t id; /* under which it was passed on; 0: none */
     uint8_t cdb[10], list[24];
+    unsigned told; /* how often its initiator has heard that its registration was taken away: what it asks from then on is another one */
 };
 struct tgt_sess_stats {
     uint64_t reads, writes, read_bytes, write_bytes, others, errors;
@@ -451,6 +452,7 @@ void tgt_sess_unhold(struct tgt_sess *sess);
 void tgt_sess_retain(struct tgt_sess *sess); /* a connection is gone: its tasks may be reassigned for as long as was agreed on */
 void tgt_sess_ask_logout(struct tgt_sess *sess); /* async message: please log out */
 void tgt_sess_ua(struct tgt_sess *sess, uint16_t ua);
+uint16_t tgt_sess_ua_next(struct tgt_sess *sess); /* the first of those that there are, which its initiator is told now */
 void tgt_sess_tick(struct tgt_sess *sess);    /* every few seconds */
 uint32_t tgt_sess_maxcmdsn(const struct tgt_sess *sess);
 /* ---- conn.c ---- */

@@ -336,6 +336,33 @@ static void answers_are_lost(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
+/* Whose registration was taken away meanwhile, and who was told so, means it anew: that it was done before is no answer. */
+static void lost_before_preempted(void **state)
+{
+    struct ini a, b;
+    uint64_t v[4];
+    assert_int_equal(login(&a, fix.port3, INISESS_NAME ":a"), 0);
+    tgtfix_login(&fix, &b, INISESS_NAME ":b");
+    assert_int_equal(reserve(&a, 0, 0, 0, 0xa1), 0);
+    assert_int_equal(reserve(&b, 0, 0, 0, 0xb1), 0);
+    tgtfix_call(&fix, two_answers_lost, NULL);
+    struct ini_result res = reserve_list(&a, 1, 1, 0xa1, 0, 0, 24);
+    assert_int_equal(INI_ASC(res), STANDBY);
+    assert_int_equal(reserve(&b, 4, 1, 0xb1, 0xa1), 0); /* the holder, and his registration */
+    unsigned waited = 0;
+    do {
+        usleep(10000);
+        res = command(&a, ready, 6, NULL, 0);
+    } while (INI_KEY(res) != 6 && ++waited < 500);
+    assert_int_equal(INI_ASC(res), 0x2a05);
+    assert_int_equal(reserve(&a, 1, 1, 0xa1, 0), 0x18);
+    assert_int_equal(reservations(&a, 1, v), 16);
+    assert_true(v[0] == 0xb1);
+    ini_close(&a);
+    ini_close(&b);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
 static int lookups(struct tgtfix *f, void *arg)
 {
     return (int)f->elsewhere.lookups;
@@ -472,5 +499,5 @@ static void incarnations(void **state)
 
 #define CASE(f) {#f, f, tgtfix_setup, teardown, &fix}
 TGTFIX_MAIN(NULL, NULL,
-    CASE(portals), CASE(tells), CASE(becomes_active), CASE(found_by_commands), CASE(owner_has_reservations), CASE(answers_are_lost), CASE(looks_are_few), CASE(slow_owner), CASE(heard_too_late), CASE(changes_elsewhere),
+    CASE(portals), CASE(tells), CASE(becomes_active), CASE(found_by_commands), CASE(owner_has_reservations), CASE(answers_are_lost), CASE(lost_before_preempted), CASE(looks_are_few), CASE(slow_owner), CASE(heard_too_late), CASE(changes_elsewhere),
     CASE(incarnations))

@@ -278,7 +278,8 @@ int tgt_sanitize_load(struct tgt_lu *lu, struct gr_err *err)
         return n == -ENOENT ? 0 : gr_fail(err, n, "disk '%s': it cannot be told whether it is being sanitized: %s", lu->disk, gr_code_text(n));
     gr_auto_free struct tgt_sanitize_record *rec = val;
     uint32_t len = (size_t)n >= sizeof *rec ? gr_le32_get(rec->pattern_len) : UINT32_MAX;
-    if (len > TGT_SANITIZE_PATTERN || (size_t)n != sizeof *rec + len || rec->version != 1)
+    if (len > TGT_SANITIZE_PATTERN || (size_t)n != sizeof *rec + len || rec->version != 1 || rec->action < TGT_SANITIZE_OVERWRITE ||
+        rec->action > TGT_SANITIZE_CRYPTO_ERASE)
         return gr_fail(err, -GR_EFORMAT, "disk '%s': what is stored of its sanitize operation cannot be read", lu->disk);
     struct tgt_sanitize *z = state_of(lu);
     if (!z)

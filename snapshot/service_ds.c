@@ -270,6 +270,18 @@ int snap_release_hook(struct snap_svc *s, const struct snap_ds *ds, const char *
     return s->o.hooks.release ? s->o.hooks.release(s->o.hooks.arg, disk, only_idle, err) : 0;
 }
 
+/* It stays after all. A new portal was not told to it meanwhile. */
+static void tell_portal(struct snap_svc *s, struct snap_ds *ds)
+{
+    char address[VMFS_ADDRESS_MAX + 1];
+    struct gr_err err = {0};
+    snap_own_address(s, ds, address);
+    ds->users++;
+    if (vmfs_set_address(ds->v, address, s->portal, &err) < 0)
+        snap_warn(s, "datastore '%s': others are not told of this host's portal: %s", ds->name, err.text);
+    snap_ds_put(ds);
+}
+
 int snap_ds_leave(struct snap_svc *s, struct snap_ds *ds, bool only_idle, struct gr_err *err)
 {
     int r = 0;
@@ -295,6 +307,8 @@ int snap_ds_leave(struct snap_svc *s, struct snap_ds *ds, bool only_idle, struct
         close_devices(ds);
     }
     ds->leaving = false;
+    if (ds->v && !snap_fenced(ds))
+        tell_portal(s, ds);
     return r;
 }
 

@@ -531,6 +531,44 @@ static void test_leaving(void **state)
     with_service(leaving);
 }
 
+static int in_use(void *arg, const char *disk, bool only_idle, struct gr_err *err)
+{
+    return gr_fail(err, -EBUSY, "disk '%s' is in use", disk);
+}
+
+/* One that stays after all tells the portal that this host has by now. */
+static int stays(void *arg)
+{
+    struct fixture *f = arg;
+    struct asked leave, portal = {.f = f};
+    struct vmfs_slot_info own;
+    open_client(f);
+    ok(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "s", "devices", devices("s.img"), "size", 1 << 28));
+    ok(f, "disk.create", json_pack("{s:s,s:i}", "disk", "s/a", "size", 1 << 20));
+    ok(f, "disk.resize", json_pack("{s:s,s:i}", "disk", "s/a", "size", 2 << 20)); /* it is open */
+    struct snap_svc *s = snap_client_local(f->c);
+    struct snap_ds *ds = snap_ds_find(s, "s");
+    s->o.hooks.release = in_use;
+    ds->users++;
+    ask_begin(&leave, f, "datastore.leave", json_pack("{s:s}", "name", "s"));
+    while (!ds->leaving)
+        gr_fiber_sleep_ms(1);
+    set_portal(&portal);
+    assert_int_equal(portal.r, 0);
+    ds->users--;
+    assert_int_not_equal(ask_end(&leave), 0);
+    s->o.hooks.release = NULL;
+    assert_int_equal(vmfs_slot(ds->v, vmfs_own_slot(ds->v), &own, &f->err), 0);
+    assert_string_equal(own.portal, "10.1.2.3:3260");
+    close_client(f);
+    return 0;
+}
+
+static void test_stays(void **state)
+{
+    with_service(stays);
+}
+
 /* The place of a device is looked for when nobody else moves them. */
 static int moved_devices(void *arg)
 {
@@ -698,4 +736,4 @@ static void test_held(void **state)
     with_service(held);
 }
 
-TEST_MAIN(TEST(test_datastores), TEST(test_disks), TEST(test_files), TEST(test_given_up), TEST(test_held), TEST(test_led), TEST(test_shown), TEST(test_leaving), TEST(test_moved_devices), TEST(test_renamed), TEST(test_older))
+TEST_MAIN(TEST(test_datastores), TEST(test_disks), TEST(test_files), TEST(test_given_up), TEST(test_held), TEST(test_led), TEST(test_shown), TEST(test_leaving), TEST(test_stays), TEST(test_moved_devices), TEST(test_renamed), TEST(test_older))

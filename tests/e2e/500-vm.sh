@@ -74,7 +74,9 @@ for _ in $(seq 8); do # one that was killed may answer on its socket for a momen
     wait_for 20 granary vm exec web -- /bin/true
 done
 check "the same engine" test "$(state .pid)" = "$engine"
-kill -9 "$(cat "$GRANARY_HOME/run/hostd.pid")" "$(cat "$GRANARY_HOME"/run/vm/*/vmx.pid)"
+dead=("$(cat "$GRANARY_HOME/run/hostd.pid")" "$(cat "$GRANARY_HOME"/run/vm/*/vmx.pid)")
+kill -9 "${dead[@]}"
+for pid in "${dead[@]}"; do wait_for 10 gone "$pid"; done # else one that is about to go takes the request with it
 run_check granary backup run ds/web --repo "$T/repo" --json
 check "a backup does not take a running guest for one that is off" jq -e '.[0].consistency == "filesystem" and .[0]."frozen-ms" > 0' "$T/out"
 

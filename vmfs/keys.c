@@ -96,7 +96,7 @@ int vkeys_read(struct vobj *o, struct vkeys *ret, struct gr_err *err)
     return read_block(o, ret, &alike, err);
 }
 
-/* Both copies, durable; the generation grows. When it fails one of them may say the one, the other the other. */
+/* Both copies, durable, but for one that went with its device (replace.c); the generation grows. When it fails one of them may say the one, the other the other. */
 static int write_block(struct vmfs *v, const uint64_t addr[2], struct vkeys *k, struct gr_err *err)
 {
     void *block = vunits_alloc(1);
@@ -104,6 +104,8 @@ static int write_block(struct vmfs *v, const uint64_t addr[2], struct vkeys *k, 
     k->generation++;
     for (int copy = 1; r == 0 && copy >= 0; copy--) {
         uint64_t at = moved_addr(v, addr[copy], 1, NULL);
+        if (vdev_emptied(v, vmfs_addr_dev(at)))
+            continue;
         encode(v, k, at, block);
         r = vdev_write(v, at, 1, block, GR_BIO_FUA);
         if (r < 0)
@@ -122,7 +124,7 @@ static int writable(struct vobj *o, uint64_t at[2], struct gr_err *err)
         uint64_t now = space_addr_ok(o->v, at[i], 1) ? moved_addr(o->v, at[i], 1, NULL) : 0;
         if (!now)
             return gr_fail(err, -GR_ECORRUPT, "object %llu: rule 7: a block of keys outside the regions", (unsigned long long)o->id);
-        if (space_leaving(o->v, now))
+        if (!vdev_emptied(o->v, vmfs_addr_dev(now)) && space_leaving(o->v, now))
             return gr_fail(err, -EBUSY, "its keys lie on a device that is missing or being emptied: try again when that is over");
     }
     return 0;

@@ -52,9 +52,17 @@ static void devices_close(struct site *s)
         gr_bdev_put(s->dev[i]);
 }
 
+static const uint8_t secret[32] = "a key of the rescue tests";
+static int kek(void *arg, uint64_t id, uint8_t ret[32])
+{
+    (void)arg;
+    memcpy(ret, secret, 32);
+    return id == vmfs_kek_id(secret) ? 0 : -ENOKEY;
+}
+
 static int join(struct site *s, const char *name, uint32_t without, bool rescue, struct vmfs **ret, struct gr_err *err)
 {
-    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = name, .address = "", .portal = "", .warn = warn, .rescue = rescue, .accepted = &s->accepted, .n_accepted = s->accepted != 0 };
+    struct vmfs_join_opts o = { .role = VMFS_HOST, .host_name = name, .address = "", .portal = "", .warn = warn, .kek = kek, .rescue = rescue, .accepted = &s->accepted, .n_accepted = s->accepted != 0 };
     struct gr_bdev *given[DEVICES];
     unsigned n = 0;
     snprintf((char *)o.host_uuid, sizeof o.host_uuid, "%s", name);
@@ -679,6 +687,38 @@ static void mixed(void)
     unmake(s);
 }
 
+/* Encrypted disks, one with its keys on the lost device, one elsewhere: both can be removed, and then the new device is as good as any. */
+static void sealed(void)
+{
+    struct site *s = make(5, false, false);
+    struct vmfs_check_report rep;
+    struct vmfs_info info;
+    char name[8];
+    OK(join(s, "a", 0, false, &s->v, &err));
+    s->v->sp.stay++;
+    for (unsigned i = 0; i < 2; i++) {
+        go_to(s, i);
+        snprintf(name, sizeof name, "e%u", i);
+        OK(vmfs_create_encrypted(s->v, name, SIZE, VMFS_THIN, 0, vmfs_kek_id(secret), &err));
+        put(s, name, 0, MIB, 1 + i);
+    }
+    OK(vmfs_leave(gr_take(s->v), &err));
+    assert_int_equal(replace_cut(s, 0, 1000000, true), 1);
+    OK(join(s, "b", 0, false, &s->v, &err));
+    for (unsigned i = 0; i < 2; i++) {
+        snprintf(name, sizeof name, "e%u", i);
+        OK(vmfs_remove(s->v, name, &err));
+    }
+    assert_int_equal(vmfs_settle(s->v, 20000), 0);
+    OK(vmfs_leave(gr_take(s->v), &err));
+    OK(join(s, "b", 0, false, &s->v, &err));
+    OK(vmfs_repair(s->v, warn, NULL, &rep, &err));
+    vmfs_info(s->v, &info);
+    assert_false(info.stale);
+    OK(vmfs_leave(gr_take(s->v), &err));
+    unmake(s);
+}
+
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define EACH 3u
 #else
@@ -688,6 +728,7 @@ static int replaced_fn(void *arg)
 {
     (void)arg;
     mixed();
+    sealed();
     for (unsigned lost = 0; lost < 2; lost++)
         replaced_after_crash(lost);
     for (unsigned lost = 0; lost < 2; lost++) {

@@ -191,6 +191,8 @@ static int plan_sealed(struct plan *p, uint64_t first, uint64_t end, const struc
     *ret = NULL;
     while (r == 0 && c && !(*ret = vbounce_get(p->op->o->v, len))) {
         plan_drop(p); /* a plan is of one instant: what it does begins there */
+        p->op->o->quota_pending -= p->growth;
+        p->growth = 0;
         r = vbounce_wait(p->op->o->v, len, ret);
         if (r == 0) {
             vbounce_put(p->op->o->v, *ret, len);

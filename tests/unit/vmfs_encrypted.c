@@ -21,6 +21,8 @@ struct site {
     uint8_t kek[3][32];
     bool have[3];
     char found[2048];
+    uint8_t *taken[65];
+    unsigned n_taken;
 };
 
 static int kek(void *arg, uint64_t id, uint8_t ret[32])
@@ -900,6 +902,35 @@ static int races(void *arg)
     return 0;
 }
 
+/* A write that waited for memory to be encrypted in is counted once while it is under way, and then not any more: quotas would refuse others. */
+static void put_later(void *arg)
+{
+    struct site *s = arg;
+    gr_fiber_sleep_ms(5);
+    while (s->n_taken)
+        vbounce_put(s->v, s->taken[--s->n_taken], 1 << 20);
+}
+
+static int counted_once(void *arg)
+{
+    (void)arg;
+    struct site s;
+    struct gr_chan *ch;
+    make(&s);
+    create(&s, "disk", VMFS_THIN);
+    struct vmfs_disk *d = open_disk(&s, "disk", &ch);
+    while ((s.taken[s.n_taken] = vbounce_get(s.v, 1 << 20)))
+        s.n_taken++;
+    assert_int_equal(gr_fiber_start(s.loop, put_later, &s), 0);
+    fill(ch, "waits for memory");
+    assert_int_equal(s.n_taken, 0);
+    assert_int_equal(d->o->quota_pending, 0);
+    close_disk(d, ch);
+    unmake(&s);
+    return 0;
+}
+
+static void test_counted_once(void **state) { test_in_fiber(counted_once, NULL); }
 static void test_races(void **state) { test_in_fiber(races, NULL); }
 static void test_damaged(void **state) { test_in_fiber(damaged, NULL); }
 static void test_leaves(void **state) { test_in_fiber(device_leaves, NULL); }
@@ -916,4 +947,4 @@ static void test_old_keys(void **state) { test_in_fiber(old_keys_go, NULL); }
 static void test_detached(void **state) { test_in_fiber(detached_forgets, NULL); }
 static void test_detached_rotated(void **state) { test_in_fiber(detached_rotated, NULL); }
 
-TEST_MAIN(TEST(test_no_plaintext), TEST(test_without_key), TEST(test_erased), TEST(test_oracle), TEST(test_thick), TEST(test_leaves), TEST(test_damaged), TEST(test_races), TEST(test_old_keys), TEST(test_detached), TEST(test_detached_rotated))
+TEST_MAIN(TEST(test_no_plaintext), TEST(test_without_key), TEST(test_erased), TEST(test_oracle), TEST(test_thick), TEST(test_leaves), TEST(test_damaged), TEST(test_races), TEST(test_counted_once), TEST(test_old_keys), TEST(test_detached), TEST(test_detached_rotated))

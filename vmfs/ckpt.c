@@ -150,7 +150,7 @@ static void image_add(struct ckpt *c, uint64_t addr_a, uint64_t addr_b, const vo
     d->addr_a = gr_le64_of(addr_a);
     d->addr_b = gr_le64_of(addr_b);
     memcpy(d->block, block, VMFS_UNIT);
-    c->n_images++;
+    journal_expect_images(c->v, ++c->n_images); /* at once: what is freed while others are captured is held against it */
 }
 
 /* Changed leaves of @n's subtree get their new places ahead of the capture, at most *left of them. */
@@ -622,7 +622,6 @@ int ckpt_run(struct vmfs *v)
             uint64_t began_ns = gr_loop_now_ns(v->loop);
             capture(&c);
             r = c.error;
-            journal_expect_images(v, c.n_images);
             v->stats.capture_ns_max = GR_MAX(v->stats.capture_ns_max, gr_loop_now_ns(v->loop) - began_ns);
             if (r == 0)
                 r = write_out(&c);

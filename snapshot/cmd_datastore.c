@@ -264,23 +264,12 @@ static int cmd_devices(struct gr_cmd_ctx *c, struct gr_err *err)
 
 static int cmd_add_device(struct gr_cmd_ctx *c, struct gr_err *err)
 {
-    const char *name = gr_cmd_arg(c, 0), *device = gr_cmd_arg(c, 1), *text = gr_cmd_opt(c, "size");
-    gr_auto_free char *path = NULL;
-    json_t *res = NULL, *host;
-    uint64_t size = 0;
+    const char *name = gr_cmd_arg(c, 0), *device = gr_cmd_arg(c, 1);
+    json_t *params = NULL, *res = NULL, *host;
     size_t i;
-    int r = snap_datastore_name_check(name, err);
-    if (r == 0 && text)
-        r = snap_cmd_size(c, text, &size, err);
-    if (r == 0 && !gr_device_is_lun(device))
-        r = snap_cmd_absolute(device, &path, err);
-    json_t *params = r == 0 ? json_pack("{s:s,s:s}", "name", name, "device", path ? path : device) : NULL;
-    if (r == 0 && !params)
-        r = gr_fail(err, -GR_EUSAGE, "the device's name is not UTF-8");
+    int r = snap_cmd_device_params(c, name, device, gr_cmd_opt(c, "size"), &params, err);
     if (r < 0)
         return r;
-    if (text)
-        json_object_set_new(params, "size", json_integer((json_int_t)size));
     if (gr_cmd_flag(c, "force"))
         json_object_set_new(params, "force", json_true());
     r = snap_cmd_call(c, "datastore.add-device", params, NULL, NULL, &res, err);
@@ -303,14 +292,8 @@ static int show_moved(void *arg, json_t *part)
 static int cmd_remove_device(struct gr_cmd_ctx *c, struct gr_err *err)
 {
     const char *name = gr_cmd_arg(c, 0), *device = gr_cmd_arg(c, 1);
-    gr_auto_free char *path = NULL;
-    json_t *res = NULL;
-    int r = snap_datastore_name_check(name, err);
-    if (r == 0 && !gr_device_is_lun(device))
-        r = snap_cmd_absolute(device, &path, err);
-    json_t *params = r == 0 ? json_pack("{s:s,s:s}", "name", name, "device", path ? path : device) : NULL;
-    if (r == 0 && !params)
-        r = gr_fail(err, -GR_EUSAGE, "the device's name is not UTF-8");
+    json_t *params = NULL, *res = NULL;
+    int r = snap_cmd_device_params(c, name, device, NULL, &params, err);
     if (r == 0)
         r = snap_cmd_call(c, "datastore.remove-device", params, show_moved, c, &res, err);
     if (r == 0)

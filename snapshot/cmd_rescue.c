@@ -47,26 +47,17 @@ const struct gr_opt snap_replace_opts[] = {
 
 int snap_cmd_replace_device(struct gr_cmd_ctx *c, struct gr_err *err)
 {
-    const char *name = gr_cmd_arg(c, 0), *lost = gr_cmd_opt(c, "lost"), *with = gr_cmd_opt(c, "with"), *text = gr_cmd_opt(c, "size");
-    gr_auto_free char *path = NULL;
-    json_t *res = NULL;
-    uint64_t size = 0, number = 0;
-    int r = snap_datastore_name_check(name, err);
-    if (r == 0 && (!lost || !with))
-        r = gr_fail(err, -GR_EUSAGE, "datastore '%s': say --lost NUMBER and --with DEVICE", name);
+    const char *name = gr_cmd_arg(c, 0), *lost = gr_cmd_opt(c, "lost"), *with = gr_cmd_opt(c, "with");
+    json_t *params = NULL, *res = NULL;
+    uint64_t number = 0;
+    int r = lost && with ? gr_parse_u64(lost, 0, VMFS_DEVICES_MAX - 1, &number, err) :
+                           gr_fail(err, -GR_EUSAGE, "datastore '%s': say --lost NUMBER and --with DEVICE", name);
     if (r == 0)
-        r = gr_parse_u64(lost, 0, VMFS_DEVICES_MAX - 1, &number, err);
-    if (r == 0 && text)
-        r = snap_cmd_size(c, text, &size, err);
-    if (r == 0 && !gr_device_is_lun(with))
-        r = snap_cmd_absolute(with, &path, err);
-    json_t *params = r == 0 ? json_pack("{s:s,s:s,s:I,s:b}", "name", name, "device", path ? path : with, "lost", (json_int_t)number, "yes", gr_cmd_flag(c, "yes")) : NULL;
-    if (r == 0 && !params)
-        r = gr_fail(err, -GR_EUSAGE, "the device's name is not UTF-8");
+        r = snap_cmd_device_params(c, name, with, gr_cmd_opt(c, "size"), &params, err);
     if (r < 0)
         return r;
-    if (text)
-        json_object_set_new(params, "size", json_integer((json_int_t)size));
+    json_object_set_new(params, "lost", json_integer((json_int_t)number));
+    json_object_set_new(params, "yes", json_boolean(gr_cmd_flag(c, "yes")));
     r = snap_cmd_call(c, "datastore.replace-device", params, NULL, NULL, &res, err);
     if (r == 0)
         r = gr_cmd_done(c, res, "device '%s' is now device %s of datastore '%s'; what lay on the lost one cannot be read: 'granary datastore check %s' names it", with, lost, name, name);

@@ -1,4 +1,5 @@
 #include "snapshot/cmd_storage.h"
+#include "common/bdev_open.h"
 #include "common/buf.h"
 #include "common/cleanup.h"
 
@@ -69,6 +70,25 @@ int snap_cmd_size(struct gr_cmd_ctx *c, const char *text, uint64_t *ret, struct 
     if (size == 0)
         return gr_fail(err, -GR_EUSAGE, "a size of 0 is not possible");
     *ret = size;
+    return 0;
+}
+
+int snap_cmd_device_params(struct gr_cmd_ctx *c, const char *name, const char *device, const char *size, json_t **ret, struct gr_err *err)
+{
+    gr_auto_free char *path = NULL;
+    uint64_t bytes = 0;
+    int r = snap_datastore_name_check(name, err);
+    if (r == 0 && size)
+        r = snap_cmd_size(c, size, &bytes, err);
+    if (r == 0 && !gr_device_is_lun(device))
+        r = snap_cmd_absolute(device, &path, err);
+    if (r < 0)
+        return r;
+    *ret = json_pack("{s:s,s:s}", "name", name, "device", path ? path : device);
+    if (!*ret)
+        return gr_fail(err, -GR_EUSAGE, "the device's name is not UTF-8");
+    if (size)
+        json_object_set_new(*ret, "size", json_integer((json_int_t)bytes));
     return 0;
 }
 

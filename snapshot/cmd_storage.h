@@ -8,6 +8,8 @@ int snap_cmd_call(struct gr_cmd_ctx *c, const char *method, json_t *params, int 
                   struct gr_err *err);
 /* "DS/PATH" of @p in new memory, NULL: out of memory. */
 char *snap_cmd_disk(const struct snap_path *p);
+/* Parameters for a method about @device (a path is made absolute) of datastore @name, which is checked; @size: text of its length, or NULL. */
+int snap_cmd_device_params(struct gr_cmd_ctx *c, const char *name, const char *device, const char *size, json_t **ret, struct gr_err *err);
 /* @path made absolute by the working directory; new memory. */
 int snap_cmd_absolute(const char *path, char **ret, struct gr_err *err);
 /* --size of the command line. */

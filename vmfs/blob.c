@@ -68,8 +68,14 @@ int vobj_blob_encode(const struct vobj *o, struct gr_buf *b)
     int r = 0;
     ptr_put(&o->live.root, &c.root);
     r |= gr_buf_add(b, &c, sizeof c);
-    for (size_t i = 0; i < o->n_snaps; i++)
+    r |= gr_buf_reserve(b, o->n_snaps * (sizeof(struct vmfs_snap_disk) + sizeof(struct vmfs_usage_disk) + 32)); /* names are longer at times */
+    for (size_t i = 0; i < o->n_snaps; i++) {
+        for (size_t at = 0; i + 8 < o->n_snaps && at < sizeof *o->snaps[0]; at += 64)
+            __builtin_prefetch((const char *)o->snaps[i + 8] + at); /* they lie here and there in memory, and a capture waits for each */
+        if (i + 4 < o->n_snaps)
+            __builtin_prefetch(o->snaps[i + 4]->name);
         r |= snap_encode(o->snaps[i], b);
+    }
     for (size_t i = 0; i < o->n_lineages; i++) {
         struct vmfs_lineage_disk d = { gr_le64_of(o->lineages[i].lineage), gr_le64_of(o->lineages[i].parent), gr_le64_of(o->lineages[i].epoch) };
         r |= gr_buf_add(b, &d, sizeof d);

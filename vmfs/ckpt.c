@@ -1,8 +1,8 @@
 /* Checkpoint: the state of this host goes home.
  *
- *   capture   at one instant [sync]: new versions of all changed nodes and blobs get their places and bytes, images of all
+ *   capture   at one instant [sync]: new versions of all changed nodes and blobs get their places, interior nodes and blobs their bytes, images of all
  *             changed home blocks are made, the pending records become the last frame they cover
- *   phase 1   that frame, nodes and blobs are written and flushed
+ *   phase 1   leaves get their bytes, as they were at the capture (due.h); that frame, nodes and blobs are written and flushed
  *   phase 2   the images go into the journal and are flushed: from here on recovery starts behind them
  *   phase 3   the images are written home and flushed        phase 4   the journal's tail moves */
 #include "common/seam.h"
@@ -21,6 +21,7 @@ struct ckpt {
     struct vmfs *v;
     uint64_t number;
     struct chunk *chunks, *filling[VMFS_DEVICES_MAX + 1]; /* the newest that was begun for what is near each device; last: near none */
+    bool later;           /* leaves get their bytes behind the capture (due.h) */
     struct gr_buf images; /* struct vmfs_image_disk[] */
     unsigned n_images;
     struct vcut cut;
@@ -131,7 +132,10 @@ static void node_capture(struct ckpt *c, struct vobj *o, struct mnode *n, uint64
     uint8_t *p = place(c, near_node(c->v, n), units, &addr);
     if (!p)
         return;
-    mnode_encode(c->v, n, addr, p);
+    if (n->level || !c->later)
+        mnode_encode(c->v, n, addr, p);
+    else
+        due_add(c->v, n, addr, p);
     if (n->ptr.addr && !held_by_ancestors(o, parent_snap, n->ptr.birth, end))
         space_freed(c->v, n->ptr.addr, n->ptr.units, 1, c->number);
     n->ptr = (struct mptr){ addr, n->birth, units };
@@ -462,8 +466,8 @@ static int write_chunks(struct ckpt *c)
 /* The capture holds the loop: so most leaves are written before it, a few at a time. Those that change again meanwhile are written
  * again; writers wait their turn (journal_room), one each per batch, so there are fewer every time. */
 #define CLEAN_BATCH 64u
-#define CLEAN_SLICE 16u /* are encoded at once, for others have their turn in between: a leaf of splits takes 40 us */
-#define CLEAN_ENOUGH 96u
+#define CLEAN_SLICE 4u /* get their bytes at once, for others have their turn in between: a leaf of splits takes 20 us */
+#define CLEAN_ENOUGH 256u
 /* How many of a batch were there. */
 static unsigned clean_batch(struct ckpt *c)
 {
@@ -563,6 +567,7 @@ static int write_out(struct ckpt *c)
     uint64_t covers = c->cut.seq, last = covers;
     int r = journal_write_cut(v, &c->cut);
     gr_fmutex_unlock(&j->write_lock);
+    due_make_all(v);
     if (r == 0)
         r = write_chunks(c);
     if (r == 0)
@@ -610,7 +615,7 @@ static bool anything_to_do(struct vmfs *v)
 
 int ckpt_run(struct vmfs *v)
 {
-    struct ckpt c = { .v = v };
+    struct ckpt c = { .v = v, .later = true };
     gr_fmutex_lock(&v->ckpt_lock);
     int r = v->fenced ? -GR_EFENCED : 0;
     v->ckpt_writing = true;
@@ -623,10 +628,12 @@ int ckpt_run(struct vmfs *v)
             capture(&c);
             r = c.error;
             v->stats.capture_ns_max = GR_MAX(v->stats.capture_ns_max, gr_loop_now_ns(v->loop) - began_ns);
-            if (r == 0)
+            if (r == 0) {
                 r = write_out(&c);
-            else
+            } else {
+                due_forget(v);
                 gr_fmutex_unlock(&v->j.write_lock);
+            }
             if (r < 0)
                 vmfs_fence(v, "a checkpoint failed: %s", gr_code_text(r));
         }

@@ -10,12 +10,12 @@
  * have ended who may read there: as with any write. */
 #include "common/seam.h"
 #include "vmfs/loss.h"
+#include "vmfs/pace.h"
 
 #define WINDOW 256u              /* pieces: 1 MiB, within one leaf */
 #define GAIN 4u                  /* runs that a window must have more than it needs, or moving it is not worth it */
 #define TRIES 3u                 /* of a window that is written meanwhile */
 #define COMMIT_BYTES (16ull << 20) /* what was let go of can be used again after so much */
-#define BUSY_NS 100000000ull     /* so long after a request of its users the volume counts as busy */
 #define BUSY_SHARE 4u            /* then the pass waits so many times as long as it took */
 #define WAIT_MS 100u
 #define NOWHERE (1ull << 63)     /* places that are still to be taken count from here */
@@ -37,7 +37,8 @@ struct defrag {
     struct vmfs_defrag_report *rep;
     struct last was, now; /* before this pass, and behind it */
     uint64_t all;         /* bytes to look at */
-    uint64_t began_ns, busy_until_ns, requests, uncommitted;
+    uint64_t began_ns, uncommitted;
+    struct vpace pace;
     struct vwatch watch;
     uint64_t first;       /* the window */
     uint32_t n, n_moves;
@@ -398,23 +399,13 @@ static int window_move(struct defrag *g, uint64_t first, uint32_t n, struct gr_e
 }
 
 /* ---- all of it ---- */
-static uint64_t requests_of(const struct vmfs *v)
-{
-    const struct vmfs_stats *s = &v->stats;
-    return s->reads + s->writes_in_place + s->writes_redirected + s->unmaps;
-}
-
 /* Behind a window that was moved in @took_ns (0: it was not): tell, and wait as long as the rate says, and longer while users are at work. */
 static int pause_between(struct defrag *g, uint64_t took_ns, struct gr_err *err)
 {
     struct gr_loop *loop = g->v->loop;
     const struct vmfs_defrag_opts *x = g->opts;
     uint64_t now = gr_loop_now_ns(loop), due = x->rate ? g->began_ns + (uint64_t)((double)g->rep->moved / (double)x->rate * 1e9) : 0;
-    if (requests_of(g->v) != g->requests) {
-        g->requests = requests_of(g->v);
-        g->busy_until_ns = now + BUSY_NS;
-    }
-    if (now < g->busy_until_ns)
+    if (vpace_busy(g->v, &g->pace))
         due = GR_MAX(due, now + BUSY_SHARE * took_ns);
     gr_fiber_yield();
     for (;;) {
@@ -494,7 +485,7 @@ int vmfs_defragment(struct vmfs_disk *d, const struct vmfs_defrag_opts *opts, st
         *g = (struct defrag){ .d = d, .o = o, .v = v, .opts = opts, .rep = ret, .buf = buf };
         g->all = (o->counted ? o->use.used : o->ino.used_units) * VMFS_PIECE;
         g->began_ns = gr_loop_now_ns(v->loop);
-        g->requests = requests_of(v);
+        vpace_begin(v, &g->pace);
         o->defragmenting = true;
         v->background++; /* nobody leaves the volume meanwhile */
         r = pass(g, err);

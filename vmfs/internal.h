@@ -14,6 +14,7 @@
 #include "vmfs/ahead.h"
 #include "vmfs/busy.h"
 #include "vmfs/cipher.h"
+#include "vmfs/due.h"
 #include "vmfs/feature.h"
 #include "vmfs/files.h"
 #include "vmfs/format.h"
@@ -136,6 +137,7 @@ struct vobj { /* an object this host holds the lock of */
     struct gr_fmutex keys_lock;  /* its block of keys is changed by one at a time; taken before ckpt_lock */
     struct vcipher *cipher;      /* keys.c: encrypted (ino.key_id), and its keys are here */
     uint64_t pinned_snap;        /* peeked by a reader: what its slot pins */
+    uint32_t shape;              /* counts changes of which trees there are, and which grew from which */
     bool walker;                 /* a fiber is giving back deleted snapshots */
     struct gr_fqueue settled;
 };
@@ -208,6 +210,7 @@ struct vmfs {
     struct gr_fmutex settle_lock; /* what addresses mean does not change meanwhile; taken before ckpt_lock */
     struct gr_fmutex ckpt_lock;
     uint64_t ckpt_started, ckpt_done; /* numbers of checkpoints */
+    struct vdues dues;
     uint64_t leaves_moved;            /* counts how often some began to get new places */
     uint64_t reserved_units, reserved_leaves; /* sums over the objects held here */
     size_t dirty_nodes, max_dirty_nodes, dirty_hanging; /* of the map: not written yet; and bytes that hang on them (struct mnode) */

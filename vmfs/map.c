@@ -36,6 +36,8 @@ void mnode_set_dirty(struct vmfs *v, struct mnode *n, bool dirty)
 {
     if (n->dirty == dirty)
         return;
+    if (dirty)
+        due_make(v, n);
     n->dirty = dirty;
     v->dirty_nodes += dirty ? 1 : (size_t)-1;
     v->dirty_hanging += dirty ? n->hanging : -(size_t)n->hanging;
@@ -63,6 +65,7 @@ void mnode_put(struct vmfs *v, struct mnode *n)
 {
     if (!n || --n->refs)
         return;
+    due_make(v, n);
     mnode_set_dirty(v, n, false);
     if (n->level) {
         for (unsigned i = 0; i < VMFS_FANOUT; i++)
@@ -517,6 +520,7 @@ static struct mpieces *explode(struct mentry *e)
     }
     e->px = px;
     e->addr = 0;
+    e->run = MRUN_UNKNOWN;
     return px;
 }
 
@@ -584,6 +588,7 @@ static int block_set(struct mentry *e, const struct block_change *c)
         e->px->birth[i] = birth;
     }
     set_bits(e, c);
+    e->run = MRUN_UNKNOWN;
     implode(e);
     return 0;
 }

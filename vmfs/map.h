@@ -8,8 +8,8 @@
 struct vmfs;
 struct vobj;
 /* Nodes. encode_size: units the node takes. */
-uint32_t mnode_units(const struct mnode *n);
-void mnode_encode(const struct vmfs *v, const struct mnode *n, uint64_t addr, void *buf);
+uint32_t mnode_units(struct mnode *n);
+void mnode_encode(const struct vmfs *v, const struct mnode *n, uint64_t addr, void *buf); /* behind mnode_units(): it has looked at each entry */
 int mnode_decode(struct vmfs *v, const void *buf, uint32_t units, uint64_t addr, unsigned level, struct mnode **ret, struct gr_err *err);
 
 struct mnode *mnode_new(struct vmfs *v, unsigned level);

@@ -13,11 +13,17 @@ struct mpieces { /* SPLIT and RUN in memory */
     uint64_t addr[VMFS_BLOCK_PIECES];
     uint64_t birth[VMFS_BLOCK_PIECES];
 };
+enum mrun { /* do the owned pieces lie one behind the other? It is looked at when a leaf's size is asked for, and kept until one changes. */
+    MRUN_UNKNOWN,
+    MRUN_YES,
+    MRUN_NO,
+};
 struct mentry {
     uint64_t addr;  /* EXTENT: first piece; unused with px */
     uint64_t birth; /* EXTENT: of every owned piece */
     uint64_t seq;   /* newest frame with a record for this block: in place only when sealed */
     uint16_t written, zero;
+    uint8_t run; /* enum mrun: of what is at px */
     struct mpieces *px; /* NULL: EXTENT (or never written: addr 0) */
     uint32_t *crc;      /* of each piece with data; NULL: none has data, or the volume keeps none */
 };
@@ -33,6 +39,7 @@ struct mnode {
     uint32_t loaded;  /* which load of the volume brought it; 0: it was made here */
     uint32_t hanging; /* bytes that hang on the entries of a leaf, as they are counted in v->map_bytes */
     uint32_t settled; /* v->sp.moves when its addresses were last looked up */
+    uint32_t due;     /* its bytes are yet to be made: index in v->dues, plus 1; 0: they are not (due.h) */
     struct mptr ptr;  /* where it lies on disk; addr 0: nowhere yet. ptr.birth of the version on disk */
     uint64_t birth;   /* newest birth below, now */
     union {

@@ -111,6 +111,7 @@ int moved_entry(struct vmfs *v, struct mentry *e)
     }
     e->px = px;
     e->addr = 0;
+    e->run = MRUN_UNKNOWN;
     return 0;
 }
 
@@ -119,6 +120,7 @@ static void node_settle(struct vmfs *v, struct mnode *n)
     if (n->settled == v->sp.moves)
         return;
     n->settled = v->sp.moves;
+    due_make(v, n);
     if (n->ptr.addr)
         n->ptr.addr = moved_addr(v, n->ptr.addr, n->ptr.units, NULL);
     for (unsigned i = 0; i < VMFS_FANOUT; i++) {

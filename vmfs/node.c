@@ -1,6 +1,7 @@
 /* Map nodes to and from disk. */
 #include "common/seam.h"
 #include "vmfs/internal.h"
+#include <assert.h>
 
 /* A RUN is a split whose owned pieces lie one behind the other, as the pieces of one run. */
 static bool is_run(const struct mentry *e, uint64_t *ret_addr)
@@ -23,12 +24,11 @@ static unsigned data_mask(const struct mentry *e)
     return e->written & ~(unsigned)e->zero;
 }
 
-static unsigned tag_of(const struct mentry *e, uint64_t *ret_addr)
+static unsigned tag_of(const struct mentry *e)
 {
     unsigned crc = e->crc && data_mask(e) ? VMFS_LEAF_CRC : 0;
     if (e->px)
-        return (is_run(e, ret_addr) ? VMFS_LEAF_RUN : VMFS_LEAF_SPLIT) | crc;
-    *ret_addr = e->addr;
+        return (e->run == MRUN_YES ? VMFS_LEAF_RUN : VMFS_LEAF_SPLIT) | crc;
     return e->addr ? VMFS_LEAF_EXTENT | crc : VMFS_LEAF_EMPTY;
 }
 
@@ -38,14 +38,26 @@ static size_t tag_bytes(unsigned tag)
     return bytes[tag & ~VMFS_LEAF_CRC] + (tag & VMFS_LEAF_CRC ? VMFS_CRC_BYTES : 0);
 }
 
-uint32_t mnode_units(const struct mnode *n)
+/* What hangs on a leaf's entries lies here and there: fetched while the entries before are looked at, it is there in time. */
+static void look_ahead(const struct mnode *n, unsigned i)
+{
+    const struct mpieces *px = i < VMFS_FANOUT ? n->ent[i].px : NULL;
+    for (size_t at = 0; px && at < sizeof *px; at += 64)
+        __builtin_prefetch((const uint8_t *)px + at);
+}
+
+uint32_t mnode_units(struct mnode *n)
 {
     size_t bytes = sizeof(struct vmfs_hdr_disk) + VMFS_FANOUT;
     uint64_t a;
     if (n->level)
         return 1;
-    for (unsigned i = 0; i < VMFS_FANOUT; i++)
-        bytes += tag_bytes(tag_of(&n->ent[i], &a));
+    for (unsigned i = 0; i < VMFS_FANOUT; i++) {
+        struct mentry *e = &n->ent[i];
+        if (e->px && e->run == MRUN_UNKNOWN)
+            e->run = is_run(e, &a) ? MRUN_YES : MRUN_NO;
+        bytes += tag_bytes(tag_of(e));
+    }
     return (uint32_t)((bytes + VMFS_UNIT - 1) / VMFS_UNIT);
 }
 
@@ -80,10 +92,9 @@ static uint8_t *put_entry(uint8_t *p, unsigned full_tag, const struct mentry *e,
 
 void mnode_encode(const struct vmfs *v, const struct mnode *n, uint64_t addr, void *buf)
 {
-    uint32_t units = mnode_units(n);
-    memset(buf, 0, (size_t)units * VMFS_UNIT);
     if (n->level) {
         struct vmfs_node_disk *d = buf;
+        memset(buf, 0, VMFS_UNIT);
         d->level = gr_le32_of(n->level);
         for (unsigned i = 0; i < VMFS_FANOUT; i++) {
             const struct mchild *c = &n->child[i];
@@ -91,17 +102,25 @@ void mnode_encode(const struct vmfs *v, const struct mnode *n, uint64_t addr, vo
             d->child[i].addr = gr_le64_of(p->addr);
             d->child[i].birth = gr_le64_of(p->birth << 16 | p->units);
         }
-        vhdr_seal(v, buf, VMFS_T_NODE, units, addr, n->birth, v->slot);
+        vhdr_seal(v, buf, VMFS_T_NODE, 1, addr, n->birth, v->slot);
         return;
     }
     uint8_t *tags = (uint8_t *)buf + sizeof(struct vmfs_hdr_disk), *p = tags + VMFS_FANOUT;
+    memset(buf, 0, sizeof(struct vmfs_hdr_disk));
     for (unsigned i = 0; i < VMFS_FANOUT; i++) {
-        uint64_t a = 0;
-        unsigned tag = tag_of(&n->ent[i], &a);
+        const struct mentry *e = &n->ent[i];
+        uint64_t a = e->addr;
+        assert(!e->px || e->run != MRUN_UNKNOWN);
+        unsigned tag = tag_of(e);
+        look_ahead(n, i + 2);
+        if (e->px && e->run == MRUN_YES)
+            (void)is_run(e, &a);
         tags[i] = (uint8_t)tag;
-        p = put_entry(p, tag, &n->ent[i], a);
+        p = put_entry(p, tag, e, a);
     }
-    vhdr_seal(v, buf, VMFS_T_LEAF, units, addr, n->birth, v->slot);
+    size_t bytes = (size_t)(p - (uint8_t *)buf), whole = (bytes + VMFS_UNIT - 1) / VMFS_UNIT * VMFS_UNIT;
+    memset(p, 0, whole - bytes);
+    vhdr_seal(v, buf, VMFS_T_LEAF, (uint32_t)(whole / VMFS_UNIT), addr, n->birth, v->slot);
 }
 
 /* The CRCs behind an entry: there when, and only when, the volume keeps them and there is data. */
@@ -155,6 +174,7 @@ static int leaf_entry(struct vmfs *v, struct mentry *e, unsigned full_tag, const
         if (owned != (e->px->addr[i] != 0) || (owned && !space_addr_ok(v, e->px->addr[i], 1)))
             return -GR_ECORRUPT;
     }
+    e->run = tag == VMFS_LEAF_RUN ? MRUN_YES : MRUN_NO;
     int r = entry_crc(v, e, full_tag, &p);
     *pp = p;
     return r < 0 || !v->sp.any_moved ? r : moved_entry(v, e);

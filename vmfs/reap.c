@@ -8,6 +8,7 @@
 #include "vmfs/broken.h"
 #include "vmfs/internal.h"
 #include "vmfs/notes.h"
+#include "vmfs/pace.h"
 
 #define REAP_RUNS 4096u
 #define SUCC_MAX 64u
@@ -28,7 +29,9 @@ struct reap {
     struct vmfs_rec_free_disk *rec;
     uint32_t n_runs;
     bool unsure; /* the next leaf has changes that a replay might doubt */
+    uint32_t shape; /* o->shape when these trees were found */
 };
+#define REST_SHARE 9u /* while users are at work the walk rests so many times as long as it took */
 
 static void free_run(struct reap *w, uint64_t addr, uint32_t units)
 {
@@ -293,6 +296,19 @@ static void successors(struct reap *w)
     counts_begin(w, before, next);
 }
 
+/* Find the snapshot @id, and what grew from it: with a thousand snapshots a walk through as many places in memory, so only when something has changed.
+ * False: it is gone. */
+static bool look_around(struct reap *w, uint64_t id)
+{
+    if (w->s && w->shape == w->o->shape)
+        return true;
+    w->shape = w->o->shape;
+    w->s = vobj_snap(w->o, id);
+    if (w->s)
+        successors(w);
+    return w->s;
+}
+
 static int drop(struct vobj *o, uint64_t id)
 {
     struct vmfs_rec_snap_disk d = { .id = gr_le64_of(id) };
@@ -311,8 +327,7 @@ static int make_sure(struct reap *w, unsigned *tries)
     int r = journal_commit(o->v);
     w->unsure = false;
     if (hold) {
-        if (r == 0 && (w->s = vobj_snap(o, id)) && !o->late) {
-            successors(w);
+        if (r == 0 && look_around(w, id) && !o->late) {
             w->cursor = w->s->cursor;
             r = reap_step(w);
         }
@@ -322,25 +337,40 @@ static int make_sure(struct reap *w, unsigned *tries)
     return r;
 }
 
-static int reap_snapshot(struct vobj *o, uint64_t id)
+/* What is freed may lie in any region: does the journal hold images of all? */
+static bool holds_any(const struct vmfs *v)
+{
+    uint64_t all = v->sp.images_max + v->dirty_objects, due = ckpt_images_due(v);
+    return journal_holds_images(v, (unsigned)(all - GR_MIN(due, all)));
+}
+
+/* Behind a step that began then. Nobody rests when somebody waits for the end, or space is short. */
+static void rest(struct vobj *o, struct vpace *pace, uint64_t began_ns)
+{
+    struct vmfs *v = o->v;
+    uint64_t took = gr_loop_now_ns(v->loop) - began_ns;
+    vpace_rest(v, pace, took, o->settled.head || space_low(v) ? 0 : REST_SHARE);
+}
+
+static int reap_snapshot(struct vobj *o, uint64_t id, struct vpace *pace)
 {
     unsigned tries = 0;
     struct reap w = { .o = o, .rec = gr_alloc(sizeof *w.rec + (REAP_RUNS + VMFS_LEAF_PIECES + 64 + 2 + SUCC_MAX) * sizeof w.rec->runs[0]) };
     int r = w.rec ? 0 : -ENOMEM;
     while (r == 0) {
-        if (o->v->j.used + ckpt_images_due(o->v) > o->v->j.units / 4 && (r = ckpt_run(o->v)) < 0) /* what is freed may lie in any region */
+        uint64_t began = gr_loop_now_ns(o->v->loop);
+        if (!holds_any(o->v) && o->v->j.used + ckpt_images_due(o->v) > o->v->j.units / 4 && (r = ckpt_run(o->v)) < 0)
             break;
         journal_room(o->v); /* behind it: the images of that checkpoint are in the journal now */
-        w.s = vobj_snap(o, id);
-        if (!w.s || o->v->fenced || o->v->leaving) {
+        if (!look_around(&w, id) || o->v->fenced || o->v->leaving) {
             r = -ECANCELED;
             break;
         }
         if (o->late || (w.s->tree.root.mem && w.s->tree.root.mem->dirty)) { /* it must lie on disk, as it is */
             r = ckpt_run(o->v);
+            rest(o, pace, began);
             continue;
         }
-        successors(&w); /* they may change while we sleep */
         w.cursor = w.s->cursor;
         w.unsure = false;
         r = reap_step(&w);
@@ -348,7 +378,7 @@ static int reap_snapshot(struct vobj *o, uint64_t id)
             r = make_sure(&w, &tries);
         else
             tries = 0;
-        gr_fiber_yield();
+        rest(o, pace, began);
     }
     free(w.rec);
     if (r == 1)
@@ -387,19 +417,19 @@ static unsigned lines_from(const struct vobj *o, const struct vsnap *s)
     return n;
 }
 
+/* One that is begun, else one whose end is home already, else any. */
 static struct vsnap *next_to_reap(struct vobj *o)
 {
-    struct vsnap *half = NULL, *next = NULL;
-    for (size_t i = 0; i < o->n_snaps; i++) {
+    struct vsnap *next = NULL;
+    for (size_t i = 0; i < o->n_snaps; i++)
+        if (o->snaps[i]->flags & VMFS_SNAP_DELETING && o->snaps[i]->cursor)
+            return o->snaps[i]; /* one at a time */
+    for (size_t i = 0; i < o->n_snaps && !(next && next->home); i++) {
         struct vsnap *s = o->snaps[i];
-        if (!(s->flags & VMFS_SNAP_DELETING))
-            continue;
-        if (s->cursor)
-            half = s; /* one at a time: finish it first */
-        if (!s->open && !s->clones && lines_from(o, s) < 2)
+        if (s->flags & VMFS_SNAP_DELETING && !(next && !s->home) && !s->open && !s->clones && lines_from(o, s) < 2)
             next = s;
     }
-    return half ? half : next;
+    return next;
 }
 
 /* Dying, and all its content is given back. */
@@ -438,6 +468,8 @@ static bool any_emptied(const struct vmfs *v)
 static void reap_all(struct vobj *o)
 {
     struct vmfs *v = o->v;
+    struct vpace pace;
+    vpace_begin(v, &pace);
     o->reap_error = 0;
     while (!v->fenced && !v->leaving) {
         struct vsnap *s = next_to_reap(o);
@@ -445,17 +477,19 @@ static void reap_all(struct vobj *o)
             return;
         uint64_t id = s->id;
         if (!s->cursor) { /* a reader pins, then looks whether it is being deleted; so that must be home before pins are looked for */
+            uint64_t began = gr_loop_now_ns(v->loop);
             if (!s->home && (o->reap_error = bring_home(o)) < 0)
                 return;
             if (pinned(o, id)) {
                 gr_fiber_sleep_ms(200);
                 continue;
             }
+            rest(o, &pace, began);
         }
         s = vobj_snap(o, id);
         if (!s || (!s->cursor && s->open)) /* opened meanwhile */
             continue;
-        int r = reap_snapshot(o, id);
+        int r = reap_snapshot(o, id, &pace);
         if (r == -EIO && o->dying && any_emptied(v)) /* its map lay on a device that was replaced: what it names is found to be nobody's (check --repair) */
             r = drop(o, id);
         if (r < 0) {

@@ -285,6 +285,7 @@ static struct vsnap *snap_append(struct vobj *o, const char *name, size_t name_l
     n[name_len] = 0;
     s->name = n;
     o->snaps[o->n_snaps++] = s;
+    o->shape++;
     return s;
 }
 
@@ -309,6 +310,7 @@ static void snap_freeze(struct vobj *o, struct vsnap *s)
     mtree_share(&s->tree, &o->live);
     o->epoch++;
     o->parent_snap = s->id;
+    o->shape++;
     all_late(o);
 }
 
@@ -390,6 +392,7 @@ static int apply_snap_drop(struct vobj *o, const struct vmfs_rec_snap_disk *d)
     if (!s)
         return -GR_ECORRUPT;
     usage_dropped(o, s);
+    o->shape++;
     for (size_t i = 0; i < o->n_snaps; i++)
         if (o->snaps[i]->parent == s->id)
             o->snaps[i]->parent = s->parent;

@@ -260,6 +260,7 @@ static void wait_background(struct vmfs *v)
 
 void vmfs_abandon_state(struct vmfs *v)
 {
+    due_done(v);
     for (unsigned h = 0; h < VOBJ_HASH; h++)
         while (v->objs[h]) {
             if (v->objs[h]->handle) {

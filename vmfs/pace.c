@@ -3,7 +3,7 @@
 #include "vmfs/internal.h"
 
 #define BUSY_NS 100000000ull /* so long after a request of its users the volume counts as busy */
-#define REST_MS 100u         /* at a time: then it looks whether it is to end */
+#define REST_MS 10u          /* at a time: then it looks whether it is to end */
 
 static uint64_t requests_of(const struct vmfs *v)
 {
@@ -26,17 +26,23 @@ bool vpace_busy(struct vmfs *v, struct vpace *p)
     return now < p->busy_until_ns;
 }
 
-void vpace_rest(struct vmfs *v, struct vpace *p, uint64_t took_ns, unsigned share)
+static bool hurried(const struct vmfs *v, const struct gr_fqueue *hurry)
+{
+    return v->leaving || v->fenced || hurry->head || space_low(v);
+}
+
+void vpace_rest(struct vmfs *v, struct vpace *p, uint64_t took_ns, unsigned share, const struct gr_fqueue *hurry)
 {
     gr_fiber_yield();
-    if (!vpace_busy(v, p)) {
+    if (vpace_busy(v, p))
+        p->due_ns += took_ns * share;
+    else
         p->due_ns = 0;
-        return;
-    }
-    p->due_ns += took_ns * share;
-    while (p->due_ns >= 1000000 && !v->leaving && !v->fenced) {
+    while (p->due_ns >= 1000000 && !hurried(v, hurry)) {
         uint64_t ms = GR_MIN(p->due_ns / 1000000, (uint64_t)REST_MS);
         gr_fiber_sleep_ms(ms);
         p->due_ns -= ms * 1000000;
     }
+    if (hurried(v, hurry))
+        p->due_ns = 0;
 }

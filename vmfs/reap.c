@@ -344,12 +344,10 @@ static bool holds_any(const struct vmfs *v)
     return journal_holds_images(v, (unsigned)(all - GR_MIN(due, all)));
 }
 
-/* Behind a step that began then. Nobody rests when somebody waits for the end, or space is short. */
+/* Behind a step that began then. Nobody rests when somebody waits for the end. */
 static void rest(struct vobj *o, struct vpace *pace, uint64_t began_ns)
 {
-    struct vmfs *v = o->v;
-    uint64_t took = gr_loop_now_ns(v->loop) - began_ns;
-    vpace_rest(v, pace, took, o->settled.head || space_low(v) ? 0 : REST_SHARE);
+    vpace_rest(o->v, pace, gr_loop_now_ns(o->v->loop) - began_ns, REST_SHARE, &o->settled);
 }
 
 static int reap_snapshot(struct vobj *o, uint64_t id, struct vpace *pace)

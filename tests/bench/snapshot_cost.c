@@ -2,8 +2,9 @@
  *   writes   4 KiB random writes after a snapshot: device bytes per guest byte (data, journal, map, one checkpoint included), reads made for them,
  *            device flushes per guest flush, and the rate beside that before the snapshot. 64 GiB disk, 4 GiB of it filled, a flush every 1,000
  *   depth    random reads and memory of the map with N snapshots beside the same live layout without
- *   free     a snapshot that alone has SIZE of data is deleted: how long until it is free, and what is written for it
- * Usage: snapshot_cost DIR writes front|spread|all COUNT...     snapshot_cost DIR depth SNAPSHOTS     snapshot_cost DIR free GIB
+ *   free     a snapshot that alone has SIZE of data is deleted: how long until it is free, and what is written for it; busy: while 4 KiB are written each
+ *            millisecond
+ * Usage: snapshot_cost DIR writes front|spread|all COUNT...     snapshot_cost DIR depth SNAPSHOTS     snapshot_cost DIR free GIB [busy]
  * The file of the datastore is made in DIR. Prints one JSON object a line. */
 #include "tests/bench/volume.h"
 
@@ -100,11 +101,48 @@ static int writes(struct bench *b)
 }
 
 /* ---- free ---- */
+struct guest {
+    struct bench *b;
+    uint64_t size;
+    bool stop, ended;
+    int r;
+};
+static void guest_work(void *arg)
+{
+    struct guest *g = arg;
+    uint8_t *buf = gr_alloc_aligned(4096, 4096);
+    g->r = buf ? 0 : -ENOMEM;
+    for (; g->r == 0 && !g->stop; gr_fiber_sleep_ms(1)) {
+        memset(buf, 0x5a, 4096);
+        g->r = gr_pwrite(g->b->ch, buf, 4096, rnd(&g->b->rng) % (g->size / 4096) * 4096, 0);
+    }
+    free(buf);
+    g->ended = true;
+}
+
+/* Until the snapshot's @size is free, with the guest at work. */
+static int wait_free(struct bench *b, uint64_t size, uint64_t free_before)
+{
+    struct guest g = { .b = b, .size = size };
+    struct vmfs_info i;
+    int r = gr_fiber_start(gr_fiber_loop(), guest_work, &g);
+    if (r < 0)
+        return gr_fail(&b->err, r, "out of memory");
+    do {
+        gr_fiber_sleep_ms(10);
+        vmfs_info(b->v, &i);
+    } while (g.r == 0 && i.free < free_before + size - size / 100);
+    for (g.stop = true; !g.ended;)
+        gr_fiber_sleep_ms(1);
+    return g.r < 0 ? gr_fail(&b->err, g.r, "the guest's write: %s", gr_code_text(g.r)) : 0;
+}
+
 static int free_it(struct bench *b)
 {
     uint64_t gib = b->argc > 3 ? strtoull(b->argv[3], NULL, 10) : 100, size = gib * GIB;
+    bool busy = b->argc > 4 && !strcmp(b->argv[4], "busy");
     struct vmfs_info i0, i1;
-    int r = bench_open(b, size * 2 + 16 * GIB, size, MARK);
+    int r = bench_open(b, size * 3, size, MARK); /* so that space is not short: then nobody rests */
     b->counts.drop = true; /* wherever a write is split it begins with the mark */
     if (r == 0 && (r = bench_fill(b, 0, size, 4u << 20, 4u << 20)) == 0 && (r = snap_create(&b->disk, 1, "s", &b->err)) == 0)
         r = bench_fill(b, 0, size, 4u << 20, 4u << 20);
@@ -117,7 +155,7 @@ static int free_it(struct bench *b)
     if ((r = snap_delete(b->disk, "s", false, &b->err)) < 0)
         return r;
     uint64_t t1 = now_ns();
-    if ((r = snap_settle(b->disk, &b->err)) < 0)
+    if ((r = busy ? wait_free(b, size, i0.free) : snap_settle(b->disk, &b->err)) < 0)
         return r;
     double took = (double)(now_ns() - t0) / 1e9;
     vmfs_info(b->v, &i1);

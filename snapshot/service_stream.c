@@ -60,10 +60,12 @@ static int stream_open(struct stream *s)
     return r;
 }
 
-/* The file, and then the caller's socket: who waits there is told at once why the file cannot be used, and sends nothing. */
-static int file_open(struct stream *s)
+/* The file, and then the caller's socket: who waits there is told at once why the file cannot be used, and sends nothing. @id: which it is,
+ * whatever its name leads to by now; 0: what the name leads to. */
+static int file_open(struct stream *s, uint64_t id)
 {
-    int r = vmfs_open(s->ds->v, s->path.path, &s->file, NULL, s->op->err);
+    struct vmfs *v = s->ds->v;
+    int r = id ? vmfs_open_id(v, id, s->path.path, &s->file, NULL, s->op->err) : vmfs_open(v, s->path.path, &s->file, NULL, s->op->err);
     if (r == 0 && (r = gr_chan_open(vmfs_bdev(s->file), s->op->s->o.loop, &s->ch)) < 0)
         gr_fail(s->op->err, r, "%s/%s: %s", s->path.ds, s->path.path, gr_code_text(r));
     return r < 0 ? r : gr_unix_connect(s->socket, &s->fd, s->op->err);
@@ -121,28 +123,19 @@ static int result(struct stream *s)
     return snap_op_result(s->op, json_pack("{s:I,s:I}", "bytes", (json_int_t)s->done, "crc", (json_int_t)s->crc));
 }
 
-static int make_file(struct stream *s, uint64_t key)
-{
-    struct gr_err *err = s->op->err;
-    int r = key ? vmfs_create_encrypted_file(s->ds->v, s->path.path, key, err) : vmfs_create(s->ds->v, s->path.path, VMFS_FILE, 0, VMFS_THIN, err);
-    return r == -ENOKEY ? gr_prefix(err, r, "%s/%s", s->path.ds, s->path.path) : r;
-}
-
 /* @key: the key-encryption key; 0: it is not encrypted. */
 static int take(struct snap_op *op, uint64_t key)
 {
     gr_auto(stream_done) struct stream s = {.op = op, .fd = -1};
-    uint64_t limit = 0, id = 0; /* 0: it could not even be opened */
+    uint64_t limit = 0, id = 0;
     int r = gr_json_u64(op->params, "limit", &limit, op->err);
     if (r == 0)
         r = stream_open(&s);
-    if (r == 0)
-        r = make_file(&s, key);
+    if (r == 0 && (r = vmfs_create_file(s.ds->v, s.path.path, key, &id, op->err)) == -ENOKEY)
+        gr_prefix(op->err, r, "%s/%s", s.path.ds, s.path.path);
     if (r < 0)
         return r;
-    r = file_open(&s);
-    if (s.file)
-        id = vmfs_disk_id(s.file);
+    r = file_open(&s, id);
     if (r == 0)
         r = take_all(&s, limit);
     gr_chan_close(gr_take(s.ch));
@@ -195,7 +188,7 @@ static int op_give(struct snap_op *op)
     if (r == 0 && st.type != VMFS_FILE)
         r = gr_fail(op->err, -EINVAL, "%s/%s is no file", s.path.ds, s.path.path);
     if (r == 0)
-        r = file_open(&s);
+        r = file_open(&s, 0);
     while (r == 0 && s.done < st.size) {
         size_t n = (size_t)GR_MIN(st.size - s.done, (uint64_t)PART);
         r = gr_pread(s.ch, s.buf, (n + 511) / 512 * 512, s.done);

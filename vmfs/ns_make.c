@@ -13,10 +13,12 @@ struct shape {
     enum vmfs_provision provision;
     uint32_t physical_block;
     struct vkeys_new *keys; /* NULL: not encrypted */
+    uint64_t id;            /* of what was made */
 };
 static int content_init(void *arg, struct vobj *o)
 {
-    const struct shape *s = arg;
+    struct shape *s = arg;
+    s->id = o->id;
     o->ino.size = s->size;
     o->ino.provision = (uint16_t)s->provision;
     o->live.level = (uint8_t)mtree_level_for((s->size + VMFS_PIECE - 1) / VMFS_PIECE);
@@ -281,14 +283,14 @@ static int create(struct vmfs *v, const char *path, enum vmfs_type type, struct 
 
 int vmfs_create(struct vmfs *v, const char *path, enum vmfs_type type, uint64_t size, enum vmfs_provision provision, struct gr_err *err)
 {
-    return create(v, path, type, &(struct shape){ size, provision, VMFS_PIECE, NULL }, err);
+    return create(v, path, type, &(struct shape){ size, provision, VMFS_PIECE, NULL, 0 }, err);
 }
 
 int vmfs_create_disk(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, struct gr_err *err)
 {
     if (physical_block != 512 && physical_block != VMFS_PIECE)
         return gr_fail(err, -EINVAL, "'%s/%s': physical blocks of %u bytes: 512 or %u", v->sb.name, path, physical_block, VMFS_PIECE);
-    return create(v, path, VMFS_DISK, &(struct shape){ size, provision, physical_block, NULL }, err);
+    return create(v, path, VMFS_DISK, &(struct shape){ size, provision, physical_block, NULL, 0 }, err);
 }
 
 static int create_encrypted(struct vmfs *v, const char *path, enum vmfs_type type, struct shape *shape, uint64_t kek_id, struct gr_err *err)
@@ -310,10 +312,14 @@ static int create_encrypted(struct vmfs *v, const char *path, enum vmfs_type typ
 int vmfs_create_encrypted(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, uint64_t kek_id,
                           struct gr_err *err)
 {
-    return create_encrypted(v, path, VMFS_DISK, &(struct shape){ size, provision, physical_block == 512 ? 512 : VMFS_PIECE, NULL }, kek_id, err);
+    return create_encrypted(v, path, VMFS_DISK, &(struct shape){ size, provision, physical_block == 512 ? 512 : VMFS_PIECE, NULL, 0 }, kek_id, err);
 }
 
-int vmfs_create_encrypted_file(struct vmfs *v, const char *path, uint64_t kek_id, struct gr_err *err)
+int vmfs_create_file(struct vmfs *v, const char *path, uint64_t kek_id, uint64_t *ret_id, struct gr_err *err)
 {
-    return create_encrypted(v, path, VMFS_FILE, &(struct shape){ 0, VMFS_THIN, VMFS_PIECE, NULL }, kek_id, err);
+    struct shape shape = { 0, VMFS_THIN, VMFS_PIECE, NULL, 0 };
+    int r = kek_id ? create_encrypted(v, path, VMFS_FILE, &shape, kek_id, err) : create(v, path, VMFS_FILE, &shape, err);
+    if (r == 0)
+        *ret_id = shape.id;
+    return r;
 }

@@ -347,8 +347,9 @@ int vmfs_create_disk(struct vmfs *v, const char *path, uint64_t size, enum vmfs_
 /* The same, encrypted with a data key of its own that is kept wrapped with the key-encryption key @kek_id. -ENOKEY: that is not here. */
 int vmfs_create_encrypted(struct vmfs *v, const char *path, uint64_t size, enum vmfs_provision provision, uint32_t physical_block, uint64_t kek_id,
                           struct gr_err *err);
-/* A new empty file whose content is encrypted in the same way, whatever becomes of its length (vmfs_file_resize()). -EEXIST, -ENOKEY. */
-int vmfs_create_encrypted_file(struct vmfs *v, const char *path, uint64_t kek_id, struct gr_err *err);
+/* A new empty file; *ret_id: the object, whatever becomes of its name. @kek_id: its content is encrypted in the same way, whatever becomes of its
+ * length (vmfs_file_resize()); 0: it is not. -EEXIST, -ENOKEY. */
+int vmfs_create_file(struct vmfs *v, const char *path, uint64_t kek_id, uint64_t *ret_id, struct gr_err *err);
 
 /* ---- quotas of folders ---- */
 /* What all disks and files below a folder hold together (with snapshots, and with what thick disks are promised) stays within its limit. A write

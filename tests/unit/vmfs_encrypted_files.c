@@ -82,7 +82,8 @@ static void compare(struct volfix *f, const char *path, const char word[16])
 
 static void make_file(struct volfix *f, struct keyring *k, const char *path, const char word[16])
 {
-    OK(vmfs_create_encrypted_file(f->v, path, vmfs_kek_id(k->kek[0]), &err));
+    uint64_t made;
+    OK(vmfs_create_file(f->v, path, vmfs_kek_id(k->kek[0]), &made, &err));
     write_long(f, path, word);
 }
 
@@ -112,12 +113,13 @@ static int no_plaintext(void *arg)
     struct vmfs_join_opts o = opts(&k);
     struct volfix f;
     struct vmfs_stat st;
+    uint64_t made;
     volfix_make(&f, DEVICE, "disk", 1 << 20, arg, &o);
     make_file(&f, &k, "vm/memory", secret);
     compare(&f, "vm/memory", secret); /* held here */
     OK(vmfs_stat(f.v, "vm/memory", &st, &err));
     assert_true(st.key_id == vmfs_kek_id(k.kek[0]));
-    FAILS(-EEXIST, "vm/memory", vmfs_create_encrypted_file(f.v, "vm/memory", vmfs_kek_id(k.kek[0]), &err));
+    FAILS(-EEXIST, "vm/memory", vmfs_create_file(f.v, "vm/memory", vmfs_kek_id(k.kek[0]), &made, &err));
     OK(vmfs_release(f.v, "vm/memory", &err));
     compare(&f, "vm/memory", secret); /* by nobody */
     assert_false(on_device(&f, secret, 16));
@@ -142,6 +144,7 @@ static int without_key(void *arg)
     struct volfix f;
     struct vmfs_disk *d;
     struct vmfs_stat st;
+    uint64_t made;
     void *all = NULL;
     size_t len;
     char id[17];
@@ -153,7 +156,7 @@ static int without_key(void *arg)
     volfix_again(&f, &o);
     FAILS(-ENOKEY, id, vmfs_open(f.v, "memory", &d, NULL, &err));
     FAILS(-ENOKEY, id, vmfs_file_read(f.v, "memory", LONG, &all, &len, &err));
-    FAILS(-ENOKEY, id, vmfs_create_encrypted_file(f.v, "new", vmfs_kek_id(k.kek[0]), &err));
+    FAILS(-ENOKEY, id, vmfs_create_file(f.v, "new", vmfs_kek_id(k.kek[0]), &made, &err));
     FAILS(-ENOENT, "new", vmfs_stat(f.v, "new", &st, &err));
     k.have[0] = true; /* wrapped with another key, it needs that one only */
     OK(vmfs_open(f.v, "memory", &d, NULL, &err));

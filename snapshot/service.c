@@ -176,19 +176,23 @@ int snap_svc_join_all(struct snap_svc *s, struct gr_err *err)
 
 int snap_svc_set_portal(struct snap_svc *s, const char *portal, struct gr_err *err)
 {
+    int first = 0;
     snprintf(s->portal, sizeof(s->portal), "%s", portal);
     for (struct snap_ds *ds = s->list; ds; ds = ds->next) {
         if (!ds->v || ds->leaving)
             continue;
         char address[VMFS_ADDRESS_MAX + 1];
+        struct gr_err why = {0};
         snap_own_address(s, ds, address);
         ds->users++;
-        int r = vmfs_set_address(ds->v, address, s->portal, err);
+        int r = vmfs_set_address(ds->v, address, s->portal, &why);
         snap_ds_put(ds);
-        if (r < 0)
-            return gr_prefix(err, r, "datastore '%s'", ds->name);
+        if (r < 0 && first == 0)
+            first = gr_fail(err, r, "datastore '%s': %s", ds->name, why.text);
+        else if (r < 0)
+            snap_warn(s, "datastore '%s': others are not told of this host's portal: %s", ds->name, why.text);
     }
-    return 0;
+    return first;
 }
 
 int snap_svc_checkpoint(struct snap_svc *s, struct gr_err *err)

@@ -161,7 +161,7 @@ int snap_svc_link(struct snap_svc *s, const char *address, struct gr_err *err);
 const char *snap_svc_link_at(const struct snap_svc *s); /* "ADDRESS:PORT", "" while not */
 void snap_svc_unlink(struct snap_svc *s);               /* to be called before the server that has our methods ends; NULL allowed */
 
-/* (fiber) Tell all joined datastores this host's portal ("host:port"). */
+/* (fiber) Tell all joined datastores this host's portal ("host:port"), also those behind one that fails: *err names the first that did. */
 int snap_svc_set_portal(struct snap_svc *s, const char *portal, struct gr_err *err);
 
 /* (fiber) Bring home what the journals hold, of all joined datastores: leaving them is short then. */

@@ -249,6 +249,14 @@ int snap_ds_join(struct snap_svc *s, struct snap_ds *ds, struct gr_err *err)
     return r < 0 ? gr_prefix(e, r, "datastore '%s'", ds->name) : 0;
 }
 
+static void memory_free(struct snap_handle *h)
+{
+    if (h->looks)
+        return;
+    free(h->path);
+    free(h);
+}
+
 static void handle_free(struct snap_ds *ds, struct snap_handle *h)
 {
     for (struct snap_handle **p = &ds->handles; *p; p = &(*p)->next) {
@@ -257,9 +265,8 @@ static void handle_free(struct snap_ds *ds, struct snap_handle *h)
         *p = h->next;
         break;
     }
-    vmfs_close(h->disk);
-    free(h->path);
-    free(h);
+    vmfs_close(gr_take(h->disk));
+    memory_free(h);
 }
 
 int snap_release_hook(struct snap_svc *s, const struct snap_ds *ds, const char *path, bool only_idle, struct gr_err *err)
@@ -460,16 +467,20 @@ static int handle_forget(struct snap_svc *s, struct snap_ds *ds, struct snap_han
     return r;
 }
 
-/* The handle under the name @path, if that still leads to it: else *@h is NULL. */
+/* The handle under the name @path, if that still leads to it: else *@h is NULL. Nobody is kept from closing it meanwhile. */
 static int handle_look(struct snap_svc *s, struct snap_ds *ds, const char *path, struct snap_handle **h, struct gr_err *err)
 {
     struct vmfs_stat st;
     *h = snap_handle_find(ds, path);
     if (!*h || (*h)->closing)
         return 0;
-    (*h)->users++;
+    (*h)->looks++;
     int found = vmfs_stat(ds->v, path, &st, NULL);
-    (*h)->users--;
+    (*h)->looks--;
+    if (!(*h)->disk) {
+        memory_free(gr_take(*h));
+        return 0;
+    }
     if ((*h)->closing || (found < 0 && found != -ENOENT) || (found == 0 && st.id == vmfs_disk_id((*h)->disk)))
         return 0;
     int r = handle_forget(s, ds, *h, err);

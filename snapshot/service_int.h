@@ -24,11 +24,12 @@
 struct snap_handle {
     struct snap_handle *next;
     char *path; /* inside the datastore */
-    struct vmfs_disk *disk;
+    struct vmfs_disk *disk; /* NULL: freed, but for the memory, as long as somebody looks */
     unsigned users; /* requests at work on it */
     unsigned passes; /* of them, those that stop when somebody needs the disk for himself */
     unsigned wanted; /* somebody does */
     unsigned mounted; /* open for writing through a mount (mnt_int.h): nobody else may use it */
+    unsigned looks; /* requests that see whether its name still leads to it: they are no users, and it may be freed while they are at it */
     bool closing;   /* goes away: nobody new */
 };
 struct snap_wait { /* a request that waits for a disk, as long as it does */

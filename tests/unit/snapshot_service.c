@@ -569,6 +569,80 @@ static void test_stays(void **state)
     with_service(stays);
 }
 
+/* A datastore that cannot be told the portal keeps no other from being told. */
+static int told(void *arg)
+{
+    struct fixture *f = arg;
+    struct vmfs_slot_info own;
+    open_client(f);
+    ok(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "p", "devices", devices("p.img"), "size", 1 << 28));
+    ok(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "q", "devices", devices("q.img"), "size", 1 << 28));
+    struct snap_svc *s = snap_client_local(f->c);
+    struct snap_ds *first = s->list, *second = first->next;
+    gr_alloc_fail_after(0, 0);
+    assert_int_equal(snap_svc_set_portal(s, "10.1.2.3:3260", &f->err), -ENOMEM);
+    gr_alloc_fail_after(-1, 0);
+    assert_non_null(strstr(f->err.text, first->name));
+    assert_int_equal(vmfs_slot(second->v, vmfs_own_slot(second->v), &own, &f->err), 0);
+    assert_string_equal(own.portal, "10.1.2.3:3260");
+    close_client(f);
+    return 0;
+}
+
+static void test_told(void **state)
+{
+    with_service(told);
+}
+
+struct look {
+    struct snap_svc *s;
+    struct snap_ds *ds;
+    struct snap_handle *h;
+    int r;
+    bool over;
+};
+static void look_fiber(void *arg)
+{
+    struct look *l = arg;
+    l->r = snap_handle_get(l->s, l->ds, "a", "look", 0, &l->h, NULL, NULL);
+    l->over = true;
+}
+
+/* Who sees where its name leads does not use a disk yet: it can be closed, and is opened anew. */
+static int looked_at(void *arg)
+{
+    struct fixture *f = arg;
+    open_client(f);
+    ok(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "k", "devices", devices("k.img"), "size", 1 << 28));
+    ok(f, "disk.create", json_pack("{s:s,s:i}", "disk", "k/a", "size", 1 << 20));
+    ok(f, "disk.resize", json_pack("{s:s,s:i}", "disk", "k/a", "size", 2 << 20)); /* it is open */
+    struct snap_svc *s = snap_client_local(f->c);
+    struct snap_disk d = {.ds = snap_ds_find(s, "k")};
+    struct look l[2] = {{.s = s, .ds = d.ds}, {.s = s, .ds = d.ds}};
+    d.h = snap_handle_find(d.ds, "a");
+    d.h->users++;
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(gr_fiber_start(gr_fiber_loop(), look_fiber, &l[i]), 0);
+    gr_fiber_sleep_ms(0);
+    assert_false(l[0].over || l[1].over);
+    if (snap_disk_drop(s, &d, true, &f->err) < 0)
+        fail_msg("%s", f->err.text);
+    while (!l[0].over || !l[1].over)
+        gr_fiber_sleep_ms(1);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(l[i].r, 0);
+        assert_ptr_equal(l[i].h, snap_handle_find(d.ds, "a"));
+        l[i].h->users--;
+    }
+    close_client(f);
+    return 0;
+}
+
+static void test_looked_at(void **state)
+{
+    with_service(looked_at);
+}
+
 /* The place of a device is looked for when nobody else moves them. */
 static int moved_devices(void *arg)
 {
@@ -671,6 +745,55 @@ static void test_renamed(void **state)
     with_service(renamed);
 }
 
+struct aside {
+    struct vmfs *v;
+    int (*kek)(void *arg, uint64_t id, uint8_t ret[VMFS_KEK_BYTES]);
+    void *kek_arg;
+    uint64_t other; /* what has the name now */
+};
+
+/* The key is here when the file is made; when it is to be opened another host has given its name to something else, and the key is gone. */
+static int key_once(void *arg, uint64_t id, uint8_t ret[VMFS_KEK_BYTES])
+{
+    struct aside *a = arg;
+    struct vmfs_stat st;
+    if (!a->other && vmfs_stat(a->v, "vm/memory", &st, NULL) < 0)
+        return a->kek(a->kek_arg, id, ret);
+    if (!a->other) {
+        OK(vmfs_rename(a->v, "vm/memory", "vm/aside", &err));
+        OK(vmfs_create_file(a->v, "vm/memory", 0, &a->other, &err));
+    }
+    return -ENOENT;
+}
+
+/* What came to nothing takes no other file with it that has its name by now. */
+static int taken_in_vain(void *arg)
+{
+    struct fixture *f = arg;
+    struct vmfs_stat st;
+    open_client(f);
+    ok(f, "datastore.create", json_pack("{s:s,s:o,s:i}", "name", "n", "devices", devices("n.img"), "size", 1 << 28));
+    ok(f, "key.create", json_object());
+    json_t *params = json_pack("{s:s,s:s,s:i,s:O}", "path", "n/vm/memory", "socket", "/nobody/listens", "limit", 1 << 20, "key", json_object_get(f->res, "key"));
+    struct vmfs *v = snap_ds_find(snap_client_local(f->c), "n")->v;
+    struct aside a = {.v = v, .kek = v->opts.kek, .kek_arg = v->opts.kek_arg};
+    v->opts.kek = key_once;
+    v->opts.kek_arg = &a;
+    assert_true(call(f, "file.take-encrypted", params) < 0);
+    v->opts.kek = a.kek;
+    v->opts.kek_arg = a.kek_arg;
+    assert_true(a.other);
+    OK(vmfs_stat(v, "vm/memory", &st, &err));
+    assert_true(st.id == a.other);
+    close_client(f);
+    return 0;
+}
+
+static void test_taken_in_vain(void **state)
+{
+    with_service(taken_in_vain);
+}
+
 /* ---- an owner of another release ---- */
 struct older {
     unsigned asked;
@@ -736,4 +859,4 @@ static void test_held(void **state)
     with_service(held);
 }
 
-TEST_MAIN(TEST(test_datastores), TEST(test_disks), TEST(test_files), TEST(test_given_up), TEST(test_held), TEST(test_led), TEST(test_shown), TEST(test_leaving), TEST(test_stays), TEST(test_moved_devices), TEST(test_renamed), TEST(test_older))
+TEST_MAIN(TEST(test_datastores), TEST(test_disks), TEST(test_files), TEST(test_given_up), TEST(test_held), TEST(test_led), TEST(test_shown), TEST(test_leaving), TEST(test_stays), TEST(test_told), TEST(test_looked_at), TEST(test_taken_in_vain), TEST(test_moved_devices), TEST(test_renamed), TEST(test_older))

@@ -45,7 +45,8 @@ static void more(void *arg)
         tgt_queue_remove(&l->waiters, &l->waiters_last, t);
         t->waiting_limit = false;
         spend(lu, t, now);
-        tgt_scsi_resume(t);
+        if (tgt_share_pass(t)) /* as if it had come only now */
+            tgt_scsi_resume(t);
     }
     if (l->waiters && gr_timer_arm(lu->server->loop, &l->timer, wait) < 0)
         tgt_note(lu->server, 4, "disk '%s': out of memory: its limits hold up commands until the next one", lu->disk);

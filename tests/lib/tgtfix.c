@@ -11,6 +11,7 @@
 #define STORED 4
 struct stored { /* of one disk, by key */
     struct gr_bdev *of;
+    const struct gr_bdev_ops *below;
     struct tgtfix *f;
     struct {
         char key[33];
@@ -30,7 +31,6 @@ struct priv {
     int (*fn)(struct tgtfix *f, void *arg);
     void *arg;
     int result;
-    struct gr_rpc_server *rpc; /* what other hosts call */
 };
 
 static int lookup(void *arg, const char *disk, const char *initiator, struct tgt_place *ret, struct gr_err *err)
@@ -77,12 +77,16 @@ static int groups(void *arg, const char *disk, struct tgt_group *ret, unsigned m
     return strcmp(disk, "t/elsewhere") ? 1 : 2;
 }
 
-/* What concerns "t/elsewhere" there concerns "t/disk" here, and the other way round. */
+/* What concerns "t/elsewhere" there concerns "t/disk" here, and the other way round: of the server that there is now. */
 static int to_the_other(struct tgtfix *f, const char *disk, const char *method, json_t *params, json_t **ret, struct gr_err *err)
 {
-    struct priv *p = f->priv;
+    struct gr_rpc_server *rpc = NULL;
+    assert_int_equal(gr_rpc_server_new(f->loop, &rpc), 0);
+    assert_int_equal(gr_rpc_server_add(rpc, tgt_host_methods, f->server), 0);
     json_object_set_new(params, "disk", json_string(disk));
-    return gr_rpc_local(p->rpc, method, params, NULL, NULL, ret, err);
+    int r = gr_rpc_local(rpc, method, params, NULL, NULL, ret, err);
+    gr_rpc_server_free(rpc);
+    return r;
 }
 
 static int ask_owner(void *arg, const char *disk, const char *method, json_t *params, json_t **ret, struct gr_err *err)
@@ -173,15 +177,29 @@ static int attr_set(struct gr_bdev *b, const char *key, const void *val, size_t 
     s->v[i].len = len;
     if (len)
         memcpy(s->v[i].val, val, len);
+    s->f->storing++;
     if (ms)
         gr_fiber_sleep_ms(ms);
+    while (s->f->store_held)
+        gr_fiber_sleep_ms(5);
+    s->f->storing--;
     return fails ? gr_fail(err, -EIO, "'%s' cannot be kept", key) : 0;
+}
+
+static int limited_geometry(struct gr_bdev *b, struct gr_geometry *ret)
+{
+    const struct stored *s = stored_of(b);
+    int r = s->below->geometry(b, ret);
+    ret->limit_iops = s->f->limit_iops;
+    return r;
 }
 
 static void give_store(struct priv *p, int i, struct gr_bdev *b)
 {
     store[i].f = p->f;
+    store[i].below = b->ops;
     p->with_store[i] = *b->ops;
+    p->with_store[i].geometry = limited_geometry;
     p->with_store[i].attr_get = attr_get;
     p->with_store[i].attr_set = attr_set;
     b->ops = &p->with_store[i];
@@ -209,10 +227,6 @@ static int body(void *arg)
     if (!r)
         r = tgtfix_server(f, &f->server, &err);
     if (!r)
-        r = gr_rpc_server_new(f->loop, &p->rpc);
-    if (!r)
-        r = gr_rpc_server_add(p->rpc, tgt_host_methods, f->server);
-    if (!r)
         r = tgt_server_listen(f->server, "127.0.0.1:0", 0, &port, &err);
     snprintf(f->port, sizeof f->port, "%u", port);
     if (!r)
@@ -229,7 +243,6 @@ static int body(void *arg)
         gr_fqueue_wait(&p->stopped);
     gr_bdev_fault_clear(f->fault);
     tgt_server_free(f->server);
-    gr_rpc_server_free(p->rpc);
     gr_bdev_put(f->fault);
     gr_bdev_put(p->slow);
     gr_bdev_put(p->mem_dev);

@@ -22,6 +22,9 @@ struct tgtfix {
     bool store;                 /* "t/disk" and "t/slow" keep what targets keep through power loss (in memory) */
     unsigned store_ms;          /* so long it takes; may be changed at any time */
     bool store_fails;           /* it then fails. The same */
+    bool store_held;            /* and lasts until this has gone */
+    unsigned storing;           /* writes to it under way, seen through tgtfix_call() */
+    unsigned limit_iops;        /* of disks with a store, for whom they tell their geometry anew (GR_EVENT_PRESENTED) */
     bool slow_reads;            /* those of "t/slow" take as long as its writes */
     const char *host, *boot;    /* which machine it is, and which start of it; NULL: none, and the real one */
     const char *redirect;       /* "t/elsewhere" is owned there, by group 3; this host is group 7 */

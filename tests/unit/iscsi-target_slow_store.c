@@ -9,7 +9,6 @@
 #include <unistd.h>
 
 #define STORE_MS 400u
-#define APART_US (STORE_MS * 1000 / 4) /* between two logins, both of them within one write to the store */
 #define VM "iqn.2026-11.local.granary:vm-00000000-0000-4000-8000-00000000000"
 #define ELSEWHERE "10.1.2.3:3260"
 static struct tgtfix fix = {.store = true, .redirect = ELSEWHERE};
@@ -72,6 +71,30 @@ static void store(int ms)
     tgtfix_call(&fix, set_store, &ms);
 }
 
+static int storing(struct tgtfix *f, void *arg)
+{
+    return (int)f->storing;
+}
+
+static int looked(struct tgtfix *f, void *arg)
+{
+    return (int)f->elsewhere.lookups;
+}
+
+static void until(int (*fn)(struct tgtfix *f, void *arg))
+{
+    for (int k = 0; !tgtfix_call(&fix, fn, NULL); k++) {
+        assert_true(k < 5000);
+        usleep(2000);
+    }
+}
+
+static int hold(struct tgtfix *f, void *arg)
+{
+    f->store_held = arg != NULL;
+    return 0;
+}
+
 /* What is kept is not thrown away. */
 static void next_process(void)
 {
@@ -87,7 +110,7 @@ static void older_start_comes_second(void **state)
     struct login newer, older;
     store(STORE_MS);
     begin(&newer, VM "1:6");
-    usleep(APART_US);
+    until(storing);
     begin(&older, VM "1:5");
     assert_int_equal(status(&newer), 0);
     assert_int_equal(status(&older), TGT_LOGIN_FORBIDDEN);
@@ -106,7 +129,7 @@ static void starts_of_two_vms(void **state)
     struct login a, b;
     store(STORE_MS);
     begin(&a, VM "1:2");
-    usleep(APART_US);
+    until(storing);
     begin(&b, VM "2:2");
     assert_int_equal(status(&a), 0);
     assert_int_equal(status(&b), 0);
@@ -140,17 +163,17 @@ static int release(struct tgtfix *f, void *arg)
 static void release_ends(void **state)
 {
     struct login l;
-    store(STORE_MS);
+    tgtfix_call(&fix, hold, &fix);
     atomic_store(&released, false);
     begin(&l, VM "1:1");
-    usleep(APART_US);
+    until(storing);
     assert_int_equal(tgtfix_call(&fix, release, NULL), 0);
+    tgtfix_call(&fix, hold, NULL);
     assert_int_equal(status(&l), TGT_LOGIN_UNAVAILABLE);
     for (unsigned k = 0; k < 500 && !atomic_load(&released); k++)
         usleep(10000);
     assert_true(atomic_load(&released));
     ini_close(&l.i);
-    store(0);
 }
 
 /* A stranger who stops half way holds nothing up, and is refused if he goes on. */
@@ -195,7 +218,7 @@ static void two_open_it(void **state)
     next_process();
     store(-(int)STORE_MS);
     begin(&first, INISESS_NAME ":first");
-    usleep(APART_US);
+    until(storing);
     begin(&second, INISESS_NAME ":second");
     assert_int_not_equal(status(&first), 0);
     assert_int_not_equal(status(&second), 0); /* nothing is served of a disk that cannot be opened */
@@ -203,7 +226,7 @@ static void two_open_it(void **state)
     ini_close(&second.i);
     store(STORE_MS);
     begin(&first, INISESS_NAME ":first");
-    usleep(APART_US);
+    until(storing);
     begin(&second, INISESS_NAME ":second");
     assert_int_equal(status(&first), 0);
     assert_int_equal(status(&second), 0);
@@ -267,7 +290,7 @@ static void let_in_while_opened(void **state)
     tgtfix_call(&fix, set_here, &fix);
     ini_cmd_bhs(&i, b, rtpg, 12, TGT_FINAL | TGT_CMD_READ, 255);
     assert_int_equal(ini_send(&i, b, NULL, 0), 0);
-    usleep(APART_US);
+    until(storing);
     assert_true(ini_login_request(&vm, 0, 3, 1, NULL, 0) >= 0);
     assert_int_equal(vm.login_status, 0);
     ini_close(&vm);
@@ -292,7 +315,7 @@ static void told_two_things(void **state)
     next_process();
     tgtfix_call(&fix, set_look_ms, &fix);
     begin_at(&there, INISESS_NAME ":there", TGTFIX_ELSEWHERE, fix.port3);
-    usleep(APART_US);
+    until(looked);
     store(-(int)STORE_MS);
     tgtfix_call(&fix, set_look_ms, NULL);
     tgtfix_call(&fix, set_here, &fix);

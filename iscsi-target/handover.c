@@ -2,7 +2,7 @@
  *  "portals":[{"fd","flags","name"?}],
  *  "units":[{"disk","standby","reservations"?:{as stored, "aptpl"},"write-protected","descriptor-sense","ejected"}],
  *  "statistics":[{"disk","ended":{…}}],  what sessions that have ended counted, also of disks that nobody uses now
- *  "sessions":[{"id","disk","initiator","address","isid","tsih","age-ms","cmdsn","attentions":[…],"stands-by"?,"prevents","reserves","params":[…],
+ *  "sessions":[{"id","disk","initiator","address","isid","tsih","age-ms","cmdsn","attentions":[…],"stands-by"?,"prevents","reserves","unsure"?:{"id","cdb","list"},"params":[…],
  *               "statistics":{…},"unassigned":[…],
  *               "connections":[{"fd","cid","address","statsn","acked","header-digest","data-digest","segment","pings","unread"?:base64,"kept"?:[…]}]}],
  *  "kept-data"?:{"fd"}}  answers that may be asked for again, and a file of their data: kept.c
@@ -13,7 +13,7 @@
 #include "common/buf.h"
 #include "common/cleanup.h"
 #include "common/seam.h"
-#include "iscsi-target/scsi.h"
+#include "iscsi-target/pr_int.h"
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -22,12 +22,6 @@
 _Static_assert(N_PARAMS == 15, "a new parameter goes to the end, and is absent in what older programs say");
 
 /* ---- describing ---- */
-
-static void hex(const uint8_t *p, size_t n, char *ret)
-{
-    for (size_t i = 0; i < n; i++)
-        snprintf(ret + 2 * i, 3, "%02x", p[i]);
-}
 
 static json_t *describe_conn(struct tgt_heritage *h, struct tgt_conn *c, struct tgt_kept_data *data)
 {
@@ -59,18 +53,18 @@ static json_t *describe_params(const struct tgt_params *p)
 static json_t *describe_sess(struct tgt_heritage *h, struct tgt_sess *o, struct tgt_kept_data *data)
 {
     char isid[2 * TGT_ISID_LEN + 1];
-    hex(o->isid, TGT_ISID_LEN, isid);
+    tgt_isid_text(o->isid, isid);
     json_t *conns = json_array(), *attentions = json_array();
     for (struct tgt_conn *c = o->conns; c; c = c->next)
         if (json_array_append_new(conns, describe_conn(h, c, data)) < 0)
             json_array_append_new(conns, json_null()); /* that one is lost */
     for (unsigned i = 0; i < o->n_ua; i++)
         json_array_append_new(attentions, json_integer(o->ua[i]));
-    return json_pack("{s:I,s:s,s:s,s:s,s:s,s:i,s:I,s:I,s:b,s:b,s:b,s:o,s:o,s:o,s:o*,s:o*}", "id", (json_int_t)o->id, "disk", o->lu->disk, "initiator", o->initiator, "address", o->address, "isid",
+    return json_pack("{s:I,s:s,s:s,s:s,s:s,s:i,s:I,s:I,s:b,s:b,s:b,s:o,s:o,s:o,s:o*,s:o*,s:o*}", "id", (json_int_t)o->id, "disk", o->lu->disk, "initiator", o->initiator, "address", o->address, "isid",
                      isid, "tsih", (int)o->tsih, "age-ms", (json_int_t)((gr_loop_now_ns(o->server->loop) - o->started_ns) / 1000000), "cmdsn",
                      (json_int_t)o->expcmdsn, "stands-by", o->stands_by, "prevents", o->prevents, "reserves", o->lu->reserved == o, "attentions", attentions, "params",
                      describe_params(&o->params), "connections", conns, "statistics", tgt_stats_save(&o->stats),
-                     "unassigned", tgt_unassigned_save(o, data));
+                     "unassigned", tgt_unassigned_save(o, data), "unsure", tgt_pr_unsure_save(&o->unsure));
 }
 
 static json_t *describe_unit(const struct tgt_lu *lu)
@@ -259,6 +253,7 @@ static bool session(struct tgt_server *s, struct tgt_heritage *h, json_t *o, con
     s->next_tsih = GR_MAX(s->next_tsih, sess->tsih);
     sess->started_ns -= (uint64_t)json_integer_value(json_object_get(o, "age-ms")) * 1000000;
     sess->prevents = json_is_true(json_object_get(o, "prevents"));
+    tgt_pr_unsure_load(&sess->unsure, json_object_get(o, "unsure"));
     if (json_is_true(json_object_get(o, "reserves")))
         lu->reserved = sess;
     json_t *list = json_object_get(o, "attentions"), *v;

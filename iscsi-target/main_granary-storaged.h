@@ -11,6 +11,7 @@
 #include "snapshot/expose.h"
 
 #define LOGIN_WAIT_MS 10000u /* how long a login waits for a disk that changes hands */
+#define RESERVE_WAIT_MS 3000u /* how long a disk's owner is asked about reservations: twice that is well below what any initiator gives a command */
 
 struct daemon {
     struct storaged_options o;

@@ -88,7 +88,7 @@ static int dir_ask_owner(void *arg, const char *disk, const char *method, json_t
     struct snap_place owner = {0};
     int r = snap_svc_owner(d->svc, disk, &owner, err);
     if (r > 0 && owner.address[0])
-        return snap_peer_ask(d->svc, owner.address, method, params, LOGIN_WAIT_MS, ret, err);
+        return snap_peer_ask(d->svc, owner.address, method, params, RESERVE_WAIT_MS, ret, err);
     json_decref(params);
     return r < 0 ? r : gr_fail(err, -GR_ELOCKED, "disk %s has no owner that serves it now", disk);
 }

@@ -115,7 +115,9 @@ void tgt_pr_out(struct tgt_lu *lu, const struct tgt_pr_order *o, struct tgt_pr_a
         return;
     }
     gr_fmutex_lock(&pr->lock);
-    if (!o->id || !tgt_pr_was_done(&pr->state, o->id)) {
+    if (gr_rpc_gone(o->call)) { /* its initiator was told that it may send it again, or something else */
+        result = TGT_BUSY;
+    } else if (!o->id || !tgt_pr_was_done(&pr->state, o->id)) {
         result = lu->reserved && lu->reserved != o->self ? TGT_CONFLICT : apply(lu, o, &rq);
         if (!result)
             tell(lu, o->self, &pr->effect, rq.action == PR_PREEMPT_ABORT);

@@ -25,6 +25,7 @@ struct tgt_pr_order { /* a PERSISTENT RESERVE OUT */
     const struct tgt_nexus *who;
     const uint8_t *cdb, *list;
     uint64_t id; /* it was passed on under this number: carried out once. 0: it was not */
+    const struct gr_rpc_call *call; /* by which it was passed on: given up by whoever did, it is not carried out any more. NULL: by none */
 };
 /* (fiber) For the unit that is owned here. */
 void tgt_pr_out(struct tgt_lu *lu, const struct tgt_pr_order *o, struct tgt_pr_answer *ret);
@@ -43,7 +44,8 @@ uint64_t tgt_pr_again(struct tgt_task *t);
 /* Sessions of those who are concerned may be on other hosts: they are told, soon. */
 void tgt_pr_tell_hosts(struct tgt_lu *lu, const struct tgt_pr_effect *e);
 
-/* Texts of 2 digits a byte. */
+/* Texts of 2 digits a byte; @ret: 2 n + 1 bytes. */
+void tgt_hex_text(const uint8_t *p, size_t n, char *ret);
 void tgt_isid_text(const uint8_t isid[TGT_ISID_LEN], char ret[13]);
 bool tgt_hex_bytes(const char *text, uint8_t *ret, size_t n);
 #endif

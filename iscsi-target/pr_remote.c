@@ -2,7 +2,8 @@
  * PERSISTENT RESERVE IN and OUT). The owner alone has them: it is asked. A reservation belongs to the initiator's port, not to the path.
  *
  * An OUT is passed on under a number, and the owner keeps the numbers of those that it carried out with the reservations: when its answer is lost, or
- * its life, whoever owns the disk then is asked under the same number, and does it once.
+ * its life, whoever owns the disk then is asked under the same number, and does it once. An owner that is silent is asked twice, and then the
+ * initiator is told BUSY: it sends the command again by itself, and that has the same number. What nobody waits for any more is not carried out late.
  *
  *   lun.reserve {"disk","initiator","isid","cdb","data"?,"id"?}  → {"status","sense","in-list","data"}; isid, cdb and id in hexadecimal, data in base64
  *   lun.attention {"disk","attentions":[{"initiator","isid","ua"}]} */
@@ -32,6 +33,26 @@ void tgt_pr_told(struct tgt_sess *sess, uint16_t ua)
     sess->unsure.told++;
 }
 
+json_t *tgt_pr_unsure_save(const struct tgt_unsure *u)
+{
+    char id[17], cdb[2 * sizeof u->cdb + 1], list[2 * sizeof u->list + 1];
+    if (!u->id)
+        return NULL;
+    snprintf(id, sizeof id, "%016llx", (unsigned long long)u->id);
+    tgt_hex_text(u->cdb, sizeof u->cdb, cdb);
+    tgt_hex_text(u->list, sizeof u->list, list);
+    return json_pack("{s:s,s:s,s:s}", "id", id, "cdb", cdb, "list", list);
+}
+
+void tgt_pr_unsure_load(struct tgt_unsure *u, json_t *doc)
+{
+    uint8_t id[8];
+    bool whole = tgt_hex_bytes(json_string_value(json_object_get(doc, "id")), id, sizeof id) &&
+                 tgt_hex_bytes(json_string_value(json_object_get(doc, "cdb")), u->cdb, sizeof u->cdb) &&
+                 tgt_hex_bytes(json_string_value(json_object_get(doc, "list")), u->list, sizeof u->list);
+    u->id = whole ? gr_get_be64(id) : 0;
+}
+
 static uint64_t number_of(struct tgt_task *t)
 {
     const struct gr_world *w = gr_loop_world(t->sess->server->loop);
@@ -46,8 +67,7 @@ static json_t *request_of(const struct tgt_task *t, uint64_t id)
     char isid[13], cdb[2 * CDB_LEN + 1], number[17];
     snprintf(number, sizeof number, "%016llx", (unsigned long long)id);
     tgt_isid_text(t->sess->isid, isid);
-    for (unsigned i = 0; i < CDB_LEN; i++)
-        snprintf(cdb + 2 * i, 3, "%02x", t->cdb[i]);
+    tgt_hex_text(t->cdb, CDB_LEN, cdb);
     gr_auto_free char *data = t->cdb[0] == 0x5f ? gr_b64_encode(t->buf, TGT_PR_OUT_LEN) : NULL;
     return json_pack("{s:s,s:s,s:s,s:s,s:s*,s:s*}", "disk", t->lu->disk, "initiator", t->sess->initiator, "isid", isid, "cdb", cdb, "data", data, "id",
                      id ? number : NULL);
@@ -82,6 +102,15 @@ static int ask(struct tgt_task *t, uint64_t id, json_t **ret, struct gr_err *err
     return request ? dir->ask_owner(dir->arg, t->lu->disk, "lun.reserve", request, ret, err) : -ENOMEM;
 }
 
+/* What an initiator hears of an owner that was not heard: BUSY of one that is silent, for no other path leads to another one. */
+static void not_asked(struct tgt_task *t, int r)
+{
+    if (r == -ETIMEDOUT)
+        tgt_status(t, TGT_BUSY);
+    else
+        tgt_check(t, TGT_SENSE_STANDBY);
+}
+
 /* It moves, its owner is gone, or the answer is lost. Who is it now? @told: as it was when the first one was asked. */
 static void ask_next_owner(struct tgt_task *t, uint64_t id, unsigned told)
 {
@@ -107,7 +136,7 @@ static void ask_next_owner(struct tgt_task *t, uint64_t id, unsigned told)
         u->id = u->told == told ? id : 0;
         memcpy(u->cdb, t->cdb, CDB_LEN);
         memcpy(u->list, t->buf, TGT_PR_OUT_LEN);
-        tgt_check(t, TGT_SENSE_STANDBY);
+        not_asked(t, r);
     }
     json_decref(res);
 }
@@ -126,7 +155,7 @@ void tgt_pr_ask_owner(struct tgt_task *t)
         ask_next_owner(t, id, told);
     } else { /* who tries again finds it */
         tgt_note(lu->server, 6, "disk '%s': its owner was not asked about its reservations: %s", lu->disk, gr_err_text(&err, r));
-        tgt_check(t, TGT_SENSE_STANDBY);
+        not_asked(t, r);
         tgt_lu_look_soon(lu);
     }
     json_decref(res);
@@ -148,17 +177,16 @@ static int take_nexus(json_t *o, struct tgt_nexus *ret, struct gr_err *err)
     return 0;
 }
 
-static int run(struct tgt_lu *lu, const struct tgt_nexus *who, uint64_t id, const uint8_t *cdb, const struct gr_buf *list, json_t **ret, struct gr_err *err)
+static int run(struct tgt_lu *lu, const struct tgt_pr_order *o, size_t list_len, json_t **ret, struct gr_err *err)
 {
     struct tgt_pr_answer a = {0};
     gr_auto_free uint8_t *p = NULL;
     gr_auto_free char *data = NULL;
-    if (cdb[0] == 0x5f && list->len == TGT_PR_OUT_LEN) {
-        const struct tgt_pr_order o = {.who = who, .cdb = cdb, .list = (const uint8_t *)list->data, .id = id};
-        tgt_pr_out(lu, &o, &a);
-    } else if (cdb[0] == 0x5e) {
+    if (o->cdb[0] == 0x5f && list_len == TGT_PR_OUT_LEN) {
+        tgt_pr_out(lu, o, &a);
+    } else if (o->cdb[0] == 0x5e) {
         p = gr_zalloc(TGT_PR_IN_MAX);
-        data = p ? gr_b64_encode(p, tgt_pr_in(lu, cdb, p)) : NULL;
+        data = p ? gr_b64_encode(p, tgt_pr_in(lu, o->cdb, p)) : NULL;
         if (!data)
             return gr_fail(err, -ENOMEM, "out of memory");
     } else {
@@ -197,7 +225,8 @@ static int lun_reserve(void *arg, struct gr_rpc_call *call, json_t *params, json
         return gr_fail(err, -GR_ELOCKED, "disk '%s' is another host's by now", disk);
     if (r < 0)
         return r;
-    r = run(lu, &who, gr_get_be64(id), cdb, &list, ret, err);
+    const struct tgt_pr_order o = {.who = &who, .cdb = cdb, .list = (const uint8_t *)list.data, .id = gr_get_be64(id), .call = call};
+    r = run(lu, &o, list.len, ret, err);
     tgt_lu_user_put(lu);
     return r;
 }

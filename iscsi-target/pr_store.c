@@ -8,10 +8,15 @@
 
 #define ATTR "reservations"
 
+void tgt_hex_text(const uint8_t *p, size_t n, char *ret)
+{
+    for (size_t i = 0; i < n; i++)
+        snprintf(ret + 2 * i, 3, "%02x", p[i]);
+}
+
 void tgt_isid_text(const uint8_t isid[TGT_ISID_LEN], char ret[13])
 {
-    for (unsigned i = 0; i < TGT_ISID_LEN; i++)
-        snprintf(ret + 2 * i, 3, "%02x", isid[i]);
+    tgt_hex_text(isid, TGT_ISID_LEN, ret);
 }
 
 static json_t *encode(const struct tgt_pr_state *s)

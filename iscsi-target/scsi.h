@@ -160,6 +160,9 @@ void tgt_run_copy_operating(struct tgt_task *t);
 uint8_t tgt_pr_check(const struct tgt_lu *lu, const struct tgt_sess *sess, unsigned flags);
 bool tgt_pr_any(const struct tgt_lu *lu); /* registrations exist */
 void tgt_pr_told(struct tgt_sess *sess, uint16_t ua); /* its initiator hears this unit attention */
+/* What a session does not know the outcome of, for a process that takes over; NULL: there is nothing of that kind, or no memory. New reference. */
+json_t *tgt_pr_unsure_save(const struct tgt_unsure *u);
+void tgt_pr_unsure_load(struct tgt_unsure *u, json_t *doc); /* none: absent, or not understood */
 int tgt_pr_load(struct tgt_lu *lu, struct gr_err *err); /* (fiber) what APTPL kept */
 /* All of it, for a process that takes over; NULL: none. New reference. */
 json_t *tgt_pr_describe(const struct tgt_lu *lu);

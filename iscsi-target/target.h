@@ -52,7 +52,7 @@ struct tgt_directory {
     /* Optional (fiber): all hosts that serve @disk, at most @max; how many, or negative. */
     int (*groups)(void *arg, const char *disk, struct tgt_group *ret, unsigned max);
     /* Optional (fiber): ask the host that owns @disk, or tell all others that serve it, by one of tgt_host_methods. Both take the reference of
-     * @params. 0; tell: or how many could not be told; negative: nobody was reached. */
+     * @params. 0; tell: or how many could not be told; negative: nobody was reached; -ETIMEDOUT of the owner: it is there, and silent. */
     int (*ask_owner)(void *arg, const char *disk, const char *method, json_t *params, json_t **ret, struct gr_err *err);
     int (*tell_hosts)(void *arg, const char *disk, const char *method, json_t *params, struct gr_err *err);
     /* Optional: add to (or correct) what lun.list says of @disk. */

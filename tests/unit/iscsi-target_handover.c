@@ -141,6 +141,36 @@ static void taken_by_another(void **state)
     tgtfix_wait_sessions(&fix, 0);
 }
 
+static int two_answers_lost(struct tgtfix *f, void *arg)
+{
+    f->elsewhere.lost = 2;
+    return 0;
+}
+
+/* What the disk's owner was asked to do and nobody heard of is the same one when it comes again, to whoever serves then. */
+static void unsure(void **state)
+{
+    const uint8_t prout[10] = {0x5f, 0, [8] = 24};
+    uint8_t list[24] = {0};
+    struct ini a, b;
+    struct ini_result r;
+    assert_int_equal(ini_connect(&a, "127.0.0.1", fix.port3), 0);
+    assert_int_equal(ini_login(&a, INISESS_NAME ":a", TGTFIX_ELSEWHERE, NULL, 0), 0);
+    tgtfix_login(&fix, &b, INISESS_NAME ":b"); /* at the owner */
+    gr_put_be64(list + 8, 0x1234);
+    tgtfix_call(&fix, two_answers_lost, NULL);
+    assert_int_equal(ini_cmd(&a, prout, 10, list, 24, NULL, 0, &r), 0);
+    assert_int_equal(r.status, 8);
+    assert_int_equal(tgtfix_call(&fix, hand_over, NULL), 0);
+    assert_int_equal(ini_cmd(&a, prout, 10, list, 24, NULL, 0, &r), 0);
+    assert_int_equal(r.status, 0);
+    assert_int_equal(ini_cmd(&a, prout, 10, list, 24, NULL, 0, &r), 0);
+    assert_int_equal(r.status, 0x18); /* another one: who is registered gives his key */
+    ini_close(&a);
+    ini_close(&b);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
 /* What the fixture's disk and its sessions have counted, as lun.stat and session.list tell it: [disk, sessions]. On the loop. */
 static int ask_stats(struct tgtfix *f, void *arg)
 {
@@ -518,4 +548,4 @@ static void under_load(void **state)
 }
 
 TGTFIX_MAIN(NULL, NULL,
-    TGTFIX_CASE(idle), TGTFIX_CASE(taken_by_another), TGTFIX_CASE(statistics), TGTFIX_CASE(in_the_stream), TGTFIX_CASE(several_connections), TGTFIX_CASE(behind_a_fence), TGTFIX_CASE(kept_answers), TGTFIX_CASE(reassigned), TGTFIX_CASE(no_rest), TGTFIX_CASE(under_load))
+    TGTFIX_CASE(idle), TGTFIX_CASE(taken_by_another), TGTFIX_CASE(unsure), TGTFIX_CASE(statistics), TGTFIX_CASE(in_the_stream), TGTFIX_CASE(several_connections), TGTFIX_CASE(behind_a_fence), TGTFIX_CASE(kept_answers), TGTFIX_CASE(reassigned), TGTFIX_CASE(no_rest), TGTFIX_CASE(under_load))

@@ -1,4 +1,5 @@
 /* Access states by ownership (SPC-4 5.15.2): a disk of another host on the portal that never redirects, and how it becomes active. */
+#include "common/b64.h"
 #include "common/cleanup.h"
 #include "tests/lib/inisess.h"
 #include "tests/lib/test.h"
@@ -10,6 +11,7 @@
 
 #define STANDBY 0x040b
 #define CHANGED 0x2a06
+#define BUSY 8
 static struct tgtfix fix = {.redirect = "10.1.2.3:3260", .store = true};
 
 static int teardown(void **state)
@@ -265,9 +267,8 @@ static void owner_has_reservations(void **state)
     assert_true(v[0] == 0xb1);
     /* its owner is silent: later */
     tgtfix_call(&fix, owner_is_mute, NULL);
-    expect_sense(&a, full, 10, 255, 2, STANDBY);
-    res = reserve_list(&a, 6, 0, 0, 0xa1, 0, 24);
-    assert_int_equal(INI_ASC(res), STANDBY);
+    assert_int_equal(command(&a, full, 10, status, 255).status, BUSY);
+    assert_int_equal(reserve(&a, 6, 0, 0, 0xa1), BUSY);
     ini_close(&a);
     ini_close(&b);
     tgtfix_wait_sessions(&fix, 0);
@@ -306,14 +307,11 @@ static void answers_are_lost(void **state)
     assert_true(v[0] == 0xa1);
     /* as often as it is asked: its initiator is told to come again, and that is the same one */
     tgtfix_call(&fix, two_answers_lost, NULL);
-    res = reserve_list(&a, 0, 0, 0xa1, 0xa2, 0, 24);
-    assert_int_equal(res.status, 2);
-    assert_int_equal(INI_ASC(res), STANDBY);
+    assert_int_equal(reserve(&a, 0, 0, 0xa1, 0xa2), BUSY);
     assert_int_equal(reserve(&a, 0, 0, 0xa1, 0xa2), 0);
     assert_int_equal(reserve(&a, 0, 0, 0xa1, 0xa2), 0x18); /* but this is another one */
     tgtfix_call(&fix, two_answers_lost, NULL);
-    res = reserve_list(&a, 0, 0, 0xa2, 0, 0, 24);
-    assert_int_equal(INI_ASC(res), STANDBY);
+    assert_int_equal(reserve(&a, 0, 0, 0xa2, 0), BUSY);
     assert_int_equal(reserve(&a, 0, 0, 0, 0xa3), 0); /* not that one */
     assert_int_equal(reserve(&a, 0, 0, 0xa2, 0), 0x18);
     /* more than are remembered */
@@ -346,10 +344,10 @@ static void lost_before_preempted(void **state)
     assert_int_equal(reserve(&a, 0, 0, 0, 0xa1), 0);
     assert_int_equal(reserve(&b, 0, 0, 0, 0xb1), 0);
     tgtfix_call(&fix, two_answers_lost, NULL);
-    struct ini_result res = reserve_list(&a, 1, 1, 0xa1, 0, 0, 24);
-    assert_int_equal(INI_ASC(res), STANDBY);
+    assert_int_equal(reserve(&a, 1, 1, 0xa1, 0), BUSY);
     assert_int_equal(reserve(&b, 4, 1, 0xb1, 0xa1), 0); /* the holder, and his registration */
     unsigned waited = 0;
+    struct ini_result res;
     do {
         usleep(10000);
         res = command(&a, ready, 6, NULL, 0);
@@ -359,6 +357,94 @@ static void lost_before_preempted(void **state)
     assert_int_equal(reservations(&a, 1, v), 16);
     assert_true(v[0] == 0xb1);
     ini_close(&a);
+    ini_close(&b);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+/* RESERVE(6) is for the path that the owner serves; what is only answered again was done before somebody had it. */
+static void beside_reserve6(void **state)
+{
+    static const uint8_t reserve6[6] = {0x16}, release6[6] = {0x17};
+    struct ini a, b;
+    uint64_t v[4];
+    assert_int_equal(login(&a, fix.port3, INISESS_NAME ":a"), 0);
+    tgtfix_login(&fix, &b, INISESS_NAME ":b");
+    assert_int_equal(reserve(&a, 0, 0, 0, 0xa1), 0);
+    assert_int_equal(command(&b, reserve6, 6, NULL, 0).status, 0x18); /* somebody is registered */
+    tgtfix_call(&fix, two_answers_lost, NULL);
+    assert_int_equal(reserve(&a, 0, 0, 0xa1, 0), BUSY); /* nobody is any more, which its initiator does not know */
+    expect_sense(&a, reserve6, 6, 0, 2, STANDBY);
+    expect_sense(&a, release6, 6, 0, 2, STANDBY);
+    assert_int_equal(command(&b, reserve6, 6, NULL, 0).status, 0);
+    assert_int_equal(reserve(&a, 0, 0, 0xa1, 0), 0); /* so it was */
+    assert_int_equal(reserve(&a, 0, 0, 0, 0xa2), 0x18);
+    tgtfix_call(&fix, two_answers_lost, NULL);
+    assert_int_equal(reserve(&a, 0, 0, 0, 0xa2), BUSY); /* a conflict that nobody heard of is not remembered */
+    assert_int_equal(command(&b, release6, 6, NULL, 0).status, 0);
+    assert_int_equal(reserve(&a, 0, 0, 0, 0xa2), 0);
+    assert_int_equal(reservations(&b, 0, v), 8);
+    ini_close(&a);
+    ini_close(&b);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+static int store_takes(struct tgtfix *f, void *arg)
+{
+    f->store_held = arg != NULL;
+    return 0;
+}
+
+static int storing(struct tgtfix *f, void *arg)
+{
+    return (int)f->storing;
+}
+
+/* Another host asks for a registration, and gives that up. On the loop. */
+static int given_up(struct tgtfix *f, void *arg)
+{
+    char *path = test_path("peer.sock");
+    struct gr_rpc_server *rpc = NULL;
+    struct gr_rpc_client *c = NULL;
+    uint8_t list[24] = {0};
+    assert_int_equal(gr_rpc_server_new(f->loop, &rpc), 0);
+    assert_int_equal(gr_rpc_server_add(rpc, tgt_host_methods, f->server), 0);
+    assert_int_equal(gr_rpc_server_listen(rpc, path, NULL), 0);
+    assert_int_equal(gr_rpc_connect(f->loop, path, &c, NULL), 0);
+    gr_put_be64(list + 8, 0xa1);
+    gr_auto_free char *data = gr_b64_encode(list, sizeof list);
+    json_t *params = json_pack("{s:s,s:s,s:s,s:s,s:s,s:s}", "disk", "t/disk", "initiator", INISESS_NAME ":a", "isid", "800000000001", "cdb", "5f000000000000001800",
+                               "data", data, "id", "0000000000000077");
+    int r = gr_rpc_call(c, "lun.reserve", params, NULL, NULL, 200, NULL, NULL);
+    gr_rpc_client_free(c);
+    gr_fiber_sleep_ms(20); /* the owner hears of it */
+    f->store_held = false;
+    gr_rpc_server_free(rpc);
+    free(path);
+    return r;
+}
+
+/* What was given up while it waited at the owner is not done when its turn comes: its initiator may have asked for something else since. */
+static void given_up_in_time(void **state)
+{
+    const uint8_t cdb[10] = {0x5f, 6, [8] = 24};
+    uint8_t list[24] = {0}, bhs[TGT_BHS_LEN];
+    struct ini b;
+    uint64_t v[4];
+    tgtfix_login(&fix, &b, INISESS_NAME ":b");
+    tgtfix_call(&fix, store_takes, &fix);
+    gr_put_be64(list + 8, 0xb1);
+    ini_cmd_bhs(&b, bhs, cdb, 10, TGT_FINAL | TGT_CMD_WRITE, sizeof list);
+    assert_int_equal(ini_send(&b, bhs, list, sizeof list), 0);
+    for (int k = 0; !tgtfix_call(&fix, storing, NULL); k++) {
+        assert_true(k < 5000);
+        usleep(2000);
+    }
+    assert_int_equal(tgtfix_call(&fix, given_up, NULL), -ETIMEDOUT);
+    assert_true(ini_recv(&b, bhs, list, sizeof list) >= 0);
+    assert_int_equal(tgt_bhs_opcode(bhs), TGT_OP_SCSI_RSP);
+    assert_int_equal(bhs[3], 0);
+    assert_int_equal(reservations(&b, 0, v), 8);
+    assert_true(v[0] == 0xb1);
     ini_close(&b);
     tgtfix_wait_sessions(&fix, 0);
 }
@@ -499,5 +585,5 @@ static void incarnations(void **state)
 
 #define CASE(f) {#f, f, tgtfix_setup, teardown, &fix}
 TGTFIX_MAIN(NULL, NULL,
-    CASE(portals), CASE(tells), CASE(becomes_active), CASE(found_by_commands), CASE(owner_has_reservations), CASE(answers_are_lost), CASE(lost_before_preempted), CASE(looks_are_few), CASE(slow_owner), CASE(heard_too_late), CASE(changes_elsewhere),
+    CASE(portals), CASE(tells), CASE(becomes_active), CASE(found_by_commands), CASE(owner_has_reservations), CASE(answers_are_lost), CASE(lost_before_preempted), CASE(beside_reserve6), CASE(given_up_in_time), CASE(looks_are_few), CASE(slow_owner), CASE(heard_too_late), CASE(changes_elsewhere),
     CASE(incarnations))

@@ -147,6 +147,7 @@ static int save_with(struct hv_sup *s, const char *key, struct gr_rpc_call *call
     const char *file = NULL, *name = NULL, *group = NULL;
     uint64_t limit = 0;
     json_t *disks = NULL;
+    struct gr_err why = {0};
     int r;
     if ((r = gr_json_str(params, "file", &file, err)) < 0 || (r = gr_json_u64(params, "limit", &limit, err)) < 0 ||
         (r = gr_json_array(params, "disks", &disks, err)) < 0 || (r = gr_json_str(params, "name", &name, err)) < 0 ||
@@ -162,10 +163,12 @@ static int save_with(struct hv_sup *s, const char *key, struct gr_rpc_call *call
     if (!request)
         return gr_fail(err, -ENOMEM, "out of memory");
     s->calls++;
-    r = save(s, file, limit, key, request, call, ret, err);
+    r = save(s, file, limit, key, request, call, ret, &why);
     s->calls--;
     gr_fqueue_wake_all(&s->changed);
-    return r;
+    if (r == -EOPNOTSUPP) /* which is said of a supervisor alone (hostd_snapshot.c) */
+        return gr_fail(err, -GR_EVERSION, "saving the memory of '%s', at the storage service: %s", s->vm.path, gr_err_text(&why, r));
+    return r < 0 ? gr_fail(err, r, "%s", gr_err_text(&why, r)) : r;
 }
 
 int hv_sup_m_save(void *arg, struct gr_rpc_call *call, json_t *params, json_t **ret, struct gr_err *err)

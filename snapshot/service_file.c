@@ -292,7 +292,7 @@ static int op_file_write(struct snap_op *op)
     r = snap_ds_get(op->s, p.ds, &ds, op->err);
     if (r < 0)
         return r;
-    r = vmfs_file_write(ds->v, p.path, b.data ? b.data : "", b.len, op->err);
+    r = vmfs_file_write(ds->v, p.path, SNAP_TMP_DIR, b.data ? b.data : "", b.len, op->err);
     if (r == -GR_ELOCKED)
         r = refuse_locked(op, ds, p.path);
     snap_ds_put(ds);

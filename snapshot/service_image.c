@@ -248,7 +248,7 @@ struct leftovers {
 static int note_leftover(void *arg, const char *name, const struct vmfs_stat *st)
 {
     struct leftovers *l = arg;
-    if (l->n < GR_ARRAY_LEN(l->path) && st->type == VMFS_DISK)
+    if (l->n < GR_ARRAY_LEN(l->path) && st->type != VMFS_DIR)
         snprintf(l->path[l->n++], sizeof(l->path[0]), SNAP_TMP_DIR "/%s", name);
     return 0;
 }
@@ -265,7 +265,7 @@ void snap_clean_tmp(struct snap_svc *s, struct snap_ds *ds)
         if (snap_owner_of(ds, l->path[i], &owner, NULL) > 0)
             continue; /* at work */
         if (vmfs_remove(ds->v, l->path[i], NULL) == 0)
-            snap_warn(s, "datastore '%s': removed what an import that was killed had left", ds->name);
+            snap_warn(s, "datastore '%s': removed what an import or a write that was killed had left", ds->name);
     }
     free(l);
 }

@@ -14,7 +14,7 @@
 #define SNAP_EXPORT_PREFIX "granary.export." /* snapshots of an export under way; what is found at first open is left over */
 #define SNAP_GROUP_PREFIX "granary.group." /* snapshots of a group that is not decided yet: service_group.c */
 #define SNAP_GROUP_MAX 256u             /* disks in one instant */
-#define SNAP_TMP_DIR "granary.tmp" /* folder of disks that are being filled; what no living host owns in it is removed at join */
+#define SNAP_TMP_DIR "granary.tmp" /* folder of disks that are being filled, and of files that are being written whole; what no living host owns in it is removed at join */
 #define SNAP_SUB_MS 60000                /* a part of a request that another host does */
 #define SNAP_TELL_MS 10000               /* what another host gets to answer in */
 #define SNAP_PROGRESS_NS 500000000ull  /* between two words on how far a long request has come */

@@ -294,7 +294,7 @@ int vmfs_file_read(struct vmfs *v, const char *path, size_t max, void **ret, siz
 }
 
 /* A new object with the content takes the name over. */
-int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t len, struct gr_err *err)
+int vmfs_file_write(struct vmfs *v, const char *path, const char *aside, const void *data, size_t len, struct gr_err *err)
 {
     struct vmfs_stat st = { 0 };
     char tmp[VMFS_PATH_MAX + 16];
@@ -305,7 +305,10 @@ int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t l
     if (r < 0)
         return r;
     const char *slash = strrchr(path, '/');
-    snprintf(tmp, sizeof tmp, "%.*s.%08x.tmp", (int)(slash ? slash - path + 1 : 0), path, salt);
+    if (aside)
+        snprintf(tmp, sizeof tmp, "%s/write-%08x", aside, salt);
+    else
+        snprintf(tmp, sizeof tmp, "%.*s.%08x.tmp", (int)(slash ? slash - path + 1 : 0), path, salt);
     r = vmfs_stat(v, path, &st, NULL);
     if (r == 0 && st.type != VMFS_FILE)
         return gr_fail(err, -EEXIST, "'%s/%s' is not a regular file", v->sb.name, path);

@@ -388,9 +388,10 @@ int vmfs_set_lun(struct vmfs_disk *d, const struct vmfs_lun *lun, struct gr_err 
 int vmfs_accept_loss(struct vmfs_disk *d, struct gr_err *err);
 /* May its live head be read? 0; -GR_EBEHIND and why not: it may have another disk's bytes, as its last changes are lost. Its snapshots are open. [sync] */
 int vmfs_shown(const struct vmfs_disk *d, struct gr_err *err);
-/* Whole small files (configuration): read at most @max bytes into new memory; replace atomically. */
+/* Whole small files (configuration): read at most @max bytes into new memory; replace atomically. @aside: the folder, made at need, in which the new
+ * content has a name of its own until it is whole, which a death of this host leaves there; NULL: that of the file. */
 int vmfs_file_read(struct vmfs *v, const char *path, size_t max, void **ret, size_t *ret_len, struct gr_err *err);
-int vmfs_file_write(struct vmfs *v, const char *path, const void *data, size_t len, struct gr_err *err);
+int vmfs_file_write(struct vmfs *v, const char *path, const char *aside, const void *data, size_t len, struct gr_err *err);
 
 /* Attributes of the file @id (set through its bdev by who holds it), held or not: as its holder last brought them home, which vmfs_release() does.
  * 1: fn(arg, key, value, length) was called for each, and *version is set; 0: they are still those of *version (0: none is known). fn must not

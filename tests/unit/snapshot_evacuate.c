@@ -188,7 +188,7 @@ static void prepare(struct world *w)
         gr_chan_close(w->ch[i]);
         vmfs_close(w->disk[i]);
     }
-    OK(vmfs_file_write(w->v, "conf/file", w->then, sizeof w->then, &err));
+    OK(vmfs_file_write(w->v, "conf/file", NULL, w->then, sizeof w->then, &err));
 }
 
 static void start(struct world *w, uint64_t first_size, uint64_t second_size, bool thick)

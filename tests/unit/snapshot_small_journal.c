@@ -90,7 +90,7 @@ static void end(struct world *w)
     OK(vmfs_check(w->v, say, NULL, &rep, &err));
     assert_int_equal(rep.leaked_units, 0);
     for (unsigned i = 0; i < 16 && w->v->sp.n_foreign; i++) {
-        OK(vmfs_file_write(w->v, "note", &i, sizeof i, &err));
+        OK(vmfs_file_write(w->v, "note", NULL, &i, sizeof i, &err));
         OK(vmfs_checkpoint(w->v, &err));
     }
     assert_int_equal(w->v->sp.n_foreign, 0); /* nothing waits for ever */

@@ -82,8 +82,8 @@ static int names_fn(void *arg)
     assert_int_equal(vmfs_create(s.v, "zero", VMFS_DISK, 0, VMFS_THIN, NULL), -EINVAL);
     OK(vmfs_stat(s.v, "vm/web/root", &st, &err));
     assert_int_equal(st.size, 1 << 30);
-    OK(vmfs_file_write(s.v, "vm/web/web.vmx", "name = \"web\"\n", 13, &err));
-    OK(vmfs_file_write(s.v, "vm/web/web.vmx", "name = \"web2\"\n", 14, &err));
+    OK(vmfs_file_write(s.v, "vm/web/web.vmx", NULL, "name = \"web\"\n", 13, &err));
+    OK(vmfs_file_write(s.v, "vm/web/web.vmx", NULL, "name = \"web2\"\n", 14, &err));
     void *text;
     size_t len;
     OK(vmfs_file_read(s.v, "vm/web/web.vmx", 1000, &text, &len, &err));

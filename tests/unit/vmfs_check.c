@@ -82,7 +82,7 @@ static void make(struct site *s)
     assert_int_equal(gr_chan_open(s->dev, s->loop, &s->ch), 0);
     join(s);
     OK(vmfs_create(s->v, "a/b/disk", VMFS_DISK, 40 << 20, VMFS_THIN, &err));
-    OK(vmfs_file_write(s->v, "a/note", "text", 4, &err));
+    OK(vmfs_file_write(s->v, "a/note", NULL, "text", 4, &err));
     OK(vmfs_open(s->v, "a/b/disk", &d, NULL, &err));
     assert_int_equal(gr_chan_open(vmfs_bdev(d), s->loop, &ch), 0);
     put(ch, 0, 65536, 1);

@@ -173,7 +173,7 @@ static void work(struct vmfs *v, struct truth *t)
     take_snap(d, vd, "sealed");
     put_some(t, d, vd, 10, 7);
     vmfs_close(vd);
-    OK(vmfs_file_write(v, "a/note", "some text", 9, &err));
+    OK(vmfs_file_write(v, "a/note", NULL, "some text", 9, &err));
     for (int i = 0; i < 130; i++) {
         gr_auto_free char *name = gr_asprintf("many/a-longer-name-of-a-folder-%d", i);
         OK(vmfs_mkdir(v, name, false, &err));

@@ -170,7 +170,7 @@ static void busy_work(void *arg)
         snprintf(to, sizeof to, "moved%u/h%u-%u", i, b->number, i);
         OK(vmfs_create(b->h->v, from, VMFS_DISK, 16 * MIB, VMFS_THIN, &err));
         OK(vmfs_rename(b->h->v, from, to, &err));
-        OK(vmfs_file_write(b->h->v, "shared", &i, sizeof i, &err));
+        OK(vmfs_file_write(b->h->v, "shared", NULL, &i, sizeof i, &err));
         if (i % 2)
             OK(vmfs_remove(b->h->v, to, &err));
     }
@@ -331,7 +331,7 @@ static void ckpt_work(void *arg)
 {
     struct busy *b = arg;
     for (unsigned i = 0; i < 25; i++) {
-        OK(vmfs_file_write(b->h->v, "f", &i, sizeof i, &err)); /* something to bring home */
+        OK(vmfs_file_write(b->h->v, "f", NULL, &i, sizeof i, &err)); /* something to bring home */
         OK(vmfs_checkpoint(b->h->v, &err));
     }
     --*b->left;
@@ -513,7 +513,7 @@ static int reader_fn(void *arg)
     join(&b, loop, &mem, 1, "two");
     pattern(want, MIB, 1);
     memset(other, 0xa5, MIB);
-    OK(vmfs_file_write(a.v, "f", want, MIB, &err));
+    OK(vmfs_file_write(a.v, "f", NULL, want, MIB, &err));
     OK(vmfs_create(a.v, "d", VMFS_DISK, 512 * MIB, VMFS_THIN, &err));
     OK(vmfs_open(a.v, "f", &f, NULL, &err));
     OK(vmfs_open(a.v, "d", &d, NULL, &err));

@@ -46,7 +46,7 @@ static void work(struct vmfs *v)
     OK(vmfs_create(v, "thick", VMFS_DISK, 1 << 20, VMFS_THICK, &err));
     OK(vmfs_create(v, "eager", VMFS_DISK, 256 << 10, VMFS_EAGER, &err));
     OK(vmfs_create_encrypted(v, "secret", 256 << 10, VMFS_EAGER, 4096, vmfs_kek_id(secret), &err));
-    OK(vmfs_file_write(v, "a/note", "some text", 9, &err));
+    OK(vmfs_file_write(v, "a/note", NULL, "some text", 9, &err));
     for (int i = 0; i < 130; i++) {
         gr_auto_free char *name = gr_asprintf("many/a-longer-name-of-a-folder-%d", i);
         OK(vmfs_mkdir(v, name, false, &err));

@@ -86,7 +86,7 @@ static int finds(void *arg)
     OK(snap_create(&s.f.d, 1, "one", &err));
     put(s.f.ch, 65536, 4096, 2);
     OK(snap_clone(s.f.d, "one", "clone", &err));
-    OK(vmfs_file_write(s.f.v, "note", "text", 4, &err));
+    OK(vmfs_file_write(s.f.v, "note", NULL, "text", 4, &err));
     assert_int_equal(scrub(&s, 0), 0);
     assert_int_equal(s.rep.bytes, 4 * MIB + 4096 + 4096); /* what is shared is read once */
     assert_int_equal(s.rep.bad_pieces, 0);

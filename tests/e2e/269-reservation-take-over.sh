@@ -12,15 +12,17 @@ run_check a datastore create luns "$lun" --timing fast
 run_check b datastore join files "$T/ds.img"
 run_check b datastore join luns "$lun"
 disks='files/kept files/plain luns/kept luns/plain'
-for d in $disks; do run_check a disk create "$d" --size 16M; done
+for d in $disks files/silent; do run_check a disk create "$d" --size 16M; done
 run_check a up --portal 127.0.0.1:0
-run_check b up --portal 127.0.0.1:0
+standby=127.0.0.1:$(free_port)
+run_check b up --portal 127.0.0.1:0 --multipath-portal "$standby"
 declare -A target
-for d in $disks; do target[$d]=$(a lun list "$d" --json | jq -r '.[0].target'); done
+for d in $disks files/silent; do target[$d]=$(a lun list "$d" --json | jq -r '.[0].target'); done
 portal=$(a status --json | jq -r .portal)
+bare=()
 send() { # DISK PORT ARGUMENT...: scsi_send as that initiator port
     local d=$1 port=$2; shift 2
-    "$BUILD/tests/tools/scsi_send" --port "$port" "${@:1:$# - 1}" "iscsi://$portal/${target[$d]}/0" "${@: -1}"
+    "$BUILD/tests/tools/scsi_send" "${bare[@]}" --port "$port" "${@:1:$# - 1}" "iscsi://$portal/${target[$d]}/0" "${@: -1}"
 }
 out() { # DISK PORT ACTION TYPE KEY NEW-KEY [APTPL]: PERSISTENT RESERVE OUT
     printf '%016x%016x%08x%02x000000' "$5" "$6" 0 "${7:-0}" | sed 's/../\\x&/g' > "$T/text"
@@ -30,6 +32,20 @@ out() { # DISK PORT ACTION TYPE KEY NEW-KEY [APTPL]: PERSISTENT RESERVE OUT
 write() { head -c 512 /dev/zero > "$T/block"; send "$1" "$2" --out "$T/block" 2a000000000000000100; }
 keys() { send "$1" 2 --in 24 5e000000000000001800; }
 holder() { send "$1" 2 --in 16 5e010000000000001000; }
+
+# the path ends at the other host, and the owner is silent: BUSY before an initiator gives the command up, and it is not carried out late
+owner=$portal portal=$standby bare=(--bare on)
+check "registered by way of the other host" [ "$(out files/silent 1 06 0 0 0xb1)" = good ]
+stopped=$(cat "$A/run/storaged.pid")
+on_exit "kill -CONT $stopped"
+kill -STOP "$stopped"
+began=$SECONDS
+check "no answer: busy" [ "$(out files/silent 1 00 0 0xb1 0xb2 || true)" = other ]
+echo "# told after $((SECONDS - began)) s"
+check "in time" [ $((SECONDS - began)) -lt 10 ]
+kill -CONT "$stopped"
+check "the owner goes on, and the key is the old one" [ "$(out files/silent 1 00 0 0xb1 0xb3)" = good ]
+portal=$owner bare=()
 
 # ports 1 and 2 register, 1 reserves: write exclusive, registrants only (5); 3 is a stranger
 for d in $disks; do

@@ -18,6 +18,7 @@ RANDOM=$((seed % 32768))
 state() { granary vm info web --json 2> /dev/null | jq -r "$1"; }
 shot() { granary vm snapshots web --json | jq -r --arg n "$1" ".[] | select(.name == \$n) | $2"; }
 files() { "$call" "$GRANARY_HOME/run/storaged.sock" dir.list '{"path": "ds/web"}' | jq -r '[.[].name] | sort | join(" ")'; }
+count() { granary datastore check ds --json | jq .objects; }
 url() { granary lun list "ds/web/$1" --json | jq -r '.[0]."iscsi-url"'; }
 block() { "$send" --in 512 "$(url "$1")" 28000000000000000100 | cut -d' ' -f2 | cut -c1-8; }
 fill() { for d in disk0 disk1; do check "$d is written" [ "$("$send" --out "$T/block-$1" "$(url $d)" 2a000000000000000100)" = good ]; done; }
@@ -33,7 +34,9 @@ run_check granary vm create ds/web --disk 4M --disk 4M --memory 64M
 fill a
 run_check granary vm start web
 run_check granary vm snapshot web --name kept --memory
-base=$(files) objects=$(granary datastore check ds --json | jq .objects)
+base=$(files) objects=0
+settled() { local before=$objects; sleep 1; objects=$(count); [ "$before" = "$objects" ]; } # what was replaced goes in the background
+wait_for 20 settled
 
 # Kill WHO at the N-th CALL of it while the command is at work. False: it was not reached.
 kill_at() { # WHO CALL N COMMAND...
@@ -48,6 +51,7 @@ kill_at() { # WHO CALL N COMMAND...
     case $(ps -o stat= -p "$pid") in '' | Z*) ;; *) return 1 ;; esac # an orphan may wait for an init that does not collect
 }
 
+none_left() { [ "$(count)" = "$objects" ]; }
 nothing_left() {
     run_check granary vm delete-snapshot web new
     check "$at: no file is left" [ "$(files)" = "$base" ]
@@ -55,7 +59,7 @@ nothing_left() {
     for d in disk0 disk1; do check "$at: of $d's, too" [ "$(granary snapshot list "ds/web/$d" --json | jq -r '[.[].name] | join(" ")')" = kept ]; done
     run_check granary datastore check ds --json
     check "$at: sound" jq -e '.sound and ."leaked-units" == 0' "$T/out"
-    check "$at: no object is left" [ "$(jq .objects "$T/out")" = "$objects" ]
+    wait_for 20 none_left
 }
 
 cut_snapshot() { # WHO CALL N

@@ -262,8 +262,8 @@ struct gr_fault_rule {
     int code;           /* negative status to give; 0 with @hang: never complete until the layer is closed */
     bool hang;
     bool swallow;       /* WRITE: report success, do nothing (phantom write) */
-    uint32_t torn_bytes; /* WRITE: only the first so many bytes reach the lower layer, then @code (0: success); whole blocks.
-                            A write that is no longer passes whole. */
+    uint32_t torn_bytes; /* WRITE, WRITE_ZEROES: only the first so many bytes reach the lower layer, then @code (0: success); whole blocks.
+                            What is no longer passes whole. */
 };
 /* Of all rules that match, the first added that fires decides. -EINVAL: a rule that does nothing, or tears a block. */
 int gr_bdev_fault_open(struct gr_loop *loop, struct gr_bdev *lower, struct gr_bdev **ret);

@@ -47,7 +47,7 @@ static void torn_done(struct gr_bio *low)
     gr_layer_end(req, low->status < 0 ? low->status : (int)req->index);
 }
 
-/* Only the first bytes of the write get to the lower device. */
+/* Only the first bytes of the write, or of what is to be zeros, get to the lower device. */
 static void tear(struct gr_layer_req *req, const struct gr_fault_rule *rule)
 {
     struct gr_bio *bio = req->up;
@@ -74,6 +74,11 @@ static void tear(struct gr_layer_req *req, const struct gr_fault_rule *rule)
     gr_layer_send(req);
 }
 
+static bool can_tear(const struct gr_bio *bio)
+{
+    return bio->op == GR_OP_WRITE || bio->op == GR_OP_WRITE_ZEROES;
+}
+
 static void fault_submit(struct gr_chan *ch, struct gr_bio *bio)
 {
     const struct gr_fault_rule *rule = find((struct fault_bdev *)ch->bdev, bio);
@@ -88,9 +93,9 @@ static void fault_submit(struct gr_chan *ch, struct gr_bio *bio)
     } else if (rule->hang) {
         req->next = gr_layer_chan_of(ch)->held;
         gr_layer_chan_of(ch)->held = req;
-    } else if (rule->torn_bytes && bio->op == GR_OP_WRITE && rule->torn_bytes < bio->len) {
+    } else if (rule->torn_bytes && can_tear(bio) && rule->torn_bytes < bio->len) {
         tear(req, rule);
-    } else if (rule->torn_bytes && bio->op == GR_OP_WRITE) {
+    } else if (rule->torn_bytes && can_tear(bio)) {
         gr_layer_send(req); /* shorter than the tear: whole */
     } else {
         gr_layer_end(req, rule->swallow ? 0 : rule->code);

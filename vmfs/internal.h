@@ -290,7 +290,7 @@ int vsuper_write_all(struct vmfs *v, const struct vsuper *s, struct gr_err *err)
 int mkfs_device(struct vsuper *s, unsigned dev, uint64_t units, uint64_t used, struct gr_err *err);
 /* The same for a device that brings a table of its own. */
 int mkfs_member(struct vsuper *s, unsigned dev, uint64_t units, struct gr_err *err);
-int mkfs_clear(struct vmfs *v, unsigned dev, uint64_t end); /* units below @end read as zeros */
+int mkfs_clear(struct vmfs *v, unsigned dev, uint64_t from, uint64_t end); /* units from @from to @end read as zeros */
 void mkfs_uuid(struct vmfs *v, uint8_t ret[16]);
 
 /* ---------- member.c: devices that join a volume ---------- */

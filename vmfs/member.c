@@ -162,7 +162,7 @@ static int add_locked(struct vmfs *v, unsigned n, const struct vmfs_device_add *
 /* Before the namespace is locked: it may take a while. */
 static int clear_tables(struct vmfs *v, unsigned n, uint64_t end, struct gr_err *err)
 {
-    int r = mkfs_clear(v, n, end);
+    int r = mkfs_clear(v, n, 0, end);
     if (r == 0)
         r = gr_flush(v->dev[n].ch);
     return r < 0 ? gr_fail(err, r, "'%s': its tables cannot be cleared: %s", v->dev[n].bdev->name, gr_code_text(r)) : 0;

@@ -247,9 +247,9 @@ static int slots_write(struct vmfs *v, const uint64_t journals[2], struct gr_err
     return r < 0 ? gr_fail(err, r, "the slots cannot be written: %s", gr_code_text(r)) : 0;
 }
 
-int mkfs_clear(struct vmfs *v, unsigned dev, uint64_t end)
+int mkfs_clear(struct vmfs *v, unsigned dev, uint64_t from, uint64_t end)
 {
-    return gr_write_zeroes(v->dev[dev].ch, 0, end * VMFS_UNIT, 0);
+    return from < end ? gr_write_zeroes(v->dev[dev].ch, from * VMFS_UNIT, (end - from) * VMFS_UNIT, 0) : 0;
 }
 
 void mkfs_uuid(struct vmfs *v, uint8_t ret[16])
@@ -350,7 +350,7 @@ static int format_devices(struct vmfs *v, const struct vmfs_format_opts *o, stru
     v->sb.created_s = (uint64_t)w->wall_s(w->arg);
     snprintf(v->sb.name, sizeof v->sb.name, "%s", o->name);
     for (unsigned i = 0; r == 0 && i < v->n_dev; i++)
-        r = mkfs_clear(v, i, v->sb.dev[i].first_unit);
+        r = mkfs_clear(v, i, 0, v->sb.dev[i].first_unit);
     if (r < 0)
         return gr_fail(err, r, "the tables cannot be cleared: %s", gr_code_text(r));
     r = slots_write(v, journals, err);

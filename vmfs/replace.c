@@ -128,12 +128,26 @@ static int table_make(struct vmfs *v, const struct vtable *t, unsigned lost, str
     return r < 0 ? gr_fail(err, r, "the tables of device %u cannot be made: %s", lost, gr_code_text(r)) : 0;
 }
 
+/* Of the slots, on the device that is made: it tells what this is (half_made). */
+static uint64_t first_block(const struct vmfs *v, unsigned lost)
+{
+    return vmfs_addr_dev(v->sb.slots.addr_a) == lost ? v->sb.slots.addr_a : v->sb.slots.addr_b;
+}
+
+/* What an earlier attempt left goes, but for that block, which is written next: else whoever is cut off here, too, leaves what nobody knows. */
+static int tables_clear(struct vmfs *v, unsigned lost)
+{
+    uint64_t first = vmfs_addr_unit(first_block(v, lost));
+    int r = mkfs_clear(v, lost, 0, first);
+    return r == 0 ? mkfs_clear(v, lost, first + 1, v->sb.dev[lost].first_unit) : r;
+}
+
 static int make(struct vmfs *v, const struct vmfs_replacing *how, bool half, struct gr_err *err)
 {
     const struct vtable *t[] = { &v->sb.slots, &v->sb.regions, &v->sb.inodes };
     unsigned lost = how->lost;
     int r = others_told(v, lost, how->tested, half, err);
-    if (r == 0 && (r = mkfs_clear(v, lost, v->sb.dev[lost].first_unit)) < 0)
+    if (r == 0 && (r = tables_clear(v, lost)) < 0)
         gr_fail(err, r, "'%s': its tables cannot be cleared: %s", v->dev[lost].bdev->name, gr_code_text(r));
     for (unsigned i = 0; r == 0 && i < 3; i++)
         r = table_make(v, t[i], lost, err);
@@ -154,7 +168,7 @@ static bool in_place(struct vmfs *v, unsigned at, unsigned lost)
 /* What an attempt left that was cut off before the superblocks: the first block that it wrote is there. */
 static bool half_made(struct vmfs *v, unsigned at, unsigned lost)
 {
-    uint64_t first = vmfs_addr_dev(v->sb.slots.addr_a) == lost ? v->sb.slots.addr_a : v->sb.slots.addr_b;
+    uint64_t first = first_block(v, lost);
     struct vsuper s;
     uint8_t *b = vunits_alloc(1);
     bool half = b && v->sb.dev[lost].emptied && vmfs_addr_dev(first) == lost && vsuper_read(v, at, &s, NULL) == -GR_EFORMAT &&

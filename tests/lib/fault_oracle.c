@@ -10,6 +10,7 @@ enum fate { OPEN, KEPT, LOST };
 struct write {
     unsigned piece;
     unsigned char fate;
+    uint64_t answered; /* as which of all; 0: not */
 };
 struct piece {
     uint64_t is, open; /* numbers: answered or found; under way, or not answered. 0: none */
@@ -23,6 +24,7 @@ struct fo {
     struct piece piece[FO_PIECES];
     struct write *writes; /* by number */
     size_t n, cap;
+    uint64_t flushed;  /* what was answered as one of so many is durable */
     struct fo_tally t;
 };
 
@@ -88,7 +90,7 @@ static uint64_t number_new(struct fo *o, unsigned piece)
         if (!o->writes)
             abort();
     }
-    o->writes[o->n] = (struct write){ piece, OPEN };
+    o->writes[o->n] = (struct write){ piece, OPEN, 0 };
     return o->n++;
 }
 
@@ -120,20 +122,48 @@ void fo_wrote(struct fo *o, unsigned piece, uint64_t number)
     o->t.acked++;
     if (o->writes[number].fate == LOST) {
         complain(o, piece, "answered, but the next owner did not find it", number);
-        o->t.lost++;
+        o->t.older++;
     } else if (p->open == number) {
         o->writes[number].fate = KEPT;
+        o->writes[number].answered = o->t.acked;
         p->is = number;
         p->open = 0;
     }
     pthread_mutex_unlock(&o->lock);
 }
 
-/* @found is in the piece, and must be what was answered or, if @may, what is open. */
-static bool look(struct fo *o, unsigned piece, uint64_t found, bool may)
+uint64_t fo_flush_begin(struct fo *o)
+{
+    struct fo_tally t;
+    fo_tally(o, &t);
+    return t.acked;
+}
+
+void fo_flushed(struct fo *o, uint64_t covers)
+{
+    pthread_mutex_lock(&o->lock);
+    if (covers > o->flushed)
+        o->flushed = covers;
+    pthread_mutex_unlock(&o->lock);
+}
+
+/* Nothing behind @found that its piece was written with is durable. It is what the piece is from now on, so what is behind it must not turn up again. */
+static bool only_older(struct fo *o, unsigned piece, uint64_t found)
+{
+    for (size_t i = found + 1; i < o->n; i++)
+        if (o->writes[i].piece == piece && o->writes[i].answered && o->writes[i].answered <= o->flushed)
+            return false;
+    for (size_t i = found + 1; i < o->n; i++)
+        if (o->writes[i].piece == piece)
+            o->writes[i] = (struct write){ piece, LOST, 0 };
+    return true;
+}
+
+/* @found is in the piece, and must be what was answered or, for who @settles, what is open. */
+static bool look(struct fo *o, unsigned piece, uint64_t found, bool settles)
 {
     const struct piece *p = &o->piece[piece];
-    if (found == p->is || (may && p->open && found == p->open))
+    if (found == p->is || (settles && p->open && found == p->open))
         return true;
     if (found == UINT64_MAX) {
         complain(o, piece, "bytes that are no write of it", found);
@@ -141,6 +171,9 @@ static bool look(struct fo *o, unsigned piece, uint64_t found, bool may)
     } else if (found && o->writes[found].fate == LOST) {
         complain(o, piece, "a stale write", found);
         o->t.stale++;
+    } else if (settles && found < p->is && only_older(o, piece, found)) {
+        complain(o, piece, "older than what was answered, not than what was flushed", found);
+        o->t.older++;
     } else {
         complain(o, piece, "what was answered is lost", found);
         o->t.lost++;

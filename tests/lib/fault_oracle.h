@@ -1,6 +1,7 @@
 /* What a disk that several hosts may serve must hold while hosts die, stop and are cut off: every write says which host it was sent to, which
  * disk it is of and its number, and each piece of 4 KiB has one write under way at most. What was answered must be there, flushed or not;
- * what was not answered may be there until the next owner has looked, and either way from then on. All calls from any thread. */
+ * what was not answered may be there until the next owner has looked, and either way from then on. A piece that is older than what was answered, but
+ * not than what was flushed, is told apart: that is what a disk may be that has lost writes with a device, and says so. All calls from any thread. */
 #ifndef FAULT_ORACLE_H
 #define FAULT_ORACLE_H
 #include <stdbool.h>
@@ -17,7 +18,8 @@ struct fo_tally {
     uint64_t changes;  /* the owner became another one */
     uint64_t from[FO_HOSTS]; /* of these: it had been this one */
     uint64_t stale;    /* a write that was given up for lost turned up later */
-    uint64_t lost;     /* answered, and not there */
+    uint64_t lost;     /* answered and flushed, and not there, or seen and not there any more */
+    uint64_t older;    /* answered, and not there when somebody looked at everything; nobody had flushed it */
     uint64_t garbage;  /* bytes that are no write of this piece */
     int owner;         /* -1: nobody yet */
 };
@@ -30,6 +32,9 @@ void fo_tally(struct fo *o, struct fo_tally *ret);
 int fo_begin(struct fo *o, unsigned host, uint64_t random, bool write, uint8_t *data, uint64_t *ret_number);
 /* That write was answered with GOOD. */
 void fo_wrote(struct fo *o, unsigned piece, uint64_t number);
+/* A flush: what it covers, to be asked before it is sent; it was answered with GOOD. */
+uint64_t fo_flush_begin(struct fo *o);
+void fo_flushed(struct fo *o, uint64_t covers);
 /* That read was answered with GOOD and @data. */
 void fo_read(struct fo *o, unsigned host, unsigned piece, const uint8_t *data);
 /* That read will not be answered. (A write that will not stays open until the next look.) */

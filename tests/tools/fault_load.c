@@ -7,7 +7,7 @@
  * --pause: between a burst, as deep as the depth, and the next one; without, there are always so many under way.
  * --quiet-paths: asks another host only when the owner is no longer known, so that nobody contends for a disk whose owner is there.
  * SIGTERM: what is under way is waited for, everything is read through the owner once more, and the tally is printed. Exit: 1 when
- * something was stale, lost or garbage, or nobody owns the disk at the end, 2 for bad arguments. */
+ * something was stale, lost (or older than what was answered) or garbage, or nobody owns the disk at the end, 2 for bad arguments. */
 #include "common/cleanup.h"
 #include "tests/lib/fault_oracle.h"
 #include "tests/lib/ini.h"
@@ -33,7 +33,7 @@ struct load;
 struct slot {
     enum { FREE, WRITE, READ, FLUSH } kind;
     unsigned piece;
-    uint64_t number;
+    uint64_t number; /* of the write; what a flush covers */
     uint8_t data[FO_PIECE]; /* of the write, to be sent again when the target asks to */
 };
 struct path {
@@ -54,7 +54,7 @@ struct load {
     struct fo *oracle;
     struct path path[HOSTS_MAX];
     atomic_bool closing, over; /* no new commands; everything was looked at for the last time */
-    atomic_uint refused;
+    atomic_uint refused, failed; /* these of them with MEDIUM or HARDWARE ERROR, and looks */
 };
 
 static volatile sig_atomic_t enough;
@@ -104,6 +104,11 @@ static bool log_in(struct path *p)
     return true;
 }
 
+static bool failed(const struct ini_result *r)
+{
+    return r->status == 2 && (INI_KEY(*r) == 3 || INI_KEY(*r) == 4);
+}
+
 /* Read everything, one command at a time: 1, 0 when this path is not the active one, -1 when the session is lost. */
 static int read_all(struct path *p)
 {
@@ -116,8 +121,10 @@ static int read_all(struct path *p)
             return -1;
         if (r.status == 0)
             i += LOOK_PIECES;
-        else if (r.status != 8 && (r.status != 2 || INI_KEY(r) != 6)) /* busy, and unit attentions, ask to come again */
+        else if (r.status != 8 && (r.status != 2 || INI_KEY(r) != 6)) { /* busy, and unit attentions, ask to come again */
+            p->load->failed += failed(&r);
             return 0;
+        }
     }
     return p->load->over ? 0 : 1;
 }
@@ -156,6 +163,8 @@ static int send_more(struct path *p)
         int piece = flush ? 0 : fo_begin(p->load->oracle, p->host, next_random(p), write, s->data, &s->number);
         if (piece < 0)
             break;
+        if (flush)
+            s->number = fo_flush_begin(p->load->oracle);
         s->kind = flush ? FLUSH : write ? WRITE : READ;
         s->piece = (unsigned)piece;
         p->writes = flush ? 0 : p->writes + write;
@@ -189,6 +198,8 @@ static int take_answer(struct path *p)
     int done = r.status == 0;
     if (done && s->kind == WRITE)
         fo_wrote(p->load->oracle, s->piece, s->number);
+    else if (done && s->kind == FLUSH)
+        fo_flushed(p->load->oracle, s->number);
     else if (done && s->kind == READ)
         fo_read(p->load->oracle, p->host, s->piece, data);
     else if (!done && s->kind == READ)
@@ -196,6 +207,7 @@ static int take_answer(struct path *p)
     s->kind = FREE;
     p->under_way--;
     p->load->refused += !done;
+    p->load->failed += failed(&r);
     return done;
 }
 
@@ -258,9 +270,10 @@ static void tell(const struct load *l, FILE *f)
     fprintf(f, "{\"from\":[");
     for (unsigned h = 0; h < l->hosts; h++)
         fprintf(f, "%s%llu", h ? "," : "", (unsigned long long)t.from[h]);
-    fprintf(f, "],\"owner\":%d,\"acked\":%llu,\"reads\":%llu,\"looks\":%llu,\"changes\":%llu,\"refused\":%u,\"stale\":%llu,\"lost\":%llu,\"garbage\":%llu}\n", t.owner,
-            (unsigned long long)t.acked, (unsigned long long)t.reads, (unsigned long long)t.settled, (unsigned long long)t.changes, l->refused,
-            (unsigned long long)t.stale, (unsigned long long)t.lost, (unsigned long long)t.garbage);
+    fprintf(f, "],\"owner\":%d,\"acked\":%llu,\"reads\":%llu,\"looks\":%llu,\"changes\":%llu,\"refused\":%u,\"failed\":%u,\"stale\":%llu,\"lost\":%llu,\"older\":%llu,\"garbage\":%llu}\n",
+            t.owner,
+            (unsigned long long)t.acked, (unsigned long long)t.reads, (unsigned long long)t.settled, (unsigned long long)t.changes, l->refused, l->failed,
+            (unsigned long long)t.stale, (unsigned long long)t.lost, (unsigned long long)t.older, (unsigned long long)t.garbage);
 }
 
 static void write_status(const struct load *l)
@@ -325,7 +338,7 @@ static int run(struct load *l, uint64_t seed)
     fo_free(l->oracle);
     if (!looked)
         fprintf(stderr, "disk %u: no host could be asked for it at the end\n", l->disk);
-    return !looked || t.stale || t.lost || t.garbage;
+    return !looked || t.stale || t.lost || t.older || t.garbage;
 }
 
 int main(int argc, char **argv)

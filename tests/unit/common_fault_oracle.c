@@ -72,11 +72,50 @@ static void answered_and_lost(void **state)
     struct disk d = disk_new();
     (void)state;
     fo_wrote(d.o, 3, begin(&d, 0, 3, false));
-    assert_int_equal(settle(&d, 1).lost, 1);
+    struct fo_tally t = settle(&d, 1);
+    assert_true(t.older == 1 && t.lost == 0);
     uint64_t n = begin(&d, 1, 4, false); /* the next owner does not find it, and then it is answered after all */
     settle(&d, 0);
     fo_wrote(d.o, 4, n);
-    assert_int_equal(settle(&d, 0).lost, 2);
+    t = settle(&d, 0);
+    assert_true(t.older == 2 && t.lost == 0);
+    disk_free(&d);
+}
+
+static void flushed_and_lost(void **state)
+{
+    struct disk d = disk_new();
+    (void)state;
+    fo_wrote(d.o, 3, begin(&d, 0, 3, true));
+    uint64_t covers = fo_flush_begin(d.o);
+    fo_wrote(d.o, 4, begin(&d, 0, 4, false)); /* not one of these that it covers */
+    fo_flushed(d.o, covers);
+    fo_wrote(d.o, 3, begin(&d, 0, 3, false));
+    struct fo_tally t = settle(&d, 1);
+    assert_true(t.older == 2 && t.lost == 0);
+    memset(d.data + 3 * FO_PIECE, 0, FO_PIECE);
+    assert_int_equal(settle(&d, 1).lost, 1);
+    disk_free(&d);
+}
+
+/* What was not there when somebody looked turns up. */
+static void older_and_back(void **state)
+{
+    struct disk d = disk_new();
+    uint8_t late[FO_PIECE];
+    (void)state;
+    fo_wrote(d.o, 3, begin(&d, 0, 3, true));
+    fo_wrote(d.o, 3, begin(&d, 0, 3, true));
+    memcpy(late, d.data + 3 * FO_PIECE, FO_PIECE);
+    memset(d.data + 3 * FO_PIECE, 0, FO_PIECE);
+    struct fo_tally t = settle(&d, 1);
+    assert_true(t.older == 1 && t.stale == 0);
+    fo_flushed(d.o, fo_flush_begin(d.o)); /* of what it is now */
+    fo_wrote(d.o, 3, begin(&d, 1, 3, false));
+    t = settle(&d, 1);
+    assert_true(t.older == 2 && t.lost == 0);
+    memcpy(d.data + 3 * FO_PIECE, late, FO_PIECE);
+    assert_int_equal(settle(&d, 1).stale, 1);
     disk_free(&d);
 }
 
@@ -116,4 +155,4 @@ static void two_look_at_once(void **state)
     disk_free(&d);
 }
 
-TEST_MAIN(TEST(sound), TEST(answered_and_lost), TEST(lands_later), TEST(garbage), TEST(two_look_at_once))
+TEST_MAIN(TEST(sound), TEST(answered_and_lost), TEST(flushed_and_lost), TEST(older_and_back), TEST(lands_later), TEST(garbage), TEST(two_look_at_once))

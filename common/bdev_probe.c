@@ -24,13 +24,30 @@ static uint64_t random_key(const struct probe *p)
     return k;
 }
 
-/* A unit that was never there before. */
+/* A unit that was never there before: each word is the one before it and STEP, and so they can be told from anything else. */
+#define STEP UINT64_C(0x9e3779b97f4a7c15)
 static void fresh(struct probe *p, uint8_t *unit)
 {
     for (size_t i = 0; i < UNIT; i += 8) {
-        uint64_t v = ++p->nonce * UINT64_C(0x9e3779b97f4a7c15);
+        uint64_t v = ++p->nonce * STEP;
         memcpy(unit + i, &v, 8);
     }
+}
+
+/* Sector by sector, for it may be of two. */
+bool gr_bdev_probe_left(const uint8_t *unit)
+{
+    for (size_t i = 0; i < UNIT; i += 8) {
+        uint64_t before, v;
+        memcpy(&v, unit + i, 8);
+        if (i % 512)
+            memcpy(&before, unit + i - 8, 8);
+        else
+            before = v - STEP;
+        if (v != before + STEP)
+            return false;
+    }
+    return true;
 }
 
 static int lies(struct probe *p, struct gr_err *err, const char *what)
@@ -390,6 +407,8 @@ static int run(struct probe *p, struct gr_err *err)
     r = forget(p, err);
     if (r >= 0 && (r = gr_pread(p->ch_a, p->was, UNIT, p->o->off)) < 0)
         r = failed(p, r, err, "a read");
+    if (r >= 0 && gr_bdev_probe_left(p->was)) /* one that was cut off: nothing was there before it, or nothing that is known */
+        memset(p->was, 0, UNIT);
     if (r < 0) {
         (void)(others ? p->a->fence->leave(p->a, NULL) : p->a->fence->clear(p->a, NULL));
         return r;

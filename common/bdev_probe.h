@@ -32,6 +32,8 @@ struct gr_probe { /* what was seen; false: not, or it did not come to that */
  * seen up to there. Other codes: a request failed. Other hosts may be registered and work meanwhile. Both handles are registered no more
  * afterwards; where nobody was when it began, there is no reservation either. */
 int gr_bdev_probe(struct gr_bdev *a, struct gr_bdev *b, const struct gr_probe_opts *opts, struct gr_probe *ret, struct gr_err *err);
+/* [sync] Is that (GR_PROBE_UNIT bytes) what a probe that was cut off left in its unit, and nothing else? */
+bool gr_bdev_probe_left(const uint8_t *unit);
 /* The part of it that may be tried at any time, in a dozen requests, while others are at work on the device: nothing is written that is not there already
  * (by an honest device nothing at all, but a flush). @a is registered and stays so; @b is another nexus, not registered (or by an earlier probe),
  * and not afterwards; @off as

@@ -1,4 +1,5 @@
 /* Formatting a volume, and what is on a device before that. */
+#include "common/bdev_probe.h"
 #include "common/seam.h"
 #include "vmfs/internal.h"
 
@@ -91,6 +92,8 @@ int vmfs_probe(struct gr_loop *loop, struct gr_bdev *device, char ret_what[160],
         r = gr_pread(ch, b, head, 0);
     if (r == 0 && tail)
         r = gr_pread(ch, b + head, tail, (g.size & ~511ull) - tail);
+    if (r == 0 && head >= VMFS_UNIT && gr_bdev_probe_left(b)) /* it was tried whether hosts can share it, and that was cut off */
+        memset(b, 0, VMFS_UNIT);
     if (r == 0) {
         probe_text(b, head, ret_what, 160);
         if (!ret_what[0] && tail >= 512 && memcmp(b + head + tail - 512, "EFI PART", 8) == 0)

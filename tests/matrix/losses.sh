@@ -65,6 +65,12 @@ noticed() { count_all; [ "$losses" -gt 0 ]; }
 # What was not written since it was made is there for sure.
 nudge() { start_in i nudge timeout 60 qemu-io -r -f raw -c 'read 2M 64k' "iscsi://${multi[$1]}/${target[1]}/0"; } # HOST
 
+# The device that is back gets nothing new, so there must be room elsewhere.
+emptied() { # HOST
+    local n
+    for n in "${fillers[@]}"; do granary_on "$1" disk delete "$n" || ! granary_on "$1" disk info "$n" || return 1; done
+}
+
 lose() { # HOW HOST...: who loses it; the first one writes there
     local how=$1 when=$(($(random) % 3)) h n n0 n1; shift
     local whom=("$@")
@@ -105,9 +111,14 @@ lose() { # HOW HOST...: who loses it; the first one writes there
         spoil "$how" off "${whom[@]}"
         device_is_back
         say 'is back'
-        h=$(living "${HOSTS[@]}" | head -n 1)
-        for n in "${fillers[@]}"; do run_check granary_on "$h" disk delete "$n"; done # it gets nothing new, so there must be room elsewhere
-        wait_for 90 third_works "$(living "${HOSTS[@]}" | head -n 1)" $((n1 + 100))
+        read -r h < <(living "${HOSTS[@]}")
+        if ! emptied "$h"; then # whoever is dead may have what it takes
+            for n in "${dead[@]}"; do host_up "$n"; done
+            dead=()
+            wait_for 60 emptied "$h"
+        fi
+        read -r h < <(living "${HOSTS[@]}")
+        wait_for 90 third_works "$h" $((n1 + 100))
     fi
     wait_for 90 works 0 $((n0 + 100))
     count_all

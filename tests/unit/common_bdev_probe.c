@@ -196,6 +196,13 @@ static struct gr_bdev *handle(struct gr_mem *m, enum lie lie, bool second, uint6
 
 static int outside(void *arg, struct gr_bdev **ret, struct gr_err *err)
 {
+    uint8_t unit[4096]; /* in the middle of it: who is cut off here leaves that */
+    memcpy(unit, gr_mem_page(arg, OFF, false), sizeof unit);
+    assert_true(gr_bdev_probe_left(unit));
+    unit[4000] ^= 1;
+    assert_false(gr_bdev_probe_left(unit));
+    memset(unit, 0, sizeof unit);
+    assert_false(gr_bdev_probe_left(unit));
     return gr_bdev_mem_open_shared(gr_fiber_loop(), arg, ret);
 }
 static int inside(void *arg, struct gr_bdev **ret, struct gr_err *err)
@@ -272,6 +279,8 @@ static void after_a_crash(bool member, bool holds)
         assert_int_equal(b->fence->enter(b, 99, &err), 0);
     if (member)
         assert_int_equal(a->fence->enter(a, 4711, &err), 0);
+    for (uint64_t i = 0, v = 77; i < 512; i++, v += UINT64_C(0x9e3779b97f4a7c15))
+        memcpy((uint8_t *)gr_mem_page(m, OFF, true) + i * 8, &v, 8);
     int r = member ? gr_bdev_probe_member(a, b, OFF, &seen, &err) : gr_bdev_probe(a, b, &(struct gr_probe_opts){.off = OFF, .races = 5, .watch_ms = 10}, &seen, &err);
     if (r < 0)
         fail_msg("%s", err.text);
@@ -283,6 +292,7 @@ static void after_a_crash(bool member, bool holds)
         assert_int_not_equal(keys[i], 99);
     }
     assert_true(in);
+    assert_int_equal(gr_bdev_probe_left(gr_mem_page(m, OFF, false)), member); /* it goes with the next whole one */
     uint8_t p[512];
     struct gr_chan *ch = NULL;
     assert_int_equal(gr_chan_open(b, gr_fiber_loop(), &ch), 0);

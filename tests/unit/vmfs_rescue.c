@@ -491,6 +491,8 @@ static int replace_cut(struct site *s, unsigned lost, unsigned at, bool of_new)
     struct gr_bdev *new, *old = s->dev[lost];
     assert_int_equal(gr_bdev_mem_open(gr_fiber_loop(), mem, &new), 0);
     kept[lost] = new;
+    for (uint64_t i = 0, v = 77; i < VMFS_UNIT / 8; i++, v += UINT64_C(0x9e3779b97f4a7c15)) /* it was tried whether hosts can share it, and that was cut off */
+        memcpy((uint8_t *)gr_mem_page(mem, 0, true) + i * 8, &v, 8);
     for (unsigned i = 0; i < DEVICES; i++) {
         struct gr_fault_rule rules[] = { { .op = GR_OP_WRITE, .after = at, .code = -EIO }, { .op = GR_OP_WRITE_ZEROES, .after = at, .code = -EIO } };
         assert_int_equal(gr_bdev_fault_open(gr_fiber_loop(), kept[i], &faulty[i]), 0);

@@ -17,10 +17,9 @@ CHAP=(--user hosts --secret-file "$T/secret")
 store() { run_check "$1" lun add "$2" "$T/$2.img" --size "$3" && run_check "$1" lun chap "$2" "${CHAP[@]}"; }
 store other one 128M
 for n in two new; do store array $n 128M; done
-store array small 64M
 run_check array up --portal 127.0.0.1:0
 run_check other up --portal 127.0.0.1:0
-one=$(lun other one) two=$(lun array two) new=$(lun array new) small=$(lun array small)
+one=$(lun other one) two=$(lun array two) new=$(lun array new)
 run_check a datastore create lds "$one" "$two" --timing fast "${CHAP[@]}"
 run_check b datastore join lds "$one" "$two" "${CHAP[@]}"
 for d in $DISKS; do run_check a disk create lds/$d --size 256M; done
@@ -35,12 +34,10 @@ run_check a down
 run_check other down
 run_mustfail 3 "$one.*replace-device" a up --portal 127.0.0.1:0
 replace() { a datastore replace-device lds --lost 0 --with "$new" --yes; }
-run_mustfail 1 'too small' a datastore replace-device lds --lost 0 --with "$small" --yes
-run_mustfail 1 'device 1 is not missing' a datastore replace-device lds --lost 1 --with "$new" --yes
 
 # --- killed at any moment, and done again
 joined() { a datastore info lds --json | jq -e '.state == "degraded"' > "$T/joined"; }
-for ms in 050 300 800; do
+for ms in 100 900; do
     if joined; then break; fi
     replace > "$T/late.out" 2>&1 & replacing=$!
     sleep 0.$ms

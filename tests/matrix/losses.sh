@@ -7,10 +7,16 @@
 # order and joined since, in $stale that the device has to be counted anew, in $gone that it will not be back.
 # shellcheck disable=SC2154,SC2034 # the caller's
 fillers=()
-# The first two devices are filled until a disk comes to lie on the third. (What was deleted before may be given back meanwhile.)
+# The first two devices are filled until a disk comes to lie on the third (what was deleted before may be given back meanwhile), but for room that metadata
+# may need while it is lost.
 disk_on_third() {
+    place_on_third
+    run_check granary_on a disk delete "ds/room$seed"
+}
+place_on_third() {
     local free used n
     fillers=()
+    run_check granary_on a disk create "ds/room$seed" --size 16M --provision eager
     for n in 1 2 3 4 5 6 7 8; do
         third=third$seed-$n
         run_check granary_on a datastore devices ds --json
@@ -66,9 +72,12 @@ noticed() { count_all; [ "$losses" -gt 0 ]; }
 nudge() { start_in i nudge timeout 60 qemu-io -r -f raw -c 'read 2M 64k' "iscsi://${multi[$1]}/${target[1]}/0"; } # HOST
 
 # The device that is back gets nothing new, so there must be room elsewhere.
-emptied() { # HOST
-    local n
-    for n in "${fillers[@]}"; do granary_on "$1" disk delete "$n" || ! granary_on "$1" disk info "$n" || return 1; done
+emptied() {
+    local n h
+    for n in "${fillers[@]}"; do
+        for h in $(living "${HOSTS[@]}"); do if granary_on "$h" disk delete "$n"; then break; fi; done
+        ! granary_on "$h" disk info "$n" || return 1
+    done
 }
 
 lose() { # HOW HOST...: who loses it; the first one writes there
@@ -111,11 +120,10 @@ lose() { # HOW HOST...: who loses it; the first one writes there
         spoil "$how" off "${whom[@]}"
         device_is_back
         say 'is back'
-        read -r h < <(living "${HOSTS[@]}")
-        if ! emptied "$h"; then # whoever is dead may have what it takes
+        if ! emptied; then # whoever is dead may have what it takes
             for n in "${dead[@]}"; do host_up "$n"; done
             dead=()
-            wait_for 60 emptied "$h"
+            wait_for 60 emptied
         fi
         read -r h < <(living "${HOSTS[@]}")
         wait_for 90 third_works "$h" $((n1 + 100))

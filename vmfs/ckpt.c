@@ -603,9 +603,8 @@ static bool anything_to_do(struct vmfs *v)
     for (struct vregion *r = v->sp.regions; r; r = r->next)
         if (r->dirty)
             return true;
-    for (size_t i = 0; i < v->sp.n_foreign && !v->replaying; i++)
-        if (space_region(v, v->sp.foreign[i].addr)) /* it waited for room in the journal */
-            return true;
+    if (!v->replaying && space_waiting(v))
+        return true;
     for (unsigned h = 0; h < VOBJ_HASH; h++)
         for (struct vobj *o = v->objs[h]; o; o = o->hash_next)
             if (o->dirty)

@@ -24,17 +24,17 @@ uint32_t space_used(struct vmfs *v, uint64_t addr, uint32_t units)
     return changed;
 }
 
-static int foreign_put(struct vspace *s, uint64_t addr, uint64_t units)
+static int foreign_put(struct vspace *s, uint64_t addr, uint64_t units, bool given_up)
 {
     if (s->n_foreign == s->cap_foreign) {
         size_t cap = s->cap_foreign ? s->cap_foreign * 2 : 64;
-        struct vmfs_run *f = gr_realloc(s->foreign, cap * sizeof *f);
+        struct vforeign *f = gr_realloc(s->foreign, cap * sizeof *f);
         if (!f)
             return -ENOMEM;
         s->foreign = f;
         s->cap_foreign = cap;
     }
-    s->foreign[s->n_foreign++] = (struct vmfs_run){ addr, units };
+    s->foreign[s->n_foreign++] = (struct vforeign){ addr, units, given_up };
     s->foreign_units += units;
     return 0;
 }
@@ -45,25 +45,25 @@ int space_foreign_take(struct vmfs *v, uint64_t addr, uint64_t units)
     while (r == 0 && units) {
         uint32_t n = (uint32_t)GR_MIN(units, (uint64_t)UINT32_MAX);
         uint64_t now = moved_addr(v, addr, n, &n);
-        r = now ? foreign_put(&v->sp, now, n) : -GR_ECORRUPT;
+        r = now ? foreign_put(&v->sp, now, n, true) : -GR_ECORRUPT; /* nobody knows, and it is not used again soon */
         addr += n;
         units -= n;
     }
     return r;
 }
 
-static void foreign_add(struct vmfs *v, uint64_t addr, uint32_t units)
+static void foreign_add(struct vmfs *v, uint64_t addr, uint32_t units, bool given_up)
 {
     struct vspace *s = &v->sp;
+    struct vforeign *last = s->n_foreign ? &s->foreign[s->n_foreign - 1] : NULL;
     s->foreign_dirty = true;
     s->foreign_ticket = s->next_ticket;
-    if (s->n_foreign && s->foreign[s->n_foreign - 1].addr + s->foreign[s->n_foreign - 1].units == addr &&
-        space_region_index(v, addr) == space_region_index(v, s->foreign[s->n_foreign - 1].addr)) {
-        s->foreign[s->n_foreign - 1].units += units;
+    if (last && last->addr + last->units == addr && last->given_up == given_up && space_region_index(v, addr) == space_region_index(v, last->addr)) {
+        last->units += units;
         s->foreign_units += units;
         return;
     }
-    if (foreign_put(s, addr, units) < 0)
+    if (foreign_put(s, addr, units, given_up) < 0)
         vmfs_fence(v, "out of memory for freed space");
 }
 
@@ -154,7 +154,7 @@ static void free_in_region(struct vmfs *v, uint64_t addr, uint32_t units, uint32
     struct vregion *r = space_region(v, addr);
     if (!r || (addr - r->first + units <= r->units && waits(v, r, (uint32_t)(addr - r->first), kind))) {
         if (r || !vdev_stale(v, vmfs_addr_dev(addr)) || v->sp.recounting)
-            foreign_add(v, addr, units); /* else it is found to be nobody's when the device is counted anew */
+            foreign_add(v, addr, units, kind & SPACE_GIVEN_UP); /* else it is found to be nobody's when the device is counted anew */
         return;
     }
     if (addr - r->first + units > r->units) {
@@ -188,9 +188,17 @@ void space_freed(struct vmfs *v, uint64_t addr, uint32_t units, uint32_t kind, u
     }
 }
 
+bool space_waiting(const struct vmfs *v)
+{
+    bool any = false;
+    for (size_t i = 0; i < v->sp.n_foreign && !any; i++)
+        any = v->sp.by_index[space_region_index(v, v->sp.foreign[i].addr)];
+    return any;
+}
+
 bool space_pending(const struct vmfs *v)
 {
-    return v->sp.freeq[0].n || v->sp.freeq[1].n || v->sp.freeq[2].n;
+    return v->sp.freeq[0].n || v->sp.freeq[1].n || v->sp.freeq[2].n || space_waiting(v);
 }
 
 static void reuse(struct vmfs *v, uint64_t addr, uint64_t units, bool tell)
@@ -240,7 +248,7 @@ void space_foreign_return(struct vmfs *v, struct vregion *r)
 {
     struct vspace *s = &v->sp;
     for (size_t i = 0; i < s->n_foreign;) {
-        struct vmfs_run f = s->foreign[i];
+        struct vforeign f = s->foreign[i];
         if (space_region(v, f.addr) != r) {
             i++;
             continue;
@@ -248,7 +256,7 @@ void space_foreign_return(struct vmfs *v, struct vregion *r)
         s->foreign[i] = s->foreign[--s->n_foreign];
         s->foreign_dirty = true;
         s->foreign_units -= f.units;
-        space_freed(v, f.addr, (uint32_t)f.units, 1 | SPACE_RETURNED, v->ckpt_started + 1);
+        space_freed(v, f.addr, (uint32_t)f.units, 1 | SPACE_RETURNED | (f.given_up ? SPACE_GIVEN_UP : 0), v->ckpt_started + 1);
     }
 }
 

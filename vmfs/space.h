@@ -17,6 +17,10 @@ struct vfree { /* units freed in memory, not yet reusable */
     uint64_t ticket; /* reusable when every ticket below this number is closed */
     bool given_up;   /* the device may be told */
 };
+struct vforeign { /* units freed here, of a region leased elsewhere, or one that waits for room in the journal */
+    uint64_t addr, units;
+    bool given_up; /* as in struct vfree */
+};
 struct vshare { /* units of a region with more owners than one */
     uint32_t at, units, more;
 };
@@ -74,7 +78,7 @@ struct vspace {
         uint64_t units;          /* with those it is being told of */
         bool running;
     } discard;
-    struct vmfs_run *foreign; /* freed here, leased elsewhere */
+    struct vforeign *foreign;
     size_t n_foreign, cap_foreign;
     uint64_t foreign_units;      /* in all */
     uint64_t foreign_ticket;     /* as in struct vfree: of the newest */
@@ -151,6 +155,7 @@ uint64_t ckpt_images_due(const struct vmfs *v);
 void space_touch(struct vmfs *v, struct vregion *r, uint32_t at, uint32_t units); /* its header, and the bitmap of these units, go home [sync] */
 void space_reclaim(struct vmfs *v); /* pending frees that became reusable [sync] */
 bool space_pending(const struct vmfs *v); /* are there any frees that did not yet? [sync] */
+bool space_waiting(const struct vmfs *v); /* any of regions leased here that wait on the list of foreign frees for room in the journal? [sync] */
 uint64_t space_free_units(const struct vmfs *v); /* here, and to be had elsewhere */
 uint64_t space_free_here(const struct vmfs *v);
 uint64_t space_meta_reserve(const struct vmfs *v); /* units kept back for metadata and deletes, */

@@ -2,7 +2,7 @@
 #include "tests/lib/test.h"
 #include "common/bdev.h"
 #include "common/fiber.h"
-#include "vmfs/vmfs.h"
+#include "vmfs/internal.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -156,6 +156,31 @@ static int preallocated_fn(void *arg)
     return 0;
 }
 
+/* What waited for room in the journal is told as well, when it was given up; not what was replaced. */
+static int waited_fn(void *arg)
+{
+    struct fix f;
+    (void)arg;
+    begin(&f, false);
+    struct vobj *o = f.d->o;
+    assert_int_equal(gr_pwrite(f.ch, f.buf, 8 << 20, 0, 0), 0);
+    assert_int_equal(gr_pwrite(f.ch, f.buf, 8 << 20, 8 << 20, 0), 0);
+    assert_int_equal(discarded(&f), 0);
+    OK(vmfs_checkpoint(f.v, &err));
+    uint64_t to = space_take_block(f.v);
+    journal_expect_images(f.v, f.v->j.units);
+    assert_int_equal(record_map(o, 0, VMFS_LEAF_PIECES, 0, o->epoch, VMFS_P_HOLE, NULL), 0);
+    assert_int_equal(record_map(o, VMFS_LEAF_PIECES, VMFS_BLOCK_PIECES, to, o->epoch, VMFS_P_ZEROED, NULL), 0);
+    f.v->j.coming = 0;
+    assert_int_equal(f.v->sp.foreign_units, VMFS_LEAF_PIECES + VMFS_BLOCK_PIECES);
+    OK(vmfs_checkpoint(f.v, &err));
+    assert_int_equal(f.v->sp.foreign_units, 0);
+    assert_int_equal(discarded(&f), VMFS_LEAF_PIECES * (uint64_t)VMFS_PIECE);
+    close_disk(&f);
+    end(&f);
+    return 0;
+}
+
 static void small(void **state)
 {
     (void)state;
@@ -171,5 +196,10 @@ static void preallocated(void **state)
     (void)state;
     test_in_fiber(preallocated_fn, NULL);
 }
+static void waited(void **state)
+{
+    (void)state;
+    test_in_fiber(waited_fn, NULL);
+}
 
-TEST_MAIN(TEST(small), TEST(removed), TEST(preallocated))
+TEST_MAIN(TEST(small), TEST(removed), TEST(preallocated), TEST(waited))

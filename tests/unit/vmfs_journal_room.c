@@ -2,6 +2,7 @@
 #include "common/seam.h"
 #include "tests/lib/test.h"
 #include "vmfs/internal.h"
+#include "vmfs/pool.h"
 #include <stdlib.h>
 
 #define UNITS 128u   /* of the journal */
@@ -113,4 +114,43 @@ static int admitted_fn(void *arg)
 }
 static void admitted(void **state) { (void)state; test_in_fiber(admitted_fn, NULL); }
 
-TEST_MAIN(TEST(admitted))
+#define FREED (2 * VMFS_LEAF_PIECES)
+/* Nothing is free but what disk a gives back now, and that waits on the list of foreign frees: the journal had no room for images just then. The others
+ * were asked a moment ago. A checkpoint makes room, and a write waits for it. */
+static int waiting_fn(void *arg)
+{
+    struct site s;
+    uint32_t got;
+    (void)arg;
+    make(&s);
+    struct vmfs *v = s.v;
+    struct vobj *o = s.d[0]->o;
+    for (uint64_t off = 0; off < FREED * (uint64_t)VMFS_PIECE; off += 1 << 20)
+        assert_int_equal(put(&s, 0, off, 1 << 20, 1, 0), 0);
+    assert_int_equal(put(&s, 1, 0, VMFS_PIECE, 1, 0), 0);
+    for (unsigned i = 0; i < 3; i++) {
+        OK(vmfs_checkpoint(v, &err));
+        gr_fiber_sleep_ms(20);
+    }
+    space_pool_fill(v);
+    while (space_lease_any(v, NULL) == 0)
+        ;
+    while (space_take_run(v, 4096, &got))
+        ;
+    OK(mtree_load(o, &o->live, 0, &err));
+    OK(mtree_load(o, &o->live, VMFS_LEAF_PIECES, &err));
+    journal_expect_images(v, UNITS);
+    for (unsigned i = 0; i < 2; i++)
+        assert_int_equal(record_map(o, i * (uint64_t)VMFS_LEAF_PIECES, VMFS_LEAF_PIECES, 0, o->epoch, VMFS_P_HOLE, NULL), 0);
+    v->j.coming = 0;
+    assert_int_equal(v->sp.foreign_units, FREED);
+    v->sp.asked_ns = gr_loop_now_ns(v->loop);
+    v->sp.asked_well = false;
+    assert_int_equal(put(&s, 1, 1 << 20, 1 << 20, 2, 0), 0);
+    assert_int_equal(v->sp.foreign_units, 0);
+    unmake(&s);
+    return 0;
+}
+static void waiting(void **state) { (void)state; test_in_fiber(waiting_fn, NULL); }
+
+TEST_MAIN(TEST(admitted), TEST(waiting))

@@ -307,32 +307,43 @@ int space_lease_recounted(struct vmfs *v, uint32_t index, struct recount *n, str
     return r;
 }
 
+#define REGION_TRIED 1u
 #define REGION_DAMAGED 2u /* what is said once is not tried again */
+#define REGION_UNREAD 4u  /* it is, for the device may be better then; but said once */
+/* The others are as good as before. @bit: what is the matter with it. */
+static void lease_failed(struct vmfs *v, uint32_t index, uint8_t bit, const char *what, int code, const struct gr_err *err)
+{
+    bool said = v->sp.tried[index] & bit;
+    v->sp.tried[index] |= bit;
+    if (!said)
+        vmfs_warn(v, "datastore '%s': its region %u %s and not used (granary datastore check tells more): %s", v->sb.name, index, what,
+                  err && err->text[0] ? err->text : gr_code_text(code));
+}
+
 /* @steady: only on devices that hold tables. */
 static int lease_any(struct vmfs *v, bool steady, struct gr_err *err)
 {
     uint32_t n = space_n_regions(v), start = (uint32_t)((uint64_t)v->slot * n / v->sb.slots.entries);
-    for (uint32_t k = 0; k < n; k++) {
+    for (uint32_t k = 0; k < n && !v->fenced; k++) {
         uint32_t i = (start + k) % n;
         uint32_t units;
         uint64_t first = space_region_first(v, i, &units);
-        if (v->sp.by_index[i] || v->sp.tried[i] || space_closed(v, first) || (steady && !vdev_has_tables(v, vmfs_addr_dev(first))))
+        if (v->sp.by_index[i] || v->sp.tried[i] & (REGION_TRIED | REGION_DAMAGED) || space_closed(v, first) || (steady && !vdev_has_tables(v, vmfs_addr_dev(first))))
             continue;
-        v->sp.tried[i] = 1;
+        v->sp.tried[i] |= REGION_TRIED;
         int r = lease(v, i, NULL, err);
-        if (r == -GR_ECORRUPT) { /* the others are as good as before */
-            vmfs_warn(v, "datastore '%s': its region %u is damaged and not used (granary datastore check tells more): %s", v->sb.name, i, err && err->text[0] ? err->text : gr_code_text(r));
-            v->sp.tried[i] = REGION_DAMAGED;
-            continue;
-        }
-        if (r < 0)
+        if (r == -GR_ECORRUPT)
+            lease_failed(v, i, REGION_DAMAGED, "is damaged", r, err);
+        else if (r == -EIO)
+            lease_failed(v, i, REGION_UNREAD, "cannot be read", r, err);
+        else if (r < 0)
             return r;
-        if (r == 0 && v->sp.by_index[i]->busy.free) {
+        else if (r == 0 && v->sp.by_index[i]->busy.free) {
             v->sp.asked_ns = 0; /* there was something: others may have more */
             return 0;
         }
     }
-    return -GR_ENOSPACE;
+    return v->fenced ? -GR_EFENCED : -GR_ENOSPACE;
 }
 
 int space_lease_more(struct vmfs *v, struct gr_err *err)
@@ -340,7 +351,7 @@ int space_lease_more(struct vmfs *v, struct gr_err *err)
     int r = lease_any(v, false, err);
     if (r == -GR_ENOSPACE) { /* another host may have left meanwhile */
         for (uint32_t i = 0; i < space_n_regions(v); i++)
-            v->sp.tried[i] &= REGION_DAMAGED;
+            v->sp.tried[i] &= REGION_DAMAGED | REGION_UNREAD;
         r = lease_any(v, false, err);
     }
     return r;

@@ -390,12 +390,50 @@ static int give_fn(void *arg)
     return 0;
 }
 
+/* ---- one region that cannot be read ---- */
+/* The header of the region that is leased next; of each copy. */
+static uint32_t hide_next(struct site *s)
+{
+    struct vmfs *v = s->v;
+    uint32_t n = space_n_regions(v), start = (uint32_t)((uint64_t)v->slot * n / v->sb.slots.entries), i = start;
+    while (v->sp.by_index[i])
+        i = (i + 1) % n;
+    uint32_t at = i;
+    const struct vtable *t = space_table(v, &at);
+    for (int copy = 0; copy < 2; copy++) {
+        struct gr_fault_rule rule = { .op = GR_OP_READ, .off = vmfs_addr_unit(vhome_addr(t, at, 0, copy)) * VMFS_UNIT, .len = VMFS_UNIT, .code = -EIO };
+        assert_int_equal(gr_bdev_fault_add(s->fault, &rule), 0);
+    }
+    return i;
+}
+
+/* Nobody who writes is told of it while there are others, and when it can be read again it is used. */
+static int unread_fn(void *arg)
+{
+    struct site s = { 0 };
+    (void)arg;
+    make(&s, 64 << 20);
+    uint32_t hidden = hide_next(&s);
+    uint64_t end = fill_up(&s, 0, 0);
+    assert_null(s.v->sp.by_index[hidden]);
+    gr_bdev_fault_clear(s.fault);
+    gr_fiber_sleep_ms(1100); /* who was told that nothing is left is told so for a second */
+    assert_true(fill_up(&s, 0, end) - end > 65536);
+    assert_non_null(s.v->sp.by_index[hidden]);
+    clean(&s);
+    detach(&s);
+    OK(vmfs_leave(s.v, &err));
+    unmake(&s);
+    return 0;
+}
+
 static void full(void **state) { (void)state; test_in_fiber(full_fn, NULL); }
 static void full_with_snapshot(void **state) { (void)state; test_in_fiber(full_snapshot_fn, NULL); }
 static void failed_flush(void **state) { (void)state; test_in_fiber(flush_fn, NULL); }
 static void failed_data(void **state) { (void)state; test_in_fiber(data_error_fn, NULL); }
 static void given_up_meanwhile(void **state) { (void)state; test_in_fiber(given_up_fn, NULL); }
 static void failed_giving(void **state) { (void)state; test_in_fiber(give_fn, NULL); }
+static void unread_region(void **state) { (void)state; test_in_fiber(unread_fn, NULL); }
 static void failed_writes_swept(void **state) { (void)state; test_in_fiber(sweep_fn, NULL); }
 
-TEST_MAIN(TEST(full), TEST(full_with_snapshot), TEST(failed_flush), TEST(failed_data), TEST(given_up_meanwhile), TEST(failed_giving), TEST(failed_writes_swept))
+TEST_MAIN(TEST(full), TEST(full_with_snapshot), TEST(failed_flush), TEST(failed_data), TEST(given_up_meanwhile), TEST(failed_giving), TEST(unread_region),           TEST(failed_writes_swept))

@@ -97,7 +97,10 @@ static int plan_new(struct plan *p, const struct mentry *e, uint64_t piece, uint
                     return r;
                 }
             }
-            return part_add(p, (struct part){ .piece = piece, .addr = a + (piece - block), .count = n, .own_unit = n < VMFS_BLOCK_PIECES });
+            int r = part_add(p, (struct part){ .piece = piece, .addr = a + (piece - block), .count = n, .own_unit = n < VMFS_BLOCK_PIECES });
+            if (r < 0 && n == VMFS_BLOCK_PIECES) /* else the plan has it */
+                space_unreserve(v, a, VMFS_BLOCK_PIECES);
+            return r;
         }
     }
     v->stats.splits += !never_written;

@@ -1,6 +1,7 @@
 #include "tests/lib/test.h"
 #include "common/fiber.h"
 #include "common/home.h"
+#include "common/seam.h"
 #include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -83,6 +84,18 @@ unsigned test_cases(unsigned usual)
 {
     const char *env = getenv("GRANARY_SOAK");
     return env ? usual * (1 + (unsigned)strtoul(env, NULL, 10)) : usual;
+}
+
+bool test_alloc_failed(int n)
+{
+    bool failed = false;
+    for (int i = 0; i <= n && !failed; i++) { /* what is left of the countdown */
+        void *p = gr_alloc(1);
+        failed = !p;
+        free(p);
+    }
+    gr_alloc_fail_after(-1, 0);
+    return !failed;
 }
 
 void test_in_fiber(int (*body)(void *arg), void *arg)

@@ -3,6 +3,7 @@
 #define TEST_H
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 /* cmocka.h needs the four above */
@@ -25,6 +26,8 @@ uint64_t test_rand(uint64_t *state);
 unsigned test_soak_s(unsigned usual);
 /* How many random cases to do: @usual, or far more under GRANARY_SOAK. */
 unsigned test_cases(unsigned usual);
+/* After gr_alloc_fail_after(@n, 0) and whatever asked for memory then: has the one that was to fail? From now on none does. */
+bool test_alloc_failed(int n);
 
 /* Run @body as a fiber on a loop of its own (the test's body when it calls what suspends); it must return 0. */
 void test_in_fiber(int (*body)(void *arg), void *arg);

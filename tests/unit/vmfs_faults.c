@@ -427,6 +427,52 @@ static int unread_fn(void *arg)
     return 0;
 }
 
+/* ---- no memory ---- */
+/* Units that are taken, and neither used, nor kept ready, nor about to be free. */
+static uint64_t astray(const struct vmfs *v)
+{
+    return space_unsettled(v, 0) - v->sp.pool_units - v->sp.frag_left - v->sp.discard.units;
+}
+
+/* New blocks between such as stay where they are: more parts than a plan has of its own. */
+static int plan_fn(void *arg)
+{
+    struct site s = { 0 };
+    unsigned failed = 0;
+    (void)arg;
+    make(&s, 64 << 20);
+    for (unsigned k = 1; k < 10; k += 2)
+        assert_int_equal(put(&s, 0, k * VMFS_BLOCK, VMFS_BLOCK, 1), 0);
+    assert_int_equal(journal_seal(s.v), 0);
+    uint64_t before = astray(s.v);
+    bool reached = true;
+    for (int n = 0; reached && n < 200; n++) {
+        gr_alloc_fail_after(n, 0);
+        int r = put(&s, 0, 0, 10 * VMFS_BLOCK, 2);
+        reached = test_alloc_failed(n);
+        failed += r < 0;
+        assert_true(r == 0 || r == -ENOMEM);
+        if (s.v->fenced) { /* half of its records were made */
+            detach(&s);
+            vmfs_abandon(s.v);
+            attach(&s);
+            before = astray(s.v);
+        }
+        if (astray(s.v) != before)
+            fail_msg("without memory at the %dth place: %d, %llu units are nobody's", n, r, (unsigned long long)(astray(s.v) - before));
+        for (unsigned k = 0; r == 0 && k < 10; k += 2)
+            assert_int_equal(gr_unmap(s.ch[0], k * VMFS_BLOCK, VMFS_BLOCK, 0), 0);
+        assert_int_equal(journal_seal(s.v), 0);
+    }
+    print_message("%u writes failed\n", failed);
+    assert_true(failed > 2 && !reached);
+    clean(&s);
+    detach(&s);
+    OK(vmfs_leave(s.v, &err));
+    unmake(&s);
+    return 0;
+}
+
 static void full(void **state) { (void)state; test_in_fiber(full_fn, NULL); }
 static void full_with_snapshot(void **state) { (void)state; test_in_fiber(full_snapshot_fn, NULL); }
 static void failed_flush(void **state) { (void)state; test_in_fiber(flush_fn, NULL); }
@@ -434,6 +480,8 @@ static void failed_data(void **state) { (void)state; test_in_fiber(data_error_fn
 static void given_up_meanwhile(void **state) { (void)state; test_in_fiber(given_up_fn, NULL); }
 static void failed_giving(void **state) { (void)state; test_in_fiber(give_fn, NULL); }
 static void unread_region(void **state) { (void)state; test_in_fiber(unread_fn, NULL); }
+static void no_memory_for_plan(void **state) { (void)state; test_in_fiber(plan_fn, NULL); }
 static void failed_writes_swept(void **state) { (void)state; test_in_fiber(sweep_fn, NULL); }
 
-TEST_MAIN(TEST(full), TEST(full_with_snapshot), TEST(failed_flush), TEST(failed_data), TEST(given_up_meanwhile), TEST(failed_giving), TEST(unread_region),           TEST(failed_writes_swept))
+TEST_MAIN(TEST(full), TEST(full_with_snapshot), TEST(failed_flush), TEST(failed_data), TEST(given_up_meanwhile), TEST(failed_giving), TEST(unread_region), TEST(no_memory_for_plan),
+          TEST(failed_writes_swept))

@@ -357,6 +357,15 @@ void disk_change_start(struct dop *op)
 }
 
 /* ---- thick and eager ---- */
+/* Pieces of a block that have no unit, a bit each: all, or those behind where the disk was cut. */
+static unsigned holes_of(const struct mentry *e)
+{
+    unsigned holes = 0;
+    for (unsigned i = 0; i < VMFS_BLOCK_PIECES; i++)
+        holes |= (unsigned)(!e || ment_piece(e, i).state == VMFS_P_HOLE) << i;
+    return holes;
+}
+
 static int reserve_block(struct vobj *o, uint64_t piece, uint64_t epoch)
 {
     struct vmfs *v = o->v;
@@ -373,12 +382,13 @@ static int reserve_block(struct vobj *o, uint64_t piece, uint64_t epoch)
     if (mtree_peek(&o->live, piece, &leaf) < 0 || !disk_nodes_fit(o))
         return -EAGAIN;
     const struct mentry *e = leaf ? &leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES] : NULL;
-    if (e && (e->px || e->addr))
-        return 0;
-    uint64_t a = space_take_block(v);
+    unsigned lacks = holes_of(e);
+    uint64_t a = lacks == 0xffff ? space_take_block(v) : 0;
     if (a)
         return record_map(o, piece, VMFS_BLOCK_PIECES, a, epoch, VMFS_P_RESERVED, NULL);
     for (unsigned i = 0; r == 0 && i < VMFS_BLOCK_PIECES; i++) {
+        if (!(lacks >> i & 1))
+            continue;
         a = space_take_piece(v);
         r = a ? record_map(o, piece + i, 1, a, epoch, VMFS_P_RESERVED, NULL) : -GR_ENOSPACE;
     }

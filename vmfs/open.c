@@ -163,40 +163,74 @@ static int zero_tail(struct dop *op, uint64_t size)
     return r;
 }
 
-static int cut_off(struct vobj *o, uint64_t size)
+static int cut_tail(struct vobj *o, uint64_t size)
 {
-    uint64_t from = (size + VMFS_PIECE - 1) / VMFS_PIECE;
+    struct dop op = { .o = o };
+    op.range.epoch = o->epoch;
+    if (size % VMFS_PIECE == 0)
+        return 0;
+    ticket_open(o->v, &op.ticket); /* as any write: who empties the device waits for what is under way to it */
+    int r = zero_tail(&op, size);
+    ticket_close(o->v, &op.ticket);
+    return r;
+}
+
+static int cut_rest(struct vobj *o, uint64_t size)
+{
     uint64_t end = (o->ino.size + VMFS_BLOCK - 1) / VMFS_BLOCK * VMFS_BLOCK_PIECES; /* the last block has pieces behind the end, reserved */
     struct dop op = { .o = o };
     op.range.epoch = o->epoch;
-    int r = disk_clear_pieces(&op, from, end);
-    if (r < 0 || size % VMFS_PIECE == 0)
-        return r;
-    ticket_open(o->v, &op.ticket); /* behind that, which makes room; as any write: who empties the device waits for what is under way to it */
-    r = zero_tail(&op, size);
-    ticket_close(o->v, &op.ticket);
-    return r;
+    return disk_clear_pieces(&op, (size + VMFS_PIECE - 1) / VMFS_PIECE, end);
+}
+
+/* First what reads and writes, so that a failure there costs nothing; but where there is no room for it, it waits for what is given back. *@ret_gone: an
+ * error came later, and some of what is behind @size is zeros. */
+static int cut_off(struct vobj *o, uint64_t size, bool *ret_gone)
+{
+    int tail = cut_tail(o, size);
+    *ret_gone = tail == 0 || tail == -GR_ENOSPACE;
+    int r = *ret_gone ? cut_rest(o, size) : tail;
+    return r == 0 && tail < 0 ? cut_tail(o, size) : r;
+}
+
+static int resize_record(struct vobj *o, uint64_t size, struct gr_err *err)
+{
+    struct vmfs_rec_value_disk rec = { .r.type = gr_le16_of(VMFS_R_RESIZE), .value = gr_le64_of(size) };
+    return record_do(o, &rec, sizeof rec, err);
+}
+
+static int shrink(struct vmfs_disk *d, uint64_t size, struct gr_err *err)
+{
+    struct vobj *o = d->o;
+    bool gone = false;
+    int r = cut_off(o, size, &gone);
+    if (r == 0)
+        r = resize_record(o, size, err);
+    if (r == 0)
+        return 0;
+    if (gone && o->ino.provision != VMFS_THIN) /* it is still as long as it was, and so is what was promised */
+        (void)disk_reserve(o, size / VMFS_PIECE, (o->ino.size + VMFS_PIECE - 1) / VMFS_PIECE, o->epoch);
+    return gone ? gr_fail(err, r, "'%s' cannot be cut: %s; it is as long as before, but what is behind byte %llu may have become zeros", d->bdev.name, gr_code_text(r),
+                          (unsigned long long)size)
+                : gr_fail(err, r, "'%s' cannot be cut: %s", d->bdev.name, gr_code_text(r));
 }
 
 static int resize_locked(struct vmfs_disk *d, uint64_t size, struct gr_err *err)
 {
     struct vobj *o = d->o;
-    struct vmfs_rec_value_disk rec = { .value = gr_le64_of(size) };
     uint64_t old = o->ino.size;
-    int r = 0;
     journal_room(o->v);
-    if (size < old && (r = cut_off(o, size)) < 0)
-        return gr_fail(err, r, "'%s' cannot be cut: %s", d->bdev.name, gr_code_text(r));
-    rec.r.type = gr_le16_of(VMFS_R_RESIZE);
-    r = record_do(o, &rec, sizeof rec, err);
-    if (r == 0 && size > old && o->ino.provision != VMFS_THIN) {
-        r = disk_reserve(o, (old + VMFS_PIECE - 1) / VMFS_PIECE, (size + VMFS_PIECE - 1) / VMFS_PIECE, o->epoch);
-        if (r < 0) {
-            gr_fail(err, r, "'%s' cannot grow: %s", d->bdev.name, gr_code_text(r));
-            cut_off(o, old);
-            rec.value = gr_le64_of(old);
-            record_do(o, &rec, sizeof rec, NULL);
-        }
+    if (size < old)
+        return shrink(d, size, err);
+    int r = resize_record(o, size, err);
+    if (r < 0 || size == old || o->ino.provision == VMFS_THIN)
+        return r;
+    r = disk_reserve(o, (old + VMFS_PIECE - 1) / VMFS_PIECE, (size + VMFS_PIECE - 1) / VMFS_PIECE, o->epoch);
+    if (r < 0 && cut_rest(o, old) < 0) /* what was reserved must not lie behind the end */
+        return gr_fail(err, r, "'%s' cannot grow: %s; nor be made as small as before: not all of its space is reserved", d->bdev.name, gr_code_text(r));
+    if (r < 0) {
+        (void)resize_record(o, old, NULL);
+        gr_fail(err, r, "'%s' cannot grow: %s", d->bdev.name, gr_code_text(r));
     }
     return r;
 }
@@ -223,10 +257,11 @@ int vmfs_resize(struct vmfs_disk *d, uint64_t size, bool shrink, struct gr_err *
     if (size < o->ino.size && !shrink)
         return gr_fail(err, -EINVAL, "'%s' has %llu bytes: making it smaller loses what is behind byte %llu; say --shrink to do it",
                        d->bdev.name, (unsigned long long)o->ino.size, (unsigned long long)size);
+    uint64_t old = o->ino.size;
     int r = disk_set_size(d, size, err);
     if (r == 0 && (r = journal_commit(o->v)) < 0)
         gr_fail(err, r, "'%s': the new size is not durable: %s", d->bdev.name, gr_code_text(r));
-    if (r == 0)
+    if (r == 0 || o->ino.size != old)
         gr_bdev_event(&d->bdev, GR_EVENT_RESIZED);
     return r;
 }

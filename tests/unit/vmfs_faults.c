@@ -473,6 +473,109 @@ static int plan_fn(void *arg)
     return 0;
 }
 
+/* ---- a disk that is cut ---- */
+#define CUT_SIZE (1ull << 20)
+static void new_disk(struct site *s, enum vmfs_provision provision)
+{
+    gr_chan_close(s->ch[0]);
+    vmfs_close(s->d[0]);
+    OK(vmfs_remove(s->v, "a", &err));
+    OK(vmfs_create(s->v, "a", VMFS_DISK, CUT_SIZE, provision, &err));
+    OK(vmfs_open(s->v, "a", &s->d[0], NULL, &err));
+    assert_int_equal(gr_chan_open(vmfs_bdev(s->d[0]), s->loop, &s->ch[0]), 0);
+    assert_int_equal(put(s, 0, 0, CUT_SIZE, 5), 0);
+    OK(vmfs_checkpoint(s->v, &err));
+}
+
+/* All of a thick disk has its place, whatever became of a cut. */
+static void has_all(struct site *s)
+{
+    assert_int_equal(s->d[0]->o->ino.size, CUT_SIZE);
+    assert_int_equal(s->d[0]->o->ino.used_units, CUT_SIZE / VMFS_PIECE);
+}
+
+static int cut_fn(void *arg)
+{
+    struct site s = { 0 };
+    struct gr_fault_rule rd = { .op = GR_OP_READ, .count = 1, .code = -EIO };
+    (void)arg;
+    make(&s, 64 << 20);
+    new_disk(&s, VMFS_THICK);
+    assert_int_equal(gr_bdev_fault_add(s.fault, &rd), 0);
+    FAILS(-EIO, "cannot be cut", vmfs_resize(s.d[0], 512 << 10 | 512, true, &err)); /* its last piece cannot be read: nothing has become of the rest */
+    gr_bdev_fault_clear(s.fault);
+    is(&s, 0, 0, CUT_SIZE, 5);
+    has_all(&s);
+    OK(vmfs_resize(s.d[0], 68 << 10 | 512, true, &err)); /* in the midst of a block, of a piece */
+    OK(vmfs_resize(s.d[0], CUT_SIZE, false, &err));
+    has_all(&s);
+    is(&s, 0, 0, 68 << 10 | 512, 5);
+    is(&s, 0, 68 << 10 | 512, CUT_SIZE - (68 << 10 | 512), 0);
+    bool reached = true;
+    unsigned failed = 0;
+    for (int n = 0; reached && n < 200; n++) { /* the n-th that asks for memory gets none */
+        assert_int_equal(put(&s, 0, 0, CUT_SIZE, 6), 0);
+        assert_int_equal(gr_flush(s.ch[0]), 0);
+        gr_alloc_fail_after(n, 0);
+        int r = vmfs_resize(s.d[0], 68 << 10 | 512, true, NULL);
+        reached = test_alloc_failed(n);
+        if (s.v->fenced) { /* half a record cannot be taken back */
+            assert_true(r < 0);
+            detach(&s);
+            vmfs_abandon(s.v);
+            attach(&s);
+            OK(vmfs_resize(s.d[0], 68 << 10 | 512, true, &err)); /* as when it is killed half-way: the next one goes on */
+        }
+        failed += r < 0;
+        if (s.d[0]->o->ino.size != CUT_SIZE)
+            OK(vmfs_resize(s.d[0], CUT_SIZE, false, &err));
+        else
+            assert_true(r < 0);
+        has_all(&s);
+        is(&s, 0, 0, 68 << 10, 6);
+    }
+    print_message("%u cuts failed\n", failed);
+    assert_true(failed > 2 && !reached);
+    clean(&s);
+    detach(&s);
+    OK(vmfs_leave(s.v, &err));
+    unmake(&s);
+    return 0;
+}
+
+#define LONG_SIZE (24ull << 20)
+/* Its map cannot be read half-way: what was given back before is reserved again. */
+static int half_cut_fn(void *arg)
+{
+    struct site s = { 0 };
+    struct vmfs_disk *d;
+    bool absent;
+    (void)arg;
+    make(&s, 128 << 20);
+    OK(vmfs_create(s.v, "long", VMFS_DISK, LONG_SIZE, VMFS_THICK, &err));
+    detach(&s);
+    OK(vmfs_leave(s.v, &err));
+    attach(&s);
+    OK(vmfs_open(s.v, "long", &d, NULL, &err));
+    OK(mtree_load_root(d->o, &d->o->live, &err));
+    const struct mchild *c = mtree_slot(&d->o->live, 0, LONG_SIZE / VMFS_PIECE - 1, &absent);
+    assert_true(c && !c->mem);
+    struct gr_fault_rule rule = { .op = GR_OP_READ, .off = vmfs_addr_unit(c->ptr.addr) * VMFS_UNIT, .len = VMFS_UNIT, .code = -EIO };
+    assert_int_equal(gr_bdev_fault_add(s.fault, &rule), 0);
+    FAILS(-EIO, "may have become zeros", vmfs_resize(d, 68 << 10, true, &err));
+    gr_bdev_fault_clear(s.fault);
+    assert_int_equal(d->o->ino.size, LONG_SIZE);
+    assert_int_equal(d->o->ino.used_units, LONG_SIZE / VMFS_PIECE);
+    OK(vmfs_resize(d, 68 << 10, true, &err));
+    assert_int_equal(d->o->ino.used_units, 17);
+    vmfs_close(d);
+    clean(&s);
+    detach(&s);
+    OK(vmfs_leave(s.v, &err));
+    unmake(&s);
+    return 0;
+}
+
 static void full(void **state) { (void)state; test_in_fiber(full_fn, NULL); }
 static void full_with_snapshot(void **state) { (void)state; test_in_fiber(full_snapshot_fn, NULL); }
 static void failed_flush(void **state) { (void)state; test_in_fiber(flush_fn, NULL); }
@@ -481,7 +584,9 @@ static void given_up_meanwhile(void **state) { (void)state; test_in_fiber(given_
 static void failed_giving(void **state) { (void)state; test_in_fiber(give_fn, NULL); }
 static void unread_region(void **state) { (void)state; test_in_fiber(unread_fn, NULL); }
 static void no_memory_for_plan(void **state) { (void)state; test_in_fiber(plan_fn, NULL); }
+static void failed_cut(void **state) { (void)state; test_in_fiber(cut_fn, NULL); }
+static void half_cut(void **state) { (void)state; test_in_fiber(half_cut_fn, NULL); }
 static void failed_writes_swept(void **state) { (void)state; test_in_fiber(sweep_fn, NULL); }
 
 TEST_MAIN(TEST(full), TEST(full_with_snapshot), TEST(failed_flush), TEST(failed_data), TEST(given_up_meanwhile), TEST(failed_giving), TEST(unread_region), TEST(no_memory_for_plan),
-          TEST(failed_writes_swept))
+          TEST(failed_cut), TEST(half_cut), TEST(failed_writes_swept))

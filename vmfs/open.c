@@ -350,6 +350,7 @@ int vmfs_file_write(struct vmfs *v, const char *path, const char *aside, const v
     bool replace = r == 0;
     struct vmfs_disk *d = NULL;
     r = vmfs_create(v, tmp, VMFS_FILE, len, VMFS_THIN, err);
+    bool made = r == 0;
     if (r == 0)
         r = vmfs_open(v, tmp, &d, NULL, err);
     if (r == 0 && len) {
@@ -368,7 +369,7 @@ int vmfs_file_write(struct vmfs *v, const char *path, const char *aside, const v
     vmfs_close(d);
     if (r == 0)
         r = replace ? ns_replace(v, tmp, path, err) : vmfs_rename(v, tmp, path, err);
-    if (r < 0 && d)
+    if (r < 0 && made)
         vmfs_remove(v, tmp, NULL);
     if (r == 0 && (r = vmfs_release(v, path, err)) == -EBUSY)
         r = 0; /* somebody opened it already */

@@ -576,6 +576,51 @@ static int half_cut_fn(void *arg)
     return 0;
 }
 
+/* ---- a whole file that cannot be written ---- */
+static int count_names(void *arg, const char *name, const struct vmfs_stat *st)
+{
+    (void)name;
+    (void)st;
+    ++*(unsigned *)arg;
+    return 0;
+}
+
+/* No name is left behind but those there were. */
+static int file_fn(void *arg)
+{
+    struct site s = { 0 };
+    bool reached = true;
+    unsigned failed = 0, before = 3;
+    static const uint8_t bytes[9000] = { 1 };
+    (void)arg;
+    make(&s, 64 << 20);
+    OK(vmfs_file_write(s.v, "note", bytes, sizeof bytes, &err));
+    for (int n = 0; reached && n < 2000; n++) {
+        gr_alloc_fail_after(n, 0);
+        int r = vmfs_file_write(s.v, "note", bytes, sizeof bytes, NULL);
+        reached = test_alloc_failed(n);
+        failed += r < 0;
+        if (s.v->fenced) {
+            detach(&s);
+            vmfs_abandon(s.v);
+            attach(&s);
+            before = 0; /* as when it is killed */
+        }
+        unsigned names = 0;
+        OK(vmfs_readdir(s.v, "", count_names, &names, &err));
+        if (before && names != before)
+            fail_msg("without memory at the %dth place: %u names", n, names);
+        before = names;
+    }
+    print_message("%u of them failed\n", failed);
+    assert_true(failed > 2 && !reached);
+    clean(&s);
+    detach(&s);
+    OK(vmfs_leave(s.v, &err));
+    unmake(&s);
+    return 0;
+}
+
 static void full(void **state) { (void)state; test_in_fiber(full_fn, NULL); }
 static void full_with_snapshot(void **state) { (void)state; test_in_fiber(full_snapshot_fn, NULL); }
 static void failed_flush(void **state) { (void)state; test_in_fiber(flush_fn, NULL); }
@@ -586,7 +631,8 @@ static void unread_region(void **state) { (void)state; test_in_fiber(unread_fn, 
 static void no_memory_for_plan(void **state) { (void)state; test_in_fiber(plan_fn, NULL); }
 static void failed_cut(void **state) { (void)state; test_in_fiber(cut_fn, NULL); }
 static void half_cut(void **state) { (void)state; test_in_fiber(half_cut_fn, NULL); }
+static void failed_file(void **state) { (void)state; test_in_fiber(file_fn, NULL); }
 static void failed_writes_swept(void **state) { (void)state; test_in_fiber(sweep_fn, NULL); }
 
 TEST_MAIN(TEST(full), TEST(full_with_snapshot), TEST(failed_flush), TEST(failed_data), TEST(given_up_meanwhile), TEST(failed_giving), TEST(unread_region), TEST(no_memory_for_plan),
-          TEST(failed_cut), TEST(half_cut), TEST(failed_writes_swept))
+          TEST(failed_cut), TEST(half_cut), TEST(failed_file), TEST(failed_writes_swept))

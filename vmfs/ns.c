@@ -136,10 +136,26 @@ int ns_begin_bare(struct vmfs *v, struct vobj **ret_root, struct gr_err *err)
     return begin(v, false, ret_root, err);
 }
 
+/* In memory names hang together with much else, which nobody can take back: a checkpoint that has no memory is tried again, and then it is the end of
+ * the volume on this host, as when it fails for anything else. */
+#define HOME_TRIES 50u
+#define HOME_PAUSE_MS 20u
+static int names_home(struct vmfs *v)
+{
+    int r = ckpt_run(v);
+    for (unsigned tries = 1; r == -ENOMEM && !v->fenced && tries < HOME_TRIES; tries++) {
+        gr_fiber_sleep_ms(HOME_PAUSE_MS);
+        r = ckpt_run(v);
+    }
+    if (r < 0 && !v->fenced)
+        vmfs_fence(v, "names that were changed cannot go home: %s", gr_code_text(r));
+    return r;
+}
+
 /* Home with it (unless @r says that nothing was changed), give the lock up. */
 int ns_end(struct vmfs *v, int r, struct gr_err *err)
 {
-    if (r >= 0 && (r = ckpt_run(v)) < 0)
+    if (r >= 0 && (r = names_home(v)) < 0)
         gr_fail(err, r, "datastore '%s': %s", v->sb.name, v->fenced ? v->fence_reason : gr_code_text(r));
     struct vobj *root = vobj_find(v, VMFS_INODE_ROOT);
     if (root && r < 0)
@@ -151,10 +167,10 @@ int ns_end(struct vmfs *v, int r, struct gr_err *err)
             if (removed || (o->ino.type == VMFS_DIR && o->id != VMFS_INODE_ROOT))
                 vobj_free(o);
         }
-    if (root) {
-        int rel = v->fenced ? 0 : vobj_release(v, root, r < 0 ? NULL : err);
-        r = r < 0 ? r : rel;
-    }
+    struct gr_err why = { 0 };
+    int rel = root && !v->fenced ? vobj_release(v, root, &why) : 0;
+    if (rel < 0 && !v->fenced) /* but what was changed is */
+        vmfs_warn(v, "datastore '%s': the lock of its names is not given back, which the next change here does: %s", v->sb.name, gr_err_text(&why, rel));
     gr_fmutex_unlock(&v->ns_lock);
     return r;
 }

@@ -351,11 +351,24 @@ int vobj_look(struct vmfs *v, uint64_t id, struct vobj **ret, struct vobj **ret_
     return r;
 }
 
+/* A lock that stays for want of memory keeps others waiting: that is tried again for a while. */
+#define BLOCK_TRIES 50u
+#define BLOCK_PAUSE_MS 20u
+static uint8_t *block_soon(const struct vmfs *v)
+{
+    uint8_t *block = vunits_alloc(1);
+    for (unsigned tries = 1; !block && !v->fenced && tries < BLOCK_TRIES; tries++) {
+        gr_fiber_sleep_ms(BLOCK_PAUSE_MS);
+        block = vunits_alloc(1);
+    }
+    return block;
+}
+
 /* Both locks held. The last write is copy A's, with the lock free: nothing of ours may land behind the next holder's. */
 static int release(struct vmfs *v, struct vobj *o, struct gr_err *err)
 {
     uint32_t index = (uint32_t)o->id;
-    uint8_t *block = vunits_alloc(1);
+    uint8_t *block = block_soon(v);
     int r = block ? 0 : gr_fail(err, -ENOMEM, "out of memory");
     for (int copy = 1; r == 0 && copy >= 0; copy--) {
         uint64_t addr = vhome_addr(&v->sb.inodes, index, 0, copy);

@@ -67,6 +67,14 @@ static void put_all(struct site *s, int byte)
         assert_int_equal(gr_pwrite(s->ch, s->buf, 4096, i * STEP, 0), 0);
 }
 
+/* So that a checkpoint would like to have another region. */
+static void put_some(struct site *s)
+{
+    memset(s->buf, 9, 4096);
+    for (unsigned i = 0; i < 20; i++)
+        assert_int_equal(gr_pwrite(s->ch, s->buf, 4096, i * STEP, 0), 0);
+}
+
 static void are(struct site *s, int byte, int n)
 {
     for (unsigned i = 0; i < LEAVES; i++) {
@@ -88,19 +96,6 @@ static void leave_free(struct vmfs *v, uint64_t units)
 }
 
 /* ---- leaves that are written count as clean; their records are not sealed before the checkpoint is ---- */
-/* True: it has failed. */
-static bool was_reached(int n)
-{
-    bool failed = false;
-    for (int i = 0; i <= n && !failed; i++) {
-        void *p = gr_alloc(1);
-        failed = !p;
-        free(p);
-    }
-    gr_alloc_fail_after(-1, 0);
-    return !failed;
-}
-
 /* The @n-th that asks for memory gets none. True: so often it was asked for. */
 static bool without_memory(int n, unsigned *again)
 {
@@ -113,7 +108,7 @@ static bool without_memory(int n, unsigned *again)
     s.v->map_loads += 64; /* so many others came since: none is kept for being new */
     gr_alloc_fail_after(n, 0);
     int r = vmfs_checkpoint(s.v, NULL);
-    bool reached = was_reached(n), fenced = s.v->fenced;
+    bool reached = test_alloc_failed(n), fenced = s.v->fenced;
     if (!fenced) {
         *again += r < 0;
         put_all(&s, 2);
@@ -168,7 +163,102 @@ static int unread_fn(void *arg)
     return 0;
 }
 
+/* ---- names that are changed go home, or are what they were ---- */
+enum change { MAKE, REMOVE, RENAME, FOLDER, N_CHANGES };
+static int change(struct vmfs *v, enum change c)
+{
+    switch (c) {
+    case MAKE: return vmfs_create(v, "b", VMFS_DISK, 1 << 20, VMFS_THIN, NULL);
+    case REMOVE: return vmfs_remove(v, "b", NULL);
+    case RENAME: return vmfs_rename(v, "b", "x/y/b", NULL);
+    case FOLDER: return vmfs_remove(v, "z", NULL);
+    case N_CHANGES: break;
+    }
+    return -EINVAL;
+}
+
+/* Is it there, and of use? */
+static bool there(struct vmfs *v, const char *path)
+{
+    struct vmfs_stat st;
+    struct vmfs_disk *d;
+    if (vmfs_stat(v, path, &st, NULL) < 0)
+        return false;
+    if (st.type == VMFS_DISK) {
+        OK(vmfs_open(v, path, &d, NULL, &err));
+        vmfs_close(d);
+    }
+    return true;
+}
+
+static bool done(struct vmfs *v, enum change c)
+{
+    if (c == RENAME && there(v, "b") == there(v, "x/y/b"))
+        fail_msg("it has two names, or none");
+    return c == MAKE ? there(v, "b") : c == FOLDER ? !there(v, "z") : !there(v, "b");
+}
+
+/* True: it was the last one. */
+static bool changed(enum change c, int n, bool for_ever, unsigned *failed)
+{
+    struct site s;
+    struct vmfs_check_report rep;
+    make(&s);
+    if (c != MAKE)
+        OK(vmfs_create(s.v, "b", VMFS_DISK, 1 << 20, VMFS_THIN, &err));
+    OK(vmfs_create(s.v, "z", VMFS_DIR, 0, VMFS_THIN, &err));
+    detach(&s);
+    OK(vmfs_leave(s.v, &err));
+    attach(&s);
+    put_some(&s);
+    space_pool_fill(s.v);
+    leave_free(s.v, 200);
+    gr_alloc_fail_after(n, for_ever);
+    int r = change(s.v, c);
+    bool last = for_ever ? r == 0 : !test_alloc_failed(n);
+    gr_alloc_fail_after(-1, 0);
+    *failed += r < 0;
+    if (s.v->fenced) {
+        detach(&s);
+        vmfs_abandon(s.v);
+        attach(&s);
+    } else {
+        struct vobj *root;
+        OK(vobj_peek(s.v, VMFS_INODE_ROOT, &root, &err));
+        if (root->ino.lock.holder && r == 0 && !for_ever)
+            fail_msg("change %d, without memory at the %dth place: nobody else can change a name", c, n);
+        vobj_free(root);
+        OK(vmfs_checkpoint(s.v, &err));
+        if (done(s.v, c) != (r == 0))
+            fail_msg("change %d, without memory at the %dth place: %d, but it is the other", c, n, r);
+    }
+    assert_int_equal(vmfs_settle(s.v, 10000), 0);
+    (void)done(s.v, c);
+    struct gr_err err = { 0 };
+    r = vmfs_check(s.v, NULL, NULL, &rep, &err);
+    if (r < 0)
+        fail_msg("change %d, without memory at the %dth place: %s", c, n, err.text);
+    unmake(&s);
+    return last;
+}
+
+static int names_fn(void *arg)
+{
+    (void)arg;
+    for (enum change c = MAKE; c < N_CHANGES; c++)
+        for (int for_ever = 0; for_ever < 2; for_ever++) {
+            unsigned failed = 0;
+            int n = (int)c;
+            while (!changed(c, n, for_ever, &failed))
+                n += for_ever ? 30 : c == MAKE ? 1 : 4;
+            print_message("change %d%s: %d places, %u failed\n", c, for_ever ? ", for ever" : "", n, failed);
+            assert_true(failed);
+        }
+    return 0;
+}
+
 static void memory(void **state) { (void)state; test_in_fiber(memory_fn, NULL); }
 static void unread(void **state) { (void)state; test_in_fiber(unread_fn, NULL); }
+static void names(void **state) { (void)state; test_in_fiber(names_fn, NULL); }
 
-TEST_MAIN(TEST(memory), TEST(unread))
+TEST_MAIN(TEST(memory), TEST(unread), TEST(names))

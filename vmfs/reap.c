@@ -215,7 +215,19 @@ static int reap_leaf(struct reap *w, struct mtree **ret_tree)
     return 0;
 }
 
-/* One move: skips as far as it can, then one leaf. 0 moved; 1 finished. */
+/* Was the node of @t on the way to the cursor that is not in memory on a device that was replaced? Then there is no such node any more. */
+static bool went_with_device(const struct reap *w, struct mtree *t)
+{
+    const struct vmfs *v = w->o->v;
+    const struct mchild *c = NULL;
+    bool absent;
+    for (unsigned level = 0; !c && level <= t->level; level++)
+        c = mtree_slot(t, level, w->cursor, &absent);
+    uint64_t addr = c && !c->mem ? moved_addr(v, c->ptr.addr, 1, NULL) : 0;
+    return addr && vdev_emptied(v, vmfs_addr_dev(addr));
+}
+
+/* One move: skips as far as it can, then one leaf. 0 moved; 1 finished; -ENODEV: it was to go on where nothing is any more. */
 static int reap_step(struct reap *w)
 {
     struct mtree *missing = NULL;
@@ -247,6 +259,8 @@ static int reap_step(struct reap *w)
         return 0;
     struct gr_err err = { 0 };
     r = mtree_load(w->o, missing, w->cursor, &err);
+    if (r == -EIO && went_with_device(w, missing))
+        return -ENODEV;
     if (r < 0)
         vmfs_warn(w->o->v, "a deleted snapshot cannot be given back: %s", gr_err_text(&err, r));
     return r;
@@ -455,14 +469,6 @@ static int bring_home(struct vobj *o)
     return r;
 }
 
-static bool any_emptied(const struct vmfs *v)
-{
-    bool any = false;
-    for (unsigned i = 0; i < v->sb.n_devices; i++)
-        any |= vdev_emptied(v, i);
-    return any;
-}
-
 static void reap_all(struct vobj *o)
 {
     struct vmfs *v = o->v;
@@ -488,7 +494,7 @@ static void reap_all(struct vobj *o)
         if (!s || (!s->cursor && s->open)) /* opened meanwhile */
             continue;
         int r = reap_snapshot(o, id, &pace);
-        if (r == -EIO && o->dying && any_emptied(v)) /* its map lay on a device that was replaced: what it names is found to be nobody's (check --repair) */
+        if (r == -ENODEV && o->dying) /* what it names is found to be nobody's (check --repair) */
             r = drop(o, id);
         if (r < 0) {
             o->reap_error = r;

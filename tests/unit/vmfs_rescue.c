@@ -739,11 +739,50 @@ static void sealed(void)
 #else
 #define EACH 1u
 #endif
+/* A disk is deleted whose map cannot be read for the moment, where nothing was lost: it waits, though another device was replaced. */
+static void not_lost(unsigned lost)
+{
+    struct site *s = make(test_seed(), false, false);
+    struct gr_bdev *fault, *dev;
+    struct vobj *o;
+    uint64_t id, addr;
+    fill(s, false);
+    assert_int_equal(replace_cut(s, lost, 1000000, true), 1);
+    dev = s->dev[!lost];
+    assert_int_equal(gr_bdev_fault_open(gr_fiber_loop(), dev, &fault), 0);
+    s->dev[!lost] = fault;
+    OK(join(s, "b", 0, false, &s->v, &err));
+    struct vmfs_stat st;
+    OK(vmfs_stat(s->v, lost ? "d0" : "f/d1", &st, &err));
+    id = st.id;
+    OK(vobj_peek(s->v, id, &o, &err));
+    addr = o->live.root.ptr.addr;
+    vobj_free(o);
+    assert_true(addr && vmfs_addr_dev(addr) == !lost);
+    struct gr_fault_rule rule = { .op = GR_OP_READ, .off = vmfs_addr_unit(addr) * VMFS_UNIT, .len = VMFS_UNIT, .code = -EIO };
+    assert_int_equal(gr_bdev_fault_add(fault, &rule), 0);
+    OK(vmfs_remove(s->v, lost ? "d0" : "f/d1", &err));
+    assert_int_equal(vmfs_settle(s->v, 500), -ETIMEDOUT);
+    OK(vobj_peek(s->v, id, &o, &err));
+    vobj_free(o);
+    gr_bdev_fault_clear(fault);
+    OK(vmfs_leave(gr_take(s->v), &err));
+    OK(join(s, "b", 0, false, &s->v, &err));
+    assert_int_equal(vmfs_settle(s->v, 20000), 0);
+    FAILS(-ENOENT, "gone", vobj_peek(s->v, id, &o, &err));
+    OK(vmfs_leave(gr_take(s->v), &err));
+    s->dev[!lost] = dev;
+    gr_bdev_put(fault);
+    unmake(s);
+}
+
 static int replaced_fn(void *arg)
 {
     (void)arg;
     mixed();
     sealed();
+    for (unsigned lost = 0; lost < 2; lost++)
+        not_lost(lost);
     for (unsigned lost = 0; lost < 2; lost++)
         replaced_after_crash(lost);
     for (unsigned lost = 0; lost < 2; lost++) {

@@ -1,7 +1,9 @@
 /* Copying what lies on a device that leaves: blocks of metadata stay together, wherever they go. */
 #include "common/seam.h"
 #include "vmfs/evacuate.h"
+#include "vmfs/pool.h"
 
+#define HOME_TRIES 3u
 #define COPY_UNITS 1024u          /* read at once, unless one block is longer */
 
 /* Units from buf[at] on that must stay together: a block of metadata that begins there, or one. *@ret_units counts none behind @have. */
@@ -75,15 +77,18 @@ int evac_room(struct evac *e, uint32_t want, uint32_t least, uint64_t *ret_addr,
     int r = space_free_units(v) < want + keep ? -GR_ENOSPACE : space_ensure(v, want + space_meta_reserve(v));
     if (r < 0)
         return no_room(e, keep, r, err);
-    while (r == 0) {
+    for (unsigned tries = 0; r == 0;) {
         uint64_t addr = space_take_run(v, want, ret_got);
-        if (addr && *ret_got >= least) {
+        bool fit = space_nodes_fit_now(v, v->reserved_leaves, true); /* what is dirty still finds runs */
+        if (addr && *ret_got >= least && fit) {
             *ret_addr = addr;
             return 0;
         }
         if (addr)
             space_unreserve(v, addr, *ret_got);
         r = space_lease_any(v, NULL); /* those leased so far are in splinters */
+        if (r == -GR_ENOSPACE && !fit && v->dirty_nodes && tries++ < HOME_TRIES)
+            r = ckpt_run(v); /* what is home needs none */
     }
     return gr_fail(err, r, "datastore '%s': free space on the other devices is in splinters: no %u blocks of 4096 bytes lie behind each other", v->sb.name, least);
 }

@@ -586,6 +586,23 @@ int snap_settle(struct vmfs_disk *d, struct gr_err *err)
 }
 
 /* ---- reverting ---- */
+/* What is missing of the room to overwrite all of a thick disk as it was at @s: beside what it is promised already and what its head of now will give
+ * back, for what that let go of before may be somebody else's. With leaves of the map. */
+static uint64_t needed_then(const struct vobj *o, const struct vsnap *s)
+{
+    uint64_t units = o->ino.provision == VMFS_THIN ? 0 : (s->size + VMFS_PIECE - 1) / VMFS_PIECE, leaves = (units + VMFS_LEAF_PIECES - 1) / VMFS_LEAF_PIECES;
+    uint64_t has = o->reserved_units + (o->counted ? o->use.own : 0), more = units - GR_MIN(units, has);
+    return more ? more + (leaves - GR_MIN(leaves, o->reserved_leaves)) * leaf_units_max(o->v) : 0;
+}
+
+/* [sync] */
+static int promise_then(const struct vmfs_disk *d, const struct vsnap *s, struct gr_err *err)
+{
+    uint64_t need = needed_then(d->o, s), room = need ? space_promised_room(d->o->v) : 0;
+    return need <= room ? 0 : gr_fail(err, -GR_ENOSPACE, "'%s': what it was at '%s' needs %llu bytes more to overwrite, as a thick disk is promised, and %llu bytes are missing",
+                                      d->bdev.name, s->name, (unsigned long long)need * VMFS_UNIT, (unsigned long long)(need - room) * VMFS_UNIT);
+}
+
 int snap_revert(struct vmfs_disk *d, const char *name, struct gr_err *err)
 {
     int r = usable(d, err);
@@ -598,9 +615,16 @@ int snap_revert(struct vmfs_disk *d, const char *name, struct gr_err *err)
     journal_room(o->v);
     if (vobj_template(o))
         return gr_fail(err, -GR_EREADONLY, "'%s' is a template (granary disk set --template off makes it a disk like any other)", d->bdev.name);
-    disk_freeze(o);
     struct vsnap *s = named(d, name, err);
-    r = s ? snap_record(o, VMFS_R_REVERT, s->id, lineage, 0, err) : -ENOENT;
+    if (!s)
+        return -ENOENT;
+    if (needed_then(o, s))
+        (void)space_back(o->v, needed_then(o, s)); /* what others lease is not ours to promise */
+    disk_freeze(o);
+    s = named(d, name, err);
+    r = s ? promise_then(d, s, err) : -ENOENT;
+    if (r == 0)
+        r = snap_record(o, VMFS_R_REVERT, s->id, lineage, 0, err);
     if (r == 0) { /* before anybody can see the bytes of then */
         gr_bdev_event(&d->bdev, GR_EVENT_REVERTED);
         if (o->ino.size != old_size)

@@ -71,7 +71,8 @@ void snap_text_key(uint64_t id, char ret[33]); /* of the attribute that says wha
 int snap_bookmark(struct vmfs_disk *d, const char *snapshot, const char *bookmark, struct gr_err *err);
 /* Wait until no snapshot of @d is being deleted any more. */
 int snap_settle(struct vmfs_disk *d, struct gr_err *err);
-/* The live disk becomes what the snapshot is; later snapshots stay. GR_EVENT_REVERTED. The disk's own I/O is held meanwhile. */
+/* The live disk becomes what the snapshot is; later snapshots stay. GR_EVENT_REVERTED. The disk's own I/O is held meanwhile. -GR_ENOSPACE: a thick disk was
+ * longer then, and there is no room to promise. */
 int snap_revert(struct vmfs_disk *d, const char *name, struct gr_err *err);
 /* New disk @path of the same volume that starts at the snapshot. */
 int snap_clone(struct vmfs_disk *d, const char *name, const char *path, struct gr_err *err);

@@ -318,4 +318,41 @@ static int reverted_fn(void *arg)
 }
 static void reverted(void **state) { (void)state; test_in_fiber(reverted_fn, NULL); }
 
-TEST_MAIN(TEST(squeezed), TEST(detached), TEST(grown), TEST(promised), TEST(reverted))
+/* What it was before it was cut is more than there is room for by now: it stays what it is until there is. */
+static int longer_then_fn(void *arg)
+{
+    struct rig g;
+    uint64_t off = 0;
+    (void)arg;
+    make(&g, VMFS_THICK, PIECES);
+    OK(vmfs_resize(g.d, 1 << 20, true, &err));
+    for (unsigned i = 0; i < 2; i++) { /* what that let go of may be used again */
+        OK(vmfs_checkpoint(g.v, &err));
+        gr_fiber_sleep_ms(50);
+    }
+    while (gr_pwrite(g.other_ch, g.buf, 65536, off, 0) == 0)
+        off += 65536;
+    FAILS(-GR_ENOSPACE, "bytes are missing", snap_revert(g.d, "x", &err));
+    assert_int_equal(g.d->o->ino.size, 1 << 20);
+    assert_true(space_free_here(g.v) + g.v->sp.pool_units >= g.v->reserved_units);
+    assert_int_equal(gr_unmap(g.other_ch, 0, DISK, 0), 0);
+    assert_int_equal(gr_flush(g.other_ch), 0);
+    for (unsigned i = 0; i < 2; i++) {
+        OK(vmfs_checkpoint(g.v, &err));
+        gr_fiber_sleep_ms(50);
+    }
+    OK(snap_revert(g.d, "x", &err));
+    OK(snap_settle(g.d, &err));
+    assert_int_equal(g.d->o->reserved_units, PIECES);
+    for (off = 0; gr_pwrite(g.other_ch, g.buf, 65536, off, 0) == 0;)
+        off += 65536;
+    memset(g.buf, 7, 1 << 20);
+    memset(g.last, 7, sizeof g.last);
+    for (off = 0; off < DISK; off += 1 << 20)
+        assert_int_equal(gr_pwrite(g.ch, g.buf, 1 << 20, off, 0), 0);
+    unmake(&g);
+    return 0;
+}
+static void longer_then(void **state) { (void)state; test_in_fiber(longer_then_fn, NULL); }
+
+TEST_MAIN(TEST(squeezed), TEST(detached), TEST(grown), TEST(promised), TEST(reverted), TEST(longer_then))

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #define TIMEOUT_MS 30000
+#define FIRST_MS 5000u /* a target that is replaced by another, or starts anew, cuts log-ins off: for so long they are tried again */
 enum { SECTOR = 512 };
 
 /* ---- requests ---- */
@@ -361,14 +362,27 @@ static void on_announce(void *arg)
     gr_bdev_put(&d->bdev);
 }
 
-static int first_session(struct isc_dev *d, struct gr_err *err)
+static int log_in_once(struct isc_dev *d, struct gr_err *err)
 {
     int r = isc_dial(d, &d->session, err);
 
     if (r >= 0)
         r = isc_attach(d);
-    if (r >= 0)
-        r = isc_examine(d, &d->unit, err);
+    return r < 0 ? r : isc_examine(d, &d->unit, err);
+}
+
+/* One that is cut off is tried again; who refuses us means it. */
+static int first_session(struct isc_dev *d, struct gr_err *err)
+{
+    uint64_t deadline_ns = gr_loop_now_ns(d->loop) + GR_MIN(d->timeout_ms, (uint64_t)FIRST_MS) * 1000000;
+    int r;
+
+    while ((r = log_in_once(d, err)) == -ECONNRESET && gr_loop_now_ns(d->loop) < deadline_ns) {
+        isc_detach(d);
+        d->failures++;
+        isc_back_off(d);
+    }
+    d->failures = 0;
     if (r >= 0)
         d->state = ISC_LIVE;
     return r;

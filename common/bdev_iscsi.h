@@ -36,7 +36,8 @@ struct gr_iscsi_opts {
     unsigned reconnects;            /* log-ins in a row, without one command answered, before requests fail; 0: any number */
 };
 /* @url: iscsi://HOST[:PORT]/TARGET/LUN, HOST may be an IPv6 address in brackets. In a fiber; log-in and questions take a while.
- * @opts may be NULL. Errors name portal, target and cause: -EINVAL (URL, ISID), -GR_EAUTH, -ECONNREFUSED, -EHOSTUNREACH, -ETIMEDOUT,
+ * @opts may be NULL. A log-in that is cut off before it is answered, or before the unit has told what it is, is tried again for five seconds; one that
+ * is refused is not. Errors name portal, target and cause: -EINVAL (URL, ISID), -GR_EAUTH, -ECONNREFUSED, -ECONNRESET, -EHOSTUNREACH, -ETIMEDOUT,
  * -GR_EPROTO (an answer that makes no sense), those of gr_secret_read(). */
 int gr_bdev_iscsi_open(struct gr_loop *loop, const char *url, const struct gr_iscsi_opts *opts, struct gr_bdev **ret, struct gr_err *err);
 #endif

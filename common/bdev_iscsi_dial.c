@@ -45,10 +45,10 @@ static int socket_error(int fd)
     int e = 0;
     socklen_t len = sizeof(e);
 
-    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &e, &len) < 0 || !e ? -ECONNRESET : -e;
+    return getsockopt(fd, SOL_SOCKET, SO_ERROR, &e, &len) < 0 || !e || e == EPIPE ? -ECONNRESET : -e;
 }
 
-/* Drive libiscsi until @o is there. */
+/* Drive libiscsi until @o is there. -ECONNRESET: the target cut the connection off. */
 static int drive(struct isc_dev *d, struct isc_session *s, const struct outcome *o, uint64_t deadline_ns, struct gr_err *err)
 {
     while (!o->done) {
@@ -65,7 +65,7 @@ static int drive(struct isc_dev *d, struct isc_session *s, const struct outcome 
             return gr_fail(err, e, "%s", gr_code_text(e));
         }
         if (iscsi_service(s->ctx, got) < 0 && !o->done)
-            return gr_fail(err, -ECONNREFUSED, "%s", reason(s->ctx));
+            return gr_fail(err, -ECONNRESET, "connection lost: %s", reason(s->ctx));
     }
     return 0;
 }

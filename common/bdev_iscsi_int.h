@@ -197,6 +197,7 @@ void isc_start_looking(struct isc_dev *d);
 /* Fiber: wait for a session. 0 or why there is none. */
 int isc_wait_live(struct isc_dev *d, struct gr_err *err);
 void isc_sleep_ms(struct isc_dev *d, uint64_t ms); /* fiber; shorter when the device is closed */
+void isc_back_off(struct isc_dev *d);              /* the same, before the next log-in: the longer, the more have failed in a row */
 
 /* ---- bdev_iscsi_dirty.c ---- */
 struct isc_dirty *isc_dirty_new(void);

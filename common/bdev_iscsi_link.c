@@ -17,6 +17,11 @@ void isc_sleep_ms(struct isc_dev *d, uint64_t ms)
     }
 }
 
+void isc_back_off(struct isc_dev *d)
+{
+    isc_sleep_ms(d, GR_MIN((uint64_t)REDIAL_MIN_MS << GR_MIN(d->failures, 8u), (uint64_t)REDIAL_MAX_MS));
+}
+
 /* ---- losing ---- */
 void isc_detach(struct isc_dev *d)
 {
@@ -192,7 +197,7 @@ static void redial(struct isc_dev *d)
 
     while (patient(d) && !d->closing) {
         if (d->failures > 1)
-            isc_sleep_ms(d, GR_MIN((uint64_t)REDIAL_MIN_MS << GR_MIN(d->failures, 8u), (uint64_t)REDIAL_MAX_MS));
+            isc_back_off(d);
         r = resume(d, &d->why);
         if (r >= 0 && !d->given_up) {
             settle(d, ISC_LIVE, 0);

@@ -24,6 +24,8 @@ struct target {
     enum act act;
     int cut_after;     /* close after so many READs, per connection; 0: never */
     int cut_sessions;  /* only the first so many connections */
+    unsigned cut_logins, cut_questions; /* so many connections are closed when they log in; so many behind them when the unit is asked something */
+    bool refuses;      /* every log-in */
     bool shrinks;      /* from the second log-in on it is smaller */
     bool other_unit;   /* from the second log-in on it is another unit */
     unsigned attentions;
@@ -82,6 +84,11 @@ static void login(struct link *l, const uint8_t *req)
     bool security = !(req[1] & 0x0c);
     static const char sec[] = "AuthMethod=None", op[] = "HeaderDigest=None\0DataDigest=None\0MaxRecvDataSegmentLength=262144";
     uint8_t b[48] = {0x23, req[1]};
+    if (l->t->refuses) {
+        gr_put_be16(b + 36, 0x0203);
+        send_pdu(l, b, req, NULL, 0);
+        return;
+    }
     memcpy(b + 8, req + 8, 6);
     gr_put_be16(b + 14, 1);
     l->max_cmd = gr_get_be32(req + 24) + 64;
@@ -249,6 +256,8 @@ static void serve_link(void *arg)
         uint32_t len = (gr_get_be24(req + 5) + 3) & ~3u;
         if (len > sizeof(data) || !get(l, data, len))
             break;
+        if (l->number <= l->t->cut_logins + ((req[0] & 0x3f) == 1 ? l->t->cut_questions : 0))
+            break;
         if ((req[0] & 0x3f) == 3)
             login(l, req);
         else if ((req[0] & 0x3f) == 1 && !command(l, req))
@@ -385,6 +394,33 @@ static int lost_sessions(void *arg)
     return 0;
 }
 
+/* Cut off before it is answered is not refused: it is tried again, for a while. */
+static int cut_logins(void *arg)
+{
+    unsigned logins = 0;
+    struct gr_err err;
+    assert_int_equal(read_once((struct target){.cut_logins = 3}, 65536, &logins), 0);
+    assert_int_equal(logins, 4);
+    assert_int_equal(read_once((struct target){.cut_questions = 2}, 65536, &logins), 0);
+    assert_int_equal(logins, 3);
+    assert_int_equal(read_once((struct target){.cut_logins = 2, .cut_questions = 2}, 65536, &logins), 0);
+    assert_int_equal(logins, 5);
+    struct target t = {.cut_logins = 1000}; /* and it ends */
+    target_up(&t);
+    uint64_t began = gr_loop_now_ns(t.loop);
+    assert_null(source(&t, &err));
+    assert_int_equal(err.code, -ECONNRESET);
+    assert_non_null(strstr(err.text, "connection lost"));
+    assert_true(t.logins > 3 && gr_loop_now_ns(t.loop) - began < UINT64_C(8000000000));
+    target_down(&t);
+    t = (struct target){.refuses = true};
+    target_up(&t);
+    assert_null(source(&t, &err));
+    assert_int_equal(t.logins, 1);
+    target_down(&t);
+    return 0;
+}
+
 static int lies(void *arg)
 {
     assert_int_equal(read_once((struct target){.act = NO_DATA}, 65536, NULL), -GR_EPROTO);
@@ -447,6 +483,7 @@ static void in_loop(int (*fn)(void *))
 }
 static void t_truth(void **state) { in_loop(truth); }
 static void t_lost_sessions(void **state) { in_loop(lost_sessions); }
+static void t_cut_logins(void **state) { in_loop(cut_logins); }
 static void t_lies(void **state) { in_loop(lies); }
 static void t_key_lies(void **state) { in_loop(key_lies); }
-TEST_MAIN(TEST(t_truth), TEST(t_lost_sessions), TEST(t_lies), TEST(t_key_lies))
+TEST_MAIN(TEST(t_truth), TEST(t_lost_sessions), TEST(t_cut_logins), TEST(t_lies), TEST(t_key_lies))

@@ -126,6 +126,7 @@ int tgt_server_inherit_portals(struct tgt_server *s, struct tgt_heritage *h, str
     if (version < TGT_HERITAGE_OLDEST || version > TGT_HERITAGE_VERSION || !json_array_size(portals))
         return gr_fail(err, -GR_EFORMAT, "what the other process hands over, of version %lld, is not understood: %d to %d are", (long long)version,
                        TGT_HERITAGE_OLDEST, TGT_HERITAGE_VERSION);
+    s->deaf = true;
     json_array_foreach(portals, i, o)
     {
         int fd = tgt_heritage_take_fd(h, o);
@@ -318,6 +319,7 @@ int tgt_server_inherit_sessions(struct tgt_server *s, struct tgt_heritage *h)
         if (held[i])
             tgt_lu_user_put(held[i]);
     free(held);
+    tgt_server_hear(s);
     uint64_t silent = gr_loop_now_ns(s->loop) - (uint64_t)json_integer_value(json_object_get(h->doc, "rest-ns"));
     tgt_note(s, 5, "%u sessions taken over, %d lost; they were silent for %llu ms", s->n_sessions, lost, (unsigned long long)silent / 1000000);
     return lost;

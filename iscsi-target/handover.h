@@ -22,12 +22,17 @@ struct tgt_heritage {
 void tgt_heritage_free(struct tgt_heritage *h); /* closes what nobody took */
 /* Does who sent these params of daemon.hand-over read what we write? 0, or -EOPNOTSUPP. */
 int tgt_heritage_readable(json_t *params, struct gr_err *err);
-/* (fiber) Nothing new is begun; wait until what was begun is answered. No login is under way afterwards. 0, or -EBUSY naming the session
+/* (fiber) Nobody is let in any more: who comes waits in the socket, for who listens there next. Logins under way get two seconds from the first
+ * call on; those that have not ended by then are cut when another process takes this one's place. Sessions work on. */
+void tgt_server_deafen(struct tgt_server *s);
+void tgt_server_hear(struct tgt_server *s); /* the same people again; nothing when it was not deaf */
+/* (fiber) Nobody new is let in, as above, and nothing new is begun; wait until what was begun is answered. 0, or -EBUSY naming the session
  * that has not come to rest: then everything goes on as before. */
 int tgt_server_rest(struct tgt_server *s, uint64_t timeout_ms, struct gr_err *err);
 /* At rest: describe everything and take the sockets. The server has no sessions and portals afterwards, and can only be freed. */
 int tgt_server_bequeath(struct tgt_server *s, struct tgt_heritage *ret, struct gr_err *err);
-/* Listen where the other did, in place of tgt_server_listen(). */
+/* Have the portals of the other, in place of tgt_server_listen(). Nobody is let in before the sessions go on, which is next: who comes late meets
+ * what they hold. */
 int tgt_server_inherit_portals(struct tgt_server *s, struct tgt_heritage *h, struct gr_err *err);
 /* (fiber) Go on with the sessions. Those whose disk cannot be had end; how many. */
 int tgt_server_inherit_sessions(struct tgt_server *s, struct tgt_heritage *h);

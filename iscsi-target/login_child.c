@@ -44,6 +44,7 @@ struct login_process {
         uint32_t portal;
     } listeners[TGT_PORTALS];
     uint32_t timeout_ms, next_gen;
+    uint32_t deaf; /* the turn to answer when no login is under way any more, 0: none */
     struct gr_strangers strangers;
     struct tgt_msg msg;
     struct login_conn conns[TGT_SLOTS_MAX];
@@ -341,18 +342,38 @@ static void add_listener(struct login_process *p, uint32_t portal, int fd)
     p->listeners[i].portal = portal;
 }
 
+static void close_listener(struct login_process *p, uint32_t i)
+{
+    if (p->listeners[i].fd < 0)
+        return;
+    epoll_ctl(p->epoll, EPOLL_CTL_DEL, p->listeners[i].fd, NULL); /* the parent's copy may keep it in the set */
+    close(p->listeners[i].fd);
+    p->listeners[i].fd = -1;
+}
+
 static void remove_listener(struct login_process *p, uint32_t portal)
 {
-    for (uint32_t i = 0; i < TGT_PORTALS; i++) {
-        if (p->listeners[i].fd < 0 || p->listeners[i].portal != portal)
-            continue;
-        epoll_ctl(p->epoll, EPOLL_CTL_DEL, p->listeners[i].fd, NULL); /* the parent's copy may keep it in the set */
-        close(p->listeners[i].fd);
-        p->listeners[i].fd = -1;
-    }
+    for (uint32_t i = 0; i < TGT_PORTALS; i++)
+        if (p->listeners[i].portal == portal)
+            close_listener(p, i);
     for (uint32_t i = 0; i < TGT_SLOTS_MAX; i++)
         if (p->conns[i].fd >= 0 && p->conns[i].portal == portal)
             drop(p, &p->conns[i]);
+}
+
+/* Who comes now waits in the socket for whoever listens next. */
+static void go_deaf(struct login_process *p, uint32_t turn)
+{
+    for (uint32_t i = 0; i < TGT_PORTALS; i++)
+        close_listener(p, i);
+    p->deaf = turn;
+}
+
+static void tell_quiet(struct login_process *p)
+{
+    p->msg.u.deaf.turn = p->deaf;
+    p->deaf = 0;
+    tell(p, NULL, TGT_MSG_QUIET, -1);
 }
 
 static void answered(struct login_process *p, struct login_conn *c, const struct tgt_msg *m)
@@ -386,6 +407,7 @@ static void from_parent(struct login_process *p)
     if (r <= 0)
         _exit(0);
     if (m.type == TGT_MSG_LISTEN && fd >= 0) {
+        p->deaf = 0;
         add_listener(p, m.u.listen.portal, fd);
     } else if (m.type == TGT_MSG_CONFIG) {
         p->strangers.max = GR_MIN(m.u.config.max_half_open, TGT_SLOTS_MAX);
@@ -393,6 +415,8 @@ static void from_parent(struct login_process *p)
         p->timeout_ms = m.u.config.timeout_ms;
     } else if (m.type == TGT_MSG_UNLISTEN) {
         remove_listener(p, m.u.listen.portal);
+    } else if (m.type == TGT_MSG_DEAF) {
+        go_deaf(p, m.u.deaf.turn);
     } else if (m.type == TGT_MSG_PING) {
         tell(p, NULL, TGT_MSG_PONG, -1);
     } else if (m.slot < TGT_SLOTS_MAX && p->conns[m.slot].fd >= 0 && p->conns[m.slot].gen == m.gen) {
@@ -470,5 +494,7 @@ int tgt_login_main(int argc, char **argv)
             expire(p);
             next_check = now_ms() + 250;
         }
+        if (p->deaf && !p->strangers.n)
+            tell_quiet(p);
     }
 }

@@ -8,7 +8,7 @@
 #include "iscsi-target/login.h"
 #include "common/strangers.h"
 
-#define TGT_IPC_MAGIC 0x67726c35u /* changes with every change of this file */
+#define TGT_IPC_MAGIC 0x67726c36u /* changes with every change of this file */
 #define TGT_LOGIN_FLAG "--granary-login-process"
 #define TGT_LIST_PIECE 8192u
 #define TGT_HAND_OVER_TEXT 8192u
@@ -23,10 +23,12 @@ enum tgt_msg_type {
     TGT_MSG_LIST,
     TGT_MSG_GONE, /* the slot's connection has ended */
     TGT_MSG_PONG,
+    TGT_MSG_QUIET, /* nobody was let in since that DEAF, and no login is under way any more */
     /* to the login process */
     TGT_MSG_CONFIG,
     TGT_MSG_LISTEN,   /* carries a listening socket */
     TGT_MSG_UNLISTEN, /* close that one, and all logins that came through it */
+    TGT_MSG_DEAF,     /* close all of them; logins under way go on. It listens again when it gets one */
     TGT_MSG_ASKED,
     TGT_MSG_CHALLENGE,
     TGT_MSG_VERIFIED,
@@ -74,6 +76,9 @@ struct tgt_msg {
         struct {
             uint32_t portal; /* its id: of UNLISTEN too */
         } listen;
+        struct {
+            uint32_t turn; /* which DEAF: a late answer to an older one says nothing */
+        } deaf; /* of QUIET too */
         struct {
             uint32_t status, need_chap, group;
             char alias[TGT_NAME_MAX + 1];

@@ -2,11 +2,14 @@
  * is checked: it talks to strangers. What decides (names, CHAP, addresses) is decided here, from our own knowledge. */
 #include "common/cleanup.h"
 #include "common/seam.h"
+#include "iscsi-target/handover.h"
 #include "iscsi-target/login_parent.h"
 #include <netinet/in.h>
 #include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+#define LOGINS_NS UINT64_C(2000000000) /* what logins under way get to end in before another process takes our place */
 
 _Static_assert(sizeof(struct tgt_slot) + sizeof(struct tgt_job) <= TGT_LOGIN_PARENT_BYTES, "of a connection that is not logged in");
 
@@ -41,8 +44,8 @@ int tgt_login_listen(struct tgt_server *s, const struct tgt_portal *portal)
 {
     struct tgt_login_parent *p = s->login;
     p->out.u.listen.portal = portal->id;
-    if (p->process.sock < 0)
-        return 0; /* it is told when it has started again */
+    if (p->process.sock < 0 || s->deaf)
+        return 0; /* it is told when it has started again, or may hear again */
     return tgt_msg_send(p->process.sock, &p->out, TGT_MSG_LISTEN, portal->fd, MSG_DONTWAIT);
 }
 
@@ -74,6 +77,7 @@ static void lost(void *arg)
     struct tgt_login_parent *p = arg;
     for (unsigned i = 0; i < TGT_SLOTS_MAX; i++)
         slot_clear(&p->slots[i]);
+    p->quiet = true;
 }
 
 static void ended(void *arg)
@@ -103,6 +107,33 @@ int tgt_login_start(struct tgt_server *s, struct gr_err *err)
                                       .exe = s->opts.login_exe, .arg = p, .begin = begin, .readable = from_child, .ping = ping,
                                       .lost = lost, .ended = ended, .note = process_note};
     return gr_helper_start(&p->process, &o, err);
+}
+
+void tgt_server_deafen(struct tgt_server *s)
+{
+    struct tgt_login_parent *p = s->login;
+    if (!s->deaf) {
+        s->deaf = true;
+        p->deaf_until_ns = gr_loop_now_ns(s->loop) + LOGINS_NS;
+        p->out.u.deaf.turn = ++p->turn;
+        p->quiet = p->process.sock < 0; /* the next one gets no portals */
+        if (!p->quiet && tgt_msg_send(p->process.sock, &p->out, TGT_MSG_DEAF, -1, MSG_DONTWAIT) < 0)
+            gr_helper_lose(&p->process, "it cannot be told to let nobody in");
+    }
+    while ((!p->quiet || s->n_logins) && gr_loop_now_ns(s->loop) < p->deaf_until_ns)
+        gr_fiber_sleep_ms(1);
+}
+
+void tgt_server_hear(struct tgt_server *s)
+{
+    if (!s->deaf)
+        return;
+    s->deaf = false;
+    for (unsigned i = 0; i < s->n_portals; i++)
+        if (tgt_login_listen(s, &s->portals[i]) < 0) {
+            gr_helper_lose(&s->login->process, "it cannot be told to let others in again"); /* its successor is */
+            return;
+        }
 }
 
 void tgt_login_stop(struct tgt_server *s)
@@ -150,6 +181,7 @@ void tgt_job_end(struct tgt_job *j)
         close(j->fd);
     slot_clear(&j->taken);
     s->busy_fibers--;
+    s->n_logins--;
     free(j);
     gr_fqueue_wake_all(&s->changed);
 }
@@ -164,6 +196,7 @@ struct tgt_job *tgt_job_new(struct tgt_login_parent *p, uint32_t slot, int fd, b
     }
     *j = (struct tgt_job){.s = p->s, .slot = slot, .gen = p->slots[slot].gen, .spawn = p->process.spawn, .fd = fd, .msg = p->in};
     p->s->busy_fibers++;
+    p->s->n_logins++;
     if (take) {
         j->taken = p->slots[slot];
         memset(&p->slots[slot], 0, sizeof p->slots[slot]);
@@ -520,6 +553,10 @@ static bool message(struct tgt_login_parent *p, int *fd)
     struct tgt_slot *sl = &p->slots[m->slot];
     if (m->type == TGT_MSG_PONG) {
         gr_helper_pong(&p->process);
+        return true;
+    }
+    if (m->type == TGT_MSG_QUIET) {
+        p->quiet |= m->u.deaf.turn == p->turn;
         return true;
     }
     if (m->type == TGT_MSG_GONE) {

@@ -29,6 +29,9 @@ struct tgt_login_parent {
     struct gr_helper process;
     struct tgt_msg in, out;
     struct tgt_guesses guesses;
+    bool quiet;             /* no login is under way in the process, which lets nobody in */
+    uint32_t turn;          /* of being deaf */
+    uint64_t deaf_until_ns; /* so long logins under way are waited for */
     struct tgt_slot slots[TGT_SLOTS_MAX];
 };
 /* A question being answered in a fiber. */

@@ -127,11 +127,15 @@ static int come_to_rest(struct daemon *d, const struct gr_rpc_call *call, struct
         gr_log(GR_LOG_WARN, "%u requests are still at work: they are cut off", late);
     r = snap_svc_checkpoint(d->svc, err); /* while initiators work: what is left for later is little */
     if (r == 0)
+        tgt_server_deafen(d->tgt);
+    if (r == 0)
         r = mover_server_rest(d->mover, REST_MS, err);
     if (r == 0 && (r = tgt_server_rest(d->tgt, REST_MS, err)) < 0)
         mover_server_resume(d->mover);
-    if (r < 0)
+    if (r < 0) {
+        tgt_server_hear(d->tgt);
         gr_rpc_server_resume(d->rpc);
+    }
     return r;
 }
 

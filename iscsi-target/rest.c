@@ -112,11 +112,12 @@ static void wake(struct tgt_server *s)
 
 int tgt_server_rest(struct tgt_server *s, uint64_t timeout_ms, struct gr_err *err)
 {
-    uint64_t deadline = gr_loop_now_ns(s->loop) + timeout_ms * 1000000;
+    tgt_server_deafen(s);
     if (s->stopping || s->resting)
         return gr_fail(err, -EBUSY, "sessions are being brought to rest, or ended, already");
     s->resting = true;
     s->rest_ns = gr_loop_now_ns(s->loop);
+    uint64_t deadline = s->rest_ns + timeout_ms * 1000000;
     const struct tgt_sess *busy;
     while ((busy = tgt_server_restless(s)) && gr_loop_now_ns(s->loop) < deadline)
         gr_fiber_sleep_ms(1);
@@ -124,5 +125,6 @@ int tgt_server_rest(struct tgt_server *s, uint64_t timeout_ms, struct gr_err *er
         return 0;
     gr_fail(err, -EBUSY, "session %u of %s on '%s' did not come to rest: commands of it are still under way", busy->id, busy->initiator, busy->lu->disk);
     wake(s);
+    tgt_server_hear(s);
     return -EBUSY;
 }

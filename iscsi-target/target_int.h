@@ -371,6 +371,7 @@ struct tgt_server {
     struct tgt_sess *sessions;
     unsigned n_sessions;
     unsigned busy_fibers;       /* lookups and commands in fibers: free waits for them */
+    unsigned n_logins;          /* of them, what logins have asked for */
     struct tgt_lu *lus;
     struct tgt_pool pool;
     struct tgt_task *buf_waiters, *buf_waiters_last;
@@ -379,6 +380,7 @@ struct tgt_server {
     uint32_t next_id;
     uint16_t next_tsih;
     bool stopping;
+    bool deaf;                  /* nobody is let in: who comes waits in the socket, the login process has none */
     bool resting;               /* nothing new is begun: rest.c */
     uint64_t rest_ns;           /* since then */
     struct gr_fqueue changed;   /* a session has ended, a LU is idle */

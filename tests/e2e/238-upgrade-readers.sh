@@ -125,6 +125,37 @@ EOF
 start client env PATH=/usr/bin:/bin nbdsh -c "$(cat "$T/client.py")"
 # somebody always comes
 start comes bash -c 'while [ ! -e "$1/enough" ]; do nbdinfo --size "$0" || echo failed; done' "$url" "$T"
+cat > "$T/logs-in.py" << 'EOF'
+import os, socket, struct, sys, threading, time
+portal, target = sys.argv[1].split("/")[2:4]
+host, port = portal.rsplit(":", 1)
+def exactly(s, n):
+    b = b""
+    while len(b) < n:
+        more = s.recv(n - len(b))
+        if not more: raise OSError("cut off after %d bytes" % len(b))
+        b += more
+    return b
+def log_in(k, n): # in one request, which is sent in two pieces
+    text = ("InitiatorName=iqn.2026-01.com.example:%d\0TargetName=%s\0SessionType=Normal\0" % (k, target)).encode()
+    head = struct.pack(">BBHI6sHIHHII16x", 0x43, 0x87, 0, len(text), struct.pack(">BHBH", 0x80, k, 0, n & 0xffff), 0, n, 0, 0, 1, 1)
+    pdu = head + text + bytes(-len(text) % 4)
+    with socket.create_connection((host, int(port)), 10) as s:
+        s.sendall(pdu[:60])
+        time.sleep(0.02)
+        s.sendall(pdu[60:])
+        answer = exactly(s, 48)
+        if answer[0] != 0x23 or answer[36:38] != bytes(2): raise OSError("answered " + answer.hex())
+def again_and_again(k):
+    n = 0
+    while not os.path.exists("enough"):
+        try: log_in(k, n)
+        except OSError as e: print("login %d of %d: %s" % (n, k, e), flush=True)
+        n += 1
+    print("in", n, flush=True)
+for k in range(4): threading.Thread(target=again_and_again, args=(k,)).start()
+EOF
+start logs-in bash -c 'cd "$1" && exec python3 logs-in.py "$0"' "$live" "$T"
 start copies bash -c 'set -e; while [ ! -e "$1/enough" ]; do nbdcopy "$0" "$1/nbd.copy"; cmp "$1/data" "$1/nbd.copy"; echo copied; done' "$url" "$T"
 wait_for 20 grep -q copied "$T/copies.log"
 for round in 1 2 3 4 5; do
@@ -134,11 +165,13 @@ for round in 1 2 3 4 5; do
     sleep 0.7
 done
 touch "$T/enough"
-for l in client comes copies; do wait_for 60 eval "! alive $(cat "$T/$l.pid")"; done
+for l in client comes logs-in copies; do wait_for 60 eval "! alive $(cat "$T/$l.pid")"; done
 echo "# client: $(cat "$T/client.log")"
 check "the client saw no error" jq -e '.requests > 50 and ."longest-ms" < 3000' "$T/client.log"
 check "copies were made, $(grep -c copied "$T/copies.log")" sh -c '! grep -v copied "$0"' "$T/copies.log"
 check "who came in the middle came in" sh -c '[ "$(wc -l < "$0")" -gt 20 ] && ! grep -v "^100663296$" "$0"' "$T/comes.log"
+echo "# logins: $(tr '\n' ' ' < "$T/logs-in.log")"
+check "who logged in in the middle did" sh -c '[ "$(grep -c "^in [1-9][0-9]" "$0")" = 4 ] && ! grep -v ^in "$0"' "$T/logs-in.log"
 
 # --- one whose snapshot is deleted while he reads would not find it again
 mkfifo "$T/go-on"

@@ -10,9 +10,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
-static struct tgtfix fix = {.redirect = "10.1.2.3:3260"};
+static struct tgtfix fix = {.redirect = "10.1.2.3:3260", .store = true};
 
 static int give(struct tgt_server *old, struct gr_loop *loop, struct tgt_heritage *ret, struct gr_err *err)
 {
@@ -502,13 +503,36 @@ static void reassigned(void **state)
     tgtfix_wait_sessions(&fix, 0); /* nobody comes back: not for ever */
 }
 
+static void *late_thread(void *arg)
+{
+    struct ini *i = arg;
+    (void)ini_login(i, INISESS_NAME ":late", TGTFIX_TARGET, NULL, 0);
+    return NULL;
+}
+
+/* The first start of a virtual machine. */
+static void *start_thread(void *arg)
+{
+    struct ini *i = arg;
+    (void)ini_login(i, INISESS_NAME ":vm-6f0dc1a5-3b8e-4b2e-9d0c-2b1f7b6f4a11:1", TGTFIX_TARGET, NULL, 0);
+    return NULL;
+}
+
+static void ready_and_gone(struct ini *i)
+{
+    assert_int_equal(i->login_status, 0);
+    inix_ready(i);
+    assert_int_equal(ini_logout(i), 0);
+    ini_close(i);
+}
+
 /* One that never sends its data: it is named, and everything goes on as before, what was left unread included. */
 static void no_rest(void **state)
 {
     static uint8_t out[8192];
     uint8_t r2t[TGT_BHS_LEN], b[TGT_BHS_LEN];
-    struct ini i, j;
-    pthread_t thread;
+    struct ini i, j, late;
+    pthread_t thread, other;
     int result = 0;
     tgtfix_login(&fix, &i, INISESS_NAME ":slow");
     tgtfix_login(&fix, &j, INISESS_NAME ":other");
@@ -520,9 +544,14 @@ static void no_rest(void **state)
     usleep(100000);
     assert_int_equal(inix_send_rw(&j, j.cmdsn, 0x30, false, 0, 8), 0); /* left in its socket */
     assert_int_equal(inix_send_rw(&i, i.cmdsn, 0x11, false, 0, 8), 0); /* parked */
+    assert_int_equal(ini_connect(&late, "127.0.0.1", fix.port), 0);
+    late.login_status = 0xffff;
+    assert_int_equal(pthread_create(&other, NULL, late_thread, &late), 0); /* it comes in, after all */
     inix_silent(&j, 100);
     pthread_join(thread, NULL);
     assert_int_equal(result, -EBUSY);
+    pthread_join(other, NULL);
+    ready_and_gone(&late);
     inix_expect(&j, b, TGT_OP_DATA_IN);
     inix_expect(&i, b, TGT_OP_DATA_IN);
     assert_int_equal(tgt_bhs_itt(b), 0x11);
@@ -531,6 +560,116 @@ static void no_rest(void **state)
     inix_good(&i, 0x10);
     ini_close(&i);
     ini_close(&j);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+static uint64_t ms(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000;
+}
+
+static int login_first(struct ini *i)
+{
+    static const char keys[] = "InitiatorName=" INISESS_NAME ":half\0TargetName=" TGTFIX_TARGET "\0SessionType=Normal\0AuthMethod=None";
+    assert_int_equal(ini_connect(i, "127.0.0.1", fix.port), 0);
+    return ini_login_request(i, 0, 1, 1, keys, sizeof keys);
+}
+
+/* A login that is under way ends with who began it; who comes meanwhile waits for the next. */
+static void logins_under_way(void **state)
+{
+    struct ini half, late;
+    pthread_t thread, other;
+    int result = -1;
+    uint8_t byte;
+    assert_int_equal(login_first(&half) & 0x83, 0x81);
+    assert_int_equal(pthread_create(&thread, NULL, hand_over_thread, &result), 0);
+    usleep(100000);
+    assert_int_equal(result, -1);
+    assert_int_equal(ini_connect(&late, "127.0.0.1", fix.port), 0);
+    late.login_status = 0xffff;
+    assert_int_equal(pthread_create(&other, NULL, late_thread, &late), 0);
+    usleep(100000);
+    assert_int_equal(late.login_status, 0xffff); /* neither answered nor cut */
+    assert_int_equal(recv(late.fd, &byte, 1, MSG_DONTWAIT | MSG_PEEK), -1);
+    assert_int_equal(errno, EAGAIN);
+    assert_int_equal(ini_login_request(&half, 1, 3, 1, "MaxRecvDataSegmentLength=65536", 31) & 0x83, 0x83);
+    pthread_join(thread, NULL);
+    assert_int_equal(result, 0);
+    pthread_join(other, NULL);
+    ready_and_gone(&half);
+    ready_and_gone(&late);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+/* Nothing of it is in the login process any more, and what makes it a session waits for the store. */
+static void half_a_session(void **state)
+{
+    struct ini i;
+    pthread_t thread;
+    fix.store_ms = 300;
+    assert_int_equal(ini_connect(&i, "127.0.0.1", fix.port), 0);
+    i.login_status = 0xffff;
+    assert_int_equal(pthread_create(&thread, NULL, start_thread, &i), 0);
+    usleep(100000);
+    assert_int_equal(i.login_status, 0xffff);
+    assert_int_equal(tgtfix_call(&fix, hand_over, NULL), 0);
+    pthread_join(thread, NULL);
+    fix.store_ms = 0;
+    ready_and_gone(&i);
+    tgtfix_wait_sessions(&fix, 0);
+}
+
+/* One that only stands in the door does not hold it up for long. */
+static void stranger(void **state)
+{
+    struct ini idle;
+    uint8_t byte;
+    assert_int_equal(ini_connect(&idle, "127.0.0.1", fix.port), 0);
+    usleep(50000);
+    uint64_t began = ms();
+    assert_int_equal(tgtfix_call(&fix, hand_over, NULL), 0);
+    assert_true(ms() - began < 4000);
+    assert_true(recv(idle.fd, &byte, 1, 0) <= 0);
+    ini_close(&idle);
+}
+
+static int slow_looks(struct tgtfix *f, void *arg)
+{
+    f->elsewhere.look_ms = arg ? 300 : 0;
+    return 0;
+}
+
+/* Who knocks while sessions are taken over comes behind them: it gets no number that one of them has. */
+static void behind_the_sessions(void **state)
+{
+    struct ini old, half, late;
+    pthread_t thread, other;
+    int result = -1;
+    assert_int_equal(ini_connect(&old, "127.0.0.1", fix.port3), 0);
+    assert_int_equal(ini_login(&old, INISESS_NAME ":a", TGTFIX_ELSEWHERE, NULL, 0), 0);
+    tgtfix_call(&fix, slow_looks, &fix);
+    assert_int_equal(login_first(&half) & 0x83, 0x81);
+    assert_int_equal(pthread_create(&thread, NULL, hand_over_thread, &result), 0);
+    usleep(50000);
+    assert_int_equal(ini_connect(&late, "127.0.0.1", fix.port), 0);
+    late.login_status = 0xffff;
+    assert_int_equal(pthread_create(&other, NULL, late_thread, &late), 0);
+    usleep(50000);
+    ini_close(&half);
+    pthread_join(thread, NULL);
+    assert_int_equal(result, 0);
+    pthread_join(other, NULL);
+    assert_int_equal(late.login_status, 0);
+    tgtfix_call(&fix, slow_looks, NULL);
+    json_t *told = stats(), *list = json_object_get(told, "sessions");
+    assert_int_equal(json_array_size(list), 2);
+    assert_int_not_equal(json_integer_value(json_object_get(json_array_get(list, 0), "id")), json_integer_value(json_object_get(json_array_get(list, 1), "id")));
+    json_decref(told);
+    ini_close(&old);
+    ready_and_gone(&late);
     tgtfix_wait_sessions(&fix, 0);
 }
 
@@ -548,4 +687,4 @@ static void under_load(void **state)
 }
 
 TGTFIX_MAIN(NULL, NULL,
-    TGTFIX_CASE(idle), TGTFIX_CASE(taken_by_another), TGTFIX_CASE(unsure), TGTFIX_CASE(statistics), TGTFIX_CASE(in_the_stream), TGTFIX_CASE(several_connections), TGTFIX_CASE(behind_a_fence), TGTFIX_CASE(kept_answers), TGTFIX_CASE(reassigned), TGTFIX_CASE(no_rest), TGTFIX_CASE(under_load))
+    TGTFIX_CASE(idle), TGTFIX_CASE(taken_by_another), TGTFIX_CASE(unsure), TGTFIX_CASE(statistics), TGTFIX_CASE(in_the_stream), TGTFIX_CASE(several_connections), TGTFIX_CASE(behind_a_fence), TGTFIX_CASE(kept_answers), TGTFIX_CASE(reassigned), TGTFIX_CASE(no_rest), TGTFIX_CASE(logins_under_way), TGTFIX_CASE(half_a_session), TGTFIX_CASE(stranger), TGTFIX_CASE(behind_the_sessions), TGTFIX_CASE(under_load))

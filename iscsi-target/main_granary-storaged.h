@@ -32,7 +32,7 @@ struct daemon {
     struct snap_exposures *exposures;
     char mover_addr[TGT_SHOWN];
     uint64_t started_ns;
-    bool stop;
+    bool stop, rests; /* rests: it comes to rest for who takes its place */
     struct gr_fqueue stop_wait;
 };
 

@@ -7,6 +7,9 @@
 
 #define REST_MS 10000u    /* what commands get to end in before a hand-over */
 #define REQUESTS_MS 5000u /* and requests, while initiators work on */
+#define READERS_MS 3000u  /* and readers of snapshots that are deleted, while everything goes on */
+#define LATE_MS 500u      /* and those that were deleted last, while requests wait */
+#define READERS_STEP_MS 20u
 
 /* ---- snapshots exposed ---- */
 static void exposure_ended(void *arg, const char *name)
@@ -115,17 +118,29 @@ static int outlives_us(void *arg, const char *name, const char *peer)
     return gr_fail(w->err, -EBUSY, "%s is deleted as soon as %s has read it over the data mover: wait until then", name, peer);
 }
 
+/* Whoever has closed his connection may have had his snapshot deleted before we see that he is gone. */
+static int readers_end(struct daemon *d, uint64_t timeout_ms, struct gr_err *err)
+{
+    struct sought w = {.d = d, .err = err};
+    uint64_t deadline = gr_loop_now_ns(d->loop) + timeout_ms * 1000000;
+    int r;
+    while ((r = mover_server_each_export(d->mover, outlives_us, &w)) == -EBUSY && gr_loop_now_ns(d->loop) < deadline)
+        gr_fiber_sleep_ms(READERS_STEP_MS);
+    return r;
+}
+
 /* What the next process goes on with comes to rest, initiators last; or everything goes on. */
 static int come_to_rest(struct daemon *d, const struct gr_rpc_call *call, struct gr_err *err)
 {
-    struct sought w = {.d = d, .err = err};
-    int r = mover_server_each_export(d->mover, outlives_us, &w);
+    int r = readers_end(d, READERS_MS, err);
     if (r < 0)
         return r;
     unsigned late = gr_rpc_server_rest(d->rpc, call, REQUESTS_MS);
     if (late)
         gr_log(GR_LOG_WARN, "%u requests are still at work: they are cut off", late);
-    r = snap_svc_checkpoint(d->svc, err); /* while initiators work: what is left for later is little */
+    r = readers_end(d, LATE_MS, err);
+    if (r == 0)
+        r = snap_svc_checkpoint(d->svc, err); /* while initiators work: what is left for later is little */
     if (r == 0)
         tgt_server_deafen(d->tgt);
     if (r == 0)
@@ -151,10 +166,15 @@ static int op_hand_over(void *arg, struct gr_rpc_call *call, json_t *params, jso
         r = tgt_heritage_readable(params, err);
     if (r == 0)
         r = snap_svc_known_to(d->svc, (uint64_t)json_integer_value(json_object_get(params, "features")), err);
+    if (r == 0 && (d->stop || d->rests))
+        r = gr_fail(err, -EBUSY, d->stop ? "the daemon ends already" : "the daemon is being replaced already");
     if (r == 0)
-        r = d->stop ? gr_fail(err, -EBUSY, "the daemon ends already") : gr_unix_connect(path, &heir, err);
-    if (r == 0)
-        r = come_to_rest(d, call, err);
+        r = gr_unix_connect(path, &heir, err);
+    if (r < 0)
+        return r;
+    d->rests = true;
+    r = come_to_rest(d, call, err);
+    d->rests = false;
     if (r < 0)
         return r;
     d->heir = gr_take_fd(&heir);

@@ -89,7 +89,8 @@ struct tgt_heritage;
 int mover_server_bequeath(struct mover_server *s, struct tgt_heritage *h);
 /* Fiber. Go on with them; returns when each has its export open again, or is lost (and told in the log): how many are. */
 int mover_server_inherit(struct mover_server *s, struct tgt_heritage *h);
-/* @fn for each export that is open, borrowed; what it returns that is not 0 ends it, and is returned. */
+/* Fiber. @fn, which may wait, for each export that is open now: of a connection that ends meanwhile too. What it returns that is not 0 ends it, and
+ * is returned; -ENOMEM. */
 int mover_server_each_export(const struct mover_server *s, int (*fn)(void *arg, const char *name, const char *peer), void *arg);
 /* First bound port (host order); 0 when not listening. */
 unsigned mover_server_port(const struct mover_server *s);

@@ -96,12 +96,26 @@ void mover_server_resume(struct mover_server *s)
     mover_gate_resume(s);
 }
 
+/* Copied first: while @fn waits, connections come and go. */
 int mover_server_each_export(const struct mover_server *s, int (*fn)(void *arg, const char *name, const char *peer), void *arg)
 {
-    int r = 0;
-    for (const struct mover_conn *c = s->conns; c && r == 0; c = c->next)
-        if (c->exp.bdev && !c->io.error)
-            r = fn(arg, c->name, c->peer);
+    struct named {
+        char *name, peer[sizeof(s->conns->peer)];
+    } *list = gr_zalloc((s->stats.connections + 1) * sizeof(*list));
+    unsigned n = 0;
+    int r = list ? 0 : -ENOMEM;
+    for (const struct mover_conn *c = s->conns; c && r == 0; c = c->next) {
+        if (!c->exp.bdev || c->io.error)
+            continue;
+        list[n].name = gr_strdup(c->name);
+        memcpy(list[n].peer, c->peer, sizeof(c->peer));
+        r = list[n++].name ? 0 : -ENOMEM;
+    }
+    for (unsigned i = 0; i < n && r == 0; i++)
+        r = fn(arg, list[i].name, list[i].peer);
+    while (n)
+        free(list[--n].name);
+    free(list);
     return r;
 }
 

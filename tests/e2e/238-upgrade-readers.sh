@@ -140,7 +140,7 @@ def log_in(k, n): # in one request, which is sent in two pieces
     text = ("InitiatorName=iqn.2026-01.com.example:%d\0TargetName=%s\0SessionType=Normal\0" % (k, target)).encode()
     head = struct.pack(">BBHI6sHIHHII16x", 0x43, 0x87, 0, len(text), struct.pack(">BHBH", 0x80, k, 0, n & 0xffff), 0, n, 0, 0, 1, 1)
     pdu = head + text + bytes(-len(text) % 4)
-    with socket.create_connection((host, int(port)), 10) as s:
+    with socket.create_connection((host, int(port)), 30) as s:
         s.sendall(pdu[:60])
         time.sleep(0.02)
         s.sendall(pdu[60:])
@@ -152,12 +152,15 @@ def again_and_again(k):
         try: log_in(k, n)
         except OSError as e: print("login %d of %d: %s" % (n, k, e), flush=True)
         n += 1
+        if n == 1: print("in", flush=True)
+        time.sleep(0.01)
     print("in", n, flush=True)
 for k in range(4): threading.Thread(target=again_and_again, args=(k,)).start()
 EOF
-start logs-in bash -c 'cd "$1" && exec python3 logs-in.py "$0"' "$live" "$T"
 start copies bash -c 'set -e; while [ ! -e "$1/enough" ]; do nbdcopy "$0" "$1/nbd.copy"; cmp "$1/data" "$1/nbd.copy"; echo copied; done' "$url" "$T"
-wait_for 20 grep -q copied "$T/copies.log"
+wait_for 60 grep -q copied "$T/copies.log"
+start logs-in bash -c 'cd "$1" && exec python3 logs-in.py "$0"' "$live" "$T"
+wait_for 20 test -s "$T/logs-in.log"
 for round in 1 2 3 4 5; do
     before=$(pid)
     run_check granary upgrade --json
@@ -187,11 +190,24 @@ start last env PATH=/usr/bin:/bin nbdsh -c "$(cat "$T/last.py")"
 exec 9> "$T/go-on"
 wait_for 10 test -e "$T/reading"
 run_check granary snapshot delete ds/a@t 9>&-
-run_mustfail 1 'is deleted as soon as' granary upgrade 9>&-
+start refused granary upgrade 9>&-
+wait_for 10 test -e "$GRANARY_HOME/run/hand-over.sock"
+answers=0 status=0
+while alive "$(cat "$T/refused.pid")"; do
+    ask portal.list && answers=$((answers + 1))
+    sleep 0.1
+done
+wait "$(cat "$T/refused.pid")" || status=$?
+check "refused, and named" sh -c '[ "$1" = 1 ] && grep "ds/a@t is deleted as soon as 127.0.0.1:" "$0"' "$T/refused.log" "$status"
+check "requests were answered meanwhile, $answers" test "$answers" -ge 3
+# when he is done while it waits for him, it goes on
+start upgrade granary upgrade 9>&-
+wait_for 10 test -e "$GRANARY_HOME/run/hand-over.sock"
+sleep 0.2
 exec 9>&-
 wait_for 10 eval "! alive $(cat "$T/last.pid")"
 check "it read on" sh -c '! grep . "$0"' "$T/last.log"
-wait_for 10 granary upgrade
+wait "$(cat "$T/upgrade.pid")" || fail "the upgrade was refused: $(cat "$T/upgrade.log")"
 
 grep -h 'taken over' "$GRANARY_HOME/log/storaged.log" | sed 's/^/# /'
 run_check granary datastore check ds --json

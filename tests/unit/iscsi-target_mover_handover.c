@@ -28,6 +28,7 @@ struct world {
     unsigned opens;
     char *pki;
     char last[512], lost[512];
+    struct told *told; /* of exports */
     void (*body)(struct world *w);
 };
 
@@ -323,6 +324,52 @@ static void same_export(struct world *w)
     gr_fiber_sleep_ms(10);
 }
 
+struct told {
+    char name[32], peer[80];
+    unsigned n;
+};
+
+static int told(void *arg, const char *name, const char *peer)
+{
+    struct told *t = arg;
+    if (!t->n++)
+        gr_fiber_sleep_ms(100);
+    snprintf(t->name, sizeof(t->name), "%s", name);
+    snprintf(t->peer, sizeof(t->peer), "%s", peer);
+    return 0;
+}
+
+static void look_at_exports(void *arg)
+{
+    struct later *l = arg;
+    l->result = mover_server_each_export(l->w->server, told, l->w->told);
+    l->done = true;
+}
+
+/* Connections end while somebody looks at what they have open, who waits: he was told all the same, and of what there is. */
+static void looked_at(struct world *w)
+{
+    uint64_t size;
+    uint16_t flags;
+    struct told seen = {0};
+    struct later l = {.w = w};
+    int fd[3];
+    for (int i = 0; i < 3; i++)
+        fd[i] = nbdc_go(w->server, "ds/disk", true, NULL, &size, &flags);
+    w->told = &seen;
+    assert_int_equal(gr_fiber_start(w->loop, look_at_exports, &l), 0);
+    gr_fiber_sleep_ms(10);
+    for (int i = 0; i < 3; i++)
+        close(fd[i]);
+    assert_int_equal(end(&l), 0);
+    assert_int_equal(seen.n, 3);
+    assert_string_equal(seen.name, "ds/disk");
+    assert_true(seen.peer[0]);
+    seen = (struct told){0};
+    assert_int_equal(mover_server_each_export(w->server, told, &seen), 0);
+    assert_int_equal(seen.n, 0);
+}
+
 /* ---- behind a gate ---- */
 
 static void tls_go(struct tlsc *c, struct world *w)
@@ -459,6 +506,10 @@ static void t_same_export(void **state)
 {
     in_world((struct mover_opts){.security = MOVER_PLAIN_LOOPBACK}, same_export);
 }
+static void t_looked_at(void **state)
+{
+    in_world((struct mover_opts){.security = MOVER_PLAIN_LOOPBACK}, looked_at);
+}
 static void t_behind_gates(void **state)
 {
     in_world((struct mover_opts){0}, behind_gates);
@@ -473,7 +524,7 @@ int main(int argc, char **argv)
     int r = mover_gate_main(argc, argv);
     if (r >= 0)
         return r;
-    const struct CMUnitTest tests[] = {TEST(t_in_the_stream), TEST(t_unsent), TEST(t_no_rest), TEST(t_same_export), TEST(t_behind_gates),
+    const struct CMUnitTest tests[] = {TEST(t_in_the_stream), TEST(t_unsent), TEST(t_no_rest), TEST(t_same_export), TEST(t_looked_at), TEST(t_behind_gates),
                                        TEST(t_doors_open_again)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

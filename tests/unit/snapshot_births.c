@@ -12,6 +12,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define OPERATIONS 40000u /* four histories, one of them of a thick disk */
+#else
+#define OPERATIONS 100000u
+#endif
 #define PIECES 1024u /* are used: 256 at each of four places */
 #define PLACES 4u
 #define LIVE_MAX 10u
@@ -438,7 +443,7 @@ static void differences(void **state)
 {
     (void)state;
     const char *many = getenv("GRANARY_OPERATIONS");
-    uint64_t total = many ? strtoull(many, NULL, 10) : getenv("GRANARY_SOAK") ? 10000000 : 100000, each = 10000, done = 0;
+    uint64_t total = many ? strtoull(many, NULL, 10) : getenv("GRANARY_SOAK") ? 10000000 : OPERATIONS, each = 10000, done = 0;
     struct history sum = { 0 };
     for (unsigned i = 0; done < total; i++, done += each) {
         struct history *h = calloc(1, sizeof *h);

@@ -21,6 +21,11 @@
 #define PIECES 4096u /* of a disk: 16 MiB */
 #define DISKS 6u
 #define SNAPS 4u
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SAMPLE 20u /* what a check finds is the same where a sanitizer watches */
+#else
+#define SAMPLE 60u
+#endif
 
 enum volume { IN_ORDER, WITH_JOURNAL, WITH_CRC, LEAVING_DEVICE, N_VOLUMES };
 static const char *const volume_names[] = {"left in order", "with a journal", "with data CRCs", "with a device that leaves"};
@@ -636,7 +641,7 @@ static void lies(enum volume kind)
     } else if (n && !strcmp(n, "0")) {
         all_of(m, t, kind, &tally);
     } else {
-        sample(m, t, kind, n ? (unsigned)strtoul(n, NULL, 10) : 60, &tally);
+        sample(m, t, kind, n ? (unsigned)strtoul(n, NULL, 10) : SAMPLE, &tally);
     }
     print_message("# %s: %u cases over %u blocks: %u joins refused, %u found by the check, %u believed without harm, %u findings\n", volume_names[kind], tally.all, m->n,
                   tally.n[REFUSED], tally.n[FOUND], tally.n[MISSED], tally.n[63]);

@@ -138,10 +138,4 @@ if : 2> /dev/null 8<> "$MA/disk"; then fail 'a disk that is open on another host
 check 'the log names the host' grep -Eq "disk cannot be opened for writing: host '.*' has it" "$A/log/storaged.log"
 exec 7>&-
 : 8<> "$MA/disk" || fail 'a disk that nobody uses any more'
-run_check a unmount "$MA"
-run_check b unmount "$MB"
-run_check b down
-run_check a datastore check ds
-check 'no space is lost' grep -q sound "$T/out"
-run_check a down
-if grep -sq Sanitizer "$T"/home/log/*.log "$T"/b/log/*.log; then fail 'a sanitizer complains'; fi
+mounts_over

@@ -4,7 +4,6 @@
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io qemu-img
 hosts a
-url() { a lun list "$1" --json | jq -r '.[0]."iscsi-url"'; }
 sums() { sha256sum "$T/two.img" "$T/three.img"; }
 DISKS="one two three four"
 bytes() { case $1 in one) echo 4M ;; two) echo 110M ;; three) echo 100M ;; four) echo 8M ;; esac; }
@@ -12,13 +11,10 @@ bytes() { case $1 in one) echo 4M ;; two) echo 110M ;; three) echo 100M ;; four)
 run_check a datastore create ds "$T/one.img" "$T/two.img" "$T/three.img" --size 128M
 for d in $DISKS; do run_check a disk create ds/$d --size 512M; done
 run_check a up --portal 127.0.0.1:0
-n=10
-for d in $DISKS; do
-    run_check qemu-io -f raw -c "write -P $n 0 $(bytes $d)" -c flush "$(url ds/$d)"
-    n=$((n + 1))
-done
+# shellcheck disable=SC2046 # one word each
+patterns a $(for d in $DISKS; do echo "ds/$d=$(bytes $d)"; done)
 run_check a snapshot create ds/four --name before
-run_check qemu-io -f raw -c 'write -P 99 0 1M' -c flush "$(url ds/four)"
+run_check qemu-io -f raw -c 'write -P 99 0 1M' -c flush "$(lun_url a ds/four)"
 run_check a datastore devices ds --json
 check 'disks lie on all devices' jq -e '[.[] | select(.used > 8000000)] | length == 3' "$T/out"
 kill -KILL "$(cat "$A/run/storaged.pid")"
@@ -51,17 +47,17 @@ for d in $DISKS; do
     [ $d != four ] || first=1M
     if [ "$(state $d)" = whole ]; then
         seen=$((seen + 1))
-        run_check qemu-io -r -f raw -c "read -P $n $first $((${size%M} - ${first%M}))M" "$(url ds/$d)"
+        run_check qemu-io -r -f raw -c "read -P $n $first $((${size%M} - ${first%M}))M" "$(lun_url a ds/$d)"
         check "$d is whole" grep -q '^read [0-9]' "$T/out"
         if grep -q 'Pattern verification failed' "$T/out"; then fail "$d: other bytes"; fi
-        run_check qemu-img convert -f raw -O raw "$(url ds/$d)" "$T/$d.raw"
+        run_check qemu-img convert -f raw -O raw "$(lun_url a ds/$d)" "$T/$d.raw"
         check "$d can be copied" [ "$(stat -c %s "$T/$d.raw")" = $((512 << 20)) ]
         rm "$T/$d.raw"
     elif jq -e --arg p "ds/$d" '.objects[] | select(.path == $p) | .refused' "$T/left" > "$T/refused"; then # records of it were left out
-        run_mustfail 1 . qemu-io -r -f raw -c 'read 0 4k' "$(url ds/$d)"
+        run_mustfail 1 . qemu-io -r -f raw -c 'read 0 4k' "$(lun_url a ds/$d)"
         run_mustfail 5 'could not be followed.*accept-loss' a disk export ds/$d "$T/$d.raw"
     else
-        for ((m = ${first%M}; m < ${size%M}; m++)); do printf '%s\0' -c "read -P $n ${m}M 1M"; done | xargs -0 qemu-io -r -f raw "$(url ds/$d)" > "$T/pieces" 2>&1 || true
+        for ((m = ${first%M}; m < ${size%M}; m++)); do printf '%s\0' -c "read -P $n ${m}M 1M"; done | xargs -0 qemu-io -r -f raw "$(lun_url a ds/$d)" > "$T/pieces" 2>&1 || true
         check "$d is not whole" grep -q 'read failed' "$T/pieces"
         if grep -q 'Pattern verification failed' "$T/pieces"; then fail "$d: other bytes"; fi
     fi
@@ -69,12 +65,12 @@ for d in $DISKS; do
 done
 check "more than one disk was whole ($seen)" [ $seen -ge 1 ]
 if [ "$(state four)" = whole ]; then
-    run_check qemu-io -r -f raw -c 'read -P 99 0 1M' "$(url ds/four)"
+    run_check qemu-io -r -f raw -c 'read -P 99 0 1M' "$(lun_url a ds/four)"
     check 'what was flushed before the end is there' grep -q '^read 1048576/1048576' "$T/out"
 fi
 
 # --- nothing is changed
-run_mustfail 1 'read.only|Read-only|denied|protected' qemu-io -f raw -c 'write -P 1 0 1M' "$(url ds/four)"
+run_mustfail 1 'read.only|Read-only|denied|protected' qemu-io -f raw -c 'write -P 1 0 1M' "$(lun_url a ds/four)"
 run_mustfail 1 'can only be read' a disk create ds/new --size 1M
 run_mustfail 1 'can only be read' a disk delete ds/one
 run_mustfail 1 'can only be read' a snapshot create ds/three --name after
@@ -91,7 +87,7 @@ check 'no byte of the devices has changed' sh -c "sha256sum -c --quiet '$T/sums'
 mv "$T/away.img" "$T/one.img"
 run_mustfail 1 'nothing to be rescued.*without --rescue' a datastore join ds "$T/one.img" "$T/two.img" "$T/three.img" --rescue --yes
 run_check a datastore join ds "$T/one.img" "$T/two.img" "$T/three.img"
-run_check qemu-io -r -f raw -c 'read -P 99 0 1M' -c 'read -P 13 1M 7M' "$(url ds/four)"
+run_check qemu-io -r -f raw -c 'read -P 99 0 1M' -c 'read -P 13 1M 7M' "$(lun_url a ds/four)"
 check 'all of it is there' [ "$(grep -c '^read' "$T/out")" = 2 ]
 run_check a datastore check ds
 run_check a down

@@ -22,10 +22,4 @@ for what in fstat list; do
     FS_HISTORY_LIE=$what run_mustfail 1 'no order of the operations' fs_history 60 "$MA/$what" "$MB/$what"
 done
 
-run_check a unmount "$MA"
-run_check b unmount "$MB"
-run_check b down
-run_check a datastore check ds
-check 'no space is lost' grep -q sound "$T/out"
-run_check a down
-if grep -sq Sanitizer "$T"/home/log/*.log "$T"/b/log/*.log; then fail 'a sanitizer complains'; fi
+mounts_over

@@ -229,10 +229,4 @@ P
 run_check as_users "$T/modes.py" "$MA" "$MB"
 echo "# $(cat "$T/out")"
 
-run_check a unmount "$MA"
-run_check b unmount "$MB"
-run_check b down
-run_check a datastore check ds
-check 'no space is lost' grep -q sound "$T/out"
-run_check a down
-if grep -sq Sanitizer "$T"/home/log/*.log "$T"/b/log/*.log; then fail 'a sanitizer complains'; fi
+mounts_over

@@ -5,7 +5,6 @@
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
 hosts a b
-url() { a lun list "$1" --json | jq -r '.[0]."iscsi-url"'; }
 target() { a lun list "$1" --json | jq -r '.[0].target'; }
 portal() { a status --json | jq -r .portal; }
 state() { jq -r --arg p "ds/$1" '.objects[] | select(.path == $p) | .state' "$T/left"; }
@@ -23,18 +22,15 @@ run_check a datastore create ds "$T/one.img" "$T/two.img" "$T/three.img"
 for d in $DISKS; do run_check a disk create ds/$d --size 512M; done
 run_check a disk create ds/load --size 16M
 run_check a up --portal 127.0.0.1:0
-n=10
-for d in $DISKS; do
-    run_check qemu-io -f raw -c "write -P $n 0 $(bytes $d)" -c flush "$(url ds/$d)"
-    n=$((n + 1))
-done
+# shellcheck disable=SC2046 # one word each
+patterns a $(for d in $DISKS; do echo "ds/$d=$(bytes $d)"; done)
 run_check a datastore devices ds --json
 check 'disks lie on all devices' jq -e '[.[] | select(.used > 8000000)] | length == 3' "$T/out"
 run_check a snapshot create ds/one ds/two --name before
 run_check a down
 run_check a up --portal 127.0.0.1:0
 start load "$BUILD/tests/tools/live_load" "$(portal)" "$(target ds/load)" 60 iqn.2026-11.local.granary:load
-for d in one two; do run_check qemu-io -f raw -c 'write -P 99 1M 1M' -c flush "$(url ds/$d)"; done
+for d in one two; do run_check qemu-io -f raw -c 'write -P 99 1M 1M' -c flush "$(lun_url a ds/$d)"; done
 sleep 2
 kill -KILL "$(cat "$A/run/storaged.pid")" # its journal has all of that
 
@@ -44,7 +40,7 @@ sleep 1
 kill -TERM "$(cat "$T/load.pid")"
 wait_for 30 sh -c "! ps -p $(cat "$T/load.pid") -o stat= | grep -qv Z"
 check "the load saw no error: $(cat "$T/load.log")" jq -e '.errors == 0 and .ios > 100' "$T/load.log"
-run_check qemu-io -f raw -c 'write -P 98 2M 1M' -c flush "$(url ds/one)"
+run_check qemu-io -f raw -c 'write -P 98 2M 1M' -c flush "$(lun_url a ds/one)"
 kill -KILL "$(cat "$A/run/storaged.pid")"
 
 # --- device 1 is lost for good

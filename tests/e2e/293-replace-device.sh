@@ -5,7 +5,6 @@
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
 hosts a
-url() { a lun list "$1" --json | jq -r '.[0]."iscsi-url"'; }
 DISKS="one two three four"
 bytes() { case $1 in one) echo 4M ;; two) echo 90M ;; three) echo 60M ;; four) echo 8M ;; esac; }
 mismatch() { if grep -q 'Pattern verification failed' "$1"; then fail "$2: other bytes"; fi; }
@@ -13,11 +12,8 @@ mismatch() { if grep -q 'Pattern verification failed' "$1"; then fail "$2: other
 run_check a datastore create ds "$T/one.img" "$T/two.img" --size 128M
 for d in $DISKS; do run_check a disk create ds/$d --size 512M; done
 run_check a up --portal 127.0.0.1:0
-n=10
-for d in $DISKS; do
-    run_check qemu-io -f raw -c "write -P $n 0 $(bytes $d)" -c flush "$(url ds/$d)"
-    n=$((n + 1))
-done
+# shellcheck disable=SC2046 # one word each
+patterns a $(for d in $DISKS; do echo "ds/$d=$(bytes $d)"; done)
 run_mustfail 1 'is joined, so no device is missing' a datastore replace-device ds --lost 0 --with "$T/new.img" --size 128M --yes
 run_check a down
 mv "$T/one.img" "$T/away.img"
@@ -42,7 +38,7 @@ look() { # after a restart, too
     local n=10
     whole=() lost=()
     for d in $DISKS; do
-        qemu-io -f raw -c "read -P $n 0 $(bytes $d)" "$(url ds/$d)" > "$T/$d.read" 2>&1 || true
+        qemu-io -f raw -c "read -P $n 0 $(bytes $d)" "$(lun_url a ds/$d)" > "$T/$d.read" 2>&1 || true
         mismatch "$T/$d.read" "$d"
         if grep -q '^read [0-9]' "$T/$d.read"; then whole+=("$d"); else lost+=("$d"); fi
         n=$((n + 1))
@@ -53,7 +49,7 @@ check "some are whole (${whole[*]}), some are not (${lost[*]})" [ ${#whole[@]} -
 run_check a datastore info ds --json
 check 'it is joined, and says what is missing' jq -e '.state == "degraded"' "$T/out"
 for d in "${whole[@]}"; do
-    run_check qemu-io -f raw -c 'write -P 77 128M 1M' -c flush "$(url ds/$d)"
+    run_check qemu-io -f raw -c 'write -P 77 128M 1M' -c flush "$(lun_url a ds/$d)"
     run_check a snapshot create ds/$d --name after
 done
 was="${whole[*]}"
@@ -62,7 +58,7 @@ run_check a up --portal 127.0.0.1:0
 look
 check 'the same are whole' [ "${whole[*]}" = "$was" ]
 for d in "${whole[@]}"; do
-    run_check qemu-io -r -f raw -c 'read -P 77 128M 1M' "$(url ds/$d)"
+    run_check qemu-io -r -f raw -c 'read -P 77 128M 1M' "$(lun_url a ds/$d)"
     mismatch "$T/out" "$d"
 done
 run_mustfail 3 . a datastore check ds

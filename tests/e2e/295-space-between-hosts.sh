@@ -4,16 +4,7 @@
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
 hosts a b
-url() { "$1" lun list --json | jq -r --arg d "$2" '.[] | select(.disk == $d) | ."iscsi-url"'; }
 free_mib() { "$1" datastore info ds --json | jq '.free / 1048576 | floor'; }
-# MiB that could be written, one after the other
-filled() { # HOST DISK PATTERN FROM
-    local u i=$4
-    u=$(url "$1" "$2")
-    while qemu-io -f raw -c "write -q -P $3 ${i}M 16M" "$u" > "$T/io" 2>&1; do i=$((i + 16)); [ $i -lt 512 ] || fail 'it never gets full'; done
-    grep -q 'No space left' "$T/io" || { cat "$T/io"; fail 'refused for another reason'; }
-    echo $((i - $4))
-}
 
 run_check a datastore create ds "$T/ds.img" --size 512M
 run_check b datastore join ds "$T/ds.img"
@@ -33,7 +24,7 @@ check 'and was warned' grep -q 'less than 10 %' "$B/log/storaged.log"
 b datastore info ds > "$T/info"
 check 'what is left is told alike' [ "$(free_mib b)" -lt 40 ]
 run_mustfail 1 'bytes are missing' b disk create ds/thick --size 200M --provision thick
-run_check qemu-io -f raw -c 'read -q -P 2 0 400M' "$(url b ds/b)"
+run_check qemu-io -f raw -c 'read -q -P 2 0 400M' "$(lun_url b ds/b)"
 
 # the first again, beside its own small disk, which is told
 run_check a disk create ds/small --size 64M
@@ -60,13 +51,13 @@ check "what was freed in another's regions is had ($fourth MiB)" [ "$fourth" -ge
 
 # who does not answer costs seconds, and nothing else waits
 run_check a disk create ds/own --size 8M
-run_check qemu-io -f raw -c 'write -q -P 9 0 64k' "$(url b ds/f)"
+run_check qemu-io -f raw -c 'write -q -P 9 0 64k' "$(lun_url b ds/f)"
 kill -STOP "$(cat "$A/run/storaged.pid")"
 on_exit 'kill -CONT "$(cat "$A/run/storaged.pid")"'
 begin=$(date +%s)
-qemu-io -f raw -c 'write -q -P 5 600M 64M' "$(url b ds/f)" > "$T/io" 2>&1 &
+qemu-io -f raw -c 'write -q -P 5 600M 64M' "$(lun_url b ds/f)" > "$T/io" 2>&1 &
 asking=$!
-run_check qemu-io -f raw -c 'write -q -P 9 0 64k' "$(url b ds/f)"
+run_check qemu-io -f raw -c 'write -q -P 9 0 64k' "$(lun_url b ds/f)"
 check 'what is overwritten in place does not wait' [ $(($(date +%s) - begin)) -lt 8 ]
 wait $asking || true
 check 'the write that finds no room is answered' grep -q 'No space left' "$T/io"

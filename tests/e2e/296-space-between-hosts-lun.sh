@@ -3,14 +3,6 @@
 . "$(dirname "$0")/lib.sh"
 requires jq qemu-io
 hosts a b array
-url() { "$1" lun list --json | jq -r --arg d "$2" '.[] | select(.disk == $d) | ."iscsi-url"'; }
-filled() { # HOST DISK PATTERN: MiB that could be written
-    local u i=0
-    u=$(url "$1" "$2")
-    while qemu-io -f raw -c "write -q -P $3 ${i}M 16M" "$u" > "$T/io" 2>&1; do i=$((i + 16)); [ $i -lt 512 ] || fail 'it never gets full'; done
-    grep -q 'No space left' "$T/io" || { cat "$T/io"; fail 'refused for another reason'; }
-    echo $i
-}
 
 run_check array lun add store "$T/store.img" --size 512M
 run_check array up --portal 127.0.0.1:0

@@ -11,6 +11,9 @@
 #   hosts NAME...              homes of their own: NAME is granary in the home $NAME (in capitals), a that in $GRANARY_HOME; at the end they go down
 #                              in this order, so whoever serves the others comes last
 #   mount_hosts SIZE           hosts a and b are up on a datastore ds, a file; $MA and $MB are where each may show it
+#   mounts_over                what both showed is unmounted, both go down, and all is sound
+#   patterns HOST DISK=SIZE... writes the beginning of each, of the first with byte 10, of the next with 11 and so on
+#   filled HOST DISK PATTERN [FROM [STEP]]   writes it from there on until no space is left; prints how many MiB could be written
 #   machines NAME...           network namespaces $N$NAME, with their loopback      wire NAME ADDRESS NAME ADDRESS   a cable between two of them
 #   track PID                  a process started otherwise: ended at the end
 #   on_exit 'command'          run at the end, last given first
@@ -65,6 +68,32 @@ mount_hosts() { # SIZE
     run_check b datastore join ds "$T/ds.img"
     run_check a up --portal 127.0.0.1:0 --mover 127.0.0.1:0
     run_check b up --portal 127.0.0.1:0 --mover 127.0.0.1:0
+}
+
+mounts_over() {
+    run_check a unmount "$MA"
+    run_check b unmount "$MB"
+    run_check b down
+    run_check a datastore check ds
+    check 'no space is lost' grep -q sound "$T/out"
+    run_check a down
+    if grep -sq Sanitizer "$A"/log/*.log "$B"/log/*.log; then fail 'a sanitizer complains'; fi
+}
+
+lun_url() { "$1" lun list "$2" --json | jq -r '.[0]."iscsi-url"'; } # HOST DISK
+patterns() { # HOST DISK=SIZE...
+    local host=$1 n=10 what; shift
+    for what in "$@"; do
+        run_check qemu-io -f raw -c "write -P $n 0 ${what#*=}" -c flush "$(lun_url "$host" "${what%=*}")"
+        n=$((n + 1))
+    done
+}
+filled() { # HOST DISK PATTERN [FROM [STEP]]
+    local u i=${4:-0} step=${5:-16}
+    u=$(lun_url "$1" "$2")
+    while qemu-io -f raw -c "write -q -P $3 ${i}M ${step}M" "$u" > "$T/io" 2>&1; do i=$((i + step)); [ $i -lt 512 ] || fail 'it never gets full'; done
+    grep -q 'No space left' "$T/io" || { cat "$T/io" >&2; fail 'refused for another reason'; }
+    echo $((i - ${4:-0}))
 }
 
 machines() { # NAME...

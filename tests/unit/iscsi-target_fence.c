@@ -64,16 +64,22 @@ static void check_bytes(uint64_t off, uint8_t want)
     assert_memory_equal(page, bytes, BLOCK);
 }
 
+/* Two hosts with registrations, the first of which has the reservation. */
+static void two_registered(struct ini *lost, struct ini *live)
+{
+    login(lost, INISESS_NAME ":lost");
+    login(live, INISESS_NAME ":live");
+    assert_int_equal(reserve_out(lost, PR_REGISTER, 0, 0, LOST_KEY), 0);
+    assert_int_equal(reserve_out(live, PR_REGISTER, 0, 0, LIVE_KEY), 0);
+    assert_int_equal(reserve_out(lost, PR_RESERVE, PR_EA_RO, LOST_KEY, 0), 0);
+}
+
 static void ejected_writes_are_over(void **state)
 {
     struct ini lost, live;
     uint8_t data[BLOCK];
     memset(data, 'l', sizeof data);
-    login(&lost, INISESS_NAME ":lost");
-    login(&live, INISESS_NAME ":live");
-    assert_int_equal(reserve_out(&lost, PR_REGISTER, 0, 0, LOST_KEY), 0);
-    assert_int_equal(reserve_out(&live, PR_REGISTER, 0, 0, LIVE_KEY), 0);
-    assert_int_equal(reserve_out(&lost, PR_RESERVE, PR_EA_RO, LOST_KEY, 0), 0);
+    two_registered(&lost, &live);
     uint64_t start = ms();
     send_write(&lost, 0, data);
     usleep(50000); /* it is with the device */
@@ -95,11 +101,7 @@ static void orphans_are_waited_for(void **state)
     struct ini lost, live;
     uint8_t data[BLOCK];
     memset(data, 'o', sizeof data);
-    login(&lost, INISESS_NAME ":lost");
-    login(&live, INISESS_NAME ":live");
-    assert_int_equal(reserve_out(&lost, PR_REGISTER, 0, 0, LOST_KEY), 0);
-    assert_int_equal(reserve_out(&live, PR_REGISTER, 0, 0, LIVE_KEY), 0);
-    assert_int_equal(reserve_out(&lost, PR_RESERVE, PR_EA_RO, LOST_KEY, 0), 0);
+    two_registered(&lost, &live);
     uint64_t start = ms();
     send_write(&lost, 16, data);
     usleep(50000);

@@ -6,21 +6,15 @@
 # guest
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/boot-image.sh"
-requires qemu-system-x86_64 jq mmdebstrap
-requires_root
 [ -x "$BUILD/tests/tools/rpc_call" ] || skip "tests/tools/rpc_call is not built: make tools"
 boot_image
 
-state() { granary vm info web --json | jq -r "$1"; }
 shot() { granary vm snapshots web --json | jq -r --arg n "$1" ".[] | select(.name == \$n) | $2"; }
-guest() { granary vm exec web -- /bin/sh -c "$1"; }
 files() { "$BUILD/tests/tools/rpc_call" "$GRANARY_HOME/run/storaged.sock" dir.list '{"path": "ds/web"}' | jq -r '[.[].name] | sort | join(" ")'; }
 
 run_check granary datastore create ds "$T/ds.img" --size 4G
 run_check granary up --portal 127.0.0.1:"$(free_port)" --mover 127.0.0.1:"$(free_port)"
-run_check granary disk import "$SYSTEM_IMAGE" ds/web/root --format raw
-run_check granary disk import "$DATA_IMAGE" ds/web/data --format raw
-run_check granary vm create ds/web --disk ds/web/root --disk ds/web/data --memory 192M
+machine
 
 # --- off: disks and configuration
 run_mustfail 1 'is off' granary vm snapshot web --name bad --memory
@@ -36,8 +30,7 @@ run_check granary snapshot delete ds/web/root@taken
 
 # --- running: with memory
 run_check granary vm start web --wait agent
-guest 'mkdir -p /run/c; (n=0; while :; do n=$((n + 1)); echo $n > /run/c/new; mv /run/c/new /run/c/n; sleep 0.05; done) > /dev/null 2>&1 & echo ok' > "$T/out" ||
-    fail "the counter does not start"
+guest_counts
 guest 'cat /proc/sys/kernel/random/boot_id; echo early > /root/early; sync' > "$T/boot"
 guest 'cat /run/c/n' > "$T/before"
 run_check granary vm snapshot web --name live --memory --json

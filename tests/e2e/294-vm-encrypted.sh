@@ -6,13 +6,9 @@
 # guest
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/boot-image.sh"
-requires qemu-system-x86_64 jq mmdebstrap
-requires_root
 [ -x "$BUILD/tests/tools/rpc_call" ] || skip "tests/tools/rpc_call is not built: make tools"
 boot_image
 
-state() { granary vm info web --json | jq -r "$1"; }
-guest() { granary vm exec web -- /bin/sh -c "$1"; }
 memory() { "$BUILD/tests/tools/rpc_call" "$GRANARY_HOME/run/storaged.sock" dir.stat "{\"path\": \"ds/web/web-$1.vmem\"}"; }
 objects() { granary datastore check ds --json | jq .objects; }
 keys() { granary key list --json | jq -r --arg k "$1" '.[] | select(.key == $k) | .disks'; }
@@ -21,14 +17,11 @@ run_check granary datastore create ds "$T/ds.img" --size 4G
 run_check granary key create --json
 k1=$(jq -r .key "$T/out")
 run_check granary up --portal 127.0.0.1:"$(free_port)" --mover 127.0.0.1:"$(free_port)"
-run_check granary disk import "$SYSTEM_IMAGE" ds/web/root --format raw
-run_check granary disk import "$DATA_IMAGE" ds/web/data --format raw --encrypt
-run_check granary vm create ds/web --disk ds/web/root --disk ds/web/data --memory 192M
+machine --encrypt
 
 # a word that the guest puts together in its memory, so that it is in nothing that was typed, and never on a disk
 run_check granary vm start web --wait agent
-guest 'mkdir -p /run/c; (n=0; while :; do n=$((n + 1)); echo $n > /run/c/new; mv /run/c/new /run/c/n; sleep 0.05; done) > /dev/null 2>&1 & echo ok' > "$T/out" ||
-    fail "the counter does not start"
+guest_counts
 guest 'swapoff -a; i=0; while [ $i -lt 4096 ]; do printf "%s-%s" remember nothing-of-this; i=$((i + 1)); done > /run/c/word; cat /proc/sys/kernel/random/boot_id' > "$T/boot"
 word=remember-nothing-of-this
 guest 'cat /run/c/n' > "$T/before"

@@ -5,12 +5,9 @@
 # guest
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/boot-image.sh"
-requires qemu-system-x86_64 jq mmdebstrap
-requires_root
 [ -x "$BUILD/bin/granary" ] || skip "granary is not built"
 boot_image
 
-state() { granary vm info web --json | jq -r "$1"; }
 gone() { case $(ps -o stat= -p "$1") in '' | Z*) ;; *) return 1 ;; esac; } # an orphan may wait for an init that does not collect
 console_has() { granary vm console web | grep -aq -- "$1"; }
 

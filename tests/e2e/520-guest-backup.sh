@@ -1,15 +1,13 @@
 #!/bin/bash
 # timeout: 900
 # Backups of a guest that runs: it keeps writing, its freeze ends by its deadline whatever stalls, a job killed in the middle leaves
-# nothing after the next one, a dead agent makes the point crash-consistent and says so, and such a point boots and verifies itself.
+# nothing after the next one, a dead agent makes the point crash-consistent and says so; off, it is backed up incrementally, too. The
+# machine is destroyed and restored under a new name from such a point: it boots and verifies itself. (900 does it with a consistent point.)
 # guest
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/boot-image.sh"
-requires qemu-system-x86_64 jq mmdebstrap
-requires_root
 boot_image
 repo=$T/repo
-state() { granary vm info "$1" --json | jq -r "$2"; }
 field() { jq -r ".[0][\"$1\"]" "$T/out"; }
 backup() { run_check granary backup run web --repo "$repo" --json "$@"; }
 files() { granary vm exec web -- /bin/sh -c 'cat /var/lib/granary/*/MANIFEST /data/granary/gen-*/MANIFEST | wc -l'; }
@@ -25,6 +23,7 @@ run_check granary disk import "$SYSTEM_IMAGE" ds/web/root
 run_check granary disk import "$DATA_IMAGE" ds/web/data
 run_check granary up --portal 127.0.0.1:0 --mover 127.0.0.1:0
 run_check granary vm create ds/web --disk ds/web/root --disk ds/web/data --memory 256M
+run_mustfail 1 "nobody" granary backup run ds/nobody --repo "$repo"
 run_check granary vm start web --wait agent --timeout 300
 wait_for 120 granary vm exec web -- /bin/mountpoint -q /data
 wait_for 120 granary vm exec web -- /bin/sh -c 'ls /data/granary/gen-*/MANIFEST'
@@ -68,7 +67,7 @@ sleep 14
 kill -CONT "$storaged"
 wait $job || { cat "$T/stalled" "$T/stalled.err"; fail "the stalled backup failed"; }
 check "not called better than it is" jq -e '.[0] | .consistency == "crash" and (."consistency-cause" | length) > 0 or ."frozen-ms" < 10000' "$T/stalled"
-check "thawed" test "$(state web .frozen)" = no
+check "thawed" test "$(state .frozen)" = no
 run_check granary vm exec web -- /bin/sh -c 'touch /data/granary/still-writable'
 
 # --- without an agent: crash-consistent, with the cause
@@ -84,9 +83,14 @@ check "no traces" test -z "$(traces)"
 
 # --- its point boots; ext4 replays its journal; every file with a recorded sum is right
 run_check granary vm stop web --force
+backup
+check "off: incremental, too" test "$(field kind)" = incremental
+# a bad one and a good one: partly done
+run_mustfail 3 "1 of 2" granary backup run web nobody --repo "$repo"
 run_check granary vm delete web --yes
 run_check granary restore vm "$point" --as ds/again --repo "$repo"
 run_mustfail 1 'exists already' granary restore vm "$point" --as ds/again --repo "$repo"
+check "a new machine" sh -c "granary vm list --json | jq -e 'any(.[]; .vm == \"ds/again\")'"
 run_check granary vm start again --wait agent --timeout 300
 verdict() { granary vm console again | grep -a 'granary-selfcheck: '; }
 wait_for 240 verdict
@@ -96,5 +100,7 @@ while read -r sum path; do
     check "$path is as written" grep -q "^$sum " "$T/out"
 done < "$T/sums"
 run_check granary vm stop again --force
+run_check granary backup verify --repo "$repo"
 run_check granary datastore check ds
 run_check granary down
+check "no intent stays" test -z "$(ls "$GRANARY_HOME/state/intents")"

@@ -2,11 +2,11 @@
 # What goes wrong in a trial of tests/matrix/trials. Each fault_NAME strikes $victim, the owner of the first disk, or the storage, waits for what must
 # come of it, heals, and says in $due whether somebody had to be taken over from, in $may_be_out who may have been shut out for it.
 # shellcheck disable=SC2154,SC2034 # the caller's
-random() { echo $((RANDOM * 32768 + RANDOM)); } # of the trial's seed
+random='(RANDOM * 32768 + RANDOM)' # within $((...)): of the trial's seed; a subshell would draw numbers of its own
 ms() { sleep "$(printf '%d.%03d' $(($1 / 1000)) $(($1 % 1000)))"; }
 others() { local h; for h in "${HOSTS[@]}"; do [ "$h" = "$victim" ] || echo "$h"; done; }
 # These are asked many times a second, so they start no process: the number of a field of a load's status is left in $is, its owner, too.
-status() { [[ $(< "$T/load$1.status") =~ \"$2\":(-?[0-9]+) ]] && is=${BASH_REMATCH[1]}; } # LOAD FIELD
+status() { local line=''; read -r line < "$T/load$1.status" && [[ $line =~ \"$2\":(-?[0-9]+) ]] && is=${BASH_REMATCH[1]}; } # LOAD FIELD
 owner() { status "$1" owner && [ "$is" -ge 0 ] && is=${HOSTS[is]}; } # LOAD
 owns() { owner "$2" && [ "$is" = "$1" ]; } # HOST LOAD
 moved() { owner 0 && [ "$is" != "$victim" ]; }
@@ -31,9 +31,9 @@ fault_stop() {
     if [ "$on" = lun ]; then
         due=1 may_be_out=$victim
         taken_over
-        ms $((500 + $(random) % 1500 + long * 30000))
+        ms $((500 + random % 1500 + long * 30000))
     else
-        ms $((2500 + $(random) % 1500 + long * 30000))
+        ms $((2500 + random % 1500 + long * 30000))
     fi
     kill -CONT "$pid"
 }
@@ -49,8 +49,8 @@ sever() { # HOST DEVICE on|off
     fi
 }
 # The first device has the slots and alarms: who cannot read them does not answer. Who is cut off from the second one answers, and keeps what it has.
-fault_cut_first() { due=1 may_be_out=$victim; sever "$victim" 0 on; taken_over; ms $(($(random) % 1000 + long * 20000)); sever "$victim" 0 off; }
-fault_cut_second() { sever "$victim" 1 on; ms $((2500 + $(random) % 1500 + long * 20000)); sever "$victim" 1 off; }
+fault_cut_first() { due=1 may_be_out=$victim; sever "$victim" 0 on; taken_over; ms $((random % 1000 + long * 20000)); sever "$victim" 0 off; }
+fault_cut_second() { sever "$victim" 1 on; ms $((2500 + random % 1500 + long * 20000)); sever "$victim" 1 off; }
 
 # Every other answer to a compare-and-write is lost on its way to those who are left, while they take over.
 fault_caw() {
@@ -59,7 +59,7 @@ fault_caw() {
     for h in $(others); do for d in 0 1; do kill -USR1 "$(cat "$T/proxy-$h$d.pid")"; done; done
     kill_host "$victim"
     taken_over
-    ms $(($(random) % 500))
+    ms $((random % 500))
     for h in $(others); do for d in 0 1; do kill -USR2 "$(cat "$T/proxy-$h$d.pid")"; done; done
 }
 
@@ -71,17 +71,17 @@ jump() { word "$2" 8 | dd of="$T/$1.clock" conv=notrunc status=none; } # HOST SE
 fault_clock() {
     local h
     due=1
-    for h in "${HOSTS[@]}"; do jump "$h" $(($(random) % 200000 - 100000)); done
+    for h in "${HOSTS[@]}"; do jump "$h" $((random % 200000 - 100000)); done
     ms $((1000 + long * 10000))
     goes_on
-    for h in "${HOSTS[@]}"; do jump "$h" $(($(random) % 200000 - 100000)); done
+    for h in "${HOSTS[@]}"; do jump "$h" $((random % 200000 - 100000)); done
     kill_host "$victim"
     taken_over
 }
 
 # Storage that does not answer anybody, or one of its devices, for far longer than anybody's patience: all wait, nobody is shut out.
 fault_stall() {
-    local pids=() which=$(($(random) % 3)) h d p # 2: all of it
+    local pids=() which=$((random % 3)) h d p # 2: all of it
     for d in 0 1; do
         if [ "$which" = $((1 - d)) ]; then continue; fi
         if [ "$on" = fuse ]; then pids+=("$(cat "$T/fuse$d.pid")"); else for h in "${HOSTS[@]}"; do pids+=("$(cat "$T/proxy-$h$d.pid")"); done; fi
@@ -116,7 +116,7 @@ fails_for_a_while() { # DEVICE
     for h in "${HOSTS[@]}"; do before_given_up[$h]=$(count "$h" 'is given up on this host'); done
     journal_something
     touch "$T/eio$1"
-    ms $((1000 + $(random) % 3000 + long * 20000))
+    ms $((1000 + random % 3000 + long * 20000))
     rm "$T/eio$1"
     status 0 acked; n0=$is
     status 1 acked; n1=$is
@@ -161,10 +161,10 @@ fault_recoverer() {
     local next last span
     due=2
     mapfile -t next < <(others)
-    last=$(($(random) % 2))
+    last=$((random % 2))
     kill_host "$victim"
     if [ "$on" != lun ]; then span=300; elif [ "$timing" = fast ]; then span=2500; else span=7000; fi
-    ms $(($(random) % span))
+    ms $((random % span))
     kill_host "${next[$last]}"
     wait_for 30 owns "${next[1 - last]}" 0
     wait_for 30 owns "${next[1 - last]}" 1
@@ -175,7 +175,7 @@ fault_recoverer() {
 STEPS=(none ask claim eject ejected mark replay home free lock) # enum take_step
 struck() { is=$(od -An -tu4 -j12 -N4 "$T/steps") && [ "$is" -gt 0 ]; }
 recoverer_at() { # STEP NTH [HOLD]
-    local k step=0 hold=${3:-$(($(random) % 2))} h
+    local k step=0 hold=${3:-$((random % 2))} h
     for k in "${!STEPS[@]}"; do if [ "${STEPS[k]}" = "$1" ]; then step=$k; fi; done
     due=2
     journal_something
@@ -197,7 +197,7 @@ fault_recoverer_eject() { recoverer_at eject 1; }
 fault_recoverer_half() { recoverer_at eject 2 1; } # shut out of one of two devices
 fault_recoverer_ejected() { recoverer_at ejected 2; }
 fault_recoverer_mark() { recoverer_at mark 1; }
-fault_recoverer_replay() { recoverer_at replay $((1 + $(random) % 2)); }
-fault_recoverer_home() { recoverer_at home $((1 + $(random) % 6)); }
-fault_recoverer_free() { recoverer_at free $((1 + $(random) % 2)); due=1; } # it may be free already, and then one is left that must be taken over from
+fault_recoverer_replay() { recoverer_at replay $((1 + random % 2)); }
+fault_recoverer_home() { recoverer_at home $((1 + random % 6)); }
+fault_recoverer_free() { recoverer_at free $((1 + random % 2)); due=1; } # it may be free already, and then one is left that must be taken over from
 fault_recoverer_lock() { recoverer_at lock 1; } # not always the one that has recovered the slot

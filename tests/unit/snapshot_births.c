@@ -1,6 +1,6 @@
 /* What changed between any two points of a random history of writes, unmaps, zeroes, growing and shrinking over every boundary of the tree,
  * snapshots, deletes, bookmarks, reverts, clones, crashes and moves to another host: exact to the piece, nothing missed, nothing too much. The
- * oracle gives every change of a piece a number of its own. GRANARY_OPERATIONS=N does so many (100,000; in a soak
+ * oracle gives every change of a piece a number of its own. GRANARY_OPERATIONS=N does so many (100,000, under a sanitizer 40,000; in a soak
  * 10,000,000, which takes a quarter of an hour).
  * timeout: 240 */
 #include "tests/lib/test.h"

@@ -107,7 +107,8 @@ struct vobj { /* an object this host holds the lock of */
     bool quota_low, quota_low_known; /* its users, all hosts were told that a folder above is nearly full */
     bool copied;                 /* VMFS_CONTENT_COPIED */
     uint64_t data_written;       /* v->j.data_written when data of it last reached a device, */
-    uint64_t data_on[VMFS_DEVICES_MAX]; /* and each of them */
+    uint64_t data_on[VMFS_DEVICES_MAX]; /* and each of them; */
+    uint64_t record_on[VMFS_DEVICES_MAX]; /* the newest frame that tells of data there */
     bool behind;                 /* it may show another disk's bytes: its live head is not read (behind.c) */
     bool lost, is_template;      /* of the attributes, as every write asks: VMFS_ATTR_LOST, VMFS_LUN_TEMPLATE */
     struct mtree live;

@@ -24,14 +24,15 @@ static bool can_do_without(const struct vmfs *v, unsigned dev)
            v->sb.dev[dev].state != VMFS_DEVICE_GONE && !vdev_needed(v, dev);
 }
 
-/* Who has written there since the last flush that ended well? Negative: more than a slot can name. */
+/* Who has written there since the last flush that ended well, or has records of data there that recovery will not apply (the data may have been flushed
+ * and the frame not)? Negative: more than a slot can name. */
 static int lost_objects(const struct vmfs *v, struct vlost *l)
 {
     for (unsigned h = 0; h < VOBJ_HASH; h++)
         for (const struct vobj *o = v->objs[h]; o; o = o->hash_next) {
             bool any = false;
             for (unsigned i = 0; i < v->sb.n_devices; i++)
-                any |= (l->devices & bit_of(i)) && o->data_on[i] > v->j.data_flushed;
+                any |= (l->devices & bit_of(i)) && (o->data_on[i] > v->j.data_flushed || o->record_on[i] > l->seq);
             if (!any)
                 continue;
             if (l->n == VMFS_LOST_MAX)
@@ -144,7 +145,7 @@ void vloss_suspect(struct vmfs *v, uint32_t devs)
 
 void vloss_watch(struct vmfs *v, unsigned look_ms, unsigned patience_ms)
 {
-    struct vlost l = { 0 };
+    struct vlost l = { .seq = v->j.durable_seq };
     unsigned longest = 0;
     for (unsigned i = 1; i < v->sb.n_devices && !v->fenced; i++) {
         struct vdev *d = &v->dev[i];

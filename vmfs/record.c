@@ -202,6 +202,8 @@ static int map_record(struct vobj *o, const struct map_change *c)
     for (size_t i = 0; i < ncrc; i++)
         d->crc[i] = gr_le32_of(c->crc[i]);
     int r = journal_add(v, small, len);
+    if (c->state == VMFS_P_DATA && !c->durable)
+        o->record_on[vmfs_addr_dev(c->addr)] = c->seq;
     if (r == 0)
         r = map_apply(o, c);
     if (r < 0)

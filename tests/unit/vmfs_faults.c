@@ -594,10 +594,10 @@ static int file_fn(void *arg)
     static const uint8_t bytes[9000] = { 1 };
     (void)arg;
     make(&s, 64 << 20);
-    OK(vmfs_file_write(s.v, "note", bytes, sizeof bytes, &err));
+    OK(vmfs_file_write(s.v, "note", NULL, bytes, sizeof bytes, &err));
     for (int n = 0; reached && n < 2000; n++) {
         gr_alloc_fail_after(n, 0);
-        int r = vmfs_file_write(s.v, "note", bytes, sizeof bytes, NULL);
+        int r = vmfs_file_write(s.v, "note", NULL, bytes, sizeof bytes, NULL);
         reached = test_alloc_failed(n);
         failed += r < 0;
         if (s.v->fenced) {

@@ -169,7 +169,9 @@ int ns_end(struct vmfs *v, int r, struct gr_err *err)
         }
     struct gr_err why = { 0 };
     int rel = root && !v->fenced ? vobj_release(v, root, &why) : 0;
-    if (rel < 0 && !v->fenced) /* but what was changed is */
+    if (rel < 0 && rel != -ENOMEM && r >= 0)
+        r = gr_fail(err, rel, "%s", gr_err_text(&why, rel));
+    else if (rel < 0 && !v->fenced) /* but what was changed is home */
         vmfs_warn(v, "datastore '%s': the lock of its names is not given back, which the next change here does: %s", v->sb.name, gr_err_text(&why, rel));
     gr_fmutex_unlock(&v->ns_lock);
     return r;

@@ -185,11 +185,10 @@ static int plan_write(struct plan *p, uint64_t first, const struct iovec *iov, i
 /* A plan, and for an encrypted disk a buffer of its bytes as they go to the device, from piece @first on: *ret (NULL: not encrypted). */
 static int plan_sealed(struct plan *p, uint64_t first, uint64_t end, const struct iovec *iov, int iovcnt, bool atomic, uint8_t **ret)
 {
-    const struct vcipher *c = p->op->o->cipher;
     size_t len = (end - first) * VMFS_PIECE;
     int r = plan_room(p, first, end, atomic);
     *ret = NULL;
-    while (r == 0 && c && !(*ret = vbounce_get(p->op->o->v, len))) {
+    while (r == 0 && p->op->o->cipher && !(*ret = vbounce_get(p->op->o->v, len))) {
         plan_drop(p); /* a plan is of one instant: what it does begins there */
         p->op->o->quota_pending -= p->growth;
         p->growth = 0;
@@ -201,6 +200,7 @@ static int plan_sealed(struct plan *p, uint64_t first, uint64_t end, const struc
         }
     }
     if (*ret) {
+        const struct vcipher *c = p->op->o->cipher; /* as it is now: it may have got another key while we waited for room */
         gr_iov_get(iov, iovcnt, 0, *ret, len);
         vcipher_encrypt_range(c, vcipher_key(c, p->op->range.epoch), first * VMFS_PIECE, *ret, len);
     }

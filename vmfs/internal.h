@@ -219,6 +219,7 @@ struct vmfs {
     size_t map_bytes, map_limit; /* of map nodes in memory; to throw out clean ones above it */
     uint32_t map_loads;
     unsigned background;          /* fibers that must end before leave */
+    unsigned settling;            /* so many wait until all is given back that is to be */
     bool resuming, resume_again; /* what others left to be given back is still being looked for; and once more */
     struct gr_fqueue background_q;
     bool ckpt_running_auto, ckpt_cleaning;

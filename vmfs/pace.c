@@ -3,6 +3,7 @@
 #include "vmfs/internal.h"
 
 #define BUSY_NS 100000000ull /* so long after a request of its users the volume counts as busy */
+#define MOST_NS 1000000000ull /* of rest behind a step, however long a device kept it waiting */
 #define REST_MS 10u          /* at a time: then it looks whether it is to end */
 
 static uint64_t requests_of(const struct vmfs *v)
@@ -28,21 +29,18 @@ bool vpace_busy(struct vmfs *v, struct vpace *p)
 
 static bool hurried(const struct vmfs *v, const struct gr_fqueue *hurry)
 {
-    return v->leaving || v->fenced || hurry->head || space_low(v);
+    return v->leaving || v->fenced || v->settling || hurry->head || space_low(v);
 }
 
 void vpace_rest(struct vmfs *v, struct vpace *p, uint64_t took_ns, unsigned share, const struct gr_fqueue *hurry)
 {
     gr_fiber_yield();
-    if (vpace_busy(v, p))
-        p->due_ns += took_ns * share;
-    else
-        p->due_ns = 0;
-    while (p->due_ns >= 1000000 && !hurried(v, hurry)) {
+    p->due_ns = GR_MIN(p->due_ns + took_ns * share, MOST_NS);
+    while (p->due_ns >= 1000000 && vpace_busy(v, p) && !hurried(v, hurry)) {
         uint64_t ms = GR_MIN(p->due_ns / 1000000, (uint64_t)REST_MS);
         gr_fiber_sleep_ms(ms);
         p->due_ns -= ms * 1000000;
     }
-    if (hurried(v, hurry))
+    if (p->due_ns >= 1000000) /* it need not rest */
         p->due_ns = 0;
 }

@@ -31,7 +31,7 @@ struct reap {
     bool unsure; /* the next leaf has changes that a replay might doubt */
     uint32_t shape; /* o->shape when these trees were found */
 };
-#define REST_SHARE 9u /* while users are at work the walk rests so many times as long as it took */
+#define REST_SHARE 5u /* while users are at work the walk rests so many times as long as it took */
 
 static void free_run(struct reap *w, uint64_t addr, uint32_t units)
 {
@@ -385,6 +385,7 @@ static int reap_snapshot(struct vobj *o, uint64_t id, struct vpace *pace)
         }
         w.cursor = w.s->cursor;
         w.unsure = false;
+        began = gr_loop_now_ns(o->v->loop); /* not what it waited for others */
         r = reap_step(&w);
         if (r == 0 && w.unsure)
             r = make_sure(&w, &tries);
@@ -484,11 +485,11 @@ static void reap_all(struct vobj *o)
             uint64_t began = gr_loop_now_ns(v->loop);
             if (!s->home && (o->reap_error = bring_home(o)) < 0)
                 return;
+            rest(o, &pace, began);
             if (pinned(o, id)) {
                 gr_fiber_sleep_ms(200);
                 continue;
             }
-            rest(o, &pace, began);
         }
         s = vobj_snap(o, id);
         if (!s || (!s->cursor && s->open)) /* opened meanwhile */
@@ -554,10 +555,14 @@ static bool settling(struct vmfs *v)
 int vmfs_settle(struct vmfs *v, uint64_t timeout_ms)
 {
     uint64_t deadline = gr_loop_now_ns(v->loop) + timeout_ms * 1000000;
-    while (settling(v)) {
+    int r = 0;
+    v->settling++;
+    while (r == 0 && settling(v)) {
         if (gr_loop_now_ns(v->loop) >= deadline)
-            return -ETIMEDOUT;
-        gr_fiber_sleep_ms(5);
+            r = -ETIMEDOUT;
+        else
+            gr_fiber_sleep_ms(5);
     }
-    return 0;
+    v->settling--;
+    return r;
 }

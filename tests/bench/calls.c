@@ -297,7 +297,7 @@ static int bursts(const struct trace *log, const struct trace *traces, unsigned 
     for (size_t i = 0, end; i < log->n; i = end) {
         for (end = i + 1; end < log->n && log->at[end].start_ns - log->at[end - 1].end_ns < PAUSE_NS; end++)
             ;
-        uint64_t from = log->at[i].start_ns, to = log->at[end - 1].end_ns;
+        uint64_t from = log->at[i].start_ns, to = 2 * log->at[end - 1].end_ns - from; /* what they began goes on behind them */
         uint64_t back = GR_MIN(to - from, i ? from - log->at[i - 1].end_ns : to - from);
         double a = p99_of(traces, n, from, to, ns), b = p99_of(traces, n, from - back, from - 1, ns);
         if (a <= 0 || b <= 0)

@@ -8,14 +8,14 @@
 #   peers    the same for qcow2 (64 KiB clusters; with extended L2) after an external snapshot, and for a file of XFS and of btrfs after a reflink, 64 GiB of
 #            which 4 are filled. Bytes and flushes as the loop device below counts them; by fio, on a file and over NBD
 #   depth    random reads and memory of the map with 1,000 snapshots beside the same layout without (0.98 and 1.1)
-# Only rates need a quiet machine. Usage: tests/bench/snapshot_cost.sh [COUNT...]: of writes; 10000 100000 by default (1000000 takes a few minutes more)
+# Only rates need a quiet machine. Usage: tests/bench/snapshot_cost.sh [COUNT...]: of writes; 10000 100000 1000000 by default
 # SHM: where the datastore goes for counts (a sparse file, /dev/shm); FILE_DIR: where peers go (as root; 10 GiB), a file system that knows O_DIRECT.
 # ONLY: one of writes, peers, depth. WRAP: put in front of programs ("chrt -f 10" on a machine that others use at the same time).
 set -euo pipefail
 root=$(cd "$(dirname "$0")/../.." && pwd); B=${B:-$root/build/release}
 WRAP=${WRAP:-}; ONLY=${ONLY:-}
 command -v jq > /dev/null || { echo "snapshot_cost: jq is not installed"; exit 0; }
-counts=("$@"); [ ${#counts[@]} -gt 0 ] || counts=(10000 100000)
+counts=("$@"); [ ${#counts[@]} -gt 0 ] || counts=(10000 100000 1000000)
 shm=$(mktemp -d "${SHM:-/dev/shm}/granary-bench.XXXXXX"); dir=$(mktemp -d "${FILE_DIR:-${TMPDIR:-/tmp}}/granary-bench.XXXXXX")
 loop=; daemon=
 cleanup() {

@@ -357,13 +357,24 @@ void disk_change_start(struct dop *op)
 }
 
 /* ---- thick and eager ---- */
-/* Pieces of a block that have no unit, a bit each: all, or those behind where the disk was cut. */
-static unsigned holes_of(const struct mentry *e)
+/* What a piece that has no unit becomes when it gets one. One that has become a hole tells by its birth that it changed then, which one that is reserved
+ * does not: in the epoch of then it is zeroed, which tells the same; later it stays what it is (HOLE), as one that has a unit does. */
+static enum vmfs_piece_state lacks(const struct mentry *e, unsigned i, uint64_t epoch)
 {
-    unsigned holes = 0;
-    for (unsigned i = 0; i < VMFS_BLOCK_PIECES; i++)
-        holes |= (unsigned)(!e || ment_piece(e, i).state == VMFS_P_HOLE) << i;
-    return holes;
+    struct mpiece p = e ? ment_piece(e, i) : (struct mpiece){ .state = VMFS_P_HOLE };
+    if (p.state != VMFS_P_HOLE || (p.birth && p.birth != epoch))
+        return VMFS_P_HOLE;
+    return p.birth ? VMFS_P_ZEROED : VMFS_P_RESERVED;
+}
+
+/* All of a block's pieces lack the same. */
+static bool lacks_whole(const struct mentry *e, uint64_t epoch)
+{
+    enum vmfs_piece_state first = lacks(e, 0, epoch);
+    bool whole = first != VMFS_P_HOLE;
+    for (unsigned i = 1; whole && i < VMFS_BLOCK_PIECES; i++)
+        whole = lacks(e, i, epoch) == first;
+    return whole;
 }
 
 static int reserve_block(struct vobj *o, uint64_t piece, uint64_t epoch)
@@ -382,15 +393,17 @@ static int reserve_block(struct vobj *o, uint64_t piece, uint64_t epoch)
     if (mtree_peek(&o->live, piece, &leaf) < 0 || !disk_nodes_fit(o))
         return -EAGAIN;
     const struct mentry *e = leaf ? &leaf->ent[piece % VMFS_LEAF_PIECES / VMFS_BLOCK_PIECES] : NULL;
-    unsigned lacks = holes_of(e);
-    uint64_t a = lacks == 0xffff ? space_take_block(v) : 0;
+    uint64_t a = lacks_whole(e, epoch) ? space_take_block(v) : 0;
     if (a)
-        return record_map(o, piece, VMFS_BLOCK_PIECES, a, epoch, VMFS_P_RESERVED, NULL);
+        return record_map(o, piece, VMFS_BLOCK_PIECES, a, epoch, lacks(e, 0, epoch), NULL);
+    enum vmfs_piece_state state[VMFS_BLOCK_PIECES]; /* before the entry changes */
+    for (unsigned i = 0; i < VMFS_BLOCK_PIECES; i++)
+        state[i] = lacks(e, i, epoch);
     for (unsigned i = 0; r == 0 && i < VMFS_BLOCK_PIECES; i++) {
-        if (!(lacks >> i & 1))
+        if (state[i] == VMFS_P_HOLE)
             continue;
         a = space_take_piece(v);
-        r = a ? record_map(o, piece + i, 1, a, epoch, VMFS_P_RESERVED, NULL) : -GR_ENOSPACE;
+        r = a ? record_map(o, piece + i, 1, a, epoch, state[i], NULL) : -GR_ENOSPACE;
     }
     return r;
 }

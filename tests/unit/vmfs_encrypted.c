@@ -930,6 +930,54 @@ static int counted_once(void *arg)
     return 0;
 }
 
+/* The keys change while a write waits for memory: it is sealed with what they are then. */
+static void rewrite_work(void *arg)
+{
+    struct gr_chan **ch = arg;
+    fill(*ch, "waits for a key.");
+    gr_chan_close(gr_take(*ch));
+}
+
+static int keys_change_meanwhile(void *arg)
+{
+    (void)arg;
+    struct site s;
+    struct gr_chan *ch, *other;
+    struct vkeys k;
+    uint8_t b[4096];
+    make(&s);
+    create(&s, "disk", VMFS_THIN);
+    struct vmfs_disk *d = open_disk(&s, "disk", &ch);
+    fill(ch, "under the old one");
+    OK(vmfs_keys_rotate(d, vmfs_kek_id(s.kek[0]), &err));
+    fill(ch, "under the new one");
+    OK(vmfs_checkpoint(s.v, &err));
+    OK(vkeys_read(d->o, &k, &err));
+    assert_int_equal(k.n, 2);
+    while ((s.taken[s.n_taken] = vbounce_get(s.v, 1 << 20)))
+        s.n_taken++;
+    assert_int_equal(gr_chan_open(vmfs_bdev(d), s.loop, &other), 0);
+    assert_int_equal(gr_fiber_start(s.loop, rewrite_work, &other), 0);
+    gr_fiber_sleep_ms(5);
+    OK(vkeys_forget_unneeded(d, &err));
+    OK(vkeys_read(d->o, &k, &err));
+    assert_int_equal(k.n, 1);
+    assert_non_null(other);
+    put_later(&s);
+    while (other)
+        gr_fiber_sleep_ms(1);
+    close_disk(d, ch);
+    assert_int_equal(vmfs_leave(s.v, NULL), 0);
+    join(&s);
+    d = open_disk(&s, "disk", &ch);
+    assert_int_equal(gr_pread(ch, b, 4096, 1 << 20), 0);
+    assert_memory_equal(b, "waits for a key.", 16);
+    close_disk(d, ch);
+    unmake(&s);
+    return 0;
+}
+
+static void test_keys_change_meanwhile(void **state) { test_in_fiber(keys_change_meanwhile, NULL); }
 static void test_counted_once(void **state) { test_in_fiber(counted_once, NULL); }
 static void test_races(void **state) { test_in_fiber(races, NULL); }
 static void test_damaged(void **state) { test_in_fiber(damaged, NULL); }
@@ -947,4 +995,4 @@ static void test_old_keys(void **state) { test_in_fiber(old_keys_go, NULL); }
 static void test_detached(void **state) { test_in_fiber(detached_forgets, NULL); }
 static void test_detached_rotated(void **state) { test_in_fiber(detached_rotated, NULL); }
 
-TEST_MAIN(TEST(test_no_plaintext), TEST(test_without_key), TEST(test_erased), TEST(test_oracle), TEST(test_thick), TEST(test_leaves), TEST(test_damaged), TEST(test_races), TEST(test_counted_once), TEST(test_old_keys), TEST(test_detached), TEST(test_detached_rotated))
+TEST_MAIN(TEST(test_no_plaintext), TEST(test_without_key), TEST(test_erased), TEST(test_oracle), TEST(test_thick), TEST(test_leaves), TEST(test_damaged), TEST(test_races), TEST(test_counted_once), TEST(test_keys_change_meanwhile), TEST(test_old_keys), TEST(test_detached), TEST(test_detached_rotated))

@@ -112,9 +112,9 @@ static void wake(struct tgt_server *s)
 
 int tgt_server_rest(struct tgt_server *s, uint64_t timeout_ms, struct gr_err *err)
 {
-    tgt_server_deafen(s);
     if (s->stopping || s->resting)
         return gr_fail(err, -EBUSY, "sessions are being brought to rest, or ended, already");
+    tgt_server_deafen(s);
     s->resting = true;
     s->rest_ns = gr_loop_now_ns(s->loop);
     uint64_t deadline = s->rest_ns + timeout_ms * 1000000;

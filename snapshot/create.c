@@ -613,13 +613,15 @@ int snap_revert(struct vmfs_disk *d, const char *name, struct gr_err *err)
     uint64_t lineage, old_size = o->ino.size;
     w->random(w->arg, &lineage, sizeof lineage);
     journal_room(o->v);
-    if (vobj_template(o))
-        return gr_fail(err, -GR_EREADONLY, "'%s' is a template (granary disk set --template off makes it a disk like any other)", d->bdev.name);
     struct vsnap *s = named(d, name, err);
     if (!s)
         return -ENOENT;
     if (needed_then(o, s))
         (void)space_back(o->v, needed_then(o, s)); /* what others lease is not ours to promise */
+    if ((r = usable(d, err)) < 0) /* others were asked, and that may take a while */
+        return r;
+    if (vobj_template(o))
+        return gr_fail(err, -GR_EREADONLY, "'%s' is a template (granary disk set --template off makes it a disk like any other)", d->bdev.name);
     disk_freeze(o);
     s = named(d, name, err);
     r = s ? promise_then(d, s, err) : -ENOENT;

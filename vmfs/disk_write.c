@@ -1,5 +1,6 @@
 /* Writes that cannot go in place, compare-and-write: sequential code in a fiber, range already granted. */
 #include "common/seam.h"
+#include "vmfs/keys.h"
 #include "vmfs/loss.h"
 #include "vmfs/pool.h"
 
@@ -182,6 +183,13 @@ static int plan_write(struct plan *p, uint64_t first, const struct iovec *iov, i
     return b.status < 0 ? vloss_look(v, plan_devs(p), b.status) : 0; /* of one that is lost nothing is to be told to whoever had nothing there */
 }
 
+static void plan_undo(struct plan *p)
+{
+    plan_drop(p);
+    p->op->o->quota_pending -= p->growth;
+    p->growth = 0;
+}
+
 /* A plan, and for an encrypted disk a buffer of its bytes as they go to the device, from piece @first on: *ret (NULL: not encrypted). */
 static int plan_sealed(struct plan *p, uint64_t first, uint64_t end, const struct iovec *iov, int iovcnt, bool atomic, uint8_t **ret)
 {
@@ -189,9 +197,7 @@ static int plan_sealed(struct plan *p, uint64_t first, uint64_t end, const struc
     int r = plan_room(p, first, end, atomic);
     *ret = NULL;
     while (r == 0 && p->op->o->cipher && !(*ret = vbounce_get(p->op->o->v, len))) {
-        plan_drop(p); /* a plan is of one instant: what it does begins there */
-        p->op->o->quota_pending -= p->growth;
-        p->growth = 0;
+        plan_undo(p); /* a plan is of one instant: what it does begins there */
         r = vbounce_wait(p->op->o->v, len, ret);
         if (r == 0) {
             vbounce_put(p->op->o->v, *ret, len);
@@ -199,12 +205,17 @@ static int plan_sealed(struct plan *p, uint64_t first, uint64_t end, const struc
             r = plan_room(p, first, end, atomic);
         }
     }
-    if (*ret) {
-        const struct vcipher *c = p->op->o->cipher; /* as it is now: it may have got another key while we waited for room */
-        gr_iov_get(iov, iovcnt, 0, *ret, len);
-        vcipher_encrypt_range(c, vcipher_key(c, p->op->range.epoch), first * VMFS_PIECE, *ret, len);
+    const struct vcipher *c = p->op->o->cipher; /* as it is now: it may have got another key while we waited for room */
+    int key = vkeys_locked(p->op->o) ? -ENOKEY : c ? vcipher_key(c, p->op->range.epoch) : 0;
+    if (r == 0 && key < 0) {
+        plan_undo(p);
+        return key;
     }
-    return r;
+    if (r < 0 || !*ret)
+        return r;
+    gr_iov_get(iov, iovcnt, 0, *ret, len);
+    vcipher_encrypt_range(c, key, first * VMFS_PIECE, *ret, len);
+    return 0;
 }
 
 /* The map is in memory, and there are still runs for what becomes dirty. */

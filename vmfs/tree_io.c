@@ -171,6 +171,12 @@ static int read_segments(struct rop *r, const struct seg *s, unsigned n)
 /* 0 under way (or done), -EAGAIN: load at *ret_piece first, else an error. */
 static int read_try(struct rop *r, uint64_t *ret_piece)
 {
+    if (vkeys_locked(r->o))
+        return -ENOKEY;
+    if (r->cipher != r->o->cipher) { /* the map is looked at as it is now, so the keys are, too: there may be another since the last try */
+        vcipher_put(r->cipher);
+        r->cipher = vcipher_get(r->o->cipher);
+    }
     struct seg inline_segs[32], *s = inline_segs;
     unsigned max = GR_ARRAY_LEN(inline_segs);
     int n = segments(r, r->bio->off, r->bio->len, s, max, r->want, ret_piece);
@@ -229,11 +235,11 @@ void tree_read(struct vobj *o, struct mtree *t, struct gr_bio *bio)
     r->kid = r->kid_inline;
     r->iov = r->iov_inline;
     r->want = !vcrc_kept(v) ? NULL : bio->len <= WANT_INLINE * VMFS_PIECE ? r->want_inline : gr_alloc(bio->len / VMFS_PIECE * sizeof *r->want);
-    r->cipher = vcipher_get(o->cipher);
+    r->cipher = NULL;
     r->n_kid = 0;
     ticket_open(v, &r->ticket);
     v->stats.reads++;
-    int rc = !bio->len ? -ENODATA : vcrc_kept(v) && !r->want ? -ENOMEM : vkeys_locked(o) ? -ENOKEY : read_try(r, &piece);
+    int rc = !bio->len ? -ENODATA : vcrc_kept(v) && !r->want ? -ENOMEM : read_try(r, &piece);
     if (rc == -EAGAIN)
         rc = gr_fiber_start(v->loop, read_slow, r);
     if (rc < 0)

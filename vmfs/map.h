@@ -7,8 +7,8 @@
 
 struct vmfs;
 struct vobj;
-/* Nodes. encode_size: units the node takes. */
-uint32_t mnode_units(struct mnode *n);
+/* Nodes. */
+uint32_t mnode_units(struct mnode *n); /* that it takes on disk; whether its entries are runs is looked at, and kept with them */
 void mnode_encode(const struct vmfs *v, const struct mnode *n, uint64_t addr, void *buf); /* behind mnode_units(): it has looked at each entry */
 int mnode_decode(struct vmfs *v, const void *buf, uint32_t units, uint64_t addr, unsigned level, struct mnode **ret, struct gr_err *err);
 

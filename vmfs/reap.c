@@ -259,7 +259,7 @@ static int reap_step(struct reap *w)
         return 0;
     struct gr_err err = { 0 };
     r = mtree_load(w->o, missing, w->cursor, &err);
-    if (r == -EIO && went_with_device(w, missing))
+    if (r == -EIO && w->o->dying && went_with_device(w, missing))
         return -ENODEV;
     if (r < 0)
         vmfs_warn(w->o->v, "a deleted snapshot cannot be given back: %s", gr_err_text(&err, r));
@@ -495,7 +495,7 @@ static void reap_all(struct vobj *o)
         if (!s || (!s->cursor && s->open)) /* opened meanwhile */
             continue;
         int r = reap_snapshot(o, id, &pace);
-        if (r == -ENODEV && o->dying) /* what it names is found to be nobody's (check --repair) */
+        if (r == -ENODEV) /* what it names is found to be nobody's (check --repair) */
             r = drop(o, id);
         if (r < 0) {
             o->reap_error = r;

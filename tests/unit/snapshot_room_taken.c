@@ -295,6 +295,15 @@ static int promised_fn(void *arg)
 }
 static void promised(void **state) { (void)state; test_in_fiber(promised_fn, NULL); }
 
+/* As a thick disk it is promised that all of it can be. */
+static void overwrite_all(struct rig *g)
+{
+    memset(g->buf, 7, 1 << 20);
+    memset(g->last, 7, sizeof g->last);
+    for (uint64_t off = 0; off < DISK; off += 1 << 20)
+        assert_int_equal(gr_pwrite(g->ch, g->buf, 1 << 20, off, 0), 0);
+}
+
 /* What a thick disk had used of its promise it is promised again when it goes back: that lies elsewhere, and is given back. */
 static int reverted_fn(void *arg)
 {
@@ -309,10 +318,7 @@ static int reverted_fn(void *arg)
     print_message("%llu units were promised, %llu are\n", (unsigned long long)before, (unsigned long long)g.v->reserved_units);
     while (gr_pwrite(g.other_ch, g.buf, 65536, off, 0) == 0)
         off += 65536;
-    memset(g.buf, 7, 1 << 20);
-    memset(g.last, 7, sizeof g.last);
-    for (off = 0; off < DISK; off += 1 << 20)
-        assert_int_equal(gr_pwrite(g.ch, g.buf, 1 << 20, off, 0), 0);
+    overwrite_all(&g);
     unmake(&g);
     return 0;
 }
@@ -346,10 +352,7 @@ static int longer_then_fn(void *arg)
     assert_int_equal(g.d->o->reserved_units, PIECES);
     for (off = 0; gr_pwrite(g.other_ch, g.buf, 65536, off, 0) == 0;)
         off += 65536;
-    memset(g.buf, 7, 1 << 20);
-    memset(g.last, 7, sizeof g.last);
-    for (off = 0; off < DISK; off += 1 << 20)
-        assert_int_equal(gr_pwrite(g.ch, g.buf, 1 << 20, off, 0), 0);
+    overwrite_all(&g);
     unmake(&g);
     return 0;
 }

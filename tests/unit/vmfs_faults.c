@@ -88,6 +88,15 @@ static void clean(struct site *s)
     OK(vmfs_check(s->v, say, NULL, &rep, &err));
 }
 
+/* The end of most: nothing of it is broken, and it can be left. */
+static void end_clean(struct site *s)
+{
+    clean(s);
+    detach(s);
+    OK(vmfs_leave(s->v, &err));
+    unmake(s);
+}
+
 /* ---- full ---- */
 static uint64_t fill_up(struct site *s, unsigned disk, uint64_t from)
 {
@@ -155,10 +164,7 @@ static int full_snapshot_fn(void *arg)
     OK(snap_settle(s.d[0], &err));
     assert_int_equal(put(&s, 0, 0, 1 << 20, 8), 0);
     is(&s, 0, 0, 1 << 20, 8);
-    clean(&s);
-    detach(&s);
-    OK(vmfs_leave(s.v, &err));
-    unmake(&s);
+    end_clean(&s);
     return 0;
 }
 
@@ -187,10 +193,7 @@ static int flush_fn(void *arg)
     vmfs_abandon(s.v);
     attach(&s);
     is(&s, 0, 0, 65536, 3);
-    clean(&s);
-    detach(&s);
-    OK(vmfs_leave(s.v, &err));
-    unmake(&s);
+    end_clean(&s);
     return 0;
 }
 
@@ -217,10 +220,7 @@ static int data_error_fn(void *arg)
     assert_int_equal(gr_flush(s.ch[0]), 0);
     vmfs_info(s.v, &info);
     assert_false(info.fenced);
-    clean(&s);
-    detach(&s);
-    OK(vmfs_leave(s.v, &err));
-    unmake(&s);
+    end_clean(&s);
     return 0;
 }
 
@@ -420,10 +420,7 @@ static int unread_fn(void *arg)
     gr_fiber_sleep_ms(1100); /* who was told that nothing is left is told so for a second */
     assert_true(fill_up(&s, 0, end) - end > 65536);
     assert_non_null(s.v->sp.by_index[hidden]);
-    clean(&s);
-    detach(&s);
-    OK(vmfs_leave(s.v, &err));
-    unmake(&s);
+    end_clean(&s);
     return 0;
 }
 
@@ -466,10 +463,7 @@ static int plan_fn(void *arg)
     }
     print_message("%u writes failed\n", failed);
     assert_true(failed > 2 && !reached);
-    clean(&s);
-    detach(&s);
-    OK(vmfs_leave(s.v, &err));
-    unmake(&s);
+    end_clean(&s);
     return 0;
 }
 
@@ -536,10 +530,7 @@ static int cut_fn(void *arg)
     }
     print_message("%u cuts failed\n", failed);
     assert_true(failed > 2 && !reached);
-    clean(&s);
-    detach(&s);
-    OK(vmfs_leave(s.v, &err));
-    unmake(&s);
+    end_clean(&s);
     return 0;
 }
 
@@ -569,10 +560,7 @@ static int half_cut_fn(void *arg)
     OK(vmfs_resize(d, 68 << 10, true, &err));
     assert_int_equal(d->o->ino.used_units, 17);
     vmfs_close(d);
-    clean(&s);
-    detach(&s);
-    OK(vmfs_leave(s.v, &err));
-    unmake(&s);
+    end_clean(&s);
     return 0;
 }
 
@@ -614,10 +602,7 @@ static int file_fn(void *arg)
     }
     print_message("%u of them failed\n", failed);
     assert_true(failed > 2 && !reached);
-    clean(&s);
-    detach(&s);
-    OK(vmfs_leave(s.v, &err));
-    unmake(&s);
+    end_clean(&s);
     return 0;
 }
 
